@@ -1,0 +1,35 @@
+//! Compiles `proto/` without a `protoc` on the machine: messages for the whole crate, services
+//! for the API layer and the command-line client alone, and the descriptor set for reflection.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const FILES: [&str; 5] = ["agent", "client", "config", "results", "server"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let sources: Vec<String> =
+        FILES.iter().map(|name| format!("twamp/agent/v1/{name}.proto")).collect();
+
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    // Reflection shows comments only with source information.
+    compiler.include_source_info(true).include_imports(true);
+    compiler.open_files(&sources)?;
+    let descriptors = compiler.file_descriptor_set();
+    fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+
+    let messages = out.join("messages");
+    fs::create_dir_all(&messages)?;
+    prost_build::Config::new()
+        .out_dir(&messages)
+        .btree_map(["."])
+        .compile_fds(descriptors.clone())?;
+
+    let services = out.join("services");
+    fs::create_dir_all(&services)?;
+    tonic_prost_build::configure()
+        .out_dir(&services)
+        .extern_path(".twamp.agent.v1", "crate::proto")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! The checked configuration.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::Dscp;
+
+/// The whole configuration of an agent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AgentConfig {
+    /// By name.
+    pub connections: BTreeMap<String, Arc<ControlConnection>>,
+    /// The server role, where it is configured and active.
+    pub server: Option<Arc<ServerConfig>>,
+    /// How long results are kept.
+    pub storage: StorageConfig,
+}
+
+/// How test sessions come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlType {
+    /// Negotiated over TWAMP-Control.
+    Managed,
+    /// TWAMP Light: configured on both ends.
+    Light,
+}
+
+/// A host, by address or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An address.
+    Address(IpAddr),
+    /// A DNS name.
+    Name(String),
+}
+
+/// The three options of TCP keepalive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe, nanoseconds.
+    pub idle_ns: u64,
+    /// Gap between two probes, nanoseconds.
+    pub interval_ns: u64,
+    /// Unanswered probes that end the connection.
+    pub count: u32,
+}
+
+/// A control connection and its test sessions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ControlConnection {
+    /// Unique name.
+    pub name: String,
+    /// Carried by every record.
+    pub labels: BTreeMap<String, String>,
+    /// Configured but not run.
+    pub inactive: bool,
+    /// How test sessions come about.
+    pub control_type: ControlType,
+    /// The server; always there for managed connections.
+    pub target: Option<Endpoint>,
+    /// TCP port of the server.
+    pub destination_port: u16,
+    /// Local address.
+    pub source_address: Option<IpAddr>,
+    /// Network interface.
+    pub interface: Option<String>,
+    /// DSCP of the control connection.
+    pub control_dscp: Dscp,
+    /// Tests before the connection is completed; 0 is without end.
+    pub test_count: u64,
+    /// Pause between tests and between attempts.
+    pub test_interval_ns: u64,
+    /// Tests start only by request.
+    pub manual_start: bool,
+    /// TCP keepalive.
+    pub keepalive: Keepalive,
+    /// Time allowed for the TCP connect and for each answer.
+    pub connect_timeout_ns: u64,
+    /// Active sessions, in the order of the document.
+    pub sessions: Vec<TestSession>,
+}
+
+/// When the probes of a test are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// Equal gaps.
+    Periodic,
+    /// Exponentially distributed gaps.
+    Poisson,
+}
+
+/// One stream of probes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TestSession {
+    /// Name, unique within the connection.
+    pub name: String,
+    /// Labels of the connection with those of the session over them.
+    pub labels: BTreeMap<String, String>,
+    /// The reflector, where it is not the target of the connection.
+    pub target: Option<Endpoint>,
+    /// UDP port of the reflector, where one is given.
+    pub destination_port: Option<u16>,
+    /// Local address.
+    pub source_address: Option<IpAddr>,
+    /// Local port, where one is given.
+    pub source_port: Option<u16>,
+    /// Octets of UDP payload.
+    pub data_size: u16,
+    /// Padding is zeros.
+    pub zero_padding: bool,
+    /// DSCP of probes and replies.
+    pub dscp: Dscp,
+    /// TTL or hop limit of probes.
+    pub ttl: u8,
+    /// Probes in a test.
+    pub probe_count: u32,
+    /// Gap between probes.
+    pub probe_interval_ns: u64,
+    /// Periodic or Poisson.
+    pub schedule: Schedule,
+    /// Age at which a probe is lost.
+    pub loss_timeout_ns: u64,
+    /// Whether single probes are stored.
+    pub store_probes: bool,
+}
+
+impl TestSession {
+    /// How long a test takes: the gaps between its probes and the loss timeout of the last.
+    pub fn nominal_duration_ns(&self) -> u64 {
+        self.probe_interval_ns
+            .saturating_mul(u64::from(self.probe_count - 1))
+            .saturating_add(self.loss_timeout_ns)
+    }
+
+    /// Whether a change to `other` must be spoken of on the wire, or needs another socket.
+    pub fn needs_renegotiation(&self, other: &Self) -> bool {
+        (&self.name, &self.target, self.destination_port, self.source_address, self.source_port)
+            != (
+                &other.name,
+                &other.target,
+                other.destination_port,
+                other.source_address,
+                other.source_port,
+            )
+            || (self.data_size, self.dscp, self.ttl, self.loss_timeout_ns)
+                != (other.data_size, other.dscp, other.ttl, other.loss_timeout_ns)
+    }
+}
+
+/// The server role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerConfig {
+    /// Where control connections are accepted.
+    pub listen: Vec<ListenAddress>,
+    /// Who may connect.
+    pub client_lists: Vec<ClientList>,
+    /// SERVWAIT; 0 is off.
+    pub inactivity_timeout_ns: u64,
+    /// Life of a control connection; 0 is without limit.
+    pub max_connection_duration_ns: u64,
+    /// Control connections in all.
+    pub maximum_connections: usize,
+    /// Control connections of one client address.
+    pub maximum_connections_per_client: usize,
+    /// Test sessions in all.
+    pub maximum_sessions: usize,
+    /// Test sessions of one control connection.
+    pub maximum_sessions_per_connection: usize,
+    /// TCP keepalive.
+    pub keepalive: Keepalive,
+    /// How the UDP port of a session is chosen.
+    pub test_port: TestPort,
+    /// Reflector for TWAMP Light.
+    pub light: Option<LightServer>,
+    /// REFWAIT.
+    pub refwait_ns: u64,
+}
+
+impl ServerConfig {
+    /// Whether a client may connect.
+    pub fn allows(&self, client: IpAddr) -> bool {
+        self.client_lists
+            .iter()
+            .any(|list| list.prefixes.iter().any(|prefix| prefix.contains(&client)))
+    }
+
+    /// The UDP sockets that stand for as long as the server does: the shared test ports and those
+    /// of the light reflector. One that serves as both is named once.
+    pub fn standing_udp_sockets(&self) -> Vec<SocketAddr> {
+        let shared = match self.test_port {
+            TestPort::Auto { shared_port } | TestPort::Shared { shared_port } => self
+                .listen
+                .iter()
+                .flat_map(|listen| {
+                    let port = shared_port.unwrap_or(listen.port);
+                    ListenAddress { address: listen.address, port }.sockets_by_family()
+                })
+                .collect(),
+            TestPort::Range { .. } => Vec::new(),
+        };
+        let light = self.light.iter().flat_map(|light| &light.listen);
+        let mut sockets: Vec<SocketAddr> =
+            shared.into_iter().chain(light.flat_map(|l| l.sockets_by_family())).collect();
+        sockets.sort_unstable();
+        sockets.dedup();
+        sockets
+    }
+}
+
+/// A local address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddress {
+    /// Address; `::` is both families.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+}
+
+impl ListenAddress {
+    /// One socket address for each family: UDP sockets do not mix families.
+    pub fn sockets_by_family(self) -> Vec<SocketAddr> {
+        let mut sockets = vec![SocketAddr::new(self.address, self.port)];
+        if self.address == IpAddr::from([0u16; 8]) {
+            sockets.push(SocketAddr::new(IpAddr::from([0u8; 4]), self.port));
+        }
+        sockets
+    }
+}
+
+/// A named list of prefixes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientList {
+    /// Unique name.
+    pub name: String,
+    /// Who is in it.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// How the UDP port of a test session is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestPort {
+    /// What the client asks for where it is free and suitable, else the shared port.
+    Auto {
+        /// Shared port; `None` for the port of the listener.
+        shared_port: Option<u16>,
+    },
+    /// Always the shared port.
+    Shared {
+        /// Shared port; `None` for the port of the listener.
+        shared_port: Option<u16>,
+    },
+    /// A port of a range.
+    Range {
+        /// Lowest.
+        minimum: u16,
+        /// Highest.
+        maximum: u16,
+    },
+}
+
+/// Reflector for TWAMP Light.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LightServer {
+    /// UDP addresses.
+    pub listen: Vec<ListenAddress>,
+    /// Counts replies by itself.
+    pub stateful: bool,
+    /// Who is answered.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// How long results are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StorageConfig {
+    /// Age at which records go.
+    pub retention_age_ns: u64,
+    /// Octets beyond which the oldest go.
+    pub retention_octets: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            retention_age_ns: super::limits::RETENTION_AGE.default,
+            retention_octets: super::limits::RETENTION_OCTETS.default,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Defaults and ranges of the configuration. The comments in `proto/` repeat them; a test compares.
+
+use std::ops::RangeInclusive;
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// Largest request that is taken, octets.
+pub const MAXIMUM_REQUEST_OCTETS: usize = 64 << 20;
+/// Control connections of a configuration.
+pub const MAXIMUM_CONNECTIONS: usize = 20_000;
+/// Test sessions of a control connection.
+pub const MAXIMUM_SESSIONS_PER_CONNECTION: usize = 256;
+/// Octets of a name.
+pub const NAME_OCTETS: RangeInclusive<usize> = 1..=64;
+/// Octets of descriptions and comments.
+pub const MAXIMUM_TEXT_OCTETS: usize = 1024;
+/// Labels of a connection or a session.
+pub const MAXIMUM_LABELS: usize = 32;
+/// Octets of all keys and values of the labels that a record carries.
+pub const MAXIMUM_LABEL_OCTETS: usize = 1024;
+/// Octets of a DNS name.
+pub const MAXIMUM_HOST_OCTETS: usize = 253;
+/// Octets of an interface name (IFNAMSIZ less the terminator).
+pub const MAXIMUM_INTERFACE_OCTETS: usize = 15;
+/// Listening addresses and client lists of a server.
+pub const MAXIMUM_LISTS: usize = 64;
+/// Prefixes of a list.
+pub const MAXIMUM_PREFIXES: usize = 1024;
+/// Revisions kept.
+pub const REVISIONS_KEPT: usize = 50;
+
+/// The port of TWAMP-Control and TWAMP-Test (RFC 8545).
+pub const TWAMP_PORT: u16 = 862;
+
+/// A number with its range and default.
+#[derive(Debug)]
+pub struct Limit {
+    /// Values allowed.
+    pub range: RangeInclusive<u64>,
+    /// Value where none is given.
+    pub default: u64,
+    /// The range in words, for messages.
+    pub words: &'static str,
+}
+
+const fn limit(range: RangeInclusive<u64>, default: u64, words: &'static str) -> Limit {
+    Limit { range, default, words }
+}
+
+/// Any port.
+pub const PORT: Limit = limit(1..=65_535, TWAMP_PORT as u64, "1 to 65535");
+/// `test_count`.
+pub const TEST_COUNT: Limit = limit(0..=4_294_967_290, 0, "0 to 4294967290");
+/// `test_interval`, nanoseconds.
+pub const TEST_INTERVAL: Limit = limit(10 * MS..=DAY, SECOND, "10 ms to 24 h");
+/// `tcp_keepidle`, nanoseconds.
+pub const TCP_KEEPIDLE: Limit =
+    limit(SECOND..=600 * SECOND, 120 * SECOND, "1 s to 600 s, whole seconds");
+/// `tcp_keepintvl`, nanoseconds.
+pub const TCP_KEEPINTVL: Limit =
+    limit(SECOND..=600 * SECOND, 5 * SECOND, "1 s to 600 s, whole seconds");
+/// `tcp_keepcnt`.
+pub const TCP_KEEPCNT: Limit = limit(1..=50, 6, "1 to 50");
+/// `connect_timeout`, nanoseconds; the default follows `test_interval`.
+pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 60 s");
+/// What the default of `connect_timeout` is kept within.
+pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
+/// `data_size`, octets.
+pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");
+/// `ttl`.
+pub const TTL: Limit = limit(1..=255, 255, "1 to 255");
+/// `probe_count`.
+pub const PROBE_COUNT: Limit = limit(1..=1_000_000, 1, "1 to 1000000");
+/// `probe_interval`, nanoseconds.
+pub const PROBE_INTERVAL: Limit = limit(MS..=HOUR, SECOND, "1 ms to 1 h");
+/// `loss_timeout`, nanoseconds.
+pub const LOSS_TIMEOUT: Limit = limit(MS..=60 * SECOND, 2 * SECOND, "1 ms to 60 s");
+/// `server_inactivity_timeout`, nanoseconds.
+pub const SERVER_INACTIVITY_TIMEOUT: Limit = limit(0..=DAY, 15 * MINUTE, "0 to 24 h");
+/// `max_connection_duration`, nanoseconds.
+pub const MAX_CONNECTION_DURATION: Limit = limit(0..=30 * DAY, 0, "0 to 30 days");
+/// `maximum_connections` and `maximum_connections_per_client`.
+pub const SERVER_CONNECTIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
+/// `maximum_sessions`.
+pub const SERVER_SESSIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
+/// `maximum_sessions_per_connection`.
+pub const SERVER_SESSIONS_PER_CONNECTION: Limit = limit(1..=1024, 64, "1 to 1024");
+/// `refwait`, nanoseconds.
+pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");
+/// `retention_age`, nanoseconds.
+pub const RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 7 * DAY, "1 min to 366 days");
+/// `retention_octets`.
+pub const RETENTION_OCTETS: Limit =
+    limit(1 << 20..=1 << 40, 1 << 30, "1 MiB (1048576) to 1 TiB (1099511627776)");
+/// `heartbeat_interval` of a stream, nanoseconds.
+pub const HEARTBEAT_INTERVAL: Limit = limit(100 * MS..=HOUR, 10 * SECOND, "100 ms to 1 h");
+/// `page_size` of a listing.
+pub const PAGE_SIZE: Limit = limit(1..=1000, 100, "1 to 1000");
+
+/// A test interval beyond this leaves a session silent for longer than a server may keep it
+/// (SERVWAIT and REFWAIT, 900 s by RFC 5357): the connection is closed between tests.
+pub const SILENT_CONNECTION_NS: u64 = 10 * MINUTE;

@@ -1,0 +1,20 @@
+//! The configuration as the agent uses it: every value checked, every default filled in. Made only
+//! by [`parse`], so that nothing behind it needs to check again. Every default and range of the
+//! configuration stands in [`limits`], once.
+//!
+//! What the agent tells others (records, statistics, states) has no second form: those are the
+//! messages of [`crate::proto`].
+
+mod config;
+mod diff;
+mod dscp;
+pub mod limits;
+mod parse;
+
+pub use config::{
+    AgentConfig, ClientList, ControlConnection, ControlType, Endpoint, Keepalive, LightServer,
+    ListenAddress, Schedule, ServerConfig, StorageConfig, TestPort, TestSession,
+};
+pub use diff::{changes, connection_effect};
+pub use dscp::Dscp;
+pub use parse::{Violation, check_name, parse, warnings};

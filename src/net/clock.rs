@@ -1,0 +1,106 @@
+//! The clocks of the host.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::time::{ErrorEstimate, Monotonic, NANOS_PER_SECOND, Now, UnixTime};
+
+/// Two readings further apart than this were torn by the scheduler and are taken again.
+const TORN_READING_NS: u64 = 50_000;
+/// How long the state of the clock is taken as it was.
+const STATE_AGE_NS: u64 = NANOS_PER_SECOND;
+/// `STA_UNSYNC` of adjtimex(2).
+const STA_UNSYNC: i32 = 0x0040;
+
+/// Synchronisation of the local clock, as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockState {
+    /// Synchronised by an external source.
+    pub synchronised: bool,
+    /// The kernel's estimate of its error, nanoseconds.
+    pub error_ns: u64,
+}
+
+/// The monotonic clock.
+pub fn monotonic() -> Monotonic {
+    Monotonic(read(ClockId::CLOCK_MONOTONIC))
+}
+
+/// Coordinated universal time.
+pub fn unix() -> UnixTime {
+    UnixTime(read(ClockId::CLOCK_REALTIME))
+}
+
+/// Both clocks at one moment.
+pub fn now() -> Now {
+    let mut before = monotonic();
+    for _ in 0..5 {
+        let time = unix();
+        let after = monotonic();
+        if after.since_ns(before) <= TORN_READING_NS {
+            return Now { monotonic: before, unix: time };
+        }
+        before = after;
+    }
+    Now { monotonic: before, unix: unix() }
+}
+
+/// State of the local clock, at most a second old.
+pub fn state() -> ClockState {
+    let estimate = error_estimate();
+    ClockState {
+        synchronised: estimate.is_synchronised(),
+        error_ns: if estimate.is_synchronised() { estimate.error_ns() } else { 0 },
+    }
+}
+
+/// Error Estimate of timestamps of the local clock, at most a second old.
+pub fn error_estimate() -> ErrorEstimate {
+    // Age in the high 48 bits (units of 2^16 ns), the estimate in the low 16: one word, no lock.
+    static CACHE: AtomicU64 = AtomicU64::new(0);
+    let now = monotonic().0;
+    let cached = CACHE.load(Relaxed);
+    if cached != 0 && now.saturating_sub(cached & !0xffff) < STATE_AGE_NS {
+        return ErrorEstimate(cached as u16);
+    }
+    let estimate = read_error_estimate();
+    CACHE.store(now & !0xffff | u64::from(estimate.0), Relaxed);
+    estimate
+}
+
+fn read_error_estimate() -> ErrorEstimate {
+    let mut state = rtime_clock::adjtime::Timex::new();
+    match rtime_clock::adjtime::adjtimex(&mut state) {
+        Ok(_) if state.0.status & STA_UNSYNC == 0 => {
+            let microseconds = u64::try_from(state.0.esterror).unwrap_or(0);
+            ErrorEstimate::new(true, microseconds.saturating_mul(1_000))
+        }
+        _ => ErrorEstimate::UNSYNCHRONISED,
+    }
+}
+
+fn read(clock: ClockId) -> u64 {
+    // The two clocks exist on every Linux.
+    clock_gettime(clock).map_or(0, |time| {
+        (time.tv_sec() as u64).wrapping_mul(NANOS_PER_SECOND).wrapping_add(time.tv_nsec() as u64)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_go_forward_together() {
+        let (a, b) = (now(), now());
+        assert!(b.monotonic >= a.monotonic);
+        let apart = b.unix.since_ns(a.unix) - b.monotonic.since_ns(a.monotonic) as i64;
+        assert!(apart.abs() < 1_000_000_000);
+    }
+
+    #[test]
+    fn the_estimate_is_never_corrupt() {
+        assert!(!error_estimate().is_corrupt());
+    }
+}

@@ -1,0 +1,12 @@
+//! Everything that asks the kernel: sockets, clocks, name service, random octets. The only module
+//! that imports sockets.
+
+pub mod clock;
+mod probe_bind;
+pub mod random;
+pub mod resolve;
+pub mod tcp;
+mod udp;
+
+pub use probe_bind::{ResourceRefusal, check_resources};
+pub use udp::{PacketInfo, Reflected, TestSocket, UdpOptions};

@@ -1,0 +1,113 @@
+//! TCP sockets of control connections.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::model::{Dscp, Keepalive};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// How a control connection is made.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions<'a> {
+    /// Local address.
+    pub source: Option<IpAddr>,
+    /// Network interface.
+    pub interface: Option<&'a str>,
+    /// DSCP of all its packets, the SYN included.
+    pub dscp: Dscp,
+    /// Keepalive and user timeout.
+    pub keepalive: Keepalive,
+}
+
+/// Opens a control connection.
+pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.bind_device(options.interface.map(str::as_bytes))?;
+    if target.is_ipv4() {
+        socket.set_tos_v4(options.dscp.tos().into())?;
+    } else {
+        socket.set_tclass_v6(options.dscp.tos().into())?;
+    }
+    if let Some(source) = options.source {
+        // Without this the kernel would reserve the port for this address alone.
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    set_keepalive(&SockRef::from(&socket), options.keepalive)?;
+    let stream = TcpSocket::from_std_stream(socket.into()).connect(target).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Opens a listening socket.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bound(address)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A bound TCP socket that does not listen; also used to see whether that would work.
+pub(super) fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `::` takes both families.
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Sets keepalive on an accepted connection.
+pub fn prepare_accepted(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    set_keepalive(&SockRef::from(stream), keepalive)
+}
+
+/// Keepalive with its three options. It is silent while sent data is unacknowledged, which is what
+/// the user timeout is for: both end the connection after the same time.
+fn set_keepalive(socket: &SockRef<'_>, keepalive: Keepalive) -> io::Result<()> {
+    let Keepalive { idle_ns, interval_ns, count } = keepalive;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_nanos(idle_ns))
+            .with_interval(Duration::from_nanos(interval_ns))
+            .with_retries(count),
+    )?;
+    let limit = idle_ns.saturating_add(interval_ns.saturating_mul(count.into()));
+    socket.set_tcp_user_timeout(Some(Duration::from_nanos(limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_ends_carry_keepalive_and_user_timeout() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let keepalive =
+            Keepalive { idle_ns: 10_000_000_000, interval_ns: 3_000_000_000, count: 4 };
+        let options =
+            ConnectOptions { source: None, interface: None, dscp: Dscp::default(), keepalive };
+        let client = connect(listener.local_addr().unwrap(), &options).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        prepare_accepted(&server, keepalive).unwrap();
+        for stream in [&client, &server] {
+            let socket = SockRef::from(stream);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(3));
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(22)));
+        }
+    }
+}

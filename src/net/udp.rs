@@ -1,0 +1,378 @@
+//! UDP sockets of test sessions: batches in and out, and with each packet the kernel's receive
+//! stamp, TTL, TOS and, on sockets bound to all addresses, the address it came to.
+
+use std::{
+    cell::RefCell,
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
+};
+
+use nix::{
+    cmsg_space, libc,
+    sys::{
+        socket::{
+            ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6,
+            SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt,
+        },
+        time::TimeSpec,
+    },
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::unix::AsyncFd;
+
+use crate::time::{NANOS_PER_SECOND, UnixTime};
+
+/// Packets read with one system call.
+const BATCH: usize = 32;
+/// Room for the largest datagram.
+const DATAGRAM_OCTETS: usize = 65_536;
+/// Receive buffer asked for: some ten thousand packets; the kernel may give less.
+const RECEIVE_BUFFER_OCTETS: usize = 4 << 20;
+
+/// How a socket is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UdpOptions<'a> {
+    /// Network interface.
+    pub interface: Option<&'a str>,
+    /// TOS or traffic class of what is sent.
+    pub tos: u8,
+    /// TTL or hop limit of what is sent; 0 for 255.
+    pub ttl: u8,
+}
+
+/// What the kernel tells of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketInfo {
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// When it was received.
+    pub received: UnixTime,
+    /// `received` is the kernel's stamp.
+    pub kernel_stamp: bool,
+    /// TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// TOS or traffic class.
+    pub tos: Option<u8>,
+    /// Address that it came to, on sockets bound to all addresses.
+    pub destination: Option<IpAddr>,
+}
+
+/// What became of a batch of a reflector.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reflected {
+    /// Packets received.
+    pub received: usize,
+    /// Replies that the socket did not take.
+    pub failed: usize,
+}
+
+/// A UDP socket for test packets.
+#[derive(Debug)]
+pub struct TestSocket {
+    io: AsyncFd<Socket>,
+    local: SocketAddr,
+    /// Bound to all addresses: replies must say which one they come from.
+    any_address: bool,
+    tos: std::sync::atomic::AtomicU8,
+}
+
+/// Buffers of a worker thread. Sockets come by thousands; a batch is read, handled and answered
+/// without waiting, so a thread needs one set.
+struct Scratch {
+    headers: MultiHeaders<SockaddrStorage>,
+    packets: Vec<Vec<u8>>,
+    replies: Vec<Vec<u8>>,
+    queue: Vec<Reply>,
+}
+
+#[derive(Clone, Copy)]
+struct Reply {
+    buffer: usize,
+    octets: usize,
+    tos: u8,
+    to: SocketAddr,
+    from: Option<IpAddr>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self {
+            headers: receive_headers(),
+            packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
+            replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
+            queue: Vec::with_capacity(BATCH),
+        }
+    }
+}
+
+fn receive_headers() -> MultiHeaders<SockaddrStorage> {
+    MultiHeaders::preallocate(
+        BATCH,
+        Some(cmsg_space!(TimeSpec, libc::c_int, libc::c_int, libc::in6_pktinfo)),
+    )
+}
+
+impl TestSocket {
+    /// Opens a socket on a local address; port 0 is any free one.
+    pub fn bind(address: SocketAddr, options: &UdpOptions<'_>) -> io::Result<Self> {
+        let socket = bound(address, options.interface)?;
+        let ttl = if options.ttl == 0 { 255 } else { options.ttl };
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+        let any_address = address.ip().is_unspecified();
+        if address.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?;
+            setsockopt(&socket, sockopt::IpRecvTos, &true)?;
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &any_address)?;
+            socket.set_ttl_v4(ttl.into())?;
+            socket.set_tos_v4(options.tos.into())?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &any_address)?;
+            socket.set_unicast_hops_v6(ttl.into())?;
+            socket.set_tclass_v6(options.tos.into())?;
+        }
+        // The kernel caps it by net.core.rmem_max without an error.
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_OCTETS)?;
+        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            io: AsyncFd::new(socket)?,
+            local,
+            any_address,
+            tos: options.tos.into(),
+        })
+    }
+
+    /// The local address and port.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Sends one packet.
+    pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.io.get_ref().send_to(packet, &to.into()).map(drop)
+    }
+
+    /// Waits for packets and gives each to `handle`. Nothing is lost when the future is dropped.
+    pub async fn receive(&self, mut handle: impl FnMut(&PacketInfo, &[u8])) -> io::Result<usize> {
+        loop {
+            let mut ready = self.io.readable().await?;
+            let done = ready.try_io(|io| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    receive_batch(io.as_raw_fd(), scratch, |info, packet, _, _| handle(info, packet))
+                })
+            });
+            if let Ok(result) = done {
+                return result;
+            }
+        }
+    }
+
+    /// Waits for packets, gives each to `decide` with a buffer for the reply, calls `stamp` on
+    /// every reply just before it is sent, and sends them. `decide` returns the octets and TOS of
+    /// the reply. Nothing is lost when the future is dropped.
+    pub async fn reflect(
+        &self,
+        mut decide: impl FnMut(&PacketInfo, &[u8], &mut [u8]) -> Option<(usize, u8)>,
+        mut stamp: impl FnMut(SocketAddr, &mut [u8]),
+    ) -> io::Result<Reflected> {
+        loop {
+            let mut ready = self.io.readable().await?;
+            let done = ready.try_io(|io| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let mut queue = std::mem::take(&mut scratch.queue);
+                    queue.clear();
+                    let received =
+                        receive_batch(io.as_raw_fd(), scratch, |info, packet, buffer, reply| {
+                            if let Some((octets, tos)) = decide(info, packet, reply) {
+                                let (to, from) = (info.source, info.destination);
+                                queue.push(Reply { buffer, octets, tos, to, from });
+                            }
+                        });
+                    let failed = self.send_replies(&queue, &mut scratch.replies, &mut stamp);
+                    scratch.queue = queue;
+                    Ok(Reflected { received: received?, failed })
+                })
+            });
+            if let Ok(result) = done {
+                return result;
+            }
+        }
+    }
+
+    /// Sends replies in runs that share TOS and source address; returns how many were not taken.
+    fn send_replies(
+        &self,
+        queue: &[Reply],
+        buffers: &mut [Vec<u8>],
+        stamp: &mut impl FnMut(SocketAddr, &mut [u8]),
+    ) -> usize {
+        let mut failed = 0;
+        for run in queue.chunk_by(|a, b| (a.tos, a.from) == (b.tos, b.from)) {
+            if let Err(error) = self.set_tos(run[0].tos) {
+                tracing::debug!(%error, "cannot set the TOS of replies");
+            }
+            for reply in run {
+                stamp(reply.to, &mut buffers[reply.buffer][..reply.octets]);
+            }
+            let mut rest = run;
+            while !rest.is_empty() {
+                match self.send_run(rest, buffers) {
+                    Ok(sent) => rest = &rest[sent.clamp(1, rest.len())..],
+                    // The first packet is the one that was refused.
+                    Err(_) => {
+                        failed += 1;
+                        rest = &rest[1..];
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn set_tos(&self, tos: u8) -> io::Result<()> {
+        use std::sync::atomic::Ordering::Relaxed;
+        if self.tos.load(Relaxed) == tos {
+            return Ok(());
+        }
+        let socket = self.io.get_ref();
+        if self.local.is_ipv4() {
+            socket.set_tos_v4(tos.into())?;
+        } else {
+            socket.set_tclass_v6(tos.into())?;
+        }
+        self.tos.store(tos, Relaxed);
+        Ok(())
+    }
+
+    fn send_run(&self, run: &[Reply], buffers: &[Vec<u8>]) -> io::Result<usize> {
+        let slices: Vec<[IoSlice<'_>; 1]> =
+            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.octets])]).collect();
+        let addresses: Vec<Option<SockaddrStorage>> =
+            run.iter().map(|reply| Some(reply.to.into())).collect();
+        let send = |space: Option<Vec<u8>>, cmsgs: &[ControlMessage<'_>]| {
+            let mut headers = MultiHeaders::preallocate(run.len(), space);
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let fd = self.io.as_raw_fd();
+            sendmmsg(fd, &mut headers, &slices, &addresses, cmsgs, flags).map(Iterator::count)
+        };
+        let sent = match run[0].from.filter(|_| self.any_address) {
+            None => send(None, &[]),
+            Some(IpAddr::V4(from)) => {
+                let info = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: libc::in_addr { s_addr: u32::from(from).to_be() },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                send(
+                    Some(cmsg_space!(libc::in_pktinfo)),
+                    &[ControlMessage::Ipv4PacketInfo(&info)],
+                )
+            }
+            Some(IpAddr::V6(from)) => {
+                let info = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
+                    ipi6_ifindex: 0,
+                };
+                send(
+                    Some(cmsg_space!(libc::in6_pktinfo)),
+                    &[ControlMessage::Ipv6PacketInfo(&info)],
+                )
+            }
+        };
+        Ok(sent?)
+    }
+}
+
+/// A bound UDP socket; also used to see whether that would work.
+pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    socket.bind_device(interface.map(str::as_bytes))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Reads a batch and gives each packet to `handle` with its buffer's index and a reply buffer.
+fn receive_batch(
+    fd: RawFd,
+    scratch: &mut Scratch,
+    mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
+) -> io::Result<usize> {
+    let Scratch { headers, packets, replies, .. } = scratch;
+    let mut truncated = false;
+    let mut count = 0;
+    {
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            packets.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let messages = recvmmsg(fd, headers, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
+        for (index, message) in messages.enumerate() {
+            count += 1;
+            let packet = message.iovs().next().unwrap_or(&[]);
+            let Some(source) = message.address.as_ref().and_then(to_std) else { continue };
+            let mut info = PacketInfo {
+                source,
+                received: UnixTime(0),
+                kernel_stamp: false,
+                ttl: None,
+                tos: None,
+                destination: None,
+            };
+            match message.cmsgs() {
+                Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg)),
+                Err(_) => truncated = true,
+            }
+            if !info.kernel_stamp {
+                info.received = super::clock::unix();
+            }
+            handle(&info, packet, index, &mut replies[index]);
+        }
+    }
+    // The kernel writes the room that it used over the room that there is; where messages differ,
+    // a later one would be cut.
+    if truncated {
+        *headers = receive_headers();
+    }
+    Ok(count)
+}
+
+impl PacketInfo {
+    fn take(&mut self, cmsg: &ControlMessageOwned) {
+        match cmsg {
+            ControlMessageOwned::ScmTimestampns(stamp) => {
+                let seconds = (stamp.tv_sec() as u64).wrapping_mul(NANOS_PER_SECOND);
+                self.received = UnixTime(seconds.wrapping_add(stamp.tv_nsec() as u64));
+                self.kernel_stamp = true;
+            }
+            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                self.ttl = u8::try_from(*ttl).ok();
+            }
+            ControlMessageOwned::Ipv4Tos(tos) => self.tos = Some(*tos),
+            ControlMessageOwned::Ipv6TClass(class) => self.tos = u8::try_from(*class).ok(),
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                self.destination =
+                    Some(IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes()));
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                self.destination = Some(IpAddr::from(info.ipi6_addr.s6_addr));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::from((v4.ip(), v4.port())));
+    }
+    let v6: &SockaddrIn6 = address.as_sockaddr_in6()?;
+    Some(std::net::SocketAddrV6::new(v6.ip(), v6.port(), 0, v6.scope_id()).into())
+}

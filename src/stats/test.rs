@@ -1,0 +1,257 @@
+//! Figures of one test while it runs.
+
+use super::{Moments, direction::Attribution};
+use crate::proto::{Figures, OneWayValidity};
+
+/// Replies remembered for the variation between neighbours: a reply that comes later than so
+/// many after its neighbour adds none.
+const NEIGHBOURS: usize = 16;
+
+/// One answered probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Sequence Number of the probe.
+    pub sequence: u32,
+    /// (T4-T1)-(T3-T2), nanoseconds.
+    pub rtt_ns: i64,
+    /// T2-T1, nanoseconds.
+    pub egress_ns: i64,
+    /// T4-T3, nanoseconds.
+    pub ingress_ns: i64,
+    /// T3-T2, nanoseconds.
+    pub processing_ns: i64,
+    /// T4 came from the kernel.
+    pub kernel_receive_stamp: bool,
+    /// Both ends say that their clocks are synchronised.
+    pub synchronised: bool,
+    /// The local clock was stepped between T1 and T4.
+    pub clock_stepped: bool,
+    /// Sender TTL of the reply.
+    pub egress_ttl: u8,
+    /// TTL of the reply's own packet.
+    pub ingress_ttl: Option<u8>,
+    /// TOS of the reply's own packet.
+    pub ingress_tos: Option<u8>,
+}
+
+impl Sample {
+    /// A sample from which delays can be taken: time passed on both clocks.
+    pub fn is_valid(&self) -> bool {
+        self.rtt_ns >= 0 && self.processing_ns >= 0 && !self.clock_stepped
+    }
+
+    fn validity(&self) -> OneWayValidity {
+        if self.clock_stepped {
+            OneWayValidity::ClockStepped
+        } else if self.egress_ns < 0 || self.ingress_ns < 0 {
+            OneWayValidity::Negative
+        } else if self.synchronised {
+            OneWayValidity::Valid
+        } else {
+            OneWayValidity::ClockUnsynchronised
+        }
+    }
+}
+
+/// Gathers the figures of one test.
+#[derive(Clone, Debug, Default)]
+pub struct TestFigures {
+    counts: Figures,
+    rtt: Moments,
+    egress: Moments,
+    ingress: Moments,
+    rtt_jitter: Moments,
+    egress_jitter: Moments,
+    ingress_jitter: Moments,
+    processing: Moments,
+    schedule_error: Moments,
+    neighbours: Vec<Option<Sample>>,
+    previous_rtt_ns: Option<i64>,
+    highest_sequence: Option<u32>,
+    /// Interarrival jitter times 16, as in the sample code of RFC 3550 appendix A.8.
+    jitter_16_ns: u64,
+}
+
+impl TestFigures {
+    /// For a test of so many probes.
+    pub fn new(probes_scheduled: u64) -> Self {
+        Self {
+            counts: Figures { probes_scheduled, ..Figures::default() },
+            neighbours: vec![None; NEIGHBOURS],
+            ..Self::default()
+        }
+    }
+
+    /// A probe was sent, so late against its schedule.
+    pub fn sent(&mut self, schedule_error_ns: u64) {
+        self.counts.probes_sent += 1;
+        self.schedule_error.add(schedule_error_ns as i64);
+    }
+
+    /// Probes that were due will not be sent.
+    pub fn not_sent(&mut self, probes: u64) {
+        self.counts.probes_not_sent += probes;
+    }
+
+    /// A probe was lost.
+    pub fn lost(&mut self) {
+        self.counts.probes_lost += 1;
+    }
+
+    /// An answer came after the loss timeout.
+    pub fn late(&mut self) {
+        self.counts.probes_late += 1;
+    }
+
+    /// One more answer to an answered probe.
+    pub fn duplicate(&mut self) {
+        self.counts.probes_duplicate += 1;
+    }
+
+    /// A datagram that answers no probe.
+    pub fn ignored(&mut self) {
+        self.counts.packets_ignored += 1;
+    }
+
+    /// The first answer to a probe, in order of arrival.
+    pub fn received(&mut self, sample: &Sample) {
+        self.counts.probes_received += 1;
+        self.counts.kernel_receive_stamps += u64::from(sample.kernel_receive_stamp);
+        self.counts.egress_ttl = sample.egress_ttl.into();
+        self.counts.ingress_ttl = sample.ingress_ttl.map_or(0, u32::from);
+        self.counts.ingress_tos = sample.ingress_tos.map_or(0, u32::from);
+        if self.highest_sequence.is_some_and(|highest| sample.sequence.wrapping_sub(highest) as i32 <= 0) {
+            self.counts.probes_reordered += 1;
+        } else {
+            self.highest_sequence = Some(sample.sequence);
+        }
+        let validity = (sample.validity() as i32).max(self.counts.one_way_validity);
+        self.counts.one_way_validity = validity;
+        if !sample.is_valid() {
+            self.counts.samples_invalid += 1;
+            return;
+        }
+        self.rtt.add(sample.rtt_ns);
+        self.egress.add(sample.egress_ns);
+        self.ingress.add(sample.ingress_ns);
+        self.processing.add(sample.processing_ns);
+        self.interarrival(sample.rtt_ns);
+        self.neighbouring(sample);
+    }
+
+    fn interarrival(&mut self, rtt_ns: i64) {
+        if let Some(previous) = self.previous_rtt_ns.replace(rtt_ns) {
+            let distance = rtt_ns.abs_diff(previous);
+            self.jitter_16_ns = (self.jitter_16_ns + distance).saturating_sub((self.jitter_16_ns + 8) >> 4);
+        }
+    }
+
+    /// Variation against the probes just before and just after, if their answers are here.
+    fn neighbouring(&mut self, sample: &Sample) {
+        let at = |sequence: u32| sequence as usize % NEIGHBOURS;
+        let mut pair = |earlier: &Sample, later: &Sample| {
+            self.rtt_jitter.add(later.rtt_ns - earlier.rtt_ns);
+            self.egress_jitter.add(later.egress_ns - earlier.egress_ns);
+            self.ingress_jitter.add(later.ingress_ns - earlier.ingress_ns);
+        };
+        let before = sample.sequence.wrapping_sub(1);
+        let after = sample.sequence.wrapping_add(1);
+        let of = |sequence: u32| self.neighbours[at(sequence)].filter(|s| s.sequence == sequence);
+        if let Some(earlier) = of(before) {
+            pair(&earlier, sample);
+        }
+        if let Some(later) = of(after) {
+            pair(sample, &later);
+        }
+        self.neighbours[at(sample.sequence)] = Some(*sample);
+    }
+
+    /// The figures so far. `attribution` is `None` where directions cannot be told.
+    pub fn figures(&self, attribution: Option<Attribution>) -> Figures {
+        let placed = attribution.unwrap_or_default();
+        Figures {
+            lost_egress: attribution.map(|placed| placed.egress),
+            lost_ingress: attribution.map(|placed| placed.ingress),
+            lost_unattributed: self
+                .counts
+                .probes_lost
+                .saturating_sub(placed.egress + placed.ingress),
+            rtt: Some((&self.rtt).into()),
+            egress: Some((&self.egress).into()),
+            ingress: Some((&self.ingress).into()),
+            rtt_jitter: Some((&self.rtt_jitter).into()),
+            egress_jitter: Some((&self.egress_jitter).into()),
+            ingress_jitter: Some((&self.ingress_jitter).into()),
+            reflector_processing: Some((&self.processing).into()),
+            schedule_error: Some((&self.schedule_error).into()),
+            interarrival_jitter_ns: self.jitter_16_ns >> 4,
+            ..self.counts
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `metrics/worked-example` of the reference vectors.
+    #[test]
+    fn worked_example() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/vectors.json")).unwrap();
+        let example = vectors["vectors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|vector| vector["name"] == "metrics/worked-example")
+            .unwrap();
+        let mut figures = TestFigures::new(8);
+        let mut seen = Vec::new();
+        for record in example["in"]["records"].as_array().unwrap() {
+            let field = |name: &str| record[name].as_i64().unwrap();
+            let (t1, t2, t3, t4) = (field("T1"), field("T2"), field("T3"), field("T4"));
+            if seen.contains(&field("sseq")) {
+                figures.duplicate();
+                continue;
+            }
+            seen.push(field("sseq"));
+            figures.received(&Sample {
+                sequence: field("sseq") as u32,
+                rtt_ns: (t4 - t1) - (t3 - t2),
+                egress_ns: t2 - t1,
+                ingress_ns: t4 - t3,
+                processing_ns: t3 - t2,
+                ..Sample::default()
+            });
+        }
+        let (got, expected) = (figures.figures(None), &example["out"]);
+        assert_eq!(got.probes_received, expected["received_unique"].as_u64().unwrap());
+        assert_eq!(got.probes_duplicate, expected["duplicates"].as_u64().unwrap());
+        assert_eq!(got.probes_reordered, expected["reordered_by_sender_seq"].as_u64().unwrap());
+        let rtts: Vec<i64> =
+            expected["rtt_ns"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+        let rtt = got.rtt.unwrap();
+        assert_eq!(rtt.min_ns, *rtts.iter().min().unwrap());
+        assert_eq!(rtt.max_ns, *rtts.iter().max().unwrap());
+        let mean = rtts.iter().sum::<i64>() as f64 / rtts.len() as f64;
+        assert!((rtt.mean_ns - mean).abs() < 1.0);
+    }
+
+    #[test]
+    fn validity_is_that_of_the_worst_sample() {
+        let mut figures = TestFigures::new(2);
+        figures.received(&Sample { synchronised: true, ..Sample::default() });
+        assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Valid);
+        figures.received(&Sample { sequence: 1, egress_ns: -5, rtt_ns: 3, ..Sample::default() });
+        assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Negative);
+    }
+
+    #[test]
+    fn a_sample_that_cannot_be_is_counted_and_left_out() {
+        let mut figures = TestFigures::new(1);
+        figures.received(&Sample { rtt_ns: -1, ..Sample::default() });
+        let got = figures.figures(None);
+        assert_eq!((got.probes_received, got.samples_invalid), (1, 1));
+        assert_eq!(got.rtt.unwrap().samples, 0);
+    }
+}

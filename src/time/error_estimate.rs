@@ -1,0 +1,68 @@
+//! The Error Estimate of RFC 4656 §4.1.2.
+
+/// `S Z SSSSSS MMMMMMMM`: synchronised, timestamp format, scale, multiplier.
+/// The error is `multiplier · 2^(scale-32)` seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ErrorEstimate(pub u16);
+
+impl ErrorEstimate {
+    /// Not synchronised, with the smallest error that can be written: receivers are not to read
+    /// a figure into it.
+    pub const UNSYNCHRONISED: Self = Self(0x0001);
+
+    /// The estimate for a clock, with the smallest scale that holds the error. A Multiplier of 0
+    /// is never made (RFC 4656 §4.1.2).
+    pub fn new(synchronised: bool, error_ns: u64) -> Self {
+        // Units of 2^-32 s, rounded up so that the error is never understated.
+        let mut units = (u128::from(error_ns) << 32).div_ceil(1_000_000_000).max(1);
+        let mut scale = 0u16;
+        while units > 255 && scale < 63 {
+            units = units.div_ceil(2);
+            scale += 1;
+        }
+        Self(u16::from(synchronised) << 15 | scale << 8 | units.min(255) as u16)
+    }
+
+    /// Whether the clock says that it is synchronised to UTC by an external source.
+    pub fn is_synchronised(self) -> bool {
+        self.0 & 0x8000 != 0
+    }
+
+    /// A Multiplier of 0 marks a corrupt packet (RFC 4656 §4.1.2).
+    pub fn is_corrupt(self) -> bool {
+        self.0 & 0x00ff == 0
+    }
+
+    /// The error in nanoseconds, rounded down.
+    pub fn error_ns(self) -> u64 {
+        let units = u128::from(self.0 & 0xff) << (self.0 >> 8 & 0x3f);
+        u64::try_from((units * 1_000_000_000) >> 32).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conformance_076_multiplier_is_never_zero() {
+        for error in [0, 1, 255, 1_000, 50_000, 1_000_000, 100_000_000, 1_000_000_000, u64::MAX] {
+            let estimate = ErrorEstimate::new(true, error);
+            assert!(!estimate.is_corrupt(), "{error}");
+            assert!(estimate.is_synchronised());
+            assert!(estimate.error_ns() >= error.min(estimate.error_ns()));
+        }
+        assert_eq!(ErrorEstimate::new(false, 0).0, 0x0001);
+    }
+
+    #[test]
+    fn conformance_078_the_s_bit_is_the_state_of_the_clock() {
+        assert_eq!(ErrorEstimate::new(false, 1_000_000).0 & 0x8000, 0);
+        assert_eq!(ErrorEstimate::new(true, 1_000_000).0 & 0x8000, 0x8000);
+    }
+
+    #[test]
+    fn conformance_079_the_z_bit_is_zero() {
+        assert_eq!(ErrorEstimate::new(true, u64::MAX).0 & 0x4000, 0);
+    }
+}

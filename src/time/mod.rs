@@ -1,0 +1,69 @@
+//! Points in time and their wire forms. No clock is read here: time is an argument everywhere
+//! below the drivers, so that a pair of machines runs in simulated time.
+
+mod error_estimate;
+mod ntp;
+
+pub use error_estimate::ErrorEstimate;
+pub use ntp::NtpTimestamp;
+
+/// Nanoseconds in a second.
+pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// A point on the monotonic clock, in nanoseconds from an origin that only this process knows.
+/// Deadlines are points on this clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Monotonic(pub u64);
+
+impl Monotonic {
+    /// This point and `nanoseconds` later; saturates.
+    pub fn plus_ns(self, nanoseconds: u64) -> Self {
+        Self(self.0.saturating_add(nanoseconds))
+    }
+
+    /// Nanoseconds from `earlier` to this point; zero where `earlier` is later.
+    pub fn since_ns(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A point in UTC, in nanoseconds since 1970-01-01 00:00 UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixTime(pub u64);
+
+impl UnixTime {
+    /// Signed nanoseconds from `earlier` to this point.
+    pub fn since_ns(self, earlier: Self) -> i64 {
+        self.0.wrapping_sub(earlier.0) as i64
+    }
+
+    /// This point and a signed distance.
+    pub fn plus_ns(self, nanoseconds: i64) -> Self {
+        Self(self.0.saturating_add_signed(nanoseconds))
+    }
+
+    /// As the well-known protobuf type.
+    pub fn to_proto(self) -> prost_types::Timestamp {
+        prost_types::Timestamp {
+            seconds: (self.0 / NANOS_PER_SECOND) as i64,
+            nanos: (self.0 % NANOS_PER_SECOND) as i32,
+        }
+    }
+}
+
+/// Both clocks at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For deadlines.
+    pub monotonic: Monotonic,
+    /// For records and packets.
+    pub unix: UnixTime,
+}
+
+/// Nanoseconds as the well-known protobuf duration.
+pub fn duration_to_proto(nanoseconds: u64) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: (nanoseconds / NANOS_PER_SECOND) as i64,
+        nanos: (nanoseconds % NANOS_PER_SECOND) as i32,
+    }
+}

@@ -1,0 +1,519 @@
+//! The Session-Sender of one test session (RFC 5357 §4.1). It lives as long as the session is
+//! configured, through any number of control connections, and runs one test after the other:
+//! while the reflector is reachable with probes, otherwise as tests that could not be run, so that
+//! availability is exact.
+
+use std::collections::VecDeque;
+
+use zerocopy::IntoBytes;
+
+use super::schedule::gap_ns;
+use crate::{
+    model::Schedule,
+    proto::{Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult},
+    stats::{LossDirection, Sample, TestFigures},
+    time::{ErrorEstimate, Monotonic, NtpTimestamp, Now, UnixTime},
+    wire::{
+        Layout,
+        test::{ReflectorPacket, SENDER_PACKET_OCTETS, SenderPacket},
+    },
+};
+
+/// A probe that is later than this and than its interval is left out: after a suspension there
+/// must not be a burst.
+const LATEST_NS: u64 = 1_000_000_000;
+/// The local clock counts as stepped when it moved so far against the monotonic one. Above what
+/// reading two clocks one after the other can differ by, below what an operator would overlook.
+const CLOCK_STEP_NS: u64 = 5_000_000;
+
+/// How tests are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SenderConfig {
+    /// Probes in a test.
+    pub probe_count: u32,
+    /// Gap between probes.
+    pub probe_interval_ns: u64,
+    /// Periodic or Poisson.
+    pub schedule: Schedule,
+    /// Age at which a probe is lost.
+    pub loss_timeout_ns: u64,
+    /// Pause between tests.
+    pub test_interval_ns: u64,
+    /// Tests to be run in all; 0 is without end.
+    pub test_count: u64,
+    /// Octets of payload.
+    pub data_size: u16,
+    /// The reflector counts its replies for certain.
+    pub reflector_counts: bool,
+}
+
+/// What the kernel tells of a reply.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReplyMeta {
+    /// T4.
+    pub received: UnixTime,
+    /// T4 came from the kernel.
+    pub kernel_stamp: bool,
+    /// TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// TOS or traffic class.
+    pub tos: Option<u8>,
+}
+
+/// What came out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SenderEvent {
+    /// The fate of a probe.
+    Probe(ProbeResult),
+    /// A test ended.
+    Test(Box<TestResult>),
+    /// The last of `test_count` tests ended.
+    Completed,
+}
+
+#[derive(Debug)]
+struct Probe {
+    sequence: u32,
+    sent: Monotonic,
+    t1: UnixTime,
+    t1_wire: u64,
+    /// The reply's number, once there is one.
+    answer: Option<u32>,
+    lost: bool,
+}
+
+#[derive(Debug)]
+struct Test {
+    started: Now,
+    figures: TestFigures,
+    /// Probes that were sent or left out.
+    dealt_with: u32,
+    next_due: Monotonic,
+    last_due: Monotonic,
+    /// When all fates are known, once all probes are dealt with.
+    ends: Option<Monotonic>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Waits for the time of the next test; `None` before the first and after the last.
+    Idle(Option<Monotonic>),
+    Testing(Box<Test>),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct SessionSender {
+    config: SenderConfig,
+    /// What holds from the next test on.
+    next_config: Option<SenderConfig>,
+    phase: Phase,
+    /// Why there is no session now; `None` while there is one.
+    unreachable: Option<(LossCause, u64)>,
+    test_number: u64,
+    tests_finished: u64,
+    next_sequence: u32,
+    /// Sent and younger than twice the loss timeout, in order; an answered one stays to tell
+    /// duplicates, a lost one to tell late answers.
+    probes: VecDeque<Probe>,
+    /// How many of `probes`, from the front, have been given to `direction`.
+    settled: usize,
+    direction: LossDirection,
+    events: VecDeque<SenderEvent>,
+}
+
+impl SessionSender {
+    /// With no session yet, and no test due.
+    pub fn new(config: SenderConfig) -> Self {
+        Self {
+            direction: LossDirection::new(config.reflector_counts),
+            config,
+            next_config: None,
+            phase: Phase::Idle(None),
+            unreachable: Some((LossCause::Unspecified, 0)),
+            test_number: 0,
+            tests_finished: 0,
+            next_sequence: 0,
+            probes: VecDeque::new(),
+            settled: 0,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// New intervals and counts, from the next test on.
+    pub fn set_config(&mut self, config: SenderConfig) {
+        match self.phase {
+            Phase::Idle(_) => self.config = config,
+            Phase::Testing(_) => self.next_config = Some(config),
+        }
+    }
+
+    /// Tests ended since the machine was made.
+    pub fn tests_finished(&self) -> u64 {
+        self.tests_finished
+    }
+
+    /// Begins a new run of `test_count` tests.
+    pub fn restart(&mut self) {
+        self.tests_finished = 0;
+    }
+
+    /// A session was started: a test begins at once. Sequence numbers begin anew.
+    pub fn session_started(&mut self, now: Now) {
+        self.unreachable = None;
+        self.next_sequence = 0;
+        self.probes.clear();
+        self.settled = 0;
+        self.direction = LossDirection::new(self.config.reflector_counts);
+        if !self.is_complete() {
+            self.phase = Phase::Idle(Some(now.monotonic));
+            self.handle_timeout(now);
+        }
+    }
+
+    /// The session is gone. A running test ends as INTERRUPTED; tests that are due until the next
+    /// session are UNREACHABLE. `attempts` is how often a new one was tried for.
+    pub fn session_lost(&mut self, cause: LossCause, attempts: u64, now: Now) {
+        let was_reachable = self.unreachable.replace((cause, attempts)).is_none();
+        if was_reachable {
+            self.end_early(TestOutcome::Interrupted, cause, now);
+        }
+        if matches!(self.phase, Phase::Idle(None)) && !self.is_complete() {
+            self.phase = Phase::Idle(Some(now.monotonic));
+        }
+    }
+
+    /// No further tests. A running test ends as STOPPED.
+    pub fn stop(&mut self, now: Now) {
+        self.end_early(TestOutcome::Stopped, LossCause::Unspecified, now);
+        self.phase = Phase::Idle(None);
+    }
+
+    /// The sequence number of a probe that is to be sent now.
+    pub fn poll_probe(&mut self, now: Monotonic) -> Option<u32> {
+        let Phase::Testing(test) = &mut self.phase else { return None };
+        while test.dealt_with < self.config.probe_count && test.next_due <= now {
+            let late = now.since_ns(test.next_due);
+            if late <= LATEST_NS.max(self.config.probe_interval_ns) {
+                return Some(self.next_sequence);
+            }
+            test.figures.not_sent(1);
+            test.advance(&self.config, self.config.probe_interval_ns, now);
+        }
+        None
+    }
+
+    /// Writes the header of a probe; the padding behind it is the driver's.
+    pub fn write_probe(sequence: u32, t1: UnixTime, error_estimate: ErrorEstimate, packet: &mut [u8]) {
+        let header = SenderPacket {
+            sequence: sequence.into(),
+            timestamp: NtpTimestamp::from_unix(t1).0.into(),
+            error_estimate: error_estimate.0.into(),
+        };
+        packet[..SENDER_PACKET_OCTETS].copy_from_slice(header.as_bytes());
+    }
+
+    /// The probe of [`Self::poll_probe`] went out at `t1`. `random` is uniform, for the schedule.
+    pub fn probe_sent(&mut self, t1: UnixTime, random: u64, now: Now) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        test.figures.sent(now.monotonic.since_ns(test.next_due));
+        self.probes.push_back(Probe {
+            sequence: self.next_sequence,
+            sent: now.monotonic,
+            t1,
+            t1_wire: NtpTimestamp::from_unix(t1).0,
+            answer: None,
+            lost: false,
+        });
+        self.next_sequence = self.next_sequence.wrapping_add(1);
+        let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
+        test.advance(&self.config, gap, now.monotonic);
+    }
+
+    /// The socket did not take the probe of [`Self::poll_probe`].
+    pub fn probe_refused(&mut self, random: u64, now: Monotonic) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        test.figures.not_sent(1);
+        let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
+        test.advance(&self.config, gap, now);
+    }
+
+    /// A datagram from the reflector's address and port.
+    pub fn handle_reply(&mut self, packet: &[u8], meta: &ReplyMeta, now: Now) {
+        let Some(reply) = ReflectorPacket::read(packet) else { return self.ignored() };
+        let base = self.probes.front().map_or(self.next_sequence, |probe| probe.sequence);
+        let index = reply.sender_sequence.get().wrapping_sub(base) as usize;
+        let estimates =
+            [reply.error_estimate.get(), reply.sender_error_estimate.get()].map(ErrorEstimate);
+        let number = reply.sequence.get();
+        let Some(probe) = self
+            .probes
+            .get_mut(index)
+            .filter(|probe| probe.t1_wire == reply.sender_timestamp.get())
+            .filter(|_| !estimates[0].is_corrupt())
+        else {
+            return self.ignored();
+        };
+        let Phase::Testing(test) = &mut self.phase else { return };
+        if probe.lost {
+            test.figures.late();
+            return;
+        }
+        if let Some(first) = probe.answer {
+            test.figures.duplicate();
+            if first != number && index < self.settled {
+                self.direction.duplicated(number);
+            }
+            return;
+        }
+        if now.monotonic.since_ns(probe.sent) > self.config.loss_timeout_ns {
+            // Its fate is due and only waits for the timer.
+            test.figures.late();
+            return;
+        }
+        probe.answer = Some(number);
+        let t4 = meta.received;
+        let t2 = NtpTimestamp(reply.receive_timestamp.get()).to_unix(t4);
+        let t3 = NtpTimestamp(reply.timestamp.get()).to_unix(t4);
+        let by_clock = now.unix.since_ns(probe.t1);
+        let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
+        let processing_ns = t3.since_ns(t2);
+        let sample = Sample {
+            sequence: probe.sequence,
+            rtt_ns: t4.since_ns(probe.t1) - processing_ns,
+            egress_ns: t2.since_ns(probe.t1),
+            ingress_ns: t4.since_ns(t3),
+            processing_ns,
+            kernel_receive_stamp: meta.kernel_stamp,
+            synchronised: estimates.iter().all(|estimate| estimate.is_synchronised()),
+            clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
+            egress_ttl: reply.sender_ttl,
+            ingress_ttl: meta.ttl,
+            ingress_tos: meta.tos,
+        };
+        test.figures.received(&sample);
+        self.events.push_back(SenderEvent::Probe(ProbeResult {
+            test_number: self.test_number,
+            sequence: probe.sequence,
+            sent_unix_ns: probe.t1.0,
+            status: ProbeStatus::Received.into(),
+            rtt_ns: Some(sample.rtt_ns),
+            egress_ns: Some(sample.egress_ns),
+            ingress_ns: Some(sample.ingress_ns),
+            reflector_processing_ns: Some(sample.processing_ns),
+            reflector_sequence: Some(number),
+            egress_ttl: Some(sample.egress_ttl.into()),
+            ingress_ttl: sample.ingress_ttl.map(u32::from),
+            ingress_tos: sample.ingress_tos.map(u32::from),
+        }));
+        self.settle();
+    }
+
+    /// A datagram that is no answer, or from elsewhere.
+    pub fn ignored(&mut self) {
+        if let Phase::Testing(test) = &mut self.phase {
+            test.figures.ignored();
+        }
+    }
+
+    /// Call at or after [`Self::poll_deadline`].
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.time_out_probes(now.monotonic);
+        match &self.phase {
+            Phase::Testing(test) if test.ends.is_some_and(|ends| ends <= now.monotonic) => {
+                let next = test.last_due.plus_ns(
+                    self.config.loss_timeout_ns.saturating_add(self.config.test_interval_ns),
+                );
+                self.end(TestOutcome::Complete, LossCause::Unspecified, next, now);
+            }
+            Phase::Idle(Some(due)) if *due <= now.monotonic => {
+                let due = *due;
+                match self.unreachable {
+                    None => self.begin(due, now),
+                    Some((cause, attempts)) => self.unreachable_test(cause, attempts, due, now),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`], or to ask [`Self::poll_probe`] again.
+    pub fn poll_deadline(&self) -> Option<Monotonic> {
+        match &self.phase {
+            Phase::Idle(due) => *due,
+            Phase::Testing(test) => {
+                let fate = self
+                    .probes
+                    .get(self.settled)
+                    .filter(|probe| !probe.lost)
+                    .map(|probe| probe.sent.plus_ns(self.config.loss_timeout_ns + 1));
+                let due = (test.dealt_with < self.config.probe_count).then_some(test.next_due);
+                fate.into_iter().chain(due).chain(test.ends).min()
+            }
+        }
+    }
+
+    /// What came out.
+    pub fn poll_event(&mut self) -> Option<SenderEvent> {
+        self.events.pop_front()
+    }
+
+    /// Figures and start of the running test.
+    pub fn current(&self) -> Option<(UnixTime, Figures)> {
+        let Phase::Testing(test) = &self.phase else { return None };
+        let attribution = self.direction.is_known().then(|| self.direction.clone().end_test());
+        Some((test.started.unix, test.figures.figures(attribution)))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.config.test_count != 0 && self.tests_finished >= self.config.test_count
+    }
+
+    fn begin(&mut self, due: Monotonic, now: Now) {
+        self.test_number += 1;
+        // After a pause of the whole machine the rhythm begins anew.
+        let start = if now.monotonic.since_ns(due) > LATEST_NS { now.monotonic } else { due };
+        self.phase = Phase::Testing(Box::new(Test {
+            started: now,
+            figures: TestFigures::new(self.config.probe_count.into()),
+            dealt_with: 0,
+            next_due: start,
+            last_due: start,
+            ends: None,
+        }));
+    }
+
+    fn unreachable_test(&mut self, cause: LossCause, attempts: u64, due: Monotonic, now: Now) {
+        self.test_number += 1;
+        let probes = u64::from(self.config.probe_count);
+        let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
+        self.events.push_back(SenderEvent::Test(Box::new(TestResult {
+            test_number: self.test_number,
+            outcome: TestOutcome::Unreachable.into(),
+            start: Some(start.to_proto()),
+            end: Some(now.unix.to_proto()),
+            cause: cause.into(),
+            attempts,
+            figures: Some(Figures {
+                probes_scheduled: probes,
+                probes_not_sent: probes,
+                ..Figures::default()
+            }),
+        })));
+        let duration = self
+            .config
+            .probe_interval_ns
+            .saturating_mul(probes - 1)
+            .saturating_add(self.config.loss_timeout_ns)
+            .saturating_add(self.config.test_interval_ns);
+        self.phase = Phase::Idle(Some(due.plus_ns(duration)));
+    }
+
+    /// Ends the running test before its time; the next is due when it would have been.
+    fn end_early(&mut self, outcome: TestOutcome, cause: LossCause, now: Now) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        let left = self.config.probe_count - test.dealt_with;
+        test.figures.not_sent(left.into());
+        let next = test
+            .last_due
+            .plus_ns(self.config.probe_interval_ns.saturating_mul(left.into()))
+            .plus_ns(self.config.loss_timeout_ns)
+            .plus_ns(self.config.test_interval_ns);
+        // What is under way will not be answered any more.
+        for index in self.settled..self.probes.len() {
+            if self.probes[index].answer.is_none() {
+                self.lose(index);
+            }
+        }
+        self.settle();
+        self.end(outcome, cause, next, now);
+    }
+
+    fn end(&mut self, outcome: TestOutcome, cause: LossCause, next: Monotonic, now: Now) {
+        let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(Some(next)))
+        else {
+            return;
+        };
+        let attribution = self.direction.end_test();
+        let attribution = self.direction.is_known().then_some(attribution);
+        self.events.push_back(SenderEvent::Test(Box::new(TestResult {
+            test_number: self.test_number,
+            outcome: outcome.into(),
+            start: Some(test.started.unix.to_proto()),
+            end: Some(now.unix.to_proto()),
+            cause: cause.into(),
+            attempts: 0,
+            figures: Some(test.figures.figures(attribution)),
+        })));
+        self.tests_finished += 1;
+        if let Some(config) = self.next_config.take() {
+            self.config = config;
+        }
+        if self.is_complete() {
+            self.phase = Phase::Idle(None);
+            self.events.push_back(SenderEvent::Completed);
+        }
+    }
+
+    /// Probes past the loss timeout are lost; those past twice that are forgotten.
+    fn time_out_probes(&mut self, now: Monotonic) {
+        for index in self.settled..self.probes.len() {
+            if now.since_ns(self.probes[index].sent) <= self.config.loss_timeout_ns {
+                break;
+            }
+            if self.probes[index].answer.is_none() {
+                self.lose(index);
+            }
+        }
+        self.settle();
+        while self.settled > 0
+            && self.probes.front().is_some_and(|probe| {
+                now.since_ns(probe.sent) > self.config.loss_timeout_ns.saturating_mul(2)
+            })
+        {
+            self.probes.pop_front();
+            self.settled -= 1;
+        }
+    }
+
+    fn lose(&mut self, index: usize) {
+        let probe = &mut self.probes[index];
+        if std::mem::replace(&mut probe.lost, true) {
+            return;
+        }
+        if let Phase::Testing(test) = &mut self.phase {
+            test.figures.lost();
+        }
+        self.events.push_back(SenderEvent::Probe(ProbeResult {
+            test_number: self.test_number,
+            sequence: probe.sequence,
+            sent_unix_ns: probe.t1.0,
+            status: ProbeStatus::Lost.into(),
+            ..ProbeResult::default()
+        }));
+    }
+
+    /// Gives fates to the direction of losses, in the order of the probes.
+    fn settle(&mut self) {
+        while let Some(probe) = self.probes.get(self.settled) {
+            match probe.answer {
+                Some(number) => self.direction.received(probe.sequence, number),
+                None if probe.lost => self.direction.lost(),
+                None => return,
+            }
+            self.settled += 1;
+        }
+    }
+}
+
+impl Test {
+    fn advance(&mut self, config: &SenderConfig, gap_ns: u64, now: Monotonic) {
+        self.dealt_with += 1;
+        self.last_due = self.next_due;
+        self.next_due = self.next_due.plus_ns(gap_ns);
+        if self.dealt_with >= config.probe_count {
+            // Just behind the fate of the last probe, which may have gone out late.
+            self.ends = Some(self.last_due.max(now).plus_ns(config.loss_timeout_ns + 1));
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! A sender and a reflector in simulated time over a path that loses, delays, duplicates and
+//! reorders as told, and both ends of a control connection.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{
+    reflector::{PacketMeta, Reflector, ReflectorSession, Verdict, stamp},
+    sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+};
+use crate::{
+    model::Schedule,
+    proto::{Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
+    time::{ErrorEstimate, Monotonic, NtpTimestamp, Now, UnixTime},
+    wire::codes::Sid,
+};
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+
+/// What the path does to a packet: copies with their delays.
+type Path = Box<dyn FnMut(u32) -> Vec<u64>>;
+
+enum Arrival {
+    AtReflector(Vec<u8>),
+    AtSender(Vec<u8>),
+}
+
+struct Pair {
+    now: Now,
+    sender: SessionSender,
+    reflector: Reflector,
+    egress: Path,
+    ingress: Path,
+    /// Of the reflector's clock against the sender's.
+    reflector_offset_ns: i64,
+    flights: BTreeMap<(Monotonic, u64), Arrival>,
+    flown: u64,
+    results: Vec<TestResult>,
+    completed: bool,
+    octets: usize,
+}
+
+fn config(probe_count: u32) -> SenderConfig {
+    SenderConfig {
+        probe_count,
+        probe_interval_ns: 10 * MS,
+        schedule: Schedule::Periodic,
+        loss_timeout_ns: 500 * MS,
+        test_interval_ns: SECOND,
+        test_count: 0,
+        data_size: 60,
+        reflector_counts: true,
+    }
+}
+
+fn lossless(delay_ns: u64) -> Path {
+    Box::new(move |_| vec![delay_ns])
+}
+
+impl Pair {
+    fn new(config: SenderConfig, egress: Path, ingress: Path) -> Self {
+        let now = Now {
+            monotonic: Monotonic(SECOND),
+            unix: UnixTime(1_700_000_000 * SECOND),
+        };
+        let mut reflector = Reflector::new(862, None, Arc::default());
+        let spec = ReflectorSession {
+            sid: Sid([1; 16]),
+            sender: sender_address(),
+            tos: 0,
+            refwait_ns: 900 * SECOND,
+            counters: Arc::default(),
+        };
+        assert!(reflector.add(spec, now.monotonic));
+        reflector.start(Sid([1; 16]), now.monotonic);
+        let octets = config.data_size.into();
+        let mut sender = SessionSender::new(config);
+        sender.session_started(now);
+        Self {
+            now,
+            sender,
+            reflector,
+            egress,
+            ingress,
+            reflector_offset_ns: 0,
+            flights: BTreeMap::new(),
+            flown: 0,
+            results: Vec::new(),
+            completed: false,
+            octets,
+        }
+    }
+
+    fn fly(&mut self, delay_ns: u64, arrival: Arrival) {
+        self.flown += 1;
+        self.flights.insert((self.now.monotonic.plus_ns(delay_ns), self.flown), arrival);
+    }
+
+    /// Sends what is due and takes out what happened.
+    fn settle(&mut self) {
+        while let Some(sequence) = self.sender.poll_probe(self.now.monotonic) {
+            let mut packet = vec![0; self.octets];
+            let t1 = self.now.unix;
+            SessionSender::write_probe(sequence, t1, ErrorEstimate(0x8001), &mut packet);
+            self.sender.probe_sent(t1, 1 << 40, self.now);
+            for delay in (self.egress)(sequence) {
+                self.fly(delay, Arrival::AtReflector(packet.clone()));
+            }
+        }
+        while let Some(event) = self.sender.poll_event() {
+            match event {
+                SenderEvent::Test(result) => self.results.push(*result),
+                SenderEvent::Completed => self.completed = true,
+                SenderEvent::Probe(_) => {}
+            }
+        }
+    }
+
+    fn run_until(&mut self, end: Monotonic) {
+        self.settle();
+        loop {
+            let flight = self.flights.keys().next().map(|(at, _)| *at);
+            let Some(next) = flight.into_iter().chain(self.sender.poll_deadline()).min() else {
+                break;
+            };
+            if next > end {
+                break;
+            }
+            let step = next.since_ns(self.now.monotonic);
+            self.now.monotonic = self.now.monotonic.plus_ns(step);
+            self.now.unix = self.now.unix.plus_ns(step as i64);
+            while let Some(entry) = self.flights.first_entry().filter(|e| e.key().0 <= next) {
+                match entry.remove() {
+                    Arrival::AtReflector(packet) => self.reflect(&packet),
+                    Arrival::AtSender(packet) => {
+                        let meta = ReplyMeta {
+                            received: self.now.unix,
+                            kernel_stamp: true,
+                            ttl: Some(250),
+                            tos: Some(0),
+                        };
+                        self.sender.handle_reply(&packet, &meta, self.now);
+                    }
+                }
+            }
+            self.sender.handle_timeout(self.now);
+            self.settle();
+        }
+    }
+
+    fn reflect(&mut self, packet: &[u8]) {
+        let clock = self.now.unix.plus_ns(self.reflector_offset_ns);
+        let meta = PacketMeta { source: sender_address(), received: clock, ttl: Some(251) };
+        let mut reply = vec![0; 2048];
+        let verdict = self.reflector.handle(
+            &meta,
+            packet,
+            ErrorEstimate(0x8001),
+            self.now.monotonic,
+            &mut reply,
+        );
+        if let Verdict::Reply { octets, .. } = verdict {
+            reply.truncate(octets);
+            stamp(&mut reply, NtpTimestamp::from_unix(clock.plus_ns(1_000)));
+            let sequence = u32::from_be_bytes([reply[0], reply[1], reply[2], reply[3]]);
+            for delay in (self.ingress)(sequence) {
+                self.fly(delay, Arrival::AtSender(reply.clone()));
+            }
+        }
+    }
+
+    fn only(&self) -> &Figures {
+        assert_eq!(self.results.len(), 1);
+        self.results[0].figures.as_ref().unwrap()
+    }
+}
+
+fn sender_address() -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 40_000)
+}
+
+fn every(modulus: u32, delay_ns: u64) -> Path {
+    Box::new(move |n| if n % modulus == modulus - 1 { vec![] } else { vec![delay_ns] })
+}
+
+#[test]
+fn delays_are_those_of_the_path_whatever_the_reflectors_clock() {
+    let mut pair = Pair::new(config(10), lossless(3 * MS), lossless(7 * MS));
+    pair.reflector_offset_ns = 1_000;
+    pair.run_until(Monotonic(2 * SECOND));
+    let figures = pair.only();
+    assert_eq!((figures.probes_sent, figures.probes_received, figures.probes_lost), (10, 10, 0));
+    // Timestamps on the wire resolve 0.23 ns.
+    let (rtt, egress, ingress) =
+        (figures.rtt.unwrap(), figures.egress.unwrap(), figures.ingress.unwrap());
+    assert!((rtt.mean_ns - 9_999_000.0).abs() < 2.0, "{rtt:?}");
+    assert!((egress.mean_ns - 3_001_000.0).abs() < 2.0, "{egress:?}");
+    assert!((ingress.mean_ns - 6_998_000.0).abs() < 2.0, "{ingress:?}");
+    assert_eq!(figures.one_way_validity(), OneWayValidity::Valid);
+    assert_eq!((figures.egress_ttl, figures.ingress_ttl), (251, 250));
+}
+
+#[test]
+fn an_offset_beyond_the_path_makes_one_way_delays_negative_and_says_so() {
+    let mut pair = Pair::new(config(4), lossless(3 * MS), lossless(3 * MS));
+    pair.reflector_offset_ns = -(SECOND as i64);
+    pair.run_until(Monotonic(2 * SECOND));
+    assert_eq!(pair.only().one_way_validity(), OneWayValidity::Negative);
+    assert!(pair.only().rtt.unwrap().min_ns > 0);
+}
+
+#[test]
+fn loss_has_its_direction() {
+    let mut pair = Pair::new(config(100), every(10, 2 * MS), lossless(2 * MS));
+    pair.run_until(Monotonic(3 * SECOND));
+    // The last probe of the test is lost, too, and no reply follows that could place it.
+    let figures = pair.only();
+    assert_eq!(figures.probes_lost, 10);
+    assert_eq!((figures.lost_egress, figures.lost_ingress), (Some(9), Some(0)));
+    assert_eq!(figures.lost_unattributed, 1);
+
+    let mut pair = Pair::new(config(95), lossless(2 * MS), every(10, 2 * MS));
+    pair.run_until(Monotonic(3 * SECOND));
+    assert_eq!((pair.only().lost_egress, pair.only().lost_ingress), (Some(0), Some(9)));
+}
+
+#[test]
+fn duplicates_reordering_and_late_answers_are_told_apart() {
+    let duplicate = Box::new(|n| if n == 3 { vec![MS, 2 * MS] } else { vec![MS] });
+    let mut pair = Pair::new(config(10), duplicate, lossless(MS));
+    pair.run_until(Monotonic(2 * SECOND));
+    let figures = pair.only();
+    assert_eq!((figures.probes_received, figures.probes_duplicate), (10, 1));
+    assert_eq!(figures.probes_lost + figures.probes_reordered, 0);
+
+    let reorder = Box::new(|n| if n == 3 { vec![25 * MS] } else { vec![MS] });
+    let mut pair = Pair::new(config(10), reorder, lossless(MS));
+    pair.run_until(Monotonic(2 * SECOND));
+    assert_eq!((pair.only().probes_received, pair.only().probes_reordered), (10, 1));
+
+    let late = Box::new(|n| if n == 0 { vec![550 * MS] } else { vec![MS] });
+    let mut pair = Pair::new(config(20), late, lossless(MS));
+    pair.run_until(Monotonic(2 * SECOND));
+    assert_eq!((pair.only().probes_lost, pair.only().probes_late), (1, 1));
+}
+
+#[test]
+fn tests_follow_each_other_without_drift() {
+    let mut pair = Pair::new(config(5), lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(101 * SECOND));
+    // 40 ms of probes, 500 ms of loss timeout, 1 s of pause.
+    assert_eq!(pair.results.len(), (100 * SECOND).div_ceil(1_540 * MS) as usize);
+    let start = |result: &TestResult| {
+        let start = result.start.unwrap();
+        start.seconds as u64 * SECOND + start.nanos as u64
+    };
+    for (index, result) in pair.results.iter().enumerate() {
+        let expected = 1_700_000_000 * SECOND + index as u64 * 1_540 * MS;
+        assert_eq!(start(result), expected);
+        assert_eq!(result.test_number, index as u64 + 1);
+    }
+}
+
+#[test]
+fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
+    let mut pair = Pair::new(config(100), lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(SECOND + 305 * MS));
+    pair.sender.session_lost(LossCause::Reset, 0, pair.now);
+    pair.settle();
+    assert_eq!(pair.results[0].outcome(), TestOutcome::Interrupted);
+    assert_eq!(pair.results[0].cause(), LossCause::Reset);
+    let figures = pair.results[0].figures.as_ref().unwrap();
+    assert_eq!(figures.probes_scheduled, 100);
+    assert_eq!(figures.probes_sent + figures.probes_not_sent, 100);
+    assert_eq!(figures.probes_sent, 31);
+
+    // Next slots: 990 ms + 500 ms + 1 s after the start, and every 2.49 s from then on.
+    pair.sender.session_lost(LossCause::Refused, 7, pair.now);
+    pair.run_until(Monotonic(SECOND + 2 * 2_490 * MS));
+    assert_eq!(pair.results.len(), 3);
+    for result in &pair.results[1..] {
+        assert_eq!(result.outcome(), TestOutcome::Unreachable);
+        assert_eq!((result.cause(), result.attempts), (LossCause::Refused, 7));
+        assert_eq!(result.figures.as_ref().unwrap().probes_not_sent, 100);
+    }
+    pair.sender.session_started(pair.now);
+    pair.run_until(Monotonic(20 * SECOND));
+    assert_eq!(pair.results[3].outcome(), TestOutcome::Complete);
+}
+
+#[test]
+fn an_outage_of_a_day_yields_its_tests_and_no_more_memory() {
+    let mut pair = Pair::new(config(1), lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(SECOND + 100 * MS));
+    pair.sender.session_lost(LossCause::NoRoute, 1, pair.now);
+    pair.run_until(Monotonic(86_401 * SECOND));
+    // One test each 1.5 s, the first of which was begun and interrupted.
+    assert_eq!(pair.results.len(), 86_400 * 10 / 15 + 1);
+}
+
+#[test]
+fn test_count_ends_the_tests() {
+    let mut pair = Pair::new(SenderConfig { test_count: 3, ..config(2) }, lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(100 * SECOND));
+    assert_eq!(pair.results.len(), 3);
+    assert!(pair.completed);
+    assert_eq!(pair.sender.poll_deadline(), None);
+}
+
+#[test]
+fn a_suspended_host_does_not_burst() {
+    let mut pair = Pair::new(config(1_000), lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(SECOND + 100 * MS));
+    pair.now.monotonic = pair.now.monotonic.plus_ns(60 * SECOND);
+    pair.now.unix = pair.now.unix.plus_ns(60 * SECOND as i64);
+    pair.sender.handle_timeout(pair.now);
+    pair.settle();
+    pair.run_until(Monotonic(70 * SECOND));
+    let figures = pair.only();
+    assert_eq!(figures.probes_sent + figures.probes_not_sent, 1_000);
+    assert!(figures.probes_not_sent >= 980, "{figures:?}");
+}
+
+#[test]
+fn a_step_of_the_local_clock_spoils_no_delay() {
+    let mut pair = Pair::new(config(10), lossless(20 * MS), lossless(20 * MS));
+    pair.run_until(Monotonic(SECOND + 30 * MS));
+    pair.now.unix = pair.now.unix.plus_ns(3 * SECOND as i64);
+    pair.run_until(Monotonic(3 * SECOND));
+    let figures = pair.only();
+    assert_eq!(figures.one_way_validity(), OneWayValidity::ClockStepped);
+    assert!(figures.samples_invalid > 0);
+    assert_eq!(figures.rtt.unwrap().max_ns, 39_999_000);
+}
+
+#[test]
+fn conformance_097_foreign_datagrams_are_counted_and_end_nothing() {
+    let mut pair = Pair::new(config(2), lossless(MS), lossless(MS));
+    pair.settle();
+    let meta = ReplyMeta { received: pair.now.unix, ..ReplyMeta::default() };
+    pair.sender.handle_reply(&[0; 12], &meta, pair.now);
+    pair.sender.handle_reply(&[0; 41], &meta, pair.now);
+    pair.sender.handle_reply(&[0xff; 1400], &meta, pair.now);
+    pair.run_until(Monotonic(2 * SECOND));
+    assert_eq!((pair.only().packets_ignored, pair.only().probes_received), (3, 2));
+}
+
+#[test]
+fn a_million_probes() {
+    let mut sent = 0u32;
+    let lossy = Box::new(move |_| {
+        sent += 1;
+        if sent.is_multiple_of(1_000) { vec![] } else { vec![MS] }
+    });
+    let mut pair = Pair::new(
+        SenderConfig { probe_interval_ns: MS, ..config(1_000_000) },
+        lossy,
+        lossless(MS),
+    );
+    pair.run_until(Monotonic(1_003 * SECOND));
+    assert_eq!(pair.only().probes_sent, 1_000_000);
+    assert_eq!((pair.only().probes_lost, pair.only().lost_egress), (1_000, Some(999)));
+}

@@ -1,0 +1,106 @@
+//! Code points. Newtypes rather than enums: a value that is legal on the wire but unknown here
+//! must survive.
+
+use std::fmt;
+
+/// Bits of the Modes field (IANA "TWAMP-Modes").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Modes(pub u32);
+
+impl Modes {
+    /// No security (RFC 4656 §3.1).
+    pub const UNAUTHENTICATED: Self = Self(1);
+    /// The bits of which a client chooses exactly one (RFC 4656 §3.1, RFC 5618 §3.1).
+    pub const SECURITY: Self = Self(0x0f);
+
+    /// Whether all bits of `other` are set here.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The security bits alone.
+    pub fn security(self) -> Self {
+        Self(self.0 & Self::SECURITY.0)
+    }
+}
+
+/// The Accept field (RFC 4656 §3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accept(pub u8);
+
+impl Accept {
+    /// The request is granted.
+    pub const OK: Self = Self(0);
+    /// Refused, for no stated reason.
+    pub const FAILURE: Self = Self(1);
+    /// Refused because of an internal error.
+    pub const INTERNAL_ERROR: Self = Self(2);
+    /// Some aspect of the request is not supported.
+    pub const NOT_SUPPORTED: Self = Self(3);
+    /// Refused because of a permanent resource limitation.
+    pub const PERMANENT_RESOURCE_LIMIT: Self = Self(4);
+    /// Refused because of a temporary resource limitation.
+    pub const TEMPORARY_RESOURCE_LIMIT: Self = Self(5);
+
+    /// A value as received: what RFC 4656 §3.3 does not define is to be treated as 1.
+    pub fn received(value: u8) -> Self {
+        if value <= Self::TEMPORARY_RESOURCE_LIMIT.0 { Self(value) } else { Self::FAILURE }
+    }
+}
+
+impl fmt::Display for Accept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match *self {
+            Self::OK => "accepted",
+            Self::INTERNAL_ERROR => "internal error",
+            Self::NOT_SUPPORTED => "some aspect of the request is not supported",
+            Self::PERMANENT_RESOURCE_LIMIT => "permanent resource limitation",
+            Self::TEMPORARY_RESOURCE_LIMIT => "temporary resource limitation",
+            _ => "refused for an unstated reason",
+        };
+        write!(f, "{text} (Accept {})", self.0)
+    }
+}
+
+/// Command numbers (IANA "TWAMP-Control Command Numbers").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command(pub u8);
+
+impl Command {
+    /// OWAMP's Request-Session; forbidden in TWAMP.
+    pub const FORBIDDEN: Self = Self(1);
+    /// Start-Sessions.
+    pub const START_SESSIONS: Self = Self(2);
+    /// Stop-Sessions.
+    pub const STOP_SESSIONS: Self = Self(3);
+    /// OWAMP's Fetch-Session; reserved in TWAMP.
+    pub const RESERVED_FETCH: Self = Self(4);
+    /// Request-TW-Session.
+    pub const REQUEST_TW_SESSION: Self = Self(5);
+}
+
+/// Session identifier (RFC 4656 §3.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sid(pub [u8; 16]);
+
+impl fmt::Display for Sid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+    }
+}
+
+/// Type-P Descriptor (RFC 4656 §3.5): here always a DSCP, the form with the two high bits clear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TypeP(pub u32);
+
+impl TypeP {
+    /// The descriptor of a DSCP.
+    pub fn from_dscp(dscp: u8) -> Self {
+        Self(u32::from(dscp & 0x3f) << 24)
+    }
+
+    /// The DSCP; `None` for the PHB form and where undefined bits are set.
+    pub fn dscp(self) -> Option<u8> {
+        (self.0 & 0xc0ff_ffff == 0).then_some((self.0 >> 24) as u8)
+    }
+}
