@@ -1,0 +1,239 @@
+//! Revisions of the configuration. A revision is written in pieces, and one small key that names
+//! the current revision is the commit point: whatever happens between two steps, a start finds the
+//! revision before or the one after.
+
+use std::sync::Mutex;
+
+use prost::Message;
+
+use super::{MAXIMUM_VALUE_OCTETS, StateDirectory, StoreError, engine::Engine};
+use crate::{model::limits::REVISIONS_KEPT, proto};
+
+const CACHE_OCTETS: u64 = 4 << 20;
+const CURRENT: &[u8] = b"current";
+
+/// A revision as it is kept.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredRevision {
+    /// Number, author, comment, digest.
+    #[prost(message, optional, tag = "1")]
+    pub revision: Option<proto::Revision>,
+    /// The document.
+    #[prost(message, optional, tag = "2")]
+    pub config: Option<proto::AgentConfig>,
+    /// The answer to the request that made it, for when the request comes again.
+    #[prost(message, optional, tag = "3")]
+    pub answer: Option<proto::ApplyConfigResponse>,
+}
+
+/// The configuration database.
+#[derive(Debug)]
+pub struct ConfigStore {
+    engine: Engine,
+    meta: sled::Tree,
+    pieces: sled::Tree,
+    /// One commit at a time.
+    current: Mutex<u64>,
+}
+
+impl ConfigStore {
+    /// Opens the database in a state directory.
+    pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
+        let opened = Engine::open(&directory.path().join("config.sled"), CACHE_OCTETS)?;
+        let engine = opened.engine;
+        let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
+        let current = match meta.get(CURRENT)? {
+            Some(value) => number(&value).ok_or(StoreError::Damaged("revision number"))?,
+            None => 0,
+        };
+        let store = Self { engine, meta, pieces, current: Mutex::new(current) };
+        store.remove_beyond(current)?;
+        Ok(store)
+    }
+
+    /// The current revision; `None` where nothing was ever committed.
+    pub fn current(&self) -> Result<Option<StoredRevision>, StoreError> {
+        let current = *self.lock();
+        if current == 0 { Ok(None) } else { self.revision(current) }
+    }
+
+    /// A kept revision.
+    pub fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
+        let mut octets = Vec::new();
+        for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
+            octets.extend_from_slice(&piece?.1);
+        }
+        if octets.is_empty() {
+            return Ok(None);
+        }
+        StoredRevision::decode(octets.as_slice())
+            .map(Some)
+            .map_err(|_| StoreError::Damaged("configuration"))
+    }
+
+    /// The kept revisions without their documents, newest first.
+    pub fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
+        let current = *self.lock();
+        let oldest = current.saturating_sub(REVISIONS_KEPT as u64 - 1).max(1);
+        let mut revisions = Vec::new();
+        for number in (oldest..=current).rev() {
+            if let Some(stored) = self.revision(number)? {
+                revisions.extend(stored.revision);
+            }
+        }
+        Ok(revisions)
+    }
+
+    /// Makes `stored` the current revision. It is on the disk when this returns.
+    pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
+        self.commit_until(revision, stored, Step::Prune)
+    }
+
+    fn commit_until(
+        &self,
+        revision: u64,
+        stored: &StoredRevision,
+        last: Step,
+    ) -> Result<(), StoreError> {
+        let mut current = self.lock();
+        let octets = stored.encode_to_vec();
+        let result = (|| {
+            for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
+                self.pieces.insert(piece_key(revision, index as u32), piece)?;
+                if last == Step::HalfWritten {
+                    return Ok(());
+                }
+            }
+            self.engine.flush_durably()?;
+            if last == Step::Written {
+                return Ok(());
+            }
+            self.meta.insert(CURRENT, &revision.to_be_bytes())?;
+            self.engine.flush_durably()
+        })();
+        if let Err(error) = result {
+            // The disk may or may not name the new revision now; make it the old one again.
+            let _ = self.meta.insert(CURRENT, &current.to_be_bytes());
+            let _ = self.remove_beyond(*current);
+            return Err(error);
+        }
+        if last < Step::Named {
+            return Ok(());
+        }
+        *current = revision;
+        drop(current);
+        if last == Step::Prune
+            && let Some(old) = revision.checked_sub(REVISIONS_KEPT as u64)
+            && let Err(error) = self.remove(old)
+        {
+            // The commit stands; what is left over goes with the next one.
+            tracing::warn!(%error, old, "cannot remove an old revision");
+        }
+        Ok(())
+    }
+
+    fn remove(&self, revision: u64) -> Result<(), StoreError> {
+        for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
+            self.pieces.remove(piece?.0)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a commit left that did not come to its end.
+    fn remove_beyond(&self, current: u64) -> Result<(), StoreError> {
+        for piece in self.pieces.range(piece_key(current + 1, 0)..) {
+            self.pieces.remove(piece?.0)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Steps of a commit, in order; a test ends a commit behind each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(test), allow(dead_code))]
+enum Step {
+    HalfWritten,
+    Written,
+    Named,
+    Prune,
+}
+
+fn piece_key(revision: u64, index: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&revision.to_be_bytes());
+    key[8..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    value.try_into().map(u64::from_be_bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(revision: u64, names: usize) -> StoredRevision {
+        let connection = |index| proto::ControlConnection {
+            name: format!("c{index}"),
+            ..proto::ControlConnection::default()
+        };
+        StoredRevision {
+            revision: Some(proto::Revision { revision, ..proto::Revision::default() }),
+            config: Some(proto::AgentConfig {
+                client: Some(proto::ClientConfig {
+                    control_connections: (0..names).map(connection).collect(),
+                }),
+                ..proto::AgentConfig::default()
+            }),
+            answer: None,
+        }
+    }
+
+    #[test]
+    fn a_commit_that_ends_at_any_step_leaves_the_old_or_the_new_revision() {
+        for (step, survivor) in [
+            (Step::HalfWritten, 1),
+            (Step::Written, 1),
+            (Step::Named, 2),
+            (Step::Prune, 2),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let state = StateDirectory::open(directory.path()).unwrap();
+            let store = ConfigStore::open(&state).unwrap();
+            store.commit(1, &stored(1, 1)).unwrap();
+            store.commit_until(2, &stored(2, 3_000), step).unwrap();
+            drop(store);
+            let store = ConfigStore::open(&state).unwrap();
+            let names = if survivor == 1 { 1 } else { 3_000 };
+            assert_eq!(store.current().unwrap(), Some(stored(survivor, names)), "{step:?}");
+            // And the next commit is not disturbed by what was left.
+            store.commit(survivor + 1, &stored(survivor + 1, 2)).unwrap();
+            assert_eq!(store.current().unwrap(), Some(stored(survivor + 1, 2)));
+        }
+    }
+
+    #[test]
+    fn fifty_revisions_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ConfigStore::open(&StateDirectory::open(directory.path()).unwrap()).unwrap();
+        for revision in 1..=60 {
+            store.commit(revision, &stored(revision, 1)).unwrap();
+        }
+        let kept: Vec<u64> = store.revisions().unwrap().iter().map(|r| r.revision).collect();
+        assert_eq!(kept, (11..=60).rev().collect::<Vec<_>>());
+        assert_eq!(store.revision(10).unwrap(), None);
+    }
+
+    #[test]
+    fn a_directory_serves_one_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let _held = StateDirectory::open(directory.path()).unwrap();
+        let error = StateDirectory::open(directory.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Locked(_)), "{error}");
+    }
+}

@@ -1,0 +1,130 @@
+//! Opens sled so that a damaged file is an error and never an abort, and flushes durably.
+
+use std::{
+    fs::{self, File},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use super::{SCHEMA, StoreError};
+
+/// How often sled's own flusher runs; its garbage collection depends on it.
+const FLUSH_EVERY_MS: u64 = 2_000;
+const SCHEMA_KEY: &[u8] = b"schema";
+
+/// An open database.
+#[derive(Debug)]
+pub(super) struct Engine {
+    db: sled::Db,
+    path: PathBuf,
+    /// The data file, to have the disk write it: sled's flush does not.
+    data: File,
+}
+
+/// A database that was opened, and whether a damaged one was put aside for it.
+pub(super) struct Opened {
+    pub(super) engine: Engine,
+    pub(super) quarantined: Option<PathBuf>,
+}
+
+impl Engine {
+    /// Opens a database. One that is damaged is renamed and a new one begun; one of a newer schema
+    /// is left alone.
+    pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Opened, StoreError> {
+        match Self::try_open(path, cache_octets) {
+            Ok(engine) => Ok(Opened { engine, quarantined: None }),
+            Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
+                Err(error)
+            }
+            Err(error) => {
+                let aside = quarantine(path)?;
+                tracing::error!(%error, kept = %aside.display(), "database was damaged; a new one is begun");
+                Ok(Opened { engine: Self::try_open(path, cache_octets)?, quarantined: Some(aside) })
+            }
+        }
+    }
+
+    fn try_open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        let config = sled::Config::new()
+            .path(path)
+            .cache_capacity(cache_octets)
+            .flush_every_ms(Some(FLUSH_EVERY_MS));
+        // sled 0.34 panics over some kinds of damage.
+        let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => db,
+            Ok(Err(sled::Error::Io(source))) => {
+                return Err(StoreError::Directory { path: path.to_owned(), source });
+            }
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(StoreError::Damaged("database")),
+        };
+        let data = File::open(path.join("db"))
+            .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
+        let engine = Self { db, path: path.to_owned(), data };
+        engine.check_schema()?;
+        Ok(engine)
+    }
+
+    fn check_schema(&self) -> Result<(), StoreError> {
+        match self.db.get(SCHEMA_KEY)? {
+            None => {
+                self.db.insert(SCHEMA_KEY, &SCHEMA.to_be_bytes())?;
+                self.flush_durably()
+            }
+            Some(value) => {
+                let found = value
+                    .as_ref()
+                    .try_into()
+                    .map(u32::from_be_bytes)
+                    .map_err(|_| StoreError::Damaged("schema"))?;
+                if found > SCHEMA {
+                    return Err(StoreError::NewerSchema { path: self.path.clone(), found });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn tree(&self, name: impl AsRef<[u8]>) -> Result<sled::Tree, StoreError> {
+        Ok(self.db.open_tree(name)?)
+    }
+
+    pub(super) fn drop_tree(&self, name: &[u8]) -> Result<(), StoreError> {
+        self.db.drop_tree(name)?;
+        Ok(())
+    }
+
+    pub(super) fn tree_names(&self) -> Vec<Vec<u8>> {
+        self.db.tree_names().iter().map(|name| name.to_vec()).collect()
+    }
+
+    /// Hands everything to the kernel: it survives the death of this process.
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// Has the disk write everything: it survives a loss of power.
+    pub(super) fn flush_durably(&self) -> Result<(), StoreError> {
+        self.flush()?;
+        self.data
+            .sync_data()
+            .map_err(|source| StoreError::Directory { path: self.path.clone(), source })
+    }
+
+    /// Octets on disk.
+    pub(super) fn disk_octets(&self) -> u64 {
+        self.db.size_on_disk().unwrap_or(0)
+    }
+}
+
+/// Renames a damaged database; an older one put aside before makes room.
+fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
+    let failed = |source| StoreError::Directory { path: path.to_owned(), source };
+    let aside = path.with_extension("damaged");
+    if aside.exists() {
+        fs::remove_dir_all(&aside).map_err(failed)?;
+    }
+    fs::rename(path, &aside).map_err(failed)?;
+    Ok(aside)
+}

@@ -1,0 +1,103 @@
+//! What survives a restart: configuration and results, in two sled databases so that a damaged
+//! result file never costs the configuration. The only module that imports sled, and no type of
+//! it is seen outside.
+//!
+//! sled 0.34 in short: `flush` hands data to the kernel but does not make the disk write it, files
+//! never shrink, and nodes beyond 128 KiB leak. Hence durable flushes through a descriptor of our
+//! own, windows that are dropped as whole trees, and values of at most 4 KiB.
+
+mod config;
+mod engine;
+mod results;
+mod window;
+mod writer;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+
+pub use config::{ConfigStore, StoredRevision};
+pub use results::{ResultStore, StoredStatistics};
+pub use writer::{Entry, Retention, StoreState};
+
+/// Largest value of the store, octets.
+pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
+/// Version of the layout on disk.
+const SCHEMA: u32 = 1;
+
+/// Why the store did not do what it was asked for.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// Another agent runs on this state directory.
+    #[error("state directory {} is in use by another agent", .0.display())]
+    Locked(PathBuf),
+    /// The state directory cannot be used.
+    #[error("state directory {}: {source}", .path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Written by a newer agent.
+    #[error(
+        "{} was written by a newer agent (schema {found}; this one knows up to {SCHEMA}): \
+         run that version, or start with another state directory", .path.display()
+    )]
+    NewerSchema {
+        /// Which.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// The database failed.
+    #[error("database: {0}")]
+    Database(String),
+    /// What is stored does not read back.
+    #[error("stored {0} is damaged")]
+    Damaged(&'static str),
+    /// The queue to the writer is full, or the writer has ended.
+    #[error("the result store does not keep up or has ended")]
+    Unavailable,
+}
+
+impl From<sled::Error> for StoreError {
+    fn from(error: sled::Error) -> Self {
+        Self::Database(error.to_string())
+    }
+}
+
+/// A state directory, held against other agents for as long as this lives.
+#[derive(Debug)]
+pub struct StateDirectory {
+    path: PathBuf,
+    _lock: Flock<fs::File>,
+}
+
+impl StateDirectory {
+    /// Makes the directory if it is not there, and locks it.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Directory { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(failed)?;
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"))
+            .map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
