@@ -22,12 +22,12 @@
 pub mod model;
 pub mod net;
 pub mod proto;
-// pub mod results;
+pub mod results;
 // pub mod session;
 // pub mod settings;
 pub mod stats;
-// pub mod store;
-// pub mod supervise;
+pub mod store;
+pub mod supervise;
 // pub mod telemetry;
 pub mod time;
 pub mod twamp;

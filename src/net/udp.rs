@@ -18,8 +18,8 @@ use nix::{
         time::TimeSpec,
     },
 };
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{io::Interest, net::UdpSocket};
 
 use crate::time::{NANOS_PER_SECOND, UnixTime};
 
@@ -70,7 +70,7 @@ pub struct Reflected {
 /// A UDP socket for test packets.
 #[derive(Debug)]
 pub struct TestSocket {
-    io: AsyncFd<Socket>,
+    io: UdpSocket,
     local: SocketAddr,
     /// Bound to all addresses: replies must say which one they come from.
     any_address: bool,
@@ -141,7 +141,7 @@ impl TestSocket {
         socket.set_recv_buffer_size(RECEIVE_BUFFER_OCTETS)?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self {
-            io: AsyncFd::new(socket)?,
+            io: UdpSocket::from_std(socket.into())?,
             local,
             any_address,
             tos: options.tos.into(),
@@ -155,20 +155,20 @@ impl TestSocket {
 
     /// Sends one packet.
     pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
-        self.io.get_ref().send_to(packet, &to.into()).map(drop)
+        SockRef::from(&self.io).send_to(packet, &to.into()).map(drop)
     }
 
     /// Waits for packets and gives each to `handle`. Nothing is lost when the future is dropped.
     pub async fn receive(&self, mut handle: impl FnMut(&PacketInfo, &[u8])) -> io::Result<usize> {
         loop {
-            let mut ready = self.io.readable().await?;
-            let done = ready.try_io(|io| {
+            self.io.readable().await?;
+            let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
-                    receive_batch(io.as_raw_fd(), scratch, |info, packet, _, _| handle(info, packet))
+                    receive_batch(self.io.as_raw_fd(), scratch, |info, packet, _, _| handle(info, packet))
                 })
             });
-            if let Ok(result) = done {
-                return result;
+            if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                return done;
             }
         }
     }
@@ -182,13 +182,13 @@ impl TestSocket {
         mut stamp: impl FnMut(SocketAddr, &mut [u8]),
     ) -> io::Result<Reflected> {
         loop {
-            let mut ready = self.io.readable().await?;
-            let done = ready.try_io(|io| {
+            self.io.readable().await?;
+            let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
                     let mut queue = std::mem::take(&mut scratch.queue);
                     queue.clear();
                     let received =
-                        receive_batch(io.as_raw_fd(), scratch, |info, packet, buffer, reply| {
+                        receive_batch(self.io.as_raw_fd(), scratch, |info, packet, buffer, reply| {
                             if let Some((octets, tos)) = decide(info, packet, reply) {
                                 let (to, from) = (info.source, info.destination);
                                 queue.push(Reply { buffer, octets, tos, to, from });
@@ -199,8 +199,8 @@ impl TestSocket {
                     Ok(Reflected { received: received?, failed })
                 })
             });
-            if let Ok(result) = done {
-                return result;
+            if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                return done;
             }
         }
     }
@@ -240,7 +240,7 @@ impl TestSocket {
         if self.tos.load(Relaxed) == tos {
             return Ok(());
         }
-        let socket = self.io.get_ref();
+        let socket = SockRef::from(&self.io);
         if self.local.is_ipv4() {
             socket.set_tos_v4(tos.into())?;
         } else {

@@ -39,8 +39,7 @@ pub struct ConfigStore {
 impl ConfigStore {
     /// Opens the database in a state directory.
     pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
-        let opened = Engine::open(&directory.path().join("config.sled"), CACHE_OCTETS)?;
-        let engine = opened.engine;
+        let engine = Engine::open(&directory.path().join("config.sled"), CACHE_OCTETS)?;
         let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
         let current = match meta.get(CURRENT)? {
             Some(value) => number(&value).ok_or(StoreError::Damaged("revision number"))?,
@@ -96,6 +95,7 @@ impl ConfigStore {
         last: Step,
     ) -> Result<(), StoreError> {
         let mut current = self.lock();
+        super::check_room(self.engine.path())?;
         let octets = stored.encode_to_vec();
         let result = (|| {
             for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {

@@ -21,30 +21,25 @@ pub(super) struct Engine {
     data: File,
 }
 
-/// A database that was opened, and whether a damaged one was put aside for it.
-pub(super) struct Opened {
-    pub(super) engine: Engine,
-    pub(super) quarantined: Option<PathBuf>,
-}
-
 impl Engine {
     /// Opens a database. One that is damaged is renamed and a new one begun; one of a newer schema
     /// is left alone.
-    pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Opened, StoreError> {
+    pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         match Self::try_open(path, cache_octets) {
-            Ok(engine) => Ok(Opened { engine, quarantined: None }),
+            Ok(engine) => Ok(engine),
             Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
                 Err(error)
             }
             Err(error) => {
                 let aside = quarantine(path)?;
                 tracing::error!(%error, kept = %aside.display(), "database was damaged; a new one is begun");
-                Ok(Opened { engine: Self::try_open(path, cache_octets)?, quarantined: Some(aside) })
+                Self::try_open(path, cache_octets)
             }
         }
     }
 
     fn try_open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        let existed = path.join("db").exists();
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(cache_octets)
@@ -61,12 +56,14 @@ impl Engine {
         let data = File::open(path.join("db"))
             .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
         let engine = Self { db, path: path.to_owned(), data };
-        engine.check_schema()?;
+        engine.check_schema(existed)?;
         Ok(engine)
     }
 
-    fn check_schema(&self) -> Result<(), StoreError> {
+    fn check_schema(&self, existed: bool) -> Result<(), StoreError> {
         match self.db.get(SCHEMA_KEY)? {
+            // sled forgets what it cannot read: a database that was there has a schema.
+            None if existed => Err(StoreError::Damaged("database")),
             None => {
                 self.db.insert(SCHEMA_KEY, &SCHEMA.to_be_bytes())?;
                 self.flush_durably()
@@ -110,6 +107,11 @@ impl Engine {
         self.data
             .sync_data()
             .map_err(|source| StoreError::Directory { path: self.path.clone(), source })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Octets on disk.

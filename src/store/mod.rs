@@ -22,7 +22,8 @@ use thiserror::Error;
 
 pub use config::{ConfigStore, StoredRevision};
 pub use results::{ResultStore, StoredStatistics};
-pub use writer::{Entry, Retention, StoreState};
+pub use window::Entry;
+pub use writer::{Retention, StoreState};
 
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
@@ -60,6 +61,14 @@ pub enum StoreError {
     /// What is stored does not read back.
     #[error("stored {0} is damaged")]
     Damaged(&'static str),
+    /// No room on the disk.
+    #[error("state directory {} has {free} octets free; {} are needed", .path.display(), writer::RESERVE_OCTETS)]
+    Full {
+        /// Which.
+        path: PathBuf,
+        /// Octets that are free.
+        free: u64,
+    },
     /// The queue to the writer is full, or the writer has ended.
     #[error("the result store does not keep up or has ended")]
     Unavailable,
@@ -89,6 +98,7 @@ impl StateDirectory {
             .write(true)
             .open(path.join("lock"))
             .map_err(failed)?;
+        check_room(path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
@@ -99,5 +109,15 @@ impl StateDirectory {
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// An error where the disk has too little room to write a database safely.
+fn check_room(path: &Path) -> Result<(), StoreError> {
+    match writer::free_octets(path) {
+        Some(free) if free < writer::RESERVE_OCTETS => {
+            Err(StoreError::Full { path: path.to_owned(), free })
+        }
+        _ => Ok(()),
     }
 }

@@ -1,0 +1,256 @@
+//! Reads the log: pages, and streams that go from history into what comes without a hole. A reader
+//! pulls; one that is slow reads from the disk later and never holds up a measurement.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use super::{Filter, Results};
+use crate::{
+    proto::{Gap, Record, record},
+    store::{StoreError, StoreState},
+};
+
+/// Records of a message of a stream.
+const BATCH: usize = 500;
+/// Octets read at once; a message of a stream stays below what clients take by default (4 MiB).
+const READ_OCTETS: usize = 1 << 20;
+/// Records looked at in one reading, however few of them the filter wants.
+const READ_RECORDS: usize = 4096;
+
+/// A part of the log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// In rising order.
+    pub records: Vec<Record>,
+    /// Everything up to here was looked at.
+    pub looked_at: u64,
+}
+
+/// Where a stream starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Behind a cursor.
+    After(u64),
+    /// At the earliest record.
+    Earliest,
+    /// At the next record to come.
+    Latest,
+    /// Behind what a consumer has acknowledged.
+    Consumer(String),
+}
+
+/// What a stream gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StreamItem {
+    /// First: records come from this cursor on.
+    Opening(u64),
+    /// Records, rising.
+    Batch(Vec<Record>),
+    /// History is delivered; the newest cursor then.
+    Sync(u64),
+    /// Silence; the newest cursor.
+    Heartbeat(u64),
+}
+
+/// Reads a page behind `after`; the newest records with `latest`. At most `limit` records.
+pub async fn page(
+    results: &Arc<Results>,
+    filter: &Filter,
+    after: u64,
+    limit: usize,
+    latest: bool,
+) -> Result<Page, StoreError> {
+    let newest = results.state().borrow().newest;
+    let (results, filter) = (results.clone(), filter.clone());
+    blocking(move || {
+        if latest {
+            results.newest(&filter, after, newest, limit)
+        } else {
+            results.behind(&filter, after, newest, limit, after > 0)
+        }
+    })
+    .await
+}
+
+/// A stream of records.
+#[derive(Debug)]
+pub struct Reader {
+    results: Arc<Results>,
+    filter: Filter,
+    state: watch::Receiver<StoreState>,
+    heartbeat: Duration,
+    /// Everything up to here is delivered.
+    position: u64,
+    /// Cursors that are missing behind `position` are a gap; not so at the start of the log.
+    gaps_count: bool,
+    opened: bool,
+    synced: bool,
+    last_item: Instant,
+}
+
+impl Reader {
+    /// Opens a stream.
+    pub async fn open(
+        results: Arc<Results>,
+        filter: Filter,
+        start: Start,
+        heartbeat: Duration,
+    ) -> Result<Self, StoreError> {
+        let state = results.state();
+        let newest = state.borrow().newest;
+        let (position, gaps_count) = match start {
+            Start::After(cursor) => (cursor, true),
+            Start::Earliest => (0, false),
+            Start::Latest => (newest, true),
+            Start::Consumer(name) => {
+                let results = results.clone();
+                let position = blocking(move || results.store.consumer(&name)).await?;
+                (position.unwrap_or(0), position.is_some())
+            }
+        };
+        let (opened, synced, last_item) = (false, false, Instant::now());
+        Ok(Self {
+            results,
+            filter,
+            state,
+            heartbeat,
+            position,
+            gaps_count,
+            opened,
+            synced,
+            last_item,
+        })
+    }
+
+    /// The next item. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<StreamItem, StoreError> {
+        let item = self.find_next().await?;
+        self.last_item = Instant::now();
+        Ok(item)
+    }
+
+    async fn find_next(&mut self) -> Result<StreamItem, StoreError> {
+        if !self.opened {
+            self.opened = true;
+            let earliest = self.state.borrow().earliest;
+            let first = self.position + 1;
+            let first = if self.gaps_count { first } else { first.max(earliest) };
+            return Ok(StreamItem::Opening(first));
+        }
+        loop {
+            let newest = self.state.borrow_and_update().newest;
+            if self.position < newest {
+                let (results, filter) = (self.results.clone(), self.filter.clone());
+                let (after, gaps) = (self.position, self.gaps_count);
+                let page =
+                    blocking(move || results.behind(&filter, after, newest, BATCH, gaps)).await?;
+                self.position = page.looked_at;
+                self.gaps_count = true;
+                if !page.records.is_empty() {
+                    return Ok(StreamItem::Batch(page.records));
+                }
+                continue;
+            }
+            if !self.synced {
+                self.synced = true;
+                return Ok(StreamItem::Sync(newest));
+            }
+            tokio::select! {
+                changed = self.state.changed() => {
+                    changed.map_err(|_| StoreError::Unavailable)?;
+                }
+                () = sleep_until(self.last_item + self.heartbeat) => {
+                    return Ok(StreamItem::Heartbeat(newest));
+                }
+            }
+        }
+    }
+}
+
+impl Results {
+    /// Wanted records behind `after` and up to `newest`, with the gaps between them.
+    fn behind(
+        &self,
+        filter: &Filter,
+        after: u64,
+        newest: u64,
+        limit: usize,
+        mut gaps_count: bool,
+    ) -> Result<Page, StoreError> {
+        let entries = self.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?;
+        let mut page = Page { records: Vec::new(), looked_at: after };
+        let nothing_left = entries.is_empty();
+        for (cursor, octets) in entries {
+            if page.records.len() >= limit {
+                return Ok(page);
+            }
+            if gaps_count && cursor > page.looked_at + 1 {
+                page.records.push(gap(page.looked_at + 1, cursor - 1));
+            }
+            gaps_count = true;
+            let record = decode(cursor, &octets)?;
+            if filter.wants(&record) {
+                page.records.push(record);
+            }
+            page.looked_at = cursor;
+        }
+        if nothing_left {
+            if gaps_count && after < newest {
+                page.records.push(gap(after + 1, newest));
+            }
+            page.looked_at = after.max(newest);
+        }
+        Ok(page)
+    }
+
+    /// The newest wanted records behind `after`.
+    fn newest(
+        &self,
+        filter: &Filter,
+        after: u64,
+        newest: u64,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        let mut records = Vec::new();
+        let mut up_to = newest;
+        'reading: loop {
+            let entries = self.store.entries(after, up_to, READ_RECORDS, READ_OCTETS, true)?;
+            let Some((last, _)) = entries.last() else { break };
+            up_to = last.saturating_sub(1);
+            for (cursor, octets) in entries {
+                let record = decode(cursor, &octets)?;
+                if filter.wants(&record) {
+                    records.push(record);
+                    if records.len() >= limit {
+                        break 'reading;
+                    }
+                }
+            }
+        }
+        records.reverse();
+        Ok(Page { records, looked_at: newest.max(after) })
+    }
+}
+
+fn decode(cursor: u64, octets: &[u8]) -> Result<Record, StoreError> {
+    let record = Record::decode(octets).map_err(|_| StoreError::Damaged("record"))?;
+    Ok(Record { cursor, ..record })
+}
+
+/// A gap stands at its last cursor, so that whoever acknowledges it is behind it.
+fn gap(first_cursor: u64, last_cursor: u64) -> Record {
+    let kind = Some(record::Kind::Gap(Gap { first_cursor, last_cursor }));
+    Record { cursor: last_cursor, kind, ..Record::default() }
+}
+
+/// The store reads from the disk.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
+}
