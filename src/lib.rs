@@ -10,25 +10,28 @@
 //! L3  net (sockets, clock) · store (sled) · supervise (tasks)        never each other
 //! L2  twamp        machines without I/O · stats: delay, loss
 //! L1  wire         messages and packets
-//! L0  time · proto (messages of the API) · model (the checked configuration)
+//! L0  time · proto (messages of the API) · document (their YAML) · model (the checked configuration)
 //! ```
 //!
-//! [`agent`] puts the parts together; the binaries are thin.
+//! [`agent`] puts the parts together from [`settings`]. Beside it stands [`ctl`], the command-line
+//! client, which knows the agent only by its API. The binaries are thin.
 
-// pub mod agent;
-// pub mod api;
-// pub mod control;
-// pub mod demo;
+pub mod agent;
+pub mod api;
+pub mod control;
+pub mod ctl;
+pub mod demo;
+pub mod document;
 pub mod model;
 pub mod net;
 pub mod proto;
 pub mod results;
-// pub mod session;
-// pub mod settings;
+pub mod session;
+pub mod settings;
 pub mod stats;
 pub mod store;
 pub mod supervise;
-// pub mod telemetry;
+pub mod telemetry;
 pub mod time;
 pub mod twamp;
 pub mod wire;

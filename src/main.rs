@@ -1,1 +1,194 @@
-fn main() {}
+//! `twamp-agent`: the daemon.
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use twamp_agent::{
+    agent::{Agent, Options, StartError},
+    api::ListenError,
+    demo,
+    document::read_config,
+    model::{parse, warnings},
+    proto::AgentConfig,
+    settings::Settings,
+    telemetry::{self, LogSettings},
+};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
+
+/// Measures networks with TWAMP, and lets others measure to it.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run {
+        /// Settings (TOML): state directory, API, TLS, log
+        #[arg(long, value_name = "FILE")]
+        settings: Option<PathBuf>,
+        /// Where configuration and results are kept [default: /var/lib/twamp-agent]
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Where the API listens; may be given several times [default: 127.0.0.1:9862]
+        #[arg(long, value_name = "ADDR")]
+        listen: Vec<SocketAddr>,
+        /// Configuration (YAML or JSON) to be committed where none ever was
+        #[arg(long, value_name = "FILE")]
+        bootstrap_config: Option<PathBuf>,
+    },
+    /// Watch an agent measure itself on loopback ports, in a temporary directory
+    Demo {
+        /// How long, such as 20s or 2m
+        #[arg(long, default_value = "20s", value_parser = length)]
+        duration: Duration,
+    },
+    /// Check a configuration (YAML or JSON) without an agent
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+fn length(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is no duration such as 20s or 2m"))?;
+    Duration::try_from(span).map_err(|_| "a duration above zero".into())
+}
+
+/// What went wrong, with the exit code for it.
+struct Failure(u8, String);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let done = match cli.command {
+        Command::Run { settings, state_dir, listen, bootstrap_config } => {
+            run(settings.as_deref(), state_dir, listen, bootstrap_config.as_deref())
+        }
+        Command::Demo { duration } => run_demo(duration),
+        Command::Check { file } => check(&file),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, text)) => {
+            tell(&text);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(
+    settings: Option<&Path>,
+    state_dir: Option<PathBuf>,
+    listen: Vec<SocketAddr>,
+    bootstrap: Option<&Path>,
+) -> Result<(), Failure> {
+    let configuration = |error: &dyn std::fmt::Display| Failure(CONFIGURATION, error.to_string());
+    let mut settings = match settings {
+        Some(path) => Settings::read(path).map_err(|error| configuration(&error))?,
+        None => Settings::default(),
+    };
+    if let Some(directory) = state_dir {
+        settings.state_dir = directory;
+    }
+    if !listen.is_empty() {
+        settings.api.listen = listen;
+    }
+    telemetry::init(&settings.log).map_err(|error| configuration(&error))?;
+    let bootstrap = bootstrap.map(read_document).transpose()?;
+    let options = Options { state_dir: settings.state_dir, api: settings.api, bootstrap };
+    runtime()?.block_on(async {
+        let agent = Agent::start(options).await.map_err(|error| {
+            let code = match &error {
+                StartError::Listen(ListenError::Address { .. }) => FAILED,
+                _ => CONFIGURATION,
+            };
+            Failure(code, error.to_string())
+        })?;
+        let ended = end_signal().await;
+        agent.stop().await;
+        ended
+    })
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn end_signal() -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure(FAILED, format!("signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn run_demo(duration: Duration) -> Result<(), Failure> {
+    let log = LogSettings { filter: "warn".into(), ..LogSettings::default() };
+    telemetry::init(&log).map_err(|error| Failure(FAILED, error.to_string()))?;
+    let print = |text: &str| {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{text}")?;
+        out.flush()
+    };
+    runtime()?
+        .block_on(demo::run(duration, print))
+        .map_err(|error| Failure(FAILED, error.to_string()))
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
+    let document = read_document(file)?;
+    let config = parse(&document).map_err(|violations| {
+        let lines: Vec<String> =
+            violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+        Failure(CONFIGURATION, format!("{}\n  {}", file.display(), lines.join("\n  ")))
+    })?;
+    for warning in warnings(&config) {
+        tell(&format!("warning: {warning}"));
+    }
+    let server = if config.server.is_some() { "a server" } else { "no server" };
+    let connections = config.connections.len();
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}: valid; {connections} control connections, {server}", file.display())
+        .map_err(|error| Failure(FAILED, error.to_string()))
+}
+
+fn read_document(path: &Path) -> Result<AgentConfig, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure(CONFIGURATION, format!("{}: {error}", path.display()))
+    };
+    let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+    read_config(&text).map_err(|error| failed(&error))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure(FAILED, format!("cannot start threads: {error}")))
+}
+
+#[allow(clippy::print_stderr, reason = "this is the program's voice")]
+fn tell(text: &str) {
+    eprintln!("twamp-agent: {text}");
+}

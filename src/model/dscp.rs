@@ -59,7 +59,8 @@ impl FromStr for Dscp {
         if text.is_empty() {
             return Ok(Self(0));
         }
-        if let Some((_, value)) = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(text)) {
+        if let Some((_, value)) = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(text))
+        {
             return Ok(Self(*value));
         }
         let digits = |set: &[u8]| text.bytes().all(|digit| set.contains(&digit));
@@ -87,7 +88,9 @@ mod tests {
 
     #[test]
     fn reads_aliases_bits_and_numbers() {
-        for (text, value) in [("", 0), ("ef", 46), ("EF", 46), ("101110", 46), ("46", 46), ("63", 63)] {
+        for (text, value) in
+            [("", 0), ("ef", 46), ("EF", 46), ("101110", 46), ("46", 46), ("63", 63)]
+        {
             assert_eq!(text.parse(), Ok(Dscp(value)), "{text}");
         }
         for text in ["64", "abc", "1011100", "-1", "10111", "+1", " ef", "af44"] {

@@ -28,9 +28,10 @@ pub struct Violation {
 /// Checks a document and fills in its defaults.
 pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation>> {
     let mut check = Check::default();
-    let connections = document.client.as_ref().map_or_else(BTreeMap::new, |client| {
-        check.at("client", |check| check.client(client))
-    });
+    let connections = document
+        .client
+        .as_ref()
+        .map_or_else(BTreeMap::new, |client| check.at("client", |check| check.client(client)));
     let server = document
         .server
         .as_ref()
@@ -143,7 +144,8 @@ impl Check {
                  in the session",
             );
         }
-        let test_interval_ns = self.duration("test_interval", c.test_interval, &limits::TEST_INTERVAL);
+        let test_interval_ns =
+            self.duration("test_interval", c.test_interval, &limits::TEST_INTERVAL);
         let default_timeout = test_interval_ns.clamp(
             *limits::DEFAULT_CONNECT_TIMEOUT.start(),
             *limits::DEFAULT_CONNECT_TIMEOUT.end(),
@@ -166,7 +168,8 @@ impl Check {
             control_dscp: self.dscp("control_dscp", &c.control_dscp),
             test_count: self.number("test_count", Some(c.test_count), &limits::TEST_COUNT),
             test_interval_ns,
-            manual_start: self.enumeration::<proto::TestStart>("test_start", c.test_start) == proto::TestStart::Manual,
+            manual_start: self.enumeration::<proto::TestStart>("test_start", c.test_start)
+                == proto::TestStart::Manual,
             keepalive: self.keepalive(c.tcp_keepidle, c.tcp_keepintvl, c.tcp_keepcnt),
             connect_timeout_ns,
             sessions: sessions
@@ -364,8 +367,7 @@ impl Check {
         }
         let mut parsed = Vec::new();
         for (index, text) in prefixes.iter().enumerate() {
-            let prefix =
-                text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
             match prefix {
                 Ok(prefix) => parsed.push(prefix),
                 Err(_) => self.report(
@@ -567,7 +569,8 @@ impl Check {
         };
         let looks_numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
         let name = text.strip_suffix('.').unwrap_or(text);
-        if text.len() > limits::MAXIMUM_HOST_OCTETS || looks_numeric || !name.split('.').all(label) {
+        if text.len() > limits::MAXIMUM_HOST_OCTETS || looks_numeric || !name.split('.').all(label)
+        {
             let shown: String = text.chars().take(80).collect();
             self.report(field, format!("{shown:?} is neither an IP address nor a DNS name"));
         }
@@ -580,7 +583,10 @@ impl Check {
         }
         let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
         if name.len() > limits::MAXIMUM_INTERFACE_OCTETS || name.contains(bad) {
-            self.report("interface", format!("{name:?} is not an interface name of 1 to 15 octets"));
+            self.report(
+                "interface",
+                format!("{name:?} is not an interface name of 1 to 15 octets"),
+            );
         }
         Some(name.to_owned())
     }

@@ -2,11 +2,13 @@
 //! that imports sockets.
 
 pub mod clock;
+mod host;
 mod probe_bind;
 pub mod random;
 pub mod resolve;
 pub mod tcp;
 mod udp;
 
+pub use host::{free_port, host_name, raise_open_files};
 pub use probe_bind::{ResourceRefusal, check_resources};
-pub use udp::{PacketInfo, Reflected, TestSocket, UdpOptions};
+pub use udp::{Answer, PacketInfo, Reflected, TestSocket, UdpOptions};

@@ -94,8 +94,7 @@ mod tests {
     #[tokio::test]
     async fn both_ends_carry_keepalive_and_user_timeout() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let keepalive =
-            Keepalive { idle_ns: 10_000_000_000, interval_ns: 3_000_000_000, count: 4 };
+        let keepalive = Keepalive { idle_ns: 10_000_000_000, interval_ns: 3_000_000_000, count: 4 };
         let options =
             ConnectOptions { source: None, interface: None, dscp: Dscp::default(), keepalive };
         let client = connect(listener.local_addr().unwrap(), &options).await.unwrap();

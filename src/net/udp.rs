@@ -67,6 +67,16 @@ pub struct Reflected {
     pub failed: usize,
 }
 
+/// Answers the packets of a socket.
+pub trait Answer {
+    /// Writes the answer to a packet; its octets and TOS, or `None` for none.
+    fn answer(&mut self, info: &PacketInfo, packet: &[u8], reply: &mut [u8])
+    -> Option<(usize, u8)>;
+
+    /// Stamps an answer just before it is sent.
+    fn stamp(&mut self, to: SocketAddr, reply: &mut [u8]);
+}
+
 /// A UDP socket for test packets.
 #[derive(Debug)]
 pub struct TestSocket {
@@ -164,7 +174,9 @@ impl TestSocket {
             self.io.readable().await?;
             let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
-                    receive_batch(self.io.as_raw_fd(), scratch, |info, packet, _, _| handle(info, packet))
+                    receive_batch(self.io.as_raw_fd(), scratch, |info, packet, _, _| {
+                        handle(info, packet)
+                    })
                 })
             });
             if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
@@ -173,28 +185,26 @@ impl TestSocket {
         }
     }
 
-    /// Waits for packets, gives each to `decide` with a buffer for the reply, calls `stamp` on
-    /// every reply just before it is sent, and sends them. `decide` returns the octets and TOS of
-    /// the reply. Nothing is lost when the future is dropped.
-    pub async fn reflect(
-        &self,
-        mut decide: impl FnMut(&PacketInfo, &[u8], &mut [u8]) -> Option<(usize, u8)>,
-        mut stamp: impl FnMut(SocketAddr, &mut [u8]),
-    ) -> io::Result<Reflected> {
+    /// Waits for packets, has each answered and sends the answers. Nothing is lost when the future
+    /// is dropped.
+    pub async fn reflect(&self, answers: &mut impl Answer) -> io::Result<Reflected> {
         loop {
             self.io.readable().await?;
             let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
                     let mut queue = std::mem::take(&mut scratch.queue);
                     queue.clear();
-                    let received =
-                        receive_batch(self.io.as_raw_fd(), scratch, |info, packet, buffer, reply| {
-                            if let Some((octets, tos)) = decide(info, packet, reply) {
+                    let received = receive_batch(
+                        self.io.as_raw_fd(),
+                        scratch,
+                        |info, packet, buffer, reply| {
+                            if let Some((octets, tos)) = answers.answer(info, packet, reply) {
                                 let (to, from) = (info.source, info.destination);
                                 queue.push(Reply { buffer, octets, tos, to, from });
                             }
-                        });
-                    let failed = self.send_replies(&queue, &mut scratch.replies, &mut stamp);
+                        },
+                    );
+                    let failed = self.send_replies(&queue, &mut scratch.replies, answers);
                     scratch.queue = queue;
                     Ok(Reflected { received: received?, failed })
                 })
@@ -210,7 +220,7 @@ impl TestSocket {
         &self,
         queue: &[Reply],
         buffers: &mut [Vec<u8>],
-        stamp: &mut impl FnMut(SocketAddr, &mut [u8]),
+        answers: &mut impl Answer,
     ) -> usize {
         let mut failed = 0;
         for run in queue.chunk_by(|a, b| (a.tos, a.from) == (b.tos, b.from)) {
@@ -218,7 +228,7 @@ impl TestSocket {
                 tracing::debug!(%error, "cannot set the TOS of replies");
             }
             for reply in run {
-                stamp(reply.to, &mut buffers[reply.buffer][..reply.octets]);
+                answers.stamp(reply.to, &mut buffers[reply.buffer][..reply.octets]);
             }
             let mut rest = run;
             while !rest.is_empty() {
@@ -269,20 +279,14 @@ impl TestSocket {
                     ipi_spec_dst: libc::in_addr { s_addr: u32::from(from).to_be() },
                     ipi_addr: libc::in_addr { s_addr: 0 },
                 };
-                send(
-                    Some(cmsg_space!(libc::in_pktinfo)),
-                    &[ControlMessage::Ipv4PacketInfo(&info)],
-                )
+                send(Some(cmsg_space!(libc::in_pktinfo)), &[ControlMessage::Ipv4PacketInfo(&info)])
             }
             Some(IpAddr::V6(from)) => {
                 let info = libc::in6_pktinfo {
                     ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
                     ipi6_ifindex: 0,
                 };
-                send(
-                    Some(cmsg_space!(libc::in6_pktinfo)),
-                    &[ControlMessage::Ipv6PacketInfo(&info)],
-                )
+                send(Some(cmsg_space!(libc::in6_pktinfo)), &[ControlMessage::Ipv6PacketInfo(&info)])
             }
         };
         Ok(sent?)

@@ -47,8 +47,8 @@ impl Fold {
             let Some((last, _)) = entries.last() else { break };
             after = *last;
             for (cursor, octets) in entries {
-                let record = Record::decode(octets.as_slice())
-                    .map_err(|_| StoreError::Damaged("record"))?;
+                let record =
+                    Record::decode(octets.as_slice()).map_err(|_| StoreError::Damaged("record"))?;
                 fold.take(&Record { cursor, ..record });
             }
         }

@@ -99,8 +99,11 @@ impl LossDirection {
         }
         let egress = lost - ingress;
         if self.lost_before == 0 || ingress == 0 || egress == 0 {
-            let (own_egress, own_ingress) =
-                if ingress == 0 { (self.lost, 0) } else { (egress.min(self.lost), ingress.min(self.lost)) };
+            let (own_egress, own_ingress) = if ingress == 0 {
+                (self.lost, 0)
+            } else {
+                (egress.min(self.lost), ingress.min(self.lost))
+            };
             self.settled.egress += own_egress as u64;
             self.settled.ingress += own_ingress as u64;
         } else {

@@ -20,10 +20,9 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.kernel_receive_stamps, later.kernel_receive_stamps);
     sum(&mut into.samples_invalid, later.samples_invalid);
     // A direction that one test cannot tell leaves that of the others as they were.
-    for (into, later) in [
-        (&mut into.lost_egress, later.lost_egress),
-        (&mut into.lost_ingress, later.lost_ingress),
-    ] {
+    for (into, later) in
+        [(&mut into.lost_egress, later.lost_egress), (&mut into.lost_ingress, later.lost_ingress)]
+    {
         if let Some(later) = later {
             *into.get_or_insert(0) += later;
         }

@@ -120,7 +120,10 @@ impl TestFigures {
         self.counts.egress_ttl = sample.egress_ttl.into();
         self.counts.ingress_ttl = sample.ingress_ttl.map_or(0, u32::from);
         self.counts.ingress_tos = sample.ingress_tos.map_or(0, u32::from);
-        if self.highest_sequence.is_some_and(|highest| sample.sequence.wrapping_sub(highest) as i32 <= 0) {
+        if self
+            .highest_sequence
+            .is_some_and(|highest| sample.sequence.wrapping_sub(highest) as i32 <= 0)
+        {
             self.counts.probes_reordered += 1;
         } else {
             self.highest_sequence = Some(sample.sequence);
@@ -142,7 +145,8 @@ impl TestFigures {
     fn interarrival(&mut self, rtt_ns: i64) {
         if let Some(previous) = self.previous_rtt_ns.replace(rtt_ns) {
             let distance = rtt_ns.abs_diff(previous);
-            self.jitter_16_ns = (self.jitter_16_ns + distance).saturating_sub((self.jitter_16_ns + 8) >> 4);
+            self.jitter_16_ns =
+                (self.jitter_16_ns + distance).saturating_sub((self.jitter_16_ns + 8) >> 4);
         }
     }
 

@@ -196,12 +196,9 @@ mod tests {
 
     #[test]
     fn a_commit_that_ends_at_any_step_leaves_the_old_or_the_new_revision() {
-        for (step, survivor) in [
-            (Step::HalfWritten, 1),
-            (Step::Written, 1),
-            (Step::Named, 2),
-            (Step::Prune, 2),
-        ] {
+        for (step, survivor) in
+            [(Step::HalfWritten, 1), (Step::Written, 1), (Step::Named, 2), (Step::Prune, 2)]
+        {
             let directory = tempfile::tempdir().unwrap();
             let state = StateDirectory::open(directory.path()).unwrap();
             let store = ConfigStore::open(&state).unwrap();

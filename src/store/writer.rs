@@ -219,11 +219,8 @@ impl Writer {
 
     fn publish(&mut self) {
         let (records, live_octets, earliest) = self.windows.figures();
-        let newest = if self.unflushed {
-            self.state.borrow().newest
-        } else {
-            self.windows.newest()
-        };
+        let newest =
+            if self.unflushed { self.state.borrow().newest } else { self.windows.newest() };
         let state = StoreState {
             detail: self.failure.clone().unwrap_or_default(),
             earliest: earliest.unwrap_or(0),

@@ -18,6 +18,11 @@ impl Tasks {
         Self::default()
     }
 
+    /// A part of the group that can be ended by itself; the end of the group waits for it too.
+    pub fn child(&self) -> Self {
+        Self { tracker: self.tracker.clone(), token: self.token.child_token() }
+    }
+
     /// Runs a task, which is to end soon after the token is cancelled.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(task.instrument(tracing::info_span!("task", name)));

@@ -224,10 +224,7 @@ impl ControlServer {
             // Suspended while sessions run.
             State::Running if self.alive > 0 => None,
             _ if self.inactivity_timeout_ns == 0 => None,
-            _ => Some((
-                self.last_input.plus_ns(self.inactivity_timeout_ns),
-                ServerError::Inactive,
-            )),
+            _ => Some((self.last_input.plus_ns(self.inactivity_timeout_ns), ServerError::Inactive)),
         };
         partial.into_iter().chain(idle).min_by_key(|(deadline, _)| *deadline)
     }

@@ -143,7 +143,7 @@ struct Session {
 }
 
 /// Who is answered without a session.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LightPolicy {
     /// Prefixes answered.
     pub prefixes: Vec<IpNet>,
@@ -171,7 +171,11 @@ pub struct Reflector {
 
 impl Reflector {
     /// For a socket on this port.
-    pub fn new(local_port: u16, light: Option<LightPolicy>, counters: Arc<ReflectorCounters>) -> Self {
+    pub fn new(
+        local_port: u16,
+        light: Option<LightPolicy>,
+        counters: Arc<ReflectorCounters>,
+    ) -> Self {
         Self {
             local_port,
             sessions: HashMap::new(),
@@ -183,8 +187,10 @@ impl Reflector {
 
     /// Changes who is answered without a session.
     pub fn set_light(&mut self, light: Option<LightPolicy>) {
-        self.light = light;
-        self.light_senders.clear();
+        if self.light != light {
+            self.light = light;
+            self.light_senders.clear();
+        }
     }
 
     /// Takes a session, accepted and not started; `false` if its sender has one here already.

@@ -25,7 +25,9 @@ mod tests {
     fn poisson_gaps_have_the_mean_and_spread_of_an_exponential() {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             state ^ (state >> 29)
         };
         let gaps: Vec<f64> =

@@ -12,7 +12,7 @@ use crate::{
     model::Schedule,
     proto::{Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult},
     stats::{LossDirection, Sample, TestFigures},
-    time::{ErrorEstimate, Monotonic, NtpTimestamp, Now, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
     wire::{
         Layout,
         test::{ReflectorPacket, SENDER_PACKET_OCTETS, SenderPacket},
@@ -204,7 +204,12 @@ impl SessionSender {
     }
 
     /// Writes the header of a probe; the padding behind it is the driver's.
-    pub fn write_probe(sequence: u32, t1: UnixTime, error_estimate: ErrorEstimate, packet: &mut [u8]) {
+    pub fn write_probe(
+        sequence: u32,
+        t1: UnixTime,
+        error_estimate: ErrorEstimate,
+        packet: &mut [u8],
+    ) {
         let header = SenderPacket {
             sequence: sequence.into(),
             timestamp: NtpTimestamp::from_unix(t1).0.into(),

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::Schedule,
     proto::{Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
-    time::{ErrorEstimate, Monotonic, NtpTimestamp, Now, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
     wire::codes::Sid,
 };
 
@@ -63,10 +63,7 @@ fn lossless(delay_ns: u64) -> Path {
 
 impl Pair {
     fn new(config: SenderConfig, egress: Path, ingress: Path) -> Self {
-        let now = Now {
-            monotonic: Monotonic(SECOND),
-            unix: UnixTime(1_700_000_000 * SECOND),
-        };
+        let now = Now { monotonic: Monotonic(SECOND), unix: UnixTime(1_700_000_000 * SECOND) };
         let mut reflector = Reflector::new(862, None, Arc::default());
         let spec = ReflectorSession {
             sid: Sid([1; 16]),
@@ -304,7 +301,8 @@ fn an_outage_of_a_day_yields_its_tests_and_no_more_memory() {
 
 #[test]
 fn test_count_ends_the_tests() {
-    let mut pair = Pair::new(SenderConfig { test_count: 3, ..config(2) }, lossless(MS), lossless(MS));
+    let mut pair =
+        Pair::new(SenderConfig { test_count: 3, ..config(2) }, lossless(MS), lossless(MS));
     pair.run_until(Monotonic(100 * SECOND));
     assert_eq!(pair.results.len(), 3);
     assert!(pair.completed);
@@ -356,11 +354,8 @@ fn a_million_probes() {
         sent += 1;
         if sent.is_multiple_of(1_000) { vec![] } else { vec![MS] }
     });
-    let mut pair = Pair::new(
-        SenderConfig { probe_interval_ns: MS, ..config(1_000_000) },
-        lossy,
-        lossless(MS),
-    );
+    let mut pair =
+        Pair::new(SenderConfig { probe_interval_ns: MS, ..config(1_000_000) }, lossy, lossless(MS));
     pair.run_until(Monotonic(1_003 * SECOND));
     assert_eq!(pair.only().probes_sent, 1_000_000);
     assert_eq!((pair.only().probes_lost, pair.only().lost_egress), (1_000, Some(999)));

@@ -1,6 +1,8 @@
 //! Start-Sessions, Start-Ack and Stop-Sessions (RFC 5357 §3.7, §3.8).
 
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
+use zerocopy::{
+    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be,
+};
 
 use super::codes::Command;
 

@@ -1,1 +1,71 @@
-fn main() {}
+//! `twampctl`: configures, watches and reads an agent over its public API.
+
+use std::{io, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use twamp_agent::ctl::{self, Connection, CtlError, Format, Target, TlsFiles};
+
+/// Configures, watches and reads a twamp-agent.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    /// Where the agent is: HOST:PORT, https://HOST:PORT or unix:PATH
+    #[arg(long, global = true, env = "TWAMP_AGENT", default_value = "127.0.0.1:9862")]
+    agent: Target,
+    /// How answers are printed
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    tls: TlsFiles,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Agent(ctl::Command),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let command = match cli.command {
+        Command::Agent(command) => command,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "twampctl", &mut io::stdout());
+            return ExitCode::SUCCESS;
+        }
+    };
+    let done = async {
+        let agent = Connection::open(&cli.agent, &cli.tls).await?;
+        ctl::run(&agent, command, cli.output).await
+    };
+    match done.await {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has gone, as `head` does.
+        Err(CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tell(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "this is the program's voice")]
+fn tell(error: &CtlError) {
+    eprintln!("twampctl: {error}");
+}

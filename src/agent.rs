@@ -1,0 +1,144 @@
+//! The composition root: puts an agent together from its parts, and takes it apart again.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use thiserror::Error;
+
+use crate::{
+    api::{self, AgentFacts, ApiListener, ApiSettings, Context, ListenError},
+    control::{ApplyError, Committed, Control, LoadError},
+    net::{self, clock},
+    proto::{AgentConfig, ApplyConfigRequest, EventType},
+    results::{Results, retention},
+    store::{ConfigStore, ResultStore, StateDirectory, StoreError},
+    supervise::Tasks,
+};
+
+/// How long everything may take to end; sessions send Stop-Sessions, requests are answered.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What an agent needs to start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where configuration and results are kept.
+    pub state_dir: PathBuf,
+    /// Where and how the API is offered.
+    pub api: ApiSettings,
+    /// Committed where nothing was ever committed.
+    pub bootstrap: Option<AgentConfig>,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stored configuration.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The API.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The configuration given for a first start.
+    #[error("bootstrap configuration: {error}{}", violations(.error))]
+    Bootstrap {
+        /// Why it was not committed.
+        error: ApplyError,
+    },
+    /// The descriptors of the API.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+fn violations(error: &ApplyError) -> String {
+    let line = |field: &str, description: &str| format!("\n  {field}: {description}");
+    match error {
+        ApplyError::Invalid(all) => all.iter().map(|v| line(&v.field, &v.description)).collect(),
+        ApplyError::Refused(all) => all.iter().map(|r| line(&r.field, &r.description)).collect(),
+        _ => String::new(),
+    }
+}
+
+/// An agent that runs.
+#[derive(Debug)]
+pub struct Agent {
+    tasks: Tasks,
+    results: Arc<Results>,
+    addresses: Vec<SocketAddr>,
+    // Held until everything else has ended.
+    _directory: StateDirectory,
+}
+
+impl Agent {
+    /// Starts an agent: state, API, and whatever is configured.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let started = clock::now();
+        net::raise_open_files();
+        let directory = StateDirectory::open(&options.state_dir)?;
+        let listener = ApiListener::open(&options.api).await?;
+        let addresses = listener.addresses();
+
+        let config_store = ConfigStore::open(&directory)?;
+        let new_agent_id = uuid::Uuid::new_v4().to_string();
+        let committed = Committed::load(&config_store)?;
+        let revision = committed.revision();
+        let keep = retention(committed.storage());
+        let result_store = ResultStore::open(&directory, keep, &new_agent_id, clock::now)?;
+        let results = Results::open(result_store, uuid::Uuid::new_v4().to_string())?;
+
+        let tasks = Tasks::new();
+        tasks.spawn("statistics", results.clone().keep_statistics(tasks.token()));
+        let version = format!("version {}", env!("CARGO_PKG_VERSION"));
+        results.agent_event(EventType::AgentStarted, revision, version, started.unix);
+        let control = Control::start(config_store, committed, &results, &tasks)?;
+        let context = Context {
+            control: control.clone(),
+            results: results.clone(),
+            facts: Arc::new(AgentFacts { started, host_name: net::host_name() }),
+            token: tasks.token(),
+        };
+        let api = api::serve(listener, context, &tasks)?;
+        tasks.spawn("API", api);
+        tracing::info!(
+            agent = results.agent_id(),
+            state = %options.state_dir.display(),
+            api = ?addresses,
+            "the agent runs"
+        );
+        let agent = Self { tasks, results, addresses, _directory: directory };
+        if let Some(config) = options.bootstrap
+            && revision == 0
+        {
+            let request = ApplyConfigRequest {
+                config: Some(config),
+                expected_revision: Some(0),
+                comment: "bootstrap".into(),
+                ..ApplyConfigRequest::default()
+            };
+            if let Err(error) = control.apply(request, "bootstrap".into()).await {
+                agent.stop().await;
+                return Err(StartError::Bootstrap { error });
+            }
+        }
+        Ok(agent)
+    }
+
+    /// The TCP addresses of the API.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Ends everything: tests are reported as stopped, sessions are closed, results are written.
+    pub async fn stop(self) {
+        if !self.tasks.end(GRACE).await {
+            tracing::warn!("some tasks did not end in time");
+        }
+        let results = self.results;
+        // It waits for the disk.
+        if tokio::task::spawn_blocking(move || results.close()).await.is_err() {
+            tracing::error!("the results were not closed cleanly");
+        }
+        tracing::info!("the agent has ended");
+    }
+}

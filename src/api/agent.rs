@@ -1,0 +1,62 @@
+//! `AgentService`.
+
+use tonic::{Request, Response, Status};
+
+use super::{Context, services::agent_service_server::AgentService};
+use crate::{
+    model::limits::MAXIMUM_REQUEST_OCTETS,
+    net::clock,
+    proto::{ClockState, GetAgentRequest, GetAgentResponse, StoreStatus},
+    time::{Now, duration_to_proto},
+};
+
+/// What of the agent does not change while it runs.
+#[derive(Clone, Debug)]
+pub struct AgentFacts {
+    /// When it started.
+    pub started: Now,
+    /// Name of the host.
+    pub host_name: String,
+}
+
+/// What this version can do.
+const CAPABILITIES: [&str; 4] =
+    ["control/light", "control/managed", "mode/unauthenticated", "server/light"];
+
+#[tonic::async_trait]
+impl AgentService for Context {
+    async fn get_agent(
+        &self,
+        _: Request<GetAgentRequest>,
+    ) -> Result<Response<GetAgentResponse>, Status> {
+        let clock = clock::state();
+        let store = self.results.state().borrow().clone();
+        let uptime_ns = clock::monotonic().since_ns(self.facts.started.monotonic);
+        Ok(Response::new(GetAgentResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            agent_id: self.results.agent_id().into(),
+            boot_id: self.results.boot_id().into(),
+            start_time: Some(self.facts.started.unix.to_proto()),
+            uptime: Some(duration_to_proto(uptime_ns)),
+            host_name: self.facts.host_name.clone(),
+            revision: self.control.committed_revision(),
+            applied_revision: self.control.applied_revision(),
+            clock: Some(ClockState {
+                synchronised: clock.synchronised,
+                error_estimate_ns: clock.error_ns,
+            }),
+            store: Some(StoreStatus {
+                healthy: store.detail.is_empty(),
+                detail: store.detail,
+                earliest_cursor: store.earliest,
+                newest_cursor: store.newest,
+                records: store.records,
+                live_octets: store.live_octets,
+                disk_octets: store.disk_octets,
+                records_dropped: self.results.dropped(),
+            }),
+            capabilities: CAPABILITIES.map(String::from).to_vec(),
+            maximum_request_octets: MAXIMUM_REQUEST_OCTETS as u64,
+        }))
+    }
+}

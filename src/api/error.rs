@@ -1,0 +1,138 @@
+//! Errors of the inside as statuses of gRPC.
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    control::{ApplyError, ByHandError},
+    model::Violation,
+    net::ResourceRefusal,
+    store::StoreError,
+};
+
+/// Octets of details in a status. They travel in a header, and common clients refuse headers
+/// beyond 8 KiB, base64 included.
+const DETAIL_OCTETS: usize = 5 * 1024;
+
+/// One field that is wrong.
+pub(super) fn invalid(field: &str, description: impl Into<String>) -> Status {
+    all_invalid(&[Violation { field: field.to_owned(), description: description.into() }])
+}
+
+/// `INVALID_ARGUMENT` with every violation that fits; how many did not, otherwise.
+pub(super) fn all_invalid(violations: &[Violation]) -> Status {
+    let mut details = ErrorDetails::new();
+    let shown = shown(violations.iter().map(|v| (&v.field, &v.description)));
+    for violation in &violations[..shown] {
+        details.add_bad_request_violation(&violation.field, &violation.description);
+    }
+    let left_out = violations.len() - shown;
+    if left_out > 0 {
+        details.add_bad_request_violation("", format!("and {left_out} more violations"));
+    }
+    let message = summary(
+        "violations",
+        violations.len(),
+        violations.first().map(|v| (v.field.as_str(), v.description.as_str())),
+    );
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+fn refused(refusals: &[ResourceRefusal]) -> Status {
+    let mut details = ErrorDetails::new();
+    let shown = shown(refusals.iter().map(|r| (&r.field, &r.description)));
+    for refusal in &refusals[..shown] {
+        details.add_precondition_failure_violation(
+            "RESOURCE",
+            &refusal.field,
+            &refusal.description,
+        );
+    }
+    let message = summary(
+        "resources that this host refuses",
+        refusals.len(),
+        refusals.first().map(|r| (r.field.as_str(), r.description.as_str())),
+    );
+    Status::with_error_details(Code::FailedPrecondition, message, details)
+}
+
+/// How many of these fit into the details.
+fn shown<'a>(items: impl Iterator<Item = (&'a String, &'a String)>) -> usize {
+    let mut room = DETAIL_OCTETS;
+    items
+        .take_while(|(field, description)| {
+            // A dozen octets of framing each.
+            let size = field.len() + description.len() + 12;
+            let fits = size <= room;
+            room = room.saturating_sub(size);
+            fits
+        })
+        .count()
+}
+
+fn summary(what: &str, count: usize, first: Option<(&str, &str)>) -> String {
+    let (field, description) = first.unwrap_or_default();
+    let separator = if field.is_empty() { "" } else { ": " };
+    if count == 1 {
+        format!("{field}{separator}{description}")
+    } else {
+        format!("{count} {what}; the first: {field}{separator}{description}")
+    }
+}
+
+/// Why a configuration was not applied.
+pub(super) fn apply(error: ApplyError) -> Status {
+    match error {
+        ApplyError::Invalid(violations) => all_invalid(&violations),
+        ApplyError::Stale { .. } => Status::aborted(error.to_string()),
+        ApplyError::RequestReused(_) => Status::already_exists(error.to_string()),
+        ApplyError::Refused(refusals) => refused(&refusals),
+        ApplyError::Store(_) | ApplyError::Ending => Status::unavailable(error.to_string()),
+    }
+}
+
+/// Why connections were not started or stopped.
+pub(super) fn by_hand(error: &ByHandError) -> Status {
+    match error {
+        ByHandError::Unknown(_) => Status::not_found(error.to_string()),
+        ByHandError::Inactive(_) => Status::failed_precondition(error.to_string()),
+    }
+}
+
+/// The store did not do it.
+#[allow(clippy::needless_pass_by_value, reason = "a converter for map_err")]
+pub(super) fn store(error: StoreError) -> Status {
+    match error {
+        StoreError::Damaged(_) => Status::data_loss(error.to_string()),
+        _ => Status::unavailable(error.to_string()),
+    }
+}
+
+/// The agent ends.
+pub(super) fn ending() -> Status {
+    Status::unavailable("the agent is ending")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_stay_below_what_clients_take() {
+        let violation = |index| Violation {
+            field: format!("client.control_connections[{index}].test_sessions[0].ttl"),
+            description: "0 is out of range: 1 to 255".into(),
+        };
+        let violations: Vec<Violation> = (0..20_000).map(violation).collect();
+        let status = all_invalid(&violations);
+        assert!(status.details().len() < 6 * 1024, "{}", status.details().len());
+        let details = status.get_error_details();
+        let shown = &details.bad_request().unwrap().field_violations;
+        assert!(shown.len() > 40);
+        assert_eq!(
+            shown.last().unwrap().description,
+            format!("and {} more violations", 20_000 - (shown.len() - 1))
+        );
+        assert!(status.message().starts_with("20000 violations; the first: client."));
+    }
+}

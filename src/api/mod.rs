@@ -1,0 +1,125 @@
+//! The gRPC services: translation between the API and what does the work, and nothing else. The
+//! only module, with the command-line client, that imports tonic.
+
+mod agent;
+mod client;
+mod config;
+mod connection;
+mod error;
+mod listen;
+mod results;
+mod server;
+mod tls;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+
+pub use agent::AgentFacts;
+pub use listen::{ApiListener, ApiSettings, ListenError, TlsSettings};
+pub use tls::TlsError;
+
+use crate::{
+    control::Control, model::limits::MAXIMUM_REQUEST_OCTETS, proto::DESCRIPTORS, results::Results,
+    supervise::Tasks,
+};
+use services::{
+    agent_service_server::AgentServiceServer, client_service_server::ClientServiceServer,
+    config_service_server::ConfigServiceServer, results_service_server::ResultsServiceServer,
+    server_service_server::ServerServiceServer,
+};
+
+/// What tonic makes of the services in `proto/`, for both ends.
+#[allow(missing_docs, clippy::pedantic, clippy::nursery, unused_qualifications)]
+pub mod services {
+    include!(concat!(env!("OUT_DIR"), "/services/twamp.agent.v1.rs"));
+}
+
+/// How often an idle connection is asked whether the other end is still there, and how long it may
+/// take to say so: a collector that vanished must not keep its stream.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
+/// How long open requests may take when the agent ends.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Everything that the services speak for.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Configuration and roles.
+    pub control: Control,
+    /// The log.
+    pub results: Arc<Results>,
+    /// What does not change.
+    pub facts: Arc<AgentFacts>,
+    /// Ends streams.
+    pub token: CancellationToken,
+}
+
+/// Serves the API until the token of the context is cancelled.
+pub fn serve(
+    listener: ApiListener,
+    context: Context,
+    tasks: &Tasks,
+) -> Result<impl Future<Output = ()> + Send + 'static, tonic_reflection::server::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    tasks.spawn("health", report_health(health, context.clone()));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let limit = MAXIMUM_REQUEST_OCTETS;
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_LIMIT))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(limit))
+        .add_service(ClientServiceServer::new(context.clone()).max_decoding_message_size(limit))
+        .add_service(ServerServiceServer::new(context.clone()).max_decoding_message_size(limit))
+        .add_service(ResultsServiceServer::new(context.clone()).max_decoding_message_size(limit))
+        .add_service(AgentServiceServer::new(context.clone()).max_decoding_message_size(limit));
+    let token = context.token;
+    let incoming = listener.accept(tasks);
+    Ok(async move {
+        let server = router.serve_with_incoming_shutdown(incoming, token.clone().cancelled_owned());
+        tokio::pin!(server);
+        let result = tokio::select! {
+            result = &mut server => result,
+            () = token.cancelled() => match timeout(DRAIN, server).await {
+                Ok(result) => result,
+                Err(_) => {
+                    tracing::warn!("some requests did not end in time");
+                    Ok(())
+                }
+            },
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "the API failed");
+        }
+    })
+}
+
+/// `grpc.health.v1`: the agent as a whole, the API, and the store.
+async fn report_health(health: HealthReporter, context: Context) {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    for service in ["", "twamp.agent.v1"] {
+        health.set_service_status(service, Serving).await;
+    }
+    let mut state = context.results.state();
+    loop {
+        let healthy = state.borrow_and_update().detail.is_empty();
+        health.set_service_status("store", if healthy { Serving } else { NotServing }).await;
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return;
+            },
+            () = context.token.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! `ResultsService`.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::stream::{Stream, unfold};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{Context, error, services::results_service_server::ResultsService};
+use crate::{
+    model::{check_name, limits},
+    net::clock,
+    proto::{
+        AckRecordsRequest, AckRecordsResponse, Consumer, DeleteConsumerRequest,
+        DeleteConsumerResponse, GetStatisticsRequest, GetStatisticsResponse, Heartbeat,
+        ListConsumersRequest, ListConsumersResponse, ListRecordsRequest, ListRecordsResponse,
+        RecordBatch, RecordFilter, StatisticsScope, StreamOpening, StreamRecordsRequest,
+        StreamRecordsResponse, StreamSync, stream_records_request::From as From_,
+        stream_records_response::Message,
+    },
+    results::{Filter, Reader, Start, StreamItem, page},
+};
+
+type Records = Pin<Box<dyn Stream<Item = Result<StreamRecordsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ResultsService for Context {
+    async fn get_statistics(
+        &self,
+        request: Request<GetStatisticsRequest>,
+    ) -> Result<Response<GetStatisticsResponse>, Status> {
+        let request = request.into_inner();
+        for scope in &request.scopes {
+            if StatisticsScope::try_from(*scope).is_err() {
+                return Err(error::invalid("scopes", format!("{scope} is no scope: 1, 2 or 3")));
+            }
+        }
+        let any = request.scopes.is_empty() || request.scopes.contains(&0);
+        let wanted = |scope: i32| any || request.scopes.contains(&scope);
+        let mut statistics = self.results.statistics();
+        if wanted(StatisticsScope::CurrentTest.into()) {
+            let current = self.control.clients().current_tests(&request.connections).await;
+            statistics.extend(current);
+        }
+        statistics.retain(|entry| {
+            let named = |names: &[String], name| names.is_empty() || names.contains(name);
+            wanted(entry.scope)
+                && named(&request.connections, &entry.connection)
+                && named(&request.sessions, &entry.session)
+        });
+        statistics.sort_by(|a, b| {
+            (&a.connection, &a.session, a.scope).cmp(&(&b.connection, &b.session, b.scope))
+        });
+        Ok(Response::new(GetStatisticsResponse { statistics }))
+    }
+
+    async fn list_records(
+        &self,
+        request: Request<ListRecordsRequest>,
+    ) -> Result<Response<ListRecordsResponse>, Status> {
+        let request = request.into_inner();
+        let filter = filter(request.filter)?;
+        let limit = match u64::from(request.page_size) {
+            0 => limits::PAGE_SIZE.default,
+            size if limits::PAGE_SIZE.range.contains(&size) => size,
+            size => {
+                let words = limits::PAGE_SIZE.words;
+                return Err(error::invalid("page_size", format!("{size} is not in {words}")));
+            }
+        };
+        let page =
+            page(&self.results, &filter, request.after_cursor, limit as usize, request.latest)
+                .await
+                .map_err(error::store)?;
+        let newest = self.results.state().borrow().newest;
+        Ok(Response::new(ListRecordsResponse {
+            records: page.records,
+            next_after_cursor: page.looked_at,
+            more: page.looked_at < newest,
+        }))
+    }
+
+    type StreamRecordsStream = Records;
+
+    async fn stream_records(
+        &self,
+        request: Request<StreamRecordsRequest>,
+    ) -> Result<Response<Records>, Status> {
+        let request = request.into_inner();
+        let filter = filter(request.filter)?;
+        let start = start(request.from)?;
+        let heartbeat = heartbeat(request.heartbeat_interval)?;
+        let reader = Reader::open(self.results.clone(), filter, start, heartbeat)
+            .await
+            .map_err(error::store)?;
+        let stream = Follow {
+            reader,
+            agent_id: self.results.agent_id().to_owned(),
+            boot_id: self.results.boot_id().to_owned(),
+            token: self.token.clone(),
+        };
+        Ok(Response::new(Box::pin(unfold(Some(stream), Follow::next))))
+    }
+
+    async fn ack_records(
+        &self,
+        request: Request<AckRecordsRequest>,
+    ) -> Result<Response<AckRecordsResponse>, Status> {
+        let AckRecordsRequest { consumer, cursor } = request.into_inner();
+        check_name(&consumer).map_err(|why| error::invalid("consumer", why))?;
+        let newest = self.results.state().borrow().newest;
+        if cursor > newest {
+            let why = format!("{cursor} is newer than the newest record, {newest}");
+            return Err(error::invalid("cursor", why));
+        }
+        let cursor = self.results.acknowledge(&consumer, cursor).await.map_err(error::store)?;
+        let consumer = Consumer { name: consumer, cursor, lag: newest - cursor.min(newest) };
+        Ok(Response::new(AckRecordsResponse { consumer: Some(consumer) }))
+    }
+
+    async fn list_consumers(
+        &self,
+        _: Request<ListConsumersRequest>,
+    ) -> Result<Response<ListConsumersResponse>, Status> {
+        let newest = self.results.state().borrow().newest;
+        let consumers = self.results.consumers().map_err(error::store)?;
+        let consumers = consumers
+            .into_iter()
+            .map(|(name, cursor)| Consumer { name, cursor, lag: newest.saturating_sub(cursor) })
+            .collect();
+        Ok(Response::new(ListConsumersResponse { consumers }))
+    }
+
+    async fn delete_consumer(
+        &self,
+        request: Request<DeleteConsumerRequest>,
+    ) -> Result<Response<DeleteConsumerResponse>, Status> {
+        let name = request.into_inner().name;
+        if self.results.delete_consumer(&name).await.map_err(error::store)? {
+            Ok(Response::new(DeleteConsumerResponse {}))
+        } else {
+            Err(Status::not_found(format!("no consumer is named {name:?}")))
+        }
+    }
+}
+
+/// A stream of one client.
+struct Follow {
+    reader: Reader,
+    agent_id: String,
+    boot_id: String,
+    token: CancellationToken,
+}
+
+impl Follow {
+    /// The next message and the rest of the stream; no rest behind an error.
+    async fn next(
+        stream: Option<Self>,
+    ) -> Option<(Result<StreamRecordsResponse, Status>, Option<Self>)> {
+        let mut stream = stream?;
+        let item = tokio::select! {
+            item = stream.reader.next() => item,
+            () = stream.token.cancelled() => return Some((Err(error::ending()), None)),
+        };
+        match item {
+            Ok(item) => Some((Ok(stream.message(item)), Some(stream))),
+            Err(failed) => Some((Err(error::store(failed)), None)),
+        }
+    }
+
+    fn message(&self, item: StreamItem) -> StreamRecordsResponse {
+        let message = match item {
+            StreamItem::Opening(first_cursor) => Message::Opening(StreamOpening {
+                agent_id: self.agent_id.clone(),
+                boot_id: self.boot_id.clone(),
+                first_cursor,
+            }),
+            StreamItem::Batch(records) => Message::Batch(RecordBatch { records }),
+            StreamItem::Sync(cursor) => Message::Sync(StreamSync { cursor }),
+            StreamItem::Heartbeat(newest_cursor) => {
+                let time = Some(clock::unix().to_proto());
+                Message::Heartbeat(Heartbeat { newest_cursor, time })
+            }
+        };
+        StreamRecordsResponse { message: Some(message) }
+    }
+}
+
+fn filter(filter: Option<RecordFilter>) -> Result<Filter, Status> {
+    Filter::new(filter.unwrap_or_default()).map_err(|why| error::invalid("filter.kinds", why))
+}
+
+fn start(from: Option<From_>) -> Result<Start, Status> {
+    match from {
+        None | Some(From_::Latest(true)) => Ok(Start::Latest),
+        Some(From_::Earliest(true)) => Ok(Start::Earliest),
+        Some(From_::AfterCursor(cursor)) => Ok(Start::After(cursor)),
+        Some(From_::Consumer(name)) => {
+            check_name(&name).map_err(|why| error::invalid("consumer", why))?;
+            Ok(Start::Consumer(name))
+        }
+        Some(From_::Latest(false)) => Err(error::invalid("latest", "true, or another of `from`")),
+        Some(From_::Earliest(false)) => {
+            Err(error::invalid("earliest", "true, or another of `from`"))
+        }
+    }
+}
+
+fn heartbeat(interval: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let limit = &limits::HEARTBEAT_INTERVAL;
+    let Some(interval) = interval else { return Ok(Duration::from_nanos(limit.default)) };
+    Duration::try_from(interval)
+        .ok()
+        .filter(|interval| {
+            u64::try_from(interval.as_nanos()).is_ok_and(|ns| limit.range.contains(&ns))
+        })
+        .ok_or_else(|| {
+            error::invalid("heartbeat_interval", format!("{interval} is not in {}", limit.words))
+        })
+}

@@ -1,0 +1,146 @@
+//! TLS of the API from PEM files, read again when they change.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use thiserror::Error;
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, RootCertStore, ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        server::WebPkiClientVerifier,
+    },
+};
+
+use super::listen::TlsSettings;
+
+/// What is wrong with the files of TLS.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file holds something else.
+    #[error("{}: {what}", .path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Certificate and key do not go together, or the like.
+    #[error("TLS: {0}")]
+    Config(#[from] rustls::Error),
+}
+
+/// Gives the acceptor for what the files hold now.
+#[derive(Debug)]
+pub(super) struct Reloading {
+    settings: TlsSettings,
+    state: Mutex<State>,
+}
+
+struct State {
+    acceptor: TlsAcceptor,
+    modified: Vec<Option<SystemTime>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("modified", &self.modified).finish_non_exhaustive()
+    }
+}
+
+impl Reloading {
+    pub(super) fn new(settings: TlsSettings) -> Result<Self, TlsError> {
+        let modified = modified(&settings);
+        let state = Mutex::new(State { acceptor: acceptor(&settings)?, modified });
+        Ok(Self { settings, state })
+    }
+
+    /// Files that changed and do not work leave the earlier ones in force.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let modified = modified(&self.settings);
+        if modified != state.modified {
+            state.modified = modified;
+            match acceptor(&self.settings) {
+                Ok(acceptor) => {
+                    state.acceptor = acceptor;
+                    tracing::info!("TLS files were read again");
+                }
+                Err(error) => tracing::error!(%error, "TLS files changed; the old ones stay"),
+            }
+        }
+        state.acceptor.clone()
+    }
+}
+
+fn modified(settings: &TlsSettings) -> Vec<Option<SystemTime>> {
+    let files = [Some(&settings.certificate), Some(&settings.key), settings.client_ca.as_ref()];
+    files.iter().flatten().map(|path| fs::metadata(path).and_then(|m| m.modified()).ok()).collect()
+}
+
+fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, TlsError> {
+    let chain = certificates(&settings.certificate)?;
+    let octets = read(&settings.key)?;
+    let key = PrivateKeyDer::from_pem_slice(&octets).map_err(|error| TlsError::Content {
+        path: settings.key.clone(),
+        what: format!("no private key in PEM form: {error}"),
+    })?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
+    let builder = match &settings.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(path)? {
+                roots.add(certificate)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
+                .build()
+                .map_err(|error| TlsError::Content {
+                    path: path.clone(),
+                    what: error.to_string(),
+                })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config).into())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let octets = read(path)?;
+    let content = |what: String| TlsError::Content { path: path.to_owned(), what };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&octets)
+        .collect::<Result<_, _>>()
+        .map_err(|error| content(error.to_string()))?;
+    if found.is_empty() {
+        return Err(content("no certificate in PEM form".into()));
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|source| TlsError::File { path: path.to_owned(), source })
+}
+
+/// Common name of a certificate.
+pub(super) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = parsed.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}

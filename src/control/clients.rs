@@ -1,0 +1,157 @@
+//! The configured connections of the client role, by name.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use thiserror::Error;
+
+use crate::{
+    model::AgentConfig,
+    proto::{Connection, Statistics},
+    results::Results,
+    session::client::ConnectionHandle,
+    supervise::Tasks,
+};
+
+/// Why connections were not started or stopped. None was, then.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ByHandError {
+    /// A name that is not configured.
+    #[error("no connection is named {0:?}")]
+    Unknown(String),
+    /// Configured as inactive.
+    #[error("connection {0:?} is inactive: apply a configuration in which it is not")]
+    Inactive(String),
+}
+
+/// All connections.
+#[derive(Debug)]
+pub struct Clients {
+    inner: Mutex<Inner>,
+    results: Arc<Results>,
+    tasks: Tasks,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    connections: BTreeMap<String, Arc<ConnectionHandle>>,
+    /// The latest revision that was handed to the connections.
+    revision: u64,
+}
+
+impl Clients {
+    pub(super) fn new(results: Arc<Results>, tasks: Tasks) -> Self {
+        Self { inner: Mutex::default(), results, tasks }
+    }
+
+    /// Starts what is new, changes what is different, removes what is gone.
+    pub(super) fn follow(&self, config: &AgentConfig, revision: u64) {
+        let mut inner = self.lock();
+        inner.connections.retain(|name, handle| {
+            let stays = config.connections.contains_key(name);
+            if !stays {
+                handle.remove();
+            }
+            stays
+        });
+        for (name, wanted) in &config.connections {
+            match inner.connections.get(name) {
+                Some(handle) => handle.configure(wanted.clone(), revision),
+                None => {
+                    let handle = ConnectionHandle::start(
+                        wanted.clone(),
+                        revision,
+                        &self.results,
+                        &self.tasks,
+                    );
+                    inner.connections.insert(name.clone(), Arc::new(handle));
+                }
+            }
+        }
+        inner.revision = revision;
+    }
+
+    /// The revision that was handed to the connections, and the earliest that one of them has not
+    /// yet taken up.
+    pub(super) fn applied(&self) -> (u64, Option<u64>) {
+        let inner = self.lock();
+        let waiting =
+            inner.connections.values().filter_map(|handle| handle.unapplied_revision()).min();
+        (inner.revision, waiting)
+    }
+
+    /// The connections of these names, or all, sorted by name.
+    pub fn list(&self, names: &[String]) -> Result<Vec<Connection>, ByHandError> {
+        Ok(self.named(names)?.iter().map(|(_, handle)| handle.snapshot()).collect())
+    }
+
+    /// One attempt at once for each of these, or of all that are active.
+    pub fn start(&self, names: &[String]) -> Result<Vec<String>, ByHandError> {
+        let chosen = self.active(names)?;
+        chosen.iter().for_each(|(_, handle)| handle.start_by_hand());
+        Ok(chosen.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Stops these, or all that are active.
+    pub fn stop(&self, names: &[String]) -> Result<Vec<String>, ByHandError> {
+        let chosen = match names {
+            [] => self.active(names)?,
+            _ => self.named(names)?,
+        };
+        chosen.iter().for_each(|(_, handle)| handle.stop_by_hand());
+        Ok(chosen.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Statistics of the tests that run now, of these connections or of all.
+    pub async fn current_tests(&self, names: &[String]) -> Vec<Statistics> {
+        let chosen: Vec<_> = {
+            let inner = self.lock();
+            let wanted = |name: &String| names.is_empty() || names.contains(name);
+            inner
+                .connections
+                .iter()
+                .filter(|(name, _)| wanted(name))
+                .map(|(_, h)| h.clone())
+                .collect()
+        };
+        let mut statistics = Vec::new();
+        for handle in chosen {
+            statistics.extend(handle.current_tests().await);
+        }
+        statistics
+    }
+
+    fn active(&self, names: &[String]) -> Result<Vec<Named>, ByHandError> {
+        let chosen = self.named(names)?;
+        if names.is_empty() {
+            return Ok(chosen.into_iter().filter(|(_, h)| !h.config().inactive).collect());
+        }
+        match chosen.iter().find(|(_, handle)| handle.config().inactive) {
+            Some((name, _)) => Err(ByHandError::Inactive(name.clone())),
+            None => Ok(chosen),
+        }
+    }
+
+    fn named(&self, names: &[String]) -> Result<Vec<Named>, ByHandError> {
+        let inner = self.lock();
+        if names.is_empty() {
+            return Ok(inner.connections.iter().map(|(n, h)| (n.clone(), h.clone())).collect());
+        }
+        let mut chosen = BTreeMap::new();
+        for name in names {
+            match inner.connections.get(name) {
+                Some(handle) => chosen.insert(name.clone(), handle.clone()),
+                None => return Err(ByHandError::Unknown(name.clone())),
+            };
+        }
+        Ok(chosen.into_iter().collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Named = (String, Arc<ConnectionHandle>);

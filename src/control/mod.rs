@@ -1,0 +1,189 @@
+//! From a request for a configuration to running measurements: a [`commit`] actor that checks and
+//! stores one change at a time, and a [`reconcile`] task that makes the roles follow what was
+//! committed. A start of the agent is nothing but a reconciliation with what is stored.
+
+mod clients;
+mod commit;
+mod reconcile;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+pub use clients::{ByHandError, Clients};
+pub use commit::ApplyError;
+
+use crate::{
+    model::{AgentConfig, ServerConfig, StorageConfig, Violation, parse},
+    proto,
+    results::Results,
+    session::server::{Registry, ServerRole},
+    store::{ConfigStore, StoreError, StoredRevision},
+    supervise::{RestartPolicy, Tasks, keep_alive},
+};
+use commit::{Commit, Committer};
+
+/// Requests for a change that wait for the one before.
+const COMMITS: usize = 16;
+
+/// A committed configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// 0 where nothing was ever committed.
+    revision: u64,
+    config: Arc<AgentConfig>,
+}
+
+impl Committed {
+    /// What is stored.
+    pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
+        let Some(stored) = store.current()? else { return Ok(Self::default()) };
+        let revision = stored.revision.map_or(0, |revision| revision.revision);
+        match parse(&stored.config.unwrap_or_default()) {
+            Ok(config) => Ok(Self { revision, config: Arc::new(config) }),
+            Err(violations) => Err(LoadError::Invalid { revision, violations }),
+        }
+    }
+
+    /// Its number; 0 where nothing was ever committed.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// How long results are to be kept.
+    pub fn storage(&self) -> &StorageConfig {
+        &self.config.storage
+    }
+}
+
+/// What is stored is no configuration for this version of the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The document of a revision is not valid.
+    #[error("stored revision {revision} is not valid: {violations:?}")]
+    Invalid {
+        /// Which.
+        revision: u64,
+        /// Why.
+        violations: Vec<Violation>,
+    },
+}
+
+/// The agent's configuration and what follows it.
+#[derive(Clone, Debug)]
+pub struct Control {
+    store: Arc<ConfigStore>,
+    commits: mpsc::Sender<Commit>,
+    committed: watch::Receiver<Committed>,
+    clients: Arc<Clients>,
+    registry: Arc<Registry>,
+    server_applied: watch::Receiver<Option<Arc<ServerConfig>>>,
+}
+
+impl Control {
+    /// Takes up the stored configuration and follows every later one.
+    pub fn start(
+        store: ConfigStore,
+        committed: Committed,
+        results: &Arc<Results>,
+        tasks: &Tasks,
+    ) -> Result<Self, LoadError> {
+        let store = Arc::new(store);
+        tracing::info!(
+            revision = committed.revision,
+            connections = committed.config.connections.len(),
+            server = committed.config.server.is_some(),
+            "configuration"
+        );
+        let (publish, committed_receiver) = watch::channel(committed);
+        let (commits, requests) = mpsc::channel(COMMITS);
+        let committer = Committer::new(store.clone(), results.clone(), publish)?;
+        tasks.spawn("commit", committer.run(requests, tasks.token()));
+
+        let registry = Registry::new();
+        let (server, server_config) = watch::channel(None);
+        let (applied, server_applied) = watch::channel(None);
+        let (role_registry, role_tasks) = (registry.clone(), tasks.clone());
+        tasks.spawn(
+            "server role",
+            keep_alive(
+                tasks.token(),
+                RestartPolicy::default(),
+                move || {
+                    let (registry, config) = (role_registry.clone(), server_config.clone());
+                    ServerRole::new(registry, config, role_tasks.clone()).run(applied.clone())
+                },
+                |text, last| tracing::error!(text, last, "the server role failed"),
+            ),
+        );
+        let clients = Arc::new(Clients::new(results.clone(), tasks.clone()));
+        let follow = reconcile::follow(
+            committed_receiver.clone(),
+            clients.clone(),
+            server,
+            server_applied.clone(),
+            results.clone(),
+            tasks.token(),
+        );
+        tasks.spawn("reconcile", follow);
+        let committed = committed_receiver;
+        Ok(Self { store, commits, committed, clients, registry, server_applied })
+    }
+
+    /// Checks a change and makes it. `author` is who asks.
+    pub async fn apply(
+        &self,
+        request: proto::ApplyConfigRequest,
+        author: String,
+    ) -> Result<proto::ApplyConfigResponse, ApplyError> {
+        commit::ask(&self.commits, request, author).await
+    }
+
+    /// The document of a revision, or of the current one with 0; `None` where there is none.
+    pub async fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
+        let store = self.store.clone();
+        let read = move || if revision == 0 { store.current() } else { store.revision(revision) };
+        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
+    }
+
+    /// The kept revisions, newest first.
+    pub async fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
+        let store = self.store.clone();
+        let read = move || store.revisions();
+        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
+    }
+
+    /// The committed revision.
+    pub fn committed_revision(&self) -> u64 {
+        self.committed.borrow().revision
+    }
+
+    /// The revision that everything running follows.
+    pub fn applied_revision(&self) -> u64 {
+        let committed = self.committed.borrow().clone();
+        let (reached, waiting) = self.clients.applied();
+        let same_server = match (&*self.server_applied.borrow(), &committed.config.server) {
+            (None, None) => true,
+            (Some(applied), Some(wanted)) => applied == wanted,
+            _ => false,
+        };
+        match waiting {
+            Some(unapplied) => unapplied.saturating_sub(1).min(reached),
+            None if same_server => reached,
+            None => reached.saturating_sub(1),
+        }
+    }
+
+    /// The client role.
+    pub fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// The server role.
+    pub fn server(&self) -> &Registry {
+        &self.registry
+    }
+}

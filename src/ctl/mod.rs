@@ -1,0 +1,87 @@
+//! The command-line client. It knows an agent only by its public API.
+
+mod commands;
+mod connect;
+mod output;
+mod tables;
+mod words;
+
+pub use commands::{Command, FilterArguments, GetCommand, KindArgument, Scope, ServerCommand, run};
+pub use connect::{ConnectError, Connection, Target, TlsFiles};
+pub use output::Format;
+pub use tables::{record_line, statistics_table};
+
+use thiserror::Error;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub enum CtlError {
+    /// The agent is not to be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The agent said no.
+    #[error("{}", status_text(.0))]
+    Status(Box<Status>),
+    /// A file.
+    #[error("{0}: {1}")]
+    File(String, std::io::Error),
+    /// A document that is none.
+    #[error("{0}: {1}")]
+    Document(String, crate::document::DocumentError),
+    /// Output that cannot be written.
+    #[error("output: {0}")]
+    Output(#[from] std::io::Error),
+    /// A message that cannot be shown.
+    #[error("output: {0}")]
+    Show(#[from] crate::document::DocumentError),
+}
+
+impl From<Status> for CtlError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl CtlError {
+    /// The exit code of the program: 69 where there is no agent, 78 for a configuration that is
+    /// not right, 1 otherwise.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Connect(_) => 69,
+            Self::Status(status) if status.code() == Code::Unavailable => 69,
+            Self::Status(status) if status.code() == Code::InvalidArgument => 78,
+            Self::Document(..) => 78,
+            _ => 1,
+        }
+    }
+}
+
+/// A status with every violation on a line of its own.
+fn status_text(status: &Status) -> String {
+    let details = status.get_error_details();
+    let mut lines = Vec::new();
+    if let Some(request) = details.bad_request() {
+        for violation in &request.field_violations {
+            lines.push((&violation.field, &violation.description));
+        }
+    }
+    if let Some(precondition) = details.precondition_failure() {
+        for violation in &precondition.violations {
+            lines.push((&violation.subject, &violation.description));
+        }
+    }
+    if lines.is_empty() {
+        return format!("{} ({:?})", status.message(), status.code());
+    }
+    let lines: Vec<String> = lines
+        .iter()
+        .map(
+            |(field, text)| {
+                if field.is_empty() { text.to_string() } else { format!("{field}: {text}") }
+            },
+        )
+        .collect();
+    format!("refused ({:?}), nothing has changed\n  {}", status.code(), lines.join("\n  "))
+}

@@ -1,0 +1,61 @@
+//! How answers are printed.
+
+use std::io::{self, Write};
+
+use prost::Message;
+
+use super::CtlError;
+use crate::document::{Fields, to_value, to_yaml};
+
+/// For whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For machines: the JSON mapping of proto3 with the names of the `.proto`.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Prints an answer: as it is for machines, as `table` for people.
+pub(super) fn print(
+    format: Format,
+    message: &impl Message,
+    name: &str,
+    table: impl FnOnce() -> String,
+) -> Result<(), CtlError> {
+    let text = match format {
+        Format::Table => table(),
+        Format::Json => {
+            let value = to_value(message, name, Fields::All)?;
+            format!("{value:#}")
+        }
+        Format::Yaml => to_yaml(&to_value(message, name, Fields::All)?)?,
+    };
+    write_line(&text)
+}
+
+/// Prints one message of a stream: a line for machines.
+pub(super) fn print_item(
+    format: Format,
+    message: &impl Message,
+    name: &str,
+    line: impl FnOnce() -> Option<String>,
+) -> Result<(), CtlError> {
+    match format {
+        Format::Table => line().map_or(Ok(()), |line| write_line(&line)),
+        Format::Json => write_line(&to_value(message, name, Fields::All)?.to_string()),
+        Format::Yaml => {
+            write_line(&format!("---\n{}", to_yaml(&to_value(message, name, Fields::All)?)?))
+        }
+    }
+}
+
+/// Writes a text that ends with exactly one line end.
+pub(super) fn write_line(text: &str) -> Result<(), CtlError> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", text.trim_end_matches('\n'))?;
+    Ok(out.flush()?)
+}

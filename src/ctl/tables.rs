@@ -1,0 +1,330 @@
+//! Tables that a person likes to read.
+
+use comfy_table::{Table, presets::NOTHING};
+
+use super::words::{duration, nanoseconds, octets, range, short, time};
+use crate::proto::{
+    self, Connection, Figures, GetAgentResponse, GetServerStatusResponse, Record, Revision,
+    ServerConnection, ServerSession, Statistics, record,
+};
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header.iter().copied());
+    table
+}
+
+/// The rows of a table without space at either end.
+fn text(table: &Table) -> String {
+    let lines = table.to_string();
+    let trimmed = |line: &str| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned() + "\n";
+    lines.lines().map(trimmed).collect()
+}
+
+fn cause(cause: proto::LossCause) -> &'static str {
+    short(cause.as_str_name(), "LOSS_CAUSE_")
+}
+
+/// Connections with their sessions.
+pub(super) fn connections(connections: &[Connection]) -> String {
+    if connections.is_empty() {
+        return "no connections are configured".into();
+    }
+    let mut overview = table(&[
+        "CONNECTION",
+        "TYPE",
+        "STATE",
+        "SINCE",
+        "SERVER",
+        "LAST LOSS",
+        "ATTEMPTS",
+        "NEXT ATTEMPT",
+        "OUTAGES",
+        "IN OUTAGE",
+    ]);
+    let mut sessions = table(&["CONNECTION", "SESSION", "SENDER", "REFLECTOR", "STARTED", "TESTS"]);
+    let mut losses = String::new();
+    for c in connections {
+        let loss = c.last_loss.as_ref();
+        overview.add_row([
+            c.name.clone(),
+            short(c.control_type().as_str_name(), "CONTROL_TYPE_").into(),
+            short(c.state().as_str_name(), "CONNECTION_STATE_").into(),
+            time(c.state_since.as_ref()),
+            if c.server_address.is_empty() { "-".into() } else { c.server_address.clone() },
+            loss.map_or("-", |loss| cause(loss.cause())).into(),
+            c.attempts_since_success.to_string(),
+            time(c.next_attempt_time.as_ref()),
+            c.outages.to_string(),
+            duration(c.outage_duration.as_ref()),
+        ]);
+        if let Some(loss) = loss.filter(|_| c.state() != proto::ConnectionState::Running) {
+            losses.push_str(&format!("{}: {}\n", c.name, loss.detail));
+        }
+        for s in &c.sessions {
+            let or_dash = |text: &str| if text.is_empty() { "-".into() } else { text.to_owned() };
+            sessions.add_row([
+                c.name.clone(),
+                s.name.clone(),
+                or_dash(&s.sender_address),
+                or_dash(&s.reflector_address),
+                if s.started { "yes" } else { "no" }.into(),
+                s.tests_finished.to_string(),
+            ]);
+        }
+    }
+    format!("{}\n{}{losses}", text(&overview), text(&sessions))
+}
+
+/// Statistics by connection, session and scope.
+pub fn statistics_table(statistics: &[Statistics]) -> String {
+    if statistics.is_empty() {
+        return "no statistics yet".into();
+    }
+    let mut rows = table(&[
+        "CONNECTION",
+        "SESSION",
+        "SCOPE",
+        "TESTS",
+        "UNREACHABLE",
+        "SENT",
+        "LOST",
+        "LOSS",
+        "RTT MIN / AVG / MAX",
+        "RTT STDDEV",
+        "EGRESS AVG",
+        "INGRESS AVG",
+        "ONE-WAY",
+    ]);
+    for s in statistics {
+        let tests = s.tests_complete + s.tests_interrupted + s.tests_unreachable + s.tests_stopped;
+        let figures = s.figures.clone().unwrap_or_default();
+        let mean = |stats: Option<&proto::DelayStats>| {
+            let stats = stats.filter(|stats| stats.samples > 0);
+            stats.map_or_else(|| "-".into(), |stats| nanoseconds(stats.mean_ns))
+        };
+        let deviation = figures.rtt.as_ref().filter(|rtt| rtt.samples > 0);
+        rows.add_row([
+            s.connection.clone(),
+            s.session.clone(),
+            short(s.scope().as_str_name(), "STATISTICS_SCOPE_").into(),
+            tests.to_string(),
+            s.tests_unreachable.to_string(),
+            figures.probes_sent.to_string(),
+            lost(&figures),
+            loss_ratio(&figures),
+            range(figures.rtt.as_ref()),
+            deviation.map_or_else(|| "-".into(), |rtt| nanoseconds(rtt.stddev_ns)),
+            mean(figures.egress.as_ref()),
+            mean(figures.ingress.as_ref()),
+            short(figures.one_way_validity().as_str_name(), "ONE_WAY_VALIDITY_")
+                .replace("UNSPECIFIED", "-"),
+        ]);
+    }
+    text(&rows)
+}
+
+/// Lost probes, with directions where they are known.
+fn lost(figures: &Figures) -> String {
+    match (figures.probes_lost, figures.lost_egress, figures.lost_ingress) {
+        (0, _, _) => "0".into(),
+        (lost, Some(egress), Some(ingress)) => format!("{lost} ({egress}→ {ingress}←)"),
+        (lost, _, _) => lost.to_string(),
+    }
+}
+
+fn loss_ratio(figures: &Figures) -> String {
+    let decided = figures.probes_received + figures.probes_lost;
+    if decided == 0 {
+        return "-".into();
+    }
+    format!("{:.1}%", figures.probes_lost as f64 * 100.0 / decided as f64)
+}
+
+/// A record on one line.
+pub fn record_line(record: &Record) -> String {
+    let who = match (record.connection.as_str(), record.session.as_str()) {
+        ("", _) => "agent".to_owned(),
+        (connection, "") => connection.to_owned(),
+        (connection, session) => format!("{connection}/{session}"),
+    };
+    let what = match &record.kind {
+        Some(record::Kind::TestResult(result)) => test_text(result),
+        Some(record::Kind::ProbeResults(batch)) => probes_text(batch),
+        Some(record::Kind::Event(event)) => event_text(event),
+        Some(record::Kind::Gap(gap)) => {
+            format!("GAP      cursors {} to {} are gone", gap.first_cursor, gap.last_cursor)
+        }
+        None => "unknown kind of record".into(),
+    };
+    format!("{:>8}  {}  {who:<16}  {what}", record.cursor, time(record.time.as_ref()))
+}
+
+fn test_text(result: &proto::TestResult) -> String {
+    let figures = result.figures.clone().unwrap_or_default();
+    let outcome = short(result.outcome().as_str_name(), "TEST_OUTCOME_");
+    let mut text = format!("TEST     {} {outcome}", result.test_number);
+    if result.cause() != proto::LossCause::Unspecified {
+        text += &format!(", {}", cause(result.cause()));
+    }
+    if result.outcome() == proto::TestOutcome::Unreachable {
+        let not_sent = figures.probes_not_sent;
+        return text + &format!(", {} attempts, {not_sent} probes not sent", result.attempts);
+    }
+    text + &format!(
+        ", sent {}, lost {} ({}), rtt {}",
+        figures.probes_sent,
+        lost(&figures),
+        loss_ratio(&figures),
+        range(figures.rtt.as_ref()),
+    )
+}
+
+fn probes_text(batch: &proto::ProbeResults) -> String {
+    let rtts = batch.probes.iter().filter_map(|probe| probe.rtt_ns);
+    let lost = batch.probes.iter().filter(|p| p.status() == proto::ProbeStatus::Lost).count();
+    let (least, most) = (rtts.clone().min(), rtts.max());
+    let mut text = format!("PROBES   {}", batch.probes.len());
+    if let (Some(least), Some(most)) = (least, most) {
+        text += &format!(", rtt {} to {}", nanoseconds(least as f64), nanoseconds(most as f64));
+    }
+    if lost > 0 {
+        text += &format!(", {lost} lost");
+    }
+    text
+}
+
+fn event_text(event: &proto::Event) -> String {
+    let name = short(event.r#type().as_str_name(), "EVENT_TYPE_");
+    let mut text = format!("EVENT    {name}");
+    if event.cause() != proto::LossCause::Unspecified {
+        text += &format!(", {}", cause(event.cause()));
+    }
+    if event.revision > 0 {
+        text += &format!(", revision {}", event.revision);
+    }
+    if event.attempts > 0 {
+        let length = duration(event.duration.as_ref());
+        text += &format!(", after {length} and {} attempts", event.attempts);
+    }
+    if !event.detail.is_empty() {
+        text += &format!(": {}", event.detail);
+    }
+    text
+}
+
+/// The kept revisions.
+pub(super) fn revisions(revisions: &[Revision]) -> String {
+    let mut rows = table(&["REVISION", "TIME", "AUTHOR", "COMMENT"]);
+    for r in revisions {
+        rows.add_row([
+            r.revision.to_string(),
+            time(r.time.as_ref()),
+            r.author.clone(),
+            r.comment.clone(),
+        ]);
+    }
+    text(&rows)
+}
+
+/// The agent as a whole, above its connections.
+pub(super) fn agent(agent: &GetAgentResponse) -> String {
+    let store = agent.store.clone().unwrap_or_default();
+    let clock = match agent.clock {
+        Some(clock) if clock.synchronised => {
+            format!("synchronised, error {}", nanoseconds(clock.error_estimate_ns as f64))
+        }
+        _ => "not synchronised: one-way delays cannot be trusted".into(),
+    };
+    let kept = format!("{} records, {}", store.records, octets(store.live_octets));
+    let health = if store.healthy { kept } else { format!("{kept}; {}", store.detail) };
+    let mut text = format!(
+        "agent     {} {} on {}, up {}\nrevision  {}",
+        agent.agent_id,
+        agent.version,
+        agent.host_name,
+        duration(agent.uptime.as_ref()),
+        agent.revision,
+    );
+    if agent.applied_revision != agent.revision {
+        text += &format!(" committed, {} applied", agent.applied_revision);
+    }
+    text + &format!("\nclock     {clock}\nresults   {health}\n")
+}
+
+/// The server role.
+pub(super) fn server(
+    status: &GetServerStatusResponse,
+    connections: &[ServerConnection],
+    sessions: &[ServerSession],
+) -> String {
+    if status.sockets.is_empty() {
+        return "the server role is not configured".into();
+    }
+    let mut sockets = table(&["SOCKET", "ADDRESS", "STATE"]);
+    for socket in &status.sockets {
+        let state = if socket.error.is_empty() { "open" } else { &socket.error };
+        sockets.add_row([&socket.protocol, &socket.address, state]);
+    }
+    let packets = status.packets.unwrap_or_default();
+    let dropped = [
+        ("no session", packets.dropped_no_session),
+        ("not started", packets.dropped_not_started),
+        ("too short", packets.dropped_too_short),
+        ("corrupt", packets.dropped_corrupt),
+        ("not listed", packets.dropped_not_listed),
+        ("reflection loop", packets.dropped_reflection_loop),
+        ("send failed", packets.dropped_send_failed),
+    ];
+    let dropped: Vec<String> = dropped
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(why, count)| format!("{count} {why}"))
+        .collect();
+    let refused: Vec<String> = status
+        .connections_refused
+        .iter()
+        .map(|r| format!("{} {}", r.count, short(r.cause().as_str_name(), "REFUSAL_CAUSE_")))
+        .collect();
+    let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join(", ") };
+    let mut out = format!(
+        "{}\npackets   {} received, {} reflected ({} light)\ndropped   {}\nrefused   {}\n",
+        text(&sockets),
+        packets.received,
+        packets.reflected,
+        packets.reflected_light,
+        list(&dropped),
+        list(&refused),
+    );
+    if !connections.is_empty() {
+        let mut rows = table(&["ID", "CLIENT", "LOCAL", "STATE", "SINCE", "SESSIONS"]);
+        for c in connections {
+            rows.add_row([
+                c.id.to_string(),
+                c.client_address.clone(),
+                c.local_address.clone(),
+                short(c.state().as_str_name(), "SERVER_CONNECTION_STATE_").into(),
+                time(c.since.as_ref()),
+                c.sessions.to_string(),
+            ]);
+        }
+        out += &format!("\n{}", text(&rows));
+    }
+    if !sessions.is_empty() {
+        let mut rows =
+            table(&["CONNECTION", "SENDER", "REFLECTOR", "STATE", "DSCP", "RECEIVED", "REFLECTED"]);
+        for s in sessions {
+            rows.add_row([
+                s.connection_id.to_string(),
+                s.sender_address.clone(),
+                s.reflector_address.clone(),
+                short(s.state().as_str_name(), "SERVER_SESSION_STATE_").into(),
+                s.dscp.to_string(),
+                s.packets_received.to_string(),
+                s.packets_reflected.to_string(),
+            ]);
+        }
+        out += &format!("\n{}", text(&rows));
+    }
+    out
+}

@@ -1,0 +1,34 @@
+//! What the host says of itself, and what it allows.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Raises the number of open files to what is allowed at most: each connection and each session
+/// has a socket.
+pub fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
+        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the number of open files");
+    }
+}
+
+/// Name of the host; empty where it has none that is text.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// A port that is free on the loopback address for TCP and UDP, for now.
+pub fn free_port() -> std::io::Result<u16> {
+    let mut last = std::io::ErrorKind::AddrInUse.into();
+    for _ in 0..20 {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        let port = listener.local_addr()?.port();
+        match std::net::UdpSocket::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

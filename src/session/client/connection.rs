@@ -1,0 +1,452 @@
+//! The driver of one control connection: attempts in their rhythm, sessions up and down, outages
+//! as pairs of events, and changes of what is wanted while all this goes on.
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Wanted,
+    attempt::{self, Established, OpenSession},
+    failure::Failure,
+    progress::Progress,
+    rhythm::Rhythm,
+    sender::{self, Command, Tools},
+    status::Status,
+};
+use crate::{
+    model::{ControlConnection, ControlType, connection_effect, limits::SILENT_CONNECTION_NS},
+    net::clock,
+    proto::{ChangeEffect, ConnectionState, Event, EventType, LossCause},
+    results::{Results, Subject},
+    time::{Monotonic, duration_to_proto},
+};
+
+/// Runs the connection until `token` is cancelled.
+pub(super) async fn run(
+    mut wanted: watch::Receiver<Wanted>,
+    status: Arc<Status>,
+    results: Arc<Results>,
+    token: CancellationToken,
+) {
+    let current = wanted.borrow_and_update().clone();
+    let outage =
+        status.open_outage().map(|(failure, since, attempts)| Outage { failure, since, attempts });
+    let mut driver = Driver {
+        config: current.config.clone(),
+        current,
+        wanted,
+        progress: Arc::new(Progress::new(0)),
+        status,
+        results,
+        token,
+        sessions: Vec::new(),
+        tasks: JoinSet::new(),
+        outage,
+    };
+    driver.make_sessions();
+    driver.run().await;
+}
+
+/// An outage that goes on.
+#[derive(Debug)]
+struct Outage {
+    failure: Failure,
+    since: Monotonic,
+    attempts: u64,
+}
+
+/// Why a stage of the connection ended.
+#[derive(Debug)]
+enum Next {
+    /// What is wanted changed in a way that needs a new beginning.
+    Anew,
+    /// Make an attempt now.
+    Attempt,
+    /// The connection was lost; whether its sessions had been started.
+    Lost(Failure, bool),
+    /// All sessions ran all their tests.
+    Completed,
+    /// No test is due for so long that the connection is closed until then.
+    Parked(Monotonic),
+    /// The agent ends or the connection was removed.
+    End,
+}
+
+struct Driver {
+    /// What the sessions follow.
+    config: Arc<ControlConnection>,
+    /// What was last seen of `wanted`.
+    current: Wanted,
+    wanted: watch::Receiver<Wanted>,
+    status: Arc<Status>,
+    results: Arc<Results>,
+    token: CancellationToken,
+    sessions: Vec<mpsc::Sender<Command>>,
+    /// The sessions' tasks; one that panics takes the driver with it, which is started again.
+    tasks: JoinSet<()>,
+    progress: Arc<Progress>,
+    outage: Option<Outage>,
+}
+
+impl Driver {
+    async fn run(&mut self) {
+        loop {
+            let next = if self.config.inactive {
+                self.rest(ConnectionState::Inactive).await
+            } else if self.current.stopped {
+                self.rest(ConnectionState::Stopped).await
+            } else {
+                self.measure().await
+            };
+            match next {
+                Next::End => break,
+                _ => self.begin_anew().await,
+            }
+        }
+        self.stop_sessions().await;
+        self.end_sessions().await;
+    }
+
+    /// Does nothing until something else is wanted.
+    async fn rest(&mut self, state: ConnectionState) -> Next {
+        self.status.outage_ends(clock::now());
+        self.outage = None;
+        self.status.state(state, clock::now());
+        loop {
+            match self.change().await {
+                Next::Attempt if state == ConnectionState::Inactive => {}
+                next => return next,
+            }
+        }
+    }
+
+    /// Attempts and tests, until something else is wanted or all tests are done.
+    async fn measure(&mut self) -> Next {
+        let mut rhythm = Rhythm::new(clock::monotonic());
+        loop {
+            let next = self.attempt_and_run(&mut rhythm).await;
+            let due = match next {
+                Next::Lost(failure, started) => {
+                    if self.lost(failure, started).await {
+                        return self.completed_by_break().await;
+                    }
+                    rhythm.next(self.config.test_interval_ns, clock::monotonic())
+                }
+                Next::Parked(due) => {
+                    rhythm = Rhythm::new(due);
+                    due
+                }
+                Next::Completed => {
+                    self.event(EventType::ConnectionCompleted, |_| {});
+                    return self.rest(ConnectionState::Completed).await;
+                }
+                next => return next,
+            };
+            self.status.waiting(due, clock::now());
+            match self.wait_until(due).await {
+                Next::Attempt => {}
+                next => return next,
+            }
+        }
+    }
+
+    async fn attempt_and_run(&mut self, rhythm: &mut Rhythm) -> Next {
+        let (config, status) = (self.config.clone(), self.status.clone());
+        let established = tokio::select! {
+            result = establish(&config, &status) => match result {
+                Ok(established) => established,
+                Err(failure) => return Next::Lost(failure, false),
+            },
+            // An attempt is under way: one by hand has nothing to add.
+            next = self.change_but_attempts() => return next,
+        };
+        let (mut control, sessions) = established;
+        self.up(sessions).await;
+        let progress = self.progress.clone();
+        let next = loop {
+            let watch = async {
+                match &mut control {
+                    Some(control) => control.watch().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                failure = watch => break Next::Lost(failure, true),
+                next = self.change_but_attempts() => break next,
+                () = progress.changed() => if let Some(next) = self.after_tests().await {
+                    break next;
+                },
+            }
+        };
+        if let Next::Lost(..) = next {
+            *rhythm = Rhythm::new(clock::monotonic());
+        } else {
+            if !matches!(next, Next::Parked(_)) {
+                self.stop_sessions().await;
+            }
+            if let Some(control) = control {
+                control.stop().await;
+            }
+        }
+        next
+    }
+
+    /// All sessions are started.
+    async fn up(&mut self, sessions: Vec<OpenSession>) {
+        let now = clock::now();
+        self.progress.reset();
+        self.status.state(ConnectionState::Running, now);
+        if let Some(outage) = self.outage.take() {
+            let length_ns = now.monotonic.since_ns(outage.since);
+            self.event(EventType::ConnectionRestored, |event| {
+                event.cause = outage.failure.cause.into();
+                event.accept_code = outage.failure.accept_code.into();
+                event.attempts = outage.attempts + 1;
+                event.duration = Some(duration_to_proto(length_ns));
+            });
+        }
+        self.status.outage_ends(now);
+        for (index, session) in sessions.into_iter().enumerate() {
+            let OpenSession { socket, remote, sid } = session;
+            let sid = sid.map(|sid| sid.to_string()).unwrap_or_default();
+            self.status.session_started(index, sid, socket.local(), remote);
+            self.tell(index, Command::Up(socket, remote)).await;
+        }
+    }
+
+    /// Begins an outage or counts a further attempt; whether it is final.
+    async fn lost(&mut self, failure: Failure, started: bool) -> bool {
+        let now = clock::now();
+        let attempts = match &mut self.outage {
+            Some(outage) => {
+                outage.attempts += 1;
+                outage.failure = failure.clone();
+                outage.attempts
+            }
+            None => {
+                // The loss of a running connection is no attempt; a first attempt that fails is.
+                let attempts = u64::from(!started);
+                self.status.outage_begins(&failure, now);
+                self.event(EventType::ConnectionLost, |event| {
+                    event.cause = failure.cause.into();
+                    event.accept_code = failure.accept_code.into();
+                    event.detail.clone_from(&failure.detail);
+                });
+                let (failure, since) = (failure.clone(), now.monotonic);
+                self.outage = Some(Outage { failure, since, attempts });
+                attempts
+            }
+        };
+        self.status.attempt_failed(&failure, attempts);
+        tracing::debug!(
+            connection = self.config.name,
+            cause = failure.cause.as_str_name(),
+            detail = failure.detail,
+            attempts,
+            "not connected"
+        );
+        for index in 0..self.sessions.len() {
+            self.tell(index, Command::Down(failure.cause, attempts)).await;
+        }
+        started && self.config.test_count != 0
+    }
+
+    /// With a `test_count`, a break during the tests is their end.
+    async fn completed_by_break(&mut self) -> Next {
+        self.stop_sessions().await;
+        self.rest(ConnectionState::Completed).await
+    }
+
+    /// Waits for the time of the next attempt.
+    async fn wait_until(&mut self, due: Monotonic) -> Next {
+        let wait = Duration::from_nanos(due.since_ns(clock::monotonic()));
+        tokio::select! {
+            () = sleep(wait) => Next::Attempt,
+            next = self.change() => next,
+        }
+    }
+
+    /// Waits until something is wanted that the present stage cannot give. What changes without a
+    /// word on the wire is passed on meanwhile.
+    async fn change(&mut self) -> Next {
+        loop {
+            tokio::select! {
+                changed = self.wanted.changed() => if changed.is_err() {
+                    return Next::End;
+                },
+                () = self.token.cancelled() => return Next::End,
+                Some(Err(error)) = self.tasks.join_next() => {
+                    if let Ok(panic) = error.try_into_panic() {
+                        std::panic::resume_unwind(panic);
+                    }
+                }
+            }
+            let wanted = self.wanted.borrow_and_update().clone();
+            let before = std::mem::replace(&mut self.current, wanted);
+            let live = self.current.config.inactive == self.config.inactive
+                && connection_effect(&self.config, &self.current.config) == ChangeEffect::Live;
+            if !live || self.current.stopped {
+                return Next::Anew;
+            }
+            if self.current.config != self.config {
+                self.configure().await;
+                if before.stopped {
+                    return Next::Anew;
+                }
+            }
+            if self.current.starts != before.starts {
+                return Next::Attempt;
+            }
+        }
+    }
+
+    async fn change_but_attempts(&mut self) -> Next {
+        loop {
+            match self.change().await {
+                Next::Attempt => {}
+                next => return next,
+            }
+        }
+    }
+
+    /// A session ended a test: what follows from it for the connection.
+    async fn after_tests(&mut self) -> Option<Next> {
+        if self.progress.all_completed() {
+            return Some(Next::Completed);
+        }
+        let silent = self.config.test_interval_ns > SILENT_CONNECTION_NS
+            && self.config.control_type == ControlType::Managed;
+        let due = self.progress.idle_until().filter(|_| silent)?;
+        for index in 0..self.sessions.len() {
+            self.tell(index, Command::Park).await;
+        }
+        Some(Next::Parked(due))
+    }
+
+    /// Passes a change on that needs nothing on the wire.
+    async fn configure(&mut self) {
+        self.config = self.current.config.clone();
+        for index in 0..self.sessions.len() {
+            self.tell(index, Command::Configure(self.config.clone(), index)).await;
+        }
+        self.status.configured(&self.config, self.current.revision);
+    }
+
+    /// Takes up what is wanted now, from the beginning.
+    async fn begin_anew(&mut self) {
+        self.stop_sessions().await;
+        let names = |config: &ControlConnection| -> Vec<String> {
+            config.sessions.iter().map(|session| session.name.clone()).collect()
+        };
+        let same = names(&self.config) == names(&self.current.config);
+        if same {
+            self.configure().await;
+            for index in 0..self.sessions.len() {
+                self.tell(index, Command::Restart).await;
+            }
+            self.progress.reset();
+        } else {
+            self.end_sessions().await;
+            self.config = self.current.config.clone();
+            self.make_sessions();
+        }
+    }
+
+    /// Sessions end when nobody is left to command them.
+    async fn end_sessions(&mut self) {
+        self.sessions.clear();
+        self.status.set_session_commands(Vec::new());
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn make_sessions(&mut self) {
+        self.progress = Arc::new(Progress::new(self.config.sessions.len()));
+        for index in 0..self.config.sessions.len() {
+            let (commands, receiver) = mpsc::channel(sender::COMMANDS);
+            let tools = Tools {
+                results: self.results.clone(),
+                status: self.status.clone(),
+                progress: self.progress.clone(),
+            };
+            self.tasks.spawn(sender::run(self.config.clone(), index, tools, receiver));
+            self.sessions.push(commands);
+        }
+        self.status.configured(&self.config, self.current.revision);
+        self.status.set_session_commands(self.sessions.clone());
+    }
+
+    /// Ends running tests as STOPPED; returns when their results are reported.
+    async fn stop_sessions(&mut self) {
+        for index in 0..self.sessions.len() {
+            let (done, stopped) = oneshot::channel();
+            self.tell(index, Command::Stop(done)).await;
+            let _ = stopped.await;
+        }
+    }
+
+    async fn tell(&self, index: usize, command: Command) {
+        // A session whose task is gone is found by `change`.
+        let _ = self.sessions[index].send(command).await;
+    }
+
+    fn event(&self, kind: EventType, fill: impl FnOnce(&mut Event)) {
+        event(&self.config, &self.results, kind, fill);
+    }
+}
+
+/// The task of a connection failed: an outage of that connection, and of no other.
+pub(super) fn failed(
+    config: &ControlConnection,
+    status: &Status,
+    results: &Results,
+    text: &str,
+    last: bool,
+) {
+    let failure = Failure::new(LossCause::Panic, format!("the task failed: {text}"));
+    tracing::error!(connection = config.name, text, last, "task failed");
+    if status.open_outage().is_none() {
+        event(config, results, EventType::ConnectionLost, |event| {
+            event.cause = failure.cause.into();
+            event.detail.clone_from(&failure.detail);
+        });
+    }
+    status.outage_begins(&failure, clock::now());
+    status.task_failed(last, clock::now());
+}
+
+fn event(
+    config: &ControlConnection,
+    results: &Results,
+    kind: EventType,
+    fill: impl FnOnce(&mut Event),
+) {
+    let mut event = Event { r#type: kind.into(), ..Event::default() };
+    fill(&mut event);
+    let subject = Subject {
+        connection: config.name.clone(),
+        session: String::new(),
+        labels: config.labels.clone(),
+    };
+    results.event(&subject, event, clock::now().unix);
+}
+
+/// Opens what the control type asks for.
+async fn establish(
+    config: &ControlConnection,
+    status: &Arc<Status>,
+) -> Result<(Option<Established>, Vec<OpenSession>), Failure> {
+    match config.control_type {
+        ControlType::Managed => {
+            let mut established = attempt::managed(config, status).await?;
+            let sessions = std::mem::take(&mut established.sessions);
+            Ok((Some(established), sessions))
+        }
+        ControlType::Light => Ok((None, attempt::light(config).await?)),
+    }
+}

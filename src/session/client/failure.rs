@@ -1,0 +1,73 @@
+//! Why a connection was lost or did not come about.
+
+use std::io;
+
+use crate::{proto::LossCause, twamp::control_client::ClientError};
+
+/// A loss with its cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) cause: LossCause,
+    pub(super) accept_code: u8,
+    pub(super) detail: String,
+}
+
+impl Failure {
+    pub(super) fn new(cause: LossCause, detail: impl Into<String>) -> Self {
+        Self { cause, accept_code: 0, detail: detail.into() }
+    }
+
+    /// A TCP connect that failed.
+    pub(super) fn connecting(error: &io::Error, to: &str) -> Self {
+        let cause = match error.kind() {
+            io::ErrorKind::ConnectionRefused => LossCause::Refused,
+            io::ErrorKind::TimedOut => LossCause::ConnectTimeout,
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => LossCause::NoRoute,
+            io::ErrorKind::ConnectionReset => LossCause::Reset,
+            _ => LossCause::Local,
+        };
+        Self::new(cause, format!("TCP connect to {to}: {error}"))
+    }
+
+    /// A socket of this host that did not come about.
+    pub(super) fn local(what: &str, error: &io::Error) -> Self {
+        Self::new(LossCause::Local, format!("{what}: {error}"))
+    }
+
+    /// An open connection that broke.
+    pub(super) fn broken(error: &io::Error) -> Self {
+        let cause = match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => LossCause::Reset,
+            // What keepalive and the user timeout end a connection with; a router's message may
+            // stand in for the timeout.
+            io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable => LossCause::KeepaliveTimeout,
+            _ => LossCause::Local,
+        };
+        Self::new(cause, format!("control connection: {error}"))
+    }
+
+    pub(super) fn closed_by_server() -> Self {
+        Self::new(LossCause::ClosedByServer, "the server closed the control connection")
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let (cause, accept) = match &error {
+            ClientError::ServiceRefused => (LossCause::Rejected, 0),
+            ClientError::NoCommonMode { .. } => (LossCause::NoCommonMode, 0),
+            ClientError::ConnectionRejected(accept)
+            | ClientError::SessionRejected { accept, .. }
+            | ClientError::StartRejected(accept) => (LossCause::Rejected, accept.0),
+            ClientError::NoPort { .. } | ClientError::Unexpected(_) => {
+                (LossCause::ProtocolError, 0)
+            }
+            ClientError::ResponseTimeout(_) => (LossCause::ResponseTimeout, 0),
+        };
+        Self { cause, accept_code: accept, detail: error.to_string() }
+    }
+}

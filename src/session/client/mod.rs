@@ -1,0 +1,154 @@
+//! The client role. Every control connection has a driver ([`connection`]) and each of its test
+//! sessions a task ([`sender`]) that lives over reconnects. What is wanted of a connection is a
+//! value on a watch, so a driver that is started again finds it there.
+
+mod attempt;
+mod connection;
+mod failure;
+mod progress;
+mod rhythm;
+mod sender;
+mod status;
+
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    model::{ControlConnection, connection_effect},
+    net::clock,
+    proto::{ChangeEffect, Connection, Statistics},
+    results::Results,
+    supervise::{RestartPolicy, Tasks, keep_alive},
+};
+use sender::Command;
+use status::Status;
+
+/// What is wanted of a connection.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    config: Arc<ControlConnection>,
+    /// Stopped by hand, or not yet started by hand.
+    stopped: bool,
+    /// Rises with every StartConnections.
+    starts: u64,
+    /// Revision in which `config` came.
+    revision: u64,
+}
+
+/// A configured connection.
+#[derive(Debug)]
+pub struct ConnectionHandle {
+    wanted: watch::Sender<Wanted>,
+    status: Arc<Status>,
+    token: CancellationToken,
+}
+
+impl ConnectionHandle {
+    /// Starts the driver of a connection.
+    pub fn start(
+        config: Arc<ControlConnection>,
+        revision: u64,
+        results: &Arc<Results>,
+        tasks: &Tasks,
+    ) -> Self {
+        let status = Arc::new(Status::new(&config, clock::now()));
+        let stopped = config.manual_start;
+        let (wanted, receiver) = watch::channel(Wanted { config, stopped, starts: 0, revision });
+        let token = tasks.token().child_token();
+        tasks.spawn(
+            "connection",
+            supervise(receiver, status.clone(), results.clone(), token.clone()),
+        );
+        Self { wanted, status, token }
+    }
+
+    /// Wants another configuration from now on.
+    pub fn configure(&self, config: Arc<ControlConnection>, revision: u64) {
+        self.wanted.send_if_modified(|wanted| {
+            if wanted.config == config {
+                return false;
+            }
+            let activated = connection_effect(&wanted.config, &config) == ChangeEffect::Start;
+            // A change starts again what was stopped by hand, but not what waits for a hand.
+            wanted.stopped = config.manual_start && (wanted.stopped || activated);
+            wanted.config = config;
+            wanted.revision = revision;
+            true
+        });
+    }
+
+    /// What is configured.
+    pub fn config(&self) -> Arc<ControlConnection> {
+        self.wanted.borrow().config.clone()
+    }
+
+    /// Makes one attempt at once; starts again what was stopped or completed.
+    pub fn start_by_hand(&self) {
+        self.wanted.send_modify(|wanted| {
+            wanted.stopped = false;
+            wanted.starts += 1;
+        });
+    }
+
+    /// Stops until it is started by hand or changed.
+    pub fn stop_by_hand(&self) {
+        self.wanted.send_modify(|wanted| wanted.stopped = true);
+    }
+
+    /// Ends the driver and its sessions.
+    pub fn remove(&self) {
+        self.token.cancel();
+    }
+
+    /// What the connection does.
+    pub fn snapshot(&self) -> Connection {
+        let revision = self.wanted.borrow().revision;
+        self.status.to_proto(revision, clock::now())
+    }
+
+    /// The revision in which the configuration came that the driver has not yet taken up.
+    pub fn unapplied_revision(&self) -> Option<u64> {
+        let revision = self.wanted.borrow().revision;
+        (!self.status.has_applied(revision)).then_some(revision)
+    }
+
+    /// Statistics of the tests that run now.
+    pub async fn current_tests(&self) -> Vec<Statistics> {
+        let mut statistics = Vec::new();
+        for session in self.status.session_commands() {
+            let (answer, answered) = oneshot::channel();
+            if session.send(Command::Snapshot(answer)).await.is_ok()
+                && let Ok(Some(current)) = answered.await
+            {
+                statistics.push(current);
+            }
+        }
+        statistics
+    }
+}
+
+/// Runs the driver, again when it fails. When it failed too often, not before something else is
+/// wanted.
+async fn supervise(
+    mut wanted: watch::Receiver<Wanted>,
+    status: Arc<Status>,
+    results: Arc<Results>,
+    token: CancellationToken,
+) {
+    loop {
+        let start =
+            || connection::run(wanted.clone(), status.clone(), results.clone(), token.clone());
+        let failed = |text: &str, last| {
+            connection::failed(&wanted.borrow().config, &status, &results, text, last);
+        };
+        keep_alive(token.clone(), RestartPolicy::default(), start, failed).await;
+        tokio::select! {
+            () = token.cancelled() => return,
+            changed = wanted.changed() => if changed.is_err() {
+                return;
+            }
+        }
+    }
+}

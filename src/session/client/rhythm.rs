@@ -1,0 +1,55 @@
+//! When attempts are due: the n-th one n intervals after the loss, however long each took.
+
+use crate::time::Monotonic;
+
+/// The beat of the attempts of one outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rhythm {
+    last_due: Monotonic,
+}
+
+impl Rhythm {
+    /// A connection was lost, or a first attempt is made, at `start`.
+    pub(super) fn new(start: Monotonic) -> Self {
+        Self { last_due: start }
+    }
+
+    /// The next beat that is not yet over: the same again before its time. Beats that passed during an attempt are left out.
+    pub(super) fn next(&mut self, interval_ns: u64, now: Monotonic) -> Monotonic {
+        if self.last_due > now {
+            return self.last_due;
+        }
+        let interval_ns = interval_ns.max(1);
+        let behind = now.since_ns(self.last_due) / interval_ns;
+        let missed = now.since_ns(self.last_due) % interval_ns != 0 || behind == 0;
+        let beats = behind + u64::from(missed);
+        self.last_due = self.last_due.plus_ns(beats.saturating_mul(interval_ns));
+        self.last_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beats_do_not_drift_over_a_day() {
+        let mut rhythm = Rhythm::new(Monotonic(500));
+        let mut now = Monotonic(500);
+        for beat in 1..=86_400u64 {
+            now = rhythm.next(1_000_000_000, now.plus_ns(beat % 900_000_000));
+            assert_eq!(now, Monotonic(500 + beat * 1_000_000_000));
+        }
+    }
+
+    #[test]
+    fn an_attempt_longer_than_the_interval_skips_beats() {
+        let mut rhythm = Rhythm::new(Monotonic(0));
+        assert_eq!(rhythm.next(100, Monotonic(0)), Monotonic(100));
+        assert_eq!(rhythm.next(100, Monotonic(450)), Monotonic(500));
+        // An attempt by hand, before the beat.
+        assert_eq!(rhythm.next(100, Monotonic(460)), Monotonic(500));
+        assert_eq!(rhythm.next(100, Monotonic(600)), Monotonic(600));
+        assert_eq!(rhythm.next(100, Monotonic(600)), Monotonic(700));
+    }
+}

@@ -1,0 +1,320 @@
+//! The task of one test session: owns its machine, its socket and what waits to be reported. It
+//! lives as long as the session is configured, through any number of control connections.
+
+use std::{
+    future::{Future, pending},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    progress::{Progress, Stage},
+    status::Status,
+};
+use crate::{
+    model::{ControlConnection, ControlType, Schedule, TestSession},
+    net::{PacketInfo, TestSocket, clock, random},
+    proto::{LossCause, ProbeResult, Statistics, StatisticsScope},
+    results::{PROBES_PER_RECORD, Results, Subject},
+    time::{Monotonic, Now},
+    twamp::sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+};
+
+/// Commands that wait for a session; the driver waits where there are more.
+pub(super) const COMMANDS: usize = 16;
+/// How long probes wait for others to fill a record.
+const BATCH_NS: u64 = 1_000_000_000;
+/// Rest after an error of the socket, which may come again at once.
+const SOCKET_REST: Duration = Duration::from_millis(100);
+
+/// What the driver, and the API, tell a session.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// The session is started: probes may go out.
+    Up(TestSocket, SocketAddr),
+    /// It is lost, or one more attempt failed.
+    Down(LossCause, u64),
+    /// It is closed until the next test is due, and nothing is wrong.
+    Park,
+    /// Other intervals, counts, labels.
+    Configure(Arc<ControlConnection>, usize),
+    /// A new run of `test_count` tests.
+    Restart,
+    /// No further tests; answers when the last result is reported.
+    Stop(oneshot::Sender<()>),
+    /// Statistics of the running test.
+    Snapshot(oneshot::Sender<Option<Statistics>>),
+}
+
+struct Link {
+    socket: TestSocket,
+    remote: SocketAddr,
+    packet: Vec<u8>,
+}
+
+/// What all sessions of a connection share.
+#[derive(Clone, Debug)]
+pub(super) struct Tools {
+    pub(super) results: Arc<Results>,
+    pub(super) status: Arc<Status>,
+    pub(super) progress: Arc<Progress>,
+}
+
+struct Session {
+    index: usize,
+    config: TestSession,
+    subject: Subject,
+    machine: SessionSender,
+    link: Option<Link>,
+    parked: bool,
+    probes: Vec<ProbeResult>,
+    probes_due: Monotonic,
+    tools: Tools,
+}
+
+/// Runs a session until its commands end.
+pub(super) async fn run(
+    connection: Arc<ControlConnection>,
+    index: usize,
+    tools: Tools,
+    mut commands: mpsc::Receiver<Command>,
+) {
+    let config = connection.sessions[index].clone();
+    let mut session = Session {
+        index,
+        subject: subject(&connection, &config),
+        machine: SessionSender::new(sender_config(&connection, &config)),
+        config,
+        link: None,
+        parked: false,
+        probes: Vec::with_capacity(PROBES_PER_RECORD),
+        probes_due: Monotonic::default(),
+        tools,
+    };
+    loop {
+        session.advance();
+        let deadline = session.deadline();
+        // Each of these may be dropped at any time without a loss: commands and packets stay
+        // where they are.
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(command) => session.obey(command),
+                None => return session.end(),
+            },
+            () = sleep_to(deadline) => {}
+            failed = receive(&mut session.machine, session.link.as_ref()) => if failed {
+                sleep(SOCKET_REST).await;
+            },
+        }
+    }
+}
+
+/// Feeds replies to the machine; tells whether the socket failed.
+fn receive<'a>(
+    machine: &'a mut SessionSender,
+    link: Option<&'a Link>,
+) -> impl Future<Output = bool> + Send + 'a {
+    async move {
+        let Some(link) = link else { return pending().await };
+        let received = link.socket.receive(|info, packet| {
+            let now = clock::now();
+            if info.source.port() == link.remote.port() && info.source.ip() == link.remote.ip() {
+                machine.handle_reply(packet, &reply_meta(info), now);
+            } else {
+                machine.ignored();
+            }
+        });
+        received.await.is_err()
+    }
+}
+
+async fn sleep_to(deadline: Option<Monotonic>) {
+    let Some(deadline) = deadline else { return pending().await };
+    let wait = Duration::from_nanos(deadline.since_ns(clock::monotonic()));
+    sleep_until(Instant::now() + wait).await;
+}
+
+impl Session {
+    fn obey(&mut self, command: Command) {
+        let now = clock::now();
+        match command {
+            Command::Up(socket, remote) => {
+                let packet = packet(&self.config);
+                self.link = Some(Link { socket, remote, packet });
+                self.parked = false;
+                self.machine.session_started(now);
+            }
+            Command::Down(cause, attempts) => {
+                self.link = None;
+                self.parked = false;
+                self.machine.session_lost(cause, attempts, now);
+            }
+            Command::Park => {
+                self.link = None;
+                self.parked = true;
+            }
+            Command::Configure(connection, index) => {
+                self.config = connection.sessions[index].clone();
+                self.subject = subject(&connection, &self.config);
+                self.machine.set_config(sender_config(&connection, &self.config));
+                if let Some(link) = &mut self.link {
+                    link.packet = packet(&self.config);
+                }
+            }
+            Command::Restart => self.machine.restart(),
+            Command::Stop(done) => {
+                self.machine.stop(now);
+                self.link = None;
+                self.parked = false;
+                self.report(now);
+                self.flush_probes(now);
+                let _ = done.send(());
+            }
+            Command::Snapshot(answer) => {
+                let _ = answer.send(self.current(now));
+            }
+        }
+    }
+
+    /// Sends what is due, lets time pass in the machine, and reports what came out.
+    fn advance(&mut self) {
+        if !self.parked {
+            self.machine.handle_timeout(clock::now());
+            self.send_due();
+            self.machine.handle_timeout(clock::now());
+        }
+        let now = clock::now();
+        self.report(now);
+        if !self.probes.is_empty() && self.probes_due <= now.monotonic {
+            self.flush_probes(now);
+        }
+    }
+
+    fn send_due(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        while let Some(sequence) = self.machine.poll_probe(clock::monotonic()) {
+            let random = match self.config.schedule {
+                Schedule::Poisson => u64::from_ne_bytes(random::octets()),
+                Schedule::Periodic => 0,
+            };
+            let error_estimate = clock::error_estimate();
+            let t1 = clock::unix();
+            SessionSender::write_probe(sequence, t1, error_estimate, &mut link.packet);
+            match link.socket.send(&link.packet, link.remote) {
+                Ok(()) => self.machine.probe_sent(t1, random, clock::now()),
+                Err(error) => {
+                    tracing::trace!(%error, session = self.config.name, "probe not sent");
+                    self.machine.probe_refused(random, clock::monotonic());
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, now: Now) {
+        while let Some(event) = self.machine.poll_event() {
+            match event {
+                SenderEvent::Probe(probe) if self.config.store_probes => {
+                    if self.probes.is_empty() {
+                        self.probes_due = now.monotonic.plus_ns(BATCH_NS);
+                    }
+                    self.probes.push(probe);
+                    if self.probes.len() >= PROBES_PER_RECORD {
+                        self.flush_probes(now);
+                    }
+                }
+                SenderEvent::Probe(_) => {}
+                SenderEvent::Test(result) => {
+                    self.flush_probes(now);
+                    self.tools.results.test(&self.subject, *result, now.unix);
+                    self.tools.status.test_finished(self.index);
+                    if let Some(due) = self.machine.poll_deadline() {
+                        self.tools.progress.set(self.index, Stage::Between(due));
+                    }
+                }
+                SenderEvent::Completed => {
+                    self.tools.progress.set(self.index, Stage::Completed);
+                }
+            }
+        }
+    }
+
+    fn flush_probes(&mut self, now: Now) {
+        if !self.probes.is_empty() {
+            let probes = self.probes.drain(..).collect();
+            self.tools.results.probes(&self.subject, probes, now.unix);
+        }
+    }
+
+    fn deadline(&self) -> Option<Monotonic> {
+        let machine = if self.parked { None } else { self.machine.poll_deadline() };
+        let flush = (!self.probes.is_empty()).then_some(self.probes_due);
+        machine.into_iter().chain(flush).min()
+    }
+
+    fn current(&self, now: Now) -> Option<Statistics> {
+        let (since, figures) = self.machine.current()?;
+        Some(Statistics {
+            connection: self.subject.connection.clone(),
+            session: self.subject.session.clone(),
+            scope: StatisticsScope::CurrentTest.into(),
+            since: Some(since.to_proto()),
+            until: Some(now.unix.to_proto()),
+            figures: Some(figures),
+            ..Statistics::default()
+        })
+    }
+
+    fn end(&mut self) {
+        let now = clock::now();
+        self.machine.stop(now);
+        self.report(now);
+        self.flush_probes(now);
+    }
+}
+
+/// A probe with its padding; the header is written for each probe. Padding is made once: what
+/// matters is that links do not compress it.
+fn packet(config: &TestSession) -> Vec<u8> {
+    let mut packet = vec![0; config.data_size.into()];
+    if !config.zero_padding {
+        random::fill(&mut packet);
+    }
+    packet
+}
+
+fn subject(connection: &ControlConnection, session: &TestSession) -> Subject {
+    Subject {
+        connection: connection.name.clone(),
+        session: session.name.clone(),
+        labels: session.labels.clone(),
+    }
+}
+
+fn sender_config(connection: &ControlConnection, session: &TestSession) -> SenderConfig {
+    SenderConfig {
+        probe_count: session.probe_count,
+        probe_interval_ns: session.probe_interval_ns,
+        schedule: session.schedule,
+        loss_timeout_ns: session.loss_timeout_ns,
+        test_interval_ns: connection.test_interval_ns,
+        test_count: connection.test_count,
+        data_size: session.data_size,
+        // A negotiated reflector does (RFC 5357 §4.2.1); a light one may copy the sender's number.
+        reflector_counts: connection.control_type == ControlType::Managed,
+    }
+}
+
+fn reply_meta(info: &PacketInfo) -> ReplyMeta {
+    ReplyMeta {
+        received: info.received,
+        kernel_stamp: info.kernel_stamp,
+        ttl: info.ttl,
+        tos: info.tos,
+    }
+}

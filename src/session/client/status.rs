@@ -1,0 +1,207 @@
+//! What a connection tells of itself. Written by its driver, read by the API; the lock is held for
+//! a copy.
+
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::mpsc;
+
+use super::{failure::Failure, sender::Command};
+use crate::{
+    model::{ControlConnection, ControlType},
+    proto::{self, ConnectionLoss, ConnectionState, Session},
+    time::{Monotonic, Now, duration_to_proto},
+};
+
+/// Status of one connection.
+#[derive(Debug)]
+pub(super) struct Status {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// As it is told, but for what depends on the time of the question.
+    connection: proto::Connection,
+    outage_since: Option<Monotonic>,
+    past_outages_ns: u64,
+    applied_revision: u64,
+    sessions: Vec<mpsc::Sender<Command>>,
+}
+
+impl Status {
+    pub(super) fn new(config: &ControlConnection, now: Now) -> Self {
+        let status = Self { inner: Mutex::default() };
+        status.configured(config, 0);
+        status.state(ConnectionState::Inactive, now);
+        status
+    }
+
+    /// The driver follows this configuration now.
+    pub(super) fn configured(&self, config: &ControlConnection, revision: u64) {
+        let mut inner = self.lock();
+        inner.applied_revision = revision;
+        let connection = &mut inner.connection;
+        connection.name.clone_from(&config.name);
+        let control_type = match config.control_type {
+            ControlType::Managed => proto::ControlType::Managed,
+            ControlType::Light => proto::ControlType::Light,
+        };
+        connection.control_type = control_type.into();
+        connection.sessions = config
+            .sessions
+            .iter()
+            .map(|session| {
+                let known = connection.sessions.iter().find(|known| known.name == session.name);
+                let unknown = || Session { name: session.name.clone(), ..Session::default() };
+                known.cloned().unwrap_or_else(unknown)
+            })
+            .collect();
+    }
+
+    /// The tasks of the sessions, for questions about the tests that run.
+    pub(super) fn set_session_commands(&self, sessions: Vec<mpsc::Sender<Command>>) {
+        self.lock().sessions = sessions;
+    }
+
+    pub(super) fn session_commands(&self) -> Vec<mpsc::Sender<Command>> {
+        self.lock().sessions.clone()
+    }
+
+    pub(super) fn has_applied(&self, revision: u64) -> bool {
+        self.lock().applied_revision >= revision
+    }
+
+    /// A new state; what only holds in another one is taken away.
+    pub(super) fn state(&self, state: ConnectionState, now: Now) {
+        let mut inner = self.lock();
+        let connection = &mut inner.connection;
+        if connection.state() != state || connection.state_since.is_none() {
+            connection.state = state.into();
+            connection.state_since = Some(now.unix.to_proto());
+        }
+        connection.next_attempt_time = None;
+        if !matches!(state, ConnectionState::Negotiating | ConnectionState::Running) {
+            connection.local_address.clear();
+            connection.server_address.clear();
+            connection.mode = 0;
+            for session in &mut connection.sessions {
+                session.sid.clear();
+                session.sender_address.clear();
+                session.reflector_address.clear();
+                session.started = false;
+            }
+        }
+    }
+
+    /// Ends of the control connection.
+    pub(super) fn ends(&self, local: SocketAddr, server: SocketAddr) {
+        let mut inner = self.lock();
+        inner.connection.local_address = local.to_string();
+        inner.connection.server_address = server.to_string();
+    }
+
+    pub(super) fn mode(&self, mode: u32) {
+        self.lock().connection.mode = mode;
+    }
+
+    /// A session is started.
+    pub(super) fn session_started(
+        &self,
+        index: usize,
+        sid: String,
+        sender: SocketAddr,
+        reflector: SocketAddr,
+    ) {
+        if let Some(session) = self.lock().connection.sessions.get_mut(index) {
+            session.sid = sid;
+            session.sender_address = sender.to_string();
+            session.reflector_address = reflector.to_string();
+            session.started = true;
+        }
+    }
+
+    pub(super) fn test_finished(&self, index: usize) {
+        if let Some(session) = self.lock().connection.sessions.get_mut(index) {
+            session.tests_finished += 1;
+        }
+    }
+
+    /// The first failure of an outage.
+    pub(super) fn outage_begins(&self, failure: &Failure, now: Now) {
+        let mut inner = self.lock();
+        if inner.outage_since.is_none() {
+            inner.outage_since = Some(now.monotonic);
+            inner.connection.outages += 1;
+        }
+        inner.connection.last_loss = Some(ConnectionLoss {
+            cause: failure.cause.into(),
+            accept_code: failure.accept_code.into(),
+            detail: failure.detail.clone(),
+            time: Some(now.unix.to_proto()),
+        });
+    }
+
+    /// An outage that a driver left that failed: its cause, its beginning, and its attempts.
+    pub(super) fn open_outage(&self) -> Option<(Failure, Monotonic, u64)> {
+        let inner = self.lock();
+        let loss = inner.connection.last_loss.as_ref()?;
+        let failure = Failure {
+            cause: loss.cause(),
+            accept_code: loss.accept_code as u8,
+            detail: loss.detail.clone(),
+        };
+        Some((failure, inner.outage_since?, inner.connection.attempts_since_success))
+    }
+
+    /// A further attempt failed; the time of the outage stays.
+    pub(super) fn attempt_failed(&self, failure: &Failure, attempts: u64) {
+        let mut inner = self.lock();
+        inner.connection.attempts_since_success = attempts;
+        if let Some(loss) = &mut inner.connection.last_loss {
+            loss.cause = failure.cause.into();
+            loss.accept_code = failure.accept_code.into();
+            loss.detail.clone_from(&failure.detail);
+        }
+    }
+
+    /// Up again, or given up: no longer an outage.
+    pub(super) fn outage_ends(&self, now: Now) {
+        let mut inner = self.lock();
+        if let Some(since) = inner.outage_since.take() {
+            inner.past_outages_ns += now.monotonic.since_ns(since);
+        }
+        inner.connection.attempts_since_success = 0;
+    }
+
+    /// Waits for the next attempt.
+    pub(super) fn waiting(&self, due: Monotonic, now: Now) {
+        self.state(ConnectionState::WaitingRetry, now);
+        let wait_ns = due.since_ns(now.monotonic);
+        self.lock().connection.next_attempt_time =
+            Some(now.unix.plus_ns(wait_ns as i64).to_proto());
+    }
+
+    /// The task of the connection failed.
+    pub(super) fn task_failed(&self, last: bool, now: Now) {
+        self.state(if last { ConnectionState::Failed } else { ConnectionState::WaitingRetry }, now);
+        self.lock().connection.task_restarts += u64::from(!last);
+    }
+
+    /// The status, for the API. `revision` is the one wanted.
+    pub(super) fn to_proto(&self, revision: u64, now: Now) -> proto::Connection {
+        let inner = self.lock();
+        let present_ns = inner.outage_since.map_or(0, |since| now.monotonic.since_ns(since));
+        proto::Connection {
+            outage_duration: Some(duration_to_proto(inner.past_outages_ns + present_ns)),
+            reconciling: inner.applied_revision < revision,
+            ..inner.connection.clone()
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

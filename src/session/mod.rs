@@ -1,0 +1,5 @@
+//! The drivers: one loop around one machine each, with the sockets and clocks that the machines do
+//! not have. `client` measures, `server` lets others measure.
+
+pub mod client;
+pub mod server;

@@ -1,0 +1,216 @@
+//! The driver of one control connection of the server role.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    place::{Ends, Placed, place},
+    registry::{ConnectionEntry, Registry},
+    sockets::Sockets,
+};
+use crate::{
+    model::{ServerConfig, limits::SERVER_SESSIONS_PER_CONNECTION},
+    net::{clock, random, tcp},
+    proto::ServerConnectionState,
+    time::{Monotonic, NtpTimestamp},
+    twamp::control_server::{ControlServer, RequestedSession, ServerAction},
+    wire::codes::{Accept, Sid},
+};
+
+const READ_OCTETS: usize = 4096;
+/// A client that does not read what it is sent for so long is given up.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What all connections of the role share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) registry: Arc<Registry>,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) config: watch::Receiver<Option<Arc<ServerConfig>>>,
+}
+
+/// Why a connection ended, in words.
+type Reason = String;
+
+struct Connection {
+    stream: TcpStream,
+    machine: ControlServer,
+    entry: ConnectionEntry,
+    ends: Ends,
+    shared: Shared,
+    sessions: Sessions,
+    ended_sender: mpsc::Sender<Sid>,
+    deadline: Option<Monotonic>,
+}
+
+/// The sessions that are accepted or started. They end with the connection, also if its task
+/// fails.
+#[derive(Default)]
+struct Sessions(Vec<Placed>);
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        for session in &self.0 {
+            session.reflector.remove(session.sid);
+        }
+    }
+}
+
+/// Serves a connection until it ends or `token` is cancelled. One that is not allowed is closed
+/// without a word: a stranger learns nothing, and spends nothing of ours.
+pub(super) async fn serve(stream: TcpStream, shared: Shared, token: CancellationToken) {
+    let Some(config) = shared.config.borrow().clone() else { return };
+    let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+    let ends = Ends { client: canonical(client), local: canonical(local) };
+    let entry = match shared.registry.admit(&config, ends.client, ends.local) {
+        Ok(entry) => entry,
+        Err(cause) => {
+            tracing::debug!(client = %ends.client, cause = cause.as_str_name(), "refused");
+            return;
+        }
+    };
+    if let Err(error) = tcp::prepare_accepted(&stream, config.keepalive) {
+        tracing::debug!(client = %ends.client, %error, "cannot prepare a control connection");
+        return;
+    }
+    let now = clock::monotonic();
+    let (ended_sender, ended) = mpsc::channel(*SERVER_SESSIONS_PER_CONNECTION.range.end() as usize);
+    let mut connection = Connection {
+        machine: ControlServer::new(
+            NtpTimestamp::from_unix(shared.registry.start_time()),
+            config.inactivity_timeout_ns,
+            random::octets(),
+            random::octets(),
+            now,
+        ),
+        stream,
+        entry,
+        ends,
+        shared,
+        sessions: Sessions::default(),
+        ended_sender,
+        deadline: (config.max_connection_duration_ns != 0)
+            .then(|| now.plus_ns(config.max_connection_duration_ns)),
+    };
+    tracing::info!(client = %ends.client, "control connection accepted");
+    let reason = tokio::select! {
+        reason = connection.run(ended) => reason,
+        () = token.cancelled() => "the server role ends".to_owned(),
+    };
+    tracing::info!(client = %ends.client, reason, "control connection ended");
+}
+
+impl Connection {
+    async fn run(&mut self, mut ended: mpsc::Receiver<Sid>) -> Reason {
+        let mut buffer = vec![0; READ_OCTETS];
+        loop {
+            if let Err(reason) = self.carry_out().await {
+                return reason;
+            }
+            self.tell_state();
+            let deadline = self.machine.poll_deadline().into_iter().chain(self.deadline).min();
+            let due = async {
+                match deadline {
+                    Some(at) => {
+                        sleep(Duration::from_nanos(at.since_ns(clock::monotonic()))).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                read = self.stream.read(&mut buffer) => match read {
+                    Ok(0) => return "the client closed it".into(),
+                    Ok(octets) => {
+                        self.machine.handle_input(&buffer[..octets], clock::monotonic());
+                    }
+                    Err(error) => return error.to_string(),
+                },
+                () = due => {
+                    let now = clock::monotonic();
+                    if self.deadline.is_some_and(|end| end <= now) {
+                        return "max_connection_duration has passed".into();
+                    }
+                    self.machine.handle_timeout(now);
+                }
+                Some(sid) = ended.recv() => {
+                    let before = self.sessions.0.len();
+                    self.sessions.0.retain(|session| session.sid != sid);
+                    let gone = (before - self.sessions.0.len()) as u32;
+                    self.machine.sessions_expired(gone, clock::monotonic());
+                }
+            }
+        }
+    }
+
+    /// Does what the machine asks for; an error is the reason for the end.
+    async fn carry_out(&mut self) -> Result<(), Reason> {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                ServerAction::Send(octets) => self.write(&octets).await?,
+                ServerAction::Request(request) => {
+                    let answer = self.place(&request).await;
+                    self.machine.answer_request(answer, clock::monotonic());
+                }
+                ServerAction::Start => {
+                    for session in &self.sessions.0 {
+                        session.reflector.start(session.sid).await;
+                    }
+                    self.machine.sessions_started(clock::monotonic());
+                }
+                ServerAction::Stop => {
+                    let now = clock::monotonic();
+                    for session in self.sessions.0.drain(..) {
+                        let until = now.plus_ns(session.drain_ns);
+                        session.reflector.drain(session.sid, until).await;
+                    }
+                }
+                ServerAction::Close(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn place(&mut self, request: &RequestedSession) -> Result<(u16, Sid), Accept> {
+        // Limits and ports of today, not of when the connection came.
+        let config = self.shared.config.borrow().clone().ok_or(Accept::FAILURE)?;
+        let (sockets, ended) = (&self.shared.sockets, self.ended_sender.clone());
+        let placed = place(&config, sockets, &self.entry, self.ends, request, ended).await;
+        match placed {
+            Ok(placed) => {
+                let answer = (placed.reflector.local.port(), placed.sid);
+                self.sessions.0.push(placed);
+                Ok(answer)
+            }
+            Err(accept) => {
+                tracing::info!(client = %self.ends.client, %accept, ?request, "session refused");
+                Err(accept)
+            }
+        }
+    }
+
+    async fn write(&mut self, octets: &[u8]) -> Result<(), Reason> {
+        match timeout(WRITE_LIMIT, self.stream.write_all(octets)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the client does not read its control connection".into()),
+        }
+    }
+
+    fn tell_state(&self) {
+        let mode = self.machine.mode();
+        let state = match mode {
+            0 => ServerConnectionState::Setup,
+            _ if self.machine.is_running() => ServerConnectionState::Running,
+            _ => ServerConnectionState::Request,
+        };
+        self.entry.set(state, mode);
+    }
+}

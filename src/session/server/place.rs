@@ -1,0 +1,189 @@
+//! Where a requested session is reflected: which port it gets, and why it gets none.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    reflector::ReflectorHandle,
+    registry::{ConnectionEntry, SessionEntry},
+    sockets::Sockets,
+};
+use crate::{
+    model::{Dscp, ListenAddress, ServerConfig, TestPort, limits::TWAMP_PORT},
+    net::{clock, random},
+    proto::{ServerSession, ServerSessionState},
+    time::{NANOS_PER_SECOND, NtpTimestamp, duration_to_proto},
+    twamp::{
+        control_server::RequestedSession,
+        reflector::{ReflectorSession, SessionCounters},
+    },
+    wire::codes::{Accept, Sid},
+};
+
+/// Longest time to reflect after Stop-Sessions, whatever the client asks for.
+const LONGEST_DRAIN_NS: u64 = 900 * NANOS_PER_SECOND;
+
+/// A session that was accepted.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) sid: Sid,
+    pub(super) reflector: ReflectorHandle,
+    /// How long to reflect after Stop-Sessions.
+    pub(super) drain_ns: u64,
+}
+
+/// The ends of a control connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    pub(super) client: SocketAddr,
+    pub(super) local: SocketAddr,
+}
+
+/// Accepts a session, or says why not.
+pub(super) async fn place(
+    config: &ServerConfig,
+    sockets: &Sockets,
+    connection: &ConnectionEntry,
+    ends: Ends,
+    request: &RequestedSession,
+    ended: mpsc::Sender<Sid>,
+) -> Result<Placed, Accept> {
+    let (sender, receiver) = addresses(ends, request)?;
+    let sid = new_sid(receiver);
+    let counters = Arc::new(SessionCounters::default());
+    let drain_ns = request.timeout_ns.min(LONGEST_DRAIN_NS);
+    let tos = Dscp::new(request.dscp).ok_or(Accept::NOT_SUPPORTED)?.tos();
+    let entry = connection.admit_session(
+        config,
+        ServerSession {
+            sid: sid.to_string(),
+            sender_address: sender.to_string(),
+            state: ServerSessionState::Accepted.into(),
+            since: Some(clock::unix().to_proto()),
+            dscp: request.dscp.into(),
+            padding_length: request.padding_length,
+            timeout: Some(duration_to_proto(drain_ns)),
+            ..ServerSession::default()
+        },
+        counters.clone(),
+        ended,
+    )?;
+    let refwait_ns = config.refwait_ns;
+    let session = || ReflectorSession { sid, sender, tos, refwait_ns, counters: counters.clone() };
+    let mut entry = entry;
+    for reflector in Candidates::new(config, sockets, ends.local, receiver, request.receiver_port) {
+        entry.placed(SocketAddr::new(receiver, reflector.local.port()));
+        match reflector.add(session(), entry).await {
+            Ok(()) => return Ok(Placed { sid, reflector, drain_ns }),
+            Err(Some(back)) => entry = back,
+            Err(None) => return Err(Accept::INTERNAL_ERROR),
+        }
+    }
+    // No free port, or this sender has a session on each.
+    drop::<SessionEntry>(entry);
+    Err(Accept::TEMPORARY_RESOURCE_LIMIT)
+}
+
+/// Sender and reflector of the session. A third party is refused: a server that sends packets to
+/// whoever its client names would be a weapon (RFC 5357 §6).
+fn addresses(ends: Ends, request: &RequestedSession) -> Result<(SocketAddr, IpAddr), Accept> {
+    let sender = request.sender_address.unwrap_or(ends.client.ip()).to_canonical();
+    let receiver = request.receiver_address.unwrap_or(ends.local.ip()).to_canonical();
+    let versions_fit = sender.is_ipv4() == (request.ip_version == 4)
+        && receiver.is_ipv4() == (request.ip_version == 4);
+    if !versions_fit || sender != ends.client.ip() || receiver != ends.local.ip() {
+        return Err(Accept::NOT_SUPPORTED);
+    }
+    Ok((SocketAddr::new(sender, request.sender_port), receiver))
+}
+
+/// Address of the generator, time, random octets (RFC 4656 §3.5).
+fn new_sid(address: IpAddr) -> Sid {
+    let mut sid = [0; 16];
+    let octets = match address {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => v6.octets()[12..].try_into().unwrap_or_default(),
+    };
+    sid[..4].copy_from_slice(&octets);
+    sid[4..12].copy_from_slice(&NtpTimestamp::from_unix(clock::unix()).0.to_be_bytes());
+    sid[12..].copy_from_slice(&random::octets::<4>());
+    Sid(sid)
+}
+
+/// Reflectors that may take a session, best first. Sockets are opened as they are asked for.
+struct Candidates<'a> {
+    sockets: &'a Sockets,
+    address: IpAddr,
+    /// The port to be asked for first, where the policy allows it.
+    asked: Option<u16>,
+    shared: Option<u16>,
+    range: Option<RangeWalk>,
+}
+
+/// The ports of a range, from a random one on, each once.
+struct RangeWalk {
+    minimum: u16,
+    size: u32,
+    first: u32,
+    walked: u32,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(
+        config: &ServerConfig,
+        sockets: &'a Sockets,
+        local: SocketAddr,
+        address: IpAddr,
+        asked: u16,
+    ) -> Self {
+        let listener = ListenAddress { address: local.ip(), port: local.port() };
+        let suits = |port: u16| port == TWAMP_PORT || port >= 1024;
+        let (asked, shared, range) = match config.test_port {
+            TestPort::Auto { shared_port } => {
+                let asked = Some(asked).filter(|port| suits(*port));
+                (asked, Some(shared_port.unwrap_or(listener.port)), None)
+            }
+            TestPort::Shared { shared_port } => {
+                (None, Some(shared_port.unwrap_or(listener.port)), None)
+            }
+            TestPort::Range { minimum, maximum } => {
+                let asked = Some(asked).filter(|port| (minimum..=maximum).contains(port));
+                let size = u32::from(maximum - minimum) + 1;
+                let first = u32::from_ne_bytes(random::octets()) % size;
+                (asked, None, Some(RangeWalk { minimum, size, first, walked: 0 }))
+            }
+        };
+        Self { sockets, address, asked, shared, range }
+    }
+
+    fn on_port(&self, port: u16) -> Option<ReflectorHandle> {
+        self.sockets
+            .serving(self.address, port)
+            .or_else(|| self.sockets.own(SocketAddr::new(self.address, port)).ok())
+    }
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = ReflectorHandle;
+
+    fn next(&mut self) -> Option<ReflectorHandle> {
+        if let Some(reflector) = self.asked.take().and_then(|port| self.on_port(port)) {
+            return Some(reflector);
+        }
+        if let Some(port) = self.shared.take() {
+            return self.sockets.serving(self.address, port);
+        }
+        loop {
+            let walk = self.range.as_mut().filter(|walk| walk.walked < walk.size)?;
+            let port = walk.minimum + ((walk.first + walk.walked) % walk.size) as u16;
+            walk.walked += 1;
+            if let Some(reflector) = self.on_port(port) {
+                return Some(reflector);
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What of the server role is open: connections and sessions, counted against the limits, and told
+//! to the API. Entries go with their guards, whatever becomes of the task that holds them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    model::ServerConfig,
+    net::clock,
+    proto::{
+        GetServerStatusResponse, PacketCounters, RefusalCause, RefusedCount, ServerConnection,
+        ServerConnectionState, ServerSession, ServerSessionState, ServerSocket,
+    },
+    time::UnixTime,
+    twamp::reflector::{ReflectorCounters, SessionCounters},
+    wire::codes::{Accept, Sid},
+};
+
+/// The server role as a whole.
+#[derive(Debug)]
+pub struct Registry {
+    inner: Mutex<Inner>,
+    start_time: UnixTime,
+    /// Shared by all reflectors.
+    pub(super) counters: Arc<ReflectorCounters>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    connections: BTreeMap<u64, ServerConnection>,
+    clients: BTreeMap<u64, IpAddr>,
+    sessions: BTreeMap<(u64, u64), (ServerSession, Arc<SessionCounters>)>,
+    accepted: u64,
+    sessions_accepted: u64,
+    refused: BTreeMap<i32, u64>,
+    sockets: Vec<ServerSocket>,
+}
+
+impl Registry {
+    /// Of a server that starts now.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::default(),
+            start_time: clock::unix(),
+            counters: Arc::default(),
+        })
+    }
+
+    /// Start-Time of the server, the same for all clients.
+    pub(super) fn start_time(&self) -> UnixTime {
+        self.start_time
+    }
+
+    /// Takes a connection in, if limits and client lists allow it.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        config: &ServerConfig,
+        client: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<ConnectionEntry, RefusalCause> {
+        let mut inner = self.lock();
+        let address = client.ip();
+        let of_client = inner.clients.values().filter(|other| **other == address).count();
+        let refusal = if !config.allows(address) {
+            Some(RefusalCause::NotListed)
+        } else if inner.connections.len() >= config.maximum_connections {
+            Some(RefusalCause::MaximumConnections)
+        } else if of_client >= config.maximum_connections_per_client {
+            Some(RefusalCause::MaximumConnectionsPerClient)
+        } else {
+            None
+        };
+        if let Some(cause) = refusal {
+            *inner.refused.entry(cause.into()).or_default() += 1;
+            return Err(cause);
+        }
+        inner.accepted += 1;
+        let id = inner.accepted;
+        inner.clients.insert(id, address);
+        inner.connections.insert(
+            id,
+            ServerConnection {
+                id,
+                client_address: client.to_string(),
+                local_address: local.to_string(),
+                state: ServerConnectionState::Setup.into(),
+                since: Some(clock::unix().to_proto()),
+                mode: 0,
+                sessions: 0,
+            },
+        );
+        Ok(ConnectionEntry { registry: self.clone(), id })
+    }
+
+    /// Which sockets the role has open, or has not.
+    pub(super) fn set_sockets(&self, sockets: Vec<ServerSocket>) {
+        self.lock().sockets = sockets;
+    }
+
+    /// Everything, for the API.
+    pub fn status(&self) -> GetServerStatusResponse {
+        let inner = self.lock();
+        let counters = &self.counters;
+        let reflected = counters.reflected.load(Relaxed);
+        let send_failed = counters.send_failed.load(Relaxed);
+        GetServerStatusResponse {
+            sockets: inner.sockets.clone(),
+            connections: inner.connections.len() as u32,
+            sessions: inner.sessions.len() as u32,
+            connections_accepted: inner.accepted,
+            connections_refused: inner
+                .refused
+                .iter()
+                .map(|(cause, count)| RefusedCount { cause: *cause, count: *count })
+                .collect(),
+            packets: Some(PacketCounters {
+                received: counters.received.load(Relaxed),
+                reflected: reflected.saturating_sub(send_failed),
+                dropped_no_session: counters.no_session.load(Relaxed),
+                dropped_not_started: counters.not_started.load(Relaxed),
+                dropped_too_short: counters.too_short.load(Relaxed),
+                dropped_corrupt: counters.corrupt.load(Relaxed),
+                dropped_not_listed: counters.not_listed.load(Relaxed),
+                dropped_reflection_loop: counters.reflection_loop.load(Relaxed),
+                dropped_send_failed: send_failed,
+                reflected_light: counters.reflected_light.load(Relaxed),
+            }),
+            start_time: Some(self.start_time.to_proto()),
+        }
+    }
+
+    /// The control connections, by id.
+    pub fn connections(&self) -> Vec<ServerConnection> {
+        let inner = self.lock();
+        let count = |id: u64| inner.sessions.range((id, 0)..=(id, u64::MAX)).count() as u32;
+        let with_count = |connection: &ServerConnection| ServerConnection {
+            sessions: count(connection.id),
+            ..connection.clone()
+        };
+        inner.connections.values().map(with_count).collect()
+    }
+
+    /// The sessions of a connection, or of all with 0.
+    pub fn sessions(&self, connection: u64) -> Vec<ServerSession> {
+        let inner = self.lock();
+        let wanted = |id: u64| connection == 0 || id == connection;
+        inner
+            .sessions
+            .iter()
+            .filter(|((id, _), _)| wanted(*id))
+            .map(|(_, (session, counters))| ServerSession {
+                packets_received: counters.received.load(Relaxed),
+                packets_reflected: counters.reflected.load(Relaxed),
+                last_sequence_received: counters.last_received.load(Relaxed),
+                last_sequence_sent: counters.last_sent.load(Relaxed),
+                ..session.clone()
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection in the registry, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct ConnectionEntry {
+    registry: Arc<Registry>,
+    pub(super) id: u64,
+}
+
+impl ConnectionEntry {
+    pub(super) fn set(&self, state: ServerConnectionState, mode: u32) {
+        if let Some(connection) = self.registry.lock().connections.get_mut(&self.id) {
+            connection.state = state.into();
+            connection.mode = mode;
+        }
+    }
+
+    /// Takes a session in, if limits allow it. `ended` is told when it ends by itself.
+    pub(super) fn admit_session(
+        &self,
+        config: &ServerConfig,
+        session: ServerSession,
+        counters: Arc<SessionCounters>,
+        ended: mpsc::Sender<Sid>,
+    ) -> Result<SessionEntry, Accept> {
+        let mut inner = self.registry.lock();
+        let of_connection = inner.sessions.range((self.id, 0)..=(self.id, u64::MAX)).count();
+        if of_connection >= config.maximum_sessions_per_connection {
+            return Err(Accept::PERMANENT_RESOURCE_LIMIT);
+        }
+        if inner.sessions.len() >= config.maximum_sessions {
+            return Err(Accept::TEMPORARY_RESOURCE_LIMIT);
+        }
+        inner.sessions_accepted += 1;
+        let key = (self.id, inner.sessions_accepted);
+        inner.sessions.insert(key, (ServerSession { connection_id: self.id, ..session }, counters));
+        Ok(SessionEntry { registry: self.registry.clone(), key, ended })
+    }
+}
+
+impl Drop for ConnectionEntry {
+    fn drop(&mut self) {
+        let mut inner = self.registry.lock();
+        inner.connections.remove(&self.id);
+        inner.clients.remove(&self.id);
+    }
+}
+
+/// A session in the registry, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct SessionEntry {
+    registry: Arc<Registry>,
+    key: (u64, u64),
+    ended: mpsc::Sender<Sid>,
+}
+
+impl SessionEntry {
+    pub(super) fn set(&self, state: ServerSessionState) {
+        if let Some((session, _)) = self.registry.lock().sessions.get_mut(&self.key) {
+            session.state = state.into();
+        }
+    }
+
+    /// Where the session is, once that is known.
+    pub(super) fn placed(&self, reflector: SocketAddr) {
+        if let Some((session, _)) = self.registry.lock().sessions.get_mut(&self.key) {
+            session.reflector_address = reflector.to_string();
+        }
+    }
+
+    /// Tells the connection that the session ended by itself. The queue holds one notice for each
+    /// session that a connection may have.
+    pub(super) fn tell_ended(&self, sid: Sid) {
+        let _ = self.ended.try_send(sid);
+    }
+}
+
+impl Drop for SessionEntry {
+    fn drop(&mut self) {
+        self.registry.lock().sessions.remove(&self.key);
+    }
+}

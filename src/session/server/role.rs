@@ -1,0 +1,160 @@
+//! The server role as a whole: opens what the configuration names, closes what it no longer names,
+//! and tries again what the host refused.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Registry,
+    connection::{Shared, serve},
+    sockets::Sockets,
+};
+use crate::{
+    model::{LightServer, ListenAddress, ServerConfig},
+    net::tcp,
+    proto::ServerSocket,
+    supervise::Tasks,
+    twamp::reflector::LightPolicy,
+};
+
+/// How often a socket that the host refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Rest after an error of accept, which means that descriptors or memory are short.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// The task of the server role.
+#[derive(Debug)]
+pub struct ServerRole {
+    shared: Shared,
+    config: watch::Receiver<Option<Arc<ServerConfig>>>,
+    listeners: HashMap<ListenAddress, CancellationToken>,
+    /// What the host refused at the last try: told once.
+    refused: Vec<SocketAddr>,
+    tasks: Tasks,
+}
+
+impl ServerRole {
+    /// A role that follows `config`; its tasks are among `tasks`.
+    pub fn new(
+        registry: Arc<Registry>,
+        config: watch::Receiver<Option<Arc<ServerConfig>>>,
+        tasks: Tasks,
+    ) -> Self {
+        let tasks = tasks.child();
+        let sockets = Arc::new(Sockets::new(registry.counters.clone(), tasks.clone()));
+        let shared = Shared { registry, sockets, config: config.clone() };
+        Self { shared, config, listeners: HashMap::new(), refused: Vec::new(), tasks }
+    }
+
+    /// Runs until the tasks are to end. `applied` is told each configuration that is in force.
+    pub async fn run(mut self, applied: watch::Sender<Option<Arc<ServerConfig>>>) {
+        let token = self.tasks.token();
+        // Whatever ends this task ends all that it opened.
+        let _guard = token.clone().drop_guard();
+        loop {
+            let config = self.config.borrow_and_update().clone();
+            let all_open = self.apply(config.as_deref()).await;
+            applied.send_replace(config);
+            tokio::select! {
+                () = token.cancelled() => return,
+                changed = self.config.changed() => if changed.is_err() {
+                    return;
+                },
+                () = sleep(RETRY), if !all_open => {}
+            }
+        }
+    }
+
+    /// Opens and closes sockets; whether all are open that should be.
+    async fn apply(&mut self, config: Option<&ServerConfig>) -> bool {
+        let nothing = Vec::new();
+        let listen = config.map_or(&nothing, |config| &config.listen);
+        self.listeners.retain(|address, token| {
+            let stays = listen.contains(address);
+            if !stays {
+                token.cancel();
+            }
+            stays
+        });
+        let standing = config.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
+        self.shared.sockets.retain(&standing);
+
+        let mut sockets = Vec::new();
+        for address in listen {
+            let result = self.listen(*address);
+            let local = SocketAddr::new(address.address, address.port);
+            sockets.push(self.socket("tcp", local, &result));
+        }
+        for address in standing {
+            let light = config.and_then(|config| light_policy(config, address));
+            let result = self.shared.sockets.stand(address, light.clone());
+            if let Some(reflector) = self.shared.sockets.standing(address) {
+                reflector.set_light(light).await;
+            }
+            sockets.push(self.socket("udp", address, &result));
+        }
+        let all_open = sockets.iter().all(|socket| socket.error.is_empty());
+        self.shared.registry.set_sockets(sockets);
+        all_open
+    }
+
+    fn socket(
+        &mut self,
+        protocol: &str,
+        address: SocketAddr,
+        result: &std::io::Result<()>,
+    ) -> ServerSocket {
+        let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let known = self.refused.contains(&address);
+        if error.is_empty() {
+            self.refused.retain(|refused| *refused != address);
+        } else if !known {
+            tracing::warn!(protocol, %address, error, "cannot listen; trying again");
+            self.refused.push(address);
+        }
+        ServerSocket { protocol: protocol.into(), address: address.to_string(), error }
+    }
+
+    fn listen(&mut self, address: ListenAddress) -> std::io::Result<()> {
+        if self.listeners.contains_key(&address) {
+            return Ok(());
+        }
+        let listener = tcp::listen(SocketAddr::new(address.address, address.port))?;
+        let token = self.tasks.token().child_token();
+        let accept = accept(listener, self.shared.clone(), self.tasks.clone(), token.clone());
+        self.tasks.spawn("listener", accept);
+        self.listeners.insert(address, token);
+        Ok(())
+    }
+}
+
+/// Accepts control connections; they end with the listener.
+async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = token.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let connection = serve(stream, shared.clone(), token.clone());
+                    tasks.spawn("server connection", connection);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a control connection");
+                    sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+}
+
+fn light_policy(config: &ServerConfig, address: SocketAddr) -> Option<LightPolicy> {
+    let light: &LightServer = config.light.as_ref()?;
+    let named = light.listen.iter().any(|listen| listen.sockets_by_family().contains(&address));
+    named.then(|| LightPolicy {
+        prefixes: light.prefixes.clone(),
+        stateful: light.stateful,
+        refwait_ns: config.refwait_ns,
+    })
+}

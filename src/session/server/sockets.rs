@@ -1,0 +1,94 @@
+//! The UDP sockets of the server role, by address: those that stand as long as the configuration
+//! names them, and those that a session asked for and that go with their last session.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::reflector::ReflectorHandle;
+use crate::{
+    net::{TestSocket, UdpOptions},
+    supervise::Tasks,
+    twamp::reflector::{LightPolicy, ReflectorCounters},
+};
+
+/// All sockets.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    standing: Mutex<HashMap<SocketAddr, Standing>>,
+    own: Mutex<HashMap<SocketAddr, ReflectorHandle>>,
+    counters: Arc<ReflectorCounters>,
+    tasks: Tasks,
+}
+
+#[derive(Debug)]
+struct Standing {
+    handle: ReflectorHandle,
+    token: tokio_util::sync::CancellationToken,
+}
+
+impl Sockets {
+    pub(super) fn new(counters: Arc<ReflectorCounters>, tasks: Tasks) -> Self {
+        Self { standing: Mutex::default(), own: Mutex::default(), counters, tasks }
+    }
+
+    /// Opens a standing socket that is not open.
+    pub(super) fn stand(&self, address: SocketAddr, light: Option<LightPolicy>) -> io::Result<()> {
+        let mut standing = lock(&self.standing);
+        if standing.get(&address).is_some_and(|open| !open.handle.is_closed()) {
+            return Ok(());
+        }
+        let socket = TestSocket::bind(address, &UdpOptions::default())?;
+        let token = self.tasks.token().child_token();
+        let counters = self.counters.clone();
+        let (handle, task) = ReflectorHandle::new(socket, light, counters, false, token.clone());
+        self.tasks.spawn("reflector", task);
+        standing.insert(address, Standing { handle, token });
+        Ok(())
+    }
+
+    /// Closes standing sockets that are not in `keep`; their sessions end.
+    pub(super) fn retain(&self, keep: &[SocketAddr]) {
+        lock(&self.standing).retain(|address, socket| {
+            let stays = keep.contains(address);
+            if !stays {
+                socket.token.cancel();
+            }
+            stays
+        });
+    }
+
+    /// The standing socket of exactly this address.
+    pub(super) fn standing(&self, address: SocketAddr) -> Option<ReflectorHandle> {
+        lock(&self.standing).get(&address).map(|open| open.handle.clone())
+    }
+
+    /// The standing socket that packets to this address and port come to.
+    pub(super) fn serving(&self, ip: IpAddr, port: u16) -> Option<ReflectorHandle> {
+        let any: IpAddr = if ip.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+        let at = |ip| self.standing(SocketAddr::new(ip, port));
+        at(ip).or_else(|| at(any))
+    }
+
+    /// A socket of this address that goes with its last session: one that is there, or a new one.
+    pub(super) fn own(&self, address: SocketAddr) -> io::Result<ReflectorHandle> {
+        let mut own = lock(&self.own);
+        own.retain(|_, handle| !handle.is_closed());
+        if let Some(handle) = own.get(&address) {
+            return Ok(handle.clone());
+        }
+        let socket = TestSocket::bind(address, &UdpOptions::default())?;
+        let (token, counters) = (self.tasks.token(), self.counters.clone());
+        let (handle, task) = ReflectorHandle::new(socket, None, counters, true, token);
+        self.tasks.spawn("reflector", task);
+        own.insert(address, handle.clone());
+        Ok(handle)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
