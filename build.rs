@@ -23,6 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new()
         .out_dir(&messages)
         .btree_map(["."])
+        // Records are made one at a time; a box for each would only cost.
+        .enum_attribute(".", "#[allow(clippy::large_enum_variant)]")
         .compile_fds(descriptors.clone())?;
 
     let services = out.join("services");

@@ -79,7 +79,7 @@ fn status_text(status: &Status) -> String {
         .iter()
         .map(
             |(field, text)| {
-                if field.is_empty() { text.to_string() } else { format!("{field}: {text}") }
+                if field.is_empty() { (*text).clone() } else { format!("{field}: {text}") }
             },
         )
         .collect();

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use super::{tcp, udp};
-use crate::model::{AgentConfig, ControlType, TestPort};
+use crate::model::{AgentConfig, ControlType, ServerConfig, TestPort};
 
 /// A resource that the host refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
                 refuse(format!("server.listen[{index}]"), format!("TCP {address}"), &error);
             }
         }
-        let held_udp = held.map(|held| held.standing_udp_sockets()).unwrap_or_default();
+        let held_udp = held.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
         for address in server.standing_udp_sockets() {
             if held_udp.contains(&address) {
                 continue;

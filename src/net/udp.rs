@@ -175,7 +175,7 @@ impl TestSocket {
             let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
                     receive_batch(self.io.as_raw_fd(), scratch, |info, packet, _, _| {
-                        handle(info, packet)
+                        handle(info, packet);
                     })
                 })
             });

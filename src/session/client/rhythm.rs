@@ -21,7 +21,7 @@ impl Rhythm {
         }
         let interval_ns = interval_ns.max(1);
         let behind = now.since_ns(self.last_due) / interval_ns;
-        let missed = now.since_ns(self.last_due) % interval_ns != 0 || behind == 0;
+        let missed = !now.since_ns(self.last_due).is_multiple_of(interval_ns) || behind == 0;
         let beats = behind + u64::from(missed);
         self.last_due = self.last_due.plus_ns(beats.saturating_mul(interval_ns));
         self.last_due

@@ -1,12 +1,7 @@
 //! The task of one test session: owns its machine, its socket and what waits to be reported. It
 //! lives as long as the session is configured, through any number of control connections.
 
-use std::{
-    future::{Future, pending},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -116,22 +111,17 @@ pub(super) async fn run(
 }
 
 /// Feeds replies to the machine; tells whether the socket failed.
-fn receive<'a>(
-    machine: &'a mut SessionSender,
-    link: Option<&'a Link>,
-) -> impl Future<Output = bool> + Send + 'a {
-    async move {
-        let Some(link) = link else { return pending().await };
-        let received = link.socket.receive(|info, packet| {
-            let now = clock::now();
-            if info.source.port() == link.remote.port() && info.source.ip() == link.remote.ip() {
-                machine.handle_reply(packet, &reply_meta(info), now);
-            } else {
-                machine.ignored();
-            }
-        });
-        received.await.is_err()
-    }
+async fn receive(machine: &mut SessionSender, link: Option<&Link>) -> bool {
+    let Some(link) = link else { return pending().await };
+    let received = link.socket.receive(|info, packet| {
+        let now = clock::now();
+        if info.source.port() == link.remote.port() && info.source.ip() == link.remote.ip() {
+            machine.handle_reply(packet, &reply_meta(info), now);
+        } else {
+            machine.ignored();
+        }
+    });
+    received.await.is_err()
 }
 
 async fn sleep_to(deadline: Option<Monotonic>) {

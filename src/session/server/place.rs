@@ -91,8 +91,8 @@ pub(super) async fn place(
 /// Sender and reflector of the session. A third party is refused: a server that sends packets to
 /// whoever its client names would be a weapon (RFC 5357 §6).
 fn addresses(ends: Ends, request: &RequestedSession) -> Result<(SocketAddr, IpAddr), Accept> {
-    let sender = request.sender_address.unwrap_or(ends.client.ip()).to_canonical();
-    let receiver = request.receiver_address.unwrap_or(ends.local.ip()).to_canonical();
+    let sender = request.sender_address.unwrap_or_else(|| ends.client.ip()).to_canonical();
+    let receiver = request.receiver_address.unwrap_or_else(|| ends.local.ip()).to_canonical();
     let versions_fit = sender.is_ipv4() == (request.ip_version == 4)
         && receiver.is_ipv4() == (request.ip_version == 4);
     if !versions_fit || sender != ends.client.ip() || receiver != ends.local.ip() {
