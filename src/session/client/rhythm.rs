@@ -2,6 +2,9 @@
 
 use crate::time::Monotonic;
 
+/// A beat that is over for no longer is still met.
+const JUST_NOW_NS: u64 = 25_000_000;
+
 /// The beat of the attempts of one outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rhythm {
@@ -14,15 +17,18 @@ impl Rhythm {
         Self { last_due: start }
     }
 
-    /// The next beat that is not yet over: the same again before its time. Beats that passed during an attempt are left out.
+    /// The next beat that is not yet over: the same again before its time. Beats that passed
+    /// during an attempt are left out, but for one that passed just now: an attempt that takes a
+    /// whole interval to fail, as one to a silent host does, must not cost the next one.
     pub(super) fn next(&mut self, interval_ns: u64, now: Monotonic) -> Monotonic {
         if self.last_due > now {
             return self.last_due;
         }
         let interval_ns = interval_ns.max(1);
-        let behind = now.since_ns(self.last_due) / interval_ns;
-        let missed = !now.since_ns(self.last_due).is_multiple_of(interval_ns) || behind == 0;
-        let beats = behind + u64::from(missed);
+        let beats = now.since_ns(self.last_due) / interval_ns;
+        let late_ns = now.since_ns(self.last_due) % interval_ns;
+        let just_now = beats > 0 && late_ns <= JUST_NOW_NS.min(interval_ns / 4);
+        let beats = if just_now { beats } else { beats + 1 };
         self.last_due = self.last_due.plus_ns(beats.saturating_mul(interval_ns));
         self.last_due
     }
@@ -51,5 +57,8 @@ mod tests {
         assert_eq!(rhythm.next(100, Monotonic(460)), Monotonic(500));
         assert_eq!(rhythm.next(100, Monotonic(600)), Monotonic(600));
         assert_eq!(rhythm.next(100, Monotonic(600)), Monotonic(700));
+        // Just over: still met, once.
+        assert_eq!(rhythm.next(100, Monotonic(801)), Monotonic(800));
+        assert_eq!(rhythm.next(100, Monotonic(801)), Monotonic(900));
     }
 }

@@ -1,0 +1,368 @@
+"""What the end-to-end tests share: network namespaces, agents as real processes, and a gRPC client
+that knows nothing of this project but what server reflection tells it."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from grpc_status import rpc_status
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BINARIES = os.environ.get("TWAMP_BINARIES", os.path.join(ROOT, "target", "release"))
+AGENT = os.path.join(BINARIES, "twamp-agent")
+CTL = os.path.join(BINARIES, "twampctl")
+PACKAGE = "twamp.agent.v1"
+
+
+def sh(*command, check=True):
+    """Runs a command; its standard output."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def need(*programs):
+    """A tool that is missing fails the tests; they never skip."""
+    for program in programs:
+        if shutil.which(program) is None:
+            raise AssertionError(f"{program} is not installed")
+
+
+class Client:
+    """A gRPC client of an agent, by reflection alone."""
+
+    def __init__(self, target, **options):
+        # On a Unix socket grpcio takes the path for the authority, which HTTP/2 does not allow.
+        channel_options = [
+            ("grpc.max_receive_message_length", 64 << 20),
+            ("grpc.max_send_message_length", 128 << 20),
+            ("grpc.default_authority", "localhost"),
+        ]
+        self.channel = grpc.insecure_channel(target, options=channel_options, **options)
+        grpc.channel_ready_future(self.channel).result(timeout=20)
+        self.pool = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
+
+    def close(self):
+        self.channel.close()
+
+    def method(self, service, name, package=PACKAGE):
+        descriptor = self.pool.FindServiceByName(f"{package}.{service}").methods_by_name[name]
+        request = GetMessageClass(descriptor.input_type)
+        answer = GetMessageClass(descriptor.output_type)
+        kind = (
+            self.channel.unary_stream if descriptor.server_streaming else self.channel.unary_unary
+        )
+        call = kind(
+            f"/{package}.{service}/{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return request, call
+
+    def call(self, service, method, fields=None, package=PACKAGE, timeout=20):
+        """Calls a method with a request from a dict; the answer as a dict with all fields."""
+        request, call = self.method(service, method, package)
+        answer = call(json_format.ParseDict(fields or {}, request()), timeout=timeout)
+        return to_dict(answer)
+
+    def stream(self, fields=None):
+        """Opens StreamRecords; an iterator of messages, to be cancelled."""
+        request, call = self.method("ResultsService", "StreamRecords")
+        return call(json_format.ParseDict(fields or {}, request()))
+
+    def apply(self, config, **fields):
+        return self.call("ConfigService", "ApplyConfig", {"config": config, **fields})
+
+    def refused(self, config, **fields):
+        """Applies what must be refused: the code, the message, and violations by field."""
+        try:
+            self.apply(config, **fields)
+        except grpc.RpcError as error:
+            return error.code(), error.details(), violations(error)
+        raise AssertionError("it was applied")
+
+    def connection(self, name):
+        answer = self.call("ClientService", "ListConnections", {"names": [name]})
+        return answer["connections"][0]
+
+    def records(self, **fields):
+        """All stored records, page by page."""
+        found, after = [], 0
+        while True:
+            page = self.call(
+                "ResultsService",
+                "ListRecords",
+                {"after_cursor": after, "page_size": 1000, **fields},
+            )
+            found += page["records"]
+            after = int(page["next_after_cursor"])
+            if not page["more"]:
+                return found
+
+
+def to_dict(message):
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def violations(error):
+    found = {}
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else []:
+        from google.rpc import error_details_pb2
+
+        request = error_details_pb2.BadRequest()
+        precondition = error_details_pb2.PreconditionFailure()
+        if detail.Unpack(request):
+            found.update({v.field: v.description for v in request.field_violations})
+        elif detail.Unpack(precondition):
+            found.update({v.subject: v.description for v in precondition.violations})
+    return found
+
+
+class Agent:
+    """A twamp-agent process, in a namespace or not."""
+
+    def __init__(self, directory, namespace=None, port=9862, socket_path=None, arguments=()):
+        self.directory = directory
+        self.namespace = namespace
+        self.port = port
+        self.log_path = directory.rstrip("/") + ".log"
+        self.arguments = list(arguments)
+        self.process = None
+
+    def command(self, *command):
+        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
+        return inside + list(command)
+
+    def start(self):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command(
+                    AGENT, "run", "--state-dir", self.directory,
+                    "--listen", f"127.0.0.1:{self.port}", *self.arguments,
+                ),
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def client(self):
+        """A client; from inside the namespace by a relay over a Unix socket."""
+        if self.namespace is None:
+            return Client(f"127.0.0.1:{self.port}")
+        return Client(f"unix:{self.socket}")
+
+    @property
+    def socket(self):
+        return self.directory.rstrip("/") + ".sock"
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise AssertionError("the agent did not end on SIGTERM")
+        return self.process.returncode
+
+    def log(self):
+        with open(self.log_path, errors="replace") as log:
+            return log.read()
+
+    def memory_kib(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            for line in status:
+                if line.startswith("VmRSS"):
+                    return int(line.split()[1])
+
+
+class Case(unittest.TestCase):
+    """A test with a directory of its own, and everything that it started ended."""
+
+    maxDiff = None
+
+    def setUp(self):
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+        self.directory = tempfile.mkdtemp(prefix="twamp-e2e-")
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        self.agents = []
+
+    def agent(self, name="agent", namespace=None, port=None, settings="", arguments=()):
+        """Starts an agent. Its API is also on a Unix socket, which namespaces do not divide."""
+        directory = os.path.join(self.directory, name)
+        agent = Agent(directory, namespace, port or free_port())
+        path = directory + ".toml"
+        with open(path, "w") as file:
+            file.write(f'[api]\nunix_socket = "{agent.socket}"\n{settings}')
+        agent.arguments = ["--settings", path, *arguments]
+        agent.start()
+        self.agents.append(agent)
+        self.stack.callback(agent.stop)
+        return agent
+
+    def tearDown(self):
+        failed = self._outcome is not None and any(
+            error for _, error in getattr(self._outcome, "errors", []) or []
+        )
+        if failed or os.environ.get("TWAMP_LOGS"):
+            for agent in self.agents:
+                print(f"--- {agent.log_path}\n{agent.log()[-8000:]}")
+
+    def wait_for(self, what, seconds=20, every=0.1):
+        """Waits until `what` returns something true, and returns it."""
+        end = time.monotonic() + seconds
+        while True:
+            value = what()
+            if value:
+                return value
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {seconds} s: last value {value!r}")
+            time.sleep(every)
+
+
+class TwoHosts(Case):
+    """Two namespaces with a link between them."""
+
+    A, B = "10.99.0.1", "10.99.0.2"
+    A6, B6 = "fd99::1", "fd99::2"
+
+    def setUp(self):
+        super().setUp()
+        need("ip")
+        unique = f"{os.getpid()}{threading.get_ident() % 997}"
+        self.a, self.b = f"twa{unique}", f"twb{unique}"
+        for namespace in (self.a, self.b):
+            sh("ip", "netns", "add", namespace)
+            self.stack.callback(sh, "ip", "netns", "delete", namespace, check=False)
+            self.inside(namespace, "ip", "link", "set", "lo", "up")
+        sh("ip", "-n", self.a, "link", "add", "veth0", "type", "veth",
+           "peer", "name", "veth0", "netns", self.b)
+        for namespace, v4, v6 in ((self.a, self.A, self.A6), (self.b, self.B, self.B6)):
+            sh("ip", "-n", namespace, "address", "add", f"{v4}/24", "dev", "veth0")
+            sh("ip", "-n", namespace, "address", "add", f"{v6}/64", "dev", "veth0", "nodad")
+            sh("ip", "-n", namespace, "link", "set", "veth0", "up")
+
+    @staticmethod
+    def inside(namespace, *command, check=True):
+        return sh("ip", "netns", "exec", namespace, *command, check=check)
+
+    def link(self, namespace, state):
+        sh("ip", "-n", namespace, "link", "set", "veth0", state)
+
+    @contextlib.contextmanager
+    def capture(self, namespace, path):
+        """Captures all packets of the link while the body runs."""
+        need("dumpcap", "tshark")
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, "dumpcap", "-q", "-i", "veth0", "-w", path],
+            stderr=subprocess.PIPE,
+        )
+        # dumpcap says so when it has begun.
+        for line in process.stderr:
+            if b"File:" in line:
+                break
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        try:
+            yield
+        finally:
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=10)
+
+
+def free_port():
+    """A port that is free for TCP and UDP."""
+    while True:
+        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port = tcp.getsockname()[1]
+            with contextlib.suppress(OSError):
+                udp.bind(("127.0.0.1", port))
+                return port
+
+
+def server(*prefixes, port=862, **fields):
+    """A server for whoever is in the prefixes."""
+    return {
+        "listen": [{"address": "::", "port": port}],
+        "client_list": [{"name": "all", "prefixes": list(prefixes) or ["0.0.0.0/0", "::/0"]}],
+        **fields,
+    }
+
+
+def connection(name, target, sessions=None, **fields):
+    return {
+        "name": name,
+        "target_address": target,
+        "test_sessions": sessions or [session("s1")],
+        **fields,
+    }
+
+
+def session(name, **fields):
+    return {"name": name, "probe_count": 5, "probe_interval": "0.1s", "loss_timeout": "0.5s", **fields}
+
+
+def client(*connections):
+    return {"control_connections": list(connections)}
+
+
+def tests(records, name=None, outcome=None):
+    """Results of tests, with the cursor and time of their records."""
+    found = []
+    for record in records:
+        result = record.get("test_result")
+        if result and (name is None or record["connection"] == name):
+            if outcome is None or result["outcome"] == f"TEST_OUTCOME_{outcome}":
+                found.append({**result, "cursor": int(record["cursor"]), "time": record["time"]})
+    return found
+
+
+def events(records, kind):
+    return [
+        {**record["event"], "time": record["time"], "cursor": int(record["cursor"])}
+        for record in records
+        if record.get("event", {}).get("type") == f"EVENT_TYPE_{kind}"
+    ]
+
+
+def probes(records):
+    """Single probes of all records."""
+    return [p for r in records for p in r.get("probe_results", {}).get("probes", [])]
+
+
+def seconds(timestamp):
+    """A timestamp of JSON as seconds since 1970."""
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    value = Timestamp()
+    value.FromJsonString(timestamp)
+    return value.ToNanoseconds() / 1e9
+
+
+def dump(value):
+    return json.dumps(value, indent=1)
