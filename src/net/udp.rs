@@ -85,12 +85,19 @@ pub struct TestSocket {
     /// Bound to all addresses: replies must say which one they come from.
     any_address: bool,
     tos: std::sync::atomic::AtomicU8,
+    /// Which receive headers fit.
+    kind: usize,
 }
+
+/// IPv4 or IPv6, bound to one address or to all.
+const KINDS: usize = 4;
 
 /// Buffers of a worker thread. Sockets come by thousands; a batch is read, handled and answered
 /// without waiting, so a thread needs one set.
 struct Scratch {
-    headers: MultiHeaders<SockaddrStorage>,
+    /// One set for each kind of socket: the kernel writes the room that it used over the room that
+    /// there is, so that a set serves only packets that all use the same.
+    headers: [MultiHeaders<SockaddrStorage>; KINDS],
     packets: Vec<Vec<u8>>,
     replies: Vec<Vec<u8>>,
     queue: Vec<Reply>,
@@ -112,7 +119,7 @@ thread_local! {
 impl Scratch {
     fn new() -> Self {
         Self {
-            headers: receive_headers(),
+            headers: std::array::from_fn(|_| receive_headers()),
             packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             queue: Vec::with_capacity(BATCH),
@@ -155,6 +162,7 @@ impl TestSocket {
             local,
             any_address,
             tos: options.tos.into(),
+            kind: usize::from(address.is_ipv6()) * 2 + usize::from(any_address),
         })
     }
 
@@ -174,7 +182,7 @@ impl TestSocket {
             self.io.readable().await?;
             let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
-                    receive_batch(self.io.as_raw_fd(), scratch, |info, packet, _, _| {
+                    receive_batch(self.io.as_raw_fd(), self.kind, scratch, |info, packet, _, _| {
                         handle(info, packet);
                     })
                 })
@@ -196,6 +204,7 @@ impl TestSocket {
                     queue.clear();
                     let received = receive_batch(
                         self.io.as_raw_fd(),
+                        self.kind,
                         scratch,
                         |info, packet, buffer, reply| {
                             if let Some((octets, tos)) = answers.answer(info, packet, reply) {
@@ -308,10 +317,12 @@ pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<
 /// Reads a batch and gives each packet to `handle` with its buffer's index and a reply buffer.
 fn receive_batch(
     fd: RawFd,
+    kind: usize,
     scratch: &mut Scratch,
     mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
 ) -> io::Result<usize> {
     let Scratch { headers, packets, replies, .. } = scratch;
+    let headers = &mut headers[kind];
     let mut truncated = false;
     let mut count = 0;
     {
@@ -340,8 +351,7 @@ fn receive_batch(
             handle(&info, packet, index, &mut replies[index]);
         }
     }
-    // The kernel writes the room that it used over the room that there is; where messages differ,
-    // a later one would be cut.
+    // A packet with less than its kind has, as after a change of options, left too little room.
     if truncated {
         *headers = receive_headers();
     }
@@ -379,4 +389,36 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
     }
     let v6: &SockaddrIn6 = address.as_sockaddr_in6()?;
     Some(std::net::SocketAddrV6::new(v6.ip(), v6.port(), 0, v6.scope_id()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pair(address: &str) -> (TestSocket, TestSocket) {
+        let bind = || TestSocket::bind(address.parse().unwrap(), &UdpOptions::default()).unwrap();
+        (bind(), bind())
+    }
+
+    /// Sockets of all kinds share the buffers of a thread, and none may spoil them for another.
+    #[tokio::test]
+    async fn every_packet_carries_what_the_kernel_knows() {
+        let (a4, b4) = pair("127.0.0.1:0").await;
+        let (a6, b6) = pair("[::1]:0").await;
+        let any4 = TestSocket::bind("0.0.0.0:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+        let any6 = TestSocket::bind("[::]:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+        for length in [1, 14, 41, 1400, 60_000] {
+            for (a, b) in [(&a4, &b4), (&a6, &b6), (&a4, &any4), (&a6, &any6)] {
+                let to = SocketAddr::new(a.local().ip(), b.local().port());
+                a.send(&vec![7; length], to).unwrap();
+                let mut seen = Vec::new();
+                b.receive(|info, packet| seen.push((*info, packet.len()))).await.unwrap();
+                let [(info, octets)] = seen[..] else { panic!("{} packets", seen.len()) };
+                assert_eq!((octets, info.source), (length, a.local()));
+                assert!(info.kernel_stamp, "{to}, {length} octets");
+                assert_eq!((info.ttl, info.tos), (Some(255), Some(0)));
+                assert_eq!(info.destination, b.any_address.then_some(to.ip()));
+            }
+        }
+    }
 }

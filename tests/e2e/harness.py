@@ -285,13 +285,16 @@ class TwoHosts(Case):
         for line in process.stderr:
             if b"File:" in line:
                 break
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        drain = threading.Thread(target=process.stderr.read, daemon=True)
+        drain.start()
         try:
             yield
         finally:
             time.sleep(1)
             process.send_signal(signal.SIGINT)
             process.wait(timeout=10)
+            drain.join()
+            process.stderr.close()
 
 
 def free_port():
