@@ -1,0 +1,9 @@
+//! Conformance of unauthenticated TWAMP, one test for each item: the number in a test's name is
+//! that of the item in the project's checklist of RFC 4656, RFC 5357 and RFC 8545. Messages are
+//! octets here, so that a layout that is wrong in the same way at both ends is found.
+
+mod control_client;
+mod control_server;
+mod live;
+mod test_packets;
+mod vectors;

@@ -1,0 +1,355 @@
+//! Test packets: the Session-Reflector and the Session-Sender.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use twamp_agent::{
+    model::Schedule,
+    proto::{TestOutcome, TestResult},
+    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
+    twamp::{
+        reflector::{
+            Ended, LightPolicy, PacketMeta, Reflector, ReflectorCounters, ReflectorSession,
+            Verdict, stamp,
+        },
+        sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+    },
+    wire::codes::Sid,
+};
+
+use super::vectors::{octets, vector};
+
+const SECOND_NS: u64 = 1_000_000_000;
+const START: UnixTime = UnixTime(1_700_000_000 * SECOND_NS);
+const SID: Sid = Sid([1; 16]);
+
+fn sender() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 4001))
+}
+
+fn spec(sid: Sid, sender: SocketAddr) -> ReflectorSession {
+    let refwait_ns = 900 * SECOND_NS;
+    ReflectorSession { sid, sender, tos: 184, refwait_ns, counters: Arc::default() }
+}
+
+fn reflector() -> Reflector {
+    let mut reflector = Reflector::new(862, None, Arc::default());
+    assert!(reflector.add(spec(SID, sender()), Monotonic(0)));
+    reflector.start(SID, Monotonic(0));
+    reflector
+}
+
+fn meta(source: SocketAddr) -> PacketMeta {
+    PacketMeta { source, received: START, ttl: Some(77) }
+}
+
+fn probe(sequence: u32, octets: usize) -> Vec<u8> {
+    let mut packet: Vec<u8> = (0..octets.max(14)).map(|i| i as u8).collect();
+    SessionSender::write_probe(sequence, START, ErrorEstimate(0x8a64), &mut packet);
+    packet.truncate(octets);
+    packet
+}
+
+fn reflect(
+    reflector: &mut Reflector,
+    source: SocketAddr,
+    packet: &[u8],
+    at: u64,
+) -> Option<Vec<u8>> {
+    let mut reply = vec![0xee; 65_536];
+    let estimate = ErrorEstimate::new(true, 1000);
+    match reflector.handle(&meta(source), packet, estimate, Monotonic(at), &mut reply) {
+        Verdict::Reply { octets, tos } => {
+            assert_eq!(tos, 184);
+            stamp(&mut reply, NtpTimestamp::from_unix(START.plus_ns(50)));
+            Some(reply[..octets].to_vec())
+        }
+        _ => None,
+    }
+}
+
+fn number(packet: &[u8]) -> u32 {
+    u32::from_be_bytes(packet[..4].try_into().unwrap())
+}
+
+#[test]
+fn conformance_061_062_packets_are_answered_for_the_timeout_after_stop() {
+    let mut reflector = reflector();
+    reflector.drain(SID, Monotonic(2 * SECOND_NS));
+    assert!(reflect(&mut reflector, sender(), &probe(0, 41), 2 * SECOND_NS - 1).is_some());
+    assert!(reflect(&mut reflector, sender(), &probe(1, 41), 2 * SECOND_NS).is_none());
+    let mut ended = Vec::new();
+    reflector.expire(Monotonic(2 * SECOND_NS), |sid, why| ended.push((sid, why)));
+    assert_eq!(ended, [(SID, Ended::Drained)]);
+}
+
+#[test]
+fn conformance_056_packets_before_start_are_dropped() {
+    let counters = Arc::new(ReflectorCounters::default());
+    let mut reflector = Reflector::new(862, None, counters.clone());
+    assert!(reflector.add(spec(SID, sender()), Monotonic(0)));
+    assert!(reflect(&mut reflector, sender(), &probe(0, 41), 0).is_none());
+    assert_eq!(counters.not_started.load(Relaxed), 1);
+    reflector.start(SID, Monotonic(1));
+    let reply = reflect(&mut reflector, sender(), &probe(1, 41), 2).unwrap();
+    assert_eq!(number(&reply), 0, "and have no number");
+}
+
+#[test]
+fn conformance_065_refwait_ends_silent_sessions_alone() {
+    let other = SocketAddr::from(([192, 0, 2, 1], 4002));
+    let mut reflector = reflector();
+    assert!(reflector.add(spec(Sid([2; 16]), other), Monotonic(0)));
+    reflector.start(Sid([2; 16]), Monotonic(0));
+    reflect(&mut reflector, other, &probe(0, 41), 100 * SECOND_NS);
+    let mut ended = Vec::new();
+    reflector.expire(Monotonic(900 * SECOND_NS), |sid, why| ended.push((sid, why)));
+    assert_eq!(ended, [(SID, Ended::Silent)]);
+    assert!(reflect(&mut reflector, other, &probe(1, 41), 901 * SECOND_NS).is_some());
+    assert!(reflect(&mut reflector, sender(), &probe(1, 41), 901 * SECOND_NS).is_none());
+}
+
+#[test]
+fn conformance_068_088_sizes() {
+    let mut reflector = reflector();
+    for (sent, reflected) in
+        [(14, 41), (40, 41), (41, 41), (42, 42), (1472, 1472), (65_507, 65_507)]
+    {
+        assert_eq!(reflect(&mut reflector, sender(), &probe(0, sent), 0).unwrap().len(), reflected);
+    }
+}
+
+#[test]
+fn conformance_077_a_corrupt_packet_is_discarded() {
+    let packet = octets(&vector("neg/sender/unauth/multiplier0")["in"]["packet"]);
+    assert!(reflect(&mut reflector(), sender(), &packet, 0).is_none());
+}
+
+#[test]
+fn conformance_083_084_one_reply_for_each_packet_with_a_number_of_its_own() {
+    let mut reflector = reflector();
+    for (expected, sequence) in [5, 5, 5, 9, 3].into_iter().enumerate() {
+        let reply = reflect(&mut reflector, sender(), &probe(sequence, 41), 0).unwrap();
+        assert_eq!(number(&reply), expected as u32);
+        assert_eq!(number(&reply[24..]), sequence);
+    }
+}
+
+#[test]
+fn conformance_085_089_copies() {
+    let packet = probe(7, 100);
+    let reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    assert_eq!(reply[24..38], packet[..14], "number, time and error estimate of the sender");
+    assert_eq!(reply[14..16], [0, 0]);
+    assert_eq!(reply[38..40], [0, 0]);
+    assert_eq!(reply[41..], packet[14..14 + 59], "the first octets of its padding");
+}
+
+#[test]
+fn conformance_086_sender_ttl() {
+    assert_eq!(reflect(&mut reflector(), sender(), &probe(0, 41), 0).unwrap()[40], 77);
+    let mut reply = vec![0; 64];
+    let unknown = PacketMeta { ttl: None, ..meta(sender()) };
+    let estimate = ErrorEstimate::UNSYNCHRONISED;
+    reflector().handle(&unknown, &probe(0, 41), estimate, Monotonic(0), &mut reply);
+    assert_eq!(reply[40], 255);
+}
+
+#[test]
+fn conformance_087_t2_is_not_behind_t3() {
+    let reply = reflect(&mut reflector(), sender(), &probe(0, 41), 0).unwrap();
+    let time = |at: usize| NtpTimestamp(u64::from_be_bytes(reply[at..at + 8].try_into().unwrap()));
+    assert_eq!(time(4).since_ns(time(16)), 50);
+}
+
+#[test]
+fn conformance_091_other_sources_are_dropped_and_keep_nothing_alive() {
+    let mut reflector = reflector();
+    for source in [([192, 0, 2, 1], 4002), ([192, 0, 2, 9], 4001)] {
+        let source = SocketAddr::from(source);
+        assert!(reflect(&mut reflector, source, &probe(0, 41), 899 * SECOND_NS).is_none());
+    }
+    let mut ended = Vec::new();
+    reflector.expire(Monotonic(900 * SECOND_NS), |sid, _| ended.push(sid));
+    assert_eq!(ended, [SID]);
+}
+
+#[test]
+fn conformance_092_short_packets_are_dropped() {
+    let mut reflector = reflector();
+    for octets in 0..14 {
+        assert!(reflect(&mut reflector, sender(), &probe(0, octets), 0).is_none());
+    }
+    let packet = octets(&vector("neg/sender/unauth/13-octets")["in"]["packet"]);
+    assert!(reflect(&mut reflector, sender(), &packet, 0).is_none());
+}
+
+#[test]
+fn conformance_093_light_without_state_copies_the_number() {
+    let policy = |stateful| LightPolicy {
+        prefixes: vec!["192.0.2.0/24".parse().unwrap()],
+        stateful,
+        refwait_ns: 900 * SECOND_NS,
+    };
+    let numbers = |stateful| -> Vec<u32> {
+        let mut reflector = Reflector::new(862, Some(policy(stateful)), Arc::default());
+        let mut reply = vec![0; 64];
+        [4, 9, 2]
+            .into_iter()
+            .map(|sequence| {
+                let (meta, packet) = (meta(sender()), probe(sequence, 41));
+                let estimate = ErrorEstimate::UNSYNCHRONISED;
+                let verdict = reflector.handle(&meta, &packet, estimate, Monotonic(0), &mut reply);
+                assert_eq!(verdict, Verdict::Reply { octets: 41, tos: 0 });
+                number(&reply)
+            })
+            .collect()
+    };
+    assert_eq!(numbers(false), [4, 9, 2]);
+    assert_eq!(numbers(true), [0, 1, 2]);
+}
+
+#[test]
+fn two_light_reflectors_do_not_answer_each_other() {
+    let everybody = LightPolicy {
+        prefixes: vec!["::/0".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
+        stateful: false,
+        refwait_ns: SECOND_NS,
+    };
+    let mut reflector = Reflector::new(862, Some(everybody), Arc::default());
+    let mut reply = vec![0; 64];
+    let other = SocketAddr::from(([192, 0, 2, 7], 862));
+    let estimate = ErrorEstimate::UNSYNCHRONISED;
+    let verdict = reflector.handle(&meta(other), &probe(0, 41), estimate, Monotonic(0), &mut reply);
+    assert_eq!(verdict, Verdict::ReflectionLoop);
+}
+
+struct Sending {
+    machine: SessionSender,
+    now: Now,
+}
+
+impl Sending {
+    fn new(probe_count: u32) -> Self {
+        let now = Now { monotonic: Monotonic(SECOND_NS), unix: START };
+        let mut machine = SessionSender::new(SenderConfig {
+            probe_count,
+            probe_interval_ns: 10_000_000,
+            schedule: Schedule::Periodic,
+            loss_timeout_ns: 100_000_000,
+            test_interval_ns: SECOND_NS,
+            test_count: 1,
+            data_size: 41,
+            reflector_counts: true,
+        });
+        machine.session_started(now);
+        Self { machine, now }
+    }
+
+    fn pass(&mut self, ns: u64) {
+        self.now.monotonic = self.now.monotonic.plus_ns(ns);
+        self.now.unix = self.now.unix.plus_ns(ns as i64);
+        self.machine.handle_timeout(self.now);
+    }
+
+    /// Sends what is due; the packets.
+    fn send(&mut self) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        while let Some(sequence) = self.machine.poll_probe(self.now.monotonic) {
+            let mut packet = vec![0; 41];
+            let t1 = self.now.unix;
+            SessionSender::write_probe(sequence, t1, ErrorEstimate::new(true, 10), &mut packet);
+            self.machine.probe_sent(t1, 0, self.now);
+            packets.push(packet);
+        }
+        packets
+    }
+
+    fn receive(&mut self, packet: &[u8]) {
+        let meta =
+            ReplyMeta { received: self.now.unix, kernel_stamp: true, ttl: Some(64), tos: Some(0) };
+        self.machine.handle_reply(packet, &meta, self.now);
+    }
+
+    fn result(&mut self) -> TestResult {
+        for _ in 0..1000 {
+            self.pass(10_000_000);
+            while let Some(event) = self.machine.poll_event() {
+                if let SenderEvent::Test(result) = event {
+                    return *result;
+                }
+            }
+        }
+        panic!("the test does not end");
+    }
+}
+
+#[test]
+fn conformance_094_095_numbers_from_0_and_the_real_time_of_departure() {
+    let mut sending = Sending::new(3);
+    let mut packets = sending.send();
+    // Late: the time is that of the departure, not of the schedule.
+    sending.pass(37_000_000);
+    packets.extend(sending.send());
+    let numbers: Vec<u32> = packets.iter().map(|packet| number(packet)).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+    let time = |packet: &[u8]| NtpTimestamp(u64::from_be_bytes(packet[4..12].try_into().unwrap()));
+    assert_eq!(time(&packets[1]).since_ns(time(&packets[0])), 37_000_000);
+}
+
+#[test]
+fn conformance_097_what_is_no_answer_is_counted_and_ends_nothing() {
+    let mut sending = Sending::new(1);
+    let packet = sending.send().remove(0);
+    let good = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    let mut unknown = good.clone();
+    unknown[27] = 9;
+    let mut other_time = good.clone();
+    other_time[30] ^= 1;
+    for wrong in [&unknown[..], &other_time, &good[..40], &[], &packet[..14]] {
+        sending.receive(wrong);
+    }
+    sending.receive(&good);
+    let result = sending.result();
+    let figures = result.figures.unwrap();
+    assert_eq!((figures.packets_ignored, figures.probes_received), (5, 1));
+    assert_eq!(result.outcome(), TestOutcome::Complete);
+}
+
+#[test]
+fn conformance_098_answers_of_another_size_count() {
+    let mut sending = Sending::new(2);
+    let mut packets = sending.send();
+    sending.pass(10_000_000);
+    packets.extend(sending.send());
+    let mut reflector = reflector();
+    let mut long = reflect(&mut reflector, sender(), &packets[0], 0).unwrap();
+    long.extend([0; 100]);
+    sending.receive(&long);
+    let short = reflect(&mut reflector, sender(), &packets[1][..14], 0).unwrap();
+    sending.receive(&short);
+    assert_eq!(sending.result().figures.unwrap().probes_received, 2);
+}
+
+#[test]
+fn conformance_099_padding_makes_both_ways_equal_by_default() {
+    use twamp_agent::model::limits::DATA_SIZE;
+    assert!(DATA_SIZE.default >= 41);
+    let packet = probe(0, DATA_SIZE.default as usize);
+    assert_eq!(reflect(&mut reflector(), sender(), &packet, 0).unwrap().len(), packet.len());
+}
+
+#[test]
+fn conformance_100_late_answers_are_lost() {
+    let mut sending = Sending::new(2);
+    let packet = sending.send().remove(0);
+    let reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    sending.pass(10_000_000);
+    sending.send();
+    sending.pass(95_000_000);
+    sending.receive(&reply);
+    let figures = sending.result().figures.unwrap();
+    assert_eq!((figures.probes_lost, figures.probes_late, figures.probes_received), (2, 1, 0));
+}
