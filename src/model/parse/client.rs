@@ -1,0 +1,165 @@
+//! Connections and sessions.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    super::{ControlConnection, ControlType, Schedule, TestSession, limits},
+    Check,
+};
+use crate::proto;
+
+impl Check {
+    pub(super) fn client(
+        &mut self,
+        client: &proto::ClientConfig,
+    ) -> BTreeMap<String, Arc<ControlConnection>> {
+        let count = client.control_connections.len();
+        if count > limits::MAXIMUM_CONNECTIONS {
+            self.report(
+                "control_connections",
+                format!("{count} connections; at most {}", limits::MAXIMUM_CONNECTIONS),
+            );
+            return BTreeMap::new();
+        }
+        let mut connections = BTreeMap::new();
+        for (index, connection) in client.control_connections.iter().enumerate() {
+            self.at(format!("control_connections[{index}]"), |check| {
+                let parsed = check.connection(connection);
+                if connections.insert(parsed.name.clone(), Arc::new(parsed)).is_some() {
+                    check.duplicate(&connection.name);
+                }
+            });
+        }
+        connections
+    }
+
+    pub(super) fn connection(&mut self, c: &proto::ControlConnection) -> ControlConnection {
+        self.name(&c.name);
+        self.text("description", &c.description);
+        let labels = self.labels(&c.labels);
+        let control_type = match self.enumeration("control_type", c.control_type) {
+            proto::ControlType::Light => ControlType::Light,
+            _ => ControlType::Managed,
+        };
+        let managed = control_type == ControlType::Managed;
+        let target = self.endpoint("target_address", &c.target_address);
+        if managed && c.target_address.is_empty() {
+            self.report("target_address", "required: the address or name of the TWAMP server");
+        }
+        if !managed && c.destination_port.is_some() {
+            self.report(
+                "destination_port",
+                "is the TCP port of a server, which a LIGHT connection has not; give the UDP port \
+                 in the session",
+            );
+        }
+        let test_interval_ns =
+            self.duration("test_interval", c.test_interval, &limits::TEST_INTERVAL);
+        let default_timeout = test_interval_ns.clamp(
+            *limits::DEFAULT_CONNECT_TIMEOUT.start(),
+            *limits::DEFAULT_CONNECT_TIMEOUT.end(),
+        );
+        let connect_timeout_ns = match c.connect_timeout {
+            None => default_timeout,
+            given => self.duration("connect_timeout", given, &limits::CONNECT_TIMEOUT),
+        };
+        let source_address = self.address("source_address", &c.source_address);
+        let sessions = self.sessions(c, managed);
+        ControlConnection {
+            name: c.name.clone(),
+            inactive: c.inactive,
+            control_type,
+            target,
+            destination_port: self.number("destination_port", c.destination_port, &limits::PORT)
+                as u16,
+            source_address,
+            interface: self.interface(&c.interface),
+            control_dscp: self.dscp("control_dscp", &c.control_dscp),
+            test_count: self.number("test_count", Some(c.test_count), &limits::TEST_COUNT),
+            test_interval_ns,
+            manual_start: self.enumeration::<proto::TestStart>("test_start", c.test_start)
+                == proto::TestStart::Manual,
+            keepalive: self.keepalive(c.tcp_keepidle, c.tcp_keepintvl, c.tcp_keepcnt),
+            connect_timeout_ns,
+            sessions: sessions
+                .into_iter()
+                .map(|mut session| {
+                    let own = std::mem::replace(&mut session.labels, labels.clone());
+                    if !own.is_empty() {
+                        session.labels.extend(own);
+                        self.label_octets(&session.labels);
+                    }
+                    session
+                })
+                .collect(),
+            labels,
+        }
+    }
+
+    pub(super) fn sessions(
+        &mut self,
+        c: &proto::ControlConnection,
+        managed: bool,
+    ) -> Vec<TestSession> {
+        let count = c.test_sessions.len();
+        if count == 0 || count > limits::MAXIMUM_SESSIONS_PER_CONNECTION {
+            self.report(
+                "test_sessions",
+                format!("{count} sessions; 1 to {}", limits::MAXIMUM_SESSIONS_PER_CONNECTION),
+            );
+        }
+        let mut names = HashSet::new();
+        let mut sessions = Vec::new();
+        for (index, session) in c.test_sessions.iter().enumerate() {
+            self.at(format!("test_sessions[{index}]"), |check| {
+                let parsed = check.session(session);
+                if !names.insert(&session.name) {
+                    check.duplicate(&session.name);
+                }
+                if !managed && session.target_address.is_empty() && c.target_address.is_empty() {
+                    check.report(
+                        "target_address",
+                        "required here or in the connection: the address or name of the reflector",
+                    );
+                }
+                if !session.inactive {
+                    sessions.push(parsed);
+                }
+            });
+        }
+        sessions
+    }
+
+    pub(super) fn session(&mut self, s: &proto::TestSession) -> TestSession {
+        self.name(&s.name);
+        TestSession {
+            name: s.name.clone(),
+            labels: self.labels(&s.labels),
+            target: self.endpoint("target_address", &s.target_address),
+            destination_port: self.optional_port("destination_port", s.destination_port),
+            source_address: self.address("source_address", &s.source_address),
+            source_port: self.optional_port("source_port", s.source_port),
+            data_size: self.number("data_size", s.data_size, &limits::DATA_SIZE) as u16,
+            zero_padding: s.data_fill_with_zeros,
+            dscp: self.dscp("dscp_code_points", &s.dscp_code_points),
+            ttl: self.number("ttl", s.ttl, &limits::TTL) as u8,
+            probe_count: (self.number("probe_count", s.probe_count, &limits::PROBE_COUNT) as u32)
+                .max(1),
+            probe_interval_ns: self.duration(
+                "probe_interval",
+                s.probe_interval,
+                &limits::PROBE_INTERVAL,
+            ),
+            schedule: match self.enumeration("schedule", s.schedule) {
+                proto::Schedule::Poisson => Schedule::Poisson,
+                _ => Schedule::Periodic,
+            },
+            loss_timeout_ns: self.duration("loss_timeout", s.loss_timeout, &limits::LOSS_TIMEOUT),
+            store_probes: self.enumeration::<proto::StoreProbes>("store_probes", s.store_probes)
+                != proto::StoreProbes::None,
+        }
+    }
+}

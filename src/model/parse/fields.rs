@@ -1,0 +1,202 @@
+//! Single fields: each with its range, its default, and what is said where it is wrong.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    super::{
+        Dscp, Endpoint, Keepalive,
+        limits::{self, Limit},
+    },
+    Check, check_name,
+};
+use crate::time::NANOS_PER_SECOND;
+
+impl Check {
+    pub(super) fn keepalive(
+        &mut self,
+        idle: Option<prost_types::Duration>,
+        interval: Option<prost_types::Duration>,
+        count: Option<u32>,
+    ) -> Keepalive {
+        for (field, given) in [("tcp_keepidle", idle), ("tcp_keepintvl", interval)] {
+            if given.is_some_and(|duration| duration.nanos != 0) {
+                self.report(field, "must be whole seconds: the kernel counts keepalive in seconds");
+            }
+        }
+        Keepalive {
+            idle_ns: self.duration("tcp_keepidle", idle, &limits::TCP_KEEPIDLE),
+            interval_ns: self.duration("tcp_keepintvl", interval, &limits::TCP_KEEPINTVL),
+            count: self.number("tcp_keepcnt", count, &limits::TCP_KEEPCNT) as u32,
+        }
+    }
+
+    pub(super) fn name(&mut self, name: &str) {
+        if let Err(description) = check_name(name) {
+            self.report("name", description);
+        }
+    }
+
+    pub(super) fn duplicate(&mut self, name: &str) {
+        self.report("name", format!("{name:?} is used twice; names must be unique here"));
+    }
+
+    pub(super) fn text(&mut self, field: &str, text: &str) {
+        if text.len() > limits::MAXIMUM_TEXT_OCTETS {
+            self.report(
+                field,
+                format!("{} octets; at most {}", text.len(), limits::MAXIMUM_TEXT_OCTETS),
+            );
+        }
+    }
+
+    pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        if labels.len() > limits::MAXIMUM_LABELS {
+            self.report(
+                "labels",
+                format!("{} labels; at most {}", labels.len(), limits::MAXIMUM_LABELS),
+            );
+        }
+        if labels.contains_key("") {
+            self.report("labels", "a label has an empty key");
+        }
+        self.label_octets(labels);
+        labels.clone()
+    }
+
+    /// Every record carries its labels, and a record has room for so many.
+    pub(super) fn label_octets(&mut self, labels: &BTreeMap<String, String>) {
+        let octets: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if octets > limits::MAXIMUM_LABEL_OCTETS {
+            self.report(
+                "labels",
+                format!(
+                    "{octets} octets of keys and values, those of the connection and a session \
+                     together; at most {}",
+                    limits::MAXIMUM_LABEL_OCTETS
+                ),
+            );
+        }
+    }
+
+    /// The value of an enumeration; unknown numbers are a violation.
+    pub(super) fn enumeration<E: TryFrom<i32> + Default>(&mut self, field: &str, value: i32) -> E {
+        E::try_from(value).unwrap_or_else(|_| {
+            self.report(field, format!("{value} is not a value of this enumeration"));
+            E::default()
+        })
+    }
+
+    pub(super) fn number<N: Into<u64>>(
+        &mut self,
+        field: &str,
+        value: Option<N>,
+        limit: &Limit,
+    ) -> u64 {
+        let Some(value) = value.map(Into::into) else { return limit.default };
+        if limit.range.contains(&value) {
+            return value;
+        }
+        self.report(field, format!("{value} is out of range; allowed: {}", limit.words));
+        limit.default
+    }
+
+    pub(super) fn optional_port(&mut self, field: &str, port: Option<u32>) -> Option<u16> {
+        port.map(|port| self.number(field, Some(port), &limits::PORT) as u16)
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Duration>,
+        limit: &Limit,
+    ) -> u64 {
+        let Some(value) = value else { return limit.default };
+        let seconds = u64::try_from(value.seconds).ok();
+        let nanos = u64::try_from(value.nanos).ok().filter(|nanos| *nanos < NANOS_PER_SECOND);
+        let total = seconds
+            .and_then(|seconds| seconds.checked_mul(NANOS_PER_SECOND))
+            .zip(nanos)
+            .and_then(|(seconds, nanos)| seconds.checked_add(nanos));
+        match total {
+            Some(total) if limit.range.contains(&total) => total,
+            _ => {
+                self.report(
+                    field,
+                    format!(
+                        "{}.{:09} s is out of range; allowed: {}",
+                        value.seconds,
+                        value.nanos.unsigned_abs(),
+                        limit.words
+                    ),
+                );
+                limit.default
+            }
+        }
+    }
+
+    pub(super) fn address(&mut self, field: &str, text: &str) -> Option<IpAddr> {
+        if text.is_empty() {
+            return None;
+        }
+        match text.parse::<IpAddr>() {
+            Ok(address) => Some(address.to_canonical()),
+            Err(_) => {
+                self.report(field, format!("{text:?} is not an IPv4 or IPv6 address"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn endpoint(&mut self, field: &str, text: &str) -> Option<Endpoint> {
+        if text.is_empty() {
+            return None;
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            if address.is_unspecified() || address.is_multicast() {
+                self.report(field, format!("{text} is not the address of a host"));
+            }
+            return Some(Endpoint::Address(address.to_canonical()));
+        }
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
+        let looks_numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if text.len() > limits::MAXIMUM_HOST_OCTETS || looks_numeric || !name.split('.').all(label)
+        {
+            let shown: String = text.chars().take(80).collect();
+            self.report(field, format!("{shown:?} is neither an IP address nor a DNS name"));
+        }
+        Some(Endpoint::Name(text.to_owned()))
+    }
+
+    pub(super) fn interface(&mut self, name: &str) -> Option<String> {
+        if name.is_empty() {
+            return None;
+        }
+        let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        if name.len() > limits::MAXIMUM_INTERFACE_OCTETS || name.contains(bad) {
+            self.report(
+                "interface",
+                format!("{name:?} is not an interface name of 1 to 15 octets"),
+            );
+        }
+        Some(name.to_owned())
+    }
+
+    pub(super) fn dscp(&mut self, field: &str, text: &str) -> Dscp {
+        text.parse().unwrap_or_else(|()| {
+            self.report(
+                field,
+                format!(
+                    "{text:?} is not a DSCP: an alias such as ef, af11 or cs6, six bits such as \
+                     101110, or a number from 0 to 63"
+                ),
+            );
+            Dscp::default()
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! From the document of the API to the checked configuration. All violations are found in one
+//! pass, each with the path of its field as the `.proto` spells it.
+
+mod client;
+mod fields;
+mod server;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{AgentConfig, StorageConfig, limits};
+use crate::proto;
+
+/// One thing that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Path of the field, such as `client.control_connections[2].test_sessions[0].ttl`.
+    pub field: String,
+    /// What was wrong, and what would be right.
+    pub description: String,
+}
+
+/// Checks a document and fills in its defaults.
+pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation>> {
+    let mut check = Check::default();
+    let connections = document
+        .client
+        .as_ref()
+        .map_or_else(BTreeMap::new, |client| check.at("client", |check| check.client(client)));
+    let server = document
+        .server
+        .as_ref()
+        .and_then(|server| check.at("server", |check| check.server(server)))
+        .map(Arc::new);
+    let storage = document
+        .storage
+        .as_ref()
+        .map_or_else(StorageConfig::default, |s| check.at("storage", |check| check.storage(s)));
+    if check.violations.is_empty() {
+        Ok(AgentConfig { connections, server, storage })
+    } else {
+        Err(check.violations)
+    }
+}
+
+/// What is allowed but probably not meant.
+pub fn warnings(config: &AgentConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for connection in config.connections.values() {
+        for session in &connection.sessions {
+            if session.data_size < 41 {
+                warnings.push(format!(
+                    "client/{}: session {} sends {} octets and gets 41 back: loss and delay of \
+                     unequal packets; data_size of 41 or more makes them equal",
+                    connection.name, session.name, session.data_size
+                ));
+            }
+        }
+        if connection.sessions.is_empty() && !connection.inactive {
+            warnings.push(format!("client/{}: all its sessions are inactive", connection.name));
+        }
+    }
+    warnings
+}
+
+/// Checks a name of the API.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+    if limits::NAME_OCTETS.contains(&name.len()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(format!(
+        "{:?} is not a name: 1 to 64 characters from A-Z a-z 0-9 . _ : -",
+        name.chars().take(80).collect::<String>()
+    ))
+}
+
+/// Collects violations; `path` is where the check is.
+#[derive(Default)]
+struct Check {
+    path: Vec<String>,
+    violations: Vec<Violation>,
+}
+
+impl Check {
+    fn at<T>(&mut self, part: impl Into<String>, check: impl FnOnce(&mut Self) -> T) -> T {
+        self.path.push(part.into());
+        let value = check(self);
+        self.path.pop();
+        value
+    }
+
+    fn report(&mut self, field: &str, description: impl Into<String>) {
+        let mut path = self.path.clone();
+        if !field.is_empty() {
+            path.push(field.to_owned());
+        }
+        self.violations.push(Violation { field: path.join("."), description: description.into() });
+    }
+
+    fn storage(&mut self, storage: &proto::StorageConfig) -> StorageConfig {
+        StorageConfig {
+            retention_age_ns: self.duration(
+                "retention_age",
+                storage.retention_age,
+                &limits::RETENTION_AGE,
+            ),
+            retention_octets: self.number(
+                "retention_octets",
+                storage.retention_octets,
+                &limits::RETENTION_OCTETS,
+            ),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The server role.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{
+    super::{ClientList, LightServer, ListenAddress, ServerConfig, TestPort, limits},
+    Check,
+};
+use crate::proto;
+
+impl Check {
+    pub(super) fn server(&mut self, s: &proto::ServerConfig) -> Option<ServerConfig> {
+        let light = s.light.as_ref().map(|light| self.at("light", |check| check.light(light)));
+        let all = [proto::ListenAddress::default()];
+        let listen = match (&s.listen[..], &light) {
+            ([], Some(_)) => Vec::new(),
+            ([], None) => self.listen(&all),
+            (given, _) => self.listen(given),
+        };
+        let client_lists = self.client_lists(&s.client_list);
+        if !listen.is_empty() && s.client_list.is_empty() {
+            self.report(
+                "client_list",
+                "required: a server answers only whom it lists, for example \
+                 {name: all, prefixes: [\"0.0.0.0/0\", \"::/0\"]}",
+            );
+        }
+        let config = ServerConfig {
+            listen,
+            client_lists,
+            inactivity_timeout_ns: self.duration(
+                "server_inactivity_timeout",
+                s.server_inactivity_timeout,
+                &limits::SERVER_INACTIVITY_TIMEOUT,
+            ),
+            max_connection_duration_ns: self.duration(
+                "max_connection_duration",
+                s.max_connection_duration,
+                &limits::MAX_CONNECTION_DURATION,
+            ),
+            maximum_connections: self.number(
+                "maximum_connections",
+                s.maximum_connections,
+                &limits::SERVER_CONNECTIONS,
+            ) as usize,
+            maximum_connections_per_client: self.number(
+                "maximum_connections_per_client",
+                s.maximum_connections_per_client,
+                &limits::SERVER_CONNECTIONS,
+            ) as usize,
+            maximum_sessions: self.number(
+                "maximum_sessions",
+                s.maximum_sessions,
+                &limits::SERVER_SESSIONS,
+            ) as usize,
+            maximum_sessions_per_connection: self.number(
+                "maximum_sessions_per_connection",
+                s.maximum_sessions_per_connection,
+                &limits::SERVER_SESSIONS_PER_CONNECTION,
+            ) as usize,
+            keepalive: self.keepalive(s.tcp_keepidle, s.tcp_keepintvl, s.tcp_keepcnt),
+            test_port: s.test_port.as_ref().map_or(TestPort::Auto { shared_port: None }, |port| {
+                self.at("test_port", |check| check.test_port(port))
+            }),
+            light,
+            refwait_ns: self.duration("refwait", s.refwait, &limits::REFWAIT),
+        };
+        (!s.inactive).then_some(config)
+    }
+
+    pub(super) fn light(&mut self, light: &proto::LightServer) -> LightServer {
+        let all = [proto::ListenAddress::default()];
+        LightServer {
+            listen: self.listen(if light.listen.is_empty() { &all } else { &light.listen }),
+            stateful: light.stateful,
+            prefixes: self.prefixes(&light.prefixes),
+        }
+    }
+
+    pub(super) fn listen(&mut self, addresses: &[proto::ListenAddress]) -> Vec<ListenAddress> {
+        if addresses.len() > limits::MAXIMUM_LISTS {
+            self.report(
+                "listen",
+                format!("{} addresses; at most {}", addresses.len(), limits::MAXIMUM_LISTS),
+            );
+        }
+        let mut listen = Vec::new();
+        for (index, entry) in addresses.iter().enumerate() {
+            self.at(format!("listen[{index}]"), |check| {
+                let parsed = ListenAddress {
+                    address: check
+                        .address("address", &entry.address)
+                        .unwrap_or_else(|| IpAddr::from([0u16; 8])),
+                    port: check.number("port", entry.port, &limits::PORT) as u16,
+                };
+                if listen.contains(&parsed) {
+                    check.report("", "stands twice in this list");
+                }
+                listen.push(parsed);
+            });
+        }
+        listen
+    }
+
+    pub(super) fn client_lists(&mut self, lists: &[proto::ClientList]) -> Vec<ClientList> {
+        if lists.len() > limits::MAXIMUM_LISTS {
+            self.report(
+                "client_list",
+                format!("{} lists; at most {}", lists.len(), limits::MAXIMUM_LISTS),
+            );
+        }
+        let mut names = HashSet::new();
+        let parse = |(index, list): (usize, &proto::ClientList)| {
+            self.at(format!("client_list[{index}]"), |check| {
+                check.name(&list.name);
+                if !names.insert(list.name.clone()) {
+                    check.duplicate(&list.name);
+                }
+                ClientList { name: list.name.clone(), prefixes: check.prefixes(&list.prefixes) }
+            })
+        };
+        lists.iter().enumerate().map(parse).collect()
+    }
+
+    pub(super) fn prefixes(&mut self, prefixes: &[String]) -> Vec<IpNet> {
+        if prefixes.is_empty() || prefixes.len() > limits::MAXIMUM_PREFIXES {
+            self.report(
+                "prefixes",
+                format!("{} prefixes; 1 to {}", prefixes.len(), limits::MAXIMUM_PREFIXES),
+            );
+        }
+        let mut parsed = Vec::new();
+        for (index, text) in prefixes.iter().enumerate() {
+            let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            match prefix {
+                Ok(prefix) => parsed.push(prefix),
+                Err(_) => self.report(
+                    &format!("prefixes[{index}]"),
+                    format!("{text:?} is not a prefix such as 192.0.2.0/24 or 2001:db8::/32"),
+                ),
+            }
+        }
+        parsed
+    }
+
+    pub(super) fn test_port(&mut self, port: &proto::TestPort) -> TestPort {
+        let shared_port = self.optional_port("shared_port", port.shared_port);
+        let minimum = self.optional_port("range_min", port.range_min);
+        let maximum = self.optional_port("range_max", port.range_max);
+        let mode = self.enumeration::<proto::TestPortMode>("mode", port.mode);
+        if mode == proto::TestPortMode::Range {
+            if port.shared_port.is_some() {
+                self.report("shared_port", "has no meaning with mode RANGE");
+            }
+            return match (minimum, maximum) {
+                (Some(minimum), Some(maximum)) if minimum <= maximum => {
+                    TestPort::Range { minimum, maximum }
+                }
+                _ => {
+                    self.report("", "mode RANGE needs range_min and range_max, range_min first");
+                    TestPort::Auto { shared_port: None }
+                }
+            };
+        }
+        if port.range_min.is_some() || port.range_max.is_some() {
+            self.report("", "range_min and range_max have no meaning but with mode RANGE");
+        }
+        if mode == proto::TestPortMode::Shared {
+            TestPort::Shared { shared_port }
+        } else {
+            TestPort::Auto { shared_port }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The configuration as it is documented: ranges and defaults of the model stand in the comments
+//! of the `.proto`, both edges of every range are the edges, and `docs/configuration.md` is made
+//! from the same comments. `UPDATE_DOCS=1 cargo test --test configuration` writes it.
+
+use std::fmt::Write;
+
+use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
+use twamp_agent::{
+    model::{
+        limits::{self, Limit},
+        parse,
+    },
+    proto::{
+        AgentConfig, ClientConfig, ClientList, ControlConnection, ControlType, DESCRIPTORS,
+        LightServer, ListenAddress, ServerConfig, StorageConfig, TestPort, TestPortMode,
+        TestSession,
+    },
+};
+
+type Set = fn(&mut AgentConfig, u64);
+
+struct Numeric {
+    message: &'static str,
+    field: &'static str,
+    path: &'static str,
+    limit: &'static Limit,
+    set: Set,
+    /// Added to the last value that is right to make one that is wrong.
+    step: u64,
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn duration(ns: u64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds: (ns / SECOND) as i64, nanos: (ns % SECOND) as i32 })
+}
+
+fn connection(config: &mut AgentConfig) -> &mut ControlConnection {
+    &mut config.client.as_mut().unwrap().control_connections[0]
+}
+
+fn session(config: &mut AgentConfig) -> &mut TestSession {
+    &mut connection(config).test_sessions[0]
+}
+
+fn server(config: &mut AgentConfig) -> &mut ServerConfig {
+    config.server.as_mut().unwrap()
+}
+
+fn good() -> AgentConfig {
+    AgentConfig {
+        client: Some(ClientConfig {
+            control_connections: vec![ControlConnection {
+                name: "c1".into(),
+                target_address: "192.0.2.1".into(),
+                test_sessions: vec![TestSession { name: "s1".into(), ..Default::default() }],
+                ..Default::default()
+            }],
+        }),
+        server: Some(ServerConfig {
+            listen: vec![ListenAddress::default()],
+            client_list: vec![ClientList { name: "all".into(), prefixes: vec!["::/0".into()] }],
+            light: Some(LightServer { prefixes: vec!["::/0".into()], ..Default::default() }),
+            ..Default::default()
+        }),
+        storage: Some(StorageConfig::default()),
+    }
+}
+
+macro_rules! fields {
+    ($($message:literal $field:literal $path:literal $limit:ident $step:expr, $set:expr;)*) => {
+        vec![$(Numeric {
+            message: $message,
+            field: $field,
+            path: $path,
+            limit: &limits::$limit,
+            set: $set,
+            step: $step,
+        }),*]
+    };
+}
+
+const C: &str = "client.control_connections[0]";
+
+fn numeric_fields() -> Vec<Numeric> {
+    fields! {
+        "ControlConnection" "destination_port" "C.destination_port" PORT 1, |c, v| connection(c).destination_port = Some(v as u32);
+        "ControlConnection" "test_count" "C.test_count" TEST_COUNT 1, |c, v| connection(c).test_count = v;
+        "ControlConnection" "test_interval" "C.test_interval" TEST_INTERVAL 1, |c, v| connection(c).test_interval = duration(v);
+        "ControlConnection" "tcp_keepidle" "C.tcp_keepidle" TCP_KEEPIDLE SECOND, |c, v| connection(c).tcp_keepidle = duration(v);
+        "ControlConnection" "tcp_keepintvl" "C.tcp_keepintvl" TCP_KEEPINTVL SECOND, |c, v| connection(c).tcp_keepintvl = duration(v);
+        "ControlConnection" "tcp_keepcnt" "C.tcp_keepcnt" TCP_KEEPCNT 1, |c, v| connection(c).tcp_keepcnt = Some(v as u32);
+        "ControlConnection" "connect_timeout" "C.connect_timeout" CONNECT_TIMEOUT 1, |c, v| connection(c).connect_timeout = duration(v);
+        "TestSession" "destination_port" "C.test_sessions[0].destination_port" PORT 1, |c, v| session(c).destination_port = Some(v as u32);
+        "TestSession" "source_port" "C.test_sessions[0].source_port" PORT 1, |c, v| session(c).source_port = Some(v as u32);
+        "TestSession" "data_size" "C.test_sessions[0].data_size" DATA_SIZE 1, |c, v| session(c).data_size = Some(v as u32);
+        "TestSession" "ttl" "C.test_sessions[0].ttl" TTL 1, |c, v| session(c).ttl = Some(v as u32);
+        "TestSession" "probe_count" "C.test_sessions[0].probe_count" PROBE_COUNT 1, |c, v| session(c).probe_count = Some(v as u32);
+        "TestSession" "probe_interval" "C.test_sessions[0].probe_interval" PROBE_INTERVAL 1, |c, v| session(c).probe_interval = duration(v);
+        "TestSession" "loss_timeout" "C.test_sessions[0].loss_timeout" LOSS_TIMEOUT 1, |c, v| session(c).loss_timeout = duration(v);
+        "ServerConfig" "server_inactivity_timeout" "server.server_inactivity_timeout" SERVER_INACTIVITY_TIMEOUT 1, |c, v| server(c).server_inactivity_timeout = duration(v);
+        "ServerConfig" "max_connection_duration" "server.max_connection_duration" MAX_CONNECTION_DURATION 1, |c, v| server(c).max_connection_duration = duration(v);
+        "ServerConfig" "maximum_connections" "server.maximum_connections" SERVER_CONNECTIONS 1, |c, v| server(c).maximum_connections = Some(v as u32);
+        "ServerConfig" "maximum_connections_per_client" "server.maximum_connections_per_client" SERVER_CONNECTIONS 1, |c, v| server(c).maximum_connections_per_client = Some(v as u32);
+        "ServerConfig" "maximum_sessions" "server.maximum_sessions" SERVER_SESSIONS 1, |c, v| server(c).maximum_sessions = Some(v as u32);
+        "ServerConfig" "maximum_sessions_per_connection" "server.maximum_sessions_per_connection" SERVER_SESSIONS_PER_CONNECTION 1, |c, v| server(c).maximum_sessions_per_connection = Some(v as u32);
+        "ServerConfig" "tcp_keepidle" "server.tcp_keepidle" TCP_KEEPIDLE SECOND, |c, v| server(c).tcp_keepidle = duration(v);
+        "ServerConfig" "tcp_keepintvl" "server.tcp_keepintvl" TCP_KEEPINTVL SECOND, |c, v| server(c).tcp_keepintvl = duration(v);
+        "ServerConfig" "tcp_keepcnt" "server.tcp_keepcnt" TCP_KEEPCNT 1, |c, v| server(c).tcp_keepcnt = Some(v as u32);
+        "ServerConfig" "refwait" "server.refwait" REFWAIT 1, |c, v| server(c).refwait = duration(v);
+        "ListenAddress" "port" "server.listen[0].port" PORT 1, |c, v| server(c).listen[0].port = Some(v as u32);
+        "StorageConfig" "retention_age" "storage.retention_age" RETENTION_AGE 1, |c, v| c.storage.as_mut().unwrap().retention_age = duration(v);
+        "StorageConfig" "retention_octets" "storage.retention_octets" RETENTION_OCTETS 1, |c, v| c.storage.as_mut().unwrap().retention_octets = Some(v);
+    }
+}
+
+fn wrong_fields(config: &AgentConfig) -> Vec<String> {
+    parse(config).err().unwrap_or_default().into_iter().map(|v| v.field).collect()
+}
+
+#[test]
+fn every_range_ends_where_it_is_said_to_end() {
+    parse(&good()).unwrap();
+    for field in numeric_fields() {
+        let path = field.path.replacen('C', C, usize::from(field.path.starts_with('C')));
+        let (lowest, highest) = (*field.limit.range.start(), *field.limit.range.end());
+        for value in [lowest, highest] {
+            let mut config = good();
+            (field.set)(&mut config, value);
+            assert_eq!(wrong_fields(&config), Vec::<String>::new(), "{path} = {value}");
+        }
+        let below = lowest.checked_sub(field.step);
+        for value in below.into_iter().chain([highest + field.step]) {
+            let mut config = good();
+            (field.set)(&mut config, value);
+            let violations = parse(&config).unwrap_err();
+            assert_eq!(violations.len(), 1, "{path} = {value}: {violations:?}");
+            assert_eq!(violations[0].field, path, "{path} = {value}");
+            let told = &violations[0].description;
+            assert!(told.contains(field.limit.words), "{path} = {value}: {told}");
+        }
+    }
+}
+
+#[test]
+fn durations_that_are_none_are_refused() {
+    for (seconds, nanos) in [(-1, 0), (0, -1), (1, 1_000_000_000), (i64::MAX, 0), (-1, 5)] {
+        let mut config = good();
+        connection(&mut config).test_interval = Some(prost_types::Duration { seconds, nanos });
+        assert_eq!(wrong_fields(&config), [format!("{C}.test_interval")], "{seconds} {nanos}");
+    }
+    let mut config = good();
+    connection(&mut config).tcp_keepidle = duration(1_500_000_000);
+    assert_eq!(wrong_fields(&config), [format!("{C}.tcp_keepidle")], "whole seconds");
+}
+
+#[test]
+fn every_other_field_is_checked() {
+    let cases: Vec<(&str, fn(&mut AgentConfig))> = vec![
+        ("C.name", |c| connection(c).name = "a b".into()),
+        ("C.name", |c| connection(c).name = "x".repeat(65)),
+        ("C.description", |c| connection(c).description = "x".repeat(1025)),
+        ("C.labels", |c| connection(c).labels = [("k".repeat(600), "v".repeat(600))].into()),
+        ("C.control_type", |c| connection(c).control_type = 77),
+        ("C.target_address", |c| connection(c).target_address = String::new()),
+        ("C.target_address", |c| connection(c).target_address = "not a host!".into()),
+        ("C.source_address", |c| connection(c).source_address = "host.example".into()),
+        ("C.interface", |c| connection(c).interface = "x".repeat(16)),
+        ("C.control_dscp", |c| connection(c).control_dscp = "64".into()),
+        ("C.test_start", |c| connection(c).test_start = -1),
+        ("C.test_sessions", |c| connection(c).test_sessions.clear()),
+        ("C.test_sessions[1].name", |c| {
+            let again = session(c).clone();
+            connection(c).test_sessions.push(again);
+        }),
+        ("C.test_sessions[0].name", |c| session(c).name = String::new()),
+        ("C.test_sessions[0].target_address", |c| session(c).target_address = "-".into()),
+        ("C.test_sessions[0].source_address", |c| session(c).source_address = "1.2.3".into()),
+        ("C.test_sessions[0].dscp_code_points", |c| session(c).dscp_code_points = "ef1".into()),
+        ("C.test_sessions[0].schedule", |c| session(c).schedule = 9),
+        ("C.test_sessions[0].store_probes", |c| session(c).store_probes = 9),
+        ("C.destination_port", |c| {
+            connection(c).control_type = ControlType::Light.into();
+            connection(c).destination_port = Some(862);
+        }),
+        ("server.listen[0].address", |c| server(c).listen[0].address = "host".into()),
+        ("server.client_list", |c| server(c).client_list.clear()),
+        ("server.client_list[0].name", |c| server(c).client_list[0].name = "a/b".into()),
+        ("server.client_list[0].prefixes", |c| server(c).client_list[0].prefixes.clear()),
+        ("server.client_list[0].prefixes[0]", |c| {
+            server(c).client_list[0].prefixes = vec!["10.0.0.0/33".into()];
+        }),
+        ("server.light.prefixes", |c| server(c).light.as_mut().unwrap().prefixes.clear()),
+        ("server.test_port.mode", |c| {
+            server(c).test_port = Some(TestPort { mode: 9, ..Default::default() });
+        }),
+        ("server.test_port.range_min", |c| {
+            let mode = TestPortMode::Range.into();
+            let (range_min, range_max) = (Some(0), Some(5000));
+            server(c).test_port = Some(TestPort { mode, shared_port: None, range_min, range_max });
+        }),
+        ("server.test_port", |c| {
+            let mode = TestPortMode::Range.into();
+            let (range_min, range_max) = (Some(5000), Some(4999));
+            server(c).test_port = Some(TestPort { mode, shared_port: None, range_min, range_max });
+        }),
+    ];
+    for (path, change) in cases {
+        let path = path.replacen('C', C, usize::from(path.starts_with("C.")));
+        let mut config = good();
+        change(&mut config);
+        assert_eq!(wrong_fields(&config), [path.clone()], "{path}: {:?}", parse(&config));
+    }
+}
+
+#[test]
+fn counts_of_things_end_where_they_are_said_to_end() {
+    let mut config = good();
+    let sessions = |count: usize| -> Vec<TestSession> {
+        (0..count).map(|i| TestSession { name: format!("s{i}"), ..Default::default() }).collect()
+    };
+    connection(&mut config).test_sessions = sessions(limits::MAXIMUM_SESSIONS_PER_CONNECTION);
+    parse(&config).unwrap();
+    connection(&mut config).test_sessions = sessions(limits::MAXIMUM_SESSIONS_PER_CONNECTION + 1);
+    assert_eq!(wrong_fields(&config), [format!("{C}.test_sessions")]);
+
+    let mut config = good();
+    let connections = |count: usize| -> Vec<ControlConnection> {
+        let one = connection(&mut good()).clone();
+        (0..count).map(|i| ControlConnection { name: format!("c{i}"), ..one.clone() }).collect()
+    };
+    let client = |count| Some(ClientConfig { control_connections: connections(count) });
+    config.client = client(limits::MAXIMUM_CONNECTIONS);
+    parse(&config).unwrap();
+    config.client = client(limits::MAXIMUM_CONNECTIONS + 1);
+    assert_eq!(wrong_fields(&config), ["client.control_connections"]);
+}
+
+fn pool() -> DescriptorPool {
+    DescriptorPool::decode(DESCRIPTORS).unwrap()
+}
+
+fn message(pool: &DescriptorPool, name: &str) -> MessageDescriptor {
+    pool.get_message_by_name(&format!("twamp.agent.v1.{name}")).unwrap()
+}
+
+/// The comment above an element of the `.proto`.
+fn comment(file: &prost_reflect::FileDescriptor, path: &[i32]) -> String {
+    let info = file.file_descriptor_proto().source_code_info.as_ref().unwrap();
+    let location = info.location.iter().find(|location| location.path == path);
+    let text = location.map(|location| location.leading_comments().trim().to_owned());
+    text.unwrap_or_default().lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+fn field_comment(field: &FieldDescriptor) -> String {
+    comment(&field.parent_message().parent_file(), field.path())
+}
+
+#[test]
+fn the_proto_says_what_the_model_does() {
+    let pool = pool();
+    for field in numeric_fields() {
+        let descriptor = message(&pool, field.message).get_field_by_name(field.field).unwrap();
+        let comment = field_comment(&descriptor);
+        let (name, words) = (field.field, field.limit.words);
+        assert!(comment.contains(words), "{}.{name}: {words:?} in {comment:?}", field.message);
+        let default = field.limit.default;
+        let shown = |unit: u64, name: &str| -> Option<String> {
+            default.is_multiple_of(unit).then(|| format!("efault {}{name}", default / unit))
+        };
+        // Some have a default in words: of the connection, or any free one.
+        let in_words = [
+            "C.connect_timeout",
+            "C.test_sessions[0].destination_port",
+            "C.test_sessions[0].source_port",
+        ];
+        if in_words.contains(&field.path) {
+            assert!(comment.contains("efault"), "{name}");
+            continue;
+        }
+        let candidates = [
+            shown(1, ""),
+            shown(1_000_000, " ms"),
+            shown(SECOND, " s"),
+            shown(60 * SECOND, " min"),
+            shown(3600 * SECOND, " h"),
+            shown(86_400 * SECOND, " days"),
+            (default == 1 << 30).then(|| "efault 1 GiB (1073741824)".to_owned()),
+        ];
+        let comment = comment.replace("Default: ", "Default ");
+        let told = candidates.iter().flatten().any(|candidate| comment.contains(candidate));
+        assert!(told, "{}.{name}: default {default} in {comment:?}", field.message);
+    }
+}
+
+/// Messages of the configuration, each before those that it holds.
+fn messages(pool: &DescriptorPool) -> Vec<MessageDescriptor> {
+    let mut found = vec![message(pool, "AgentConfig")];
+    let mut next = 0;
+    while let Some(message) = found.get(next).cloned() {
+        for field in message.fields() {
+            if let Kind::Message(inner) = field.kind()
+                && inner.package_name() == "twamp.agent.v1"
+                && !field.is_map()
+                && !found.contains(&inner)
+            {
+                found.push(inner);
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
+fn type_name(field: &FieldDescriptor) -> String {
+    let of = |kind: Kind| match kind {
+        Kind::Message(message) if message.full_name() == "google.protobuf.Duration" => {
+            "duration".to_owned()
+        }
+        Kind::Message(message) => {
+            format!("[{0}](#{1})", message.name(), message.name().to_lowercase())
+        }
+        Kind::Enum(values) => {
+            let unspecified = values.default_value();
+            let prefix = unspecified.name().trim_end_matches("UNSPECIFIED").to_owned();
+            let names = values.values().filter(|value| value.number() != 0);
+            let names: Vec<String> =
+                names.map(|value| format!("`{}`", &value.name()[prefix.len()..])).collect();
+            names.join(", ")
+        }
+        Kind::String => "text".into(),
+        Kind::Bool => "true or false".into(),
+        _ => "number".into(),
+    };
+    if field.is_map() {
+        "map of text to text".into()
+    } else if field.is_list() {
+        format!("list of {}", of(field.kind()))
+    } else {
+        of(field.kind())
+    }
+}
+
+#[test]
+fn the_reference_is_made_from_the_proto() {
+    let mut text = String::from(
+        "# Configuration\n\n\
+         One document, [AgentConfig](#agentconfig), in YAML or JSON: the JSON mapping of proto3\n\
+         with the names below. `twampctl apply -f FILE` makes it the configuration of an agent,\n\
+         `twamp-agent check FILE` checks it without one. Durations are seconds with an `s`\n\
+         (`0.05s`). Values of enumerations may be written short (`LIGHT`) or in full\n\
+         (`CONTROL_TYPE_LIGHT`). What is left out has its default.\n\n\
+         This file is made from the comments in `proto/twamp/agent/v1/config.proto` by\n\
+         `UPDATE_DOCS=1 cargo test --test configuration`; a test keeps the two equal, and another\n\
+         holds ranges and defaults against the program.\n",
+    );
+    for message in messages(&pool()) {
+        let about = comment(&message.parent_file(), message.path());
+        write!(text, "\n## {}\n\n{about}\n\n", message.name()).unwrap();
+        text += "| field | type | |\n|---|---|---|\n";
+        for field in message.fields() {
+            let about = field_comment(&field).replace('|', "\\|");
+            assert!(!about.is_empty(), "{} has no comment", field.full_name());
+            writeln!(text, "| `{}` | {} | {about} |", field.name(), type_name(&field)).unwrap();
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let stored = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        stored == text,
+        "docs/configuration.md is old: UPDATE_DOCS=1 cargo test --test configuration"
+    );
+}
+
+#[test]
+fn every_field_and_method_of_the_api_has_a_comment() {
+    let pool = pool();
+    let ours = |package: &str| package == "twamp.agent.v1";
+    let mut missing = Vec::new();
+    for message in pool.all_messages().filter(|m| ours(m.package_name())) {
+        if message.is_map_entry() {
+            continue;
+        }
+        for field in message.fields() {
+            if field_comment(&field).is_empty() {
+                missing.push(field.full_name().to_owned());
+            }
+        }
+    }
+    for service in pool.services().filter(|s| ours(s.package_name())) {
+        for method in service.methods() {
+            if comment(&service.parent_file(), method.path()).is_empty() {
+                missing.push(method.full_name().to_owned());
+            }
+        }
+    }
+    assert_eq!(missing, Vec::<String>::new());
+}
