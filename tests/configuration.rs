@@ -2,6 +2,8 @@
 //! of the `.proto`, both edges of every range are the edges, and `docs/configuration.md` is made
 //! from the same comments. `UPDATE_DOCS=1 cargo test --test configuration` writes it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
 use std::fmt::Write;
 
 use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
@@ -18,6 +20,7 @@ use twamp_agent::{
 };
 
 type Set = fn(&mut AgentConfig, u64);
+type Change = fn(&mut AgentConfig);
 
 struct Numeric {
     message: &'static str,
@@ -156,7 +159,7 @@ fn durations_that_are_none_are_refused() {
 
 #[test]
 fn every_other_field_is_checked() {
-    let cases: Vec<(&str, fn(&mut AgentConfig))> = vec![
+    let cases: Vec<(&str, Change)> = vec![
         ("C.name", |c| connection(c).name = "a b".into()),
         ("C.name", |c| connection(c).name = "x".repeat(65)),
         ("C.description", |c| connection(c).description = "x".repeat(1025)),
@@ -209,7 +212,12 @@ fn every_other_field_is_checked() {
         let path = path.replacen('C', C, usize::from(path.starts_with("C.")));
         let mut config = good();
         change(&mut config);
-        assert_eq!(wrong_fields(&config), [path.clone()], "{path}: {:?}", parse(&config));
+        assert_eq!(
+            wrong_fields(&config),
+            std::slice::from_ref(&path),
+            "{path}: {:?}",
+            parse(&config)
+        );
     }
 }
 

@@ -1,5 +1,7 @@
 //! The layers of the house: imports go down only, and what touches the world is in one place.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! A state directory that a newer agent wrote is left as it is.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
 use std::{path::Path, process::Command};
 
 use twamp_agent::store::{ConfigStore, StateDirectory};

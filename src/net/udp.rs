@@ -395,7 +395,7 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
-    async fn pair(address: &str) -> (TestSocket, TestSocket) {
+    fn pair(address: &str) -> (TestSocket, TestSocket) {
         let bind = || TestSocket::bind(address.parse().unwrap(), &UdpOptions::default()).unwrap();
         (bind(), bind())
     }
@@ -403,8 +403,8 @@ mod tests {
     /// Sockets of all kinds share the buffers of a thread, and none may spoil them for another.
     #[tokio::test]
     async fn every_packet_carries_what_the_kernel_knows() {
-        let (a4, b4) = pair("127.0.0.1:0").await;
-        let (a6, b6) = pair("[::1]:0").await;
+        let (a4, b4) = pair("127.0.0.1:0");
+        let (a6, b6) = pair("[::1]:0");
         let any4 = TestSocket::bind("0.0.0.0:0".parse().unwrap(), &UdpOptions::default()).unwrap();
         let any6 = TestSocket::bind("[::]:0".parse().unwrap(), &UdpOptions::default()).unwrap();
         for length in [1, 14, 41, 1400, 60_000] {

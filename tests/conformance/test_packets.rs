@@ -240,7 +240,7 @@ impl Sending {
             schedule: Schedule::Periodic,
             loss_timeout_ns: 100_000_000,
             test_interval_ns: SECOND_NS,
-            test_count: 1,
+            test_count: 0,
             data_size: 41,
             reflector_counts: true,
         });
@@ -336,7 +336,7 @@ fn conformance_098_answers_of_another_size_count() {
 #[test]
 fn conformance_099_padding_makes_both_ways_equal_by_default() {
     use twamp_agent::model::limits::DATA_SIZE;
-    assert!(DATA_SIZE.default >= 41);
+    const { assert!(DATA_SIZE.default >= 41) };
     let packet = probe(0, DATA_SIZE.default as usize);
     assert_eq!(reflect(&mut reflector(), sender(), &packet, 0).unwrap().len(), packet.len());
 }
@@ -352,4 +352,41 @@ fn conformance_100_late_answers_are_lost() {
     sending.receive(&reply);
     let figures = sending.result().figures.unwrap();
     assert_eq!((figures.probes_lost, figures.probes_late, figures.probes_received), (2, 1, 0));
+}
+
+/// An hour and a day without a server: one result for each test that should have run, nothing
+/// that grows, and the rhythm of the tests kept.
+#[test]
+fn a_day_without_a_server() {
+    use twamp_agent::proto::LossCause;
+    let mut sending = Sending::new(10);
+    while sending.machine.poll_event().is_some() {}
+    let start = sending.now.monotonic;
+    sending.machine.session_lost(LossCause::Refused, 0, sending.now);
+    let mut results = Vec::new();
+    for attempt in 1..=86_400 {
+        sending.pass(SECOND_NS);
+        sending.machine.session_lost(LossCause::Refused, attempt, sending.now);
+        sending.machine.handle_timeout(sending.now);
+        assert_eq!(sending.machine.poll_probe(sending.now.monotonic), None, "nothing is sent");
+        while let Some(event) = sending.machine.poll_event() {
+            if let SenderEvent::Test(result) = event {
+                results.push(*result);
+            }
+        }
+    }
+    let unreachable: Vec<&TestResult> =
+        results.iter().filter(|result| result.outcome() == TestOutcome::Unreachable).collect();
+    // A test takes 9 x 10 ms + 100 ms and the pause of 1 s.
+    let expected = sending.now.monotonic.since_ns(start) / 1_190_000_000;
+    assert!((unreachable.len() as u64).abs_diff(expected) <= 1, "{}", unreachable.len());
+    for result in &unreachable {
+        let figures = result.figures.unwrap();
+        assert_eq!((figures.probes_not_sent, figures.probes_sent), (10, 0));
+        assert_eq!(result.cause(), LossCause::Refused);
+    }
+    assert!(unreachable.last().unwrap().attempts > 86_390);
+    // Back again: it measures at once.
+    sending.machine.session_started(sending.now);
+    assert!(sending.machine.poll_probe(sending.now.monotonic).is_some());
 }
