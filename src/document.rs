@@ -156,7 +156,7 @@ client:
         let error = read_config("client: {control_connections: [{name: 5}]}").unwrap_err();
         assert!(error.to_string().contains("client.control_connections[0].name"), "{error}");
         let error = read_config("client: [").unwrap_err().to_string();
-        assert!(error.contains("line 1"), "{error}");
+        assert!(error.contains("line 2"), "{error}");
         let error = read_config("storage: {retention_age: 5 weeks}").unwrap_err().to_string();
         assert!(error.contains("storage.retention_age"), "{error}");
         assert_eq!(read_config("").unwrap(), proto::AgentConfig::default());

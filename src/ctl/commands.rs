@@ -6,10 +6,12 @@ use std::{
 };
 
 use clap::Subcommand;
+use prost::Message as Message_;
+use serde_json::Value;
 
 use super::{
     Connection, CtlError, Format,
-    output::{print, print_item, write_line},
+    output::{print, print_item, print_together, write_line},
     tables,
     words::short,
 };
@@ -208,7 +210,11 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             let request = ListConnectionsRequest { names };
             let answer = agent.client().list_connections(request).await?.into_inner();
             let about = agent.agent().get_agent(GetAgentRequest {}).await?.into_inner();
-            print(format, &answer, "ListConnectionsResponse", || {
+            let parts = vec![
+                ("agent", to_value(&about, "GetAgentResponse", Fields::All)?),
+                ("connections", part(&answer, "ListConnectionsResponse", "connections")?),
+            ];
+            print_together(format, parts, || {
                 format!("{}\n{}", tables::agent(&about), tables::connections(&answer.connections))
             })
         }
@@ -304,21 +310,26 @@ async fn stream(
 
 async fn server_status(agent: &Connection, format: Format) -> Result<(), CtlError> {
     let status = agent.server().get_server_status(GetServerStatusRequest {}).await?.into_inner();
-    let connections = agent
-        .server()
-        .list_server_connections(ListServerConnectionsRequest {})
-        .await?
-        .into_inner()
-        .connections;
+    let connections =
+        agent.server().list_server_connections(ListServerConnectionsRequest {}).await?.into_inner();
     let sessions = agent
         .server()
         .list_server_sessions(ListServerSessionsRequest { connection_id: 0 })
         .await?
-        .into_inner()
-        .sessions;
-    print(format, &status, "GetServerStatusResponse", || {
-        tables::server(&status, &connections, &sessions)
+        .into_inner();
+    let parts = vec![
+        ("status", to_value(&status, "GetServerStatusResponse", Fields::All)?),
+        ("connections", part(&connections, "ListServerConnectionsResponse", "connections")?),
+        ("sessions", part(&sessions, "ListServerSessionsResponse", "sessions")?),
+    ];
+    print_together(format, parts, || {
+        tables::server(&status, &connections.connections, &sessions.sessions)
     })
+}
+
+/// One field of an answer, as a value.
+fn part(message: &impl Message_, name: &str, field: &str) -> Result<Value, CtlError> {
+    Ok(to_value(message, name, Fields::All)?[field].take())
 }
 
 fn read(file: &Path) -> Result<String, CtlError> {

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use prost::Message;
+use serde_json::Value;
 
 use super::CtlError;
 use crate::document::{Fields, to_value, to_yaml};
@@ -17,6 +18,20 @@ pub enum Format {
     Json,
     /// The same as YAML.
     Yaml,
+}
+
+/// Prints several answers as one: by name for machines, as `table` for people.
+pub(super) fn print_together(
+    format: Format,
+    parts: Vec<(&str, Value)>,
+    table: impl FnOnce() -> String,
+) -> Result<(), CtlError> {
+    let all: Value = parts.into_iter().map(|(name, part)| (name.to_owned(), part)).collect();
+    match format {
+        Format::Table => write_line(&table()),
+        Format::Json => write_line(&format!("{all:#}")),
+        Format::Yaml => write_line(&to_yaml(&all)?),
+    }
 }
 
 /// Prints an answer: as it is for machines, as `table` for people.

@@ -23,7 +23,10 @@ pub use reader::{Page, Reader, Start, StreamItem, page};
 
 use crate::{
     model::{AgentConfig, StorageConfig},
-    proto::{Event, EventType, ProbeResult, ProbeResults, Record, Statistics, TestResult, record},
+    proto::{
+        Event, EventType, LossCause, ProbeResult, ProbeResults, Record, Statistics, TestResult,
+        record,
+    },
     store::{Entry, MAXIMUM_VALUE_OCTETS, ResultStore, Retention, StoreError, StoreState},
     time::UnixTime,
 };
@@ -96,13 +99,17 @@ impl Results {
 
     /// Reports something that happened.
     pub fn event(&self, subject: &Subject, event: Event, time: UnixTime) {
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let cause = event.cause();
         tracing::info!(
-            connection = subject.connection,
-            event = event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_"),
-            cause = event.cause().as_str_name().trim_start_matches("LOSS_CAUSE_"),
-            attempts = event.attempts,
-            detail = event.detail,
-            "event"
+            connection = given(&subject.connection),
+            cause = (cause != LossCause::Unspecified)
+                .then(|| cause.as_str_name().trim_start_matches("LOSS_CAUSE_")),
+            attempts = (event.attempts > 0).then_some(event.attempts),
+            revision = (event.revision > 0).then_some(event.revision),
+            detail = given(&event.detail),
+            "{}",
+            event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_")
         );
         self.report(subject, record::Kind::Event(event), time);
     }

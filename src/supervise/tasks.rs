@@ -25,7 +25,7 @@ impl Tasks {
 
     /// Runs a task, which is to end soon after the token is cancelled.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.tracker.spawn(task.instrument(tracing::info_span!("task", name)));
+        self.tracker.spawn(task.instrument(tracing::debug_span!("task", name)));
     }
 
     /// Cancelled when the group is to end.

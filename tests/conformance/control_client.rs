@@ -254,3 +254,24 @@ fn what_comes_while_sessions_run_is_a_protocol_error() {
     let actions = feed(&mut client, &[3; 32]);
     assert!(matches!(failure(&actions), ClientError::Unexpected(32)));
 }
+
+proptest::proptest! {
+    /// Any octets in any pieces: no panic, and no session that was not accepted.
+    #[test]
+    fn any_octets_fail_an_attempt_at_worst(
+        pieces in proptest::collection::vec(
+            proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            0..20,
+        ),
+        before in 0usize..4,
+    ) {
+        let mut client = client(2);
+        let good = [greeting(1), server_start(0), accept_session(0, 5000), accept_session(0, 5001)];
+        feed(&mut client, &good[..before].concat());
+        for octets in pieces {
+            feed(&mut client, &octets);
+        }
+        client.handle_timeout(Monotonic(u64::MAX));
+        client.stop();
+    }
+}

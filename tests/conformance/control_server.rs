@@ -368,3 +368,38 @@ fn nothing_that_a_peer_sends_is_a_panic() {
     }
     assert!(seen.len() >= 2);
 }
+
+proptest::proptest! {
+    /// Any octets in any pieces at any times: no panic, and no more than one end.
+    #[test]
+    fn any_octets_end_a_connection_at_worst(
+        pieces in proptest::collection::vec(
+            (proptest::collection::vec(proptest::num::u8::ANY, 0..400), 0u64..100),
+            0..20,
+        ),
+        start in 0usize..3,
+    ) {
+        let mut server = match start {
+            0 => server(),
+            1 => ready(),
+            _ => running(2),
+        };
+        let (mut now, mut ends) = (Monotonic(0), 0);
+        for (octets, seconds) in pieces {
+            now = now.plus_ns(seconds * SECOND_NS);
+            server.handle_timeout(now);
+            server.handle_input(&octets, now);
+            while let Some(action) = server.poll_action() {
+                match action {
+                    ServerAction::Request(_) => {
+                        server.answer_request(Err(Accept::FAILURE), now);
+                    }
+                    ServerAction::Start => server.sessions_started(now),
+                    ServerAction::Close(_) => ends += 1,
+                    ServerAction::Send(_) | ServerAction::Stop => {}
+                }
+            }
+        }
+        proptest::prop_assert!(ends <= 1);
+    }
+}
