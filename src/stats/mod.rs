@@ -6,7 +6,7 @@ mod figures;
 mod moments;
 mod test;
 
-pub use direction::LossDirection;
+pub use direction::{Attribution, LossDirection};
 pub use figures::{add_result, merge};
 pub use moments::Moments;
 pub use test::{Sample, TestFigures};

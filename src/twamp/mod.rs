@@ -6,6 +6,7 @@
 pub mod control_client;
 pub mod control_server;
 mod message_buffer;
+mod outstanding;
 pub mod reflector;
 pub mod schedule;
 pub mod sender;

@@ -7,11 +7,14 @@ use std::collections::VecDeque;
 
 use zerocopy::IntoBytes;
 
-use super::schedule::gap_ns;
+use super::{
+    outstanding::{Outstanding, Probe, Reply},
+    schedule::gap_ns,
+};
 use crate::{
     model::Schedule,
     proto::{Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult},
-    stats::{LossDirection, Sample, TestFigures},
+    stats::{Sample, TestFigures},
     time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
     wire::{
         Layout,
@@ -72,17 +75,6 @@ pub enum SenderEvent {
 }
 
 #[derive(Debug)]
-struct Probe {
-    sequence: u32,
-    sent: Monotonic,
-    t1: UnixTime,
-    t1_wire: u64,
-    /// The reply's number, once there is one.
-    answer: Option<u32>,
-    lost: bool,
-}
-
-#[derive(Debug)]
 struct Test {
     started: Now,
     figures: TestFigures,
@@ -92,6 +84,8 @@ struct Test {
     last_due: Monotonic,
     /// When all fates are known, once all probes are dealt with.
     ends: Option<Monotonic>,
+    /// How it will end, if nothing happens.
+    outcome: TestOutcome,
 }
 
 #[derive(Debug)]
@@ -113,12 +107,7 @@ pub struct SessionSender {
     test_number: u64,
     tests_finished: u64,
     next_sequence: u32,
-    /// Sent and younger than twice the loss timeout, in order; an answered one stays to tell
-    /// duplicates, a lost one to tell late answers.
-    probes: VecDeque<Probe>,
-    /// How many of `probes`, from the front, have been given to `direction`.
-    settled: usize,
-    direction: LossDirection,
+    outstanding: Outstanding,
     events: VecDeque<SenderEvent>,
 }
 
@@ -126,7 +115,7 @@ impl SessionSender {
     /// With no session yet, and no test due.
     pub fn new(config: SenderConfig) -> Self {
         Self {
-            direction: LossDirection::new(config.reflector_counts),
+            outstanding: Outstanding::new(config.reflector_counts),
             config,
             next_config: None,
             phase: Phase::Idle(None),
@@ -134,8 +123,6 @@ impl SessionSender {
             test_number: 0,
             tests_finished: 0,
             next_sequence: 0,
-            probes: VecDeque::new(),
-            settled: 0,
             events: VecDeque::new(),
         }
     }
@@ -162,9 +149,7 @@ impl SessionSender {
     pub fn session_started(&mut self, now: Now) {
         self.unreachable = None;
         self.next_sequence = 0;
-        self.probes.clear();
-        self.settled = 0;
-        self.direction = LossDirection::new(self.config.reflector_counts);
+        self.outstanding = Outstanding::new(self.config.reflector_counts);
         if !self.is_complete() {
             self.phase = Phase::Idle(Some(now.monotonic));
             self.handle_timeout(now);
@@ -183,10 +168,24 @@ impl SessionSender {
         }
     }
 
-    /// No further tests. A running test ends as STOPPED.
-    pub fn stop(&mut self, now: Now) {
-        self.end_early(TestOutcome::Stopped, LossCause::Unspecified, now);
-        self.phase = Phase::Idle(None);
+    /// No further tests. A running test sends no more probes and ends as STOPPED as soon as those
+    /// under way are answered or lost, after `grace_ns` at the latest.
+    pub fn stop(&mut self, grace_ns: u64, now: Now) {
+        let Phase::Testing(test) = &mut self.phase else {
+            self.phase = Phase::Idle(None);
+            return;
+        };
+        let left = self.config.probe_count - test.dealt_with;
+        test.figures.not_sent(left.into());
+        test.dealt_with = self.config.probe_count;
+        test.outcome = TestOutcome::Stopped;
+        let undecided = self.outstanding.first_undecided().is_some();
+        test.ends = Some(now.monotonic.plus_ns(if undecided { grace_ns } else { 0 }));
+    }
+
+    /// Whether no test runs and none is due.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.phase, Phase::Idle(None))
     }
 
     /// The sequence number of a probe that is to be sent now.
@@ -222,14 +221,7 @@ impl SessionSender {
     pub fn probe_sent(&mut self, t1: UnixTime, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.sent(now.monotonic.since_ns(test.next_due));
-        self.probes.push_back(Probe {
-            sequence: self.next_sequence,
-            sent: now.monotonic,
-            t1,
-            t1_wire: NtpTimestamp::from_unix(t1).0,
-            answer: None,
-            lost: false,
-        });
+        self.outstanding.sent(self.next_sequence, t1, now.monotonic);
         self.next_sequence = self.next_sequence.wrapping_add(1);
         let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
         test.advance(&self.config, gap, now.monotonic);
@@ -246,37 +238,26 @@ impl SessionSender {
     /// A datagram from the reflector's address and port.
     pub fn handle_reply(&mut self, packet: &[u8], meta: &ReplyMeta, now: Now) {
         let Some(reply) = ReflectorPacket::read(packet) else { return self.ignored() };
-        let base = self.probes.front().map_or(self.next_sequence, |probe| probe.sequence);
-        let index = reply.sender_sequence.get().wrapping_sub(base) as usize;
         let estimates =
             [reply.error_estimate.get(), reply.sender_error_estimate.get()].map(ErrorEstimate);
-        let number = reply.sequence.get();
-        let Some(probe) = self
-            .probes
-            .get_mut(index)
-            .filter(|probe| probe.t1_wire == reply.sender_timestamp.get())
-            .filter(|_| !estimates[0].is_corrupt())
-        else {
+        if estimates[0].is_corrupt() {
             return self.ignored();
-        };
+        }
+        let number = reply.sequence.get();
+        let taken = self.outstanding.reply(
+            reply.sender_sequence.get(),
+            reply.sender_timestamp.get(),
+            number,
+            self.config.loss_timeout_ns,
+            now.monotonic,
+        );
         let Phase::Testing(test) = &mut self.phase else { return };
-        if probe.lost {
-            test.figures.late();
-            return;
-        }
-        if let Some(first) = probe.answer {
-            test.figures.duplicate();
-            if first != number && index < self.settled {
-                self.direction.duplicated(number);
-            }
-            return;
-        }
-        if now.monotonic.since_ns(probe.sent) > self.config.loss_timeout_ns {
-            // Its fate is due and only waits for the timer.
-            test.figures.late();
-            return;
-        }
-        probe.answer = Some(number);
+        let probe = match taken {
+            Reply::First(probe) => probe,
+            Reply::Duplicate => return test.figures.duplicate(),
+            Reply::Late => return test.figures.late(),
+            Reply::Unknown => return test.figures.ignored(),
+        };
         let t4 = meta.received;
         let t2 = NtpTimestamp(reply.receive_timestamp.get()).to_unix(t4);
         let t3 = NtpTimestamp(reply.timestamp.get()).to_unix(t4);
@@ -311,7 +292,10 @@ impl SessionSender {
             ingress_ttl: sample.ingress_ttl.map(u32::from),
             ingress_tos: sample.ingress_tos.map(u32::from),
         }));
-        self.settle();
+        if test.outcome == TestOutcome::Stopped && self.outstanding.first_undecided().is_none() {
+            // Nothing is waited for any more.
+            test.ends = Some(now.monotonic);
+        }
     }
 
     /// A datagram that is no answer, or from elsewhere.
@@ -323,13 +307,18 @@ impl SessionSender {
 
     /// Call at or after [`Self::poll_deadline`].
     pub fn handle_timeout(&mut self, now: Now) {
-        self.time_out_probes(now.monotonic);
+        let lost = self.outstanding.time_out(self.config.loss_timeout_ns, now.monotonic);
+        self.lose(&lost);
         match &self.phase {
             Phase::Testing(test) if test.ends.is_some_and(|ends| ends <= now.monotonic) => {
                 let next = test.last_due.plus_ns(
                     self.config.loss_timeout_ns.saturating_add(self.config.test_interval_ns),
                 );
-                self.end(TestOutcome::Complete, LossCause::Unspecified, next, now);
+                let outcome = test.outcome;
+                let next = (outcome == TestOutcome::Complete).then_some(next);
+                let lost = self.outstanding.give_up();
+                self.lose(&lost);
+                self.end(outcome, LossCause::Unspecified, next, now);
             }
             Phase::Idle(Some(due)) if *due <= now.monotonic => {
                 let due = *due;
@@ -348,10 +337,9 @@ impl SessionSender {
             Phase::Idle(due) => *due,
             Phase::Testing(test) => {
                 let fate = self
-                    .probes
-                    .get(self.settled)
-                    .filter(|probe| !probe.lost)
-                    .map(|probe| probe.sent.plus_ns(self.config.loss_timeout_ns + 1));
+                    .outstanding
+                    .first_undecided()
+                    .map(|sent| sent.plus_ns(self.config.loss_timeout_ns + 1));
                 let due = (test.dealt_with < self.config.probe_count).then_some(test.next_due);
                 fate.into_iter().chain(due).chain(test.ends).min()
             }
@@ -366,8 +354,7 @@ impl SessionSender {
     /// Figures and start of the running test.
     pub fn current(&self) -> Option<(UnixTime, Figures)> {
         let Phase::Testing(test) = &self.phase else { return None };
-        let attribution = self.direction.is_known().then(|| self.direction.clone().end_test());
-        Some((test.started.unix, test.figures.figures(attribution)))
+        Some((test.started.unix, test.figures.figures(self.outstanding.attribution())))
     }
 
     fn is_complete(&self) -> bool {
@@ -385,6 +372,7 @@ impl SessionSender {
             next_due: start,
             last_due: start,
             ends: None,
+            outcome: TestOutcome::Complete,
         }));
     }
 
@@ -425,22 +413,21 @@ impl SessionSender {
             .plus_ns(self.config.loss_timeout_ns)
             .plus_ns(self.config.test_interval_ns);
         // What is under way will not be answered any more.
-        for index in self.settled..self.probes.len() {
-            if self.probes[index].answer.is_none() {
-                self.lose(index);
-            }
+        let stopped = test.outcome == TestOutcome::Stopped;
+        let lost = self.outstanding.give_up();
+        self.lose(&lost);
+        if stopped {
+            self.end(TestOutcome::Stopped, LossCause::Unspecified, None, now);
+        } else {
+            self.end(outcome, cause, Some(next), now);
         }
-        self.settle();
-        self.end(outcome, cause, next, now);
     }
 
-    fn end(&mut self, outcome: TestOutcome, cause: LossCause, next: Monotonic, now: Now) {
-        let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(Some(next)))
-        else {
+    fn end(&mut self, outcome: TestOutcome, cause: LossCause, next: Option<Monotonic>, now: Now) {
+        let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(next)) else {
             return;
         };
-        let attribution = self.direction.end_test();
-        let attribution = self.direction.is_known().then_some(attribution);
+        let attribution = self.outstanding.end_test();
         self.events.push_back(SenderEvent::Test(Box::new(TestResult {
             test_number: self.test_number,
             outcome: outcome.into(),
@@ -460,53 +447,18 @@ impl SessionSender {
         }
     }
 
-    /// Probes past the loss timeout are lost; those past twice that are forgotten.
-    fn time_out_probes(&mut self, now: Monotonic) {
-        for index in self.settled..self.probes.len() {
-            if now.since_ns(self.probes[index].sent) <= self.config.loss_timeout_ns {
-                break;
+    fn lose(&mut self, probes: &[Probe]) {
+        for probe in probes {
+            if let Phase::Testing(test) = &mut self.phase {
+                test.figures.lost();
             }
-            if self.probes[index].answer.is_none() {
-                self.lose(index);
-            }
-        }
-        self.settle();
-        while self.settled > 0
-            && self.probes.front().is_some_and(|probe| {
-                now.since_ns(probe.sent) > self.config.loss_timeout_ns.saturating_mul(2)
-            })
-        {
-            self.probes.pop_front();
-            self.settled -= 1;
-        }
-    }
-
-    fn lose(&mut self, index: usize) {
-        let probe = &mut self.probes[index];
-        if std::mem::replace(&mut probe.lost, true) {
-            return;
-        }
-        if let Phase::Testing(test) = &mut self.phase {
-            test.figures.lost();
-        }
-        self.events.push_back(SenderEvent::Probe(ProbeResult {
-            test_number: self.test_number,
-            sequence: probe.sequence,
-            sent_unix_ns: probe.t1.0,
-            status: ProbeStatus::Lost.into(),
-            ..ProbeResult::default()
-        }));
-    }
-
-    /// Gives fates to the direction of losses, in the order of the probes.
-    fn settle(&mut self) {
-        while let Some(probe) = self.probes.get(self.settled) {
-            match probe.answer {
-                Some(number) => self.direction.received(probe.sequence, number),
-                None if probe.lost => self.direction.lost(),
-                None => return,
-            }
-            self.settled += 1;
+            self.events.push_back(SenderEvent::Probe(ProbeResult {
+                test_number: self.test_number,
+                sequence: probe.sequence,
+                sent_unix_ns: probe.t1.0,
+                status: ProbeStatus::Lost.into(),
+                ..ProbeResult::default()
+            }));
         }
     }
 }

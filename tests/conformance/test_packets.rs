@@ -390,3 +390,31 @@ fn a_day_without_a_server() {
     sending.machine.session_started(sending.now);
     assert!(sending.machine.poll_probe(sending.now.monotonic).is_some());
 }
+
+/// A test that is stopped counts what is under way as answered if it is.
+#[test]
+fn a_stopped_test_waits_for_what_is_under_way() {
+    let stopped = |answer: bool| -> TestResult {
+        let mut sending = Sending::new(5);
+        let packet = sending.send().remove(0);
+        let reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+        sending.machine.stop(80_000_000, sending.now);
+        assert!(sending.send().is_empty());
+        sending.pass(40_000_000);
+        if answer {
+            sending.receive(&reply);
+        }
+        let result = sending.result();
+        assert!(sending.machine.is_stopped());
+        sending.pass(10 * SECOND_NS);
+        assert_eq!(sending.machine.poll_event(), None, "no further test");
+        result
+    };
+    for (answer, received, lost) in [(true, 1, 0), (false, 0, 1)] {
+        let result = stopped(answer);
+        assert_eq!(result.outcome(), TestOutcome::Stopped);
+        let figures = result.figures.unwrap();
+        assert_eq!((figures.probes_received, figures.probes_lost), (received, lost));
+        assert_eq!((figures.probes_sent, figures.probes_not_sent), (1, 4));
+    }
+}

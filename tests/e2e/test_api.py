@@ -165,6 +165,41 @@ class Api(harness.Case):
             if int(s["figures"]["probes_sent"]) > 0
         ])
 
+    def test_a_stopped_test_loses_nothing(self):
+        port = harness.free_port()
+        agent = self.agent()
+        api = agent.client()
+        api.apply({
+            "server": {**server("127.0.0.0/8"), "listen": [{"address": "127.0.0.1", "port": port}]},
+            "client": client(connection(
+                "c1", "127.0.0.1", [session("s1", probe_count=10_000, probe_interval="0.005s")],
+                destination_port=port,
+            )),
+        })
+        sent = lambda: [
+            s for s in api.call("ResultsService", "GetStatistics",
+                                {"scopes": ["STATISTICS_SCOPE_CURRENT_TEST"]})["statistics"]
+            if int(s["figures"]["probes_sent"]) > 20
+        ]
+
+        def stopped(count):
+            found = self.wait_for(lambda: (t := tests(api.records(), "c1", "STOPPED"))[count - 1:] and t)
+            figures = found[-1]["figures"]
+            self.assertEqual((len(found), figures["probes_lost"]), (count, "0"))
+            self.assertGreater(int(figures["probes_received"]), 20)
+            total = int(figures["probes_sent"]) + int(figures["probes_not_sent"])
+            self.assertEqual(total, 10_000)
+
+        self.wait_for(sent)
+        api.call("ClientService", "StopConnections")
+        stopped(1)
+        api.call("ClientService", "StartConnections")
+        self.wait_for(sent)
+        self.assertEqual(agent.stop(), 0)
+        agent.start()
+        api = agent.client()
+        stopped(2)
+
     def test_retention_leaves_a_gap_that_is_told(self):
         port = harness.free_port()
         api = self.agent().client()

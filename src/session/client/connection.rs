@@ -381,11 +381,16 @@ impl Driver {
         self.status.set_session_commands(self.sessions.clone());
     }
 
-    /// Ends running tests as STOPPED; returns when their results are reported.
+    /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
+    /// their results are reported.
     async fn stop_sessions(&mut self) {
+        let mut all = Vec::with_capacity(self.sessions.len());
         for index in 0..self.sessions.len() {
             let (done, stopped) = oneshot::channel();
             self.tell(index, Command::Stop(done)).await;
+            all.push(stopped);
+        }
+        for stopped in all {
             let _ = stopped.await;
         }
     }

@@ -25,6 +25,8 @@ use crate::{
 pub(super) const COMMANDS: usize = 16;
 /// How long probes wait for others to fill a record.
 const BATCH_NS: u64 = 1_000_000_000;
+/// How long a test that is stopped waits for answers to what is under way, at most.
+const LONGEST_GRACE_NS: u64 = 2_000_000_000;
 /// Rest after an error of the socket, which may come again at once.
 const SOCKET_REST: Duration = Duration::from_millis(100);
 
@@ -68,6 +70,8 @@ struct Session {
     machine: SessionSender,
     link: Option<Link>,
     parked: bool,
+    /// To be told when the test that is being stopped has ended.
+    stopping: Option<oneshot::Sender<()>>,
     probes: Vec<ProbeResult>,
     probes_due: Monotonic,
     tools: Tools,
@@ -88,6 +92,7 @@ pub(super) async fn run(
         config,
         link: None,
         parked: false,
+        stopping: None,
         probes: Vec::with_capacity(PROBES_PER_RECORD),
         probes_due: Monotonic::default(),
         tools,
@@ -159,12 +164,9 @@ impl Session {
             }
             Command::Restart => self.machine.restart(),
             Command::Stop(done) => {
-                self.machine.stop(now);
-                self.link = None;
+                self.machine.stop(self.config.loss_timeout_ns.min(LONGEST_GRACE_NS), now);
                 self.parked = false;
-                self.report(now);
-                self.flush_probes(now);
-                let _ = done.send(());
+                self.stopping = Some(done);
             }
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.current(now));
@@ -183,6 +185,13 @@ impl Session {
         self.report(now);
         if !self.probes.is_empty() && self.probes_due <= now.monotonic {
             self.flush_probes(now);
+        }
+        if self.machine.is_stopped()
+            && let Some(done) = self.stopping.take()
+        {
+            self.link = None;
+            self.flush_probes(now);
+            let _ = done.send(());
         }
     }
 
@@ -262,7 +271,8 @@ impl Session {
 
     fn end(&mut self) {
         let now = clock::now();
-        self.machine.stop(now);
+        self.machine.stop(0, now);
+        self.machine.handle_timeout(now);
         self.report(now);
         self.flush_probes(now);
     }

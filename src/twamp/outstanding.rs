@@ -1,0 +1,158 @@
+//! Probes that were sent and whose fate is not yet known, or was known a short while ago: an
+//! answered one stays to tell duplicates, a lost one to tell late answers.
+
+use std::collections::VecDeque;
+
+use crate::{
+    stats::{Attribution, LossDirection},
+    time::{Monotonic, NtpTimestamp, UnixTime},
+};
+
+/// A probe that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Probe {
+    pub(super) sequence: u32,
+    pub(super) sent: Monotonic,
+    pub(super) t1: UnixTime,
+    t1_wire: u64,
+    /// The reply's number, once there is one.
+    answer: Option<u32>,
+    lost: bool,
+}
+
+/// What a reply is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reply {
+    /// The first to this probe, in time.
+    First(Probe),
+    /// One more.
+    Duplicate,
+    /// Its probe is lost.
+    Late,
+    /// To no probe.
+    Unknown,
+}
+
+/// The probes, and where losses happened.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    /// In the order of their numbers, which are consecutive.
+    probes: VecDeque<Probe>,
+    /// How many, from the front, have been given to `direction`.
+    settled: usize,
+    direction: LossDirection,
+}
+
+impl Outstanding {
+    pub(super) fn new(reflector_counts: bool) -> Self {
+        Self {
+            probes: VecDeque::new(),
+            settled: 0,
+            direction: LossDirection::new(reflector_counts),
+        }
+    }
+
+    pub(super) fn sent(&mut self, sequence: u32, t1: UnixTime, now: Monotonic) {
+        self.probes.push_back(Probe {
+            sequence,
+            sent: now,
+            t1,
+            t1_wire: NtpTimestamp::from_unix(t1).0,
+            answer: None,
+            lost: false,
+        });
+    }
+
+    /// Takes a reply with the number `number` to the probe `sequence` that was sent at `t1`.
+    pub(super) fn reply(
+        &mut self,
+        sequence: u32,
+        t1: u64,
+        number: u32,
+        loss_timeout_ns: u64,
+        now: Monotonic,
+    ) -> Reply {
+        let Some(first) = self.probes.front().map(|probe| probe.sequence) else {
+            return Reply::Unknown;
+        };
+        let index = sequence.wrapping_sub(first) as usize;
+        let Some(probe) = self.probes.get_mut(index).filter(|probe| probe.t1_wire == t1) else {
+            return Reply::Unknown;
+        };
+        if let Some(first) = probe.answer {
+            if first != number && index < self.settled {
+                self.direction.duplicated(number);
+            }
+            return Reply::Duplicate;
+        }
+        // One whose fate is due only waits for the timer.
+        if probe.lost || now.since_ns(probe.sent) > loss_timeout_ns {
+            return Reply::Late;
+        }
+        probe.answer = Some(number);
+        let answered = *probe;
+        self.settle();
+        Reply::First(answered)
+    }
+
+    /// Probes that are lost now; those past twice the timeout are forgotten.
+    pub(super) fn time_out(&mut self, loss_timeout_ns: u64, now: Monotonic) -> Vec<Probe> {
+        let lost = self.lose(|probe| now.since_ns(probe.sent) > loss_timeout_ns);
+        let forgotten = loss_timeout_ns.saturating_mul(2);
+        while self.settled > 0
+            && self.probes.front().is_some_and(|probe| now.since_ns(probe.sent) > forgotten)
+        {
+            self.probes.pop_front();
+            self.settled -= 1;
+        }
+        lost
+    }
+
+    /// All that are not answered are lost.
+    pub(super) fn give_up(&mut self) -> Vec<Probe> {
+        self.lose(|_| true)
+    }
+
+    fn lose(&mut self, is_due: impl Fn(&Probe) -> bool) -> Vec<Probe> {
+        let mut lost = Vec::new();
+        for probe in self.probes.iter_mut().skip(self.settled) {
+            if !is_due(probe) {
+                break;
+            }
+            if probe.answer.is_none() && !probe.lost {
+                probe.lost = true;
+                lost.push(*probe);
+            }
+        }
+        self.settle();
+        lost
+    }
+
+    /// Gives fates to the direction of losses, in the order of the probes.
+    fn settle(&mut self) {
+        while let Some(probe) = self.probes.get(self.settled) {
+            match probe.answer {
+                Some(number) => self.direction.received(probe.sequence, number),
+                None if probe.lost => self.direction.lost(),
+                None => return,
+            }
+            self.settled += 1;
+        }
+    }
+
+    /// When the first probe that is undecided was sent.
+    pub(super) fn first_undecided(&self) -> Option<Monotonic> {
+        self.probes.get(self.settled).map(|probe| probe.sent)
+    }
+
+    /// Directions of the losses so far, where they can be told.
+    pub(super) fn attribution(&self) -> Option<Attribution> {
+        self.direction.is_known().then(|| self.direction.clone().end_test())
+    }
+
+    /// Directions of the losses of a test that ends here.
+    pub(super) fn end_test(&mut self) -> Option<Attribution> {
+        let attribution = self.direction.end_test();
+        self.direction.is_known().then_some(attribution)
+    }
+}
