@@ -41,7 +41,8 @@ class OnTheWire(harness.TwoHosts):
             )})
             a = self.agent_a.client()
             a.apply({"client": client(
-                connection("v4", self.B, sessions, control_dscp="cs6", test_count=1),
+                connection("v4", self.B, sessions, control_dscp="cs6", test_count=1,
+                           source_address=self.A, interface="veth0"),
                 connection("v6", self.B6, sessions, test_count=1),
                 connection("light", self.B, [session("s1", destination_port=4000, data_size=60)],
                            control_type="CONTROL_TYPE_LIGHT", test_count=1),
