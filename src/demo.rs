@@ -38,9 +38,10 @@ pub enum DemoError {
     NoResults(Duration),
 }
 
-/// Runs for so long; prints with `print`. Fails where no test was completed.
+/// Runs for so long, or until `stop`; prints with `print`. Fails where no test was completed.
 pub async fn run(
     length: Duration,
+    stop: impl Future<Output = ()>,
     print: impl Fn(&str) -> std::io::Result<()>,
 ) -> Result<(), DemoError> {
     let directory = tempfile::tempdir()?;
@@ -51,7 +52,7 @@ pub async fn run(
     };
     let options = Options { state_dir: directory.path().join("state"), api, bootstrap: None };
     let agent = Agent::start(options).await?;
-    let result = show(&agent, port, length, &print).await;
+    let result = show(&agent, port, length, stop, &print).await;
     agent.stop().await;
     directory.close()?;
     result
@@ -87,6 +88,7 @@ async fn show(
     agent: &Agent,
     port: u16,
     length: Duration,
+    stop: impl Future<Output = ()>,
     print: &impl Fn(&str) -> std::io::Result<()>,
 ) -> Result<(), DemoError> {
     let address = agent
@@ -113,7 +115,13 @@ async fn show(
     let mut stream = stream.into_inner();
     let end = Instant::now() + length;
     let mut completed = 0;
-    while let Ok(message) = timeout_at(end, stream.message()).await {
+    tokio::pin!(stop);
+    loop {
+        let message = tokio::select! {
+            message = timeout_at(end, stream.message()) => message,
+            () = &mut stop => break,
+        };
+        let Ok(message) = message else { break };
         let Some(message) = message.map_err(CtlError::from)? else { break };
         let Some(Message::Batch(batch)) = message.message else { continue };
         for record in &batch.records {

@@ -151,8 +151,11 @@ fn run_demo(duration: Duration) -> Result<(), Failure> {
         writeln!(out, "{text}")?;
         out.flush()
     };
+    let stop = async {
+        let _ = end_signal().await;
+    };
     runtime()?
-        .block_on(demo::run(duration, print))
+        .block_on(demo::run(duration, stop, print))
         .map_err(|error| Failure(FAILED, error.to_string()))
 }
 

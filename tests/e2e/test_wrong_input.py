@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -449,6 +450,30 @@ class Wire(harness.Case):
             self.assertEqual(len(udp.recv(100)), 41)
             peer.sendall(struct.pack(">BBHI", 3, 0, 0, 1) + bytes(24))
         peer.close()
+
+
+class Demo(harness.Case):
+    def demo(self, *arguments, interrupt=None):
+        environment = {**os.environ, "TMPDIR": self.directory}
+        process = subprocess.Popen([harness.AGENT, "demo", *arguments], env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if interrupt:
+            time.sleep(interrupt)
+            process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+        self.assertEqual(os.listdir(self.directory), [], "it removes what it made")
+        return process.returncode, out, error
+
+    def test_results_an_end_before_time_and_none(self):
+        code, out, error = self.demo("--duration", "4s")
+        self.assertEqual(code, 0, error)
+        self.assertIn("COMPLETE, sent 50, lost 0", out)
+        code, out, _ = self.demo("--duration", "60s", interrupt=4)
+        self.assertEqual(code, 0)
+        self.assertIn("All that was made is removed", out)
+        code, _, error = self.demo("--duration", "0s")
+        self.assertEqual(code, 1, "it fails where no results came")
+        self.assertIn("no test was completed", error)
 
 
 class CommandLine(harness.Case):
