@@ -28,7 +28,13 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
                 continue;
             }
             let address = SocketAddr::new(listen.address, listen.port);
-            if let Err(error) = tcp::bound(address) {
+            if let Err(error) = tcp::bound(address)
+                && !is_own(
+                    &error,
+                    held.into_iter().flat_map(|h| &h.listen).map(|l| l.port),
+                    address,
+                )
+            {
                 refuse(format!("server.listen[{index}]"), format!("TCP {address}"), &error);
             }
         }
@@ -37,7 +43,9 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             if held_udp.contains(&address) {
                 continue;
             }
-            if let Err(error) = udp::bound(address, None) {
+            if let Err(error) = udp::bound(address, None)
+                && !is_own(&error, held_udp.iter().map(SocketAddr::port), address)
+            {
                 let field = match server.test_port {
                     TestPort::Range { .. } => "server.light.listen",
                     _ if server.light.is_some() => "server.light.listen or server.test_port",
@@ -73,6 +81,12 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
         debug_assert!(connection.control_type == ControlType::Light || connection.target.is_some());
     }
     refusals
+}
+
+/// Whether the port is in use by a socket of ours, which makes room: one on all addresses stands in
+/// the way of one on a single address, and the other way round.
+fn is_own(error: &io::Error, mut held: impl Iterator<Item = u16>, wanted: SocketAddr) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse && held.any(|port| port == wanted.port())
 }
 
 fn hint(error: &io::Error) -> &'static str {

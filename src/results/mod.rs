@@ -148,7 +148,7 @@ impl Results {
     /// Forgets the statistics of connections that are no longer configured, and keeps records as
     /// long as is configured now.
     pub fn follow_config(&self, config: &AgentConfig) {
-        self.lock().retain(|connection| config.connections.contains_key(connection));
+        self.lock().retain(config.connections.keys().cloned().collect());
         if let Err(error) = self.store.set_retention(retention(&config.storage)) {
             tracing::warn!(%error, "the new retention does not hold yet");
         }

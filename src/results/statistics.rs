@@ -26,6 +26,9 @@ type Key = (String, String);
 pub(super) struct Fold {
     sessions: BTreeMap<Key, StoredStatistics>,
     changed: BTreeSet<Key>,
+    /// Connections that are configured, once that is known. A connection that was removed may
+    /// still report how its last test ended.
+    configured: Option<BTreeSet<String>>,
 }
 
 impl Fold {
@@ -60,6 +63,9 @@ impl Fold {
     pub(super) fn take(&mut self, record: &Record) {
         let Some(record::Kind::TestResult(result)) = &record.kind else { return };
         let key = (record.connection.clone(), record.session.clone());
+        if self.configured.as_ref().is_some_and(|names| !names.contains(&key.0)) {
+            return;
+        }
         let stored = self.sessions.entry(key.clone()).or_default();
         if record.cursor != 0 && record.cursor <= stored.as_of_cursor {
             return;
@@ -77,16 +83,17 @@ impl Fold {
         self.sessions.values().flat_map(scopes).flatten().collect()
     }
 
-    /// Forgets connections.
-    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
-        let Self { sessions, changed } = self;
+    /// Forgets connections that are not configured.
+    pub(super) fn retain(&mut self, configured: BTreeSet<String>) {
+        let Self { sessions, changed, .. } = self;
         sessions.retain(|key, _| {
-            let stays = keep(&key.0);
+            let stays = configured.contains(&key.0);
             if !stays {
                 changed.insert(key.clone());
             }
             stays
         });
+        self.configured = Some(configured);
     }
 
     /// What changed since the last call, as the store takes it; `None` stands for "forgotten".

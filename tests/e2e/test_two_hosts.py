@@ -210,6 +210,60 @@ class MainJob(harness.TwoHosts):
         a.apply({"client": client(changed)})
         self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_RUNNING", 2)
 
+    def test_the_server_moves_and_changes_its_ports(self):
+        a, b = self.agent_a.client(), self.agent_b.client()
+        several = client(*(
+            connection(f"c{i}", self.B6 if i % 2 else self.B, [session("s1"), session("s2")], test_interval="0.2s")
+            for i in range(4)
+        ))
+        states = lambda: {c["state"] for c in a.call("ClientService", "ListConnections")["connections"]}
+        ports = lambda: {int(s["reflector_address"].rsplit(":", 1)[1])
+                         for c in a.call("ClientService", "ListConnections")["connections"] for s in c["sessions"]}
+        for mode, fields, expected in (
+            ("SHARED", {}, {862}), ("SHARED", {"shared_port": 5000}, {5000}),
+            ("RANGE", {"range_min": 7000, "range_max": 7010}, set(range(7000, 7011))),
+            ("AUTO", {}, set(range(1024, 65536))),
+        ):
+            b.apply({"server": server(test_port={"mode": f"TEST_PORT_MODE_{mode}", **fields})})
+            a.apply({"client": several})
+            self.wait_for(lambda: states() == {"CONNECTION_STATE_RUNNING"})
+            self.assertLessEqual(ports(), expected, mode)
+            count = len(tests(a.records(), outcome="COMPLETE"))
+            self.wait_for(lambda: len(tests(a.records(), outcome="COMPLETE")) >= count + 8)
+            a.apply({})
+        complete = tests(a.records(), outcome="COMPLETE")
+        self.assertEqual(sum(int(t["figures"]["probes_lost"]) for t in complete), 0)
+        self.assertEqual({t["figures"]["kernel_receive_stamps"] for t in complete}, {"5"})
+        # What was removed has no statistics, also when its last test ends after that.
+        time.sleep(1)
+        self.assertEqual(a.call("ResultsService", "GetStatistics")["statistics"], [])
+        # From all addresses to one, on the same port: its own socket is not in its way.
+        a.apply({"client": client(connection("c1", self.B, test_interval="0.2s"))})
+        self.wait_for(lambda: states() == {"CONNECTION_STATE_RUNNING"})
+        moved = server()
+        moved["listen"] = [{"address": self.B, "port": 862}]
+        self.assertEqual(b.apply({"server": moved})["changes"][0]["effect"], "CHANGE_EFFECT_LISTEN")
+        sockets = lambda: b.call("ServerService", "GetServerStatus")["sockets"]
+        self.wait_for(lambda: len(sockets()) == 2 and not any(s["error"] for s in sockets()))
+        self.wait_for(lambda: events(a.records(), "CONNECTION_RESTORED")[-1:])
+        self.wait_for(lambda: states() == {"CONNECTION_STATE_RUNNING"})
+
+    def test_manual_start(self):
+        a, _ = self.configure(test_interval="0.2s", test_start="TEST_START_MANUAL")
+        time.sleep(0.5)
+        self.assertEqual(a.connection("c1")["state"], "CONNECTION_STATE_STOPPED")
+        a.call("ClientService", "StartConnections", {"names": ["c1"]})
+        self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))
+        # A change does not stop it, a start of the agent does not start it.
+        a.apply({"client": client(connection("c1", self.B, test_interval="0.3s", test_start="TEST_START_MANUAL"))})
+        time.sleep(0.3)
+        self.assertEqual(a.connection("c1")["state"], "CONNECTION_STATE_RUNNING")
+        self.agent_a.stop()
+        self.agent_a.start()
+        a = self.agent_a.client()
+        time.sleep(0.5)
+        self.assertEqual(a.connection("c1")["state"], "CONNECTION_STATE_STOPPED")
+
     def test_test_count_completes(self):
         a, b = self.configure(test_interval="0.2s", test_count=2)
         self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_COMPLETED")

@@ -19,8 +19,10 @@ use crate::{
     twamp::reflector::LightPolicy,
 };
 
-/// How often a socket that the host refused is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// When a socket that the host refused is tried again: soon at first, for one that only waits for
+/// another of ours to close, and twice as late each time.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// Rest after an error of accept, which means that descriptors or memory are short.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -53,16 +55,18 @@ impl ServerRole {
         let token = self.tasks.token();
         // Whatever ends this task ends all that it opened.
         let _guard = token.clone().drop_guard();
+        let mut retry = FIRST_RETRY;
         loop {
             let config = self.config.borrow_and_update().clone();
             let all_open = self.apply(config.as_deref()).await;
             applied.send_replace(config);
             tokio::select! {
                 () = token.cancelled() => return,
-                changed = self.config.changed() => if changed.is_err() {
-                    return;
+                changed = self.config.changed() => match changed {
+                    Ok(()) => retry = FIRST_RETRY,
+                    Err(_) => return,
                 },
-                () = sleep(RETRY), if !all_open => {}
+                () = sleep(retry), if !all_open => retry = LONGEST_RETRY.min(retry * 2),
             }
         }
     }
