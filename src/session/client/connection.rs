@@ -49,7 +49,6 @@ pub(super) async fn run(
         tasks: JoinSet::new(),
         outage,
     };
-    driver.make_sessions();
     driver.run().await;
 }
 
@@ -97,7 +96,11 @@ struct Driver {
 impl Driver {
     async fn run(&mut self) {
         loop {
+            if !self.config.inactive && self.sessions.is_empty() {
+                self.make_sessions();
+            }
             let next = if self.config.inactive {
+                self.status.configured(&self.config, self.current.revision);
                 self.rest(ConnectionState::Inactive).await
             } else if self.current.stopped {
                 self.rest(ConnectionState::Stopped).await
@@ -216,7 +219,7 @@ impl Driver {
             let OpenSession { socket, remote, sid } = session;
             let sid = sid.map(|sid| sid.to_string()).unwrap_or_default();
             self.status.session_started(index, sid, socket.local(), remote);
-            self.tell(index, Command::Up(socket, remote)).await;
+            self.tell(index, Command::Up(Box::new(socket), remote)).await;
         }
     }
 
@@ -345,16 +348,16 @@ impl Driver {
             config.sessions.iter().map(|session| session.name.clone()).collect()
         };
         let same = names(&self.config) == names(&self.current.config);
-        if same {
+        if same && !self.current.config.inactive {
             self.configure().await;
             for index in 0..self.sessions.len() {
                 self.tell(index, Command::Restart).await;
             }
             self.progress.reset();
         } else {
+            // The sessions of what is inactive cost nothing; `run` makes those that are needed.
             self.end_sessions().await;
             self.config = self.current.config.clone();
-            self.make_sessions();
         }
     }
 

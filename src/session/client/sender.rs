@@ -34,7 +34,7 @@ const SOCKET_REST: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) enum Command {
     /// The session is started: probes may go out.
-    Up(TestSocket, SocketAddr),
+    Up(Box<TestSocket>, SocketAddr),
     /// It is lost, or one more attempt failed.
     Down(LossCause, u64),
     /// It is closed until the next test is due, and nothing is wrong.
@@ -50,7 +50,7 @@ pub(super) enum Command {
 }
 
 struct Link {
-    socket: TestSocket,
+    socket: Box<TestSocket>,
     remote: SocketAddr,
     packet: Vec<u8>,
 }
@@ -93,7 +93,7 @@ pub(super) async fn run(
         link: None,
         parked: false,
         stopping: None,
-        probes: Vec::with_capacity(PROBES_PER_RECORD),
+        probes: Vec::new(),
         probes_due: Monotonic::default(),
         tools,
     };
