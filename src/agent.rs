@@ -56,7 +56,10 @@ fn violations(error: &ApplyError) -> String {
     match error {
         ApplyError::Invalid(all) => all.iter().map(|v| line(&v.field, &v.description)).collect(),
         ApplyError::Refused(all) => all.iter().map(|r| line(&r.field, &r.description)).collect(),
-        _ => String::new(),
+        ApplyError::Stale { .. }
+        | ApplyError::RequestReused(_)
+        | ApplyError::Store(_)
+        | ApplyError::Ending => String::new(),
     }
 }
 

@@ -90,24 +90,29 @@ fn complete_enums(value: &mut Value, descriptor: &MessageDescriptor) {
         let Some(field) = field else { continue };
         let values: &mut [Value] = match value {
             Value::Array(values) if field.is_list() => values,
-            single => std::slice::from_mut(single),
+            single @ (Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_)) => std::slice::from_mut(single),
         };
-        match field.kind() {
-            Kind::Message(descriptor) if !field.is_map() => {
-                values.iter_mut().for_each(|value| complete_enums(value, &descriptor));
-            }
-            Kind::Enum(descriptor) => {
-                let unspecified = descriptor.default_value();
-                let prefix = unspecified.name().trim_end_matches("UNSPECIFIED");
-                for value in values {
-                    if let Value::String(text) = value
-                        && descriptor.get_value_by_name(&format!("{prefix}{text}")).is_some()
-                    {
-                        text.insert_str(0, prefix);
-                    }
+        let kind = field.kind();
+        if let Kind::Message(descriptor) = &kind
+            && !field.is_map()
+        {
+            values.iter_mut().for_each(|value| complete_enums(value, descriptor));
+        }
+        if let Kind::Enum(descriptor) = &kind {
+            let unspecified = descriptor.default_value();
+            let prefix = unspecified.name().trim_end_matches("UNSPECIFIED");
+            for value in values {
+                if let Value::String(text) = value
+                    && descriptor.get_value_by_name(&format!("{prefix}{text}")).is_some()
+                {
+                    text.insert_str(0, prefix);
                 }
             }
-            _ => {}
         }
     }
 }

@@ -121,7 +121,11 @@ fn run(
         let agent = Agent::start(options).await.map_err(|error| {
             let code = match &error {
                 StartError::Listen(ListenError::Address { .. }) => FAILED,
-                _ => CONFIGURATION,
+                StartError::Store(_)
+                | StartError::Load(_)
+                | StartError::Listen(_)
+                | StartError::Bootstrap { .. }
+                | StartError::Reflection(_) => CONFIGURATION,
             };
             Failure(code, error.to_string())
         })?;

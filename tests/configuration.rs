@@ -2,7 +2,12 @@
 //! of the `.proto`, both edges of every range are the edges, and `docs/configuration.md` is made
 //! from the same comments. `UPDATE_DOCS=1 cargo test --test configuration` writes it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm
+)]
 
 use std::fmt::Write;
 

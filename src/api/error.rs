@@ -100,11 +100,15 @@ pub(super) fn by_hand(error: &ByHandError) -> Status {
 }
 
 /// The store did not do it.
-#[allow(clippy::needless_pass_by_value, reason = "a converter for map_err")]
 pub(super) fn store(error: StoreError) -> Status {
     match error {
         StoreError::Damaged(_) => Status::data_loss(error.to_string()),
-        _ => Status::unavailable(error.to_string()),
+        StoreError::Locked(_)
+        | StoreError::Directory { .. }
+        | StoreError::NewerSchema { .. }
+        | StoreError::Database(_)
+        | StoreError::Full { .. }
+        | StoreError::Unavailable => Status::unavailable(error.to_string()),
     }
 }
 

@@ -53,7 +53,7 @@ impl CtlError {
             Self::Status(status) if status.code() == Code::Unavailable => 69,
             Self::Status(status) if status.code() == Code::InvalidArgument => 78,
             Self::Document(..) => 78,
-            _ => 1,
+            Self::Status(_) | Self::File(..) | Self::Output(_) | Self::Show(_) => 1,
         }
     }
 }

@@ -48,8 +48,10 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             {
                 let field = match server.test_port {
                     TestPort::Range { .. } => "server.light.listen",
-                    _ if server.light.is_some() => "server.light.listen or server.test_port",
-                    _ => "server.test_port",
+                    TestPort::Auto { .. } | TestPort::Shared { .. } if server.light.is_some() => {
+                        "server.light.listen or server.test_port"
+                    }
+                    TestPort::Auto { .. } | TestPort::Shared { .. } => "server.test_port",
                 };
                 refuse(field.to_owned(), format!("UDP {address}"), &error);
             }
@@ -89,6 +91,7 @@ fn is_own(error: &io::Error, mut held: impl Iterator<Item = u16>, wanted: Socket
     error.kind() == io::ErrorKind::AddrInUse && held.any(|port| port == wanted.port())
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "; another program has it: see `ss -lntup`",

@@ -359,6 +359,7 @@ fn receive_batch(
 }
 
 impl PacketInfo {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what was not asked for is of no use")]
     fn take(&mut self, cmsg: &ControlMessageOwned) {
         match cmsg {
             ControlMessageOwned::ScmTimestampns(stamp) => {

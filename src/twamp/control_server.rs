@@ -223,8 +223,14 @@ impl ControlServer {
             State::SetUp => Some((self.last_input.plus_ns(SET_UP_NS), ServerError::Incomplete)),
             // Suspended while sessions run.
             State::Running if self.alive > 0 => None,
-            _ if self.inactivity_timeout_ns == 0 => None,
-            _ => Some((self.last_input.plus_ns(self.inactivity_timeout_ns), ServerError::Inactive)),
+            State::Request | State::Answering | State::Running
+                if self.inactivity_timeout_ns == 0 =>
+            {
+                None
+            }
+            State::Request | State::Answering | State::Running => {
+                Some((self.last_input.plus_ns(self.inactivity_timeout_ns), ServerError::Inactive))
+            }
         };
         partial.into_iter().chain(idle).min_by_key(|(deadline, _)| *deadline)
     }
@@ -234,11 +240,10 @@ impl ControlServer {
             self.partial_since = None;
         }
         self.partial_since = match self.state {
-            State::Closed => None,
-            _ if self.input.is_empty() => None,
             // What waits behind a request being answered is not late.
-            State::Answering => None,
-            _ => self.partial_since.or(Some(now)),
+            State::Closed | State::Answering => None,
+            State::SetUp | State::Request | State::Running if self.input.is_empty() => None,
+            State::SetUp | State::Request | State::Running => self.partial_since.or(Some(now)),
         };
     }
 

@@ -327,7 +327,7 @@ impl SessionSender {
                     Some((cause, attempts)) => self.unreachable_test(cause, attempts, due, now),
                 }
             }
-            _ => {}
+            Phase::Testing(_) | Phase::Idle(_) => {}
         }
     }
 

@@ -2,7 +2,12 @@
 //! that of the item in the project's checklist of RFC 4656, RFC 5357 and RFC 8545. Messages are
 //! octets here, so that a layout that is wrong in the same way at both ends is found.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm
+)]
 
 mod control_client;
 mod control_server;

@@ -205,10 +205,11 @@ class Case(unittest.TestCase):
     maxDiff = None
 
     def setUp(self):
-        self.stack = contextlib.ExitStack()
-        self.addCleanup(self.stack.close)
         self.directory = tempfile.mkdtemp(prefix="twamp-e2e-")
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        # Cleaned up before the directory goes.
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
         self.agents = []
 
     def agent(self, name="agent", namespace=None, port=None, settings="", arguments=()):

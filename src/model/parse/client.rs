@@ -42,7 +42,7 @@ impl Check {
         let labels = self.labels(&c.labels);
         let control_type = match self.enumeration("control_type", c.control_type) {
             proto::ControlType::Light => ControlType::Light,
-            _ => ControlType::Managed,
+            proto::ControlType::Unspecified | proto::ControlType::Managed => ControlType::Managed,
         };
         let managed = control_type == ControlType::Managed;
         let target = self.endpoint("target_address", &c.target_address);
@@ -155,7 +155,7 @@ impl Check {
             ),
             schedule: match self.enumeration("schedule", s.schedule) {
                 proto::Schedule::Poisson => Schedule::Poisson,
-                _ => Schedule::Periodic,
+                proto::Schedule::Unspecified | proto::Schedule::Periodic => Schedule::Periodic,
             },
             loss_timeout_ns: self.duration("loss_timeout", s.loss_timeout, &limits::LOSS_TIMEOUT),
             store_probes: self.enumeration::<proto::StoreProbes>("store_probes", s.store_probes)

@@ -107,10 +107,10 @@ impl Driver {
             } else {
                 self.measure().await
             };
-            match next {
-                Next::End => break,
-                _ => self.begin_anew().await,
+            if matches!(next, Next::End) {
+                break;
             }
+            self.begin_anew().await;
         }
         self.stop_sessions().await;
         self.end_sessions().await;
@@ -122,9 +122,9 @@ impl Driver {
         self.outage = None;
         self.status.state(state, clock::now());
         loop {
-            match self.change().await {
-                Next::Attempt if state == ConnectionState::Inactive => {}
-                next => return next,
+            let next = self.change().await;
+            if !matches!(next, Next::Attempt) || state != ConnectionState::Inactive {
+                return next;
             }
         }
     }
@@ -149,12 +149,12 @@ impl Driver {
                     self.event(EventType::ConnectionCompleted, |_| {});
                     return self.rest(ConnectionState::Completed).await;
                 }
-                next => return next,
+                next @ (Next::Anew | Next::Attempt | Next::End) => return next,
             };
             self.status.waiting(due, clock::now());
-            match self.wait_until(due).await {
-                Next::Attempt => {}
-                next => return next,
+            let next = self.wait_until(due).await;
+            if !matches!(next, Next::Attempt) {
+                return next;
             }
         }
     }
@@ -311,9 +311,9 @@ impl Driver {
 
     async fn change_but_attempts(&mut self) -> Next {
         loop {
-            match self.change().await {
-                Next::Attempt => {}
-                next => return next,
+            let next = self.change().await;
+            if !matches!(next, Next::Attempt) {
+                return next;
             }
         }
     }

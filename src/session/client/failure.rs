@@ -18,6 +18,7 @@ impl Failure {
     }
 
     /// A TCP connect that failed.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     pub(super) fn connecting(error: &io::Error, to: &str) -> Self {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => LossCause::Refused,
@@ -37,6 +38,7 @@ impl Failure {
     }
 
     /// An open connection that broke.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     pub(super) fn broken(error: &io::Error) -> Self {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => LossCause::Reset,

@@ -236,13 +236,12 @@ impl Answer for Answers {
     ) -> Option<(usize, u8)> {
         let meta = PacketMeta { source: info.source, received: info.received, ttl: info.ttl };
         let estimate = clock::error_estimate();
-        match self.machine.handle(&meta, packet, estimate, self.now, reply) {
-            Verdict::Reply { octets, tos } => Some((octets, tos)),
-            dropped => {
-                tracing::trace!(source = %info.source, ?dropped, "test packet");
-                None
-            }
+        let verdict = self.machine.handle(&meta, packet, estimate, self.now, reply);
+        if let Verdict::Reply { octets, tos } = verdict {
+            return Some((octets, tos));
         }
+        tracing::trace!(source = %info.source, ?verdict, "test packet");
+        None
     }
 
     fn stamp(&mut self, to: SocketAddr, reply: &mut [u8]) {
