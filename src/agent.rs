@@ -67,6 +67,7 @@ fn violations(error: &ApplyError) -> String {
 #[derive(Debug)]
 pub struct Agent {
     tasks: Tasks,
+    control: Control,
     results: Arc<Results>,
     addresses: Vec<SocketAddr>,
     // Held until everything else has ended.
@@ -109,7 +110,8 @@ impl Agent {
             api = ?addresses,
             "the agent runs"
         );
-        let agent = Self { tasks, results, addresses, _directory: directory };
+        let agent =
+            Self { tasks, control: control.clone(), results, addresses, _directory: directory };
         if let Some(config) = options.bootstrap
             && revision == 0
         {
@@ -134,7 +136,8 @@ impl Agent {
 
     /// Ends everything: tests are reported as stopped, sessions are closed, results are written.
     pub async fn stop(self) {
-        if !self.tasks.end(GRACE).await {
+        let clients_ended = self.control.clients().end(GRACE).await;
+        if !self.tasks.end(GRACE).await || !clients_ended {
             tracing::warn!("some tasks did not end in time");
         }
         let results = self.results;

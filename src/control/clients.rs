@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -31,6 +32,7 @@ pub enum ByHandError {
 pub struct Clients {
     inner: Mutex<Inner>,
     results: Arc<Results>,
+    /// Of the connections alone.
     tasks: Tasks,
 }
 
@@ -42,8 +44,14 @@ struct Inner {
 }
 
 impl Clients {
-    pub(super) fn new(results: Arc<Results>, tasks: Tasks) -> Self {
-        Self { inner: Mutex::default(), results, tasks }
+    pub(super) fn new(results: Arc<Results>) -> Self {
+        Self { inner: Mutex::default(), results, tasks: Tasks::new() }
+    }
+
+    /// Ends all connections, before the rest of the agent: one that measures to itself finds its
+    /// server there until the end. `false` where some did not end in time.
+    pub async fn end(&self, grace: Duration) -> bool {
+        self.tasks.end(grace).await
     }
 
     /// Starts what is new, changes what is different, removes what is gone.

@@ -119,7 +119,7 @@ impl Control {
                 |text, last| tracing::error!(text, last, "the server role failed"),
             ),
         );
-        let clients = Arc::new(Clients::new(results.clone(), tasks.clone()));
+        let clients = Arc::new(Clients::new(results.clone()));
         let follow = reconcile::follow(
             committed_receiver.clone(),
             clients.clone(),
