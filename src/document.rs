@@ -1,7 +1,7 @@
 //! YAML and JSON form of the messages of the API: the JSON mapping of proto3 with the names of the
 //! `.proto`. In YAML and JSON alike, values of enums may be written without their prefix.
 
-use std::sync::OnceLock;
+use std::{fmt::Write, sync::OnceLock};
 
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
@@ -40,6 +40,14 @@ fn at_path<E: std::error::Error>(error: &serde_path_to_error::Error<E>) -> Docum
         "." | "?" => DocumentError(error.inner().to_string()),
         path => DocumentError(format!("{path}: {}", error.inner())),
     }
+}
+
+/// Octets in hexadecimal, lower case.
+pub fn hexadecimal(octets: &[u8]) -> String {
+    octets.iter().fold(String::with_capacity(2 * octets.len()), |mut text, octet| {
+        let _ = write!(text, "{octet:02x}");
+        text
+    })
 }
 
 /// Which fields are written.

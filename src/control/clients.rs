@@ -12,7 +12,7 @@ use crate::{
     model::AgentConfig,
     proto::{Connection, Statistics},
     results::Results,
-    session::client::ConnectionHandle,
+    session::{Derivation, client::ConnectionHandle},
     supervise::Tasks,
 };
 
@@ -32,6 +32,7 @@ pub enum ByHandError {
 pub struct Clients {
     inner: Mutex<Inner>,
     results: Arc<Results>,
+    derivation: Arc<Derivation>,
     /// Of the connections alone.
     tasks: Tasks,
 }
@@ -45,7 +46,8 @@ struct Inner {
 
 impl Clients {
     pub(super) fn new(results: Arc<Results>) -> Self {
-        Self { inner: Mutex::default(), results, tasks: Tasks::new() }
+        let derivation = Arc::new(Derivation::of_clients());
+        Self { inner: Mutex::default(), results, derivation, tasks: Tasks::new() }
     }
 
     /// Ends all connections, before the rest of the agent: one that measures to itself finds its
@@ -72,6 +74,7 @@ impl Clients {
                         wanted.clone(),
                         revision,
                         &self.results,
+                        &self.derivation,
                         &self.tasks,
                     );
                     inner.connections.insert(name.clone(), Arc::new(handle));

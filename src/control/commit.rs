@@ -1,7 +1,7 @@
 //! Makes one change of the configuration at a time: checked, stored durably, published, answered,
 //! in this order.
 
-use std::{collections::HashMap, fmt::Write, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -9,8 +9,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Committed;
+use super::{Committed, secrets::Digester};
 use crate::{
+    document::hexadecimal,
     model::{AgentConfig, Violation, changes, limits::MAXIMUM_TEXT_OCTETS, parse, warnings},
     net::{ResourceRefusal, check_resources, clock},
     proto::{self, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, EventType, Revision},
@@ -83,6 +84,7 @@ pub(super) struct Committer {
     store: Arc<ConfigStore>,
     results: Arc<Results>,
     publish: watch::Sender<Committed>,
+    digester: Digester,
     digest: String,
     /// By request_id; with the order in which they came, to forget the oldest.
     answered: HashMap<String, Answered>,
@@ -94,11 +96,13 @@ impl Committer {
         store: Arc<ConfigStore>,
         results: Arc<Results>,
         publish: watch::Sender<Committed>,
+        digester: Digester,
     ) -> Result<Self, StoreError> {
         let mut committer = Self {
             store: store.clone(),
             results,
             publish,
+            digester,
             digest: digest(&proto::AgentConfig::default()),
             answered: HashMap::new(),
             order: std::collections::VecDeque::new(),
@@ -140,8 +144,13 @@ impl Committer {
         request: ApplyConfigRequest,
         author: String,
     ) -> Result<ApplyConfigResponse, ApplyError> {
+        let stored = || {
+            let current = self.store.current().ok().flatten();
+            current.and_then(|stored| stored.config).unwrap_or_default()
+        };
         let document = request.config.clone().unwrap_or_default();
-        let digest = digest(&document);
+        let document = self.digester.completed(document, stored);
+        let digest = digest(&self.digester.redacted(document.clone()));
         if let Some(known) = self.answered.get(&request.request_id) {
             return if known.digest == digest {
                 Ok(known.answer.clone())
@@ -253,10 +262,7 @@ fn check(
     }
 }
 
+/// Of the document as it may be shown: a digest must not help to guess a secret.
 fn digest(document: &proto::AgentConfig) -> String {
-    let hash = Sha256::digest(document.encode_to_vec());
-    hash.iter().fold(String::with_capacity(64), |mut text, octet| {
-        let _ = write!(text, "{octet:02x}");
-        text
-    })
+    hexadecimal(&Sha256::digest(document.encode_to_vec()))
 }

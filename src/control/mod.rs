@@ -5,6 +5,7 @@
 mod clients;
 mod commit;
 mod reconcile;
+mod secrets;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ pub use commit::ApplyError;
 
 use crate::{
     model::{AgentConfig, ServerConfig, StorageConfig, Violation, parse},
+    net::random,
     proto,
     results::Results,
     session::server::{Registry, ServerRole},
@@ -22,6 +24,7 @@ use crate::{
     supervise::{RestartPolicy, Tasks, keep_alive},
 };
 use commit::{Commit, Committer};
+use secrets::Digester;
 
 /// Requests for a change that wait for the one before.
 const COMMITS: usize = 16;
@@ -76,6 +79,7 @@ pub enum LoadError {
 #[derive(Clone, Debug)]
 pub struct Control {
     store: Arc<ConfigStore>,
+    digester: Digester,
     commits: mpsc::Sender<Commit>,
     committed: watch::Receiver<Committed>,
     clients: Arc<Clients>,
@@ -100,7 +104,8 @@ impl Control {
         );
         let (publish, committed_receiver) = watch::channel(committed);
         let (commits, requests) = mpsc::channel(COMMITS);
-        let committer = Committer::new(store.clone(), results.clone(), publish)?;
+        let digester = Digester::new(store.digest_key(random::octets())?);
+        let committer = Committer::new(store.clone(), results.clone(), publish, digester.clone())?;
         tasks.spawn("commit", committer.run(requests, tasks.token()));
 
         let registry = Registry::new();
@@ -130,7 +135,7 @@ impl Control {
         );
         tasks.spawn("reconcile", follow);
         let committed = committed_receiver;
-        Ok(Self { store, commits, committed, clients, registry, server_applied })
+        Ok(Self { store, digester, commits, committed, clients, registry, server_applied })
     }
 
     /// Checks a change and makes it. `author` is who asks.
@@ -142,10 +147,19 @@ impl Control {
         commit::ask(&self.commits, request, author).await
     }
 
-    /// The document of a revision, or of the current one with 0; `None` where there is none.
+    /// The document of a revision, or of the current one with 0, without its secrets; `None` where
+    /// there is none.
     pub async fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
-        let store = self.store.clone();
-        let read = move || if revision == 0 { store.current() } else { store.revision(revision) };
+        let (store, digester) = (self.store.clone(), self.digester.clone());
+        let read = move || {
+            let stored = if revision == 0 { store.current() } else { store.revision(revision) };
+            stored.map(|stored| {
+                stored.map(|stored| StoredRevision {
+                    config: stored.config.map(|document| digester.redacted(document)),
+                    ..stored
+                })
+            })
+        };
         tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
     }
 

@@ -98,7 +98,7 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
     ]);
     for s in statistics {
         let tests = s.tests_complete + s.tests_interrupted + s.tests_unreachable + s.tests_stopped;
-        let figures = s.figures.unwrap_or_default();
+        let figures = s.figures.clone().unwrap_or_default();
         let mean = |stats: Option<&proto::DelayStats>| {
             let stats = stats.filter(|stats| stats.samples > 0);
             stats.map_or_else(|| "-".into(), |stats| nanoseconds(stats.mean_ns))
@@ -161,7 +161,7 @@ pub fn record_line(record: &Record) -> String {
 }
 
 fn test_text(result: &proto::TestResult) -> String {
-    let figures = result.figures.unwrap_or_default();
+    let figures = result.figures.clone().unwrap_or_default();
     let outcome = short(result.outcome().as_str_name(), "TEST_OUTCOME_");
     let mut text = format!("TEST     {} {outcome}", result.test_number);
     if result.cause() != proto::LossCause::Unspecified {

@@ -1,14 +1,9 @@
 //! The checked configuration.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use ipnet::IpNet;
-
-use super::Dscp;
+use super::{AuthenticationMode, Dscp, Extensions, Secret, ServerConfig, StampSession};
+use crate::time::TimestampFormat;
 
 /// The whole configuration of an agent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +23,8 @@ pub enum ControlType {
     Managed,
     /// TWAMP Light: configured on both ends.
     Light,
+    /// STAMP: configured on both ends.
+    Stamp,
 }
 
 /// A host, by address or by name.
@@ -81,6 +78,16 @@ pub struct ControlConnection {
     pub keepalive: Keepalive,
     /// Time allowed for the TCP connect and for each answer.
     pub connect_timeout_ns: u64,
+    /// What protects control connection and test packets.
+    pub authentication: AuthenticationMode,
+    /// Name of the key; empty without one.
+    pub key_id: String,
+    /// The key.
+    pub secret: Option<Secret>,
+    /// Rounds of key derivation that a server may ask for.
+    pub maximum_count: u32,
+    /// Extensions that are used where they are offered.
+    pub extensions: Extensions,
     /// Active sessions, in the order of the document.
     pub sessions: Vec<TestSession>,
 }
@@ -127,6 +134,12 @@ pub struct TestSession {
     pub loss_timeout_ns: u64,
     /// Whether single probes are stored.
     pub store_probes: bool,
+    /// How T1 is written.
+    pub timestamps: TimestampFormat,
+    /// Octets of padding that are to come back as they are.
+    pub reflected_padding: u16,
+    /// What STAMP adds; there for STAMP alone.
+    pub stamp: Option<StampSession>,
 }
 
 impl TestSession {
@@ -149,129 +162,9 @@ impl TestSession {
             )
             || (self.data_size, self.dscp, self.ttl, self.loss_timeout_ns)
                 != (other.data_size, other.dscp, other.ttl, other.loss_timeout_ns)
+            || (self.timestamps, self.reflected_padding, &self.stamp)
+                != (other.timestamps, other.reflected_padding, &other.stamp)
     }
-}
-
-/// The server role.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ServerConfig {
-    /// Where control connections are accepted.
-    pub listen: Vec<ListenAddress>,
-    /// Who may connect.
-    pub client_lists: Vec<ClientList>,
-    /// SERVWAIT; 0 is off.
-    pub inactivity_timeout_ns: u64,
-    /// Life of a control connection; 0 is without limit.
-    pub max_connection_duration_ns: u64,
-    /// Control connections in all.
-    pub maximum_connections: usize,
-    /// Control connections of one client address.
-    pub maximum_connections_per_client: usize,
-    /// Test sessions in all.
-    pub maximum_sessions: usize,
-    /// Test sessions of one control connection.
-    pub maximum_sessions_per_connection: usize,
-    /// TCP keepalive.
-    pub keepalive: Keepalive,
-    /// How the UDP port of a session is chosen.
-    pub test_port: TestPort,
-    /// Reflector for TWAMP Light.
-    pub light: Option<LightServer>,
-    /// REFWAIT.
-    pub refwait_ns: u64,
-}
-
-impl ServerConfig {
-    /// Whether a client may connect.
-    pub fn allows(&self, client: IpAddr) -> bool {
-        self.client_lists
-            .iter()
-            .any(|list| list.prefixes.iter().any(|prefix| prefix.contains(&client)))
-    }
-
-    /// The UDP sockets that stand for as long as the server does: the shared test ports and those
-    /// of the light reflector. One that serves as both is named once.
-    pub fn standing_udp_sockets(&self) -> Vec<SocketAddr> {
-        let shared = match self.test_port {
-            TestPort::Auto { shared_port } | TestPort::Shared { shared_port } => self
-                .listen
-                .iter()
-                .flat_map(|listen| {
-                    let port = shared_port.unwrap_or(listen.port);
-                    ListenAddress { address: listen.address, port }.sockets_by_family()
-                })
-                .collect(),
-            TestPort::Range { .. } => Vec::new(),
-        };
-        let light = self.light.iter().flat_map(|light| &light.listen);
-        let mut sockets: Vec<SocketAddr> =
-            shared.into_iter().chain(light.flat_map(|l| l.sockets_by_family())).collect();
-        sockets.sort_unstable();
-        sockets.dedup();
-        sockets
-    }
-}
-
-/// A local address and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ListenAddress {
-    /// Address; `::` is both families.
-    pub address: IpAddr,
-    /// Port.
-    pub port: u16,
-}
-
-impl ListenAddress {
-    /// One socket address for each family: UDP sockets do not mix families.
-    pub fn sockets_by_family(self) -> Vec<SocketAddr> {
-        let mut sockets = vec![SocketAddr::new(self.address, self.port)];
-        if self.address == IpAddr::from([0u16; 8]) {
-            sockets.push(SocketAddr::new(IpAddr::from([0u8; 4]), self.port));
-        }
-        sockets
-    }
-}
-
-/// A named list of prefixes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClientList {
-    /// Unique name.
-    pub name: String,
-    /// Who is in it.
-    pub prefixes: Vec<IpNet>,
-}
-
-/// How the UDP port of a test session is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TestPort {
-    /// What the client asks for where it is free and suitable, else the shared port.
-    Auto {
-        /// Shared port; `None` for the port of the listener.
-        shared_port: Option<u16>,
-    },
-    /// Always the shared port.
-    Shared {
-        /// Shared port; `None` for the port of the listener.
-        shared_port: Option<u16>,
-    },
-    /// A port of a range.
-    Range {
-        /// Lowest.
-        minimum: u16,
-        /// Highest.
-        maximum: u16,
-    },
-}
-
-/// Reflector for TWAMP Light.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LightServer {
-    /// UDP addresses.
-    pub listen: Vec<ListenAddress>,
-    /// Counts replies by itself.
-    pub stateful: bool,
-    /// Who is answered.
-    pub prefixes: Vec<IpNet>,
 }
 
 /// How long results are kept.

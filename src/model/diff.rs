@@ -62,7 +62,9 @@ pub fn connection_effect(old: &ControlConnection, new: &ControlConnection) -> Ch
                 c.destination_port,
                 c.control_dscp,
                 c.keepalive,
+                c.extensions,
             )),
+            (c.authentication, c.key_id.clone(), c.secret.clone()),
         )
     };
     let sessions_stay = old.sessions.len() == new.sessions.len()

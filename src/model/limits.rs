@@ -30,6 +30,22 @@ pub const MAXIMUM_INTERFACE_OCTETS: usize = 15;
 pub const MAXIMUM_LISTS: usize = 64;
 /// Prefixes of a list.
 pub const MAXIMUM_PREFIXES: usize = 1024;
+/// Octets of a KeyID (RFC 4656 §3.1).
+pub const KEY_ID_OCTETS: RangeInclusive<usize> = 1..=80;
+/// Octets of a secret.
+pub const SECRET_OCTETS: RangeInclusive<usize> = 1..=256;
+/// Keys of a chain.
+pub const MAXIMUM_KEYS: usize = 1024;
+/// Keys of a server with one name: for each of them a client costs a key derivation.
+pub const MAXIMUM_KEYS_OF_A_NAME: usize = 2;
+/// Keys of a STAMP reflector: for each of them a stranger's packet costs an HMAC.
+pub const MAXIMUM_STAMP_KEYS: usize = 8;
+/// Sessions of a STAMP reflector.
+pub const MAXIMUM_STAMP_SESSIONS: usize = 1024;
+/// Octets of the shortest probe with protected test packets (RFC 4656 §4.1.2).
+pub const MINIMUM_PROTECTED_DATA_SIZE: u16 = 48;
+/// `data_size` with protected test packets: probe and reply are of one size.
+pub const DEFAULT_PROTECTED_DATA_SIZE: u64 = 112;
 /// Revisions kept.
 pub const REVISIONS_KEPT: usize = 50;
 
@@ -71,6 +87,21 @@ pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 6
 pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
 /// `data_size`, octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");
+/// `maximum_key_derivation_count`.
+pub const MAXIMUM_KEY_DERIVATION_COUNT: Limit = limit(1..=1 << 24, 32_768, "1 to 16777216");
+/// `key_derivation_count`.
+pub const KEY_DERIVATION_COUNT: Limit =
+    limit(1024..=1 << 20, 2048, "a power of two, 1024 to 1048576");
+/// `reflected_padding`, octets.
+pub const REFLECTED_PADDING: Limit = limit(0..=65_507, 0, "0 to 65507");
+/// `ssid` of a sender.
+pub const SSID: Limit = limit(1..=65_535, 0, "1 to 65535");
+/// `ssid` of a reflector's session.
+pub const SERVER_SSID: Limit = limit(0..=65_535, 0, "0 to 65535");
+/// `retransmission_interval`, nanoseconds.
+pub const RETRANSMISSION_INTERVAL: Limit = limit(100 * MS..=HOUR, 3 * SECOND, "100 ms to 1 h");
+/// `retransmissions`.
+pub const RETRANSMISSIONS: Limit = limit(0..=1000, 4, "0 to 1000");
 /// `ttl`.
 pub const TTL: Limit = limit(1..=255, 255, "1 to 255");
 /// `probe_count`.

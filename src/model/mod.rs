@@ -10,11 +10,21 @@ mod diff;
 mod dscp;
 pub mod limits;
 mod parse;
+mod secret;
+mod security;
+mod server;
+mod stamp;
 
 pub use config::{
-    AgentConfig, ClientList, ControlConnection, ControlType, Endpoint, Keepalive, LightServer,
-    ListenAddress, Schedule, ServerConfig, StorageConfig, TestPort, TestSession,
+    AgentConfig, ControlConnection, ControlType, Endpoint, Keepalive, Schedule, StorageConfig,
+    TestSession,
 };
 pub use diff::{changes, connection_effect};
 pub use dscp::Dscp;
 pub use parse::{Violation, check_name, parse, warnings};
+pub use secret::Secret;
+pub use security::{AuthenticationMode, Extensions, Key};
+pub use server::{
+    ClientList, LightServer, ListenAddress, ServerConfig, StampServer, StampServerSession, TestPort,
+};
+pub use stamp::{AccessReport, StampSession};

@@ -11,4 +11,4 @@ mod udp;
 
 pub use host::{free_port, host_name, raise_open_files};
 pub use probe_bind::{ResourceRefusal, check_resources};
-pub use udp::{Answer, PacketInfo, Reflected, TestSocket, UdpOptions};
+pub use udp::{Answer, Answered, PacketInfo, Reflected, TestSocket, UdpOptions};

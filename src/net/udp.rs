@@ -13,7 +13,7 @@ use nix::{
     sys::{
         socket::{
             ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6,
-            SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt,
+            SockaddrStorage, recvmmsg, recvmsg, sendmmsg, setsockopt, sockopt,
         },
         time::TimeSpec,
     },
@@ -39,6 +39,8 @@ pub struct UdpOptions<'a> {
     pub tos: u8,
     /// TTL or hop limit of what is sent; 0 for 255.
     pub ttl: u8,
+    /// The kernel tells when each packet went out; see [`Answer::transmitted`].
+    pub transmit_stamps: bool,
 }
 
 /// What the kernel tells of a packet.
@@ -56,6 +58,8 @@ pub struct PacketInfo {
     pub tos: Option<u8>,
     /// Address that it came to, on sockets bound to all addresses.
     pub destination: Option<IpAddr>,
+    /// It came to a group or to all, not to this host alone.
+    pub to_group: bool,
 }
 
 /// What became of a batch of a reflector.
@@ -67,14 +71,35 @@ pub struct Reflected {
     pub failed: usize,
 }
 
+/// An answer that is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<T> {
+    /// Its octets.
+    pub octets: usize,
+    /// Its TOS or traffic class.
+    pub tos: u8,
+    /// What [`Answer::finish`] needs to know of it.
+    pub ticket: T,
+}
+
 /// Answers the packets of a socket.
 pub trait Answer {
-    /// Writes the answer to a packet; its octets and TOS, or `None` for none.
-    fn answer(&mut self, info: &PacketInfo, packet: &[u8], reply: &mut [u8])
-    -> Option<(usize, u8)>;
+    /// What is remembered of an answer until it is finished.
+    type Ticket: Copy;
 
-    /// Stamps an answer just before it is sent.
-    fn stamp(&mut self, to: SocketAddr, reply: &mut [u8]);
+    /// Writes the answer to a packet, or `None` for none.
+    fn answer(
+        &mut self,
+        info: &PacketInfo,
+        packet: &[u8],
+        reply: &mut [u8],
+    ) -> Option<Answered<Self::Ticket>>;
+
+    /// Finishes an answer just before it is sent.
+    fn finish(&mut self, to: SocketAddr, ticket: Self::Ticket, reply: &mut [u8]);
+
+    /// With [`UdpOptions::transmit_stamps`]: when a packet went out. `packet` ends with its payload.
+    fn transmitted(&mut self, packet: &[u8], at: UnixTime);
 }
 
 /// A UDP socket for test packets.
@@ -87,10 +112,11 @@ pub struct TestSocket {
     tos: std::sync::atomic::AtomicU8,
     /// Which receive headers fit.
     kind: usize,
+    transmit_stamps: bool,
 }
 
-/// IPv4 or IPv6, bound to one address or to all.
-const KINDS: usize = 4;
+/// IPv4 or IPv6, bound to one address or to all, with transmit stamps or without.
+const KINDS: usize = 8;
 
 /// Buffers of a worker thread. Sockets come by thousands; a batch is read, handled and answered
 /// without waiting, so a thread needs one set.
@@ -100,14 +126,12 @@ struct Scratch {
     headers: [MultiHeaders<SockaddrStorage>; KINDS],
     packets: Vec<Vec<u8>>,
     replies: Vec<Vec<u8>>,
-    queue: Vec<Reply>,
 }
 
 #[derive(Clone, Copy)]
-struct Reply {
+struct Reply<T> {
     buffer: usize,
-    octets: usize,
-    tos: u8,
+    answered: Answered<T>,
     to: SocketAddr,
     from: Option<IpAddr>,
 }
@@ -122,7 +146,6 @@ impl Scratch {
             headers: std::array::from_fn(|_| receive_headers()),
             packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
-            queue: Vec::with_capacity(BATCH),
         }
     }
 }
@@ -130,7 +153,7 @@ impl Scratch {
 fn receive_headers() -> MultiHeaders<SockaddrStorage> {
     MultiHeaders::preallocate(
         BATCH,
-        Some(cmsg_space!(TimeSpec, libc::c_int, libc::c_int, libc::in6_pktinfo)),
+        Some(cmsg_space!(TimeSpec, [TimeSpec; 3], libc::c_int, libc::c_int, libc::in6_pktinfo)),
     )
 }
 
@@ -140,6 +163,11 @@ impl TestSocket {
         let socket = bound(address, options.interface)?;
         let ttl = if options.ttl == 0 { 255 } else { options.ttl };
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+        if options.transmit_stamps {
+            use nix::sys::socket::TimestampingFlag as Flag;
+            let flags = Flag::SOF_TIMESTAMPING_TX_SOFTWARE | Flag::SOF_TIMESTAMPING_SOFTWARE;
+            setsockopt(&socket, sockopt::Timestamping, &flags)?;
+        }
         let any_address = address.ip().is_unspecified();
         if address.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?;
@@ -162,7 +190,10 @@ impl TestSocket {
             local,
             any_address,
             tos: options.tos.into(),
-            kind: usize::from(address.is_ipv6()) * 2 + usize::from(any_address),
+            kind: usize::from(options.transmit_stamps) * 4
+                + usize::from(address.is_ipv6()) * 2
+                + usize::from(any_address),
+            transmit_stamps: options.transmit_stamps,
         })
     }
 
@@ -200,21 +231,22 @@ impl TestSocket {
             self.io.readable().await?;
             let done = self.io.try_io(Interest::READABLE, || {
                 SCRATCH.with_borrow_mut(|scratch| {
-                    let mut queue = std::mem::take(&mut scratch.queue);
-                    queue.clear();
+                    if self.transmit_stamps {
+                        receive_stamps(self.io.as_raw_fd(), &mut scratch.packets[0], answers);
+                    }
+                    let mut queue = Vec::with_capacity(BATCH);
                     let received = receive_batch(
                         self.io.as_raw_fd(),
                         self.kind,
                         scratch,
                         |info, packet, buffer, reply| {
-                            if let Some((octets, tos)) = answers.answer(info, packet, reply) {
+                            if let Some(answered) = answers.answer(info, packet, reply) {
                                 let (to, from) = (info.source, info.destination);
-                                queue.push(Reply { buffer, octets, tos, to, from });
+                                queue.push(Reply { buffer, answered, to, from });
                             }
                         },
                     );
                     let failed = self.send_replies(&queue, &mut scratch.replies, answers);
-                    scratch.queue = queue;
                     Ok(Reflected { received: received?, failed })
                 })
             });
@@ -225,19 +257,20 @@ impl TestSocket {
     }
 
     /// Sends replies in runs that share TOS and source address; returns how many were not taken.
-    fn send_replies(
+    fn send_replies<A: Answer>(
         &self,
-        queue: &[Reply],
+        queue: &[Reply<A::Ticket>],
         buffers: &mut [Vec<u8>],
-        answers: &mut impl Answer,
+        answers: &mut A,
     ) -> usize {
         let mut failed = 0;
-        for run in queue.chunk_by(|a, b| (a.tos, a.from) == (b.tos, b.from)) {
-            if let Err(error) = self.set_tos(run[0].tos) {
+        for run in queue.chunk_by(|a, b| (a.answered.tos, a.from) == (b.answered.tos, b.from)) {
+            if let Err(error) = self.set_tos(run[0].answered.tos) {
                 tracing::debug!(%error, "cannot set the TOS of replies");
             }
-            for reply in run {
-                answers.stamp(reply.to, &mut buffers[reply.buffer][..reply.octets]);
+            for Reply { buffer, answered, to, .. } in run {
+                let reply = &mut buffers[*buffer][..answered.octets];
+                answers.finish(*to, answered.ticket, reply);
             }
             let mut rest = run;
             while !rest.is_empty() {
@@ -269,9 +302,9 @@ impl TestSocket {
         Ok(())
     }
 
-    fn send_run(&self, run: &[Reply], buffers: &[Vec<u8>]) -> io::Result<usize> {
+    fn send_run<T>(&self, run: &[Reply<T>], buffers: &[Vec<u8>]) -> io::Result<usize> {
         let slices: Vec<[IoSlice<'_>; 1]> =
-            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.octets])]).collect();
+            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.answered.octets])]).collect();
         let addresses: Vec<Option<SockaddrStorage>> =
             run.iter().map(|reply| Some(reply.to.into())).collect();
         let send = |space: Option<Vec<u8>>, cmsgs: &[ControlMessage<'_>]| {
@@ -340,6 +373,7 @@ fn receive_batch(
                 ttl: None,
                 tos: None,
                 destination: None,
+                to_group: false,
             };
             match message.cmsgs() {
                 Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg)),
@@ -358,13 +392,39 @@ fn receive_batch(
     Ok(count)
 }
 
+/// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
+/// closed at the other end) are taken out as well, and are of no interest here.
+fn receive_stamps(fd: RawFd, buffer: &mut [u8], answers: &mut impl Answer) {
+    let mut space = cmsg_space!([TimeSpec; 3], libc::sock_extended_err, libc::sockaddr_in6);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    for _ in 0..BATCH {
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut space), flags);
+        let Ok(message) = message else { return };
+        let octets = message.bytes;
+        let stamp = message.cmsgs().ok().and_then(|mut cmsgs| {
+            cmsgs.find_map(|cmsg| match cmsg {
+                ControlMessageOwned::ScmTimestampsns(stamps) => Some(stamps.system),
+                _ => None,
+            })
+        });
+        if let Some(stamp) = stamp {
+            answers.transmitted(&buffer[..octets], to_time(&stamp));
+        }
+    }
+}
+
+fn to_time(stamp: &TimeSpec) -> UnixTime {
+    let seconds = (stamp.tv_sec() as u64).wrapping_mul(NANOS_PER_SECOND);
+    UnixTime(seconds.wrapping_add(stamp.tv_nsec() as u64))
+}
+
 impl PacketInfo {
     #[expect(clippy::wildcard_enum_match_arm, reason = "what was not asked for is of no use")]
     fn take(&mut self, cmsg: &ControlMessageOwned) {
         match cmsg {
             ControlMessageOwned::ScmTimestampns(stamp) => {
-                let seconds = (stamp.tv_sec() as u64).wrapping_mul(NANOS_PER_SECOND);
-                self.received = UnixTime(seconds.wrapping_add(stamp.tv_nsec() as u64));
+                self.received = to_time(stamp);
                 self.kernel_stamp = true;
             }
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
@@ -375,9 +435,13 @@ impl PacketInfo {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 self.destination =
                     Some(IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes()));
+                // For a broadcast or multicast, the local address is not what the packet names.
+                self.to_group = info.ipi_spec_dst.s_addr != info.ipi_addr.s_addr;
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
-                self.destination = Some(IpAddr::from(info.ipi6_addr.s6_addr));
+                let destination = IpAddr::from(info.ipi6_addr.s6_addr);
+                self.destination = Some(destination);
+                self.to_group = destination.is_multicast();
             }
             _ => {}
         }

@@ -2,4 +2,8 @@
 //! not have. `client` measures, `server` lets others measure.
 
 pub mod client;
+mod derivation;
+mod modes;
 pub mod server;
+
+pub use derivation::Derivation;

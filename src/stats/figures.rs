@@ -1,7 +1,7 @@
 //! Figures of several tests together.
 
 use super::Moments;
-use crate::proto::{DelayStats, Figures, Statistics, TestOutcome, TestResult};
+use crate::proto::{DelayStats, Figures, StampFigures, Statistics, TestOutcome, TestResult};
 
 /// Adds the figures of a later test. Counts add up, delays merge; what describes the latest packet
 /// is taken from the later test where it has one.
@@ -19,6 +19,8 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.packets_ignored, later.packets_ignored);
     sum(&mut into.kernel_receive_stamps, later.kernel_receive_stamps);
     sum(&mut into.samples_invalid, later.samples_invalid);
+    sum(&mut into.packets_not_genuine, later.packets_not_genuine);
+    sum(&mut into.reflector_stamps_corrected, later.reflector_stamps_corrected);
     // A direction that one test cannot tell leaves that of the others as they were.
     for (into, later) in
         [(&mut into.lost_egress, later.lost_egress), (&mut into.lost_ingress, later.lost_ingress)]
@@ -44,8 +46,25 @@ pub fn merge(into: &mut Figures, later: &Figures) {
         into.egress_ttl = later.egress_ttl;
         into.ingress_ttl = later.ingress_ttl;
         into.ingress_tos = later.ingress_tos;
+        into.egress_tos = later.egress_tos;
+    }
+    if let Some(later) = &later.stamp {
+        into.stamp = Some(merge_stamp(&into.stamp.take().unwrap_or_default(), later));
     }
     into.one_way_validity = into.one_way_validity.max(later.one_way_validity);
+}
+
+fn merge_stamp(into: &StampFigures, later: &StampFigures) -> StampFigures {
+    StampFigures {
+        replies_without_ssid: into.replies_without_ssid + later.replies_without_ssid,
+        replies_without_tlvs: into.replies_without_tlvs + later.replies_without_tlvs,
+        tlvs_unrecognised: into.tlvs_unrecognised + later.tlvs_unrecognised,
+        tlvs_malformed: into.tlvs_malformed + later.tlvs_malformed,
+        tlvs_not_genuine: into.tlvs_not_genuine + later.tlvs_not_genuine,
+        dscp_refused: into.dscp_refused + later.dscp_refused,
+        // The rest describes the latest reply.
+        ..later.clone()
+    }
 }
 
 fn merge_stats(into: &mut Option<DelayStats>, later: Option<&DelayStats>) {

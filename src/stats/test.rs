@@ -28,6 +28,10 @@ pub struct Sample {
     pub clock_stepped: bool,
     /// Sender TTL of the reply.
     pub egress_ttl: u8,
+    /// TOS with which the probe came to the reflector, where it tells.
+    pub egress_tos: Option<u8>,
+    /// T3 was corrected by what the reflector told later.
+    pub t3_followed_up: bool,
     /// TTL of the reply's own packet.
     pub ingress_ttl: Option<u8>,
     /// TOS of the reply's own packet.
@@ -113,11 +117,18 @@ impl TestFigures {
         self.counts.packets_ignored += 1;
     }
 
+    /// A packet with a wrong HMAC.
+    pub fn not_genuine(&mut self) {
+        self.counts.packets_not_genuine += 1;
+    }
+
     /// The first answer to a probe, in order of arrival.
     pub fn received(&mut self, sample: &Sample) {
         self.counts.probes_received += 1;
         self.counts.kernel_receive_stamps += u64::from(sample.kernel_receive_stamp);
+        self.counts.reflector_stamps_corrected += u64::from(sample.t3_followed_up);
         self.counts.egress_ttl = sample.egress_ttl.into();
+        self.counts.egress_tos = sample.egress_tos.map(u32::from);
         self.counts.ingress_ttl = sample.ingress_ttl.map_or(0, u32::from);
         self.counts.ingress_tos = sample.ingress_tos.map_or(0, u32::from);
         if self
@@ -189,7 +200,7 @@ impl TestFigures {
             reflector_processing: Some((&self.processing).into()),
             schedule_error: Some((&self.schedule_error).into()),
             interarrival_jitter_ns: self.jitter_16_ns >> 4,
-            ..self.counts
+            ..self.counts.clone()
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{model::limits::REVISIONS_KEPT, proto};
 
 const CACHE_OCTETS: u64 = 4 << 20;
 const CURRENT: &[u8] = b"current";
+const DIGEST_KEY: &[u8] = b"digest-key";
 
 /// A revision as it is kept.
 #[derive(Clone, PartialEq, Message)]
@@ -48,6 +49,16 @@ impl ConfigStore {
         let store = Self { engine, meta, pieces, current: Mutex::new(current) };
         store.remove_beyond(current)?;
         Ok(store)
+    }
+
+    /// The key of digests that stand for secrets: `fresh`, random, where there is none yet.
+    pub fn digest_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        if let Some(stored) = self.meta.get(DIGEST_KEY)? {
+            return stored.as_ref().try_into().map_err(|_| StoreError::Damaged("digest key"));
+        }
+        self.meta.insert(DIGEST_KEY, &fresh)?;
+        self.engine.flush_durably()?;
+        Ok(fresh)
     }
 
     /// The current revision; `None` where nothing was ever committed.

@@ -14,6 +14,7 @@ mod writer;
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -88,10 +89,14 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Makes the directory if it is not there, and locks it.
+    /// Makes the directory if it is not there, and locks it. It holds secrets: nobody else may look
+    /// into it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Directory { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(failed)?;
+        if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
+            tracing::debug!(%error, path = %path.display(), "permissions stay as they are");
+        }
         let file = fs::OpenOptions::new()
             .create(true)
             .truncate(false)

@@ -1,5 +1,7 @@
 //! The Error Estimate of RFC 4656 §4.1.2.
 
+use super::TimestampFormat;
+
 /// `S Z SSSSSS MMMMMMMM`: synchronised, timestamp format, scale, multiplier.
 /// The error is `multiplier · 2^(scale-32)` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +28,19 @@ impl ErrorEstimate {
     /// Whether the clock says that it is synchronised to UTC by an external source.
     pub fn is_synchronised(self) -> bool {
         self.0 & 0x8000 != 0
+    }
+
+    /// The format of the timestamps that it belongs to (RFC 8186 §2.3).
+    pub fn format(self) -> TimestampFormat {
+        if self.0 & 0x4000 == 0 { TimestampFormat::Ntp } else { TimestampFormat::Ptp }
+    }
+
+    /// The same estimate, of timestamps in this format.
+    pub fn with_format(self, format: TimestampFormat) -> Self {
+        match format {
+            TimestampFormat::Ntp => Self(self.0 & !0x4000),
+            TimestampFormat::Ptp => Self(self.0 | 0x4000),
+        }
     }
 
     /// A Multiplier of 0 marks a corrupt packet (RFC 4656 §4.1.2).

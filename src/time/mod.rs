@@ -3,9 +3,11 @@
 
 mod error_estimate;
 mod ntp;
+mod ptp;
 
 pub use error_estimate::ErrorEstimate;
 pub use ntp::NtpTimestamp;
+pub use ptp::PtpTimestamp;
 
 /// Nanoseconds in a second.
 pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
@@ -47,6 +49,34 @@ impl UnixTime {
         prost_types::Timestamp {
             seconds: (self.0 / NANOS_PER_SECOND) as i64,
             nanos: (self.0 % NANOS_PER_SECOND) as i32,
+        }
+    }
+}
+
+/// How a point in time is written in a test packet (RFC 8186 §2.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimestampFormat {
+    /// NTP, RFC 4656 §4.1.2.
+    #[default]
+    Ntp,
+    /// PTPv2, truncated.
+    Ptp,
+}
+
+impl TimestampFormat {
+    /// The octets of a point in time.
+    pub fn encode(self, time: UnixTime) -> u64 {
+        match self {
+            Self::Ntp => NtpTimestamp::from_unix(time).0,
+            Self::Ptp => PtpTimestamp::from_unix(time).0,
+        }
+    }
+
+    /// The point in time nearest to `near` that is written so; `None` where nothing is.
+    pub fn decode(self, octets: u64, near: UnixTime) -> Option<UnixTime> {
+        match self {
+            Self::Ntp => Some(NtpTimestamp(octets).to_unix(near)),
+            Self::Ptp => PtpTimestamp(octets).to_unix(near),
         }
     }
 }

@@ -6,7 +6,6 @@
 pub mod control_client;
 pub mod control_server;
 mod message_buffer;
-mod outstanding;
 pub mod reflector;
 pub mod schedule;
 pub mod sender;

@@ -8,14 +8,18 @@ use std::{
 };
 
 use super::{
-    reflector::{PacketMeta, Reflector, ReflectorSession, Verdict, stamp},
-    sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+    reflector::{PacketMeta, Reflector, ReflectorSession, Sessionless, Verdict},
+    sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender},
 };
 use crate::{
     model::Schedule,
     proto::{Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
-    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
-    wire::codes::Sid,
+    time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
+    wire::{
+        codes::{Modes, Sid},
+        crypto::SessionKeys,
+        format::PacketFormat,
+    },
 };
 
 const MS: u64 = 1_000_000;
@@ -39,6 +43,7 @@ struct Pair {
     reflector_offset_ns: i64,
     flights: BTreeMap<(Monotonic, u64), Arrival>,
     flown: u64,
+    reflected: u32,
     results: Vec<TestResult>,
     completed: bool,
     octets: usize,
@@ -63,12 +68,30 @@ fn lossless(delay_ns: u64) -> Path {
 
 impl Pair {
     fn new(config: SenderConfig, egress: Path, ingress: Path) -> Self {
+        Self::in_mode(Modes::UNAUTHENTICATED, [TimestampFormat::Ntp; 2], config, egress, ingress)
+    }
+
+    /// A pair that negotiated this mode; the sender writes times in the first format, the reflector
+    /// in the second.
+    fn in_mode(
+        mode: Modes,
+        timestamps: [TimestampFormat; 2],
+        config: SenderConfig,
+        egress: Path,
+        ingress: Path,
+    ) -> Self {
+        let format = || {
+            let keys = SessionKeys::new([3; 16], [4; 32]);
+            PacketFormat::negotiated(mode, Some(&keys), Sid([1; 16]))
+        };
         let now = Now { monotonic: Monotonic(SECOND), unix: UnixTime(1_700_000_000 * SECOND) };
-        let mut reflector = Reflector::new(862, None, Arc::default());
+        let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
         let spec = ReflectorSession {
             sid: Sid([1; 16]),
             sender: sender_address(),
             tos: 0,
+            format: format(),
+            timestamps: timestamps[1],
             refwait_ns: 900 * SECOND,
             counters: Arc::default(),
         };
@@ -76,7 +99,8 @@ impl Pair {
         reflector.start(Sid([1; 16]), now.monotonic);
         let octets = config.data_size.into();
         let mut sender = SessionSender::new(config);
-        sender.session_started(now);
+        let carrier = Carrier { format: format(), timestamps: timestamps[0], stamp: None };
+        sender.session_started(carrier, now);
         Self {
             now,
             sender,
@@ -86,6 +110,7 @@ impl Pair {
             reflector_offset_ns: 0,
             flights: BTreeMap::new(),
             flown: 0,
+            reflected: 0,
             results: Vec::new(),
             completed: false,
             octets,
@@ -102,7 +127,8 @@ impl Pair {
         while let Some(sequence) = self.sender.poll_probe(self.now.monotonic) {
             let mut packet = vec![0; self.octets];
             let t1 = self.now.unix;
-            SessionSender::write_probe(sequence, t1, ErrorEstimate(0x8001), &mut packet);
+            let now = self.now.monotonic;
+            self.sender.write_probe(t1, ErrorEstimate(0x8001), &mut packet, now);
             self.sender.probe_sent(t1, 1 << 40, self.now);
             for delay in (self.egress)(sequence) {
                 self.fly(delay, Arrival::AtReflector(packet.clone()));
@@ -151,7 +177,14 @@ impl Pair {
 
     fn reflect(&mut self, packet: &[u8]) {
         let clock = self.now.unix.plus_ns(self.reflector_offset_ns);
-        let meta = PacketMeta { source: sender_address(), received: clock, ttl: Some(251) };
+        let meta = PacketMeta {
+            source: sender_address(),
+            destination: SocketAddr::from(([127, 0, 0, 1], 862)),
+            to_group: false,
+            received: clock,
+            ttl: Some(251),
+            tos: Some(0xb9),
+        };
         let mut reply = vec![0; 2048];
         let verdict = self.reflector.handle(
             &meta,
@@ -160,11 +193,11 @@ impl Pair {
             self.now.monotonic,
             &mut reply,
         );
-        if let Verdict::Reply { octets, .. } = verdict {
+        if let Verdict::Reply { octets, finish, .. } = verdict {
             reply.truncate(octets);
-            stamp(&mut reply, NtpTimestamp::from_unix(clock.plus_ns(1_000)));
-            let sequence = u32::from_be_bytes([reply[0], reply[1], reply[2], reply[3]]);
-            for delay in (self.ingress)(sequence) {
+            self.reflector.finish(sender_address(), finish, &mut reply, clock.plus_ns(1_000));
+            self.reflected += 1;
+            for delay in (self.ingress)(self.reflected - 1) {
                 self.fly(delay, Arrival::AtSender(reply.clone()));
             }
         }
@@ -284,7 +317,7 @@ fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
         assert_eq!((result.cause(), result.attempts), (LossCause::Refused, 7));
         assert_eq!(result.figures.as_ref().unwrap().probes_not_sent, 100);
     }
-    pair.sender.session_started(pair.now);
+    pair.sender.session_started(Carrier::default(), pair.now);
     pair.run_until(Monotonic(20 * SECOND));
     assert_eq!(pair.results[3].outcome(), TestOutcome::Complete);
 }

@@ -10,8 +10,24 @@ pub struct Modes(pub u32);
 impl Modes {
     /// No security (RFC 4656 §3.1).
     pub const UNAUTHENTICATED: Self = Self(1);
+    /// Control encrypted, test packets authenticated (RFC 4656 §3.1).
+    pub const AUTHENTICATED: Self = Self(2);
+    /// Control and test packets encrypted (RFC 4656 §3.1).
+    pub const ENCRYPTED: Self = Self(4);
+    /// Control encrypted, test packets open (RFC 5618 §3.1).
+    pub const MIXED: Self = Self(8);
     /// The bits of which a client chooses exactly one (RFC 4656 §3.1, RFC 5618 §3.1).
     pub const SECURITY: Self = Self(0x0f);
+    /// Individual session control (RFC 5938).
+    pub const INDIVIDUAL_SESSION_CONTROL: Self = Self(16);
+    /// Reflect octets (RFC 6038).
+    pub const REFLECT_OCTETS: Self = Self(32);
+    /// Symmetrical size (RFC 6038).
+    pub const SYMMETRICAL_SIZE: Self = Self(64);
+    /// DSCP and ECN monitoring (RFC 7750).
+    pub const DSCP_ECN_MONITORING: Self = Self(256);
+    /// Timestamps in PTPv2 format are understood (RFC 8186).
+    pub const PTP_TIMESTAMPS: Self = Self(512);
 
     /// Whether all bits of `other` are set here.
     pub fn contains(self, other: Self) -> bool {
@@ -20,7 +36,55 @@ impl Modes {
 
     /// The security bits alone.
     pub fn security(self) -> Self {
-        Self(self.0 & Self::SECURITY.0)
+        self.and(Self::SECURITY)
+    }
+
+    /// The bits of extensions alone.
+    pub fn extensions(self) -> Self {
+        Self(self.0 & !Self::SECURITY.0)
+    }
+
+    /// The bits that are in both.
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The bits that are in either.
+    pub fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether the control connection is encrypted.
+    pub fn is_protected(self) -> bool {
+        let protected = Self(Self::AUTHENTICATED.0 | Self::ENCRYPTED.0 | Self::MIXED.0);
+        self.and(protected).0 != 0
+    }
+}
+
+impl fmt::Display for Modes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [&str; 10] = [
+            "unauthenticated",
+            "authenticated",
+            "encrypted",
+            "control-only-encrypted",
+            "individual session control",
+            "reflect octets",
+            "symmetrical size",
+            "IKEv2-derived keys",
+            "DSCP and ECN monitoring",
+            "PTPv2 timestamps",
+        ];
+        write!(f, "{:#x}", self.0)?;
+        let set = (0..32).filter(|bit| self.0 >> bit & 1 == 1);
+        for (index, bit) in set.enumerate() {
+            f.write_str(if index == 0 { " (" } else { ", " })?;
+            match NAMES.get(bit) {
+                Some(name) => f.write_str(name)?,
+                None => write!(f, "bit {bit}")?,
+            }
+        }
+        f.write_str(if self.0 == 0 { "" } else { ")" })
     }
 }
 
@@ -77,6 +141,14 @@ impl Command {
     pub const RESERVED_FETCH: Self = Self(4);
     /// Request-TW-Session.
     pub const REQUEST_TW_SESSION: Self = Self(5);
+    /// Start-N-Sessions (RFC 5938).
+    pub const START_N_SESSIONS: Self = Self(7);
+    /// Start-N-Ack (RFC 5938).
+    pub const START_N_ACK: Self = Self(8);
+    /// Stop-N-Sessions (RFC 5938).
+    pub const STOP_N_SESSIONS: Self = Self(9);
+    /// Stop-N-Ack (RFC 5938).
+    pub const STOP_N_ACK: Self = Self(10);
 }
 
 /// Session identifier (RFC 4656 §3.5).

@@ -46,15 +46,34 @@ impl ServerGreeting {
 pub struct SetUpResponse {
     /// Mode chosen.
     pub mode: be::U32,
-    key_id: [u8; 80],
-    token: [u8; 64],
-    client_iv: [u8; 16],
+    key_id: [u8; KEY_ID_OCTETS],
+    /// Challenge and keys, encrypted.
+    pub token: [u8; 64],
+    /// IV of what the client sends from here on.
+    pub client_iv: [u8; 16],
 }
+
+/// Room for a KeyID, which may fill it without an end mark.
+pub const KEY_ID_OCTETS: usize = 80;
 
 impl SetUpResponse {
     /// The answer that chooses a mode without keys.
     pub fn unauthenticated(mode: u32) -> Self {
-        Self { mode: mode.into(), key_id: [0; 80], token: [0; 64], client_iv: [0; 16] }
+        Self { mode: mode.into(), key_id: [0; KEY_ID_OCTETS], token: [0; 64], client_iv: [0; 16] }
+    }
+
+    /// The answer that chooses a mode with keys. A `key_id` of more than 80 octets is cut.
+    pub fn protected(mode: u32, key_id: &[u8], token: [u8; 64], client_iv: [u8; 16]) -> Self {
+        let mut response = Self { mode: mode.into(), key_id: [0; KEY_ID_OCTETS], token, client_iv };
+        let octets = key_id.len().min(KEY_ID_OCTETS);
+        response.key_id[..octets].copy_from_slice(&key_id[..octets]);
+        response
+    }
+
+    /// The KeyID without the zeros behind it.
+    pub fn key_id(&self) -> &[u8] {
+        let end = self.key_id.iter().rposition(|octet| *octet != 0).map_or(0, |last| last + 1);
+        &self.key_id[..end]
     }
 }
 
@@ -69,13 +88,17 @@ pub struct ServerStart {
     mbz: [u8; 15],
     /// Accept value.
     pub accept: u8,
-    server_iv: [u8; 16],
+    /// IV of what the server sends from octet 32 of this message on.
+    pub server_iv: [u8; 16],
     /// NTP timestamp of the start of this server; zero where refused.
     pub start_time: be::U64,
     mbz_2: [u8; 8],
 }
 
 impl ServerStart {
+    /// Octets before the part that is encrypted in modes with keys.
+    pub const CLEAR_OCTETS: usize = 32;
+
     /// Without keys.
     pub fn unauthenticated(accept: u8, start_time: u64) -> Self {
         Self {
@@ -85,6 +108,11 @@ impl ServerStart {
             start_time: start_time.into(),
             mbz_2: [0; 8],
         }
+    }
+
+    /// An acceptance in a mode with keys, before its last block is encrypted.
+    pub fn protected(server_iv: [u8; 16], start_time: u64) -> Self {
+        Self { server_iv, ..Self::unauthenticated(0, start_time) }
     }
 }
 

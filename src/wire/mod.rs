@@ -1,11 +1,16 @@
-//! Messages and packets, octet by octet (RFC 4656, RFC 5357). Plain layouts: nothing here decides,
-//! allocates, or knows sockets. Reserved fields are written as zero and ignored when read.
+//! Messages and packets, octet by octet (RFC 4656, RFC 5357 and their extensions, RFC 8762, RFC 8972).
+//! Layouts and cryptography: nothing here decides, or knows sockets. Reserved fields are written as
+//! zero and ignored when read.
 
 pub mod codes;
 pub mod control;
+pub mod crypto;
+pub mod format;
 pub mod greeting;
+pub mod individual;
 pub mod request;
 pub mod test;
+pub mod tlv;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -45,8 +45,10 @@ pub struct RequestTwSession {
     pub timeout: be::U64,
     /// Type-P Descriptor.
     pub type_p: be::U32,
-    reflected_octets: be::U16,
-    reflected_length: be::U16,
+    /// What Accept-Session is to repeat (RFC 6038 §4.2); 0 where not negotiated.
+    pub reflected_octets: be::U16,
+    /// Octets of padding to be reflected (RFC 6038 §4.2); 0 where not negotiated.
+    pub reflected_length: be::U16,
     mbz: [u8; 4],
     hmac: [u8; 16],
 }
@@ -95,8 +97,10 @@ pub struct AcceptSession {
     pub port: be::U16,
     /// Session identifier; 0 where refused.
     pub sid: [u8; 16],
-    reflected_octets: be::U16,
-    server_octets: be::U16,
+    /// Copy of the request's (RFC 6038 §4.3); 0 where not negotiated.
+    pub reflected_octets: be::U16,
+    /// What each probe is to begin its padding with (RFC 6038 §4.3); 0 for nothing.
+    pub server_octets: be::U16,
     mbz_2: [u8; 8],
     hmac: [u8; 16],
 }

@@ -12,5 +12,6 @@
 mod control_client;
 mod control_server;
 mod live;
+mod options;
 mod test_packets;
 mod vectors;

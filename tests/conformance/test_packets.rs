@@ -8,15 +8,18 @@ use std::{
 use twamp_agent::{
     model::Schedule,
     proto::{TestOutcome, TestResult},
-    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, TimestampFormat, UnixTime},
     twamp::{
         reflector::{
-            Ended, LightPolicy, PacketMeta, Reflector, ReflectorCounters, ReflectorSession,
-            Verdict, stamp,
+            Ended, Finish, LightPolicy, PacketMeta, Reflector, ReflectorCounters, ReflectorSession,
+            Sessionless, Verdict,
         },
-        sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+        sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender},
     },
-    wire::codes::Sid,
+    wire::{
+        codes::Sid,
+        format::{PacketFormat, ProbeHeader},
+    },
 };
 
 use super::vectors::{octets, vector};
@@ -31,23 +34,41 @@ fn sender() -> SocketAddr {
 
 fn spec(sid: Sid, sender: SocketAddr) -> ReflectorSession {
     let refwait_ns = 900 * SECOND_NS;
-    ReflectorSession { sid, sender, tos: 184, refwait_ns, counters: Arc::default() }
+    ReflectorSession {
+        sid,
+        sender,
+        tos: 184,
+        format: PacketFormat::open(),
+        timestamps: TimestampFormat::Ntp,
+        refwait_ns,
+        counters: Arc::default(),
+    }
 }
 
 fn reflector() -> Reflector {
-    let mut reflector = Reflector::new(862, None, Arc::default());
+    let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
     assert!(reflector.add(spec(SID, sender()), Monotonic(0)));
     reflector.start(SID, Monotonic(0));
     reflector
 }
 
 fn meta(source: SocketAddr) -> PacketMeta {
-    PacketMeta { source, received: START, ttl: Some(77) }
+    PacketMeta {
+        source,
+        destination: SocketAddr::from(([192, 0, 2, 2], 862)),
+        to_group: false,
+        received: START,
+        ttl: Some(77),
+        tos: Some(0),
+    }
 }
 
 fn probe(sequence: u32, octets: usize) -> Vec<u8> {
     let mut packet: Vec<u8> = (0..octets.max(14)).map(|i| i as u8).collect();
-    SessionSender::write_probe(sequence, START, ErrorEstimate(0x8a64), &mut packet);
+    let timestamp = NtpTimestamp::from_unix(START).0;
+    let error_estimate = ErrorEstimate(0x8a64);
+    let probe = ProbeHeader { sequence, timestamp, error_estimate, ssid: 0 };
+    PacketFormat::open().write_probe(&probe, &mut packet);
     packet.truncate(octets);
     packet
 }
@@ -61,9 +82,9 @@ fn reflect(
     let mut reply = vec![0xee; 65_536];
     let estimate = ErrorEstimate::new(true, 1000);
     match reflector.handle(&meta(source), packet, estimate, Monotonic(at), &mut reply) {
-        Verdict::Reply { octets, tos } => {
+        Verdict::Reply { octets, tos, finish } => {
             assert_eq!(tos, 184);
-            stamp(&mut reply, NtpTimestamp::from_unix(START.plus_ns(50)));
+            reflector.finish(source, finish, &mut reply, START.plus_ns(50));
             Some(reply[..octets].to_vec())
         }
         _ => None,
@@ -88,7 +109,7 @@ fn conformance_061_062_packets_are_answered_for_the_timeout_after_stop() {
 #[test]
 fn conformance_056_packets_before_start_are_dropped() {
     let counters = Arc::new(ReflectorCounters::default());
-    let mut reflector = Reflector::new(862, None, counters.clone());
+    let mut reflector = Reflector::new(862, Sessionless::Nobody, counters.clone());
     assert!(reflector.add(spec(SID, sender()), Monotonic(0)));
     assert!(reflect(&mut reflector, sender(), &probe(0, 41), 0).is_none());
     assert_eq!(counters.not_started.load(Relaxed), 1);
@@ -194,7 +215,8 @@ fn conformance_093_light_without_state_copies_the_number() {
         refwait_ns: 900 * SECOND_NS,
     };
     let numbers = |stateful| -> Vec<u32> {
-        let mut reflector = Reflector::new(862, Some(policy(stateful)), Arc::default());
+        let mut reflector =
+            Reflector::new(862, Sessionless::Light(policy(stateful)), Arc::default());
         let mut reply = vec![0; 64];
         [4, 9, 2]
             .into_iter()
@@ -202,7 +224,7 @@ fn conformance_093_light_without_state_copies_the_number() {
                 let (meta, packet) = (meta(sender()), probe(sequence, 41));
                 let estimate = ErrorEstimate::UNSYNCHRONISED;
                 let verdict = reflector.handle(&meta, &packet, estimate, Monotonic(0), &mut reply);
-                assert_eq!(verdict, Verdict::Reply { octets: 41, tos: 0 });
+                assert_eq!(verdict, Verdict::Reply { octets: 41, tos: 0, finish: Finish::Light });
                 number(&reply)
             })
             .collect()
@@ -218,7 +240,7 @@ fn two_light_reflectors_do_not_answer_each_other() {
         stateful: false,
         refwait_ns: SECOND_NS,
     };
-    let mut reflector = Reflector::new(862, Some(everybody), Arc::default());
+    let mut reflector = Reflector::new(862, Sessionless::Light(everybody), Arc::default());
     let mut reply = vec![0; 64];
     let other = SocketAddr::from(([192, 0, 2, 7], 862));
     let estimate = ErrorEstimate::UNSYNCHRONISED;
@@ -244,7 +266,7 @@ impl Sending {
             data_size: 41,
             reflector_counts: true,
         });
-        machine.session_started(now);
+        machine.session_started(Carrier::default(), now);
         Self { machine, now }
     }
 
@@ -257,10 +279,11 @@ impl Sending {
     /// Sends what is due; the packets.
     fn send(&mut self) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
-        while let Some(sequence) = self.machine.poll_probe(self.now.monotonic) {
+        while self.machine.poll_probe(self.now.monotonic).is_some() {
             let mut packet = vec![0; 41];
             let t1 = self.now.unix;
-            SessionSender::write_probe(sequence, t1, ErrorEstimate::new(true, 10), &mut packet);
+            let (estimate, now) = (ErrorEstimate::new(true, 10), self.now.monotonic);
+            self.machine.write_probe(t1, estimate, &mut packet, now);
             self.machine.probe_sent(t1, 0, self.now);
             packets.push(packet);
         }
@@ -313,7 +336,7 @@ fn conformance_097_what_is_no_answer_is_counted_and_ends_nothing() {
     }
     sending.receive(&good);
     let result = sending.result();
-    let figures = result.figures.unwrap();
+    let figures = result.figures.clone().unwrap();
     assert_eq!((figures.packets_ignored, figures.probes_received), (5, 1));
     assert_eq!(result.outcome(), TestOutcome::Complete);
 }
@@ -381,13 +404,13 @@ fn a_day_without_a_server() {
     let expected = sending.now.monotonic.since_ns(start) / 1_190_000_000;
     assert!((unreachable.len() as u64).abs_diff(expected) <= 1, "{}", unreachable.len());
     for result in &unreachable {
-        let figures = result.figures.unwrap();
+        let figures = result.figures.clone().unwrap();
         assert_eq!((figures.probes_not_sent, figures.probes_sent), (10, 0));
         assert_eq!(result.cause(), LossCause::Refused);
     }
     assert!(unreachable.last().unwrap().attempts > 86_390);
     // Back again: it measures at once.
-    sending.machine.session_started(sending.now);
+    sending.machine.session_started(Carrier::default(), sending.now);
     assert!(sending.machine.poll_probe(sending.now.monotonic).is_some());
 }
 
@@ -413,7 +436,7 @@ fn a_stopped_test_waits_for_what_is_under_way() {
     for (answer, received, lost) in [(true, 1, 0), (false, 0, 1)] {
         let result = stopped(answer);
         assert_eq!(result.outcome(), TestOutcome::Stopped);
-        let figures = result.figures.unwrap();
+        let figures = result.figures.clone().unwrap();
         assert_eq!((figures.probes_received, figures.probes_lost), (received, lost));
         assert_eq!((figures.probes_sent, figures.probes_not_sent), (1, 4));
     }

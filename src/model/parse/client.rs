@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    super::{ControlConnection, ControlType, Schedule, TestSession, limits},
+    super::{ControlConnection, ControlType, Extensions, Schedule, TestSession, limits},
     Check,
+    security::ClientSecurity,
 };
 use crate::proto;
 
@@ -42,6 +43,7 @@ impl Check {
         let labels = self.labels(&c.labels);
         let control_type = match self.enumeration("control_type", c.control_type) {
             proto::ControlType::Light => ControlType::Light,
+            proto::ControlType::Stamp => ControlType::Stamp,
             proto::ControlType::Unspecified | proto::ControlType::Managed => ControlType::Managed,
         };
         let managed = control_type == ControlType::Managed;
@@ -52,7 +54,7 @@ impl Check {
         if !managed && c.destination_port.is_some() {
             self.report(
                 "destination_port",
-                "is the TCP port of a server, which a LIGHT connection has not; give the UDP port \
+                "is the TCP port of a server, which LIGHT and STAMP have not; give the UDP port \
                  in the session",
             );
         }
@@ -67,7 +69,8 @@ impl Check {
             given => self.duration("connect_timeout", given, &limits::CONNECT_TIMEOUT),
         };
         let source_address = self.address("source_address", &c.source_address);
-        let sessions = self.sessions(c, managed);
+        let security = self.client_security(c, control_type);
+        let sessions = self.sessions(c, control_type, &security);
         ControlConnection {
             name: c.name.clone(),
             inactive: c.inactive,
@@ -84,6 +87,15 @@ impl Check {
                 == proto::TestStart::Manual,
             keepalive: self.keepalive(c.tcp_keepidle, c.tcp_keepintvl, c.tcp_keepcnt),
             connect_timeout_ns,
+            authentication: security.mode,
+            key_id: security.key_id,
+            secret: security.secret,
+            maximum_count: self.number(
+                "maximum_key_derivation_count",
+                c.maximum_key_derivation_count,
+                &limits::MAXIMUM_KEY_DERIVATION_COUNT,
+            ) as u32,
+            extensions: self.extensions(c.extensions.as_ref(), Extensions::CLIENT),
             sessions: sessions
                 .into_iter()
                 .map(|mut session| {
@@ -102,8 +114,10 @@ impl Check {
     pub(super) fn sessions(
         &mut self,
         c: &proto::ControlConnection,
-        managed: bool,
+        control_type: ControlType,
+        security: &ClientSecurity,
     ) -> Vec<TestSession> {
+        let managed = control_type == ControlType::Managed;
         let count = c.test_sessions.len();
         if count == 0 || count > limits::MAXIMUM_SESSIONS_PER_CONNECTION {
             self.report(
@@ -115,7 +129,7 @@ impl Check {
         let mut sessions = Vec::new();
         for (index, session) in c.test_sessions.iter().enumerate() {
             self.at(format!("test_sessions[{index}]"), |check| {
-                let parsed = check.session(session);
+                let parsed = check.session(session, control_type, security);
                 if !names.insert(&session.name) {
                     check.duplicate(&session.name);
                 }
@@ -133,8 +147,14 @@ impl Check {
         sessions
     }
 
-    pub(super) fn session(&mut self, s: &proto::TestSession) -> TestSession {
+    pub(super) fn session(
+        &mut self,
+        s: &proto::TestSession,
+        control_type: ControlType,
+        security: &ClientSecurity,
+    ) -> TestSession {
         self.name(&s.name);
+        let stamp = self.stamp_session(s, control_type, security);
         TestSession {
             name: s.name.clone(),
             labels: self.labels(&s.labels),
@@ -142,7 +162,10 @@ impl Check {
             destination_port: self.optional_port("destination_port", s.destination_port),
             source_address: self.address("source_address", &s.source_address),
             source_port: self.optional_port("source_port", s.source_port),
-            data_size: self.number("data_size", s.data_size, &limits::DATA_SIZE) as u16,
+            data_size: self.data_size(s, stamp.as_ref(), security.mode),
+            timestamps: self.timestamps(s, control_type),
+            reflected_padding: self.reflected_padding(s, control_type),
+            stamp,
             zero_padding: s.data_fill_with_zeros,
             dscp: self.dscp("dscp_code_points", &s.dscp_code_points),
             ttl: self.number("ttl", s.ttl, &limits::TTL) as u8,

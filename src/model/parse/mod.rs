@@ -3,7 +3,9 @@
 
 mod client;
 mod fields;
+mod security;
 mod server;
+mod stamp;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -47,10 +49,12 @@ pub fn warnings(config: &AgentConfig) -> Vec<String> {
     let mut warnings = Vec::new();
     for connection in config.connections.values() {
         for session in &connection.sessions {
-            if session.data_size < 41 {
+            let protected = connection.authentication.protects_test_packets();
+            let reply = if protected { 112 } else { 41 };
+            if session.data_size < reply {
                 warnings.push(format!(
-                    "client/{}: session {} sends {} octets and gets 41 back: loss and delay of \
-                     unequal packets; data_size of 41 or more makes them equal",
+                    "client/{}: session {} sends {} octets and gets {reply} back: loss and delay \
+                     of unequal packets; data_size of {reply} or more makes them equal",
                     connection.name, session.name, session.data_size
                 ));
             }

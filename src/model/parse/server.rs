@@ -5,7 +5,10 @@ use std::{collections::HashSet, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    super::{ClientList, LightServer, ListenAddress, ServerConfig, TestPort, limits},
+    super::{
+        AuthenticationMode, ClientList, Extensions, LightServer, ListenAddress, ServerConfig,
+        TestPort, limits,
+    },
     Check,
 };
 use crate::proto;
@@ -13,12 +16,38 @@ use crate::proto;
 impl Check {
     pub(super) fn server(&mut self, s: &proto::ServerConfig) -> Option<ServerConfig> {
         let light = s.light.as_ref().map(|light| self.at("light", |check| check.light(light)));
+        let stamp = s.stamp.as_ref().map(|stamp| self.at("stamp", |c| c.stamp_server(stamp)));
+        if let (Some(light), Some(stamp)) = (&light, &stamp)
+            && light.listen.iter().any(|address| stamp.listen.contains(address))
+        {
+            self.report(
+                "stamp.listen",
+                "an address is that of `light`, too: it answers one of them",
+            );
+        }
         let all = [proto::ListenAddress::default()];
-        let listen = match (&s.listen[..], &light) {
-            ([], Some(_)) => Vec::new(),
-            ([], None) => self.listen(&all),
-            (given, _) => self.listen(given),
+        let listen = match &s.listen[..] {
+            [] if light.is_some() || stamp.is_some() => Vec::new(),
+            [] => self.listen(&all),
+            given => self.listen(given),
         };
+        let authentication_modes = self.authentication_modes(&s.authentication_modes);
+        let keys = self.key_chains(&s.key_chains);
+        let needs_keys = authentication_modes.iter().any(|mode| *mode != AuthenticationMode::None);
+        if needs_keys && keys.is_empty() {
+            self.report("key_chains", "required: a mode other than NONE needs keys of clients");
+        }
+        let key_derivation_count = self.number(
+            "key_derivation_count",
+            s.key_derivation_count,
+            &limits::KEY_DERIVATION_COUNT,
+        );
+        if !key_derivation_count.is_power_of_two() {
+            self.report(
+                "key_derivation_count",
+                format!("{key_derivation_count} is not a power of two (RFC 4656 section 3.1)"),
+            );
+        }
         let client_lists = self.client_lists(&s.client_list);
         if !listen.is_empty() && s.client_list.is_empty() {
             self.report(
@@ -65,6 +94,12 @@ impl Check {
                 self.at("test_port", |check| check.test_port(port))
             }),
             light,
+            stamp,
+            authentication_modes,
+            keys,
+            key_derivation_count: key_derivation_count as u32,
+            extensions: self.extensions(s.extensions.as_ref(), Extensions::SERVER),
+            timestamps: self.timestamp_format(s.timestamp_format),
             refwait_ns: self.duration("refwait", s.refwait, &limits::REFWAIT),
         };
         (!s.inactive).then_some(config)
@@ -133,13 +168,9 @@ impl Check {
         }
         let mut parsed = Vec::new();
         for (index, text) in prefixes.iter().enumerate() {
-            let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            match prefix {
+            match prefix(text) {
                 Ok(prefix) => parsed.push(prefix),
-                Err(_) => self.report(
-                    &format!("prefixes[{index}]"),
-                    format!("{text:?} is not a prefix such as 192.0.2.0/24 or 2001:db8::/32"),
-                ),
+                Err(description) => self.report(&format!("prefixes[{index}]"), description),
             }
         }
         parsed
@@ -173,4 +204,13 @@ impl Check {
             TestPort::Auto { shared_port }
         }
     }
+}
+
+/// A prefix, or a lone address as one.
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    prefix.map_err(|_| {
+        let shown: String = text.chars().take(80).collect();
+        format!("{shown:?} is not a prefix such as 192.0.2.0/24 or 2001:db8::/32")
+    })
 }

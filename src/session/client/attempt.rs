@@ -3,7 +3,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 
@@ -15,17 +14,29 @@ use tokio::{
 
 use super::{failure::Failure, status::Status};
 use crate::{
-    model::{ControlConnection, Endpoint, TestSession},
+    model::{ControlConnection, Endpoint, Extensions, StampSession, TestSession},
     net::{
-        TestSocket, UdpOptions, clock, resolve,
+        TestSocket, UdpOptions, clock, random, resolve,
         tcp::{self, ConnectOptions},
     },
     proto::{ConnectionState, LossCause},
-    twamp::control_client::{ClientAction, ControlClient, SessionRequest},
-    wire::{codes::Sid, test::SENDER_PACKET_OCTETS},
+    session::{Derivation, modes},
+    time::TimestampFormat,
+    twamp::{
+        control_client::{
+            AcceptedSession, ClientAction, ClientOptions, ControlClient, SessionRequest,
+        },
+        sender::{Carrier, StampSender},
+    },
+    wire::{
+        codes::{Modes, Sid},
+        crypto::SessionKeys,
+    },
 };
 
 const READ_OCTETS: usize = 1024;
+/// How long the end of a connection may take that is closed anyway.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// A session with its socket.
 #[derive(Debug)]
@@ -33,6 +44,10 @@ pub(super) struct OpenSession {
     pub(super) socket: TestSocket,
     pub(super) remote: SocketAddr,
     pub(super) sid: Option<Sid>,
+    /// What its packets look like.
+    pub(super) carrier: Carrier,
+    /// What the padding of each probe begins with (RFC 6038 §4.3).
+    pub(super) padding_start: Option<[u8; 2]>,
 }
 
 /// A control connection with all its sessions started.
@@ -46,7 +61,9 @@ pub(super) struct Established {
 /// Makes one attempt.
 pub(super) async fn managed(
     config: &ControlConnection,
-    status: &Arc<Status>,
+    extensions: Extensions,
+    status: &Status,
+    derivation: &Derivation,
 ) -> Result<Established, Failure> {
     let stream = connect(config, status).await?;
     status.state(ConnectionState::Negotiating, clock::now());
@@ -60,15 +77,32 @@ pub(super) async fn managed(
         sessions.push(open);
         requests.push(request);
     }
-    let machine = ControlClient::new(requests, config.connect_timeout_ns, clock::monotonic());
+    let options = ClientOptions {
+        security: modes::security(config.authentication),
+        extensions: modes::extensions(extensions),
+        key_id: config.key_id.clone(),
+        maximum_count: config.maximum_count,
+        response_timeout_ns: config.connect_timeout_ns,
+        keys: SessionKeys::new(random::octets(), random::octets()),
+        client_iv: random::octets(),
+        reflected_octets: u16::from_ne_bytes(random::octets()),
+    };
+    let machine = ControlClient::new(requests, options, clock::monotonic());
     let mut established = Established { stream, machine, sessions };
-    established.negotiate().await?;
-    status.mode(established.machine.mode());
+    let negotiated = established.negotiate(config, derivation).await;
+    let mode = established.machine.mode();
+    negotiated.map_err(|failure| match mode.extensions().0 {
+        0 => failure,
+        _ => failure.with_extensions(),
+    })?;
+    status.mode(mode.0);
     Ok(established)
 }
 
 /// Opens the sockets of sessions that nothing is negotiated for.
-pub(super) async fn light(config: &ControlConnection) -> Result<Vec<OpenSession>, Failure> {
+pub(super) async fn without_control(
+    config: &ControlConnection,
+) -> Result<Vec<OpenSession>, Failure> {
     let mut sessions = Vec::with_capacity(config.sessions.len());
     for session in &config.sessions {
         let source = session.source_address.or(config.source_address);
@@ -79,9 +113,28 @@ pub(super) async fn light(config: &ControlConnection) -> Result<Vec<OpenSession>
         let remote = first_address(target, port, source).await?;
         let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
         let socket = bind(config, session, source.unwrap_or(any))?;
-        sessions.push(OpenSession { socket, remote, sid: None });
+        let carrier = session
+            .stamp
+            .as_ref()
+            .map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
+        sessions.push(OpenSession { socket, remote, sid: None, carrier, padding_start: None });
     }
     Ok(sessions)
+}
+
+fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
+    let ssid = stamp.ssid.unwrap_or_else(|| u16::from_ne_bytes(random::octets()).max(1));
+    let padding = |octets: &mut [u8]| {
+        if !session.zero_padding {
+            random::fill(octets);
+        }
+    };
+    let sender = StampSender::new(stamp.clone(), ssid, session.data_size.into(), padding);
+    Carrier {
+        format: sender.format(),
+        timestamps: session.timestamps,
+        stamp: Some(Box::new(sender)),
+    }
 }
 
 /// Opens the TCP connection to the first address that takes it, all within `connect_timeout`.
@@ -157,12 +210,16 @@ async fn open(
         sender_port: port,
         receiver_address: if remote == server { unspecified } else { remote },
         receiver_port: session.destination_port.unwrap_or(port),
-        padding_length: u32::from(session.data_size) - SENDER_PACKET_OCTETS as u32,
+        data_size: session.data_size,
+        reflected_length: session.reflected_padding,
         dscp: session.dscp.value(),
         timeout_ns: session.loss_timeout_ns,
     };
     // The port comes with Accept-Session.
-    Ok((OpenSession { socket, remote: SocketAddr::new(remote, 0), sid: None }, request))
+    let remote = SocketAddr::new(remote, 0);
+    let carrier = Carrier { timestamps: session.timestamps, ..Carrier::default() };
+    let open = OpenSession { socket, remote, sid: None, carrier, padding_start: None };
+    Ok((open, request))
 }
 
 fn bind(
@@ -175,6 +232,7 @@ fn bind(
         interface: config.interface.as_deref(),
         tos: session.dscp.tos(),
         ttl: session.ttl,
+        transmit_stamps: false,
     };
     TestSocket::bind(address, &options)
         .map_err(|error| Failure::local(&format!("{}: UDP {address}", session.name), &error))
@@ -191,20 +249,43 @@ async fn first_address(
 }
 
 impl Established {
-    async fn negotiate(&mut self) -> Result<(), Failure> {
+    async fn negotiate(
+        &mut self,
+        config: &ControlConnection,
+        derivation: &Derivation,
+    ) -> Result<(), Failure> {
         loop {
             while let Some(action) = self.machine.poll_action() {
                 match action {
                     ClientAction::Send(octets) => self.write(&octets).await?,
-                    ClientAction::Accepted { index, port, sid } => {
-                        self.sessions[index].remote.set_port(port);
-                        self.sessions[index].sid = Some(sid);
+                    ClientAction::DeriveKey { salt, count } => {
+                        let secret = config.secret.clone().unwrap_or_default();
+                        let keys = derivation.derive(vec![secret], salt, count).await;
+                        let Some(key) = keys.and_then(|mut keys| keys.pop()) else {
+                            let detail = "the key could not be derived";
+                            return Err(Failure::new(LossCause::Local, detail));
+                        };
+                        self.machine.key_derived(&key, clock::monotonic());
                     }
+                    ClientAction::Accepted(accepted) => self.accepted(accepted),
                     ClientAction::Started => return Ok(()),
+                    ClientAction::Stopped => return Err(Failure::closed_by_server()),
                     ClientAction::Failed(error) => return Err(error.into()),
                 }
             }
             self.read().await?;
+        }
+    }
+
+    fn accepted(&mut self, accepted: AcceptedSession) {
+        let ptp = self.machine.mode().contains(Modes::PTP_TIMESTAMPS);
+        let session = &mut self.sessions[accepted.index];
+        session.remote.set_port(accepted.port);
+        session.sid = Some(accepted.sid);
+        session.carrier.format = accepted.format;
+        session.padding_start = accepted.server_octets;
+        if !ptp {
+            session.carrier.timestamps = TimestampFormat::Ntp;
         }
     }
 
@@ -223,17 +304,29 @@ impl Established {
         }
     }
 
-    /// Stop-Sessions, and the end of the connection.
+    /// Stop-Sessions, its acknowledgement where there is one, and the end of the connection.
     pub(super) async fn stop(mut self) {
-        self.machine.stop();
-        while let Some(action) = self.machine.poll_action() {
-            if let ClientAction::Send(octets) = action
-                && let Err(failure) = self.write(&octets).await
-            {
-                tracing::debug!(detail = failure.detail, "Stop-Sessions was not sent");
+        self.machine.stop(clock::monotonic());
+        let stopped = timeout(STOP_LIMIT, async {
+            loop {
+                while let Some(action) = self.machine.poll_action() {
+                    match action {
+                        ClientAction::Send(octets) => self.write(&octets).await?,
+                        ClientAction::Stopped => return Ok(()),
+                        ClientAction::Failed(error) => return Err(error.into()),
+                        ClientAction::DeriveKey { .. }
+                        | ClientAction::Accepted(_)
+                        | ClientAction::Started => {}
+                    }
+                }
+                self.read().await?;
             }
+        });
+        let outcome: Result<Result<(), Failure>, _> = stopped.await;
+        if let Ok(Err(failure)) = outcome {
+            tracing::debug!(detail = failure.detail, "sessions not stopped in form");
         }
-        let _ = timeout(Duration::from_secs(1), self.stream.shutdown()).await;
+        let _ = timeout(STOP_LIMIT, self.stream.shutdown()).await;
     }
 
     /// Feeds the machine with what comes, or with time.

@@ -11,29 +11,33 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Wanted,
+    Tools, Wanted,
     attempt::{self, Established, OpenSession},
     failure::Failure,
+    peer::PeerMemory,
     progress::Progress,
     rhythm::Rhythm,
-    sender::{self, Command, Tools},
+    sender::{self, Command},
     status::Status,
 };
 use crate::{
-    model::{ControlConnection, ControlType, connection_effect, limits::SILENT_CONNECTION_NS},
+    model::{
+        ControlConnection, ControlType, Extensions, connection_effect, limits::SILENT_CONNECTION_NS,
+    },
     net::clock,
     proto::{ChangeEffect, ConnectionState, Event, EventType, LossCause},
     results::{Results, Subject},
+    session::Derivation,
     time::{Monotonic, duration_to_proto},
 };
 
 /// Runs the connection until `token` is cancelled.
 pub(super) async fn run(
     mut wanted: watch::Receiver<Wanted>,
-    status: Arc<Status>,
-    results: Arc<Results>,
+    tools: Tools,
     token: CancellationToken,
 ) {
+    let Tools { status, results, derivation } = tools;
     let current = wanted.borrow_and_update().clone();
     let outage =
         status.open_outage().map(|(failure, since, attempts)| Outage { failure, since, attempts });
@@ -44,6 +48,8 @@ pub(super) async fn run(
         progress: Arc::new(Progress::new(0)),
         status,
         results,
+        derivation,
+        peer: PeerMemory::default(),
         token,
         sessions: Vec::new(),
         tasks: JoinSet::new(),
@@ -85,6 +91,9 @@ struct Driver {
     wanted: watch::Receiver<Wanted>,
     status: Arc<Status>,
     results: Arc<Results>,
+    derivation: Arc<Derivation>,
+    /// What was learnt of the server.
+    peer: PeerMemory,
     token: CancellationToken,
     sessions: Vec<mpsc::Sender<Command>>,
     /// The sessions' tasks; one that panics takes the driver with it, which is started again.
@@ -160,11 +169,20 @@ impl Driver {
     }
 
     async fn attempt_and_run(&mut self, rhythm: &mut Rhythm) -> Next {
-        let (config, status) = (self.config.clone(), self.status.clone());
+        let config = self.config.clone();
+        let (status, derivation) = (self.status.clone(), self.derivation.clone());
+        let extensions = self.peer.extensions(&config);
+        let establish = establish(&config, extensions, &status, &derivation);
         let established = tokio::select! {
-            result = establish(&config, &status) => match result {
-                Ok(established) => established,
-                Err(failure) => return Next::Lost(failure, false),
+            result = establish => match result {
+                Ok(established) => {
+                    self.peer.succeeded();
+                    established
+                }
+                Err(failure) => {
+                    self.peer.failed(failure.blames_extensions);
+                    return Next::Lost(failure, false);
+                }
             },
             // An attempt is under way: one by hand has nothing to add.
             next = self.change_but_attempts() => return next,
@@ -216,10 +234,9 @@ impl Driver {
         }
         self.status.outage_ends(now);
         for (index, session) in sessions.into_iter().enumerate() {
-            let OpenSession { socket, remote, sid } = session;
-            let sid = sid.map(|sid| sid.to_string()).unwrap_or_default();
-            self.status.session_started(index, sid, socket.local(), remote);
-            self.tell(index, Command::Up(Box::new(socket), remote)).await;
+            let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
+            self.status.session_started(index, sid, session.socket.local(), session.remote);
+            self.tell(index, Command::Up(Box::new(session))).await;
         }
     }
 
@@ -359,6 +376,7 @@ impl Driver {
             self.end_sessions().await;
             self.config = self.current.config.clone();
         }
+        self.peer = PeerMemory::default();
     }
 
     /// Sessions end when nobody is left to command them.
@@ -372,7 +390,7 @@ impl Driver {
         self.progress = Arc::new(Progress::new(self.config.sessions.len()));
         for index in 0..self.config.sessions.len() {
             let (commands, receiver) = mpsc::channel(sender::COMMANDS);
-            let tools = Tools {
+            let tools = sender::Tools {
                 results: self.results.clone(),
                 status: self.status.clone(),
                 progress: self.progress.clone(),
@@ -411,8 +429,7 @@ impl Driver {
 /// The task of a connection failed: an outage of that connection, and of no other.
 pub(super) fn failed(
     config: &ControlConnection,
-    status: &Status,
-    results: &Results,
+    Tools { status, results, .. }: &Tools,
     text: &str,
     last: bool,
 ) {
@@ -447,14 +464,18 @@ fn event(
 /// Opens what the control type asks for.
 async fn establish(
     config: &ControlConnection,
-    status: &Arc<Status>,
+    extensions: Extensions,
+    status: &Status,
+    derivation: &Derivation,
 ) -> Result<(Option<Established>, Vec<OpenSession>), Failure> {
     match config.control_type {
         ControlType::Managed => {
-            let mut established = attempt::managed(config, status).await?;
+            let mut established = attempt::managed(config, extensions, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
             Ok((Some(established), sessions))
         }
-        ControlType::Light => Ok((None, attempt::light(config).await?)),
+        ControlType::Light | ControlType::Stamp => {
+            Ok((None, attempt::without_control(config).await?))
+        }
     }
 }

@@ -10,11 +10,13 @@ pub(super) struct Failure {
     pub(super) cause: LossCause,
     pub(super) accept_code: u8,
     pub(super) detail: String,
+    /// The server may have stumbled over extensions that it was asked for.
+    pub(super) blames_extensions: bool,
 }
 
 impl Failure {
     pub(super) fn new(cause: LossCause, detail: impl Into<String>) -> Self {
-        Self { cause, accept_code: 0, detail: detail.into() }
+        Self { cause, detail: detail.into(), ..Self::default() }
     }
 
     /// A TCP connect that failed.
@@ -52,6 +54,29 @@ impl Failure {
         Self::new(cause, format!("control connection: {error}"))
     }
 
+    /// Of a negotiation in which extensions had been chosen.
+    pub(super) fn with_extensions(self) -> Self {
+        let blames_extensions = match self.cause {
+            LossCause::Reset
+            | LossCause::ClosedByServer
+            | LossCause::ResponseTimeout
+            | LossCause::Rejected
+            | LossCause::ProtocolError => true,
+            LossCause::Unspecified
+            | LossCause::Refused
+            | LossCause::ConnectTimeout
+            | LossCause::NoRoute
+            | LossCause::Dns
+            | LossCause::KeepaliveTimeout
+            | LossCause::NoCommonMode
+            | LossCause::BadKey
+            | LossCause::Limit
+            | LossCause::Panic
+            | LossCause::Local => false,
+        };
+        Self { blames_extensions, ..self }
+    }
+
     pub(super) fn closed_by_server() -> Self {
         Self::new(LossCause::ClosedByServer, "the server closed the control connection")
     }
@@ -62,14 +87,18 @@ impl From<ClientError> for Failure {
         let (cause, accept) = match &error {
             ClientError::ServiceRefused => (LossCause::Rejected, 0),
             ClientError::NoCommonMode { .. } => (LossCause::NoCommonMode, 0),
+            ClientError::Count { .. } => (LossCause::Limit, 0),
+            ClientError::KeyRejected(accept) => (LossCause::BadKey, accept.0),
+            ClientError::NotGenuine(_) => (LossCause::BadKey, 0),
             ClientError::ConnectionRejected(accept)
             | ClientError::SessionRejected { accept, .. }
             | ClientError::StartRejected(accept) => (LossCause::Rejected, accept.0),
-            ClientError::NoPort { .. } | ClientError::Unexpected(_) => {
-                (LossCause::ProtocolError, 0)
-            }
+            ClientError::NoPort { .. }
+            | ClientError::ReflectedOctets { .. }
+            | ClientError::Unexpected(_)
+            | ClientError::UnknownSessions(_) => (LossCause::ProtocolError, 0),
             ClientError::ResponseTimeout(_) => (LossCause::ResponseTimeout, 0),
         };
-        Self { cause, accept_code: accept, detail: error.to_string() }
+        Self { accept_code: accept, ..Self::new(cause, error.to_string()) }
     }
 }

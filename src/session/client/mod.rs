@@ -5,6 +5,7 @@
 mod attempt;
 mod connection;
 mod failure;
+mod peer;
 mod progress;
 mod rhythm;
 mod sender;
@@ -20,6 +21,7 @@ use crate::{
     net::clock,
     proto::{ChangeEffect, Connection, Statistics},
     results::Results,
+    session::Derivation,
     supervise::{RestartPolicy, Tasks, keep_alive},
 };
 use sender::Command;
@@ -37,6 +39,14 @@ struct Wanted {
     revision: u64,
 }
 
+/// What a driver works with.
+#[derive(Clone, Debug)]
+struct Tools {
+    status: Arc<Status>,
+    results: Arc<Results>,
+    derivation: Arc<Derivation>,
+}
+
 /// A configured connection.
 #[derive(Debug)]
 pub struct ConnectionHandle {
@@ -51,16 +61,19 @@ impl ConnectionHandle {
         config: Arc<ControlConnection>,
         revision: u64,
         results: &Arc<Results>,
+        derivation: &Arc<Derivation>,
         tasks: &Tasks,
     ) -> Self {
         let status = Arc::new(Status::new(&config, clock::now()));
         let stopped = config.manual_start;
         let (wanted, receiver) = watch::channel(Wanted { config, stopped, starts: 0, revision });
         let token = tasks.token().child_token();
-        tasks.spawn(
-            "connection",
-            supervise(receiver, status.clone(), results.clone(), token.clone()),
-        );
+        let tools = Tools {
+            status: status.clone(),
+            results: results.clone(),
+            derivation: derivation.clone(),
+        };
+        tasks.spawn("connection", supervise(receiver, tools, token.clone()));
         Self { wanted, status, token }
     }
 
@@ -131,17 +144,11 @@ impl ConnectionHandle {
 
 /// Runs the driver, again when it fails. When it failed too often, not before something else is
 /// wanted.
-async fn supervise(
-    mut wanted: watch::Receiver<Wanted>,
-    status: Arc<Status>,
-    results: Arc<Results>,
-    token: CancellationToken,
-) {
+async fn supervise(mut wanted: watch::Receiver<Wanted>, tools: Tools, token: CancellationToken) {
     loop {
-        let start =
-            || connection::run(wanted.clone(), status.clone(), results.clone(), token.clone());
+        let start = || connection::run(wanted.clone(), tools.clone(), token.clone());
         let failed = |text: &str, last| {
-            connection::failed(&wanted.borrow().config, &status, &results, text, last);
+            connection::failed(&wanted.borrow().config, &tools, text, last);
         };
         keep_alive(token.clone(), RestartPolicy::default(), start, failed).await;
         tokio::select! {

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::{
+    attempt::OpenSession,
     progress::{Progress, Stage},
     status::Status,
 };
@@ -34,7 +35,7 @@ const SOCKET_REST: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) enum Command {
     /// The session is started: probes may go out.
-    Up(Box<TestSocket>, SocketAddr),
+    Up(Box<OpenSession>),
     /// It is lost, or one more attempt failed.
     Down(LossCause, u64),
     /// It is closed until the next test is due, and nothing is wrong.
@@ -50,8 +51,11 @@ pub(super) enum Command {
 }
 
 struct Link {
-    socket: Box<TestSocket>,
+    socket: TestSocket,
     remote: SocketAddr,
+    /// Octets of the shortest probe that the session can have.
+    least_octets: usize,
+    padding_start: Option<[u8; 2]>,
     packet: Vec<u8>,
 }
 
@@ -139,11 +143,13 @@ impl Session {
     fn obey(&mut self, command: Command) {
         let now = clock::now();
         match command {
-            Command::Up(socket, remote) => {
-                let packet = packet(&self.config);
-                self.link = Some(Link { socket, remote, packet });
+            Command::Up(session) => {
+                let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
+                let least_octets = carrier.format.probe_octets();
+                let packet = packet(&self.config, least_octets, padding_start);
+                self.link = Some(Link { socket, remote, least_octets, padding_start, packet });
                 self.parked = false;
-                self.machine.session_started(now);
+                self.machine.session_started(carrier, now);
             }
             Command::Down(cause, attempts) => {
                 self.link = None;
@@ -159,7 +165,7 @@ impl Session {
                 self.subject = subject(&connection, &self.config);
                 self.machine.set_config(sender_config(&connection, &self.config));
                 if let Some(link) = &mut self.link {
-                    link.packet = packet(&self.config);
+                    link.packet = packet(&self.config, link.least_octets, link.padding_start);
                 }
             }
             Command::Restart => self.machine.restart(),
@@ -197,14 +203,15 @@ impl Session {
 
     fn send_due(&mut self) {
         let Some(link) = &mut self.link else { return };
-        while let Some(sequence) = self.machine.poll_probe(clock::monotonic()) {
+        while self.machine.poll_probe(clock::monotonic()).is_some() {
             let random = match self.config.schedule {
                 Schedule::Poisson => u64::from_ne_bytes(random::octets()),
                 Schedule::Periodic => 0,
             };
             let error_estimate = clock::error_estimate();
             let t1 = clock::unix();
-            SessionSender::write_probe(sequence, t1, error_estimate, &mut link.packet);
+            let now = clock::monotonic();
+            self.machine.write_probe(t1, error_estimate, &mut link.packet, now);
             match link.socket.send(&link.packet, link.remote) {
                 Ok(()) => self.machine.probe_sent(t1, random, clock::now()),
                 Err(error) => {
@@ -280,10 +287,15 @@ impl Session {
 
 /// A probe with its padding; the header is written for each probe. Padding is made once: what
 /// matters is that links do not compress it.
-fn packet(config: &TestSession) -> Vec<u8> {
-    let mut packet = vec![0; config.data_size.into()];
+fn packet(config: &TestSession, least_octets: usize, padding_start: Option<[u8; 2]>) -> Vec<u8> {
+    let mut packet = vec![0; least_octets.max(config.data_size.into())];
     if !config.zero_padding {
         random::fill(&mut packet);
+    }
+    if let (Some(start), Some(padding)) =
+        (padding_start, packet.get_mut(least_octets..least_octets + 2))
+    {
+        padding.copy_from_slice(&start);
     }
     packet
 }

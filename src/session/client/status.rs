@@ -48,6 +48,7 @@ impl Status {
         let control_type = match config.control_type {
             ControlType::Managed => proto::ControlType::Managed,
             ControlType::Light => proto::ControlType::Light,
+            ControlType::Stamp => proto::ControlType::Stamp,
         };
         connection.control_type = control_type.into();
         connection.sessions = config
@@ -152,6 +153,7 @@ impl Status {
             cause: loss.cause(),
             accept_code: loss.accept_code as u8,
             detail: loss.detail.clone(),
+            blames_extensions: false,
         };
         Some((failure, inner.outage_since?, inner.connection.attempts_since_success))
     }

@@ -16,12 +16,13 @@ use super::{
     sockets::Sockets,
 };
 use crate::{
-    model::{ServerConfig, limits::SERVER_SESSIONS_PER_CONNECTION},
+    model::{Secret, ServerConfig, limits::SERVER_SESSIONS_PER_CONNECTION},
     net::{clock, random, tcp},
     proto::ServerConnectionState,
-    time::{Monotonic, NtpTimestamp},
-    twamp::control_server::{ControlServer, RequestedSession, ServerAction},
-    wire::codes::{Accept, Sid},
+    session::{Derivation, modes},
+    time::{Monotonic, NtpTimestamp, TimestampFormat},
+    twamp::control_server::{ControlServer, RequestedSession, ServerAction, ServerOptions},
+    wire::codes::{Accept, Modes, Sid},
 };
 
 const READ_OCTETS: usize = 4096;
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) sockets: Arc<Sockets>,
     pub(super) config: watch::Receiver<Option<Arc<ServerConfig>>>,
+    pub(super) derivation: Arc<Derivation>,
 }
 
 /// Why a connection ended, in words.
@@ -48,6 +50,8 @@ struct Connection {
     sessions: Sessions,
     ended_sender: mpsc::Sender<Sid>,
     deadline: Option<Monotonic>,
+    /// Of the key that the client proved to have, or wants to.
+    key_id: String,
 }
 
 /// The sessions that are accepted or started. They end with the connection, also if its task
@@ -84,13 +88,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
     let now = clock::monotonic();
     let (ended_sender, ended) = mpsc::channel(*SERVER_SESSIONS_PER_CONNECTION.range.end() as usize);
     let mut connection = Connection {
-        machine: ControlServer::new(
-            NtpTimestamp::from_unix(shared.registry.start_time()),
-            config.inactivity_timeout_ns,
-            random::octets(),
-            random::octets(),
-            now,
-        ),
+        machine: ControlServer::new(options(&config, &shared.registry), now),
         stream,
         entry,
         ends,
@@ -99,6 +97,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
         ended_sender,
         deadline: (config.max_connection_duration_ns != 0)
             .then(|| now.plus_ns(config.max_connection_duration_ns)),
+        key_id: String::new(),
     };
     tracing::info!(client = %ends.client, "control connection accepted");
     let reason = tokio::select! {
@@ -110,6 +109,8 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
 
 impl Connection {
     async fn run(&mut self, mut ended: mpsc::Receiver<Sid>) -> Reason {
+        let mut configured = self.shared.config.clone();
+        configured.mark_unchanged();
         let mut buffer = vec![0; READ_OCTETS];
         loop {
             if let Err(reason) = self.carry_out().await {
@@ -141,10 +142,14 @@ impl Connection {
                     self.machine.handle_timeout(now);
                 }
                 Some(sid) = ended.recv() => {
-                    let before = self.sessions.0.len();
                     self.sessions.0.retain(|session| session.sid != sid);
-                    let gone = (before - self.sessions.0.len()) as u32;
-                    self.machine.sessions_expired(gone, clock::monotonic());
+                    self.machine.session_expired(sid, clock::monotonic());
+                }
+                Ok(()) = configured.changed() => {
+                    let config = configured.borrow_and_update().clone();
+                    if config.is_some_and(|config| self.key_is_gone(&config)) {
+                        return format!("key {:?} was taken away", self.key_id);
+                    }
                 }
             }
         }
@@ -159,15 +164,18 @@ impl Connection {
                     let answer = self.place(&request).await;
                     self.machine.answer_request(answer, clock::monotonic());
                 }
-                ServerAction::Start => {
-                    for session in &self.sessions.0 {
+                ServerAction::DeriveKeys { key_id, salt, count } => {
+                    self.authenticate(&key_id, salt, count).await;
+                }
+                ServerAction::Start(sids) => {
+                    for session in self.sessions.0.iter().filter(|s| sids.contains(&s.sid)) {
                         session.reflector.start(session.sid).await;
                     }
                     self.machine.sessions_started(clock::monotonic());
                 }
-                ServerAction::Stop => {
+                ServerAction::Stop(sids) => {
                     let now = clock::monotonic();
-                    for session in self.sessions.0.drain(..) {
+                    for session in self.sessions.take(&sids) {
                         let until = now.plus_ns(session.drain_ns);
                         session.reflector.drain(session.sid, until).await;
                     }
@@ -178,11 +186,37 @@ impl Connection {
         Ok(())
     }
 
+    /// Derives the keys of all secrets that go by this name. Whether there are any, and which of
+    /// them is right, neither octets nor time tell: for those that are missing, keys of secrets
+    /// that nobody has are derived.
+    async fn authenticate(&mut self, key_id: &[u8], salt: [u8; 16], count: u32) {
+        let config = self.shared.config.borrow().clone();
+        let keys = config.iter().flat_map(|config| &config.keys);
+        let named = keys.filter(|key| key.id.as_bytes() == key_id);
+        let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
+        let most = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
+        secrets.resize_with(most.max(1), || Secret::new(random::octets::<32>()));
+        let derived = self.shared.derivation.derive(secrets, salt, count).await;
+        self.key_id = String::from_utf8_lossy(key_id).into_owned();
+        let accepted = self.machine.authenticate(derived.as_deref(), clock::monotonic());
+        self.shared.registry.key_used(derived.is_some().then_some(accepted));
+    }
+
+    /// The key by which the client came in is configured no more.
+    fn key_is_gone(&self, config: &ServerConfig) -> bool {
+        self.machine.mode().is_protected() && !config.keys.iter().any(|key| key.id == self.key_id)
+    }
+
     async fn place(&mut self, request: &RequestedSession) -> Result<(u16, Sid), Accept> {
         // Limits and ports of today, not of when the connection came.
         let config = self.shared.config.borrow().clone().ok_or(Accept::FAILURE)?;
         let (sockets, ended) = (&self.shared.sockets, self.ended_sender.clone());
-        let placed = place(&config, sockets, &self.entry, self.ends, request, ended).await;
+        let machine = &self.machine;
+        let ptp = machine.mode().contains(Modes::PTP_TIMESTAMPS);
+        let timestamps = if ptp { config.timestamps } else { TimestampFormat::Ntp };
+        let packets = |sid| (machine.format(sid), timestamps);
+        let placed =
+            place(&config, sockets, &self.entry, self.ends, (request, &packets), ended).await;
         match placed {
             Ok(placed) => {
                 let answer = (placed.reflector.local.port(), placed.sid);
@@ -206,11 +240,31 @@ impl Connection {
 
     fn tell_state(&self) {
         let mode = self.machine.mode();
-        let state = match mode {
+        let state = match mode.0 {
             0 => ServerConnectionState::Setup,
             _ if self.machine.is_running() => ServerConnectionState::Running,
             _ => ServerConnectionState::Request,
         };
-        self.entry.set(state, mode);
+        self.entry.set(state, mode.0, &self.key_id);
+    }
+}
+
+impl Sessions {
+    fn take(&mut self, sids: &[Sid]) -> Vec<Placed> {
+        self.0.extract_if(.., |session| sids.contains(&session.sid)).collect()
+    }
+}
+
+fn options(config: &ServerConfig, registry: &Registry) -> ServerOptions {
+    let security = config.authentication_modes.iter().map(|mode| modes::security(*mode));
+    let extensions = modes::extensions(config.extensions);
+    ServerOptions {
+        offered: security.fold(extensions, Modes::or),
+        count: config.key_derivation_count,
+        start_time: NtpTimestamp::from_unix(registry.start_time()),
+        inactivity_timeout_ns: config.inactivity_timeout_ns,
+        challenge: random::octets(),
+        salt: random::octets(),
+        server_iv: random::octets(),
     }
 }

@@ -16,12 +16,15 @@ use crate::{
     model::{Dscp, ListenAddress, ServerConfig, TestPort, limits::TWAMP_PORT},
     net::{clock, random},
     proto::{ServerSession, ServerSessionState},
-    time::{NANOS_PER_SECOND, NtpTimestamp, duration_to_proto},
+    time::{NANOS_PER_SECOND, NtpTimestamp, TimestampFormat, duration_to_proto},
     twamp::{
         control_server::RequestedSession,
         reflector::{ReflectorSession, SessionCounters},
     },
-    wire::codes::{Accept, Sid},
+    wire::{
+        codes::{Accept, Sid},
+        format::PacketFormat,
+    },
 };
 
 /// Longest time to reflect after Stop-Sessions, whatever the client asks for.
@@ -43,13 +46,16 @@ pub(super) struct Ends {
     pub(super) local: SocketAddr,
 }
 
+/// What the packets of a session look like, and how its times are written.
+pub(super) type Packets<'a> = dyn Fn(Sid) -> (PacketFormat, TimestampFormat) + Sync + 'a;
+
 /// Accepts a session, or says why not.
 pub(super) async fn place(
     config: &ServerConfig,
     sockets: &Sockets,
     connection: &ConnectionEntry,
     ends: Ends,
-    request: &RequestedSession,
+    (request, packets): (&RequestedSession, &Packets<'_>),
     ended: mpsc::Sender<Sid>,
 ) -> Result<Placed, Accept> {
     let (sender, receiver) = addresses(ends, request)?;
@@ -73,7 +79,16 @@ pub(super) async fn place(
         ended,
     )?;
     let refwait_ns = config.refwait_ns;
-    let session = || ReflectorSession { sid, sender, tos, refwait_ns, counters: counters.clone() };
+    let (format, timestamps) = packets(sid);
+    let session = || ReflectorSession {
+        sid,
+        sender,
+        tos,
+        format: format.clone(),
+        timestamps,
+        refwait_ns,
+        counters: counters.clone(),
+    };
     let mut entry = entry;
     for reflector in Candidates::new(config, sockets, ends.local, receiver, request.receiver_port) {
         entry.placed(SocketAddr::new(receiver, reflector.local.port()));

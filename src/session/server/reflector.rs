@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::registry::SessionEntry;
 use crate::{
-    net::{Answer, PacketInfo, TestSocket, clock},
+    net::{Answer, Answered, PacketInfo, TestSocket, clock},
     proto::ServerSessionState,
-    time::{Monotonic, NtpTimestamp},
+    time::{Monotonic, UnixTime},
     twamp::reflector::{
-        Ended, LightPolicy, PacketMeta, Reflector, ReflectorCounters, ReflectorSession, Verdict,
-        stamp,
+        Ended, Finish, PacketMeta, Reflector, ReflectorCounters, ReflectorSession, Sessionless,
+        Verdict,
     },
     wire::codes::Sid,
 };
@@ -41,7 +41,7 @@ pub(super) enum Command {
     /// Ends a session at once.
     Remove(Sid),
     /// Who is answered without a session.
-    SetLight(Option<LightPolicy>),
+    SetSessionless(Sessionless),
 }
 
 /// A socket with its task.
@@ -56,7 +56,7 @@ impl ReflectorHandle {
     /// when its last session ended.
     pub(super) fn new(
         socket: TestSocket,
-        light: Option<LightPolicy>,
+        sessionless: Sessionless,
         counters: Arc<ReflectorCounters>,
         ends_empty: bool,
         token: CancellationToken,
@@ -65,7 +65,8 @@ impl ReflectorHandle {
         let local = socket.local();
         let task = Task {
             answers: Answers {
-                machine: Reflector::new(local.port(), light, counters.clone()),
+                machine: Reflector::new(local.port(), sessionless, counters.clone()),
+                local,
                 now: Monotonic::default(),
             },
             socket,
@@ -109,8 +110,8 @@ impl ReflectorHandle {
         let _ = self.commands.try_send(Command::Remove(sid));
     }
 
-    pub(super) async fn set_light(&self, light: Option<LightPolicy>) {
-        let _ = self.commands.send(Command::SetLight(light)).await;
+    pub(super) async fn set_sessionless(&self, sessionless: Sessionless) {
+        let _ = self.commands.send(Command::SetSessionless(sessionless)).await;
     }
 
     /// Whether the task has ended.
@@ -132,6 +133,7 @@ struct Task {
 /// The machine as the socket needs it.
 struct Answers {
     machine: Reflector,
+    local: SocketAddr,
     /// Read once for a batch: it is for timeouts of seconds.
     now: Monotonic,
 }
@@ -203,7 +205,7 @@ impl Task {
                 machine.remove(sid);
                 self.entries.remove(&sid);
             }
-            Command::SetLight(light) => machine.set_light(light),
+            Command::SetSessionless(sessionless) => machine.set_sessionless(sessionless),
         }
     }
 
@@ -228,25 +230,37 @@ impl Task {
 }
 
 impl Answer for Answers {
+    type Ticket = Finish;
+
     fn answer(
         &mut self,
         info: &PacketInfo,
         packet: &[u8],
         reply: &mut [u8],
-    ) -> Option<(usize, u8)> {
-        let meta = PacketMeta { source: info.source, received: info.received, ttl: info.ttl };
+    ) -> Option<Answered<Finish>> {
+        let destination = info.destination.unwrap_or_else(|| self.local.ip());
+        let meta = PacketMeta {
+            source: info.source,
+            destination: SocketAddr::new(destination, self.local.port()),
+            to_group: info.to_group,
+            received: info.received,
+            ttl: info.ttl,
+            tos: info.tos,
+        };
         let estimate = clock::error_estimate();
         let verdict = self.machine.handle(&meta, packet, estimate, self.now, reply);
-        if let Verdict::Reply { octets, tos } = verdict {
-            return Some((octets, tos));
+        if let Verdict::Reply { octets, tos, finish } = verdict {
+            return Some(Answered { octets, tos, ticket: finish });
         }
         tracing::trace!(source = %info.source, ?verdict, "test packet");
         None
     }
 
-    fn stamp(&mut self, to: SocketAddr, reply: &mut [u8]) {
-        let t3 = NtpTimestamp::from_unix(clock::unix());
-        stamp(reply, t3);
-        self.machine.replied(to, t3);
+    fn finish(&mut self, to: SocketAddr, ticket: Finish, reply: &mut [u8]) {
+        self.machine.finish(to, ticket, reply, clock::unix());
+    }
+
+    fn transmitted(&mut self, packet: &[u8], at: UnixTime) {
+        self.machine.transmitted(packet, at);
     }
 }

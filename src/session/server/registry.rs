@@ -13,8 +13,8 @@ use crate::{
     model::ServerConfig,
     net::clock,
     proto::{
-        GetServerStatusResponse, PacketCounters, RefusalCause, RefusedCount, ServerConnection,
-        ServerConnectionState, ServerSession, ServerSessionState, ServerSocket,
+        GetServerStatusResponse, KeyCounters, PacketCounters, RefusalCause, RefusedCount,
+        ServerConnection, ServerConnectionState, ServerSession, ServerSessionState, ServerSocket,
     },
     time::UnixTime,
     twamp::reflector::{ReflectorCounters, SessionCounters},
@@ -39,6 +39,7 @@ struct Inner {
     sessions_accepted: u64,
     refused: BTreeMap<i32, u64>,
     sockets: Vec<ServerSocket>,
+    keys: KeyCounters,
 }
 
 impl Registry {
@@ -90,8 +91,7 @@ impl Registry {
                 local_address: local.to_string(),
                 state: ServerConnectionState::Setup.into(),
                 since: Some(clock::unix().to_proto()),
-                mode: 0,
-                sessions: 0,
+                ..ServerConnection::default()
             },
         );
         Ok(ConnectionEntry { registry: self.clone(), id })
@@ -100,6 +100,16 @@ impl Registry {
     /// Which sockets the role has open, or has not.
     pub(super) fn set_sockets(&self, sockets: Vec<ServerSocket>) {
         self.lock().sockets = sockets;
+    }
+
+    /// A client wanted in by a key: whether it was let in; `None` where too many waited.
+    pub(super) fn key_used(&self, accepted: Option<bool>) {
+        let keys = &mut self.lock().keys;
+        match accepted {
+            Some(true) => keys.accepted += 1,
+            Some(false) => keys.refused += 1,
+            None => keys.busy += 1,
+        }
     }
 
     /// Everything, for the API.
@@ -129,7 +139,13 @@ impl Registry {
                 dropped_reflection_loop: counters.reflection_loop.load(Relaxed),
                 dropped_send_failed: send_failed,
                 reflected_light: counters.reflected_light.load(Relaxed),
+                reflected_stamp: counters.reflected_stamp.load(Relaxed),
+                dropped_not_genuine: counters.not_genuine.load(Relaxed),
+                tlvs_malformed: counters.tlvs_malformed.load(Relaxed),
+                tlvs_not_genuine: counters.tlvs_not_genuine.load(Relaxed),
+                access_reports: counters.access_reports.load(Relaxed),
             }),
+            keys: Some(inner.keys),
             start_time: Some(self.start_time.to_proto()),
         }
     }
@@ -176,10 +192,13 @@ pub(super) struct ConnectionEntry {
 }
 
 impl ConnectionEntry {
-    pub(super) fn set(&self, state: ServerConnectionState, mode: u32) {
+    pub(super) fn set(&self, state: ServerConnectionState, mode: u32, key_id: &str) {
         if let Some(connection) = self.registry.lock().connections.get_mut(&self.id) {
             connection.state = state.into();
             connection.mode = mode;
+            if connection.key_id != key_id {
+                key_id.clone_into(&mut connection.key_id);
+            }
         }
     }
 

@@ -12,11 +12,12 @@ use super::{
     sockets::Sockets,
 };
 use crate::{
-    model::{LightServer, ListenAddress, ServerConfig},
+    model::{ListenAddress, ServerConfig, StampServerSession},
     net::tcp,
     proto::ServerSocket,
+    session::Derivation,
     supervise::Tasks,
-    twamp::reflector::LightPolicy,
+    twamp::reflector::{LightPolicy, Sessionless, StampPolicy, StampRule},
 };
 
 /// When a socket that the host refused is tried again: soon at first, for one that only waits for
@@ -46,7 +47,8 @@ impl ServerRole {
     ) -> Self {
         let tasks = tasks.child();
         let sockets = Arc::new(Sockets::new(registry.counters.clone(), tasks.clone()));
-        let shared = Shared { registry, sockets, config: config.clone() };
+        let derivation = Arc::new(Derivation::of_server());
+        let shared = Shared { registry, sockets, config: config.clone(), derivation };
         Self { shared, config, listeners: HashMap::new(), refused: Vec::new(), tasks }
     }
 
@@ -92,10 +94,11 @@ impl ServerRole {
             sockets.push(self.socket("tcp", local, &result));
         }
         for address in standing {
-            let light = config.and_then(|config| light_policy(config, address));
-            let result = self.shared.sockets.stand(address, light.clone());
+            let sessionless =
+                config.map_or(Sessionless::Nobody, |config| sessionless(config, address));
+            let result = self.shared.sockets.stand(address, sessionless.clone());
             if let Some(reflector) = self.shared.sockets.standing(address) {
-                reflector.set_light(light).await;
+                reflector.set_sessionless(sessionless).await;
             }
             sockets.push(self.socket("udp", address, &result));
         }
@@ -153,12 +156,33 @@ async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: Canc
     }
 }
 
-fn light_policy(config: &ServerConfig, address: SocketAddr) -> Option<LightPolicy> {
-    let light: &LightServer = config.light.as_ref()?;
-    let named = light.listen.iter().any(|listen| listen.sockets_by_family().contains(&address));
-    named.then(|| LightPolicy {
-        prefixes: light.prefixes.clone(),
-        stateful: light.stateful,
+/// Who is answered without a session on this socket.
+fn sessionless(config: &ServerConfig, address: SocketAddr) -> Sessionless {
+    let names = |listen: &[ListenAddress]| {
+        listen.iter().any(|listen| listen.sockets_by_family().contains(&address))
+    };
+    if let Some(light) = config.light.as_ref().filter(|light| names(&light.listen)) {
+        return Sessionless::Light(LightPolicy {
+            prefixes: light.prefixes.clone(),
+            stateful: light.stateful,
+            refwait_ns: config.refwait_ns,
+        });
+    }
+    let Some(stamp) = config.stamp.as_ref().filter(|stamp| names(&stamp.listen)) else {
+        return Sessionless::Nobody;
+    };
+    let rule = |session: &StampServerSession| StampRule {
+        prefix: session.prefix,
+        port: session.port,
+        ssid: session.ssid,
+    };
+    Sessionless::Stamp(StampPolicy {
+        sessions: stamp.sessions.iter().map(rule).collect(),
+        stateful: stamp.stateful,
+        authenticated: stamp.authenticated,
+        secrets: stamp.secrets.clone(),
+        may_choose_dscp: stamp.may_choose_dscp,
+        timestamps: stamp.timestamps,
         refwait_ns: config.refwait_ns,
     })
 }

@@ -12,7 +12,7 @@ use super::reflector::ReflectorHandle;
 use crate::{
     net::{TestSocket, UdpOptions},
     supervise::Tasks,
-    twamp::reflector::{LightPolicy, ReflectorCounters},
+    twamp::reflector::{ReflectorCounters, Sessionless},
 };
 
 /// All sockets.
@@ -28,6 +28,7 @@ pub(super) struct Sockets {
 struct Standing {
     handle: ReflectorHandle,
     token: tokio_util::sync::CancellationToken,
+    transmit_stamps: bool,
 }
 
 impl Sockets {
@@ -36,17 +37,24 @@ impl Sockets {
     }
 
     /// Opens a standing socket that is not open.
-    pub(super) fn stand(&self, address: SocketAddr, light: Option<LightPolicy>) -> io::Result<()> {
+    pub(super) fn stand(&self, address: SocketAddr, sessionless: Sessionless) -> io::Result<()> {
         let mut standing = lock(&self.standing);
-        if standing.get(&address).is_some_and(|open| !open.handle.is_closed()) {
-            return Ok(());
+        // A reflector of STAMP with state tells when its replies really went out.
+        let transmit_stamps = matches!(&sessionless, Sessionless::Stamp(stamp) if stamp.stateful);
+        if let Some(open) = standing.get(&address).filter(|open| !open.handle.is_closed()) {
+            if open.transmit_stamps == transmit_stamps {
+                return Ok(());
+            }
+            open.token.cancel();
         }
-        let socket = TestSocket::bind(address, &UdpOptions::default())?;
+        let options = UdpOptions { transmit_stamps, ..UdpOptions::default() };
+        let socket = TestSocket::bind(address, &options)?;
         let token = self.tasks.token().child_token();
         let counters = self.counters.clone();
-        let (handle, task) = ReflectorHandle::new(socket, light, counters, false, token.clone());
+        let (handle, task) =
+            ReflectorHandle::new(socket, sessionless, counters, false, token.clone());
         self.tasks.spawn("reflector", task);
-        standing.insert(address, Standing { handle, token });
+        standing.insert(address, Standing { handle, token, transmit_stamps });
         Ok(())
     }
 
@@ -82,7 +90,8 @@ impl Sockets {
         }
         let socket = TestSocket::bind(address, &UdpOptions::default())?;
         let (token, counters) = (self.tasks.token(), self.counters.clone());
-        let (handle, task) = ReflectorHandle::new(socket, None, counters, true, token);
+        let (handle, task) =
+            ReflectorHandle::new(socket, Sessionless::Nobody, counters, true, token);
         self.tasks.spawn("reflector", task);
         own.insert(address, handle.clone());
         Ok(handle)

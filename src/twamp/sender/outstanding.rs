@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::{
     stats::{Attribution, LossDirection},
-    time::{Monotonic, NtpTimestamp, UnixTime},
+    time::{Monotonic, UnixTime},
 };
 
 /// A probe that was sent.
@@ -52,12 +52,13 @@ impl Outstanding {
         }
     }
 
-    pub(super) fn sent(&mut self, sequence: u32, t1: UnixTime, now: Monotonic) {
+    /// `t1_wire` is T1 as the packet carries it.
+    pub(super) fn sent(&mut self, sequence: u32, t1: UnixTime, t1_wire: u64, now: Monotonic) {
         self.probes.push_back(Probe {
             sequence,
             sent: now,
             t1,
-            t1_wire: NtpTimestamp::from_unix(t1).0,
+            t1_wire,
             answer: None,
             lost: false,
         });

@@ -3,31 +3,29 @@
 //! while the reflector is reachable with probes, otherwise as tests that could not be run, so that
 //! availability is exact.
 
+mod outstanding;
+mod reply;
+mod stamp;
+
 use std::collections::VecDeque;
 
-use zerocopy::IntoBytes;
-
-use super::{
-    outstanding::{Outstanding, Probe, Reply},
-    schedule::gap_ns,
-};
+use super::schedule::gap_ns;
 use crate::{
     model::Schedule,
     proto::{Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult},
-    stats::{Sample, TestFigures},
-    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, UnixTime},
-    wire::{
-        Layout,
-        test::{ReflectorPacket, SENDER_PACKET_OCTETS, SenderPacket},
-    },
+    stats::TestFigures,
+    time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
+    wire::format::{PacketFormat, ProbeHeader},
 };
+use outstanding::{Outstanding, Probe};
+use reply::Held;
+
+pub use reply::ReplyMeta;
+pub use stamp::StampSender;
 
 /// A probe that is later than this and than its interval is left out: after a suspension there
 /// must not be a burst.
 const LATEST_NS: u64 = 1_000_000_000;
-/// The local clock counts as stepped when it moved so far against the monotonic one. Above what
-/// reading two clocks one after the other can differ by, below what an operator would overlook.
-const CLOCK_STEP_NS: u64 = 5_000_000;
 
 /// How tests are run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,17 +48,15 @@ pub struct SenderConfig {
     pub reflector_counts: bool,
 }
 
-/// What the kernel tells of a reply.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ReplyMeta {
-    /// T4.
-    pub received: UnixTime,
-    /// T4 came from the kernel.
-    pub kernel_stamp: bool,
-    /// TTL or hop limit.
-    pub ttl: Option<u8>,
-    /// TOS or traffic class.
-    pub tos: Option<u8>,
+/// How the packets of a session that is started look.
+#[derive(Debug, Default)]
+pub struct Carrier {
+    /// Of probes and replies.
+    pub format: PacketFormat,
+    /// How T1 is written.
+    pub timestamps: TimestampFormat,
+    /// What STAMP adds.
+    pub stamp: Option<Box<StampSender>>,
 }
 
 /// What came out.
@@ -107,7 +103,10 @@ pub struct SessionSender {
     test_number: u64,
     tests_finished: u64,
     next_sequence: u32,
+    carrier: Carrier,
     outstanding: Outstanding,
+    /// Answered, and waiting to hear when the reflector really answered.
+    held: VecDeque<Held>,
     events: VecDeque<SenderEvent>,
 }
 
@@ -123,6 +122,8 @@ impl SessionSender {
             test_number: 0,
             tests_finished: 0,
             next_sequence: 0,
+            carrier: Carrier::default(),
+            held: VecDeque::new(),
             events: VecDeque::new(),
         }
     }
@@ -146,8 +147,9 @@ impl SessionSender {
     }
 
     /// A session was started: a test begins at once. Sequence numbers begin anew.
-    pub fn session_started(&mut self, now: Now) {
+    pub fn session_started(&mut self, carrier: Carrier, now: Now) {
         self.unreachable = None;
+        self.carrier = carrier;
         self.next_sequence = 0;
         self.outstanding = Outstanding::new(self.config.reflector_counts);
         if !self.is_complete() {
@@ -202,26 +204,33 @@ impl SessionSender {
         None
     }
 
-    /// Writes the header of a probe; the padding behind it is the driver's.
+    /// Writes the probe of [`Self::poll_probe`]: all but its padding, which is the driver's.
     pub fn write_probe(
-        sequence: u32,
+        &mut self,
         t1: UnixTime,
         error_estimate: ErrorEstimate,
         packet: &mut [u8],
+        now: Monotonic,
     ) {
-        let header = SenderPacket {
-            sequence: sequence.into(),
-            timestamp: NtpTimestamp::from_unix(t1).0.into(),
-            error_estimate: error_estimate.0.into(),
+        let Carrier { format, timestamps, stamp } = &mut self.carrier;
+        let probe = ProbeHeader {
+            sequence: self.next_sequence,
+            timestamp: timestamps.encode(t1),
+            error_estimate: error_estimate.with_format(*timestamps),
+            ssid: stamp.as_ref().map_or(0, |stamp| stamp.ssid()),
         };
-        packet[..SENDER_PACKET_OCTETS].copy_from_slice(header.as_bytes());
+        format.write_probe(&probe, packet);
+        if let Some(stamp) = stamp {
+            stamp.write_tlvs(probe.sequence, &mut packet[format.probe_octets()..], now);
+        }
     }
 
     /// The probe of [`Self::poll_probe`] went out at `t1`. `random` is uniform, for the schedule.
     pub fn probe_sent(&mut self, t1: UnixTime, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.sent(now.monotonic.since_ns(test.next_due));
-        self.outstanding.sent(self.next_sequence, t1, now.monotonic);
+        let wire = self.carrier.timestamps.encode(t1);
+        self.outstanding.sent(self.next_sequence, t1, wire, now.monotonic);
         self.next_sequence = self.next_sequence.wrapping_add(1);
         let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
         test.advance(&self.config, gap, now.monotonic);
@@ -235,69 +244,6 @@ impl SessionSender {
         test.advance(&self.config, gap, now);
     }
 
-    /// A datagram from the reflector's address and port.
-    pub fn handle_reply(&mut self, packet: &[u8], meta: &ReplyMeta, now: Now) {
-        let Some(reply) = ReflectorPacket::read(packet) else { return self.ignored() };
-        let estimates =
-            [reply.error_estimate.get(), reply.sender_error_estimate.get()].map(ErrorEstimate);
-        if estimates[0].is_corrupt() {
-            return self.ignored();
-        }
-        let number = reply.sequence.get();
-        let taken = self.outstanding.reply(
-            reply.sender_sequence.get(),
-            reply.sender_timestamp.get(),
-            number,
-            self.config.loss_timeout_ns,
-            now.monotonic,
-        );
-        let Phase::Testing(test) = &mut self.phase else { return };
-        let probe = match taken {
-            Reply::First(probe) => probe,
-            Reply::Duplicate => return test.figures.duplicate(),
-            Reply::Late => return test.figures.late(),
-            Reply::Unknown => return test.figures.ignored(),
-        };
-        let t4 = meta.received;
-        let t2 = NtpTimestamp(reply.receive_timestamp.get()).to_unix(t4);
-        let t3 = NtpTimestamp(reply.timestamp.get()).to_unix(t4);
-        let by_clock = now.unix.since_ns(probe.t1);
-        let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
-        let processing_ns = t3.since_ns(t2);
-        let sample = Sample {
-            sequence: probe.sequence,
-            rtt_ns: t4.since_ns(probe.t1) - processing_ns,
-            egress_ns: t2.since_ns(probe.t1),
-            ingress_ns: t4.since_ns(t3),
-            processing_ns,
-            kernel_receive_stamp: meta.kernel_stamp,
-            synchronised: estimates.iter().all(|estimate| estimate.is_synchronised()),
-            clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
-            egress_ttl: reply.sender_ttl,
-            ingress_ttl: meta.ttl,
-            ingress_tos: meta.tos,
-        };
-        test.figures.received(&sample);
-        self.events.push_back(SenderEvent::Probe(ProbeResult {
-            test_number: self.test_number,
-            sequence: probe.sequence,
-            sent_unix_ns: probe.t1.0,
-            status: ProbeStatus::Received.into(),
-            rtt_ns: Some(sample.rtt_ns),
-            egress_ns: Some(sample.egress_ns),
-            ingress_ns: Some(sample.ingress_ns),
-            reflector_processing_ns: Some(sample.processing_ns),
-            reflector_sequence: Some(number),
-            egress_ttl: Some(sample.egress_ttl.into()),
-            ingress_ttl: sample.ingress_ttl.map(u32::from),
-            ingress_tos: sample.ingress_tos.map(u32::from),
-        }));
-        if test.outcome == TestOutcome::Stopped && self.outstanding.first_undecided().is_none() {
-            // Nothing is waited for any more.
-            test.ends = Some(now.monotonic);
-        }
-    }
-
     /// A datagram that is no answer, or from elsewhere.
     pub fn ignored(&mut self) {
         if let Phase::Testing(test) = &mut self.phase {
@@ -309,6 +255,7 @@ impl SessionSender {
     pub fn handle_timeout(&mut self, now: Now) {
         let lost = self.outstanding.time_out(self.config.loss_timeout_ns, now.monotonic);
         self.lose(&lost);
+        self.release_overdue(now.monotonic);
         match &self.phase {
             Phase::Testing(test) if test.ends.is_some_and(|ends| ends <= now.monotonic) => {
                 let next = test.last_due.plus_ns(
@@ -341,7 +288,8 @@ impl SessionSender {
                     .first_undecided()
                     .map(|sent| sent.plus_ns(self.config.loss_timeout_ns + 1));
                 let due = (test.dealt_with < self.config.probe_count).then_some(test.next_due);
-                fate.into_iter().chain(due).chain(test.ends).min()
+                let held = self.held.front().map(|held| self.release_due(held));
+                fate.into_iter().chain(due).chain(test.ends).chain(held).min()
             }
         }
     }
@@ -354,7 +302,9 @@ impl SessionSender {
     /// Figures and start of the running test.
     pub fn current(&self) -> Option<(UnixTime, Figures)> {
         let Phase::Testing(test) = &self.phase else { return None };
-        Some((test.started.unix, test.figures.figures(self.outstanding.attribution())))
+        let stamp = self.carrier.stamp.as_ref().map(|stamp| stamp.figures());
+        let figures = test.figures.figures(self.outstanding.attribution());
+        Some((test.started.unix, Figures { stamp, ..figures }))
     }
 
     fn is_complete(&self) -> bool {
@@ -424,6 +374,7 @@ impl SessionSender {
     }
 
     fn end(&mut self, outcome: TestOutcome, cause: LossCause, next: Option<Monotonic>, now: Now) {
+        self.release_all();
         let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(next)) else {
             return;
         };
@@ -435,7 +386,10 @@ impl SessionSender {
             end: Some(now.unix.to_proto()),
             cause: cause.into(),
             attempts: 0,
-            figures: Some(test.figures.figures(attribution)),
+            figures: Some(Figures {
+                stamp: self.carrier.stamp.as_mut().map(|stamp| stamp.take_figures()),
+                ..test.figures.figures(attribution)
+            }),
         })));
         self.tests_finished += 1;
         if let Some(config) = self.next_config.take() {

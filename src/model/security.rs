@@ -1,0 +1,70 @@
+//! What protects measurements, and the extensions of TWAMP.
+
+use super::Secret;
+
+/// What protects a control connection and its test packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthenticationMode {
+    /// Nothing.
+    #[default]
+    None,
+    /// Control is encrypted, the number of each test packet is authentic.
+    Authenticated,
+    /// Control and test packets are encrypted.
+    Encrypted,
+    /// Control is encrypted, test packets are open.
+    ControlOnlyEncrypted,
+}
+
+impl AuthenticationMode {
+    /// Whether test packets are protected, too.
+    pub fn protects_test_packets(self) -> bool {
+        matches!(self, Self::Authenticated | Self::Encrypted)
+    }
+}
+
+/// A key of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// KeyID.
+    pub id: String,
+    /// Its secret.
+    pub secret: Secret,
+}
+
+/// Extensions that are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a set of bits of the protocol")]
+pub struct Extensions {
+    /// RFC 5938.
+    pub individual_session_control: bool,
+    /// RFC 6038.
+    pub reflect_octets: bool,
+    /// RFC 6038.
+    pub symmetrical_size: bool,
+    /// RFC 7750.
+    pub dscp_ecn_monitoring: bool,
+    /// RFC 8186.
+    pub ptp_timestamps: bool,
+}
+
+impl Extensions {
+    /// What a client uses where it is offered, if nothing is configured.
+    pub const CLIENT: Self = Self { symmetrical_size: false, ..Self::SERVER };
+    /// What a server offers, if nothing is configured.
+    pub const SERVER: Self = Self {
+        individual_session_control: true,
+        reflect_octets: true,
+        symmetrical_size: true,
+        dscp_ecn_monitoring: true,
+        ptp_timestamps: true,
+    };
+    /// No extension at all.
+    pub const NONE: Self = Self {
+        individual_session_control: false,
+        reflect_octets: false,
+        symmetrical_size: false,
+        dscp_ecn_monitoring: false,
+        ptp_timestamps: false,
+    };
+}

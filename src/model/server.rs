@@ -1,0 +1,179 @@
+//! The checked configuration of the server role.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::{AuthenticationMode, Extensions, Keepalive, Key, Secret};
+use crate::time::TimestampFormat;
+
+/// The server role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerConfig {
+    /// Where control connections are accepted.
+    pub listen: Vec<ListenAddress>,
+    /// Who may connect.
+    pub client_lists: Vec<ClientList>,
+    /// SERVWAIT; 0 is off.
+    pub inactivity_timeout_ns: u64,
+    /// Life of a control connection; 0 is without limit.
+    pub max_connection_duration_ns: u64,
+    /// Control connections in all.
+    pub maximum_connections: usize,
+    /// Control connections of one client address.
+    pub maximum_connections_per_client: usize,
+    /// Test sessions in all.
+    pub maximum_sessions: usize,
+    /// Test sessions of one control connection.
+    pub maximum_sessions_per_connection: usize,
+    /// TCP keepalive.
+    pub keepalive: Keepalive,
+    /// How the UDP port of a session is chosen.
+    pub test_port: TestPort,
+    /// Reflector for TWAMP Light.
+    pub light: Option<LightServer>,
+    /// Reflector for STAMP.
+    pub stamp: Option<StampServer>,
+    /// Modes offered to clients.
+    pub authentication_modes: Vec<AuthenticationMode>,
+    /// Keys of clients, of all chains.
+    pub keys: Vec<Key>,
+    /// Rounds of key derivation.
+    pub key_derivation_count: u32,
+    /// Extensions offered to clients.
+    pub extensions: Extensions,
+    /// How T2 and T3 are written, where the client understands it.
+    pub timestamps: TimestampFormat,
+    /// REFWAIT.
+    pub refwait_ns: u64,
+}
+
+impl ServerConfig {
+    /// Whether a client may connect.
+    pub fn allows(&self, client: IpAddr) -> bool {
+        self.client_lists
+            .iter()
+            .any(|list| list.prefixes.iter().any(|prefix| prefix.contains(&client)))
+    }
+
+    /// How many keys go by the name that most go by.
+    pub fn most_keys_of_a_name(&self) -> usize {
+        let same = |key: &Key| self.keys.iter().filter(|other| other.id == key.id).count();
+        self.keys.iter().map(same).max().unwrap_or(0)
+    }
+
+    /// The UDP sockets that stand for as long as the server does: the shared test ports and those
+    /// of the reflectors without sessions. One that serves as both is named once.
+    pub fn standing_udp_sockets(&self) -> Vec<SocketAddr> {
+        let shared = match self.test_port {
+            TestPort::Auto { shared_port } | TestPort::Shared { shared_port } => self
+                .listen
+                .iter()
+                .flat_map(|listen| {
+                    let port = shared_port.unwrap_or(listen.port);
+                    ListenAddress { address: listen.address, port }.sockets_by_family()
+                })
+                .collect(),
+            TestPort::Range { .. } => Vec::new(),
+        };
+        let light = self.light.iter().flat_map(|light| &light.listen);
+        let stamp = self.stamp.iter().flat_map(|stamp| &stamp.listen);
+        let open = light.chain(stamp).flat_map(|listen| listen.sockets_by_family());
+        let mut sockets: Vec<SocketAddr> = shared.into_iter().chain(open).collect();
+        sockets.sort_unstable();
+        sockets.dedup();
+        sockets
+    }
+}
+
+/// A local address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddress {
+    /// Address; `::` is both families.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+}
+
+impl ListenAddress {
+    /// One socket address for each family: UDP sockets do not mix families.
+    pub fn sockets_by_family(self) -> Vec<SocketAddr> {
+        let mut sockets = vec![SocketAddr::new(self.address, self.port)];
+        if self.address == IpAddr::from([0u16; 8]) {
+            sockets.push(SocketAddr::new(IpAddr::from([0u8; 4]), self.port));
+        }
+        sockets
+    }
+}
+
+/// A named list of prefixes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientList {
+    /// Unique name.
+    pub name: String,
+    /// Who is in it.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// How the UDP port of a test session is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestPort {
+    /// What the client asks for where it is free and suitable, else the shared port.
+    Auto {
+        /// Shared port; `None` for the port of the listener.
+        shared_port: Option<u16>,
+    },
+    /// Always the shared port.
+    Shared {
+        /// Shared port; `None` for the port of the listener.
+        shared_port: Option<u16>,
+    },
+    /// A port of a range.
+    Range {
+        /// Lowest.
+        minimum: u16,
+        /// Highest.
+        maximum: u16,
+    },
+}
+
+/// Reflector for TWAMP Light.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LightServer {
+    /// UDP addresses.
+    pub listen: Vec<ListenAddress>,
+    /// Counts replies by itself.
+    pub stateful: bool,
+    /// Who is answered.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// Reflector for STAMP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StampServer {
+    /// UDP addresses.
+    pub listen: Vec<ListenAddress>,
+    /// Counts replies by itself.
+    pub stateful: bool,
+    /// Who is answered.
+    pub sessions: Vec<StampServerSession>,
+    /// Only packets with a right HMAC are answered.
+    pub authenticated: bool,
+    /// Keys, any of which may have made an HMAC.
+    pub secrets: Vec<Secret>,
+    /// A probe may choose the DSCP of its reply.
+    pub may_choose_dscp: bool,
+    /// How T2 and T3 are written.
+    pub timestamps: TimestampFormat,
+}
+
+/// A STAMP session that is provisioned, or all of a prefix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StampServerSession {
+    /// Prefix of its sender.
+    pub prefix: IpNet,
+    /// Port of its sender; `None` for any.
+    pub port: Option<u16>,
+    /// Its identifier; `None` for any.
+    pub ssid: Option<u16>,
+}

@@ -1,0 +1,86 @@
+//! What STAMP adds to a session (RFC 8972).
+
+use super::{Dscp, Secret};
+
+/// Octets of a packet without and with authentication (RFC 8762 §4.2).
+const BASE_OCTETS: [usize; 2] = [44, 112];
+/// Octets of a TLV before its value.
+const TLV_HEADER_OCTETS: usize = 4;
+
+/// Extensions of one session.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each asks for a TLV of its own")]
+pub struct StampSession {
+    /// Session identifier; `None` for one at random.
+    pub ssid: Option<u16>,
+    /// Packets have an HMAC.
+    pub authenticated: bool,
+    /// The key of HMACs.
+    pub secret: Option<Secret>,
+    /// DSCP that replies are asked to have.
+    pub class_of_service: Option<Dscp>,
+    /// Counters of both ends.
+    pub direct_measurement: bool,
+    /// Addresses as the reflector sees them.
+    pub location: bool,
+    /// How the reflector takes its timestamps.
+    pub timestamp_information: bool,
+    /// When replies really went out.
+    pub follow_up_telemetry: bool,
+    /// State of an access of this host.
+    pub access_report: Option<AccessReport>,
+    /// TLVs have an HMAC also where packets have none.
+    pub sign_tlvs: bool,
+}
+
+/// State of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessReport {
+    /// 1: 3GPP, 2: other.
+    pub access_id: u8,
+    /// 1: available, 2: not.
+    pub return_code: u8,
+    /// Time after which it is sent again.
+    pub retransmission_interval_ns: u64,
+    /// Times that it is sent again.
+    pub retransmissions: u32,
+}
+
+impl StampSession {
+    /// Octets of a packet without TLVs.
+    pub fn base_octets(&self) -> usize {
+        BASE_OCTETS[usize::from(self.authenticated)]
+    }
+
+    /// Octets of the TLVs that are asked for, Extra Padding left out.
+    pub fn tlv_octets(&self) -> usize {
+        // A Location asks for two addresses, each a TLV of 16 octets within.
+        let location = 4 + 2 * (TLV_HEADER_OCTETS + 16);
+        let values = [
+            (self.class_of_service.is_some(), 4),
+            (self.location, location),
+            (self.timestamp_information, 4),
+            (self.direct_measurement, 12),
+            (self.follow_up_telemetry, 16),
+            (self.access_report.is_some(), 4),
+            (self.signs_tlvs(), 16),
+        ];
+        let asked = values.iter().filter(|(asked, _)| *asked);
+        asked.map(|(_, octets)| TLV_HEADER_OCTETS + octets).sum()
+    }
+
+    /// Whether the TLVs are followed by an HMAC: with authentication as soon as there is more than
+    /// padding (RFC 8972 §4.8).
+    pub fn signs_tlvs(&self) -> bool {
+        self.sign_tlvs || (self.authenticated && self.asks_for_something())
+    }
+
+    fn asks_for_something(&self) -> bool {
+        self.class_of_service.is_some()
+            || self.direct_measurement
+            || self.location
+            || self.timestamp_information
+            || self.follow_up_telemetry
+            || self.access_report.is_some()
+    }
+}

@@ -1,0 +1,78 @@
+//! Key derivation (RFC 4656 §3.1), which is slow on purpose, kept away from everything else.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until},
+};
+
+use crate::{model::Secret, net::clock, wire::crypto::TokenKey};
+
+/// Derives keys one at a time, in the order of the questions, on a thread of its own. Whoever asks
+/// often waits longer: all of them together get a set share of one core, and not more may wait
+/// than are told a number of.
+#[derive(Debug)]
+pub struct Derivation {
+    /// When the next one may begin.
+    next: Mutex<Option<Instant>>,
+    /// Rest after a derivation, as a multiple of how long it took.
+    rest: u32,
+    waiting: AtomicUsize,
+    most_waiting: usize,
+}
+
+/// One that waits, for as long as this lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Derivation {
+    /// For the keys of this host's own connections: one core, and all may wait.
+    pub fn of_clients() -> Self {
+        Self::new(0, usize::MAX)
+    }
+
+    /// For the keys of strangers, who have proved nothing yet: a quarter of one core.
+    pub fn of_server() -> Self {
+        Self::new(3, 1024)
+    }
+
+    fn new(rest: u32, most_waiting: usize) -> Self {
+        Self { next: Mutex::new(None), rest, waiting: AtomicUsize::new(0), most_waiting }
+    }
+
+    /// The keys of these secrets; `None` where too many wait already.
+    pub(super) async fn derive(
+        &self,
+        secrets: Vec<Secret>,
+        salt: [u8; 16],
+        count: u32,
+    ) -> Option<Vec<TokenKey>> {
+        let before = self.waiting.fetch_add(1, Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        if before >= self.most_waiting {
+            return None;
+        }
+        let mut next = self.next.lock().await;
+        if let Some(at) = *next {
+            sleep_until(at).await;
+        }
+        let begun = clock::monotonic();
+        let derive = move || {
+            let derive = |secret: &Secret| TokenKey::derive(secret.octets(), &salt, count);
+            secrets.iter().map(derive).collect()
+        };
+        let keys = tokio::task::spawn_blocking(derive).await.ok();
+        let took = Duration::from_nanos(clock::monotonic().since_ns(begun));
+        *next = Some(Instant::now() + took * self.rest);
+        keys
+    }
+}

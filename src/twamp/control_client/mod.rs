@@ -1,0 +1,433 @@
+//! The Control-Client of one control connection (RFC 5357 §3), from the greeting to the end of the
+//! sessions. One instance for one TCP connection.
+
+mod error;
+
+use std::{collections::VecDeque, net::IpAddr};
+
+use zerocopy::IntoBytes;
+
+use super::message_buffer::MessageBuffer;
+use crate::{
+    time::Monotonic,
+    wire::{
+        codes::{Accept, Command, Modes, Sid, TypeP},
+        control::{StartAck, StartSessions, StopSessions},
+        crypto::{BLOCK_OCTETS, Opener, Sealer, SessionKeys, TokenKey},
+        format::PacketFormat,
+        greeting::{ServerGreeting, ServerStart, SetUpResponse},
+        individual::{self, IndividualHeader},
+        request::{AcceptSession, RequestTwSession},
+    },
+};
+
+pub use error::ClientError;
+
+/// A test session to be asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionRequest {
+    /// Address of the sender; unspecified stands for that of the control connection.
+    pub sender_address: IpAddr,
+    /// UDP port of the sender.
+    pub sender_port: u16,
+    /// Address of the reflector; unspecified stands for that of the control connection.
+    pub receiver_address: IpAddr,
+    /// UDP port wanted at the reflector.
+    pub receiver_port: u16,
+    /// Octets of UDP payload in each probe.
+    pub data_size: u16,
+    /// Octets of padding to come back as they are, where RFC 6038 is in force.
+    pub reflected_length: u16,
+    /// DSCP of probes and replies.
+    pub dscp: u8,
+    /// How long the reflector is to answer after Stop-Sessions, nanoseconds.
+    pub timeout_ns: u64,
+}
+
+/// What the client wants, and the random octets that it needs.
+#[derive(Debug)]
+pub struct ClientOptions {
+    /// The mode: one of the security bits.
+    pub security: Modes,
+    /// Extensions, each of which is chosen where it is offered.
+    pub extensions: Modes,
+    /// Name of the key.
+    pub key_id: String,
+    /// Rounds of key derivation that a server may ask for.
+    pub maximum_count: u32,
+    /// Each answer is due within this.
+    pub response_timeout_ns: u64,
+    /// Random keys of the connection, for modes with keys.
+    pub keys: SessionKeys,
+    /// Random.
+    pub client_iv: [u8; BLOCK_OCTETS],
+    /// Random, for RFC 6038.
+    pub reflected_octets: u16,
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum ClientAction {
+    /// Write these octets.
+    Send(Vec<u8>),
+    /// Derive the key of the secret, which takes its time, and give it to
+    /// [`ControlClient::key_derived`].
+    DeriveKey {
+        /// Of the greeting.
+        salt: [u8; 16],
+        /// Of the greeting.
+        count: u32,
+    },
+    /// The request of this index was accepted.
+    Accepted(AcceptedSession),
+    /// All sessions are started: probes may be sent.
+    Started,
+    /// All sessions are stopped, and the server said so.
+    Stopped,
+    /// Close the connection.
+    Failed(ClientError),
+}
+
+/// A session that the server accepted.
+#[derive(Clone, Debug)]
+pub struct AcceptedSession {
+    /// Index of the request.
+    pub index: usize,
+    /// UDP port of the reflector, which may differ from the one asked for.
+    pub port: u16,
+    /// Session identifier.
+    pub sid: Sid,
+    /// What its packets look like.
+    pub format: PacketFormat,
+    /// What the padding of each probe begins with, where the server asks for it (RFC 6038 §4.3).
+    pub server_octets: Option<[u8; 2]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Greeting,
+    /// The driver derives the key.
+    Deriving,
+    ServerStart,
+    /// Waits for the Accept-Session of this request.
+    Accept(usize),
+    StartAck,
+    Running,
+    /// Waits for Stop-N-Ack.
+    StopAck,
+    Stopped,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct ControlClient {
+    state: State,
+    options: ClientOptions,
+    requests: Vec<SessionRequest>,
+    greeting: Option<ServerGreeting>,
+    deadline: Option<Monotonic>,
+    mode: Modes,
+    /// Accepted and not yet stopped.
+    accepted: Vec<Sid>,
+    /// Named in Start-N-Sessions or Stop-N-Sessions and not yet acknowledged.
+    unacknowledged: Vec<Sid>,
+    sealer: Option<Sealer>,
+    input: MessageBuffer,
+    actions: VecDeque<ClientAction>,
+}
+
+impl ControlClient {
+    /// For a connection that is open.
+    pub fn new(requests: Vec<SessionRequest>, options: ClientOptions, now: Monotonic) -> Self {
+        Self {
+            state: State::Greeting,
+            deadline: Some(now.plus_ns(options.response_timeout_ns)),
+            options,
+            requests,
+            greeting: None,
+            mode: Modes::default(),
+            accepted: Vec::new(),
+            unacknowledged: Vec::new(),
+            sealer: None,
+            input: MessageBuffer::default(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The mode in force; 0 before one is chosen.
+    pub fn mode(&self) -> Modes {
+        self.mode
+    }
+
+    /// The greeting, once it came.
+    pub fn greeting(&self) -> Option<&ServerGreeting> {
+        self.greeting.as_ref()
+    }
+
+    /// Octets from the server.
+    pub fn handle_input(&mut self, octets: &[u8], now: Monotonic) {
+        self.input.push(octets);
+        self.advance(now);
+    }
+
+    /// Answers [`ClientAction::DeriveKey`].
+    pub fn key_derived(&mut self, key: &TokenKey, now: Monotonic) {
+        let (State::Deriving, Some(greeting)) = (self.state, &self.greeting) else { return };
+        let ClientOptions { keys, client_iv, key_id, .. } = &self.options;
+        let token = key.seal(&greeting.challenge, keys);
+        let response = SetUpResponse::protected(self.mode.0, key_id.as_bytes(), token, *client_iv);
+        self.send(&response);
+        self.sealer = Some(Sealer::new(&self.options.keys, self.options.client_iv));
+        self.enter(State::ServerStart, now);
+        self.advance(now);
+    }
+
+    /// Call at or after [`Self::poll_deadline`].
+    pub fn handle_timeout(&mut self, now: Monotonic) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            let awaited = match self.state {
+                State::Greeting => "Server-Greeting",
+                State::ServerStart => "Server-Start",
+                State::Accept(_) => "Accept-Session",
+                State::StartAck if self.is_individual() => "Start-N-Ack",
+                State::StartAck => "Start-Ack",
+                State::StopAck => "Stop-N-Ack",
+                State::Deriving | State::Running | State::Stopped => return,
+            };
+            self.fail(ClientError::ResponseTimeout(awaited));
+        }
+    }
+
+    /// Ends the sessions: the count of Stop-Sessions is that of all sessions accepted and not
+    /// yet stopped, declined ones included (RFC 5357 §3.8).
+    pub fn stop(&mut self, now: Monotonic) {
+        if self.state != State::Running {
+            return;
+        }
+        let accepted = std::mem::take(&mut self.accepted);
+        if self.is_individual() && !accepted.is_empty() {
+            self.send_individual(Command::STOP_N_SESSIONS, accepted);
+            self.enter(State::StopAck, now);
+        } else {
+            self.send_sealed(&StopSessions::new(0, accepted.len() as u32));
+            self.enter(State::Stopped, now);
+            self.actions.push_back(ClientAction::Stopped);
+        }
+    }
+
+    /// What to do next.
+    pub fn poll_action(&mut self) -> Option<ClientAction> {
+        self.actions.pop_front()
+    }
+
+    /// When an answer is overdue.
+    pub fn poll_deadline(&self) -> Option<Monotonic> {
+        self.deadline
+    }
+
+    fn is_individual(&self) -> bool {
+        self.mode.contains(Modes::INDIVIDUAL_SESSION_CONTROL)
+    }
+
+    fn advance(&mut self, now: Monotonic) {
+        loop {
+            match self.step() {
+                Some(Ok(state)) => self.enter(state, now),
+                Some(Err(error)) => return self.fail(error),
+                None => return,
+            }
+        }
+    }
+
+    fn enter(&mut self, state: State, now: Monotonic) {
+        self.state = state;
+        let waits = !matches!(state, State::Deriving | State::Running | State::Stopped);
+        self.deadline = waits.then(|| now.plus_ns(self.options.response_timeout_ns));
+    }
+
+    /// Handles one message; `None` when there is none, or nothing more to be read.
+    fn step(&mut self) -> Option<Result<State, ClientError>> {
+        match self.state {
+            State::Greeting => self.input.take_clear().map(|m| self.take_greeting(m)),
+            State::ServerStart => self.input.take_clear().map(|m| self.server_start(&m)),
+            State::Accept(index) => self.input.take().map(|m| self.accept(index, &m?)),
+            State::StartAck if self.is_individual() => self.individual_ack(Command::START_N_ACK),
+            State::StartAck => self.input.take().map(|m| self.start_ack(&m?)),
+            State::StopAck => self.individual_ack(Command::STOP_N_ACK),
+            State::Running if self.input.is_empty() => None,
+            State::Running => Some(Err(ClientError::Unexpected(self.input.clear()))),
+            // Some servers answer a late Stop-Sessions; the connection is closed anyway.
+            State::Deriving | State::Stopped => None,
+        }
+    }
+
+    fn take_greeting(&mut self, greeting: ServerGreeting) -> Result<State, ClientError> {
+        let offered = Modes(greeting.modes.get());
+        let count = greeting.count.get();
+        let (salt, ClientOptions { security, extensions, maximum_count: maximum, .. }) =
+            (greeting.salt, &self.options);
+        self.greeting = Some(greeting);
+        if offered.0 == 0 {
+            return Err(ClientError::ServiceRefused);
+        }
+        if !offered.contains(*security) {
+            return Err(ClientError::NoCommonMode { offered, wanted: *security });
+        }
+        self.mode = security.or(extensions.and(offered));
+        if !security.is_protected() {
+            self.send(&SetUpResponse::unauthenticated(self.mode.0));
+            return Ok(State::ServerStart);
+        }
+        if !(1..=*maximum).contains(&count) {
+            return Err(ClientError::Count { count, maximum: *maximum });
+        }
+        self.actions.push_back(ClientAction::DeriveKey { salt, count });
+        Ok(State::Deriving)
+    }
+
+    fn server_start(&mut self, start: &ServerStart) -> Result<State, ClientError> {
+        let protected = self.mode.is_protected();
+        match Accept::received(start.accept) {
+            Accept::OK => {}
+            refused @ Accept::FAILURE if protected => {
+                return Err(ClientError::KeyRejected(refused));
+            }
+            refused => return Err(ClientError::ConnectionRejected(refused)),
+        }
+        if protected {
+            let mut opener = Opener::new(&self.options.keys, start.server_iv);
+            let mut block = [0; BLOCK_OCTETS];
+            block.copy_from_slice(&start.as_bytes()[ServerStart::CLEAR_OCTETS..]);
+            opener.decrypt(&mut block);
+            opener.take_part(&block);
+            self.input.protect(opener);
+        }
+        Ok(self.request(0))
+    }
+
+    /// Sends the request of this index, or starts the sessions behind the last.
+    fn request(&mut self, index: usize) -> State {
+        let Some(session) = self.requests.get(index) else {
+            if self.is_individual() {
+                self.send_individual(Command::START_N_SESSIONS, self.accepted.clone());
+            } else {
+                self.send_sealed(&StartSessions::new());
+            }
+            return State::StartAck;
+        };
+        let format = PacketFormat::negotiated(self.mode, Some(&self.options.keys), Sid::default());
+        let padding = usize::from(session.data_size).saturating_sub(format.probe_octets());
+        let mut request = RequestTwSession::new(session.sender_address, session.receiver_address);
+        request.sender_port = session.sender_port.into();
+        request.receiver_port = session.receiver_port.into();
+        request.padding_length = (padding as u32).into();
+        request.timeout = (((u128::from(session.timeout_ns) << 32) / 1_000_000_000) as u64).into();
+        request.type_p = TypeP::from_dscp(session.dscp).0.into();
+        if self.mode.contains(Modes::REFLECT_OCTETS) {
+            request.reflected_octets = self.options.reflected_octets.into();
+            request.reflected_length = session.reflected_length.into();
+        }
+        self.send_sealed(&request);
+        State::Accept(index)
+    }
+
+    fn accept(&mut self, index: usize, answer: &AcceptSession) -> Result<State, ClientError> {
+        let accept = Accept::received(answer.accept);
+        if accept != Accept::OK {
+            return Err(ClientError::SessionRejected { index, accept });
+        }
+        let port = answer.port.get();
+        if port == 0 {
+            return Err(ClientError::NoPort { index });
+        }
+        let mut server_octets = None;
+        if self.mode.contains(Modes::REFLECT_OCTETS) {
+            let (sent, received) = (self.options.reflected_octets, answer.reflected_octets.get());
+            if sent != received {
+                return Err(ClientError::ReflectedOctets { index, sent, received });
+            }
+            let octets = answer.server_octets.get();
+            server_octets = (octets != 0).then(|| octets.to_be_bytes());
+        }
+        let sid = Sid(answer.sid);
+        self.accepted.push(sid);
+        let keys = self.mode.is_protected().then_some(&self.options.keys);
+        let format = PacketFormat::negotiated(self.mode, keys, sid);
+        let session = AcceptedSession { index, port, sid, format, server_octets };
+        self.actions.push_back(ClientAction::Accepted(session));
+        Ok(self.request(index + 1))
+    }
+
+    fn start_ack(&mut self, ack: &StartAck) -> Result<State, ClientError> {
+        match Accept::received(ack.accept) {
+            Accept::OK => Ok(self.all_started()),
+            refused => Err(ClientError::StartRejected(refused)),
+        }
+    }
+
+    fn all_started(&mut self) -> State {
+        self.actions.push_back(ClientAction::Started);
+        State::Running
+    }
+
+    /// One of the acks of a command: there is one for each Accept value (RFC 5938 §3.3, §3.5).
+    fn individual_ack(&mut self, expected: Command) -> Option<Result<State, ClientError>> {
+        let header: &IndividualHeader = self.input.peek()?;
+        let (sessions, accept) = (header.sessions.get() as usize, Accept::received(header.accept));
+        if header.command != expected.0 {
+            return Some(Err(ClientError::Unexpected(self.input.clear())));
+        }
+        if sessions == 0 || sessions > self.unacknowledged.len() {
+            return Some(Err(ClientError::UnknownSessions(sessions)));
+        }
+        let message = match self.input.take_octets(individual::octets(sessions))? {
+            Ok(message) => message,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let before = self.unacknowledged.len();
+        let named = individual::sids(&message);
+        self.unacknowledged.retain(|sid| !named.contains(sid));
+        let known = before - self.unacknowledged.len();
+        if known != sessions {
+            return Some(Err(ClientError::UnknownSessions(sessions - known)));
+        }
+        if expected == Command::START_N_ACK && accept != Accept::OK {
+            return Some(Err(ClientError::StartRejected(accept)));
+        }
+        Some(Ok(match (expected, self.unacknowledged.is_empty()) {
+            (Command::START_N_ACK, true) => self.all_started(),
+            (_, true) => {
+                self.actions.push_back(ClientAction::Stopped);
+                State::Stopped
+            }
+            (_, false) => self.state,
+        }))
+    }
+
+    fn send_individual(&mut self, command: Command, sids: Vec<Sid>) {
+        let message = individual::message(command, 0, &sids);
+        self.unacknowledged = sids;
+        self.send_octets(message);
+    }
+
+    fn send_sealed(&mut self, message: &(impl IntoBytes + zerocopy::Immutable)) {
+        self.send_octets(message.as_bytes().to_vec());
+    }
+
+    fn send_octets(&mut self, mut message: Vec<u8>) {
+        if let Some(sealer) = &mut self.sealer {
+            sealer.seal(&mut message);
+        }
+        self.actions.push_back(ClientAction::Send(message));
+    }
+
+    fn send(&mut self, message: &(impl IntoBytes + zerocopy::Immutable)) {
+        self.actions.push_back(ClientAction::Send(message.as_bytes().to_vec()));
+    }
+
+    fn fail(&mut self, error: ClientError) {
+        self.state = State::Stopped;
+        self.deadline = None;
+        self.actions.push_back(ClientAction::Failed(error));
+    }
+}

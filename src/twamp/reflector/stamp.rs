@@ -1,0 +1,283 @@
+//! STAMP (RFC 8762, RFC 8972): whoever is listed is answered, without a control connection.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::atomic::Ordering::Relaxed,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    PacketMeta,
+    stamp_tlvs::{Probed, ProbedState, TlvAnswer, answer},
+    verdict::{Finish, ReflectorCounters, Verdict},
+};
+use crate::{
+    model::Secret,
+    time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
+    wire::{
+        crypto::StampKey,
+        format::{PacketFormat, ProbeHeader, Protection, ReplyHeader, STAMP_OCTETS, Unreadable},
+    },
+};
+
+/// Sessions that are counted for; beyond that, numbers are copied.
+const SESSIONS: usize = 100_000;
+/// Replies whose transmit stamp is waited for.
+const UNSTAMPED: usize = 256;
+/// Octets of the shortest probe of TWAMP Light, which is answered as well (RFC 8762 §4.6).
+const LIGHT_PROBE_OCTETS: usize = 14;
+
+/// Which senders are answered, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StampPolicy {
+    /// Sessions that are provisioned; a probe of none of them is dropped.
+    pub sessions: Vec<StampRule>,
+    /// Counts replies for each session.
+    pub stateful: bool,
+    /// Only packets with a right HMAC are answered.
+    pub authenticated: bool,
+    /// Secrets of which any may have made an HMAC.
+    pub secrets: Vec<Secret>,
+    /// A probe may choose the DSCP of its reply (Class of Service TLV).
+    pub may_choose_dscp: bool,
+    /// How T2 and T3 are written.
+    pub timestamps: TimestampFormat,
+    /// Silence after which a session's counts are forgotten, nanoseconds.
+    pub refwait_ns: u64,
+}
+
+/// A provisioned session, or many.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StampRule {
+    /// Where its probes come from.
+    pub prefix: IpNet,
+    /// The port that they come from; `None` for any.
+    pub port: Option<u16>,
+    /// Their SSID; `None` for any.
+    pub ssid: Option<u16>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stamp {
+    pub(super) policy: StampPolicy,
+    keys: Vec<StampKey>,
+    open: PacketFormat,
+    /// One for each key.
+    authenticated: Vec<PacketFormat>,
+    sessions: HashMap<(SocketAddr, u16), Session>,
+    /// Written, in this order, and without their T3.
+    unfinished: VecDeque<Reply>,
+    /// Handed to the kernel.
+    unstamped: VecDeque<Reply>,
+}
+
+#[derive(Debug)]
+struct Session {
+    received: u32,
+    sent: u32,
+    previous: Option<(u32, u64)>,
+    last_packet: Monotonic,
+    key: usize,
+}
+
+/// A reply on its way.
+#[derive(Debug)]
+struct Reply {
+    session: (SocketAddr, u16),
+    sequence: u32,
+    octets: usize,
+    t3: u64,
+}
+
+impl Stamp {
+    pub(super) fn new(policy: StampPolicy) -> Self {
+        let secrets = policy.secrets.iter();
+        let keys: Vec<_> = secrets.map(|secret| StampKey::new(secret.octets())).collect();
+        let format = |protection| PacketFormat { protection, ..PacketFormat::default() };
+        Self {
+            policy,
+            open: format(Protection::StampOpen),
+            authenticated: keys
+                .iter()
+                .map(|key| format(Protection::StampAuthenticated(key.clone())))
+                .collect(),
+            keys,
+            sessions: HashMap::new(),
+            unfinished: VecDeque::new(),
+            unstamped: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn lists(&self, source: SocketAddr, ssid: u16) -> bool {
+        self.policy.sessions.iter().any(|rule| {
+            rule.prefix.contains(&source.ip())
+                && rule.port.is_none_or(|port| port == source.port())
+                && rule.ssid.is_none_or(|wanted| wanted == ssid)
+        })
+    }
+
+    /// Whether any probe from there may be answered: asked before an HMAC is computed.
+    pub(super) fn knows(&self, source: SocketAddr) -> bool {
+        self.policy.sessions.iter().any(|rule| rule.prefix.contains(&source.ip()))
+    }
+
+    /// Reads a probe, with the key that made it where there is authentication.
+    pub(super) fn read(
+        &self,
+        source: SocketAddr,
+        packet: &[u8],
+    ) -> Result<(ProbeHeader, Option<u8>), Unreadable> {
+        if self.policy.authenticated {
+            // The key that this sender used before is the first to be tried: SSID and address are
+            // not authentic yet, but a wrong guess costs one HMAC and nothing else.
+            let ssid = packet.get(26..28).map_or(0, |o| u16::from_be_bytes([o[0], o[1]]));
+            let first = self.sessions.get(&(source, ssid)).map_or(0, |session| session.key);
+            let mut outcome = Err(Unreadable::BadMac);
+            for offset in 0..self.keys.len() {
+                let index = (first + offset) % self.keys.len();
+                outcome = self.format(Some(index as u8)).read_probe(packet);
+                match outcome {
+                    Ok(probe) => return Ok((probe, Some(index as u8))),
+                    Err(Unreadable::TooShort) => break,
+                    Err(Unreadable::BadMac) => {}
+                }
+            }
+            return outcome.map(|probe| (probe, None));
+        }
+        let light = (LIGHT_PROBE_OCTETS..STAMP_OCTETS).contains(&packet.len());
+        let probe = if light {
+            PacketFormat::open().read_probe(packet)
+        } else {
+            self.open.read_probe(packet)
+        };
+        probe.map(|probe| (probe, None))
+    }
+
+    /// The format of packets, with the key of this index where there is authentication.
+    pub(super) fn format(&self, key: Option<u8>) -> &PacketFormat {
+        key.and_then(|index| self.authenticated.get(usize::from(index))).unwrap_or(&self.open)
+    }
+
+    /// Writes the reply to a probe.
+    pub(super) fn reply(
+        &mut self,
+        meta: &PacketMeta,
+        (probe, key): (&ProbeHeader, Option<u8>),
+        packet: &[u8],
+        (error_estimate, now): (ErrorEstimate, Monotonic),
+        (reply, counters): (&mut [u8], &ReflectorCounters),
+    ) -> Verdict {
+        let base = self.format(key).reply_octets();
+        let octets = packet.len().max(base);
+        let Some(reply) = reply.get_mut(..octets) else { return Verdict::TooShort };
+        let state = self.take((meta.source, probe.ssid), key, now);
+        let sequence = state.map_or(probe.sequence, |state| state.sent.wrapping_sub(1));
+        let header = ReplyHeader {
+            sequence,
+            timestamp: 0,
+            error_estimate: error_estimate.with_format(self.policy.timestamps),
+            receive_timestamp: self.policy.timestamps.encode(meta.received),
+            probe: *probe,
+            sender_ttl: meta.ttl.unwrap_or(255),
+            sender_tos: None,
+        };
+        reply[..base].fill(0);
+        self.format(key).write_reply(&header, reply);
+        let mut tlvs = TlvAnswer::default();
+        if let Some(area) = packet.get(base..) {
+            reply[base..].copy_from_slice(area);
+            let probed = Probed {
+                numbers: (probe.sequence, sequence),
+                source: meta.source,
+                destination: meta.destination,
+                tos: meta.tos.unwrap_or(0),
+                synchronised: error_estimate.is_synchronised(),
+                may_choose_dscp: self.policy.may_choose_dscp,
+                state,
+            };
+            // Without authentication the HMAC TLV is made with the first key.
+            let key = self.keys.get(usize::from(key.unwrap_or(0)));
+            tlvs = answer(&mut reply[base..], &probed, key, self.policy.authenticated);
+            counters.tlvs_malformed.fetch_add(tlvs.malformed.into(), Relaxed);
+            counters.tlvs_not_genuine.fetch_add(tlvs.not_genuine.into(), Relaxed);
+            counters.access_reports.fetch_add(tlvs.access_report.into(), Relaxed);
+        }
+        if state.is_some() {
+            let session = (meta.source, probe.ssid);
+            push(&mut self.unfinished, Reply { session, sequence, octets, t3: 0 });
+        }
+        // The class of the probe, so that both ways are measured in the same one.
+        let tos = tlvs.tos.unwrap_or(meta.tos.unwrap_or(0) & 0xfc);
+        Verdict::Reply { octets, tos, finish: Finish::Stamp(key) }
+    }
+
+    /// Counts a probe of a session, where counts are kept.
+    fn take(
+        &mut self,
+        session: (SocketAddr, u16),
+        key: Option<u8>,
+        now: Monotonic,
+    ) -> Option<ProbedState> {
+        let full = self.sessions.len() >= SESSIONS && !self.sessions.contains_key(&session);
+        if !self.policy.stateful || full {
+            return None;
+        }
+        let entry = self.sessions.entry(session).or_insert(Session {
+            received: 0,
+            sent: 0,
+            previous: None,
+            last_packet: now,
+            key: 0,
+        });
+        entry.received = entry.received.wrapping_add(1);
+        entry.sent = entry.sent.wrapping_add(1);
+        entry.last_packet = now;
+        entry.key = key.unwrap_or(0).into();
+        Some(ProbedState { received: entry.received, sent: entry.sent, previous: entry.previous })
+    }
+
+    /// The reply to this sender has this T3 now, as a first word on when it goes out.
+    pub(super) fn finished(&mut self, to: SocketAddr, t3: u64) {
+        // Replies are finished in the order in which they were written.
+        while let Some(mut reply) = self.unfinished.pop_front() {
+            if reply.session.0 == to {
+                reply.t3 = t3;
+                if let Some(session) = self.sessions.get_mut(&reply.session) {
+                    session.previous = Some((reply.sequence, t3));
+                }
+                return push(&mut self.unstamped, reply);
+            }
+        }
+    }
+
+    /// The kernel tells when a packet went out; `packet` is that packet with headers before it.
+    pub(super) fn transmitted(&mut self, packet: &[u8], at: UnixTime) {
+        let t3_at = if self.policy.authenticated { 16 } else { 4 };
+        let is_it = |reply: &Reply| {
+            let payload = packet.len().checked_sub(reply.octets);
+            payload.and_then(|start| packet.get(start + t3_at..start + t3_at + 8))
+                == Some(&reply.t3.to_be_bytes()[..])
+        };
+        let Some(index) = self.unstamped.iter().position(is_it) else { return };
+        let Some(reply) = self.unstamped.remove(index) else { return };
+        if let Some(session) = self.sessions.get_mut(&reply.session)
+            && session.previous.is_some_and(|(sequence, _)| sequence == reply.sequence)
+        {
+            session.previous = Some((reply.sequence, self.policy.timestamps.encode(at)));
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Monotonic) {
+        let refwait_ns = self.policy.refwait_ns;
+        self.sessions.retain(|_, session| now.since_ns(session.last_packet) < refwait_ns);
+    }
+}
+
+fn push(replies: &mut VecDeque<Reply>, reply: Reply) {
+    if replies.len() == UNSTAMPED {
+        replies.pop_front();
+    }
+    replies.push_back(reply);
+}

@@ -1,0 +1,241 @@
+//! What a STAMP reflector does with the TLVs of a probe (RFC 8972 §4): each is answered in place.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::wire::{
+    crypto::StampKey,
+    tlv::{
+        HEADER_OCTETS, METHOD_SOFTWARE, SOURCE_FREE_RUNNING, SOURCE_NTP, Tlv, flags, location,
+        types, walk,
+    },
+};
+
+/// What is known of a probe and of its session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Probed {
+    /// Sequence Numbers of the probe and of the reply.
+    pub(super) numbers: (u32, u32),
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+    /// TOS with which the probe came.
+    pub(super) tos: u8,
+    pub(super) synchronised: bool,
+    /// The reply may go out with the DSCP that the probe asks for.
+    pub(super) may_choose_dscp: bool,
+    /// What a reflector that keeps state knows.
+    pub(super) state: Option<ProbedState>,
+}
+
+/// Counts of a session, and its latest reply.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProbedState {
+    /// Probes received, this one included.
+    pub(super) received: u32,
+    /// Replies sent, this one included.
+    pub(super) sent: u32,
+    /// Number and time of the reply before; `None` before there is one.
+    pub(super) previous: Option<(u32, u64)>,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TlvAnswer {
+    /// TOS that the reply is to have, where a TLV asked for one.
+    pub(super) tos: Option<u8>,
+    pub(super) malformed: bool,
+    pub(super) not_genuine: bool,
+    pub(super) access_report: bool,
+}
+
+/// Answers the TLVs in `area`, a copy of those of the probe. With `must_be_signed`, they need an
+/// HMAC TLV unless there is nothing but one Extra Padding.
+pub(super) fn answer(
+    area: &mut [u8],
+    probed: &Probed,
+    key: Option<&StampKey>,
+    must_be_signed: bool,
+) -> TlvAnswer {
+    let mut answer = TlvAnswer::default();
+    let hmac = match signature(area, probed, key, must_be_signed) {
+        Signature::Good(tlv) => Some(tlv),
+        Signature::NotNeeded => None,
+        Signature::Bad => {
+            answer.not_genuine = true;
+            set_integrity_flag(area);
+            return answer;
+        }
+    };
+    let mut at = 0;
+    while let Some(next) = walk(&area[at..]).next() {
+        let Ok(tlv) = next.map(|tlv| Tlv { at: at + tlv.at, ..tlv }) else {
+            area[at] = flags::MALFORMED;
+            answer.malformed = true;
+            break;
+        };
+        if !tlv.has_right_length() {
+            area[tlv.at] = flags::MALFORMED;
+            answer.malformed = true;
+            break;
+        }
+        let understood = answer_one(&mut area[tlv.value()], tlv, probed, key, &mut answer);
+        area[tlv.at] = if understood { 0 } else { flags::UNRECOGNISED };
+        at = tlv.end();
+    }
+    if let (Some(tlv), Some(key)) = (hmac, key) {
+        let value = key.sign(&probed.numbers.1.to_be_bytes(), &area[..tlv.at]);
+        area[tlv.value()].copy_from_slice(&value);
+    }
+    answer
+}
+
+enum Signature {
+    Good(Tlv),
+    NotNeeded,
+    Bad,
+}
+
+/// Finds the HMAC TLV, which may only be followed by Extra Padding (RFC 8972 §4.8), and checks it.
+fn signature(
+    area: &[u8],
+    probed: &Probed,
+    key: Option<&StampKey>,
+    must_be_signed: bool,
+) -> Signature {
+    let Some(key) = key else { return Signature::NotNeeded };
+    let mut hmac: Option<Tlv> = None;
+    let (mut tlvs, mut others) = (0, 0);
+    for tlv in walk(area) {
+        tlvs += 1;
+        match tlv {
+            Ok(tlv) if tlv.kind == types::EXTRA_PADDING => {}
+            _ if hmac.is_some() => return Signature::Bad,
+            Ok(tlv) if tlv.kind == types::HMAC => hmac = Some(tlv),
+            _ => others += 1,
+        }
+    }
+    match hmac {
+        Some(tlv) => {
+            let number = probed.numbers.0.to_be_bytes();
+            let good =
+                tlv.has_right_length() && key.verify(&number, &area[..tlv.at], &area[tlv.value()]);
+            if good { Signature::Good(tlv) } else { Signature::Bad }
+        }
+        None if must_be_signed && (others > 0 || tlvs > 1) => Signature::Bad,
+        None => Signature::NotNeeded,
+    }
+}
+
+fn set_integrity_flag(area: &mut [u8]) {
+    let mut at = 0;
+    while let Some(next) = walk(&area[at..]).next() {
+        area[at] |= flags::INTEGRITY;
+        match next {
+            Ok(tlv) => at += tlv.end(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Answers one TLV of the right length; whether its type is understood here.
+fn answer_one(
+    value: &mut [u8],
+    tlv: Tlv,
+    probed: &Probed,
+    key: Option<&StampKey>,
+    answer: &mut TlvAnswer,
+) -> bool {
+    match tlv.kind {
+        types::EXTRA_PADDING => true,
+        types::LOCATION => {
+            fill_location(value, probed);
+            true
+        }
+        types::TIMESTAMP_INFORMATION => {
+            let source = if probed.synchronised { SOURCE_NTP } else { SOURCE_FREE_RUNNING };
+            value.copy_from_slice(&[source, METHOD_SOFTWARE, source, METHOD_SOFTWARE]);
+            true
+        }
+        types::CLASS_OF_SERVICE => {
+            class_of_service(value, probed, answer);
+            true
+        }
+        // Without state there is nothing to be counted.
+        types::DIRECT_MEASUREMENT => probed.state.is_some_and(|state| {
+            value[4..8].copy_from_slice(&state.received.to_be_bytes());
+            value[8..12].copy_from_slice(&state.sent.to_be_bytes());
+            true
+        }),
+        types::ACCESS_REPORT => {
+            // 1 is 3GPP access, 2 is not; all else is to be taken no notice of (RFC 8972 §4.6).
+            answer.access_report |= matches!(value[0] >> 4, 1 | 2);
+            true
+        }
+        types::FOLLOW_UP_TELEMETRY => {
+            value.fill(0);
+            if let Some((number, time)) = probed.state.and_then(|state| state.previous) {
+                value[..4].copy_from_slice(&number.to_be_bytes());
+                value[4..12].copy_from_slice(&time.to_be_bytes());
+                value[12] = METHOD_SOFTWARE;
+            }
+            true
+        }
+        types::HMAC => key.is_some(),
+        _ => false,
+    }
+}
+
+/// `DSCP1 (6) DSCP2 (6) ECN (2) RP (2) Reserved (16)` (RFC 8972 §4.4).
+fn class_of_service(value: &mut [u8], probed: &Probed, answer: &mut TlvAnswer) {
+    let wanted = value[0] >> 2;
+    let (dscp, ecn) = (probed.tos >> 2, probed.tos & 3);
+    let refused = u8::from(!probed.may_choose_dscp && wanted != dscp);
+    value[0] = wanted << 2 | dscp >> 4;
+    value[1] = dscp << 4 | ecn << 2 | refused;
+    answer.tos = Some(if refused == 0 { wanted << 2 } else { dscp << 2 });
+}
+
+/// Ports, then each part that is understood, in the room of the question (RFC 8972 §4.2).
+fn fill_location(value: &mut [u8], probed: &Probed) {
+    value[..2].copy_from_slice(&probed.destination.port().to_be_bytes());
+    value[2..4].copy_from_slice(&probed.source.port().to_be_bytes());
+    let parts = &mut value[4..];
+    let mut at = 0;
+    while let Some(next) = walk(&parts[at..]).next() {
+        let Ok(part) = next.map(|part| Tlv { at: at + part.at, ..part }) else {
+            parts[at] = flags::MALFORMED;
+            return;
+        };
+        let (kind, octets) = match (part.kind, part.length) {
+            // The address of the link is not told by a socket: "no MAC address" is a right answer.
+            (location::SOURCE_MAC, 8) => (location::EUI_64, [0; 16]),
+            (location::DESTINATION_ADDRESS, 16) => match probed.destination.ip() {
+                IpAddr::V4(v4) => (location::DESTINATION_IPV4, padded(v4.octets())),
+                IpAddr::V6(v6) => (location::DESTINATION_IPV6, v6.octets()),
+            },
+            (location::SOURCE_ADDRESS, 16) => match probed.source.ip() {
+                IpAddr::V4(v4) => (location::SOURCE_IPV4, padded(v4.octets())),
+                IpAddr::V6(v6) => (location::SOURCE_IPV6, v6.octets()),
+            },
+            (location::SOURCE_MAC..=location::SOURCE_IPV6, _) => {
+                parts[part.at] = flags::MALFORMED;
+                return;
+            }
+            _ => {
+                parts[part.at] = flags::UNRECOGNISED;
+                at = part.end();
+                continue;
+            }
+        };
+        parts[part.at] = 0;
+        parts[part.at + 1] = kind;
+        let length = part.length.min(octets.len());
+        parts[part.at + HEADER_OCTETS..][..length].copy_from_slice(&octets[..length]);
+        at = part.end();
+    }
+}
+
+fn padded(v4: [u8; 4]) -> [u8; 16] {
+    let mut octets = [0; 16];
+    octets[..4].copy_from_slice(&v4);
+    octets
+}

@@ -1,0 +1,191 @@
+//! From a reply to a sample.
+
+use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
+use crate::{
+    proto::{ProbeResult, ProbeStatus, TestOutcome},
+    stats::Sample,
+    time::{Monotonic, Now, UnixTime},
+    wire::format::{ReplyHeader, Unreadable},
+};
+
+/// The local clock counts as stepped when it moved so far against the monotonic one. Above what
+/// reading two clocks one after the other can differ by, below what an operator would overlook.
+const CLOCK_STEP_NS: u64 = 5_000_000;
+/// A follow-up that moves T3 by more is not believed.
+const LATEST_FOLLOW_UP_NS: i64 = 1_000_000_000;
+
+/// What the kernel tells of a reply.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReplyMeta {
+    /// T4.
+    pub received: UnixTime,
+    /// T4 came from the kernel.
+    pub kernel_stamp: bool,
+    /// TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// TOS or traffic class.
+    pub tos: Option<u8>,
+}
+
+/// A sample whose T3 may yet be corrected.
+#[derive(Debug)]
+pub(super) struct Held {
+    sample: Sample,
+    /// Sequence Number of the reply.
+    number: u32,
+    t1: UnixTime,
+    t3: UnixTime,
+    received: Monotonic,
+}
+
+impl SessionSender {
+    /// A datagram from the reflector's address and port.
+    pub fn handle_reply(&mut self, packet: &[u8], meta: &ReplyMeta, now: Now) {
+        let reply = match self.carrier.format.read_reply(packet) {
+            Ok(reply) => reply,
+            Err(Unreadable::BadMac) => return self.not_genuine(),
+            Err(Unreadable::TooShort) => return self.ignored(),
+        };
+        let t4 = meta.received;
+        let format = reply.error_estimate.format();
+        let times =
+            (format.decode(reply.receive_timestamp, t4), format.decode(reply.timestamp, t4));
+        let (Some(t2), Some(t3)) = times else { return self.ignored() };
+        let stranger =
+            self.carrier.stamp.as_mut().is_some_and(|stamp| !stamp.is_answer(reply.probe.ssid));
+        if reply.error_estimate.is_corrupt() || stranger {
+            return self.ignored();
+        }
+        let taken = self.outstanding.reply(
+            reply.probe.sequence,
+            reply.probe.timestamp,
+            reply.sequence,
+            self.config.loss_timeout_ns,
+            now.monotonic,
+        );
+        let Phase::Testing(test) = &mut self.phase else { return };
+        let probe = match taken {
+            Reply::First(probe) => probe,
+            Reply::Duplicate => return test.figures.duplicate(),
+            Reply::Late => return test.figures.late(),
+            Reply::Unknown => return test.figures.ignored(),
+        };
+        let octets = self.carrier.format.reply_octets();
+        let (mut egress_tos, mut follow_up) = (reply.sender_tos, None);
+        if let Some(stamp) = &mut self.carrier.stamp {
+            let said = stamp.read_tlvs(reply.sequence, packet.get(octets..).unwrap_or_default());
+            egress_tos = said.egress_tos;
+            follow_up = said.follow_up;
+        }
+        let by_clock = now.unix.since_ns(probe.t1);
+        let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
+        let sample = Sample {
+            sequence: probe.sequence,
+            kernel_receive_stamp: meta.kernel_stamp,
+            synchronised: is_synchronised(&reply),
+            clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
+            egress_ttl: reply.sender_ttl,
+            egress_tos,
+            ingress_ttl: meta.ttl,
+            ingress_tos: meta.tos,
+            ..delays([probe.t1, t2, t3, t4])
+        };
+        let (number, t1) = (reply.sequence, probe.t1);
+        self.held.push_back(Held { sample, number, t1, t3, received: now.monotonic });
+        if self.carrier.stamp.as_ref().is_some_and(|stamp| stamp.follows_up()) {
+            if let Some((number, time)) = follow_up {
+                self.follow_up(number, format.decode(time, t4));
+            }
+        } else {
+            self.release_all();
+        }
+        let Phase::Testing(test) = &mut self.phase else { return };
+        if test.outcome == TestOutcome::Stopped && self.outstanding.first_undecided().is_none() {
+            // Nothing is waited for any more.
+            test.ends = Some(now.monotonic);
+        }
+    }
+
+    /// The reply of this number went out at `time`, and what was before it will not be spoken of
+    /// any more.
+    fn follow_up(&mut self, number: u32, time: Option<UnixTime>) {
+        let Some(index) = self.held.iter().position(|held| held.number == number) else { return };
+        if let Some(time) = time {
+            self.held[index].correct(time);
+        }
+        for _ in 0..=index {
+            self.release();
+        }
+    }
+
+    /// Samples that waited for a follow-up as long as a probe waits for its reply.
+    pub(super) fn release_overdue(&mut self, now: Monotonic) {
+        while self.held.front().is_some_and(|held| self.release_due(held) <= now) {
+            self.release();
+        }
+    }
+
+    pub(super) fn release_due(&self, held: &Held) -> Monotonic {
+        held.received.plus_ns(self.config.loss_timeout_ns)
+    }
+
+    pub(super) fn release_all(&mut self) {
+        while !self.held.is_empty() {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        let Some(Held { sample, number, t1, .. }) = self.held.pop_front() else { return };
+        let Phase::Testing(test) = &mut self.phase else { return };
+        test.figures.received(&sample);
+        self.events.push_back(SenderEvent::Probe(ProbeResult {
+            test_number: self.test_number,
+            sequence: sample.sequence,
+            sent_unix_ns: t1.0,
+            status: ProbeStatus::Received.into(),
+            rtt_ns: Some(sample.rtt_ns),
+            egress_ns: Some(sample.egress_ns),
+            ingress_ns: Some(sample.ingress_ns),
+            reflector_processing_ns: Some(sample.processing_ns),
+            reflector_sequence: Some(number),
+            egress_ttl: Some(sample.egress_ttl.into()),
+            ingress_ttl: sample.ingress_ttl.map(u32::from),
+            ingress_tos: sample.ingress_tos.map(u32::from),
+            egress_tos: sample.egress_tos.map(u32::from),
+        }));
+    }
+
+    fn not_genuine(&mut self) {
+        if let Phase::Testing(test) = &mut self.phase {
+            test.figures.not_genuine();
+        }
+    }
+}
+
+impl Held {
+    fn correct(&mut self, t3: UnixTime) {
+        let later_ns = t3.since_ns(self.t3);
+        if (0..=LATEST_FOLLOW_UP_NS).contains(&later_ns) {
+            self.sample.rtt_ns -= later_ns;
+            self.sample.ingress_ns -= later_ns;
+            self.sample.processing_ns += later_ns;
+            self.sample.t3_followed_up = true;
+        }
+    }
+}
+
+fn delays([t1, t2, t3, t4]: [UnixTime; 4]) -> Sample {
+    let processing_ns = t3.since_ns(t2);
+    Sample {
+        rtt_ns: t4.since_ns(t1) - processing_ns,
+        egress_ns: t2.since_ns(t1),
+        ingress_ns: t4.since_ns(t3),
+        processing_ns,
+        ..Sample::default()
+    }
+}
+
+fn is_synchronised(reply: &ReplyHeader) -> bool {
+    reply.error_estimate.is_synchronised() && reply.probe.error_estimate.is_synchronised()
+}
