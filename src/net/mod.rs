@@ -3,6 +3,7 @@
 
 pub mod clock;
 mod host;
+mod neighbours;
 mod probe_bind;
 pub mod random;
 pub mod resolve;
@@ -10,5 +11,6 @@ pub mod tcp;
 mod udp;
 
 pub use host::{free_port, host_name, raise_open_files};
+pub use neighbours::Neighbours;
 pub use probe_bind::{ResourceRefusal, check_resources};
 pub use udp::{Answer, Answered, PacketInfo, Reflected, TestSocket, UdpOptions};

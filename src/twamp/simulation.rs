@@ -179,6 +179,7 @@ impl Pair {
         let clock = self.now.unix.plus_ns(self.reflector_offset_ns);
         let meta = PacketMeta {
             source: sender_address(),
+            source_mac: None,
             destination: SocketAddr::from(([127, 0, 0, 1], 862)),
             to_group: false,
             received: clock,

@@ -55,6 +55,7 @@ fn reflector() -> Reflector {
 fn meta(source: SocketAddr) -> PacketMeta {
     PacketMeta {
         source,
+        source_mac: None,
         destination: SocketAddr::from(([192, 0, 2, 2], 862)),
         to_group: false,
         received: START,

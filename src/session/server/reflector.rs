@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::registry::SessionEntry;
 use crate::{
-    net::{Answer, Answered, PacketInfo, TestSocket, clock},
+    net::{Answer, Answered, Neighbours, PacketInfo, TestSocket, clock},
     proto::ServerSessionState,
     time::{Monotonic, UnixTime},
     twamp::reflector::{
@@ -67,6 +67,7 @@ impl ReflectorHandle {
             answers: Answers {
                 machine: Reflector::new(local.port(), sessionless, counters.clone()),
                 local,
+                neighbours: Neighbours::default(),
                 now: Monotonic::default(),
             },
             socket,
@@ -134,6 +135,8 @@ struct Task {
 struct Answers {
     machine: Reflector,
     local: SocketAddr,
+    /// Read now and then, for a reflector of STAMP, which tells them to its senders.
+    neighbours: Neighbours,
     /// Read once for a batch: it is for timeouts of seconds.
     now: Monotonic,
 }
@@ -224,6 +227,9 @@ impl Task {
                 entry.tell_ended(sid);
             }
         });
+        if self.answers.machine.tells_locations() {
+            self.answers.neighbours = Neighbours::read();
+        }
         let empty = self.answers.machine.is_empty();
         self.empty_looks = if empty { self.empty_looks + 1 } else { 0 };
     }
@@ -241,6 +247,7 @@ impl Answer for Answers {
         let destination = info.destination.unwrap_or_else(|| self.local.ip());
         let meta = PacketMeta {
             source: info.source,
+            source_mac: self.neighbours.mac(info.source.ip()),
             destination: SocketAddr::new(destination, self.local.port()),
             to_group: info.to_group,
             received: info.received,

@@ -35,6 +35,8 @@ pub use verdict::{Finish, ReflectorCounters, SessionCounters, Verdict};
 pub struct PacketMeta {
     /// Where it came from.
     pub source: SocketAddr,
+    /// Address of the link that it came from, where that is known.
+    pub source_mac: Option<[u8; 6]>,
     /// Where it came to.
     pub destination: SocketAddr,
     /// It came to a group or to all, not to this host alone.
@@ -165,6 +167,11 @@ impl Reflector {
             Open::Light(light) => light.expire(now),
             Open::Stamp(stamp) => stamp.expire(now),
         }
+    }
+
+    /// Whether senders may ask where they are seen.
+    pub fn tells_locations(&self) -> bool {
+        matches!(self.open, Open::Stamp(_))
     }
 
     /// Sessions that are not over.

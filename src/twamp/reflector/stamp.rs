@@ -191,6 +191,7 @@ impl Stamp {
             let probed = Probed {
                 numbers: (probe.sequence, sequence),
                 source: meta.source,
+                source_mac: meta.source_mac,
                 destination: meta.destination,
                 tos: meta.tos.unwrap_or(0),
                 synchronised: error_estimate.is_synchronised(),

@@ -16,6 +16,8 @@ pub(super) struct Probed {
     /// Sequence Numbers of the probe and of the reply.
     pub(super) numbers: (u32, u32),
     pub(super) source: SocketAddr,
+    /// Address of the link that the probe came from.
+    pub(super) source_mac: Option<[u8; 6]>,
     pub(super) destination: SocketAddr,
     /// TOS with which the probe came.
     pub(super) tos: u8,
@@ -206,8 +208,10 @@ fn fill_location(value: &mut [u8], probed: &Probed) {
             return;
         };
         let (kind, octets) = match (part.kind, part.length) {
-            // The address of the link is not told by a socket: "no MAC address" is a right answer.
-            (location::SOURCE_MAC, 8) => (location::EUI_64, [0; 16]),
+            (location::SOURCE_MAC, 8) => match probed.source_mac {
+                Some(mac) => (location::EUI_48, padded(mac)),
+                None => (location::EUI_64, [0; 16]),
+            },
             (location::DESTINATION_ADDRESS, 16) => match probed.destination.ip() {
                 IpAddr::V4(v4) => (location::DESTINATION_IPV4, padded(v4.octets())),
                 IpAddr::V6(v6) => (location::DESTINATION_IPV6, v6.octets()),
@@ -234,8 +238,153 @@ fn fill_location(value: &mut [u8], probed: &Probed) {
     }
 }
 
-fn padded(v4: [u8; 4]) -> [u8; 16] {
+fn padded<const N: usize>(start: [u8; N]) -> [u8; 16] {
     let mut octets = [0; 16];
-    octets[..4].copy_from_slice(&v4);
+    octets[..N].copy_from_slice(&start);
     octets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(name: &str) -> serde_json::Value {
+        let text = include_str!("../../../tests/vectors/vectors.json");
+        let vectors: serde_json::Value = serde_json::from_str(text).unwrap();
+        let all = vectors["vectors"].as_array().unwrap();
+        all.iter().find(|vector| vector["name"] == name).unwrap().clone()
+    }
+
+    fn octets(value: &serde_json::Value) -> Vec<u8> {
+        hex::decode(value.as_str().unwrap()).unwrap()
+    }
+
+    fn probed() -> Probed {
+        Probed {
+            numbers: (7, 5),
+            source: SocketAddr::from(([192, 0, 2, 1], 20_000)),
+            source_mac: Some([0x02, 0x00, 0x5e, 0x10, 0x20, 0x30]),
+            destination: SocketAddr::from(([192, 0, 2, 2], 862)),
+            tos: 10 << 2 | 2,
+            synchronised: true,
+            may_choose_dscp: true,
+            state: Some(ProbedState { received: 1, sent: 1, previous: Some((4, 9)) }),
+        }
+    }
+
+    fn answered(area: &[u8], probed: &Probed) -> (Vec<u8>, TlvAnswer) {
+        let mut area = area.to_vec();
+        let answer = answer(&mut area, probed, None, false);
+        (area, answer)
+    }
+
+    /// `stamp/tlv/*` of the reference vectors.
+    #[test]
+    fn conformance_119_120_124_vectors() {
+        for (name, received, reflected) in [
+            ("stamp/tlv/unrecognised-echo", "received", "reflected"),
+            ("stamp/tlv/malformed-echo", "received", "reflected"),
+            ("stamp/tlv/location", "request", "reply"),
+        ] {
+            let vector = vector(name);
+            let (area, _) = answered(&octets(&vector["in"][received]), &probed());
+            assert_eq!(area, octets(&vector["out"][reflected]), "{name}");
+        }
+    }
+
+    #[test]
+    fn conformance_124_location_keeps_its_length_without_a_mac_and_in_ipv6() {
+        let request = octets(&vector("stamp/tlv/location")["in"]["request"]);
+        let probed = Probed {
+            source: "[2001:db8::1]:20000".parse().unwrap(),
+            destination: "[2001:db8::2]:862".parse().unwrap(),
+            source_mac: None,
+            ..probed()
+        };
+        let (area, _) = answered(&request, &probed);
+        assert_eq!(area.len(), request.len());
+        assert_eq!(area[8..12], [0, location::EUI_64, 0, 8]);
+        assert_eq!(area[12..20], [0; 8]);
+        assert_eq!((area[21], area[41]), (location::DESTINATION_IPV6, location::SOURCE_IPV6));
+    }
+
+    #[test]
+    fn conformance_119_a_malformed_tlv_ends_the_processing() {
+        // Class of Service, then one that says it is longer than the packet, then the rest.
+        let (area, answer) =
+            answered(&[0x80, 4, 0, 4, 0xb8, 0, 0, 0, 0x80, 5, 0, 12, 1, 2], &probed());
+        assert_eq!(area[..4], [0, 4, 0, 4]);
+        assert_eq!(area[8..], [0x40, 5, 0, 12, 1, 2]);
+        assert!(answer.malformed);
+        assert_eq!(answer.tos, Some(0xb8));
+    }
+
+    #[test]
+    fn conformance_123_class_of_service() {
+        let tlv = [0x80, 4, 0, 4, 46 << 2, 0, 0, 0];
+        let (area, answer) = answered(&tlv, &probed());
+        assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa8, 0, 0]);
+        assert_eq!(answer.tos, Some(46 << 2));
+        // Not allowed to choose: the DSCP received, and RP says so.
+        let (area, answer) = answered(&tlv, &Probed { may_choose_dscp: false, ..probed() });
+        assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa9, 0, 0]);
+        assert_eq!(answer.tos, Some(10 << 2));
+    }
+
+    #[test]
+    fn conformance_125_follow_up_and_counters_need_state() {
+        let tlvs = [[0x80, 7, 0, 16].as_slice(), &[9; 16], &[0x80, 5, 0, 12], &[0; 12]].concat();
+        let (area, _) = answered(&tlvs, &probed());
+        assert_eq!(area[4..17], [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 9, METHOD_SOFTWARE]);
+        assert_eq!(area[20], 0);
+        let (area, _) = answered(&tlvs, &Probed { state: None, ..probed() });
+        assert_eq!(area[..20], [[0, 7, 0, 16].as_slice(), &[0; 16]].concat());
+        assert_eq!(area[20], flags::UNRECOGNISED, "nothing is counted here");
+    }
+
+    #[test]
+    fn conformance_121_122_signatures() {
+        let key = StampKey::new(b"secret");
+        let mut signed = vec![0x80, 4, 0, 4, 0, 0, 0, 0];
+        let hmac = key.sign(&7u32.to_be_bytes(), &signed);
+        signed.extend([0x80, 8, 0, 16]);
+        signed.extend(hmac);
+        let check = |area: &[u8], must| {
+            let mut area = area.to_vec();
+            let answer = answer(&mut area, &probed(), Some(&key), must);
+            (area, answer)
+        };
+        let (area, good) = check(&signed, true);
+        assert!(!good.not_genuine);
+        let expected = key.sign(&5u32.to_be_bytes(), &area[..8]);
+        assert_eq!(area[12..28], expected, "over the TLVs as they are answered");
+        // Extra Padding may follow, nothing else may.
+        assert!(!check(&[&signed[..], &[0x80, 1, 0, 1, 0]].concat(), true).1.not_genuine);
+        let (area, late) = check(&[&signed[..], &[0x80, 3, 0, 4, 0, 0, 0, 0]].concat(), true);
+        assert!(late.not_genuine);
+        for at in [0, 8, 28] {
+            assert_eq!(area[at], 0xa0, "I in every TLV");
+        }
+        // A flipped bit, and no HMAC at all.
+        let mut flipped = signed.clone();
+        flipped[5] ^= 1;
+        assert!(check(&flipped, false).1.not_genuine);
+        assert!(check(&signed[..8], true).1.not_genuine);
+        assert!(!check(&signed[..8], false).1.not_genuine, "without authentication it is optional");
+        assert!(!check(&[0x80, 1, 0, 2, 1, 2], true).1.not_genuine, "padding alone needs none");
+    }
+
+    proptest::proptest! {
+        /// Any octets, as padding of TWAMP Light is: the length stays, and nothing panics.
+        #[test]
+        fn any_octets_are_answered(
+            octets in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            keyed in proptest::bool::ANY,
+        ) {
+            let key = keyed.then(|| StampKey::new(b"secret"));
+            let mut area = octets.clone();
+            answer(&mut area, &probed(), key.as_ref(), keyed);
+            proptest::prop_assert_eq!(area.len(), octets.len());
+        }
+    }
 }
