@@ -20,8 +20,23 @@ pub struct AgentFacts {
 }
 
 /// What this version can do.
-const CAPABILITIES: [&str; 4] =
-    ["control/light", "control/managed", "mode/unauthenticated", "server/light"];
+const CAPABILITIES: [&str; 15] = [
+    "control/light",
+    "control/managed",
+    "control/stamp",
+    "extension/dscp-ecn-monitoring",
+    "extension/individual-session-control",
+    "extension/ptp-timestamps",
+    "extension/reflect-octets",
+    "extension/symmetrical-size",
+    "mode/authenticated",
+    "mode/control-only-encrypted",
+    "mode/encrypted",
+    "mode/unauthenticated",
+    "server/light",
+    "server/managed",
+    "server/stamp",
+];
 
 #[tonic::async_trait]
 impl AgentService for Context {
@@ -31,6 +46,7 @@ impl AgentService for Context {
     ) -> Result<Response<GetAgentResponse>, Status> {
         let clock = clock::state();
         let store = self.results.state().borrow().clone();
+        let detail = [self.control.damage(), store.detail].join(" ").trim().to_owned();
         let uptime_ns = clock::monotonic().since_ns(self.facts.started.monotonic);
         Ok(Response::new(GetAgentResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -46,8 +62,8 @@ impl AgentService for Context {
                 error_estimate_ns: clock.error_ns,
             }),
             store: Some(StoreStatus {
-                healthy: store.detail.is_empty(),
-                detail: store.detail,
+                healthy: detail.is_empty(),
+                detail,
                 earliest_cursor: store.earliest,
                 newest_cursor: store.newest,
                 records: store.records,

@@ -103,6 +103,7 @@ pub(super) fn by_hand(error: &ByHandError) -> Status {
 pub(super) fn store(error: StoreError) -> Status {
     match error {
         StoreError::Damaged(_) => Status::data_loss(error.to_string()),
+        StoreError::TooManyConsumers(_) => Status::resource_exhausted(error.to_string()),
         StoreError::Locked(_)
         | StoreError::Directory { .. }
         | StoreError::NewerSchema { .. }

@@ -11,9 +11,9 @@ mod results;
 mod server;
 mod tls;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -42,6 +42,8 @@ pub mod services {
 /// take to say so: a collector that vanished must not keep its stream.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
+/// How often health is looked at.
+const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// How long open requests may take when the agent ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -105,20 +107,29 @@ pub fn serve(
     })
 }
 
-/// `grpc.health.v1`: the agent as a whole, the API, and the store.
-async fn report_health(health: HealthReporter, context: Context) {
+/// `grpc.health.v1`: the agent as a whole, the API, the store, and each connection.
+async fn report_health(mut health: HealthReporter, context: Context) {
     use tonic_health::ServingStatus::{NotServing, Serving};
+    let status = |well: bool| if well { Serving } else { NotServing };
     for service in ["", "twamp.agent.v1"] {
         health.set_service_status(service, Serving).await;
     }
     let mut state = context.results.state();
+    let mut told: BTreeMap<String, bool> = BTreeMap::new();
     loop {
-        let healthy = state.borrow_and_update().detail.is_empty();
-        health.set_service_status("store", if healthy { Serving } else { NotServing }).await;
+        let healthy =
+            state.borrow_and_update().detail.is_empty() && context.control.damage().is_empty();
+        health.set_service_status("store", status(healthy)).await;
+        let running = context.control.clients().running();
+        for name in told.keys().filter(|name| !running.contains_key(*name)) {
+            health.clear_service_status(&format!("client/{name}")).await;
+        }
+        for (name, up) in running.iter().filter(|(name, up)| told.get(*name) != Some(up)) {
+            health.set_service_status(&format!("client/{name}"), status(*up)).await;
+        }
+        told = running;
         tokio::select! {
-            changed = state.changed() => if changed.is_err() {
-                return;
-            },
+            () = sleep(HEALTH_EVERY) => {}
             () = context.token.cancelled() => return,
         }
     }

@@ -56,6 +56,13 @@ impl Clients {
         self.tasks.end(grace).await
     }
 
+    /// Which connections are up.
+    pub fn running(&self) -> BTreeMap<String, bool> {
+        let inner = self.lock();
+        let connections = inner.connections.iter();
+        connections.map(|(name, handle)| (name.clone(), handle.is_running())).collect()
+    }
+
     /// Starts what is new, changes what is different, removes what is gone.
     pub(super) fn follow(&self, config: &AgentConfig, revision: u64) {
         let mut inner = self.lock();

@@ -16,7 +16,7 @@ use crate::{
     net::{ResourceRefusal, check_resources, clock},
     proto::{self, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, EventType, Revision},
     results::Results,
-    store::{ConfigStore, StoreError, StoredRevision},
+    store::{ConfigStore, StoreError, StoredAnswer, StoredRevision},
 };
 
 /// Requests that are remembered; as many as there may be kept revisions, and some without one.
@@ -107,6 +107,11 @@ impl Committer {
             answered: HashMap::new(),
             order: std::collections::VecDeque::new(),
         };
+        for answered in store.answers()? {
+            if let Some(answer) = answered.answer {
+                committer.keep(answered.request_id, answered.digest, answer);
+            }
+        }
         for revision in store.revisions()?.into_iter().rev() {
             committer.digest.clone_from(&revision.digest);
             if revision.request_id.is_empty() {
@@ -114,7 +119,7 @@ impl Committer {
             }
             let stored = store.revision(revision.revision)?;
             if let Some(answer) = stored.and_then(|stored| stored.answer) {
-                committer.remember(revision.request_id, revision.digest, answer);
+                committer.keep(revision.request_id, revision.digest, answer);
             }
         }
         Ok(committer)
@@ -176,7 +181,8 @@ impl Committer {
         if request.validate_only {
             return Ok(answer);
         }
-        if current == 0 || digest != self.digest {
+        let changes = current == 0 || digest != self.digest;
+        if changes {
             answer.revision = current + 1;
             self.commit(&request, document, author, &digest, &answer).await?;
             let revision = answer.revision;
@@ -187,9 +193,30 @@ impl Committer {
             self.digest.clone_from(&digest);
         }
         if !request.request_id.is_empty() {
-            self.remember(request.request_id, digest, answer.clone());
+            if !changes {
+                self.remember(&request.request_id, &digest, &answer).await?;
+            }
+            self.keep(request.request_id, digest, answer.clone());
         }
         Ok(answer)
+    }
+
+    /// A revision carries its answer; what made none is remembered by itself.
+    async fn remember(
+        &self,
+        request_id: &str,
+        digest: &str,
+        answer: &ApplyConfigResponse,
+    ) -> Result<(), StoreError> {
+        let (store, request_id) = (self.store.clone(), request_id.to_owned());
+        let answered = StoredAnswer {
+            digest: digest.to_owned(),
+            answer: Some(answer.clone()),
+            ..StoredAnswer::default()
+        };
+        tokio::task::spawn_blocking(move || store.remember(&request_id, &answered))
+            .await
+            .map_err(|_| StoreError::Unavailable)?
     }
 
     async fn commit(
@@ -219,7 +246,7 @@ impl Committer {
             .map_err(|_| StoreError::Unavailable)?
     }
 
-    fn remember(&mut self, request_id: String, digest: String, answer: ApplyConfigResponse) {
+    fn keep(&mut self, request_id: String, digest: String, answer: ApplyConfigResponse) {
         self.order.push_back(request_id.clone());
         self.answered.insert(request_id, Answered { digest, answer });
         if self.order.len() > REMEMBERED

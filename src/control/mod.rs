@@ -170,6 +170,11 @@ impl Control {
         tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
     }
 
+    /// What is wrong with the stored configuration; empty when nothing is.
+    pub fn damage(&self) -> String {
+        self.store.damage()
+    }
+
     /// The committed revision.
     pub fn committed_revision(&self) -> u64 {
         self.committed.borrow().revision

@@ -58,7 +58,8 @@ pub(super) fn connections(connections: &[Connection]) -> String {
             c.outages.to_string(),
             duration(c.outage_duration.as_ref()),
         ]);
-        if let Some(loss) = loss.filter(|_| c.state() != proto::ConnectionState::Running) {
+        let latest = c.last_failure.as_ref().or(loss);
+        if let Some(loss) = latest.filter(|_| c.state() != proto::ConnectionState::Running) {
             losses.push_str(&format!("{}: {}\n", c.name, loss.detail));
         }
         for s in &c.sessions {

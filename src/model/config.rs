@@ -76,8 +76,10 @@ pub struct ControlConnection {
     pub manual_start: bool,
     /// TCP keepalive.
     pub keepalive: Keepalive,
-    /// Time allowed for the TCP connect and for each answer.
+    /// Time allowed for the TCP connect.
     pub connect_timeout_ns: u64,
+    /// Time allowed for each answer.
+    pub response_timeout_ns: u64,
     /// What protects control connection and test packets.
     pub authentication: AuthenticationMode,
     /// Name of the key; empty without one.
@@ -90,6 +92,8 @@ pub struct ControlConnection {
     pub extensions: Extensions,
     /// Active sessions, in the order of the document.
     pub sessions: Vec<TestSession>,
+    /// Names of the sessions that are configured and not run.
+    pub inactive_sessions: Vec<String>,
 }
 
 /// When the probes of a test are sent.

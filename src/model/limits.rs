@@ -46,6 +46,8 @@ pub const MAXIMUM_STAMP_SESSIONS: usize = 1024;
 pub const MINIMUM_PROTECTED_DATA_SIZE: u16 = 48;
 /// `data_size` with protected test packets: probe and reply are of one size.
 pub const DEFAULT_PROTECTED_DATA_SIZE: u64 = 112;
+/// Consumers with a stored position.
+pub const MAXIMUM_CONSUMERS: usize = 1000;
 /// Revisions kept.
 pub const REVISIONS_KEPT: usize = 50;
 
@@ -83,8 +85,10 @@ pub const TCP_KEEPINTVL: Limit =
 pub const TCP_KEEPCNT: Limit = limit(1..=50, 6, "1 to 50");
 /// `connect_timeout`, nanoseconds; the default follows `test_interval`.
 pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 60 s");
-/// What the default of `connect_timeout` is kept within.
-pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
+/// What the default of `connect_timeout` is kept within, for the TCP connect.
+pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = 100 * MS..=30 * SECOND;
+/// What the default of `connect_timeout` is kept within, for each answer.
+pub const DEFAULT_RESPONSE_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
 /// `data_size`, octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");
 /// `maximum_key_derivation_count`.

@@ -1,9 +1,12 @@
 //! Asks the host whether it would give what a configuration names, without keeping it.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{tcp, udp};
-use crate::model::{AgentConfig, ControlType, ServerConfig, TestPort};
+use crate::model::{AgentConfig, ListenAddress, ServerConfig};
 
 /// A resource that the host refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +34,9 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             if let Err(error) = tcp::bound(address)
                 && !is_own(
                     &error,
-                    held.into_iter().flat_map(|h| &h.listen).map(|l| l.port),
+                    held.into_iter()
+                        .flat_map(|h| &h.listen)
+                        .map(|l| SocketAddr::new(l.address, l.port)),
                     address,
                 )
             {
@@ -44,16 +49,9 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
                 continue;
             }
             if let Err(error) = udp::bound(address, None)
-                && !is_own(&error, held_udp.iter().map(SocketAddr::port), address)
+                && !is_own(&error, held_udp.iter().copied(), address)
             {
-                let field = match server.test_port {
-                    TestPort::Range { .. } => "server.light.listen",
-                    TestPort::Auto { .. } | TestPort::Shared { .. } if server.light.is_some() => {
-                        "server.light.listen or server.test_port"
-                    }
-                    TestPort::Auto { .. } | TestPort::Shared { .. } => "server.test_port",
-                };
-                refuse(field.to_owned(), format!("UDP {address}"), &error);
+                refuse(udp_field(server, address).to_owned(), format!("UDP {address}"), &error);
             }
         }
     }
@@ -80,15 +78,52 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
                 refuse(format!("{path}.{field}"), format!("address {address}"), &error);
             }
         }
-        debug_assert!(connection.control_type == ControlType::Light || connection.target.is_some());
+        let held = old.connections.values().flat_map(|old| &old.sessions);
+        let held: Vec<u16> = held.filter_map(|session| session.source_port).collect();
+        for (index, session) in connection.sessions.iter().enumerate() {
+            let Some(port) = session.source_port.filter(|port| !held.contains(port)) else {
+                continue;
+            };
+            let any = IpAddr::from([0u8; 4]);
+            let source = session.source_address.or(connection.source_address).unwrap_or(any);
+            let address = SocketAddr::new(source, port);
+            if let Err(error) = udp::bound(address, interface) {
+                let field = format!("{path}.test_sessions[{index}].source_port");
+                refuse(field, format!("UDP {address}"), &error);
+            }
+        }
     }
     refusals
 }
 
+/// Where the configuration names a standing UDP socket.
+fn udp_field(server: &ServerConfig, address: SocketAddr) -> &'static str {
+    let names = |listen: &[ListenAddress]| {
+        listen.iter().any(|listen| listen.sockets_by_family().contains(&address))
+    };
+    if server.light.as_ref().is_some_and(|light| names(&light.listen)) {
+        "server.light.listen"
+    } else if server.stamp.as_ref().is_some_and(|stamp| names(&stamp.listen)) {
+        "server.stamp.listen"
+    } else {
+        "server.test_port"
+    }
+}
+
 /// Whether the port is in use by a socket of ours, which makes room: one on all addresses stands in
 /// the way of one on a single address, and the other way round.
-fn is_own(error: &io::Error, mut held: impl Iterator<Item = u16>, wanted: SocketAddr) -> bool {
-    error.kind() == io::ErrorKind::AddrInUse && held.any(|port| port == wanted.port())
+fn is_own(
+    error: &io::Error,
+    mut held: impl Iterator<Item = SocketAddr>,
+    wanted: SocketAddr,
+) -> bool {
+    let meets = |held: SocketAddr| {
+        held.port() == wanted.port()
+            && (held.ip() == wanted.ip()
+                || held.ip().is_unspecified()
+                || wanted.ip().is_unspecified())
+    };
+    error.kind() == io::ErrorKind::AddrInUse && held.any(meets)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]

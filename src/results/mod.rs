@@ -145,10 +145,15 @@ impl Results {
         self.lock().all()
     }
 
-    /// Forgets the statistics of connections that are no longer configured, and keeps records as
+    /// Forgets the statistics of sessions that are no longer configured, and keeps records as
     /// long as is configured now.
     pub fn follow_config(&self, config: &AgentConfig) {
-        self.lock().retain(config.connections.keys().cloned().collect());
+        let configured = config.connections.values().flat_map(|connection| {
+            let active = connection.sessions.iter().map(|session| &session.name);
+            let names = active.chain(&connection.inactive_sessions);
+            names.map(|session| (connection.name.clone(), session.clone()))
+        });
+        self.lock().retain(configured.collect());
         if let Err(error) = self.store.set_retention(retention(&config.storage)) {
             tracing::warn!(%error, "the new retention does not hold yet");
         }

@@ -19,7 +19,8 @@ const REPLAY_RECORDS: usize = 4096;
 /// Stands under every snapshot: the place in the log up to which all statistics reach.
 const SNAPSHOT_KEY: &[u8] = b"";
 
-type Key = (String, String);
+/// Connection and session.
+pub(super) type Key = (String, String);
 
 /// The statistics of all sessions.
 #[derive(Debug, Default)]
@@ -28,7 +29,7 @@ pub(super) struct Fold {
     changed: BTreeSet<Key>,
     /// Connections that are configured, once that is known. A connection that was removed may
     /// still report how its last test ended.
-    configured: Option<BTreeSet<String>>,
+    configured: Option<BTreeSet<Key>>,
 }
 
 impl Fold {
@@ -63,7 +64,7 @@ impl Fold {
     pub(super) fn take(&mut self, record: &Record) {
         let Some(record::Kind::TestResult(result)) = &record.kind else { return };
         let key = (record.connection.clone(), record.session.clone());
-        if self.configured.as_ref().is_some_and(|names| !names.contains(&key.0)) {
+        if self.configured.as_ref().is_some_and(|names| !names.contains(&key)) {
             return;
         }
         let stored = self.sessions.entry(key.clone()).or_default();
@@ -83,11 +84,11 @@ impl Fold {
         self.sessions.values().flat_map(scopes).flatten().collect()
     }
 
-    /// Forgets connections that are not configured.
-    pub(super) fn retain(&mut self, configured: BTreeSet<String>) {
+    /// Forgets sessions that are not configured.
+    pub(super) fn retain(&mut self, configured: BTreeSet<Key>) {
         let Self { sessions, changed, .. } = self;
         sessions.retain(|key, _| {
-            let stays = configured.contains(&key.0);
+            let stays = configured.contains(key);
             if !stays {
                 changed.insert(key.clone());
             }

@@ -11,6 +11,8 @@ use crate::{model::limits::REVISIONS_KEPT, proto};
 
 const CACHE_OCTETS: u64 = 4 << 20;
 const CURRENT: &[u8] = b"current";
+/// Answers kept for requests that come again.
+const ANSWERS_KEPT: usize = 256;
 const DIGEST_KEY: &[u8] = b"digest-key";
 
 /// A revision as it is kept.
@@ -27,12 +29,27 @@ pub struct StoredRevision {
     pub answer: Option<proto::ApplyConfigResponse>,
 }
 
+/// The answer to a request that made no revision.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredAnswer {
+    /// Of the request.
+    #[prost(string, tag = "1")]
+    pub request_id: String,
+    /// Of its document.
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    /// The answer.
+    #[prost(message, optional, tag = "3")]
+    pub answer: Option<proto::ApplyConfigResponse>,
+}
+
 /// The configuration database.
 #[derive(Debug)]
 pub struct ConfigStore {
     engine: Engine,
     meta: sled::Tree,
     pieces: sled::Tree,
+    answers: sled::Tree,
     /// One commit at a time.
     current: Mutex<u64>,
 }
@@ -42,13 +59,54 @@ impl ConfigStore {
     pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
         let engine = Engine::open(&directory.path().join("config.sled"), CACHE_OCTETS)?;
         let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
+        let answers = engine.tree("answers")?;
         let current = match meta.get(CURRENT)? {
             Some(value) => number(&value).ok_or(StoreError::Damaged("revision number"))?,
             None => 0,
         };
-        let store = Self { engine, meta, pieces, current: Mutex::new(current) };
+        let store = Self { engine, meta, pieces, answers, current: Mutex::new(current) };
         store.remove_beyond(current)?;
         Ok(store)
+    }
+
+    /// What is wrong: the database was damaged, and nothing was committed since. Empty when all is
+    /// well.
+    pub fn damage(&self) -> String {
+        match self.engine.put_aside() {
+            Some(aside) if *self.lock() == 0 => format!(
+                "the configuration was damaged and is put aside in {}: apply it again",
+                aside.display()
+            ),
+            _ => String::new(),
+        }
+    }
+
+    /// Remembers the answer to a request that made no revision, for when the request comes again.
+    pub fn remember(&self, request_id: &str, answered: &StoredAnswer) -> Result<(), StoreError> {
+        let next = match self.answers.last()? {
+            Some((key, _)) => number(&key).ok_or(StoreError::Damaged("answers"))? + 1,
+            None => 1,
+        };
+        let answered = StoredAnswer { request_id: request_id.to_owned(), ..answered.clone() };
+        let octets = answered.encode_to_vec();
+        if octets.len() > MAXIMUM_VALUE_OCTETS {
+            // Many warnings: such an answer is remembered until the agent ends.
+            return Ok(());
+        }
+        self.answers.insert(next.to_be_bytes(), octets)?;
+        if self.answers.len() > ANSWERS_KEPT {
+            self.answers.pop_min()?;
+        }
+        self.engine.flush_durably()
+    }
+
+    /// The remembered answers, oldest first.
+    pub fn answers(&self) -> Result<Vec<StoredAnswer>, StoreError> {
+        let decode = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (_, octets) = entry?;
+            StoredAnswer::decode(octets.as_ref()).map_err(|_| StoreError::Damaged("answers"))
+        };
+        self.answers.iter().map(decode).collect()
     }
 
     /// The key of digests that stand for secrets: `fresh`, random, where there is none yet.

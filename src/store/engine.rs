@@ -19,6 +19,8 @@ pub(super) struct Engine {
     path: PathBuf,
     /// The data file, to have the disk write it: sled's flush does not.
     data: File,
+    /// Where a damaged database was put, in whose place this one is.
+    put_aside: Option<PathBuf>,
 }
 
 impl Engine {
@@ -33,7 +35,8 @@ impl Engine {
             Err(error) => {
                 let aside = quarantine(path)?;
                 tracing::error!(%error, kept = %aside.display(), "database was damaged; a new one is begun");
-                Self::try_open(path, cache_octets)
+                let engine = Self::try_open(path, cache_octets)?;
+                Ok(Self { put_aside: Some(aside), ..engine })
             }
         }
     }
@@ -55,7 +58,7 @@ impl Engine {
         };
         let data = File::open(path.join("db"))
             .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
-        let engine = Self { db, path: path.to_owned(), data };
+        let engine = Self { db, path: path.to_owned(), data, put_aside: None };
         engine.check_schema(existed)?;
         Ok(engine)
     }
@@ -107,6 +110,11 @@ impl Engine {
         self.data
             .sync_data()
             .map_err(|source| StoreError::Directory { path: self.path.clone(), source })
+    }
+
+    /// Where the database was put, being damaged, in whose place this one is.
+    pub(super) fn put_aside(&self) -> Option<&Path> {
+        self.put_aside.as_deref()
     }
 
     /// Where it is.

@@ -21,7 +21,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
-pub use config::{ConfigStore, StoredRevision};
+pub use config::{ConfigStore, StoredAnswer, StoredRevision};
 pub use results::{ResultStore, StoredStatistics};
 pub use window::Entry;
 pub use writer::{Retention, StoreState};
@@ -34,6 +34,9 @@ const SCHEMA: u32 = 1;
 /// Why the store did not do what it was asked for.
 #[derive(Debug, Error)]
 pub enum StoreError {
+    /// No more consumers can be remembered.
+    #[error("{0} consumers are stored, and no more can be: delete one that is no longer needed")]
+    TooManyConsumers(usize),
     /// Another agent runs on this state directory.
     #[error("state directory {} is in use by another agent", .0.display())]
     Locked(PathBuf),

@@ -81,7 +81,7 @@ impl ResultStore {
         };
         let agent_id = agent_id(&trees.meta, new_agent_id)?;
         let at_least = first_cursor(&engine, &trees.meta)?;
-        let windows = Windows::open(&engine, at_least)?;
+        let windows = Windows::open(&engine, &trees.meta, at_least)?;
         engine.flush_durably()?;
         let state = StoreState {
             newest: windows.newest(),
@@ -252,7 +252,7 @@ fn first_cursor(engine: &Engine, meta: &sled::Tree) -> Result<u64, StoreError> {
     match (clean, last_boot) {
         (Some(next), _) => cursor_value(&next),
         (None, Some(last)) if last.as_ref() != boot => {
-            let found = Windows::open(engine, 1)?.next_cursor();
+            let found = Windows::open(engine, meta, 1)?.next_cursor();
             tracing::warn!(found, "the host went down while results were written; cursors jump");
             Ok(found + CURSOR_JUMP)
         }
@@ -263,7 +263,10 @@ fn first_cursor(engine: &Engine, meta: &sled::Tree) -> Result<u64, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{Monotonic, UnixTime};
+    use crate::{
+        model::limits::MAXIMUM_CONSUMERS,
+        time::{Monotonic, UnixTime},
+    };
     use std::time::{Duration, SystemTime};
 
     const MINUTE_NS: u64 = 60_000_000_000;
@@ -395,6 +398,71 @@ mod tests {
         assert_eq!(store.consumers().unwrap(), [("c".to_owned(), 5)]);
         assert!(store.delete_consumer("c").await.unwrap());
         assert!(!store.delete_consumer("c").await.unwrap());
+    }
+
+    /// A log that retention emptied, and an end without warning.
+    #[test]
+    fn cursors_rise_also_when_nothing_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        for _ in 0..22 {
+            store.append(entry(now().unix.0 - 100 * MINUTE_NS, 10)).unwrap();
+        }
+        wait_for(&store, |state| state.newest == 22 && state.records == 0);
+        drop(store);
+        // As if it had been killed.
+        let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+        assert!(engine.tree("meta").unwrap().remove(NEXT_CURSOR).unwrap().is_some());
+        engine.flush_durably().unwrap();
+        drop(engine);
+        let store = open(&state);
+        assert_eq!(store.state().borrow().newest, 22);
+        store.append(entry(now().unix.0, 10)).unwrap();
+        wait_for(&store, |state| state.newest == 23);
+    }
+
+    #[test]
+    fn windows_that_are_full_are_not_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        // Each in a window of its own.
+        let start = now().unix.0 - 10 * MINUTE_NS;
+        for window in 0..5 {
+            store.append(entry(start + window * 2 * MINUTE_NS, 100)).unwrap();
+        }
+        wait_for(&store, |state| state.records == 5);
+        let before = store.state().borrow().clone();
+        drop(store);
+        let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+        // What is behind a summary is taken as it says, without a look.
+        for name in engine.tree_names().iter().filter(|name| name.starts_with(b"log/")) {
+            if engine.tree("meta").unwrap().contains_key(name).unwrap() {
+                engine.tree(name).unwrap().clear().unwrap();
+            }
+        }
+        engine.flush_durably().unwrap();
+        drop(engine);
+        let store = open(&state);
+        wait_for(&store, |state| state.records == 5);
+        let after = store.state().borrow().clone();
+        assert_eq!((after.newest, after.earliest), (before.newest, before.earliest));
+        assert_eq!(after.live_octets, before.live_octets);
+    }
+
+    #[tokio::test]
+    async fn consumers_are_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&StateDirectory::open(directory.path()).unwrap());
+        for consumer in 0..MAXIMUM_CONSUMERS {
+            store.move_consumer(&format!("c{consumer}"), 1).await.unwrap();
+        }
+        let refused = store.move_consumer("one-too-many", 1).await.unwrap_err();
+        assert!(matches!(refused, StoreError::TooManyConsumers(_)), "{refused}");
+        store.move_consumer("c0", 2).await.unwrap();
+        store.delete_consumer("c1").await.unwrap();
+        store.move_consumer("one-too-many", 1).await.unwrap();
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::{Retention, StoreError, engine::Engine};
 use crate::time::{NANOS_PER_SECOND, UnixTime};
 
 const PREFIX: &[u8] = b"log/";
+/// No record gets a cursor below this: written before windows go.
+const FLOOR: &[u8] = b"cursor-floor";
 /// Windows that the retention age and the quota are divided into: what goes at once is a sixteenth.
 const WINDOWS: u64 = 16;
 const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
@@ -35,8 +37,58 @@ pub(super) struct Window {
     octets: AtomicU64,
 }
 
+/// What is known of a window that gets no more records, kept beside the log: a start need not read
+/// all that is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Summary {
+    last_cursor: u64,
+    records: u64,
+    octets: u64,
+    first_time_ns: u64,
+    last_time_ns: u64,
+}
+
+impl Summary {
+    fn to_octets(self) -> Vec<u8> {
+        let Self { last_cursor, records, octets, first_time_ns, last_time_ns } = self;
+        [last_cursor, records, octets, first_time_ns, last_time_ns]
+            .iter()
+            .flat_map(|field| field.to_be_bytes())
+            .collect()
+    }
+
+    fn from_octets(octets: &[u8]) -> Option<Self> {
+        let (fields, []) = octets.as_chunks::<8>() else { return None };
+        let [last_cursor, records, octets, first_time_ns, last_time_ns] =
+            fields.iter().map(|f| u64::from_be_bytes(*f)).collect::<Vec<_>>().try_into().ok()?;
+        Some(Self { last_cursor, records, octets, first_time_ns, last_time_ns })
+    }
+}
+
 impl Window {
-    /// Reads a tree to know what is in it. Only done when the log is opened.
+    fn summarised(tree: sled::Tree, first_cursor: u64, summary: Summary) -> (Self, u64) {
+        let window = Self {
+            tree,
+            first_cursor,
+            first_time_ns: summary.first_time_ns,
+            last_time_ns: summary.last_time_ns.into(),
+            records: summary.records.into(),
+            octets: summary.octets.into(),
+        };
+        (window, summary.last_cursor)
+    }
+
+    fn summary(&self, last_cursor: u64) -> Summary {
+        Summary {
+            last_cursor,
+            records: self.records.load(Relaxed),
+            octets: self.octets.load(Relaxed),
+            first_time_ns: self.first_time_ns,
+            last_time_ns: self.last_time_ns.load(Relaxed),
+        }
+    }
+
+    /// Reads a tree to know what is in it: the newest one, when the log is opened.
     fn measured(tree: sled::Tree, first_cursor: u64) -> Result<(Self, u64), StoreError> {
         let (mut records, mut octets, mut last) = (0, 0, first_cursor.saturating_sub(1));
         let mut times = None;
@@ -68,6 +120,8 @@ pub(super) type WindowList = Arc<[Arc<Window>]>;
 /// The log. Written by one thread; the list of windows is shared with readers.
 #[derive(Debug)]
 pub(super) struct Windows {
+    /// Summaries of windows that get no more records, by tree name; and [`FLOOR`].
+    meta: sled::Tree,
     list: Arc<RwLock<WindowList>>,
     /// Out of the list, but a reader still holds them.
     leaving: Vec<Arc<Window>>,
@@ -76,8 +130,15 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// Finds what is stored. Cursors go on at `at_least` or behind the newest record.
-    pub(super) fn open(engine: &Engine, at_least: u64) -> Result<Self, StoreError> {
+    /// Finds what is stored. Cursors go on at `at_least`, or behind the newest record that there is
+    /// or was.
+    pub(super) fn open(
+        engine: &Engine,
+        meta: &sled::Tree,
+        at_least: u64,
+    ) -> Result<Self, StoreError> {
+        let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
+        let at_least = at_least.max(floor);
         let mut firsts: Vec<u64> = engine
             .tree_names()
             .iter()
@@ -86,15 +147,21 @@ impl Windows {
         firsts.sort_unstable();
         let (mut windows, mut newest) = (Vec::new(), 0);
         for first in firsts {
-            let (window, last) = Window::measured(engine.tree(tree_name(first))?, first)?;
+            let (name, tree) = (tree_name(first), engine.tree(tree_name(first))?);
+            let summary = meta.get(&name)?.and_then(|octets| Summary::from_octets(&octets));
+            let (window, last) = match summary {
+                Some(summary) => Window::summarised(tree, first, summary),
+                None => Window::measured(tree, first)?,
+            };
             if window.records.load(Relaxed) == 0 {
-                engine.drop_tree(&tree_name(first))?;
+                engine.drop_tree(&name)?;
                 continue;
             }
             newest = last;
             windows.push(Arc::new(window));
         }
         Ok(Self {
+            meta: meta.clone(),
             list: Arc::new(RwLock::new(windows.into())),
             leaving: Vec::new(),
             next_cursor: at_least.max(newest + 1),
@@ -154,6 +221,10 @@ impl Windows {
         {
             return Ok(window.clone());
         }
+        if let Some(full) = list.last() {
+            let summary = full.summary(self.newest);
+            self.meta.insert(tree_name(full.first_cursor), summary.to_octets())?;
+        }
         let window = Arc::new(Window {
             tree: engine.tree(tree_name(self.next_cursor))?,
             first_cursor: self.next_cursor,
@@ -188,6 +259,9 @@ impl Windows {
             keep_from += 1;
         }
         if keep_from > 0 {
+            // Where nothing is left that tells, this does: no cursor may ever name two records.
+            self.meta.insert(FLOOR, &self.next_cursor.to_be_bytes())?;
+            engine.flush_durably()?;
             self.leaving.extend_from_slice(&list[..keep_from]);
             self.replace(list[keep_from..].into());
         }
@@ -196,7 +270,9 @@ impl Windows {
             self.leaving.drain(..).partition(|window| Arc::strong_count(window) == 1);
         self.leaving = held;
         for window in free {
-            engine.drop_tree(&tree_name(window.first_cursor))?;
+            let name = tree_name(window.first_cursor);
+            engine.drop_tree(&name)?;
+            self.meta.remove(name)?;
         }
         Ok(())
     }

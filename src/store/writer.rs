@@ -17,7 +17,10 @@ use super::{
     results::{NEXT_CURSOR, Trees},
     window::Windows,
 };
-use crate::time::{Now, UnixTime};
+use crate::{
+    model::limits::MAXIMUM_CONSUMERS,
+    time::{Now, UnixTime},
+};
 
 const FLUSH_NS: u64 = 50_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
@@ -175,7 +178,11 @@ impl Writer {
         if let Some(failure) = &self.failure {
             return Err(StoreError::Database(failure.clone()));
         }
-        let old = super::results::position(&self.trees.consumers, name)?.unwrap_or(0);
+        let known = super::results::position(&self.trees.consumers, name)?;
+        if known.is_none() && self.trees.consumers.len() >= MAXIMUM_CONSUMERS {
+            return Err(StoreError::TooManyConsumers(MAXIMUM_CONSUMERS));
+        }
+        let old = known.unwrap_or(0);
         if cursor > old {
             self.trees.consumers.insert(name.as_bytes(), &cursor.to_be_bytes())?;
             self.engine.flush()?;

@@ -95,7 +95,7 @@ impl Pair {
             refwait_ns: 900 * SECOND,
             counters: Arc::default(),
         };
-        assert!(reflector.add(spec, now.monotonic));
+        assert!(reflector.add(spec, now.monotonic).is_ok());
         reflector.start(Sid([1; 16]), now.monotonic);
         let octets = config.data_size.into();
         let mut sender = SessionSender::new(config);

@@ -47,7 +47,7 @@ fn spec(sid: Sid, sender: SocketAddr) -> ReflectorSession {
 
 fn reflector() -> Reflector {
     let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
-    assert!(reflector.add(spec(SID, sender()), Monotonic(0)));
+    assert!(reflector.add(spec(SID, sender()), Monotonic(0)).is_ok());
     reflector.start(SID, Monotonic(0));
     reflector
 }
@@ -111,7 +111,7 @@ fn conformance_061_062_packets_are_answered_for_the_timeout_after_stop() {
 fn conformance_056_packets_before_start_are_dropped() {
     let counters = Arc::new(ReflectorCounters::default());
     let mut reflector = Reflector::new(862, Sessionless::Nobody, counters.clone());
-    assert!(reflector.add(spec(SID, sender()), Monotonic(0)));
+    assert!(reflector.add(spec(SID, sender()), Monotonic(0)).is_ok());
     assert!(reflect(&mut reflector, sender(), &probe(0, 41), 0).is_none());
     assert_eq!(counters.not_started.load(Relaxed), 1);
     reflector.start(SID, Monotonic(1));
@@ -123,7 +123,7 @@ fn conformance_056_packets_before_start_are_dropped() {
 fn conformance_065_refwait_ends_silent_sessions_alone() {
     let other = SocketAddr::from(([192, 0, 2, 1], 4002));
     let mut reflector = reflector();
-    assert!(reflector.add(spec(Sid([2; 16]), other), Monotonic(0)));
+    assert!(reflector.add(spec(Sid([2; 16]), other), Monotonic(0)).is_ok());
     reflector.start(Sid([2; 16]), Monotonic(0));
     reflect(&mut reflector, other, &probe(0, 41), 100 * SECOND_NS);
     let mut ended = Vec::new();

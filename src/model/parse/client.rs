@@ -60,19 +60,19 @@ impl Check {
         }
         let test_interval_ns =
             self.duration("test_interval", c.test_interval, &limits::TEST_INTERVAL);
-        let default_timeout = test_interval_ns.clamp(
-            *limits::DEFAULT_CONNECT_TIMEOUT.start(),
-            *limits::DEFAULT_CONNECT_TIMEOUT.end(),
-        );
-        let connect_timeout_ns = match c.connect_timeout {
-            None => default_timeout,
-            given => self.duration("connect_timeout", given, &limits::CONNECT_TIMEOUT),
+        let given_timeout_ns =
+            self.duration("connect_timeout", c.connect_timeout, &limits::CONNECT_TIMEOUT);
+        let timeout = |default: std::ops::RangeInclusive<u64>| match c.connect_timeout {
+            None => test_interval_ns.clamp(*default.start(), *default.end()),
+            Some(_) => given_timeout_ns,
         };
         let source_address = self.address("source_address", &c.source_address);
         let security = self.client_security(c, control_type);
         let sessions = self.sessions(c, control_type, &security);
+        let inactive = c.test_sessions.iter().filter(|session| session.inactive);
         ControlConnection {
             name: c.name.clone(),
+            inactive_sessions: inactive.map(|session| session.name.clone()).collect(),
             inactive: c.inactive,
             control_type,
             target,
@@ -86,7 +86,8 @@ impl Check {
             manual_start: self.enumeration::<proto::TestStart>("test_start", c.test_start)
                 == proto::TestStart::Manual,
             keepalive: self.keepalive(c.tcp_keepidle, c.tcp_keepintvl, c.tcp_keepcnt),
-            connect_timeout_ns,
+            connect_timeout_ns: timeout(limits::DEFAULT_CONNECT_TIMEOUT),
+            response_timeout_ns: timeout(limits::DEFAULT_RESPONSE_TIMEOUT),
             authentication: security.mode,
             key_id: security.key_id,
             secret: security.secret,

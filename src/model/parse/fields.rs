@@ -157,6 +157,15 @@ impl Check {
             }
             return Some(Endpoint::Address(address.to_canonical()));
         }
+        if let Some((address, zone)) = text.split_once('%')
+            && address.parse::<IpAddr>().is_ok()
+        {
+            self.report(
+                field,
+                format!("give the address {address} here, and {zone:?} as the interface"),
+            );
+            return None;
+        }
         let label = |label: &str| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -37,6 +38,8 @@ use crate::{
 const READ_OCTETS: usize = 1024;
 /// How long the end of a connection may take that is closed anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// When the next address of a name is tried beside those before it (RFC 8305 §8).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// A session with its socket.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ pub(super) async fn managed(
         extensions: modes::extensions(extensions),
         key_id: config.key_id.clone(),
         maximum_count: config.maximum_count,
-        response_timeout_ns: config.connect_timeout_ns,
+        response_timeout_ns: config.response_timeout_ns,
         keys: SessionKeys::new(random::octets(), random::octets()),
         client_iv: random::octets(),
         reflected_octets: u16::from_ne_bytes(random::octets()),
@@ -110,7 +113,7 @@ pub(super) async fn without_control(
         let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
             return Err(Failure::new(LossCause::Local, format!("{}: no target", session.name)));
         };
-        let remote = first_address(target, port, source).await?;
+        let remote = first_address(config, target, port, source).await?;
         let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
         let socket = bind(config, session, source.unwrap_or(any))?;
         let carrier = session
@@ -147,10 +150,7 @@ async fn connect(config: &ControlConnection, status: &Status) -> Result<TcpStrea
     }
     let limit = Duration::from_nanos(config.connect_timeout_ns);
     let addresses =
-        timeout(limit, resolve::addresses(target, config.destination_port, config.source_address))
-            .await
-            .map_err(|_| Failure::new(LossCause::Dns, "name service did not answer in time"))?
-            .map_err(|error| Failure::new(LossCause::Dns, error.to_string()))?;
+        resolved(config, target, config.destination_port, config.source_address).await?;
     status.state(ConnectionState::Connecting, clock::now());
     let options = ConnectOptions {
         source: config.source_address,
@@ -158,24 +158,49 @@ async fn connect(config: &ControlConnection, status: &Status) -> Result<TcpStrea
         dscp: config.control_dscp,
         keepalive: config.keepalive,
     };
-    let mut failure = Failure::new(LossCause::Dns, "no address");
-    let attempts = async {
-        for address in &addresses {
-            match tcp::connect(*address, &options).await {
-                Ok(stream) => return Some(stream),
-                Err(error) => failure = Failure::connecting(&error, &address.to_string()),
-            }
-        }
-        None
-    };
-    match timeout(limit, attempts).await {
-        Ok(Some(stream)) => Ok(stream),
-        Ok(None) => Err(failure),
+    match timeout(limit, connect_to_any(&addresses, &options)).await {
+        Ok(connected) => connected,
         Err(_) => Err(Failure::new(
             LossCause::ConnectTimeout,
-            format!("TCP connect to {} took longer than {limit:?}", addresses[0]),
+            format!("TCP connect to {} took longer than {limit:?}", words(&addresses)),
         )),
     }
+}
+
+/// The first connection that comes about. Addresses are tried one after the other, each a little
+/// after the one before and beside it (RFC 8305 §5): one that is silent does not hide the next.
+async fn connect_to_any(
+    addresses: &[SocketAddr],
+    options: &ConnectOptions<'_>,
+) -> Result<TcpStream, Failure> {
+    let mut rest = addresses.iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = Failure::new(LossCause::Dns, "no address");
+    let mut begin = true;
+    loop {
+        if std::mem::take(&mut begin)
+            && let Some(address) = rest.next()
+        {
+            attempts.push(async move { (address, tcp::connect(*address, options).await) });
+        }
+        let more = rest.len() > 0;
+        tokio::select! {
+            attempt = attempts.next() => match attempt {
+                Some((_, Ok(stream))) => return Ok(stream),
+                Some((address, Err(error))) => {
+                    failure = Failure::connecting(&error, &address.to_string());
+                    begin = true;
+                }
+                None if more => begin = true,
+                None => return Err(failure),
+            },
+            () = sleep(NEXT_ADDRESS), if more => begin = true,
+        }
+    }
+}
+
+fn words(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Opens the socket of a session and says what to ask for.
@@ -187,7 +212,7 @@ async fn open(
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
-        Some(target) => first_address(target, 0, source).await?.ip(),
+        Some(target) => first_address(config, target, 0, source).await?.ip(),
         None => server,
     };
     let source = source.unwrap_or(local);
@@ -238,14 +263,28 @@ fn bind(
         .map_err(|error| Failure::local(&format!("{}: UDP {address}", session.name), &error))
 }
 
+/// What name service says first.
 async fn first_address(
+    config: &ControlConnection,
     target: &Endpoint,
     port: u16,
     source: Option<IpAddr>,
 ) -> Result<SocketAddr, Failure> {
-    let found = resolve::addresses(target, port, source).await;
-    let addresses = found.map_err(|error| Failure::new(LossCause::Dns, error.to_string()))?;
-    Ok(addresses[0])
+    Ok(resolved(config, target, port, source).await?[0])
+}
+
+/// At least one address, in bounded time.
+async fn resolved(
+    config: &ControlConnection,
+    target: &Endpoint,
+    port: u16,
+    source: Option<IpAddr>,
+) -> Result<Vec<SocketAddr>, Failure> {
+    let limit = Duration::from_nanos(config.response_timeout_ns);
+    timeout(limit, resolve::addresses(target, port, source))
+        .await
+        .map_err(|_| Failure::new(LossCause::Dns, "name service did not answer in time"))?
+        .map_err(|error| Failure::new(LossCause::Dns, error.to_string()))
 }
 
 impl Established {

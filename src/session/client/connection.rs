@@ -15,7 +15,7 @@ use super::{
     attempt::{self, Established, OpenSession},
     failure::Failure,
     peer::PeerMemory,
-    progress::Progress,
+    progress::{Progress, Silence},
     rhythm::Rhythm,
     sender::{self, Command},
     status::Status,
@@ -53,6 +53,7 @@ pub(super) async fn run(
         token,
         sessions: Vec::new(),
         tasks: JoinSet::new(),
+        silence: Silence::default(),
         outage,
     };
     driver.run().await;
@@ -79,6 +80,8 @@ enum Next {
     Completed,
     /// No test is due for so long that the connection is closed until then.
     Parked(Monotonic),
+    /// No reply comes any more: what was negotiated is taken to be forgotten.
+    Silent,
     /// The agent ends or the connection was removed.
     End,
 }
@@ -99,6 +102,7 @@ struct Driver {
     /// The sessions' tasks; one that panics takes the driver with it, which is started again.
     tasks: JoinSet<()>,
     progress: Arc<Progress>,
+    silence: Silence,
     outage: Option<Outage>,
 }
 
@@ -121,14 +125,28 @@ impl Driver {
             }
             self.begin_anew().await;
         }
+        self.abandon();
         self.stop_sessions().await;
         self.end_sessions().await;
     }
 
+    /// An outage that nobody waits to be over.
+    fn abandon(&mut self) {
+        if let Some(outage) = self.outage.take() {
+            let length_ns = clock::monotonic().since_ns(outage.since);
+            self.event(EventType::ConnectionAbandoned, |event| {
+                event.cause = outage.failure.cause.into();
+                event.accept_code = outage.failure.accept_code.into();
+                event.attempts = outage.attempts;
+                event.duration = Some(duration_to_proto(length_ns));
+            });
+        }
+        self.status.outage_ends(clock::now());
+    }
+
     /// Does nothing until something else is wanted.
     async fn rest(&mut self, state: ConnectionState) -> Next {
-        self.status.outage_ends(clock::now());
-        self.outage = None;
+        self.abandon();
         self.status.state(state, clock::now());
         loop {
             let next = self.change().await;
@@ -153,6 +171,10 @@ impl Driver {
                 Next::Parked(due) => {
                     rhythm = Rhythm::new(due);
                     due
+                }
+                Next::Silent => {
+                    rhythm = Rhythm::new(clock::monotonic());
+                    continue;
                 }
                 Next::Completed => {
                     self.event(EventType::ConnectionCompleted, |_| {});
@@ -222,6 +244,7 @@ impl Driver {
     async fn up(&mut self, sessions: Vec<OpenSession>) {
         let now = clock::now();
         self.progress.reset();
+        self.progress.forget_silence();
         self.status.state(ConnectionState::Running, now);
         if let Some(outage) = self.outage.take() {
             let length_ns = now.monotonic.since_ns(outage.since);
@@ -246,7 +269,6 @@ impl Driver {
         let attempts = match &mut self.outage {
             Some(outage) => {
                 outage.attempts += 1;
-                outage.failure = failure.clone();
                 outage.attempts
             }
             None => {
@@ -263,7 +285,9 @@ impl Driver {
                 attempts
             }
         };
-        self.status.attempt_failed(&failure, attempts);
+        if attempts > 0 {
+            self.status.attempt_failed(&failure, attempts, now);
+        }
         tracing::debug!(
             connection = self.config.name,
             cause = failure.cause.as_str_name(),
@@ -339,6 +363,12 @@ impl Driver {
     async fn after_tests(&mut self) -> Option<Next> {
         if self.progress.all_completed() {
             return Some(Next::Completed);
+        }
+        if self.config.control_type == ControlType::Managed && self.silence.is_over(&self.progress)
+        {
+            tracing::info!(connection = self.config.name, "no reply comes: negotiating anew");
+            self.status.renegotiates();
+            return Some(Next::Silent);
         }
         let silent = self.config.test_interval_ns > SILENT_CONNECTION_NS
             && self.config.control_type == ControlType::Managed;

@@ -115,6 +115,11 @@ impl ConnectionHandle {
         self.token.cancel();
     }
 
+    /// Whether its sessions are started.
+    pub fn is_running(&self) -> bool {
+        self.status.is_running()
+    }
+
     /// What the connection does.
     pub fn snapshot(&self) -> Connection {
         let revision = self.wanted.borrow().revision;

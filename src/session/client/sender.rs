@@ -209,11 +209,11 @@ impl Session {
                 Schedule::Periodic => 0,
             };
             let error_estimate = clock::error_estimate();
-            let t1 = clock::unix();
-            let now = clock::monotonic();
-            self.machine.write_probe(t1, error_estimate, &mut link.packet, now);
+            // Both clocks at one moment: what passes between two readings would look like a step.
+            let now = clock::now();
+            self.machine.write_probe(now.unix, error_estimate, &mut link.packet, now.monotonic);
             match link.socket.send(&link.packet, link.remote) {
-                Ok(()) => self.machine.probe_sent(t1, random, clock::now()),
+                Ok(()) => self.machine.probe_sent(now.unix, random, now),
                 Err(error) => {
                     tracing::trace!(%error, session = self.config.name, "probe not sent");
                     self.machine.probe_refused(random, clock::monotonic());
@@ -237,6 +237,10 @@ impl Session {
                 SenderEvent::Probe(_) => {}
                 SenderEvent::Test(result) => {
                     self.flush_probes(now);
+                    if let Some(figures) = result.figures.as_ref().filter(|f| f.probes_sent > 0) {
+                        let answered = figures.probes_received > 0;
+                        self.tools.progress.test_ended(self.index, answered, now.monotonic);
+                    }
                     self.tools.results.test(&self.subject, *result, now.unix);
                     self.tools.status.test_finished(self.index);
                     if let Some(due) = self.machine.poll_deadline() {

@@ -75,6 +75,15 @@ impl Status {
         self.lock().applied_revision >= revision
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        self.lock().connection.state() == ConnectionState::Running
+    }
+
+    /// Sessions are negotiated anew because they are silent.
+    pub(super) fn renegotiates(&self) {
+        self.lock().connection.renegotiations += 1;
+    }
+
     /// A new state; what only holds in another one is taken away.
     pub(super) fn state(&self, state: ConnectionState, now: Now) {
         let mut inner = self.lock();
@@ -137,12 +146,7 @@ impl Status {
             inner.outage_since = Some(now.monotonic);
             inner.connection.outages += 1;
         }
-        inner.connection.last_loss = Some(ConnectionLoss {
-            cause: failure.cause.into(),
-            accept_code: failure.accept_code.into(),
-            detail: failure.detail.clone(),
-            time: Some(now.unix.to_proto()),
-        });
+        inner.connection.last_loss = Some(loss(failure, now));
     }
 
     /// An outage that a driver left that failed: its cause, its beginning, and its attempts.
@@ -158,15 +162,11 @@ impl Status {
         Some((failure, inner.outage_since?, inner.connection.attempts_since_success))
     }
 
-    /// A further attempt failed; the time of the outage stays.
-    pub(super) fn attempt_failed(&self, failure: &Failure, attempts: u64) {
+    /// An attempt failed; how the outage began stays.
+    pub(super) fn attempt_failed(&self, failure: &Failure, attempts: u64, now: Now) {
         let mut inner = self.lock();
         inner.connection.attempts_since_success = attempts;
-        if let Some(loss) = &mut inner.connection.last_loss {
-            loss.cause = failure.cause.into();
-            loss.accept_code = failure.accept_code.into();
-            loss.detail.clone_from(&failure.detail);
-        }
+        inner.connection.last_failure = Some(loss(failure, now));
     }
 
     /// Up again, or given up: no longer an outage.
@@ -205,5 +205,14 @@ impl Status {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn loss(failure: &Failure, now: Now) -> ConnectionLoss {
+    ConnectionLoss {
+        cause: failure.cause.into(),
+        accept_code: failure.accept_code.into(),
+        detail: failure.detail.clone(),
+        time: Some(now.unix.to_proto()),
     }
 }

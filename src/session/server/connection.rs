@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     place::{Ends, Placed, place},
-    registry::{ConnectionEntry, Registry},
+    registry::{ConnectionEntry, Registry, SessionEnd},
     sockets::Sockets,
 };
 use crate::{
@@ -48,7 +48,7 @@ struct Connection {
     ends: Ends,
     shared: Shared,
     sessions: Sessions,
-    ended_sender: mpsc::Sender<Sid>,
+    ended_sender: mpsc::Sender<(Sid, SessionEnd)>,
     deadline: Option<Monotonic>,
     /// Of the key that the client proved to have, or wants to.
     key_id: String,
@@ -108,7 +108,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
 }
 
 impl Connection {
-    async fn run(&mut self, mut ended: mpsc::Receiver<Sid>) -> Reason {
+    async fn run(&mut self, mut ended: mpsc::Receiver<(Sid, SessionEnd)>) -> Reason {
         let mut configured = self.shared.config.clone();
         configured.mark_unchanged();
         let mut buffer = vec![0; READ_OCTETS];
@@ -141,8 +141,12 @@ impl Connection {
                     }
                     self.machine.handle_timeout(now);
                 }
-                Some(sid) = ended.recv() => {
-                    self.sessions.0.retain(|session| session.sid != sid);
+                Some((sid, end)) = ended.recv() => {
+                    let known = !self.sessions.take(&[sid]).is_empty();
+                    if known && end == SessionEnd::SocketClosed {
+                        // Its probes go nowhere: the client is to come again.
+                        return "the test port of a session was closed".into();
+                    }
                     self.machine.session_expired(sid, clock::monotonic());
                 }
                 Ok(()) = configured.changed() => {

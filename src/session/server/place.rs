@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     reflector::ReflectorHandle,
-    registry::{ConnectionEntry, SessionEntry},
+    registry::{ConnectionEntry, SessionEnd, SessionEntry},
     sockets::Sockets,
 };
 use crate::{
@@ -56,7 +56,7 @@ pub(super) async fn place(
     connection: &ConnectionEntry,
     ends: Ends,
     (request, packets): (&RequestedSession, &Packets<'_>),
-    ended: mpsc::Sender<Sid>,
+    ended: mpsc::Sender<(Sid, SessionEnd)>,
 ) -> Result<Placed, Accept> {
     let (sender, receiver) = addresses(ends, request)?;
     let sid = new_sid(receiver);

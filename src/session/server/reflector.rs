@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::registry::SessionEntry;
+use super::registry::{SessionEnd, SessionEntry};
 use crate::{
     net::{Answer, Answered, Neighbours, PacketInfo, TestSocket, clock},
     proto::ServerSessionState,
@@ -150,7 +150,7 @@ impl Task {
             tokio::select! {
                 // In this order, so that a flood of packets does not hold up commands.
                 biased;
-                () = self.token.cancelled() => return,
+                () = self.token.cancelled() => return self.close(),
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return,
@@ -187,12 +187,16 @@ impl Task {
         match command {
             Command::Add(session, entry, answer) => {
                 let sid = session.sid;
-                self.empty_looks = 0;
-                if machine.add(session, now) {
-                    self.entries.insert(sid, entry);
-                    let _ = answer.send(Ok(()));
-                } else {
-                    let _ = answer.send(Err(entry));
+                match machine.add(session, now) {
+                    Ok(before) => {
+                        if let Some(before) = before {
+                            self.entries.remove(&before);
+                        }
+                        self.empty_looks = 0;
+                        self.entries.insert(sid, entry);
+                        let _ = answer.send(Ok(()));
+                    }
+                    Err(_) => drop(answer.send(Err(entry))),
                 }
             }
             Command::Start(sid, done) => {
@@ -206,9 +210,19 @@ impl Task {
             }
             Command::Remove(sid) => {
                 machine.remove(sid);
-                self.entries.remove(&sid);
+                if self.entries.remove(&sid).is_some() && machine.is_empty() {
+                    // Nobody waits for a first session any more.
+                    self.empty_looks = EMPTY_LOOKS + 1;
+                }
             }
             Command::SetSessionless(sessionless) => machine.set_sessionless(sessionless),
+        }
+    }
+
+    /// The socket goes though sessions are on it: the connections must know.
+    fn close(&mut self) {
+        for (sid, entry) in self.entries.drain() {
+            entry.tell_ended(sid, SessionEnd::SocketClosed);
         }
     }
 
@@ -224,7 +238,7 @@ impl Task {
             if let Some(entry) = entries.remove(&sid)
                 && ended == Ended::Silent
             {
-                entry.tell_ended(sid);
+                entry.tell_ended(sid, SessionEnd::Silent);
             }
         });
         if self.answers.machine.tells_locations() {

@@ -21,6 +21,19 @@ use crate::{
     wire::codes::{Accept, Sid},
 };
 
+/// Stopped sessions that still answer may be so many times those that are not stopped: a client
+/// that comes back at once finds room, and one that goes round and round does not take all.
+const DRAINING_SHARE: usize = 3;
+
+/// How a session ended without its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SessionEnd {
+    /// No packet of it came for REFWAIT.
+    Silent,
+    /// The socket that it was on was closed.
+    SocketClosed,
+}
+
 /// The server role as a whole.
 #[derive(Debug)]
 pub struct Registry {
@@ -208,14 +221,19 @@ impl ConnectionEntry {
         config: &ServerConfig,
         session: ServerSession,
         counters: Arc<SessionCounters>,
-        ended: mpsc::Sender<Sid>,
+        ended: mpsc::Sender<(Sid, SessionEnd)>,
     ) -> Result<SessionEntry, Accept> {
         let mut inner = self.registry.lock();
-        let of_connection = inner.sessions.range((self.id, 0)..=(self.id, u64::MAX)).count();
-        if of_connection >= config.maximum_sessions_per_connection {
+        let stopped =
+            |(session, _): &&(ServerSession, _)| session.state() == ServerSessionState::Draining;
+        let own = inner.sessions.range((self.id, 0)..=(self.id, u64::MAX)).map(|(_, own)| own);
+        if own.filter(|own| !stopped(own)).count() >= config.maximum_sessions_per_connection {
             return Err(Accept::PERMANENT_RESOURCE_LIMIT);
         }
-        if inner.sessions.len() >= config.maximum_sessions {
+        let draining = inner.sessions.values().filter(stopped).count();
+        if inner.sessions.len() - draining >= config.maximum_sessions
+            || draining > config.maximum_sessions.saturating_mul(DRAINING_SHARE)
+        {
             return Err(Accept::TEMPORARY_RESOURCE_LIMIT);
         }
         inner.sessions_accepted += 1;
@@ -238,7 +256,7 @@ impl Drop for ConnectionEntry {
 pub(super) struct SessionEntry {
     registry: Arc<Registry>,
     key: (u64, u64),
-    ended: mpsc::Sender<Sid>,
+    ended: mpsc::Sender<(Sid, SessionEnd)>,
 }
 
 impl SessionEntry {
@@ -257,8 +275,8 @@ impl SessionEntry {
 
     /// Tells the connection that the session ended by itself. The queue holds one notice for each
     /// session that a connection may have.
-    pub(super) fn tell_ended(&self, sid: Sid) {
-        let _ = self.ended.try_send(sid);
+    pub(super) fn tell_ended(&self, sid: Sid, end: SessionEnd) {
+        let _ = self.ended.try_send((sid, end));
     }
 }
 

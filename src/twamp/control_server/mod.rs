@@ -365,16 +365,16 @@ impl ControlServer {
             Command::START_N_SESSIONS | Command::STOP_N_SESSIONS if individual => {
                 self.individual(command)
             }
-            // Where the next message begins cannot be known: answer once and close. A command that
-            // is not genuine is not answered.
+            // Where the next message begins cannot be known: answer once and close. Where commands
+            // are authentic, one that is not gets no answer.
             Command(other) if self.state == State::Request => {
-                Some(match self.input.take_octets(StartSessions::SIZE)? {
-                    Ok(_) => {
-                        self.refuse(Accept::NOT_SUPPORTED);
-                        Err(ServerError::Command(other))
-                    }
-                    Err(error) => Err(error.into()),
-                })
+                if self.sealer.is_some()
+                    && let Err(error) = self.input.take_octets(StartSessions::SIZE)?
+                {
+                    return Some(Err(error.into()));
+                }
+                self.refuse(Accept::NOT_SUPPORTED);
+                Some(Err(ServerError::Command(other)))
             }
             Command(other) => Some(Err(ServerError::Command(other))),
         }

@@ -116,18 +116,20 @@ impl Reflector {
         }
     }
 
-    /// Takes a session, accepted and not started; `false` if its sender has one here already.
-    pub fn add(&mut self, spec: ReflectorSession, now: Monotonic) -> bool {
-        if self.has(spec.sender, now) {
-            return false;
+    /// Takes a session, accepted and not started; `Err` if its sender has one here already. One
+    /// that is stopped makes room, though its timeout has not passed: packets of the two could not
+    /// be told apart. Which one did, if one did.
+    pub fn add(
+        &mut self,
+        spec: ReflectorSession,
+        now: Monotonic,
+    ) -> Result<Option<Sid>, ReflectorSession> {
+        let sender = key(spec.sender);
+        if self.sessions.get(&sender).is_some_and(|session| !session.is_stopped()) {
+            return Err(spec);
         }
-        self.sessions.insert(spec.sender, Session::new(spec, now));
-        true
-    }
-
-    /// Whether a session of this sender is here.
-    pub fn has(&self, sender: SocketAddr, now: Monotonic) -> bool {
-        self.sessions.get(&sender).is_some_and(|session| !session.is_over(now))
+        let before = self.sessions.insert(sender, Session::new(spec, now));
+        Ok(before.map(|session| session.spec.sid))
     }
 
     /// Starts a session: from now on its packets are answered.
@@ -205,7 +207,7 @@ impl Reflector {
         let ntp = TimestampFormat::Ntp;
         let octets = match (finish, &mut self.open) {
             (Finish::Session, _) => {
-                let Some(session) = self.sessions.get(&to) else { return };
+                let Some(session) = self.sessions.get(&key(to)) else { return };
                 let octets = session.spec.timestamps.encode(t3);
                 session.spec.format.finish_reply(octets, reply);
                 octets
@@ -248,7 +250,7 @@ impl Reflector {
         {
             return Verdict::ReflectionLoop;
         }
-        let Some(session) = self.sessions.get_mut(&meta.source) else {
+        let Some(session) = self.sessions.get_mut(&key(meta.source)) else {
             return self.decide_without_session(meta, packet, error_estimate, now, reply);
         };
         if !session.answers(now) {
@@ -319,6 +321,12 @@ impl Reflector {
             }
         }
     }
+}
+
+/// How a sender is told from others: by address and port. The scope of a link-local address is not
+/// part of what was negotiated.
+fn key(sender: SocketAddr) -> SocketAddr {
+    SocketAddr::new(sender.ip(), sender.port())
 }
 
 impl Open {

@@ -58,6 +58,10 @@ impl Session {
         }
     }
 
+    pub(super) fn is_stopped(&self) -> bool {
+        matches!(self.phase, Phase::DrainingUntil(_))
+    }
+
     pub(super) fn is_over(&self, now: Monotonic) -> bool {
         matches!(self.phase, Phase::DrainingUntil(until) if until <= now)
     }

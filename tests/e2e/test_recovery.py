@@ -1,0 +1,269 @@
+"""What goes wrong around an agent, and that it finds its way back by itself."""
+
+import os
+import time
+import unittest
+
+import grpc
+
+from harness import (
+    Case, TwoHosts, client, connection, events, free_port, need, seconds, server, session, sh, tests,
+)
+
+
+class Surroundings(TwoHosts):
+    """Two hosts with a network that misbehaves."""
+
+    def setUp(self):
+        super().setUp()
+        need("nft")
+        self.netns_files = f"/etc/netns/{self.a}"
+        os.makedirs(self.netns_files, exist_ok=True)
+        self.stack.callback(sh, "rm", "-rf", self.netns_files)
+
+    def file(self, name, text):
+        """A file of /etc as the first host sees it."""
+        with open(os.path.join(self.netns_files, name), "w") as file:
+            file.write(text)
+
+    def drop(self, rule):
+        """Has the second host drop what it receives."""
+        for command in (
+            "add table inet x",
+            "add chain inet x input { type filter hook input priority 0; }",
+            f"add rule inet x input {rule} drop",
+        ):
+            self.inside(self.b, "nft", command)
+
+    def drop_nothing(self):
+        self.inside(self.b, "nft", "delete table inet x")
+
+    def start(self):
+        self.agent_a, self.agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        return self.agent_a.client(), self.agent_b.client()
+
+    def test_a_dead_resolver_hurts_only_names(self):
+        self.file("resolv.conf", f"nameserver {self.B}\n")
+        self.drop("udp dport 53")
+        a, b = self.start()
+        b.apply({"server": server()})
+        names = [connection(f"c{i}", f"host{i}.example.net") for i in range(100)]
+        a.apply({"client": client(connection("good", self.B), *names)})
+        self.wait_for(lambda: a.connection("good")["state"] == "CONNECTION_STATE_RUNNING")
+        self.wait_for(lambda: a.connection("c99").get("last_loss"), seconds=30)
+        self.assertEqual(a.connection("c99")["last_loss"]["cause"], "LOSS_CAUSE_DNS")
+        for service, method in (("ResultsService", "ListRecords"), ("ConfigService", "ListRevisions")):
+            a.call(service, method, timeout=5)
+        threads = len(os.listdir(f"/proc/{self.agent_a.process.pid}/task"))
+        self.assertLess(threads, 40)
+        a.apply({})
+        self.assertEqual(self.agent_a.stop(), 0)
+
+    def test_a_silent_address_does_not_hide_the_next(self):
+        self.file("hosts", f"{self.B6} far.test\n{self.B} far.test\n127.0.0.1 localhost\n")
+        self.drop("meta nfproto ipv6 tcp dport 862")
+        a, b = self.start()
+        b.apply({"server": server()})
+        a.apply({"client": client(connection("c1", "far.test"))})
+        self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+        self.assertEqual(a.connection("c1")["outages"], "0")
+
+    def test_link_local_addresses(self):
+        a, b = self.start()
+        b.apply({"server": server()})
+
+        def link_local():
+            shown = sh("ip", "-n", self.b, "-6", "address", "show", "dev", "veth0", "-tentative")
+            found = [word for word in shown.split() if word.startswith("fe80")]
+            return found and found[0].split("/")[0]
+
+        target = self.wait_for(link_local)
+        a.apply({"client": client(connection("c1", target, interface="veth0"))})
+        result = self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))[0]
+        self.assertEqual(result["figures"]["probes_received"], "5")
+        code, _, fields = a.refused({"client": client(connection("c1", f"{target}%veth0"))})
+        self.assertEqual(code, grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertIn("veth0", fields["client.control_connections[0].target_address"])
+
+    def test_attempts_to_a_silent_host_keep_their_rhythm(self):
+        a, b = self.start()
+        b.apply({"server": server()})
+        self.drop("tcp dport 862")
+        a.apply({"client": client(connection("c1", self.B, test_interval="0.2s"))})
+        count = lambda: int(a.connection("c1")["attempts_since_success"])  # noqa: E731
+        self.wait_for(lambda: count() > 0)
+        before, begun = count(), time.monotonic()
+        time.sleep(5)
+        made, passed = count() - before, time.monotonic() - begun
+        self.assertLessEqual(abs(made - passed / 0.2), 3)
+
+    def test_a_session_that_its_server_forgot(self):
+        a, b = self.start()
+        b.apply({"server": server(refwait="1s", server_inactivity_timeout="0s")})
+        sessions = [session("s1", probe_count=2, loss_timeout="0.2s")]
+        a.apply({"client": client(connection("c1", self.B, sessions, test_interval="0.5s"))})
+        self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))
+        self.drop("udp dport 862")
+        time.sleep(4)
+        self.drop_nothing()
+        self.wait_for(lambda: a.connection("c1")["renegotiations"] != "0", seconds=60)
+        received = lambda: tests(a.records(), "c1")[-1]["figures"]["probes_received"]  # noqa: E731
+        self.wait_for(lambda: received() == "2")
+        self.assertEqual(events(a.records(), "CONNECTION_LOST"), [], "the connection never was")
+
+    def test_a_server_that_moves_its_test_port(self):
+        a, b = self.start()
+        first, second = 4001, 4002
+        moved = lambda port: {"mode": "TEST_PORT_MODE_SHARED", "shared_port": port}  # noqa: E731
+        b.apply({"server": server(test_port=moved(first))})
+        a.apply({"client": client(connection("c1", self.B))})
+        self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))
+        b.apply({"server": server(test_port=moved(second))})
+        where = lambda: a.connection("c1")["sessions"][0]["reflector_address"]  # noqa: E731
+        self.wait_for(lambda: where().endswith(str(second)))
+        mark = int(a.records()[-1]["cursor"])
+        later = lambda: [t for t in tests(a.records(), "c1", "COMPLETE") if t["cursor"] > mark]  # noqa: E731
+        self.assertEqual(self.wait_for(later)[-1]["figures"]["probes_lost"], "0")
+
+    def test_a_reconnect_finds_room_beside_sessions_that_drain(self):
+        a, b = self.start()
+        b.apply({"server": server(maximum_sessions=40)})
+        sessions = lambda dscp: [  # noqa: E731
+            session(f"s{i}", loss_timeout="5s", dscp_code_points=dscp) for i in range(40)
+        ]
+        sessions_fixed = [session("s1", source_port=40000, loss_timeout="5s")]
+        for change in ("ef", "af11", "cs1"):
+            a.apply({"client": client(connection("c1", self.B, sessions(change)))})
+            self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+        b.apply({"server": server(test_port={"mode": "TEST_PORT_MODE_SHARED"})})
+        a.apply({"client": client(connection("c2", self.B, sessions_fixed))})
+        self.wait_for(lambda: a.connection("c2")["state"] == "CONNECTION_STATE_RUNNING")
+        a.call("ClientService", "StopConnections", {"names": ["c2"]})
+        self.wait_for(lambda: a.connection("c2")["state"] == "CONNECTION_STATE_STOPPED")
+        a.call("ClientService", "StartConnections", {"names": ["c2"]})
+        self.wait_for(lambda: a.connection("c2")["state"] == "CONNECTION_STATE_RUNNING", seconds=3)
+        self.assertEqual(events(a.records(), "CONNECTION_LOST"), [])
+
+
+class Alone(Case):
+    """One host."""
+
+    def test_outages_come_in_pairs(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        config = {"client": client(connection("c1", "127.0.0.1", destination_port=port,
+                                              test_interval="0.2s"))}
+        api.apply(config)
+        self.wait_for(lambda: events(api.records(), "CONNECTION_LOST"))
+        api.call("ClientService", "StopConnections", {"names": ["c1"]})
+        self.wait_for(lambda: events(api.records(), "CONNECTION_ABANDONED"))
+        api.call("ClientService", "StartConnections", {"names": ["c1"]})
+        self.wait_for(lambda: len(events(api.records(), "CONNECTION_LOST")) == 2)
+        api.close()
+        agent.stop()
+        agent.start()
+        api = agent.client()
+        self.wait_for(lambda: len(events(api.records(), "CONNECTION_LOST")) == 3)
+        records = api.records()
+        self.assertEqual(len(events(records, "CONNECTION_ABANDONED")), 2)
+        abandoned = events(records, "CONNECTION_ABANDONED")[0]
+        self.assertEqual(abandoned["cause"], "LOSS_CAUSE_REFUSED")
+        lost = events(records, "CONNECTION_LOST")[0]
+        length = seconds(abandoned["time"]) - seconds(lost["time"])
+        self.assertLess(abs(float(abandoned["duration"].rstrip("s")) - length), 0.2)
+
+    def test_a_damaged_configuration_is_told(self):
+        agent = self.agent()
+        api = agent.client()
+        api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
+        api.close()
+        agent.stop()
+        path = os.path.join(agent.directory, "config.sled", "db")
+        size = os.path.getsize(path)
+        with open(path, "r+b") as file:
+            file.write(os.urandom(size))
+        agent.start()
+        api = agent.client()
+        store = api.call("AgentService", "GetAgent")["store"]
+        self.assertFalse(store["healthy"])
+        self.assertIn("config.damaged", store["detail"])
+        health = lambda: api.call("Health", "Check", {"service": "store"}, "grpc.health.v1")  # noqa: E731
+        self.wait_for(lambda: health()["status"] == "NOT_SERVING")
+        api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
+        self.assertTrue(api.call("AgentService", "GetAgent")["store"]["healthy"])
+
+    def test_health_of_each_connection(self):
+        port, nobody = free_port(), free_port()
+        api = self.agent().client()
+        up = connection("up", "127.0.0.1", destination_port=port)
+        down = connection("down", "127.0.0.1", destination_port=nobody)
+        api.apply({"server": server(port=port), "client": client(up, down)})
+        health = lambda name: api.call(  # noqa: E731
+            "Health", "Check", {"service": f"client/{name}"}, "grpc.health.v1")["status"]
+        self.wait_for(lambda: api.connection("up")["state"] == "CONNECTION_STATE_RUNNING")
+        time.sleep(1)
+        self.assertEqual((health("up"), health("down")), ("SERVING", "NOT_SERVING"))
+        api.apply({"client": client(down)})
+        time.sleep(1)
+        with self.assertRaises(grpc.RpcError) as unknown:
+            health("up")
+        self.assertEqual(unknown.exception.code(), grpc.StatusCode.NOT_FOUND)
+
+    def test_a_request_that_changed_nothing_is_remembered_over_a_restart(self):
+        agent = self.agent()
+        api = agent.client()
+        one = {"client": client(connection("c1", "127.0.0.1", inactive=True))}
+        other = {"client": client(connection("c2", "127.0.0.1", inactive=True))}
+        api.apply(one)
+        identifier = "6fa459ea-ee8a-3ca4-894e-db77e160355e"
+        self.assertEqual(api.apply(one, request_id=identifier)["revision"], "1")
+        self.assertEqual(api.apply(other)["revision"], "2")
+        api.close()
+        agent.kill()
+        agent.start()
+        api = agent.client()
+        self.assertEqual(api.apply(one, request_id=identifier)["revision"], "1")
+        self.assertEqual(api.call("ConfigService", "GetConfig")["revision"]["revision"], "2")
+
+    def test_statistics_go_with_their_session(self):
+        port = free_port()
+        api = self.agent().client()
+        name = lambda number: connection(  # noqa: E731
+            "c1", "127.0.0.1",
+            [session(f"s{number}", probe_count=1, loss_timeout="0.1s")],
+            destination_port=port, test_interval="0.1s",
+        )
+        for number in range(5):
+            api.apply({"server": server(port=port), "client": client(name(number))})
+            self.wait_for(lambda: any(
+                r["session"] == f"s{number}" for r in api.records() if r.get("test_result")))
+        kept = {s["session"] for s in api.call("ResultsService", "GetStatistics")["statistics"]}
+        self.assertEqual(kept, {"s4"})
+
+    def test_sockets_of_sessions_go_with_their_connections(self):
+        """A client that comes, asks and goes, again and again, holds no more than is allowed."""
+        import socket
+        import struct
+
+        port = free_port()
+        agent = self.agent()
+        agent.client().apply({"server": server(port=port, maximum_sessions=4)})
+        request = bytearray(112)
+        request[:2] = 5, 4
+        request[64:68] = struct.pack(">I", 27)
+        most = 0
+        for number in range(300):
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.recv(64, socket.MSG_WAITALL)
+                peer.sendall(struct.pack(">I", 1) + bytes(160))
+                peer.recv(48, socket.MSG_WAITALL)
+                request[12:16] = struct.pack(">HH", 20000, 30000 + number)
+                peer.sendall(request)
+                peer.recv(48, socket.MSG_WAITALL)
+            most = max(most, len(os.listdir(f"/proc/{agent.process.pid}/fd")))
+        self.assertLess(most, 120)
+
+
+if __name__ == "__main__":
+    unittest.main()
