@@ -3,10 +3,17 @@
 use tonic::{Request, Response, Status};
 
 use super::{Context, error, services::client_service_server::ClientService};
-use crate::proto::{
-    ListConnectionsRequest, ListConnectionsResponse, StartConnectionsRequest,
-    StartConnectionsResponse, StopConnectionsRequest, StopConnectionsResponse,
+use crate::{
+    model::{Violation, parse_connection},
+    proto::{
+        ControlConnection, ListConnectionsRequest, ListConnectionsResponse, ProbeServerRequest,
+        ProbeServerResponse, StartConnectionsRequest, StartConnectionsResponse,
+        StopConnectionsRequest, StopConnectionsResponse, TestSession,
+    },
 };
+
+/// Time for each step of trying a server, where none is given.
+const PROBE_TIMEOUT_SECONDS: i64 = 5;
 
 #[tonic::async_trait]
 impl ClientService for Context {
@@ -41,4 +48,56 @@ impl ClientService for Context {
         let names = stopped.map_err(|error| error::by_hand(&error))?;
         Ok(Response::new(StopConnectionsResponse { names }))
     }
+
+    async fn probe_server(
+        &self,
+        request: Request<ProbeServerRequest>,
+    ) -> Result<Response<ProbeServerResponse>, Status> {
+        let config = parse_connection(&connection(request.into_inner())).map_err(violations)?;
+        match self.control.clients().probe(&config).await {
+            Some(found) => Ok(Response::new(found)),
+            None => Err(Status::resource_exhausted("too many servers are being tried: try later")),
+        }
+    }
+}
+
+/// The request as a connection with one session of one probe: what is checked and how it is done is
+/// the same.
+fn connection(request: ProbeServerRequest) -> ControlConnection {
+    let default = prost_types::Duration { seconds: PROBE_TIMEOUT_SECONDS, nanos: 0 };
+    let timeout = Some(request.timeout.unwrap_or(default));
+    ControlConnection {
+        name: "probe".into(),
+        target_address: request.target_address,
+        destination_port: request.destination_port,
+        source_address: request.source_address,
+        interface: request.interface,
+        authentication_mode: request.authentication_mode,
+        key_id: request.key_id,
+        secret: request.secret,
+        extensions: request.extensions,
+        connect_timeout: timeout,
+        test_sessions: vec![TestSession {
+            name: "probe".into(),
+            data_size: request.data_size,
+            dscp_code_points: request.dscp_code_points,
+            loss_timeout: timeout,
+            ..TestSession::default()
+        }],
+        ..ControlConnection::default()
+    }
+}
+
+/// In the words of the request.
+fn violations(violations: Vec<Violation>) -> Status {
+    let own = |violation: Violation| Violation {
+        field: match violation.field.trim_start_matches("test_sessions[0].") {
+            "connect_timeout" | "loss_timeout" => "timeout".into(),
+            field => field.to_owned(),
+        },
+        ..violation
+    };
+    let mut own: Vec<Violation> = violations.into_iter().map(own).collect();
+    own.dedup_by(|a, b| a.field == b.field);
+    error::all_invalid(&own)
 }

@@ -7,14 +7,21 @@ use std::{
 };
 
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 use crate::{
-    model::AgentConfig,
-    proto::{Connection, Statistics},
+    model::{AgentConfig, ControlConnection},
+    proto::{Connection, ProbeServerResponse, Statistics},
     results::Results,
-    session::{Derivation, client::ConnectionHandle},
+    session::{
+        Derivation,
+        client::{ConnectionHandle, probe_server},
+    },
     supervise::Tasks,
 };
+
+/// Servers that may be tried by hand at the same time.
+const MAXIMUM_PROBES: usize = 16;
 
 /// Why connections were not started or stopped. None was, then.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub struct Clients {
     inner: Mutex<Inner>,
     results: Arc<Results>,
     derivation: Arc<Derivation>,
+    /// Servers that may be tried by hand at the same time.
+    probes: Semaphore,
     /// Of the connections alone.
     tasks: Tasks,
 }
@@ -47,13 +56,20 @@ struct Inner {
 impl Clients {
     pub(super) fn new(results: Arc<Results>) -> Self {
         let derivation = Arc::new(Derivation::of_clients());
-        Self { inner: Mutex::default(), results, derivation, tasks: Tasks::new() }
+        let probes = Semaphore::new(MAXIMUM_PROBES);
+        Self { inner: Mutex::default(), results, derivation, probes, tasks: Tasks::new() }
     }
 
     /// Ends all connections, before the rest of the agent: one that measures to itself finds its
     /// server there until the end. `false` where some did not end in time.
     pub async fn end(&self, grace: Duration) -> bool {
         self.tasks.end(grace).await
+    }
+
+    /// Tries a server once; `None` where too many are being tried.
+    pub async fn probe(&self, config: &ControlConnection) -> Option<ProbeServerResponse> {
+        let _permit = self.probes.try_acquire().ok()?;
+        Some(probe_server(config, &self.derivation).await)
     }
 
     /// Which connections are up.

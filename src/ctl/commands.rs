@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{
     Connection, CtlError, Format,
     output::{print, print_item, print_together, write_line},
+    probe::{ProbeArguments, found},
     tables,
     words::short,
 };
@@ -21,7 +22,7 @@ use crate::{
         AckRecordsRequest, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, GetAgentRequest,
         GetConfigRequest, GetServerStatusRequest, GetStatisticsRequest, ListConnectionsRequest,
         ListRecordsRequest, ListRevisionsRequest, ListServerConnectionsRequest,
-        ListServerSessionsRequest, RecordFilter, RecordKind, StartConnectionsRequest,
+        ListServerSessionsRequest, ProbeStage, RecordFilter, RecordKind, StartConnectionsRequest,
         StatisticsScope, StopConnectionsRequest, StreamRecordsRequest,
         stream_records_request::From as StreamFrom, stream_records_response::Message,
     },
@@ -100,6 +101,8 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
     },
+    /// Try a TWAMP server once, as far as it goes, and say why if it does not
+    ProbeServer(ProbeArguments),
     /// The server role
     #[command(subcommand)]
     Server(ServerCommand),
@@ -271,6 +274,14 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             };
             stream(agent, request, consumer, format).await
         }
+        Command::ProbeServer(arguments) => {
+            let answer = agent.client().probe_server(arguments.request()?).await?.into_inner();
+            print(format, &answer, "ProbeServerResponse", || found(&answer))?;
+            match answer.stage() {
+                ProbeStage::Done => Ok(()),
+                _ => Err(CtlError::ServerFails),
+            }
+        }
         Command::Server(ServerCommand::Status) => server_status(agent, format).await,
     }
 }
@@ -332,7 +343,7 @@ fn part(message: &impl Message_, name: &str, field: &str) -> Result<Value, CtlEr
     Ok(to_value(message, name, Fields::All)?[field].take())
 }
 
-fn read(file: &Path) -> Result<String, CtlError> {
+pub(super) fn read(file: &Path) -> Result<String, CtlError> {
     let text = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin())
     } else {

@@ -3,12 +3,14 @@
 mod commands;
 mod connect;
 mod output;
+mod probe;
 mod tables;
 mod words;
 
 pub use commands::{Command, FilterArguments, GetCommand, KindArgument, Scope, ServerCommand, run};
 pub use connect::{ConnectError, Connection, Target, TlsFiles};
 pub use output::Format;
+pub use probe::{ModeArgument, ProbeArguments};
 pub use tables::{record_line, statistics_table};
 
 use thiserror::Error;
@@ -30,6 +32,9 @@ pub enum CtlError {
     /// A document that is none.
     #[error("{0}: {1}")]
     Document(String, crate::document::DocumentError),
+    /// A server that was tried does not work; what was found is printed.
+    #[error("the server does not work: see above")]
+    ServerFails,
     /// Output that cannot be written.
     #[error("output: {0}")]
     Output(#[from] std::io::Error),
@@ -53,7 +58,11 @@ impl CtlError {
             Self::Status(status) if status.code() == Code::Unavailable => 69,
             Self::Status(status) if status.code() == Code::InvalidArgument => 78,
             Self::Document(..) => 78,
-            Self::Status(_) | Self::File(..) | Self::Output(_) | Self::Show(_) => 1,
+            Self::Status(_)
+            | Self::File(..)
+            | Self::ServerFails
+            | Self::Output(_)
+            | Self::Show(_) => 1,
         }
     }
 }

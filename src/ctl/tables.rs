@@ -4,8 +4,8 @@ use comfy_table::{Table, presets::NOTHING};
 
 use super::words::{duration, nanoseconds, octets, range, short, time};
 use crate::proto::{
-    self, Connection, Figures, GetAgentResponse, GetServerStatusResponse, Record, Revision,
-    ServerConnection, ServerSession, Statistics, record,
+    self, Connection, Figures, GetAgentResponse, GetServerStatusResponse, KeyCounters, Record,
+    Revision, ServerConnection, ServerSession, Statistics, record,
 };
 
 fn table(header: &[&str]) -> Table {
@@ -273,6 +273,7 @@ pub(super) fn server(
         ("not started", packets.dropped_not_started),
         ("too short", packets.dropped_too_short),
         ("corrupt", packets.dropped_corrupt),
+        ("not genuine", packets.dropped_not_genuine),
         ("not listed", packets.dropped_not_listed),
         ("reflection loop", packets.dropped_reflection_loop),
         ("send failed", packets.dropped_send_failed),
@@ -289,22 +290,31 @@ pub(super) fn server(
         .collect();
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join(", ") };
     let mut out = format!(
-        "{}\npackets   {} received, {} reflected ({} light)\ndropped   {}\nrefused   {}\n",
+        "{}\npackets   {} received, {} reflected ({} light, {} STAMP)\ndropped   {}\nrefused   {}\n",
         text(&sockets),
         packets.received,
         packets.reflected,
         packets.reflected_light,
+        packets.reflected_stamp,
         list(&dropped),
         list(&refused),
     );
+    let keys = status.keys.unwrap_or_default();
+    if keys != KeyCounters::default() {
+        let KeyCounters { accepted, refused, busy } = keys;
+        out += &format!("keys      {accepted} accepted, {refused} refused, {busy} too many\n");
+    }
     if !connections.is_empty() {
-        let mut rows = table(&["ID", "CLIENT", "LOCAL", "STATE", "SINCE", "SESSIONS"]);
+        let mut rows =
+            table(&["ID", "CLIENT", "LOCAL", "STATE", "MODE", "KEY", "SINCE", "SESSIONS"]);
         for c in connections {
             rows.add_row([
                 c.id.to_string(),
                 c.client_address.clone(),
                 c.local_address.clone(),
                 short(c.state().as_str_name(), "SERVER_CONNECTION_STATE_").into(),
+                format!("{:#x}", c.mode),
+                if c.key_id.is_empty() { "-".into() } else { c.key_id.clone() },
                 time(c.since.as_ref()),
                 c.sessions.to_string(),
             ]);

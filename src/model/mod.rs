@@ -21,7 +21,7 @@ pub use config::{
 };
 pub use diff::{changes, connection_effect};
 pub use dscp::Dscp;
-pub use parse::{Violation, check_name, parse, warnings};
+pub use parse::{Violation, check_name, parse, parse_connection, warnings};
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};
 pub use server::{

@@ -11,7 +11,11 @@
 
 mod control_client;
 mod control_server;
+mod extensions;
 mod live;
 mod options;
+mod pair;
+mod security;
+mod stamp;
 mod test_packets;
 mod vectors;

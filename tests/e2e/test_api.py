@@ -268,28 +268,20 @@ class LongOutage(harness.Case):
             connections.append(connection(
                 cause, "127.0.0.1", destination_port=listener.getsockname()[1], connect_timeout="0.5s",
             ))
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listening.close)
         connections += [
             connection("LOSS_CAUSE_REFUSED", "127.0.0.1", destination_port=harness.free_port()),
             connection("LOSS_CAUSE_DNS", "no-such-host.invalid"),
-            connection("LOSS_CAUSE_LOCAL", "127.0.0.1", [session("s1", source_port=1)],
-                       destination_port=harness.free_port()),
+            connection("LOSS_CAUSE_LOCAL", "127.0.0.1", [session("s1", source_address="::1")],
+                       destination_port=listening.getsockname()[1]),
         ]
-        # Nobody may be there to give the port.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-            taken.bind(("127.0.0.1", 0))
-            listener = socket.create_server(("127.0.0.1", 0))
-            self.addCleanup(listener.close)
-            threading.Thread(target=serve, args=(listener, lambda peer: time.sleep(3)), daemon=True).start()
-            connections[-1] = connection(
-                "LOSS_CAUSE_LOCAL", "127.0.0.1", [session("s1", source_port=taken.getsockname()[1])],
-                destination_port=listener.getsockname()[1],
-            )
-            api.apply({"client": client(*connections)})
-            for wanted in connections:
-                cause = wanted["name"]
-                loss = self.wait_for(lambda: api.connection(cause).get("last_loss"))
-                self.assertEqual(loss["cause"], cause, loss["detail"])
-                self.assertTrue(loss["detail"])
+        api.apply({"client": client(*connections)})
+        for wanted in connections:
+            cause = wanted["name"]
+            loss = self.wait_for(lambda: api.connection(cause).get("last_loss"))
+            self.assertEqual(loss["cause"], cause, loss["detail"])
+            self.assertTrue(loss["detail"])
 
 
 def greeting(modes):

@@ -103,7 +103,7 @@ class Surroundings(TwoHosts):
         sessions = [session("s1", probe_count=2, loss_timeout="0.2s")]
         a.apply({"client": client(connection("c1", self.B, sessions, test_interval="0.5s"))})
         self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))
-        self.drop("udp dport 862")
+        self.drop("meta l4proto udp")
         time.sleep(4)
         self.drop_nothing()
         self.wait_for(lambda: a.connection("c1")["renegotiations"] != "0", seconds=60)

@@ -9,7 +9,7 @@ mod stamp;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{AgentConfig, StorageConfig, limits};
+use super::{AgentConfig, ControlConnection, StorageConfig, limits};
 use crate::proto;
 
 /// One thing that is wrong with a request.
@@ -42,6 +42,15 @@ pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation
     } else {
         Err(check.violations)
     }
+}
+
+/// Checks a single control connection. Paths of violations begin behind it.
+pub fn parse_connection(
+    connection: &proto::ControlConnection,
+) -> Result<ControlConnection, Vec<Violation>> {
+    let mut check = Check::default();
+    let parsed = check.connection(connection);
+    if check.violations.is_empty() { Ok(parsed) } else { Err(check.violations) }
 }
 
 /// What is allowed but probably not meant.

@@ -69,6 +69,19 @@ pub(super) async fn managed(
     derivation: &Derivation,
 ) -> Result<Established, Failure> {
     let stream = connect(config, status).await?;
+    let mut established = prepare(config, extensions, stream, status).await?;
+    established.negotiate(config, derivation).await?;
+    status.mode(established.machine.mode().0);
+    Ok(established)
+}
+
+/// Everything for a negotiation over this connection.
+pub(super) async fn prepare(
+    config: &ControlConnection,
+    extensions: Extensions,
+    stream: TcpStream,
+    status: &Status,
+) -> Result<Established, Failure> {
     status.state(ConnectionState::Negotiating, clock::now());
     let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
     let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
@@ -91,15 +104,7 @@ pub(super) async fn managed(
         reflected_octets: u16::from_ne_bytes(random::octets()),
     };
     let machine = ControlClient::new(requests, options, clock::monotonic());
-    let mut established = Established { stream, machine, sessions };
-    let negotiated = established.negotiate(config, derivation).await;
-    let mode = established.machine.mode();
-    negotiated.map_err(|failure| match mode.extensions().0 {
-        0 => failure,
-        _ => failure.with_extensions(),
-    })?;
-    status.mode(mode.0);
-    Ok(established)
+    Ok(Established { stream, machine, sessions })
 }
 
 /// Opens the sockets of sessions that nothing is negotiated for.
@@ -141,7 +146,10 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
 }
 
 /// Opens the TCP connection to the first address that takes it, all within `connect_timeout`.
-async fn connect(config: &ControlConnection, status: &Status) -> Result<TcpStream, Failure> {
+pub(super) async fn connect(
+    config: &ControlConnection,
+    status: &Status,
+) -> Result<TcpStream, Failure> {
     let Some(target) = &config.target else {
         return Err(Failure::new(LossCause::Local, "no target_address"));
     };
@@ -288,7 +296,25 @@ async fn resolved(
 }
 
 impl Established {
-    async fn negotiate(
+    /// Until all sessions are started.
+    pub(super) async fn negotiate(
+        &mut self,
+        config: &ControlConnection,
+        derivation: &Derivation,
+    ) -> Result<(), Failure> {
+        let negotiated = self.go_through(config, derivation).await;
+        negotiated.map_err(|failure| match self.machine.mode().extensions().0 {
+            0 => failure,
+            _ => failure.with_extensions(),
+        })
+    }
+
+    /// What the machine knows.
+    pub(super) fn machine(&self) -> &ControlClient {
+        &self.machine
+    }
+
+    async fn go_through(
         &mut self,
         config: &ControlConnection,
         derivation: &Derivation,

@@ -6,6 +6,7 @@ mod attempt;
 mod connection;
 mod failure;
 mod peer;
+mod probe;
 mod progress;
 mod rhythm;
 mod sender;
@@ -26,6 +27,8 @@ use crate::{
 };
 use sender::Command;
 use status::Status;
+
+pub use probe::probe_server;
 
 /// What is wanted of a connection.
 #[derive(Clone, Debug, PartialEq)]

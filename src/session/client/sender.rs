@@ -312,7 +312,7 @@ fn subject(connection: &ControlConnection, session: &TestSession) -> Subject {
     }
 }
 
-fn sender_config(connection: &ControlConnection, session: &TestSession) -> SenderConfig {
+pub(super) fn sender_config(connection: &ControlConnection, session: &TestSession) -> SenderConfig {
     SenderConfig {
         probe_count: session.probe_count,
         probe_interval_ns: session.probe_interval_ns,
@@ -326,7 +326,7 @@ fn sender_config(connection: &ControlConnection, session: &TestSession) -> Sende
     }
 }
 
-fn reply_meta(info: &PacketInfo) -> ReplyMeta {
+pub(super) fn reply_meta(info: &PacketInfo) -> ReplyMeta {
     ReplyMeta {
         received: info.received,
         kernel_stamp: info.kernel_stamp,

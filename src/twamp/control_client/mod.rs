@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 use super::message_buffer::MessageBuffer;
 use crate::{
-    time::Monotonic,
+    time::{Monotonic, NtpTimestamp},
     wire::{
         codes::{Accept, Command, Modes, Sid, TypeP},
         control::{StartAck, StartSessions, StopSessions},
@@ -118,10 +118,27 @@ enum State {
     Stopped,
 }
 
+/// How far a client came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Waits for Server-Greeting.
+    Greeting,
+    /// Chose a mode, waits for Server-Start.
+    SetUp,
+    /// Asks for sessions.
+    Request,
+    /// Starts them.
+    Start,
+    /// They are started.
+    Running,
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct ControlClient {
     state: State,
+    stage: Stage,
+    server_start_time: NtpTimestamp,
     options: ClientOptions,
     requests: Vec<SessionRequest>,
     greeting: Option<ServerGreeting>,
@@ -141,6 +158,8 @@ impl ControlClient {
     pub fn new(requests: Vec<SessionRequest>, options: ClientOptions, now: Monotonic) -> Self {
         Self {
             state: State::Greeting,
+            stage: Stage::Greeting,
+            server_start_time: NtpTimestamp::default(),
             deadline: Some(now.plus_ns(options.response_timeout_ns)),
             options,
             requests,
@@ -162,6 +181,16 @@ impl ControlClient {
     /// The greeting, once it came.
     pub fn greeting(&self) -> Option<&ServerGreeting> {
         self.greeting.as_ref()
+    }
+
+    /// How far the client came; a failure leaves it as it is.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// When the server started, as it says; zero before it does.
+    pub fn server_start_time(&self) -> NtpTimestamp {
+        self.server_start_time
     }
 
     /// Octets from the server.
@@ -241,6 +270,13 @@ impl ControlClient {
 
     fn enter(&mut self, state: State, now: Monotonic) {
         self.state = state;
+        self.stage = match state {
+            State::Greeting => Stage::Greeting,
+            State::Deriving | State::ServerStart => Stage::SetUp,
+            State::Accept(_) => Stage::Request,
+            State::StartAck => Stage::Start,
+            State::Running | State::StopAck | State::Stopped => Stage::Running,
+        };
         let waits = !matches!(state, State::Deriving | State::Running | State::Stopped);
         self.deadline = waits.then(|| now.plus_ns(self.options.response_timeout_ns));
     }
@@ -294,6 +330,7 @@ impl ControlClient {
             }
             refused => return Err(ClientError::ConnectionRejected(refused)),
         }
+        let mut start_time = start.start_time.get();
         if protected {
             let mut opener = Opener::new(&self.options.keys, start.server_iv);
             let mut block = [0; BLOCK_OCTETS];
@@ -301,7 +338,9 @@ impl ControlClient {
             opener.decrypt(&mut block);
             opener.take_part(&block);
             self.input.protect(opener);
+            start_time = block.iter().take(8).fold(0, |time, octet| time << 8 | u64::from(*octet));
         }
+        self.server_start_time = NtpTimestamp(start_time);
         Ok(self.request(0))
     }
 

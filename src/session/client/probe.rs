@@ -1,0 +1,174 @@
+//! One try of a server, from name service to the reply to a probe, that leaves nothing behind.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    attempt::{self, Established, OpenSession},
+    failure::Failure,
+    peer::PeerMemory,
+    sender::{reply_meta, sender_config},
+    status::Status,
+};
+use crate::{
+    model::{ControlConnection, Extensions},
+    net::{clock, random},
+    proto::{ProbeServerResponse, ProbeStage, ProbeStatus},
+    session::Derivation,
+    twamp::{
+        control_client::Stage,
+        sender::{SenderEvent, SessionSender},
+    },
+    wire::codes::Modes,
+};
+
+/// Tries the server of a connection with one session.
+pub async fn probe_server(
+    config: &ControlConnection,
+    derivation: &Derivation,
+) -> ProbeServerResponse {
+    let mut found = ProbeServerResponse::default();
+    let memory = PeerMemory::default();
+    let first = attempt(config, memory.extensions(config), derivation, &mut found).await;
+    let Err(failure) = first else { return found };
+    if !failure.blames_extensions {
+        return told(found, &failure);
+    }
+    let mut without = ProbeServerResponse::default();
+    match attempt(config, Extensions::NONE, derivation, &mut without).await {
+        Ok(()) => {
+            without.extensions_refused = true;
+            without.detail = format!(
+                "works without extensions only; with {}: {}. {}",
+                Modes(found.mode_chosen),
+                failure.detail,
+                without.detail
+            );
+            without
+        }
+        // It was not the extensions.
+        Err(_) => told(found, &failure),
+    }
+}
+
+fn told(found: ProbeServerResponse, failure: &Failure) -> ProbeServerResponse {
+    ProbeServerResponse {
+        cause: failure.cause.into(),
+        accept_code: failure.accept_code.into(),
+        detail: failure.detail.clone(),
+        ..found
+    }
+}
+
+async fn attempt(
+    config: &ControlConnection,
+    extensions: Extensions,
+    derivation: &Derivation,
+    found: &mut ProbeServerResponse,
+) -> Result<(), Failure> {
+    let status = Status::new(config, clock::now());
+    found.stage = ProbeStage::Connect.into();
+    let begun = clock::monotonic();
+    let stream = attempt::connect(config, &status).await?;
+    found.connect_ns = clock::monotonic().since_ns(begun);
+    let mut established = attempt::prepare(config, extensions, stream, &status).await?;
+    let ends = status.to_proto(0, clock::now());
+    (found.local_address, found.server_address) = (ends.local_address, ends.server_address);
+    found.port_asked = established.sessions.first().map_or(0, |s| s.socket.local().port().into());
+    let negotiated = established.negotiate(config, derivation).await;
+    describe(&established, found);
+    negotiated?;
+    found.stage = ProbeStage::Probe.into();
+    let session = established.sessions.pop();
+    if let Some(session) = session {
+        exchange(config, session, found).await;
+    }
+    established.stop().await;
+    Ok(())
+}
+
+/// What the negotiation told, as far as it came.
+fn describe(established: &Established, found: &mut ProbeServerResponse) {
+    let machine = established.machine();
+    found.stage = match machine.stage() {
+        Stage::Greeting => ProbeStage::Greeting,
+        Stage::SetUp => ProbeStage::SetUp,
+        Stage::Request => ProbeStage::Request,
+        Stage::Start | Stage::Running => ProbeStage::Start,
+    }
+    .into();
+    if let Some(greeting) = machine.greeting() {
+        let modes = Modes(greeting.modes.get());
+        found.modes_offered = Some(modes.0);
+        found.modes_offered_words = modes.to_string();
+        found.key_derivation_count = greeting.count.get();
+    }
+    found.mode_chosen = machine.mode().0;
+    found.mode_chosen_words = machine.mode().to_string();
+    let start = machine.server_start_time();
+    found.server_start_time = (start.0 != 0).then(|| start.to_unix(clock::unix()).to_proto());
+    if let Some(session) = established.sessions.first() {
+        found.port_given = session.remote.port().into();
+        found.sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
+    }
+}
+
+/// One probe, and its reply if it comes.
+async fn exchange(
+    config: &ControlConnection,
+    session: OpenSession,
+    found: &mut ProbeServerResponse,
+) {
+    let OpenSession { socket, remote, carrier, .. } = session;
+    let Some(test) = config.sessions.first() else { return };
+    let mut packet = vec![0; carrier.format.probe_octets().max(test.data_size.into())];
+    random::fill(&mut packet);
+    let mut machine = SessionSender::new(sender_config(config, test));
+    machine.session_started(carrier, clock::now());
+    let now = clock::now();
+    if machine.poll_probe(now.monotonic).is_none() {
+        return;
+    }
+    machine.write_probe(now.unix, clock::error_estimate(), &mut packet, now.monotonic);
+    if let Err(error) = socket.send(&packet, remote) {
+        found.detail = format!("the probe to {remote} was not sent: {error}");
+        return;
+    }
+    machine.probe_sent(now.unix, 0, now);
+    let end = Instant::now() + Duration::from_nanos(test.loss_timeout_ns);
+    let answered = timeout_at(end, async {
+        loop {
+            let received = socket.receive(|info, reply| {
+                if (info.source.ip(), info.source.port()) == (remote.ip(), remote.port()) {
+                    machine.handle_reply(reply, &reply_meta(info), clock::now());
+                }
+            });
+            if received.await.is_err() {
+                return None;
+            }
+            while let Some(event) = machine.poll_event() {
+                if let SenderEvent::Probe(probe) = event
+                    && probe.status() == ProbeStatus::Received
+                {
+                    return Some(probe);
+                }
+            }
+        }
+    });
+    found.probe = answered.await.ok().flatten();
+    match &found.probe {
+        Some(probe) => {
+            found.stage = ProbeStage::Done.into();
+            let rtt = Duration::from_nanos(probe.rtt_ns.unwrap_or(0).max(0) as u64);
+            found.detail = format!("a probe to {remote} was answered after {rtt:?}");
+        }
+        None => {
+            found.detail = format!(
+                "control works, but no reply to the probe of {} octets to UDP {remote} came: is \
+                 UDP let through both ways?",
+                packet.len()
+            );
+        }
+    }
+}
