@@ -1,7 +1,10 @@
 //! Key derivation (RFC 4656 §3.1), which is slow on purpose, kept away from everything else.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -17,8 +20,8 @@ use crate::{model::Secret, net::clock, wire::crypto::TokenKey};
 /// than are told a number of.
 #[derive(Debug)]
 pub struct Derivation {
-    /// When the next one may begin.
-    next: Mutex<Option<Instant>>,
+    /// When the next one may begin. Held until one has ended, also where nobody waits for it any more.
+    next: Arc<Mutex<Option<Instant>>>,
     /// Rest after a derivation, as a multiple of how long it took.
     rest: u32,
     waiting: AtomicUsize,
@@ -46,7 +49,7 @@ impl Derivation {
     }
 
     fn new(rest: u32, most_waiting: usize) -> Self {
-        Self { next: Mutex::new(None), rest, waiting: AtomicUsize::new(0), most_waiting }
+        Self { next: Arc::default(), rest, waiting: AtomicUsize::new(0), most_waiting }
     }
 
     /// The keys of these secrets; `None` where too many wait already.
@@ -61,18 +64,49 @@ impl Derivation {
         if before >= self.most_waiting {
             return None;
         }
-        let mut next = self.next.lock().await;
+        let mut next = self.next.clone().lock_owned().await;
         if let Some(at) = *next {
             sleep_until(at).await;
         }
-        let begun = clock::monotonic();
+        let rest = self.rest;
         let derive = move || {
+            let begun = clock::monotonic();
             let derive = |secret: &Secret| TokenKey::derive(secret.octets(), &salt, count);
-            secrets.iter().map(derive).collect()
+            let keys: Vec<TokenKey> = secrets.iter().map(derive).collect();
+            let took = Duration::from_nanos(clock::monotonic().since_ns(begun));
+            *next = Some(Instant::now() + took * rest);
+            keys
         };
-        let keys = tokio::task::spawn_blocking(derive).await.ok();
-        let took = Duration::from_nanos(clock::monotonic().since_ns(begun));
-        *next = Some(Instant::now() + took * self.rest);
-        keys
+        tokio::task::spawn_blocking(derive).await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+
+    /// Strangers that come and go do not get more of a core than those that wait.
+    #[tokio::test]
+    async fn what_is_given_up_is_still_one_at_a_time() {
+        let derivation = Derivation::of_server();
+        let secrets = || vec![Secret::new("secret")];
+        for _ in 0..50 {
+            let mut waiting = pin!(derivation.derive(secrets(), [0; 16], 1 << 14));
+            // Begun, and nobody waits any more.
+            let begun = tokio::time::timeout(Duration::from_millis(1), &mut waiting).await;
+            drop(begun);
+        }
+        assert_eq!(derivation.waiting.load(Relaxed), 0);
+        assert!(
+            derivation.next.try_lock().is_err()
+                || derivation.derive(secrets(), [0; 16], 1).await.is_some()
+        );
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_are_told_a_number_of() {
+        let derivation = Derivation { most_waiting: 0, ..Derivation::of_server() };
+        assert!(derivation.derive(Vec::new(), [0; 16], 1).await.is_none());
     }
 }

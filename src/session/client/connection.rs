@@ -202,7 +202,7 @@ impl Driver {
                     established
                 }
                 Err(failure) => {
-                    self.peer.failed(failure.blames_extensions);
+                    self.peer.failed(failure.blame);
                     return Next::Lost(failure, false);
                 }
             },

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use crate::{proto::LossCause, twamp::control_client::ClientError};
+use super::peer::Blame;
+use crate::{proto::LossCause, twamp::control_client::ClientError, wire::codes::Accept};
 
 /// A loss with its cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,8 +11,8 @@ pub(super) struct Failure {
     pub(super) cause: LossCause,
     pub(super) accept_code: u8,
     pub(super) detail: String,
-    /// The server may have stumbled over extensions that it was asked for.
-    pub(super) blames_extensions: bool,
+    /// Whether the server may have stumbled over extensions that it was asked for.
+    pub(super) blame: Blame,
 }
 
 impl Failure {
@@ -56,12 +57,13 @@ impl Failure {
 
     /// Of a negotiation in which extensions had been chosen.
     pub(super) fn with_extensions(self) -> Self {
-        let blames_extensions = match self.cause {
-            LossCause::Reset
-            | LossCause::ClosedByServer
-            | LossCause::ResponseTimeout
-            | LossCause::Rejected
-            | LossCause::ProtocolError => true,
+        let unsaid = [Accept::FAILURE, Accept::NOT_SUPPORTED].contains(&Accept(self.accept_code));
+        let blame = match self.cause {
+            LossCause::Reset | LossCause::ClosedByServer | LossCause::ProtocolError => {
+                Blame::Likely
+            }
+            LossCause::Rejected if unsaid => Blame::Likely,
+            LossCause::ResponseTimeout => Blame::Possible,
             LossCause::Unspecified
             | LossCause::Refused
             | LossCause::ConnectTimeout
@@ -70,11 +72,12 @@ impl Failure {
             | LossCause::KeepaliveTimeout
             | LossCause::NoCommonMode
             | LossCause::BadKey
+            | LossCause::Rejected
             | LossCause::Limit
             | LossCause::Panic
-            | LossCause::Local => false,
+            | LossCause::Local => Blame::None,
         };
-        Self { blames_extensions, ..self }
+        Self { blame, ..self }
     }
 
     pub(super) fn closed_by_server() -> Self {

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     attempt::{self, Established, OpenSession},
     failure::Failure,
-    peer::PeerMemory,
+    peer::{Blame, PeerMemory},
     sender::{reply_meta, sender_config},
     status::Status,
 };
@@ -32,7 +32,7 @@ pub async fn probe_server(
     let memory = PeerMemory::default();
     let first = attempt(config, memory.extensions(config), derivation, &mut found).await;
     let Err(failure) = first else { return found };
-    if !failure.blames_extensions {
+    if failure.blame == Blame::None {
         return told(found, &failure);
     }
     let mut without = ProbeServerResponse::default();

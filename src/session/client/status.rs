@@ -157,7 +157,7 @@ impl Status {
             cause: loss.cause(),
             accept_code: loss.accept_code as u8,
             detail: loss.detail.clone(),
-            blames_extensions: false,
+            ..Failure::default()
         };
         Some((failure, inner.outage_since?, inner.connection.attempts_since_success))
     }

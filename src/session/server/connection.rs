@@ -169,7 +169,7 @@ impl Connection {
                     self.machine.answer_request(answer, clock::monotonic());
                 }
                 ServerAction::DeriveKeys { key_id, salt, count } => {
-                    self.authenticate(&key_id, salt, count).await;
+                    self.authenticate(&key_id, salt, count).await?;
                 }
                 ServerAction::Start(sids) => {
                     for session in self.sessions.0.iter().filter(|s| sids.contains(&s.sid)) {
@@ -193,17 +193,27 @@ impl Connection {
     /// Derives the keys of all secrets that go by this name. Whether there are any, and which of
     /// them is right, neither octets nor time tell: for those that are missing, keys of secrets
     /// that nobody has are derived.
-    async fn authenticate(&mut self, key_id: &[u8], salt: [u8; 16], count: u32) {
+    async fn authenticate(
+        &mut self,
+        key_id: &[u8],
+        salt: [u8; 16],
+        count: u32,
+    ) -> Result<(), Reason> {
         let config = self.shared.config.borrow().clone();
         let keys = config.iter().flat_map(|config| &config.keys);
         let named = keys.filter(|key| key.id.as_bytes() == key_id);
         let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
         let most = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
         secrets.resize_with(most.max(1), || Secret::new(random::octets::<32>()));
-        let derived = self.shared.derivation.derive(secrets, salt, count).await;
+        let derived = tokio::select! {
+            derived = self.shared.derivation.derive(secrets, salt, count) => derived,
+            // Nothing is worked for whom nobody waits any more.
+            () = gone(&self.stream) => return Err("the client went before its key was derived".into()),
+        };
         self.key_id = String::from_utf8_lossy(key_id).into_owned();
         let accepted = self.machine.authenticate(derived.as_deref(), clock::monotonic());
         self.shared.registry.key_used(derived.is_some().then_some(accepted));
+        Ok(())
     }
 
     /// The key by which the client came in is configured no more.
@@ -250,6 +260,14 @@ impl Connection {
             _ => ServerConnectionState::Request,
         };
         self.entry.set(state, mode.0, &self.key_id);
+    }
+}
+
+/// Waits for the end of what the other end sends, which nobody reads meanwhile.
+async fn gone(stream: &TcpStream) {
+    match stream.peek(&mut [0]).await {
+        Ok(0) | Err(_) => {}
+        Ok(_) => std::future::pending().await,
     }
 }
 
