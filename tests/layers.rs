@@ -32,7 +32,7 @@ const BESIDE: [(&str, &str); 7] = [
 ];
 
 /// What only some modules may import.
-const CONFINED: [(&str, &[&str]); 10] = [
+const CONFINED: [(&str, &[&str]); 12] = [
     ("sled", &["store"]),
     ("nix", &["net", "store"]),
     ("socket2", &["net"]),
@@ -41,6 +41,8 @@ const CONFINED: [(&str, &[&str]); 10] = [
     ("tonic", &["api", "ctl", "agent"]),
     ("tonic_reflection", &["api", "agent"]),
     ("tonic_types", &["api", "ctl"]),
+    ("tonic_health", &["api"]),
+    ("hickory_resolver", &["net"]),
     ("rtime_clock", &["net"]),
     ("getrandom", &["net"]),
 ];
@@ -175,6 +177,60 @@ fn the_world_is_touched_in_one_place() {
             if here && !allowed.contains(&module.as_str()) {
                 wrong.push(format!("{}: {library}", path.display()));
             }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+/// Whether the code imports `library::module`, written out or in a group.
+fn imports_part(code: &str, library: &str, module: &str) -> bool {
+    let squeezed: String = code.split_whitespace().collect();
+    if squeezed.contains(&format!("{library}::{module}::")) {
+        return true;
+    }
+    let groups = squeezed.split(&format!("{library}::{{")).skip(1);
+    groups.into_iter().any(|group| {
+        let group = group.split(';').next().unwrap_or_default();
+        group.starts_with(&format!("{module}::")) || group.contains(&format!(",{module}::"))
+    })
+}
+
+#[test]
+fn sockets_come_from_net() {
+    const ENDS: [&str; 3] = ["net", "api", "ctl"];
+    const MADE: [&str; 5] = [
+        "TcpListener::bind",
+        "TcpStream::connect",
+        "UdpSocket::bind",
+        "UnixListener::bind",
+        "Socket::new(",
+    ];
+    let mut wrong = Vec::new();
+    for (module, path, code) in modules() {
+        let makes = MADE.iter().any(|name| code.contains(name));
+        if (imports_part(&code, "tokio", "net") || makes) && !ENDS.contains(&module.as_str()) {
+            wrong.push(path.display().to_string());
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    assert!(imports_part("use tokio::{\n io,\n net::TcpStream,\n};", "tokio", "net"));
+    assert!(imports_part("tokio::net::lookup_host(x)", "tokio", "net"));
+    assert!(!imports_part("use tokio::{io, sync}; use crate::{net::tcp};", "tokio", "net"));
+}
+
+/// `super::super::…` out of a module would be an import that is not seen.
+#[test]
+fn nobody_leaves_a_module_by_the_back_door() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for (_, path, code) in modules() {
+        let inside = path.strip_prefix(&root).unwrap();
+        let own_file = usize::from(!inside.ends_with("mod.rs"));
+        let depth = inside.components().count() - 1 + own_file;
+        if code.contains(&format!("{}:", "super::".repeat(depth).trim_end_matches(':')))
+            && depth > 1
+        {
+            wrong.push(inside.display().to_string());
         }
     }
     assert_eq!(wrong, Vec::<String>::new());

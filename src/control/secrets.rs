@@ -57,7 +57,7 @@ impl Digester {
     ) -> AgentConfig {
         let mut wanted = false;
         each_secret(&mut document, |secret, digest| {
-            wanted |= secret.is_empty() && !digest.is_empty()
+            wanted |= secret.is_empty() && !digest.is_empty();
         });
         let mut known = HashMap::new();
         if wanted {

@@ -182,19 +182,7 @@ impl From<FilterArguments> for RecordFilter {
 pub async fn run(agent: &Connection, command: Command, format: Format) -> Result<(), CtlError> {
     match command {
         Command::Apply { file, dry_run, expect, comment } => {
-            let request = ApplyConfigRequest {
-                mode: ApplyMode::Replace.into(),
-                config: Some(
-                    read_config(&read(&file)?)
-                        .map_err(|error| CtlError::Document(file.display().to_string(), error))?,
-                ),
-                expected_revision: expect,
-                validate_only: dry_run,
-                comment,
-                request_id: uuid::Uuid::new_v4().to_string(),
-            };
-            let answer = agent.config().apply_config(request).await?.into_inner();
-            print(format, &answer, "ApplyConfigResponse", || applied(&answer, dry_run))
+            apply(agent, &file, (dry_run, expect, comment), format).await
         }
         Command::Get(GetCommand::Config { revision }) => {
             let answer = agent.config().get_config(GetConfigRequest { revision }).await?;
@@ -274,16 +262,39 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             };
             stream(agent, request, consumer, format).await
         }
-        Command::ProbeServer(arguments) => {
-            let answer = agent.client().probe_server(arguments.request()?).await?.into_inner();
-            print(format, &answer, "ProbeServerResponse", || found(&answer))?;
-            match answer.stage() {
-                ProbeStage::Done => Ok(()),
-                _ => Err(CtlError::ServerFails),
-            }
-        }
+        Command::ProbeServer(arguments) => probe_server(agent, arguments, format).await,
         Command::Server(ServerCommand::Status) => server_status(agent, format).await,
     }
+}
+
+async fn apply(
+    agent: &Connection,
+    file: &Path,
+    (dry_run, expected_revision, comment): (bool, Option<u64>, String),
+    format: Format,
+) -> Result<(), CtlError> {
+    let document = read_config(&read(file)?)
+        .map_err(|error| CtlError::Document(file.display().to_string(), error))?;
+    let request = ApplyConfigRequest {
+        mode: ApplyMode::Replace.into(),
+        config: Some(document),
+        expected_revision,
+        validate_only: dry_run,
+        comment,
+        request_id: uuid::Uuid::new_v4().to_string(),
+    };
+    let answer = agent.config().apply_config(request).await?.into_inner();
+    print(format, &answer, "ApplyConfigResponse", || applied(&answer, dry_run))
+}
+
+async fn probe_server(
+    agent: &Connection,
+    arguments: ProbeArguments,
+    format: Format,
+) -> Result<(), CtlError> {
+    let answer = agent.client().probe_server(arguments.request()?).await?.into_inner();
+    print(format, &answer, "ProbeServerResponse", || found(&answer))?;
+    if answer.stage() == ProbeStage::Done { Ok(()) } else { Err(CtlError::ServerFails) }
 }
 
 async fn stream(

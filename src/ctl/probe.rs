@@ -116,7 +116,7 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
         line("UDP port", format!("{} given, {} asked for", found.port_given, found.port_asked));
     }
     if let Some(probe) = &found.probe {
-        let hops = probe.egress_ttl.map_or("?".into(), |ttl| ttl.to_string());
+        let hops = probe.egress_ttl.map_or_else(|| "?".into(), |ttl| ttl.to_string());
         line(
             "probe",
             format!(

@@ -7,7 +7,8 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
+pub use tokio::net::{TcpListener, TcpStream};
 
 use crate::model::{Dscp, Keepalive};
 

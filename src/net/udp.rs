@@ -403,9 +403,9 @@ fn receive_stamps(fd: RawFd, buffer: &mut [u8], answers: &mut impl Answer) {
         let Ok(message) = message else { return };
         let octets = message.bytes;
         let stamp = message.cmsgs().ok().and_then(|mut cmsgs| {
-            cmsgs.find_map(|cmsg| match cmsg {
-                ControlMessageOwned::ScmTimestampsns(stamps) => Some(stamps.system),
-                _ => None,
+            cmsgs.find_map(|cmsg| {
+                let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg else { return None };
+                Some(stamps.system)
             })
         });
         if let Some(stamp) = stamp {

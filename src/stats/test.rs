@@ -9,6 +9,7 @@ const NEIGHBOURS: usize = 16;
 
 /// One answered probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub struct Sample {
     /// Sequence Number of the probe.
     pub sequence: u32,

@@ -14,7 +14,7 @@ impl PtpTimestamp {
     /// The timestamp of a point in time.
     pub fn from_unix(time: UnixTime) -> Self {
         let seconds = (time.0 / NANOS_PER_SECOND + TAI_OFFSET_SECONDS) as u32;
-        Self(u64::from(seconds) << 32 | time.0 % NANOS_PER_SECOND)
+        Self((u64::from(seconds) << 32) | (time.0 % NANOS_PER_SECOND))
     }
 
     /// The point in time in the wrap that puts it nearest to `near`; `None` where the nanoseconds
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn nanoseconds_are_no_fraction() {
         let time = UnixTime(1_700_000_000_999_999_999);
-        assert_eq!(PtpTimestamp::from_unix(time).0, 1_700_000_037 << 32 | 999_999_999);
+        assert_eq!(PtpTimestamp::from_unix(time).0, (1_700_000_037 << 32) + 999_999_999);
         assert_eq!(PtpTimestamp(1_000_000_000).to_unix(time), None);
     }
 

@@ -1,6 +1,8 @@
 //! How the test packets of a session look: which header, what of it is encrypted, where the padding
 //! begins. One format serves both directions of a session, and both of its ends.
 
+use std::sync::Arc;
+
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
@@ -31,13 +33,13 @@ pub enum Protection {
     #[default]
     Open,
     /// The block with the number is encrypted and has an HMAC.
-    Authenticated(TestKeys),
+    Authenticated(Arc<TestKeys>),
     /// All of the header is encrypted and has an HMAC.
-    Encrypted(TestKeys),
+    Encrypted(Arc<TestKeys>),
     /// STAMP without authentication (RFC 8762 §4.2.1).
     StampOpen,
     /// STAMP with an HMAC over the header (RFC 8762 §4.2.2).
-    StampAuthenticated(StampKey),
+    StampAuthenticated(Arc<StampKey>),
 }
 
 /// The format.
@@ -100,7 +102,7 @@ impl PacketFormat {
 
     /// What was negotiated: the mode, and the keys of the control connection in modes with keys.
     pub fn negotiated(mode: Modes, keys: Option<&SessionKeys>, sid: Sid) -> Self {
-        let test_keys = || keys.map(|keys| keys.test_keys(sid));
+        let test_keys = || keys.map(|keys| Arc::new(keys.test_keys(sid)));
         let protection = match mode.security() {
             Modes::AUTHENTICATED => test_keys().map(Protection::Authenticated),
             Modes::ENCRYPTED => test_keys().map(Protection::Encrypted),

@@ -22,6 +22,8 @@ use twamp_agent::{
 pub(crate) const NOW: Monotonic = Monotonic(0);
 pub(crate) const SECRET: &[u8] = b"correct horse";
 
+pub(crate) type Tamper = Box<dyn FnMut(End, &mut Vec<u8>)>;
+
 pub(crate) struct Pair {
     pub(crate) client: ControlClient,
     pub(crate) server: ControlServer,
@@ -39,7 +41,7 @@ pub(crate) struct Pair {
     /// Answers of the driver of the server to requests, by index; accepted where there is none.
     pub(crate) answers: Vec<Accept>,
     /// Has a say in every message before it arrives.
-    pub(crate) tamper: Option<Box<dyn FnMut(End, &mut Vec<u8>)>>,
+    pub(crate) tamper: Option<Tamper>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -94,7 +94,7 @@ fn open() -> PacketFormat {
 }
 
 fn authenticated(key: &str) -> PacketFormat {
-    let key = twamp_agent::wire::crypto::StampKey::new(key.as_bytes());
+    let key = Arc::new(twamp_agent::wire::crypto::StampKey::new(key.as_bytes()));
     PacketFormat { protection: Protection::StampAuthenticated(key), ..PacketFormat::default() }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use super::{
     super::{ControlConnection, ControlType, Extensions, Schedule, TestSession, limits},
     Check,
-    security::ClientSecurity,
+    security::{ClientSecurity, extensions},
 };
 use crate::proto;
 
@@ -96,7 +96,7 @@ impl Check {
                 c.maximum_key_derivation_count,
                 &limits::MAXIMUM_KEY_DERIVATION_COUNT,
             ) as u32,
-            extensions: self.extensions(c.extensions.as_ref(), Extensions::CLIENT),
+            extensions: extensions(c.extensions.as_ref(), Extensions::CLIENT),
             sessions: sessions
                 .into_iter()
                 .map(|mut session| {

@@ -32,11 +32,10 @@ impl Check {
             }
         };
         if !fits {
-            let allowed = match control_type {
-                ControlType::Light => "TWAMP Light has no mode but NONE",
-                _ => "STAMP has no modes but NONE and AUTHENTICATED",
-            };
-            self.report("authentication_mode", allowed);
+            self.report(
+                "authentication_mode",
+                "LIGHT has no mode but NONE, STAMP none but NONE and AUTHENTICATED",
+            );
         }
         let needs_key = mode != AuthenticationMode::None;
         let has_secret = !c.secret.is_empty() || !c.secret_digest.is_empty();
@@ -157,23 +156,6 @@ impl Check {
         Secret::new(secret)
     }
 
-    pub(super) fn extensions(
-        &mut self,
-        given: Option<&proto::ModeExtensions>,
-        default: Extensions,
-    ) -> Extensions {
-        let Some(given) = given else { return default };
-        Extensions {
-            individual_session_control: given
-                .individual_session_control
-                .unwrap_or(default.individual_session_control),
-            reflect_octets: given.reflect_octets.unwrap_or(default.reflect_octets),
-            symmetrical_size: given.symmetrical_size.unwrap_or(default.symmetrical_size),
-            dscp_ecn_monitoring: given.dscp_ecn_monitoring.unwrap_or(default.dscp_ecn_monitoring),
-            ptp_timestamps: given.ptp_timestamps.unwrap_or(default.ptp_timestamps),
-        }
-    }
-
     pub(super) fn timestamp_format(&mut self, value: i32) -> TimestampFormat {
         match self.enumeration("timestamp_format", value) {
             proto::TimestampFormat::Ptp => TimestampFormat::Ptp,
@@ -181,5 +163,19 @@ impl Check {
                 TimestampFormat::Ntp
             }
         }
+    }
+}
+
+/// What is given, and the rest by default.
+pub(super) fn extensions(given: Option<&proto::ModeExtensions>, default: Extensions) -> Extensions {
+    let Some(given) = given else { return default };
+    Extensions {
+        individual_session_control: given
+            .individual_session_control
+            .unwrap_or(default.individual_session_control),
+        reflect_octets: given.reflect_octets.unwrap_or(default.reflect_octets),
+        symmetrical_size: given.symmetrical_size.unwrap_or(default.symmetrical_size),
+        dscp_ecn_monitoring: given.dscp_ecn_monitoring.unwrap_or(default.dscp_ecn_monitoring),
+        ptp_timestamps: given.ptp_timestamps.unwrap_or(default.ptp_timestamps),
     }
 }

@@ -10,6 +10,7 @@ use super::{
         TestPort, limits,
     },
     Check,
+    security::extensions,
 };
 use crate::proto;
 
@@ -98,7 +99,7 @@ impl Check {
             authentication_modes,
             keys,
             key_derivation_count: key_derivation_count as u32,
-            extensions: self.extensions(s.extensions.as_ref(), Extensions::SERVER),
+            extensions: extensions(s.extensions.as_ref(), Extensions::SERVER),
             timestamps: self.timestamp_format(s.timestamp_format),
             refwait_ns: self.duration("refwait", s.refwait, &limits::REFWAIT),
         };

@@ -9,7 +9,6 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::{sleep, timeout},
 };
 
@@ -18,7 +17,7 @@ use crate::{
     model::{ControlConnection, Endpoint, Extensions, StampSession, TestSession},
     net::{
         TestSocket, UdpOptions, clock, random, resolve,
-        tcp::{self, ConnectOptions},
+        tcp::{self, ConnectOptions, TcpStream},
     },
     proto::{ConnectionState, LossCause},
     session::{Derivation, modes},

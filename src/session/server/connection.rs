@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
@@ -17,7 +16,10 @@ use super::{
 };
 use crate::{
     model::{Secret, ServerConfig, limits::SERVER_SESSIONS_PER_CONNECTION},
-    net::{clock, random, tcp},
+    net::{
+        clock, random,
+        tcp::{self, TcpStream},
+    },
     proto::ServerConnectionState,
     session::{Derivation, modes},
     time::{Monotonic, NtpTimestamp, TimestampFormat},

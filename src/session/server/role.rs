@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{ListenAddress, ServerConfig, StampServerSession},
-    net::tcp,
+    net::tcp::{self, TcpListener},
     proto::ServerSocket,
     session::Derivation,
     supervise::Tasks,

@@ -286,7 +286,11 @@ impl ControlServer {
             State::SetUp => Some((self.last_input.plus_ns(SET_UP_NS), ServerError::Incomplete)),
             // Suspended while sessions run.
             _ if self.sessions.any_started() || servwait_ns == 0 => None,
-            _ => Some((self.last_input.plus_ns(servwait_ns), ServerError::Inactive)),
+            State::Deriving
+            | State::Request
+            | State::Answering(_)
+            | State::Starting
+            | State::Running => Some((self.last_input.plus_ns(servwait_ns), ServerError::Inactive)),
         };
         partial.into_iter().chain(idle).min_by_key(|(deadline, _)| *deadline)
     }

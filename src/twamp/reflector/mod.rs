@@ -74,7 +74,7 @@ pub enum Sessionless {
 enum Open {
     Nobody,
     Light(Light),
-    Stamp(Stamp),
+    Stamp(Box<Stamp>),
 }
 
 /// The machine.
@@ -334,7 +334,7 @@ impl Open {
         match sessionless {
             Sessionless::Nobody => Self::Nobody,
             Sessionless::Light(policy) => Self::Light(Light::new(policy)),
-            Sessionless::Stamp(policy) => Self::Stamp(Stamp::new(policy)),
+            Sessionless::Stamp(policy) => Self::Stamp(Box::new(Stamp::new(policy))),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use ipnet::IpNet;
@@ -62,7 +62,7 @@ pub struct StampRule {
 #[derive(Debug)]
 pub(super) struct Stamp {
     pub(super) policy: StampPolicy,
-    keys: Vec<StampKey>,
+    keys: Vec<Arc<StampKey>>,
     open: PacketFormat,
     /// One for each key.
     authenticated: Vec<PacketFormat>,
@@ -94,7 +94,7 @@ struct Reply {
 impl Stamp {
     pub(super) fn new(policy: StampPolicy) -> Self {
         let secrets = policy.secrets.iter();
-        let keys: Vec<_> = secrets.map(|secret| StampKey::new(secret.octets())).collect();
+        let keys: Vec<_> = secrets.map(|secret| Arc::new(StampKey::new(secret.octets()))).collect();
         let format = |protection| PacketFormat { protection, ..PacketFormat::default() };
         Self {
             policy,
@@ -199,7 +199,7 @@ impl Stamp {
                 state,
             };
             // Without authentication the HMAC TLV is made with the first key.
-            let key = self.keys.get(usize::from(key.unwrap_or(0)));
+            let key = self.keys.get(usize::from(key.unwrap_or(0))).map(Arc::as_ref);
             tlvs = answer(&mut reply[base..], &probed, key, self.policy.authenticated);
             counters.tlvs_malformed.fetch_add(tlvs.malformed.into(), Relaxed);
             counters.tlvs_not_genuine.fetch_add(tlvs.not_genuine.into(), Relaxed);
@@ -210,7 +210,7 @@ impl Stamp {
             push(&mut self.unfinished, Reply { session, sequence, octets, t3: 0 });
         }
         // The class of the probe, so that both ways are measured in the same one.
-        let tos = tlvs.tos.unwrap_or(meta.tos.unwrap_or(0) & 0xfc);
+        let tos = tlvs.tos.unwrap_or_else(|| meta.tos.unwrap_or(0) & 0xfc);
         Verdict::Reply { octets, tos, finish: Finish::Stamp(key) }
     }
 

@@ -1,5 +1,7 @@
 //! What a Session-Sender of STAMP adds to probes and reads from replies (RFC 8972).
 
+use std::sync::Arc;
+
 use crate::{
     model::{AccessReport, StampSession},
     proto::StampFigures,
@@ -16,7 +18,7 @@ use crate::{
 pub struct StampSender {
     session: StampSession,
     ssid: u16,
-    key: Option<StampKey>,
+    key: Option<Arc<StampKey>>,
     /// The TLVs as they are sent, but for what changes from probe to probe.
     template: Vec<u8>,
     /// Probes sent, for Direct Measurement.
@@ -51,7 +53,7 @@ impl StampSender {
         data_size: usize,
         padding: impl FnOnce(&mut [u8]),
     ) -> Self {
-        let key = session.secret.as_ref().map(|secret| StampKey::new(secret.octets()));
+        let key = session.secret.as_ref().map(|secret| Arc::new(StampKey::new(secret.octets())));
         let room = data_size - session.base_octets();
         let mut template = Vec::with_capacity(room);
         if let Some(extra) = room.checked_sub(session.tlv_octets()).filter(|extra| *extra > 0) {

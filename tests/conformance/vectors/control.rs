@@ -64,7 +64,7 @@ fn sid() -> [u8; 16] {
 }
 
 pub(super) fn open(name: &str, input: &Value, output: &Value) {
-    let mut wire = octets(output.get("wire").unwrap_or(&output["body"]));
+    let mut wire = octets(output.get("wire").unwrap_or_else(|| &output["body"]));
     let made = match name {
         "server-greeting/all-four" => {
             let (challenge, salt) = (array(&input["challenge"]), array(&input["salt"]));

@@ -10,8 +10,8 @@ use super::{integer, number, octets, test_keys};
 
 pub(super) fn format(name: &str, input: &Value) -> PacketFormat {
     let protection = match name {
-        _ if name.contains("/auth") => Protection::Authenticated(test_keys(input)),
-        _ if name.contains("/enc") => Protection::Encrypted(test_keys(input)),
+        _ if name.contains("/auth") => Protection::Authenticated(test_keys(input).into()),
+        _ if name.contains("/enc") => Protection::Encrypted(test_keys(input).into()),
         _ => Protection::Open,
     };
     let (symmetrical, dscp_ecn) = (name.ends_with("symmetrical"), name.ends_with("dscp-ecn"));

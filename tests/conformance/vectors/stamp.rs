@@ -21,7 +21,7 @@ use super::{
 };
 
 fn format(input: &Value) -> PacketFormat {
-    let key = input.get("hmac_key").map(|key| StampKey::new(&octets(key)));
+    let key = input.get("hmac_key").map(|key| Arc::new(StampKey::new(&octets(key))));
     let protection = key.map_or(Protection::StampOpen, Protection::StampAuthenticated);
     PacketFormat { protection, ..PacketFormat::default() }
 }
@@ -93,7 +93,7 @@ fn reflected(input: &Value, expected: &[u8]) {
     let mut made = reply[..expected.len()].to_vec();
     made[128..136].copy_from_slice(&expected[128..136]);
     let key = StampKey::new(&octets(&input["hmac_key"]));
-    let hmac = key.sign(&made[..4].to_vec(), &made[112..136]);
+    let hmac = key.sign(&made[..4], &made[112..136]);
     made[140..156].copy_from_slice(&hmac);
     assert_eq!(hex::encode(made), hex::encode(expected));
 }
