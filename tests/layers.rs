@@ -188,8 +188,8 @@ fn imports_part(code: &str, library: &str, module: &str) -> bool {
     if squeezed.contains(&format!("{library}::{module}::")) {
         return true;
     }
-    let groups = squeezed.split(&format!("{library}::{{")).skip(1);
-    groups.into_iter().any(|group| {
+    let opening = format!("{library}::{{");
+    squeezed.split(opening.as_str()).skip(1).any(|group| {
         let group = group.split(';').next().unwrap_or_default();
         group.starts_with(&format!("{module}::")) || group.contains(&format!(",{module}::"))
     })

@@ -76,8 +76,8 @@ class EveryMode(harness.TwoHosts):
                 test_sessions=sessions, extensions=only(*extensions),
             )
 
-    def test_every_mode_and_extension(self):
-        """Items 69 to 81, 88, 96, 99 and 105 to 112 of the checklist, on the wire."""
+    def test_conformance_069_071_072_073_075_080_081_096_106_108_109_on_the_wire(self):
+        """All modes, both IP versions, all extensions, paddings of 0 to 1400 octets."""
         a, b = self.agent("a", self.a).client(), self.agent("b", self.b).client()
         path = os.path.join(self.directory, "all.pcap")
         open(path, "w").close()
@@ -236,8 +236,7 @@ class Keys(harness.Case):
         self.assertNotIn(SECRET, agent.log())
         self.assertEqual(os.stat(agent.directory).st_mode & 0o077, 0, "nobody else may look")
 
-    def test_an_unknown_key_and_a_wrong_secret_look_the_same(self):
-        """Item 17 of the checklist."""
+    def test_conformance_017_an_unknown_key_and_a_wrong_secret_look_the_same(self):
         self.api.apply({"server": server(
             port=self.port, key_chains=KEY_CHAINS,
             authentication_modes=["AUTHENTICATION_MODE_ENCRYPTED"])})

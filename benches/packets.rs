@@ -1,0 +1,234 @@
+//! Time for each packet of the machine alone, without a socket: encode, decode, and the reflector
+//! from a probe to a finished reply, in every mode; beside the raw cost of the same cryptography in
+//! the same run. No packet may allocate: that is asserted.
+//!
+//! `cargo bench --bench packets [-- MILLISECONDS]`
+
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
+
+use std::{
+    hint::black_box,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aes::{
+    Aes128, Block,
+    cipher::{BlockDecryptMut, BlockEncryptMut, KeyInit, KeyIvInit},
+};
+use hmac::{Hmac, Mac};
+use sha1::Sha1;
+use sha2::Sha256;
+use twamp_agent::{
+    model::Secret,
+    time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
+    twamp::reflector::{
+        LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy, StampRule,
+        Verdict,
+    },
+    wire::{
+        codes::{Modes, Sid},
+        crypto::{SessionKeys, StampKey},
+        format::{PacketFormat, ProbeHeader, Protection, ReplyHeader},
+    },
+};
+
+const ROUNDS: usize = 5;
+const OCTETS: usize = 112;
+const START: UnixTime = UnixTime(1_700_000_000_000_000_000);
+const ESTIMATE: ErrorEstimate = ErrorEstimate(0x8a64);
+
+/// Nanoseconds for one call: the median of some rounds. Asserts that none allocates.
+fn measure(length: Duration, mut call: impl FnMut()) -> f64 {
+    for _ in 0..1_000 {
+        call();
+    }
+    let allocations = allocation_counter::measure(|| (0..1_000).for_each(|_| call()));
+    assert_eq!(allocations.count_total, 0, "a packet allocates");
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let (begun, mut calls) = (Instant::now(), 0u32);
+            while begun.elapsed() < length {
+                (0..256).for_each(|_| call());
+                calls += 256;
+            }
+            begun.elapsed().as_nanos() as f64 / f64::from(calls)
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2]
+}
+
+fn probe_header(sequence: u32) -> ProbeHeader {
+    let timestamp = TimestampFormat::Ntp.encode(START);
+    ProbeHeader { sequence, timestamp, error_estimate: ESTIMATE, ssid: 0 }
+}
+
+fn meta() -> PacketMeta {
+    PacketMeta {
+        source: SocketAddr::from(([192, 0, 2, 1], 4001)),
+        source_mac: None,
+        destination: SocketAddr::from(([192, 0, 2, 2], 862)),
+        to_group: false,
+        received: START,
+        ttl: Some(255),
+        tos: Some(184),
+    }
+}
+
+/// A probe as it arrives, to the reply as it leaves.
+fn reflect(mut reflector: Reflector, probe: &[u8], length: Duration) -> f64 {
+    let (meta, mut reply) = (meta(), vec![0; 2048]);
+    measure(length, || {
+        let verdict = reflector.handle(&meta, black_box(probe), ESTIMATE, Monotonic(1), &mut reply);
+        let Verdict::Reply { octets, finish, .. } = verdict else { panic!("{verdict:?}") };
+        reflector.finish(meta.source, finish, &mut reply[..octets], START);
+        black_box(&reply);
+    })
+}
+
+fn with_session(format: PacketFormat) -> Reflector {
+    let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
+    let session = ReflectorSession {
+        sid: Sid([1; 16]),
+        sender: meta().source,
+        tos: 184,
+        format,
+        timestamps: TimestampFormat::Ntp,
+        refwait_ns: u64::MAX,
+        counters: Arc::default(),
+    };
+    reflector.add(session, Monotonic(0)).expect("a new session");
+    reflector.start(Sid([1; 16]), Monotonic(0));
+    reflector
+}
+
+fn without_session(authenticated: Option<bool>) -> Reflector {
+    let prefix = "0.0.0.0/0".parse().expect("a prefix");
+    let policy = match authenticated {
+        None => Sessionless::Light(LightPolicy {
+            prefixes: vec![prefix],
+            stateful: true,
+            refwait_ns: u64::MAX,
+        }),
+        Some(authenticated) => Sessionless::Stamp(StampPolicy {
+            sessions: vec![StampRule { prefix, port: None, ssid: None }],
+            stateful: true,
+            authenticated,
+            secrets: vec![Secret::new("secret")],
+            may_choose_dscp: true,
+            timestamps: TimestampFormat::Ntp,
+            refwait_ns: u64::MAX,
+        }),
+    };
+    Reflector::new(862, policy, Arc::default())
+}
+
+/// The cryptography of a reflected packet and nothing else: HMAC and AES over so many octets of the
+/// probe and of the reply, with key schedules made beforehand.
+fn raw_sha1(length: Duration, octets: [usize; 2]) -> f64 {
+    let cipher = Aes128::new(&[1; 16].into());
+    let mac = <Hmac<Sha1> as Mac>::new(&[2; 64].into());
+    let mut packet = [0u8; OCTETS];
+    let zero = [0u8; 16].into();
+    measure(length, || {
+        let mut open = cbc::Decryptor::<Aes128>::new(&[1; 16].into(), &zero);
+        for block in packet[..octets[0]].chunks_exact_mut(16) {
+            open.decrypt_block_mut(Block::from_mut_slice(block));
+        }
+        for octets in octets {
+            let mut mac = mac.clone();
+            mac.update(&packet[..octets]);
+            black_box(mac.finalize());
+        }
+        let mut seal = cbc::Encryptor::<Aes128>::new(&[1; 16].into(), &zero);
+        for block in packet[..octets[1]].chunks_exact_mut(16) {
+            seal.encrypt_block_mut(Block::from_mut_slice(block));
+        }
+        black_box((&packet, &cipher));
+    })
+}
+
+fn raw_sha256(length: Duration) -> f64 {
+    let mac = <Hmac<Sha256> as Mac>::new(&[2; 64].into());
+    let packet = [0u8; 96];
+    measure(length, || {
+        for _ in 0..2 {
+            let mut mac = mac.clone();
+            mac.update(black_box(&packet));
+            black_box(mac.finalize());
+        }
+    })
+}
+
+fn main() {
+    // `cargo bench` passes options of its own.
+    let given = std::env::args().find_map(|argument| argument.parse().ok());
+    let length = Duration::from_millis(given.unwrap_or(200));
+    let keys = SessionKeys::new([0x20; 16], [0x30; 32]);
+    let twamp = |mode| PacketFormat::negotiated(Modes(mode), Some(&keys), Sid([1; 16]));
+    let stamp = |protection| PacketFormat { protection, ..PacketFormat::default() };
+    let key = Arc::new(StampKey::new(b"secret"));
+    let formats = [
+        ("unauthenticated", twamp(1), None, None),
+        ("authenticated", twamp(2), None, Some(raw_sha1(length, [16, 16]))),
+        ("encrypted", twamp(4), None, Some(raw_sha1(length, [32, 96]))),
+        ("light", twamp(1), Some(None), None),
+        ("STAMP", stamp(Protection::StampOpen), Some(Some(false)), None),
+        (
+            "STAMP authenticated",
+            stamp(Protection::StampAuthenticated(key)),
+            Some(Some(true)),
+            Some(raw_sha256(length)),
+        ),
+    ];
+    println!("ns for each packet of {OCTETS} octets; no packet allocates");
+    println!(
+        "{:<20}{:>9}{:>9}{:>9}{:>9}{:>9}{:>12}{:>10}{:>8}",
+        "", "probe", "", "reply", "", "", "reflector", "raw", ""
+    );
+    println!(
+        "{:<20}{:>9}{:>9}{:>9}{:>9}{:>9}{:>12}{:>10}{:>8}",
+        "mode", "write", "read", "write", "read", "reflect", "packets/s", "crypto", "ratio"
+    );
+    for (name, format, sessionless, raw) in formats {
+        let mut packet = vec![0u8; OCTETS];
+        let write_probe =
+            measure(length, || format.write_probe(black_box(&probe_header(7)), &mut packet));
+        let probe = packet.clone();
+        let read_probe = measure(length, || {
+            black_box(format.read_probe(black_box(&probe)).expect("a probe"));
+        });
+        let reply = ReplyHeader {
+            sequence: 5,
+            timestamp: 0,
+            error_estimate: ESTIMATE,
+            receive_timestamp: 1,
+            probe: probe_header(7),
+            sender_ttl: 255,
+            sender_tos: None,
+        };
+        let write_reply = measure(length, || {
+            format.write_reply(black_box(&reply), &mut packet);
+            format.finish_reply(9, &mut packet);
+        });
+        let read_reply = measure(length, || {
+            black_box(format.read_reply(black_box(&packet)).expect("a reply"));
+        });
+        let reflector = match sessionless {
+            None => with_session(format.clone()),
+            Some(kind) => without_session(kind),
+        };
+        let whole = reflect(reflector, &probe, length);
+        let (raw_text, ratio) = raw.map_or_else(
+            || ("-".to_owned(), "-".to_owned()),
+            |raw| (format!("{raw:.0}"), format!("{:.2}", whole / raw)),
+        );
+        println!(
+            "{name:<20}{write_probe:>9.0}{read_probe:>9.0}{write_reply:>9.0}{read_reply:>9.0}\
+             {whole:>9.0}{:>12.0}{raw_text:>10}{ratio:>8}",
+            1e9 / whole
+        );
+    }
+}

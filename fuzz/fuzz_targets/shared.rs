@@ -1,0 +1,39 @@
+//! What the targets share: an input is a head of choices, and behind it pieces with their lengths.
+
+use std::sync::Arc;
+
+use twamp_agent::wire::{
+    codes::{Modes, Sid},
+    crypto::{SessionKeys, StampKey},
+    format::{PacketFormat, Protection},
+};
+
+pub fn keys() -> SessionKeys {
+    SessionKeys::new([0x20; 16], [0x30; 32])
+}
+
+pub fn formats() -> Vec<PacketFormat> {
+    let mut formats = Vec::new();
+    for security in [1, 2, 4, 8] {
+        for extensions in [0, 64, 256, 64 | 256] {
+            let mode = Modes(security | extensions);
+            formats.push(PacketFormat::negotiated(mode, Some(&keys()), Sid([1; 16])));
+        }
+    }
+    let key = Arc::new(StampKey::new(b"secret"));
+    for protection in [Protection::StampOpen, Protection::StampAuthenticated(key)] {
+        formats.push(PacketFormat { protection, ..PacketFormat::default() });
+    }
+    formats
+}
+
+/// Pieces of an input: each is as long as the octet before it says, times four.
+pub fn pieces(mut data: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[choice, length], rest) = data.split_first_chunk::<2>()?;
+        let length = (usize::from(length) * 4).min(rest.len());
+        let (piece, rest) = rest.split_at(length);
+        data = rest;
+        Some((choice, piece))
+    })
+}
