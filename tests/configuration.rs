@@ -18,9 +18,10 @@ use twamp_agent::{
         parse,
     },
     proto::{
-        AgentConfig, ClientConfig, ClientList, ControlConnection, ControlType, DESCRIPTORS,
-        LightServer, ListenAddress, ServerConfig, StorageConfig, TestPort, TestPortMode,
-        TestSession,
+        AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode, ClientConfig,
+        ClientList, ControlConnection, ControlType, DESCRIPTORS, Key, KeyChain, LightServer,
+        ListenAddress, ServerConfig, StampServer, StampServerSession, StampSession, StorageConfig,
+        TestPort, TestPortMode, TestSession,
     },
 };
 
@@ -51,6 +52,22 @@ fn session(config: &mut AgentConfig) -> &mut TestSession {
     &mut connection(config).test_sessions[0]
 }
 
+fn stamp_connection(config: &mut AgentConfig) -> &mut ControlConnection {
+    &mut config.client.as_mut().unwrap().control_connections[1]
+}
+
+fn stamp(config: &mut AgentConfig) -> &mut StampSession {
+    stamp_connection(config).test_sessions[0].stamp.as_mut().unwrap()
+}
+
+fn report(config: &mut AgentConfig) -> &mut AccessReport {
+    stamp(config).access_report.as_mut().unwrap()
+}
+
+fn stamp_server(config: &mut AgentConfig) -> &mut StampServer {
+    server(config).stamp.as_mut().unwrap()
+}
+
 fn server(config: &mut AgentConfig) -> &mut ServerConfig {
     config.server.as_mut().unwrap()
 }
@@ -58,17 +75,45 @@ fn server(config: &mut AgentConfig) -> &mut ServerConfig {
 fn good() -> AgentConfig {
     AgentConfig {
         client: Some(ClientConfig {
-            control_connections: vec![ControlConnection {
-                name: "c1".into(),
-                target_address: "192.0.2.1".into(),
-                test_sessions: vec![TestSession { name: "s1".into(), ..Default::default() }],
-                ..Default::default()
-            }],
+            control_connections: vec![
+                ControlConnection {
+                    name: "c1".into(),
+                    target_address: "192.0.2.1".into(),
+                    test_sessions: vec![TestSession { name: "s1".into(), ..Default::default() }],
+                    ..Default::default()
+                },
+                ControlConnection {
+                    name: "c2".into(),
+                    target_address: "192.0.2.1".into(),
+                    control_type: ControlType::Stamp.into(),
+                    test_sessions: vec![TestSession {
+                        name: "s1".into(),
+                        stamp: Some(StampSession {
+                            access_report: Some(AccessReport {
+                                access_id: AccessId::AccessId3gpp.into(),
+                                return_code: AccessReturnCode::Available.into(),
+                                ..Default::default()
+                            }),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                },
+            ],
         }),
         server: Some(ServerConfig {
             listen: vec![ListenAddress::default()],
             client_list: vec![ClientList { name: "all".into(), prefixes: vec!["::/0".into()] }],
             light: Some(LightServer { prefixes: vec!["::/0".into()], ..Default::default() }),
+            stamp: Some(StampServer {
+                listen: vec![ListenAddress { port: Some(863), ..Default::default() }],
+                sessions: vec![StampServerSession {
+                    prefix: "192.0.2.0/24".into(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         storage: Some(StorageConfig::default()),
@@ -106,6 +151,14 @@ fn numeric_fields() -> Vec<Numeric> {
         "TestSession" "probe_count" "C.test_sessions[0].probe_count" PROBE_COUNT 1, |c, v| session(c).probe_count = Some(v as u32);
         "TestSession" "probe_interval" "C.test_sessions[0].probe_interval" PROBE_INTERVAL 1, |c, v| session(c).probe_interval = duration(v);
         "TestSession" "loss_timeout" "C.test_sessions[0].loss_timeout" LOSS_TIMEOUT 1, |c, v| session(c).loss_timeout = duration(v);
+        "ControlConnection" "maximum_key_derivation_count" "C.maximum_key_derivation_count" MAXIMUM_KEY_DERIVATION_COUNT 1, |c, v| connection(c).maximum_key_derivation_count = Some(v as u32);
+        "TestSession" "reflected_padding" "C.test_sessions[0].reflected_padding" REFLECTED_PADDING 1, |c, v| session(c).reflected_padding = Some(v as u32);
+        "StampSession" "ssid" "client.control_connections[1].test_sessions[0].stamp.ssid" SSID 1, |c, v| stamp(c).ssid = Some(v as u32);
+        "AccessReport" "retransmission_interval" "client.control_connections[1].test_sessions[0].stamp.access_report.retransmission_interval" RETRANSMISSION_INTERVAL 1, |c, v| report(c).retransmission_interval = duration(v);
+        "AccessReport" "retransmissions" "client.control_connections[1].test_sessions[0].stamp.access_report.retransmissions" RETRANSMISSIONS 1, |c, v| report(c).retransmissions = Some(v as u32);
+        "StampServerSession" "port" "server.stamp.sessions[0].port" PORT 1, |c, v| stamp_server(c).sessions[0].port = Some(v as u32);
+        "StampServerSession" "ssid" "server.stamp.sessions[0].ssid" SERVER_SSID 1, |c, v| stamp_server(c).sessions[0].ssid = Some(v as u32);
+        "ServerConfig" "key_derivation_count" "server.key_derivation_count" KEY_DERIVATION_COUNT 1, |c, v| server(c).key_derivation_count = Some(v as u32);
         "ServerConfig" "server_inactivity_timeout" "server.server_inactivity_timeout" SERVER_INACTIVITY_TIMEOUT 1, |c, v| server(c).server_inactivity_timeout = duration(v);
         "ServerConfig" "max_connection_duration" "server.max_connection_duration" MAX_CONNECTION_DURATION 1, |c, v| server(c).max_connection_duration = duration(v);
         "ServerConfig" "maximum_connections" "server.maximum_connections" SERVER_CONNECTIONS 1, |c, v| server(c).maximum_connections = Some(v as u32);
@@ -162,6 +215,38 @@ fn durations_that_are_none_are_refused() {
     assert_eq!(wrong_fields(&config), [format!("{C}.tcp_keepidle")], "whole seconds");
 }
 
+fn keyed(config: &mut AgentConfig) {
+    let connection = connection(config);
+    connection.authentication_mode = AuthenticationMode::Encrypted.into();
+    connection.key_id = "alice".into();
+    connection.secret = "correct horse".into();
+}
+
+fn key(key_id: &str, secret: &str) -> Key {
+    Key { key_id: key_id.into(), secret: secret.into(), ..Default::default() }
+}
+
+fn chains(config: &mut AgentConfig, keys: Vec<Key>) {
+    server(config).key_chains = vec![KeyChain { name: "ops".into(), keys }];
+}
+
+#[test]
+fn sizes_follow_from_what_a_probe_carries() {
+    let size = |change: Change, connection: &str| {
+        let mut config = good();
+        change(&mut config);
+        parse(&config).unwrap().connections[connection].sessions[0].data_size
+    };
+    assert_eq!(size(|_| {}, "c1"), 60);
+    assert_eq!(size(keyed, "c1"), 112);
+    assert_eq!(size(|_| {}, "c2"), 44 + 8);
+    let authenticated: Change = |c| {
+        stamp_connection(c).authentication_mode = AuthenticationMode::Authenticated.into();
+        stamp_connection(c).secret = "s".into();
+    };
+    assert_eq!(size(authenticated, "c2"), 112 + 8 + 20, "and signed");
+}
+
 #[test]
 fn every_other_field_is_checked() {
     let cases: Vec<(&str, Change)> = vec![
@@ -191,6 +276,91 @@ fn every_other_field_is_checked() {
             connection(c).control_type = ControlType::Light.into();
             connection(c).destination_port = Some(862);
         }),
+        ("C.target_address", |c| connection(c).target_address = "fe80::1%eth0".into()),
+        ("C.authentication_mode", |c| connection(c).authentication_mode = 9),
+        ("C.key_id", |c| {
+            keyed(c);
+            connection(c).key_id = String::new();
+        }),
+        ("C.key_id", |c| {
+            keyed(c);
+            connection(c).key_id = "k".repeat(81);
+        }),
+        ("C.key_id", |c| connection(c).key_id = "without a mode".into()),
+        ("C.secret", |c| {
+            keyed(c);
+            connection(c).secret = String::new();
+        }),
+        ("C.secret", |c| {
+            keyed(c);
+            connection(c).secret = "x".repeat(257);
+        }),
+        ("C.secret", |c| {
+            keyed(c);
+            connection(c).secret = "two\nlines".into();
+        }),
+        ("C.secret", |c| connection(c).secret = "without a mode".into()),
+        ("C.secret_digest", |c| {
+            keyed(c);
+            connection(c).secret = String::new();
+            connection(c).secret_digest = "00".into();
+        }),
+        ("C.test_sessions[0].data_size", |c| {
+            keyed(c);
+            session(c).data_size = Some(47);
+        }),
+        ("C.test_sessions[0].stamp", |c| session(c).stamp = Some(StampSession::default())),
+        ("C.test_sessions[0].timestamp_format", |c| session(c).timestamp_format = 9),
+        ("C.authentication_mode", |c| {
+            keyed(c);
+            connection(c).key_id = String::new();
+            connection(c).control_type = ControlType::Light.into();
+        }),
+        ("S.authentication_mode", |c| {
+            stamp_connection(c).authentication_mode = AuthenticationMode::Encrypted.into();
+            stamp_connection(c).secret = "s".into();
+        }),
+        ("S.secret", |c| {
+            stamp_connection(c).authentication_mode = AuthenticationMode::Authenticated.into();
+        }),
+        ("S.secret", |c| stamp(c).sign_tlvs = true),
+        ("S.test_sessions[0].stamp.class_of_service", |c| {
+            stamp(c).class_of_service = "gold".into();
+        }),
+        ("S.test_sessions[0].stamp.access_report.access_id", |c| report(c).access_id = 0),
+        ("S.test_sessions[0].stamp.access_report.return_code", |c| report(c).return_code = 3),
+        ("S.test_sessions[0].data_size", |c| {
+            stamp_connection(c).test_sessions[0].data_size = Some(51);
+        }),
+        ("S.test_sessions[0].data_size", |c| {
+            // Three octets more than the least: too few for Extra Padding.
+            stamp_connection(c).test_sessions[0].data_size = Some(44 + 8 + 3);
+        }),
+        ("S.test_sessions[0].reflected_padding", |c| {
+            stamp_connection(c).test_sessions[0].reflected_padding = Some(4);
+        }),
+        ("server.authentication_modes[1]", |c| server(c).authentication_modes = vec![1, 1]),
+        ("server.key_chains", |c| server(c).authentication_modes = vec![3]),
+        ("server.key_chains[0].keys", |c| chains(c, Vec::new())),
+        ("server.key_chains[0].keys[0].secret", |c| chains(c, vec![key("a", "")])),
+        ("server.key_chains[0].keys[1].secret", |c| {
+            chains(c, vec![key("a", "same"), key("a", "same")]);
+        }),
+        ("server.key_chains[0].keys[2].key_id", |c| {
+            chains(c, vec![key("a", "1"), key("a", "2"), key("a", "3")]);
+        }),
+        ("server.key_derivation_count", |c| server(c).key_derivation_count = Some(3000)),
+        ("server.timestamp_format", |c| server(c).timestamp_format = 9),
+        ("server.stamp.listen", |c| stamp_server(c).listen.clear()),
+        ("server.stamp.prefixes", |c| stamp_server(c).sessions.clear()),
+        ("server.stamp.sessions[0].prefix", |c| stamp_server(c).sessions[0].prefix = "x".into()),
+        ("server.stamp.keys", |c| {
+            stamp_server(c).authentication_mode = AuthenticationMode::Authenticated.into();
+        }),
+        ("server.stamp.keys", |c| stamp_server(c).keys = vec![key("a", "1"), key("b", "2")]),
+        ("server.stamp.authentication_mode", |c| {
+            stamp_server(c).authentication_mode = AuthenticationMode::Encrypted.into();
+        }),
         ("server.listen[0].address", |c| server(c).listen[0].address = "host".into()),
         ("server.client_list", |c| server(c).client_list.clear()),
         ("server.client_list[0].name", |c| server(c).client_list[0].name = "a/b".into()),
@@ -215,6 +385,8 @@ fn every_other_field_is_checked() {
     ];
     for (path, change) in cases {
         let path = path.replacen('C', C, usize::from(path.starts_with("C.")));
+        let second = "client.control_connections[1]";
+        let path = path.replacen('S', second, usize::from(path.starts_with("S.")));
         let mut config = good();
         change(&mut config);
         assert_eq!(
@@ -286,6 +458,9 @@ fn the_proto_says_what_the_model_does() {
             "C.connect_timeout",
             "C.test_sessions[0].destination_port",
             "C.test_sessions[0].source_port",
+            "client.control_connections[1].test_sessions[0].stamp.ssid",
+            "server.stamp.sessions[0].port",
+            "server.stamp.sessions[0].ssid",
         ];
         if in_words.contains(&field.path) {
             assert!(comment.contains("efault"), "{name}");

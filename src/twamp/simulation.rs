@@ -447,14 +447,14 @@ fn a_flipped_bit_is_counted_and_nothing_else() {
         let config = SenderConfig { data_size: 112, ..config(3) };
         let mut pair = Pair::in_mode(mode, NTP, config, lossless(MS), lossless(MS));
         pair.settle();
-        for (_, arrival) in pair.flights.iter_mut() {
+        for arrival in pair.flights.values_mut() {
             if let Arrival::AtReflector(packet) = arrival {
                 packet[3] ^= 1;
             }
         }
         pair.run_until(Monotonic(SECOND + 11 * MS));
         // The second reply, on its way.
-        for (_, arrival) in pair.flights.iter_mut() {
+        for arrival in pair.flights.values_mut() {
             if let Arrival::AtSender(packet) = arrival {
                 packet[0] ^= 0x80;
             }

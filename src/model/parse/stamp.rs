@@ -158,7 +158,7 @@ impl Check {
             });
         let secrets = secrets.collect();
         let mut sessions = self.stamp_sessions(&stamp.sessions);
-        if sessions.is_empty() || !stamp.prefixes.is_empty() {
+        if stamp.sessions.is_empty() || !stamp.prefixes.is_empty() {
             let any = |prefix| StampServerSession { prefix, port: None, ssid: None };
             sessions.extend(self.prefixes(&stamp.prefixes).into_iter().map(any));
         }
