@@ -248,6 +248,7 @@ fn sizes_follow_from_what_a_probe_carries() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn every_other_field_is_checked() {
     let cases: Vec<(&str, Change)> = vec![
         ("C.name", |c| connection(c).name = "a b".into()),

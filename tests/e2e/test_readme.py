@@ -32,9 +32,15 @@ class Tour(unittest.TestCase):
         shown = done.stdout + done.stderr[-3000:]
         self.assertEqual(done.returncode, 0, shown)
         for words in ("revision 1\n  client/loop added (start)", "MANAGED  RUNNING", "ALL_TESTS",
-                      "COMPLETE, sent", "started: loop", "TEST_OUTCOME_COMPLETE",
+                      "verdict   works: a probe to", "COMPLETE, sent", "started: loop", "TEST_OUTCOME_COMPLETE",
                       "twamp.agent.v1.ConfigService"):
             self.assertIn(words, done.stdout)
+
+    def test_every_example_is_valid(self):
+        examples = os.path.join(harness.ROOT, "examples")
+        for name in sorted(os.listdir(examples)):
+            shown = harness.sh(harness.AGENT, "check", os.path.join(examples, name))
+            self.assertIn("valid", shown, name)
 
     @staticmethod
     def quoted(text):

@@ -6,19 +6,19 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{sleep, timeout},
 };
 
-use super::{failure::Failure, status::Status};
+use super::{
+    connect::{connect, first_address},
+    failure::Failure,
+    status::Status,
+};
 use crate::{
-    model::{ControlConnection, Endpoint, Extensions, StampSession, TestSession},
-    net::{
-        TestSocket, UdpOptions, clock, random, resolve,
-        tcp::{self, ConnectOptions, TcpStream},
-    },
+    model::{ControlConnection, Extensions, StampSession, TestSession},
+    net::{TestSocket, UdpOptions, clock, random, tcp::TcpStream},
     proto::{ConnectionState, LossCause},
     session::{Derivation, modes},
     time::TimestampFormat,
@@ -37,8 +37,6 @@ use crate::{
 const READ_OCTETS: usize = 1024;
 /// How long the end of a connection may take that is closed anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
-/// When the next address of a name is tried beside those before it (RFC 8305 §8).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// A session with its socket.
 #[derive(Debug)]
@@ -144,72 +142,6 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
     }
 }
 
-/// Opens the TCP connection to the first address that takes it, all within `connect_timeout`.
-pub(super) async fn connect(
-    config: &ControlConnection,
-    status: &Status,
-) -> Result<TcpStream, Failure> {
-    let Some(target) = &config.target else {
-        return Err(Failure::new(LossCause::Local, "no target_address"));
-    };
-    if matches!(target, Endpoint::Name(_)) {
-        status.state(ConnectionState::Resolving, clock::now());
-    }
-    let limit = Duration::from_nanos(config.connect_timeout_ns);
-    let addresses =
-        resolved(config, target, config.destination_port, config.source_address).await?;
-    status.state(ConnectionState::Connecting, clock::now());
-    let options = ConnectOptions {
-        source: config.source_address,
-        interface: config.interface.as_deref(),
-        dscp: config.control_dscp,
-        keepalive: config.keepalive,
-    };
-    match timeout(limit, connect_to_any(&addresses, &options)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(Failure::new(
-            LossCause::ConnectTimeout,
-            format!("TCP connect to {} took longer than {limit:?}", words(&addresses)),
-        )),
-    }
-}
-
-/// The first connection that comes about. Addresses are tried one after the other, each a little
-/// after the one before and beside it (RFC 8305 §5): one that is silent does not hide the next.
-async fn connect_to_any(
-    addresses: &[SocketAddr],
-    options: &ConnectOptions<'_>,
-) -> Result<TcpStream, Failure> {
-    let mut rest = addresses.iter();
-    let mut attempts = FuturesUnordered::new();
-    let mut failure = Failure::new(LossCause::Dns, "no address");
-    let mut begin = true;
-    loop {
-        if std::mem::take(&mut begin)
-            && let Some(address) = rest.next()
-        {
-            attempts.push(async move { (address, tcp::connect(*address, options).await) });
-        }
-        let more = rest.len() > 0;
-        tokio::select! {
-            attempt = attempts.next() => match attempt {
-                Some((_, Ok(stream))) => return Ok(stream),
-                Some((address, Err(error))) => {
-                    failure = Failure::connecting(&error, &address.to_string());
-                    begin = true;
-                }
-                None if more => begin = true,
-                None => return Err(failure),
-            },
-            () = sleep(NEXT_ADDRESS), if more => begin = true,
-        }
-    }
-}
-
-fn words(addresses: &[SocketAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// Opens the socket of a session and says what to ask for.
 async fn open(
     config: &ControlConnection,
@@ -268,30 +200,6 @@ fn bind(
     };
     TestSocket::bind(address, &options)
         .map_err(|error| Failure::local(&format!("{}: UDP {address}", session.name), &error))
-}
-
-/// What name service says first.
-async fn first_address(
-    config: &ControlConnection,
-    target: &Endpoint,
-    port: u16,
-    source: Option<IpAddr>,
-) -> Result<SocketAddr, Failure> {
-    Ok(resolved(config, target, port, source).await?[0])
-}
-
-/// At least one address, in bounded time.
-async fn resolved(
-    config: &ControlConnection,
-    target: &Endpoint,
-    port: u16,
-    source: Option<IpAddr>,
-) -> Result<Vec<SocketAddr>, Failure> {
-    let limit = Duration::from_nanos(config.response_timeout_ns);
-    timeout(limit, resolve::addresses(target, port, source))
-        .await
-        .map_err(|_| Failure::new(LossCause::Dns, "name service did not answer in time"))?
-        .map_err(|error| Failure::new(LossCause::Dns, error.to_string()))
 }
 
 impl Established {

@@ -14,6 +14,7 @@ use super::{
     Tools, Wanted,
     attempt::{self, Established, OpenSession},
     failure::Failure,
+    outage::Outage,
     peer::PeerMemory,
     progress::{Progress, Silence},
     rhythm::Rhythm,
@@ -25,8 +26,8 @@ use crate::{
         ControlConnection, ControlType, Extensions, connection_effect, limits::SILENT_CONNECTION_NS,
     },
     net::clock,
-    proto::{ChangeEffect, ConnectionState, Event, EventType, LossCause},
-    results::{Results, Subject},
+    proto::{ChangeEffect, ConnectionState, EventType},
+    results::Results,
     session::Derivation,
     time::{Monotonic, duration_to_proto},
 };
@@ -59,14 +60,6 @@ pub(super) async fn run(
     driver.run().await;
 }
 
-/// An outage that goes on.
-#[derive(Debug)]
-struct Outage {
-    failure: Failure,
-    since: Monotonic,
-    attempts: u64,
-}
-
 /// Why a stage of the connection ended.
 #[derive(Debug)]
 enum Next {
@@ -86,24 +79,24 @@ enum Next {
     End,
 }
 
-struct Driver {
+pub(super) struct Driver {
     /// What the sessions follow.
-    config: Arc<ControlConnection>,
+    pub(super) config: Arc<ControlConnection>,
     /// What was last seen of `wanted`.
     current: Wanted,
     wanted: watch::Receiver<Wanted>,
-    status: Arc<Status>,
-    results: Arc<Results>,
+    pub(super) status: Arc<Status>,
+    pub(super) results: Arc<Results>,
     derivation: Arc<Derivation>,
     /// What was learnt of the server.
     peer: PeerMemory,
     token: CancellationToken,
-    sessions: Vec<mpsc::Sender<Command>>,
+    pub(super) sessions: Vec<mpsc::Sender<Command>>,
     /// The sessions' tasks; one that panics takes the driver with it, which is started again.
     tasks: JoinSet<()>,
     progress: Arc<Progress>,
     silence: Silence,
-    outage: Option<Outage>,
+    pub(super) outage: Option<Outage>,
 }
 
 impl Driver {
@@ -128,20 +121,6 @@ impl Driver {
         self.abandon();
         self.stop_sessions().await;
         self.end_sessions().await;
-    }
-
-    /// An outage that nobody waits to be over.
-    fn abandon(&mut self) {
-        if let Some(outage) = self.outage.take() {
-            let length_ns = clock::monotonic().since_ns(outage.since);
-            self.event(EventType::ConnectionAbandoned, |event| {
-                event.cause = outage.failure.cause.into();
-                event.accept_code = outage.failure.accept_code.into();
-                event.attempts = outage.attempts;
-                event.duration = Some(duration_to_proto(length_ns));
-            });
-        }
-        self.status.outage_ends(clock::now());
     }
 
     /// Does nothing until something else is wanted.
@@ -261,44 +240,6 @@ impl Driver {
             self.status.session_started(index, sid, session.socket.local(), session.remote);
             self.tell(index, Command::Up(Box::new(session))).await;
         }
-    }
-
-    /// Begins an outage or counts a further attempt; whether it is final.
-    async fn lost(&mut self, failure: Failure, started: bool) -> bool {
-        let now = clock::now();
-        let attempts = match &mut self.outage {
-            Some(outage) => {
-                outage.attempts += 1;
-                outage.attempts
-            }
-            None => {
-                // The loss of a running connection is no attempt; a first attempt that fails is.
-                let attempts = u64::from(!started);
-                self.status.outage_begins(&failure, now);
-                self.event(EventType::ConnectionLost, |event| {
-                    event.cause = failure.cause.into();
-                    event.accept_code = failure.accept_code.into();
-                    event.detail.clone_from(&failure.detail);
-                });
-                let (failure, since) = (failure.clone(), now.monotonic);
-                self.outage = Some(Outage { failure, since, attempts });
-                attempts
-            }
-        };
-        if attempts > 0 {
-            self.status.attempt_failed(&failure, attempts, now);
-        }
-        tracing::debug!(
-            connection = self.config.name,
-            cause = failure.cause.as_str_name(),
-            detail = failure.detail,
-            attempts,
-            "not connected"
-        );
-        for index in 0..self.sessions.len() {
-            self.tell(index, Command::Down(failure.cause, attempts)).await;
-        }
-        started && self.config.test_count != 0
     }
 
     /// With a `test_count`, a break during the tests is their end.
@@ -446,49 +387,10 @@ impl Driver {
         }
     }
 
-    async fn tell(&self, index: usize, command: Command) {
+    pub(super) async fn tell(&self, index: usize, command: Command) {
         // A session whose task is gone is found by `change`.
         let _ = self.sessions[index].send(command).await;
     }
-
-    fn event(&self, kind: EventType, fill: impl FnOnce(&mut Event)) {
-        event(&self.config, &self.results, kind, fill);
-    }
-}
-
-/// The task of a connection failed: an outage of that connection, and of no other.
-pub(super) fn failed(
-    config: &ControlConnection,
-    Tools { status, results, .. }: &Tools,
-    text: &str,
-    last: bool,
-) {
-    let failure = Failure::new(LossCause::Panic, format!("the task failed: {text}"));
-    tracing::error!(connection = config.name, text, last, "task failed");
-    if status.open_outage().is_none() {
-        event(config, results, EventType::ConnectionLost, |event| {
-            event.cause = failure.cause.into();
-            event.detail.clone_from(&failure.detail);
-        });
-    }
-    status.outage_begins(&failure, clock::now());
-    status.task_failed(last, clock::now());
-}
-
-fn event(
-    config: &ControlConnection,
-    results: &Results,
-    kind: EventType,
-    fill: impl FnOnce(&mut Event),
-) {
-    let mut event = Event { r#type: kind.into(), ..Event::default() };
-    fill(&mut event);
-    let subject = Subject {
-        connection: config.name.clone(),
-        session: String::new(),
-        labels: config.labels.clone(),
-    };
-    results.event(&subject, event, clock::now().unix);
 }
 
 /// Opens what the control type asks for.

@@ -3,8 +3,10 @@
 //! value on a watch, so a driver that is started again finds it there.
 
 mod attempt;
+mod connect;
 mod connection;
 mod failure;
+mod outage;
 mod peer;
 mod probe;
 mod progress;
@@ -156,7 +158,7 @@ async fn supervise(mut wanted: watch::Receiver<Wanted>, tools: Tools, token: Can
     loop {
         let start = || connection::run(wanted.clone(), tools.clone(), token.clone());
         let failed = |text: &str, last| {
-            connection::failed(&wanted.borrow().config, &tools, text, last);
+            outage::failed(&wanted.borrow().config, &tools, text, last);
         };
         keep_alive(token.clone(), RestartPolicy::default(), start, failed).await;
         tokio::select! {

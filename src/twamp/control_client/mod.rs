@@ -2,8 +2,10 @@
 //! sessions. One instance for one TCP connection.
 
 mod error;
+mod individual;
+mod types;
 
-use std::{collections::VecDeque, net::IpAddr};
+use std::collections::VecDeque;
 
 use zerocopy::IntoBytes;
 
@@ -13,95 +15,15 @@ use crate::{
     wire::{
         codes::{Accept, Command, Modes, Sid, TypeP},
         control::{StartAck, StartSessions, StopSessions},
-        crypto::{BLOCK_OCTETS, Opener, Sealer, SessionKeys, TokenKey},
+        crypto::{BLOCK_OCTETS, Opener, Sealer, TokenKey},
         format::PacketFormat,
         greeting::{ServerGreeting, ServerStart, SetUpResponse},
-        individual::{self, IndividualHeader},
         request::{AcceptSession, RequestTwSession},
     },
 };
 
 pub use error::ClientError;
-
-/// A test session to be asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct SessionRequest {
-    /// Address of the sender; unspecified stands for that of the control connection.
-    pub sender_address: IpAddr,
-    /// UDP port of the sender.
-    pub sender_port: u16,
-    /// Address of the reflector; unspecified stands for that of the control connection.
-    pub receiver_address: IpAddr,
-    /// UDP port wanted at the reflector.
-    pub receiver_port: u16,
-    /// Octets of UDP payload in each probe.
-    pub data_size: u16,
-    /// Octets of padding to come back as they are, where RFC 6038 is in force.
-    pub reflected_length: u16,
-    /// DSCP of probes and replies.
-    pub dscp: u8,
-    /// How long the reflector is to answer after Stop-Sessions, nanoseconds.
-    pub timeout_ns: u64,
-}
-
-/// What the client wants, and the random octets that it needs.
-#[derive(Debug)]
-pub struct ClientOptions {
-    /// The mode: one of the security bits.
-    pub security: Modes,
-    /// Extensions, each of which is chosen where it is offered.
-    pub extensions: Modes,
-    /// Name of the key.
-    pub key_id: String,
-    /// Rounds of key derivation that a server may ask for.
-    pub maximum_count: u32,
-    /// Each answer is due within this.
-    pub response_timeout_ns: u64,
-    /// Random keys of the connection, for modes with keys.
-    pub keys: SessionKeys,
-    /// Random.
-    pub client_iv: [u8; BLOCK_OCTETS],
-    /// Random, for RFC 6038.
-    pub reflected_octets: u16,
-}
-
-/// What the driver is to do.
-#[derive(Debug)]
-pub enum ClientAction {
-    /// Write these octets.
-    Send(Vec<u8>),
-    /// Derive the key of the secret, which takes its time, and give it to
-    /// [`ControlClient::key_derived`].
-    DeriveKey {
-        /// Of the greeting.
-        salt: [u8; 16],
-        /// Of the greeting.
-        count: u32,
-    },
-    /// The request of this index was accepted.
-    Accepted(AcceptedSession),
-    /// All sessions are started: probes may be sent.
-    Started,
-    /// All sessions are stopped, and the server said so.
-    Stopped,
-    /// Close the connection.
-    Failed(ClientError),
-}
-
-/// A session that the server accepted.
-#[derive(Clone, Debug)]
-pub struct AcceptedSession {
-    /// Index of the request.
-    pub index: usize,
-    /// UDP port of the reflector, which may differ from the one asked for.
-    pub port: u16,
-    /// Session identifier.
-    pub sid: Sid,
-    /// What its packets look like.
-    pub format: PacketFormat,
-    /// What the padding of each probe begins with, where the server asks for it (RFC 6038 §4.3).
-    pub server_octets: Option<[u8; 2]>,
-}
+pub use types::{AcceptedSession, ClientAction, ClientOptions, SessionRequest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -407,46 +329,6 @@ impl ControlClient {
     fn all_started(&mut self) -> State {
         self.actions.push_back(ClientAction::Started);
         State::Running
-    }
-
-    /// One of the acks of a command: there is one for each Accept value (RFC 5938 §3.3, §3.5).
-    fn individual_ack(&mut self, expected: Command) -> Option<Result<State, ClientError>> {
-        let header: &IndividualHeader = self.input.peek()?;
-        let (sessions, accept) = (header.sessions.get() as usize, Accept::received(header.accept));
-        if header.command != expected.0 {
-            return Some(Err(ClientError::Unexpected(self.input.clear())));
-        }
-        if sessions == 0 || sessions > self.unacknowledged.len() {
-            return Some(Err(ClientError::UnknownSessions(sessions)));
-        }
-        let message = match self.input.take_octets(individual::octets(sessions))? {
-            Ok(message) => message,
-            Err(error) => return Some(Err(error.into())),
-        };
-        let before = self.unacknowledged.len();
-        let named = individual::sids(&message);
-        self.unacknowledged.retain(|sid| !named.contains(sid));
-        let known = before - self.unacknowledged.len();
-        if known != sessions {
-            return Some(Err(ClientError::UnknownSessions(sessions - known)));
-        }
-        if expected == Command::START_N_ACK && accept != Accept::OK {
-            return Some(Err(ClientError::StartRejected(accept)));
-        }
-        Some(Ok(match (expected, self.unacknowledged.is_empty()) {
-            (Command::START_N_ACK, true) => self.all_started(),
-            (_, true) => {
-                self.actions.push_back(ClientAction::Stopped);
-                State::Stopped
-            }
-            (_, false) => self.state,
-        }))
-    }
-
-    fn send_individual(&mut self, command: Command, sids: Vec<Sid>) {
-        let message = individual::message(command, 0, &sids);
-        self.unacknowledged = sids;
-        self.send_octets(message);
     }
 
     fn send_sealed(&mut self, message: &(impl IntoBytes + zerocopy::Immutable)) {

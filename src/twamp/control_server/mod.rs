@@ -1,8 +1,10 @@
 //! The Server of one control connection (RFC 5357 §3). It decides what RFC and state decide;
 //! resources (ports, limits, policy, key derivation) are the driver's, who answers each request.
 
+mod commands;
 mod error;
 mod sessions;
+mod set_up;
 
 use std::{collections::VecDeque, net::IpAddr};
 
@@ -13,13 +15,12 @@ use crate::{
     time::{Monotonic, NtpTimestamp},
     wire::{
         Layout,
-        codes::{Accept, Command, Modes, Sid, TypeP},
+        codes::{Accept, Command, Modes, Sid},
         control::{StartAck, StartSessions, StopSessions},
-        crypto::{Opener, Sealer, SessionKeys, TokenKey},
+        crypto::{Sealer, SessionKeys},
         format::PacketFormat,
-        greeting::{ServerGreeting, ServerStart, SetUpResponse},
-        individual::{self, IndividualHeader},
-        request::{AcceptSession, RequestTwSession},
+        greeting::{ServerGreeting, SetUpResponse},
+        request::AcceptSession,
     },
 };
 use sessions::Sessions;
@@ -30,8 +31,6 @@ pub use error::ServerError;
 const MESSAGE_COMPLETION_NS: u64 = 30_000_000_000;
 /// The client must have chosen a mode so long after the greeting.
 const SET_UP_NS: u64 = 60_000_000_000;
-/// Padding of the longest datagram there is; more than that cannot come.
-const LONGEST_PADDING: u32 = 65_507;
 
 /// What the server offers, and the random octets that it needs.
 #[derive(Clone, Debug)]
@@ -176,40 +175,6 @@ impl ControlServer {
         self.advance(now);
     }
 
-    /// Answers [`ServerAction::DeriveKeys`] with the keys of all secrets that the client may mean;
-    /// none where it cannot be done now. Whether the client has one of them.
-    pub fn authenticate(&mut self, candidates: Option<&[TokenKey]>, now: Monotonic) -> bool {
-        let Some(SetUpResponse { token, client_iv, .. }) = self.response.take() else {
-            return false;
-        };
-        let challenge = &self.options.challenge;
-        let open = |key: &TokenKey| key.open(&token, challenge);
-        // All are tried, also behind the right one: time tells nothing.
-        let found = candidates.map(|all| all.iter().filter_map(open).collect::<Vec<_>>());
-        let keys = match found.map(|mut keys| keys.pop()) {
-            Some(Some(keys)) => keys,
-            refused => {
-                let busy = refused.is_none();
-                let accept = if busy { Accept::TEMPORARY_RESOURCE_LIMIT } else { Accept::FAILURE };
-                self.send(&ServerStart::unauthenticated(accept.0, 0));
-                self.close(if busy { ServerError::Busy } else { ServerError::BadKey });
-                return false;
-            }
-        };
-        let server_iv = self.options.server_iv;
-        let mut sealer = Sealer::new(&keys, server_iv);
-        let start = ServerStart::protected(server_iv, self.options.start_time.0);
-        let mut octets = start.as_bytes().to_vec();
-        sealer.seal_part(&mut octets[ServerStart::CLEAR_OCTETS..]);
-        self.actions.push_back(ServerAction::Send(octets));
-        self.input.protect(Opener::new(&keys, client_iv));
-        self.sealer = Some(sealer);
-        self.keys = Some(keys);
-        self.state = State::Request;
-        self.advance(now);
-        true
-    }
-
     /// Answers [`ServerAction::Request`]: the port and identifier, or why not.
     pub fn answer_request(&mut self, answer: Result<(u16, Sid), Accept>, now: Monotonic) {
         let State::Answering(reflected) = self.state else { return };
@@ -324,32 +289,6 @@ impl ControlServer {
         }
     }
 
-    fn set_up(&mut self, response: SetUpResponse) -> Result<(), ServerError> {
-        let (chosen, offered) = (Modes(response.mode.get()), self.options.offered);
-        if chosen.security().0 == 0 {
-            return Err(ServerError::ClientGaveUp);
-        }
-        if !offered.contains(chosen) || chosen.security().0.count_ones() != 1 {
-            self.send(&ServerStart::unauthenticated(Accept::NOT_SUPPORTED.0, 0));
-            return Err(ServerError::ModeNotOffered { chosen, offered });
-        }
-        self.mode = chosen;
-        if chosen.is_protected() {
-            self.actions.push_back(ServerAction::DeriveKeys {
-                key_id: response.key_id().to_vec(),
-                salt: self.options.salt,
-                count: self.options.count,
-            });
-            self.response = Some(response);
-            self.state = State::Deriving;
-        } else {
-            let start_time = self.options.start_time.0;
-            self.send(&ServerStart::unauthenticated(Accept::OK.0, start_time));
-            self.state = State::Request;
-        }
-        Ok(())
-    }
-
     /// Handles a command; `None` until all of it is here.
     fn command(&mut self, command: Command) -> Option<Result<(), ServerError>> {
         let individual = self.is_individual();
@@ -384,47 +323,6 @@ impl ControlServer {
         }
     }
 
-    fn request(&mut self, request: &RequestTwSession) {
-        let dscp = TypeP(request.type_p.get()).dscp();
-        let padding_length = request.padding_length.get();
-        let forbidden = request.conf_sender != 0
-            || request.conf_receiver != 0
-            || request.schedule_slots.get() != 0
-            || request.packets.get() != 0
-            || !matches!(request.ipvn(), 4 | 6)
-            || request.sender_port.get() == 0
-            || padding_length > LONGEST_PADDING
-            || !self.reflects(request);
-        let Some(dscp) = dscp.filter(|_| !forbidden) else {
-            return self.refuse(Accept::NOT_SUPPORTED);
-        };
-        let reflects = self.mode.contains(Modes::REFLECT_OCTETS);
-        self.state = State::Answering(if reflects { request.reflected_octets.get() } else { 0 });
-        let timeout_ns = (u128::from(request.timeout.get()) * 1_000_000_000) >> 32;
-        self.actions.push_back(ServerAction::Request(RequestedSession {
-            ip_version: request.ipvn(),
-            sender_address: request.sender_address(),
-            sender_port: request.sender_port.get(),
-            receiver_address: request.receiver_address(),
-            receiver_port: request.receiver_port.get(),
-            padding_length,
-            timeout_ns: timeout_ns as u64,
-            dscp,
-        }));
-    }
-
-    /// Whether what is to be reflected fits into replies as long as the probes (RFC 6038 §4.3).
-    fn reflects(&self, request: &RequestTwSession) -> bool {
-        let length = u32::from(request.reflected_length.get());
-        if !self.mode.contains(Modes::REFLECT_OCTETS) || length == 0 {
-            return true;
-        }
-        let format = self.format(Sid::default());
-        let truncated = (format.reply_octets() - format.probe_octets()) as u32;
-        let padding = request.padding_length.get();
-        padding > length && padding >= length + truncated
-    }
-
     fn stop(&mut self, stop: &StopSessions) -> Result<(), ServerError> {
         let (received, expected) = (stop.sessions.get(), self.sessions.len());
         if received != expected {
@@ -433,40 +331,6 @@ impl ControlServer {
         self.actions.push_back(ServerAction::Stop(self.sessions.stop_all()));
         self.state = State::Request;
         Ok(())
-    }
-
-    /// Start-N-Sessions and Stop-N-Sessions: one ack for each Accept value (RFC 5938 §3).
-    fn individual(&mut self, command: Command) -> Option<Result<(), ServerError>> {
-        let header: &IndividualHeader = self.input.peek()?;
-        let (received, expected) = (header.sessions.get(), self.sessions.len());
-        // The length depends on the number: bound before it is waited for. One more than there are
-        // may be named, and is refused by name.
-        if received > expected + 1 {
-            return Some(Err(ServerError::TooManySessions { received, expected }));
-        }
-        let message = match self.input.take_octets(individual::octets(received as usize))? {
-            Ok(message) => message,
-            Err(error) => return Some(Err(error.into())),
-        };
-        let sids = individual::sids(&message);
-        let starts = command == Command::START_N_SESSIONS;
-        let outcome = if starts { self.sessions.start(&sids) } else { self.sessions.stop(&sids) };
-        if starts && !outcome.done.is_empty() {
-            self.actions.push_back(ServerAction::Start(outcome.done.clone()));
-            self.state = State::Starting;
-        } else if !outcome.done.is_empty() {
-            self.actions.push_back(ServerAction::Stop(outcome.done.clone()));
-        }
-        let ack = if starts { Command::START_N_ACK } else { Command::STOP_N_ACK };
-        for (accept, sids) in [(Accept::OK, outcome.done), (Accept::NOT_SUPPORTED, outcome.refused)]
-        {
-            // A command about no session is not affirmed.
-            let about_none = received == 0 && accept != Accept::OK;
-            if !sids.is_empty() || about_none {
-                self.send_sealed(individual::message(ack, accept.0, &sids));
-            }
-        }
-        Some(Ok(()))
     }
 
     /// A refusal carries port 0 (RFC 5357 §3.5) and leaves the connection open.

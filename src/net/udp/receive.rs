@@ -1,0 +1,191 @@
+//! Batches in: packets with what the kernel tells of them, and the stamps of those that went out.
+
+use std::{
+    cell::RefCell,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    os::fd::RawFd,
+};
+
+use nix::{
+    cmsg_space, libc,
+    sys::{
+        socket::{
+            ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6, SockaddrStorage, recvmmsg,
+            recvmsg,
+        },
+        time::TimeSpec,
+    },
+};
+
+use super::Answer;
+use crate::{
+    net::clock,
+    time::{NANOS_PER_SECOND, UnixTime},
+};
+
+/// Packets read with one system call.
+pub(super) const BATCH: usize = 32;
+/// Room for the largest datagram.
+const DATAGRAM_OCTETS: usize = 65_536;
+/// IPv4 or IPv6, bound to one address or to all, with transmit stamps or without.
+const KINDS: usize = 8;
+
+/// What the kernel tells of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketInfo {
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// When it was received.
+    pub received: UnixTime,
+    /// `received` is the kernel's stamp.
+    pub kernel_stamp: bool,
+    /// TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// TOS or traffic class.
+    pub tos: Option<u8>,
+    /// Address that it came to, on sockets bound to all addresses.
+    pub destination: Option<IpAddr>,
+    /// It came to a group or to all, not to this host alone.
+    pub to_group: bool,
+}
+
+/// Buffers of a worker thread. Sockets come by thousands; a batch is read, handled and answered
+/// without waiting, so a thread needs one set.
+pub(super) struct Scratch {
+    /// One set for each kind of socket: the kernel writes the room that it used over the room that
+    /// there is, so that a set serves only packets that all use the same.
+    headers: [MultiHeaders<SockaddrStorage>; KINDS],
+    pub(super) packets: Vec<Vec<u8>>,
+    pub(super) replies: Vec<Vec<u8>>,
+}
+
+thread_local! {
+    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self {
+            headers: std::array::from_fn(|_| receive_headers()),
+            packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
+            replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
+        }
+    }
+}
+
+fn receive_headers() -> MultiHeaders<SockaddrStorage> {
+    MultiHeaders::preallocate(
+        BATCH,
+        Some(cmsg_space!(TimeSpec, [TimeSpec; 3], libc::c_int, libc::c_int, libc::in6_pktinfo)),
+    )
+}
+
+/// Reads a batch and gives each packet to `handle` with its buffer's index and a reply buffer.
+pub(super) fn receive_batch(
+    fd: RawFd,
+    kind: usize,
+    scratch: &mut Scratch,
+    mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
+) -> io::Result<usize> {
+    let Scratch { headers, packets, replies, .. } = scratch;
+    let headers = &mut headers[kind];
+    let mut truncated = false;
+    let mut count = 0;
+    {
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            packets.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let messages = recvmmsg(fd, headers, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
+        for (index, message) in messages.enumerate() {
+            count += 1;
+            let packet = message.iovs().next().unwrap_or(&[]);
+            let Some(source) = message.address.as_ref().and_then(to_std) else { continue };
+            let mut info = PacketInfo {
+                source,
+                received: UnixTime(0),
+                kernel_stamp: false,
+                ttl: None,
+                tos: None,
+                destination: None,
+                to_group: false,
+            };
+            match message.cmsgs() {
+                Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg)),
+                Err(_) => truncated = true,
+            }
+            if !info.kernel_stamp {
+                info.received = clock::unix();
+            }
+            handle(&info, packet, index, &mut replies[index]);
+        }
+    }
+    // A packet with less than its kind has, as after a change of options, left too little room.
+    if truncated {
+        *headers = receive_headers();
+    }
+    Ok(count)
+}
+
+/// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
+/// closed at the other end) are taken out as well, and are of no interest here.
+pub(super) fn receive_stamps(fd: RawFd, buffer: &mut [u8], answers: &mut impl Answer) {
+    let mut space = cmsg_space!([TimeSpec; 3], libc::sock_extended_err, libc::sockaddr_in6);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    for _ in 0..BATCH {
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut space), flags);
+        let Ok(message) = message else { return };
+        let octets = message.bytes;
+        let stamp = message.cmsgs().ok().and_then(|mut cmsgs| {
+            cmsgs.find_map(|cmsg| {
+                let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg else { return None };
+                Some(stamps.system)
+            })
+        });
+        if let Some(stamp) = stamp {
+            answers.transmitted(&buffer[..octets], to_time(&stamp));
+        }
+    }
+}
+
+fn to_time(stamp: &TimeSpec) -> UnixTime {
+    let seconds = (stamp.tv_sec() as u64).wrapping_mul(NANOS_PER_SECOND);
+    UnixTime(seconds.wrapping_add(stamp.tv_nsec() as u64))
+}
+
+impl PacketInfo {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what was not asked for is of no use")]
+    fn take(&mut self, cmsg: &ControlMessageOwned) {
+        match cmsg {
+            ControlMessageOwned::ScmTimestampns(stamp) => {
+                self.received = to_time(stamp);
+                self.kernel_stamp = true;
+            }
+            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                self.ttl = u8::try_from(*ttl).ok();
+            }
+            ControlMessageOwned::Ipv4Tos(tos) => self.tos = Some(*tos),
+            ControlMessageOwned::Ipv6TClass(class) => self.tos = u8::try_from(*class).ok(),
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                self.destination =
+                    Some(IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes()));
+                // For a broadcast or multicast, the local address is not what the packet names.
+                self.to_group = info.ipi_spec_dst.s_addr != info.ipi_addr.s_addr;
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                let destination = IpAddr::from(info.ipi6_addr.s6_addr);
+                self.destination = Some(destination);
+                self.to_group = destination.is_multicast();
+            }
+            _ => {}
+        }
+    }
+}
+
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::from((v4.ip(), v4.port())));
+    }
+    let v6: &SockaddrIn6 = address.as_sockaddr_in6()?;
+    Some(std::net::SocketAddrV6::new(v6.ip(), v6.port(), 0, v6.scope_id()).into())
+}

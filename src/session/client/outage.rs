@@ -1,0 +1,112 @@
+//! Outages: a pair of events each, however many attempts lie between.
+
+use super::{Tools, connection::Driver, failure::Failure, sender::Command};
+use crate::{
+    model::ControlConnection,
+    net::clock,
+    proto::{Event, EventType, LossCause},
+    results::{Results, Subject},
+    time::{Monotonic, duration_to_proto},
+};
+
+/// An outage that goes on.
+#[derive(Debug)]
+pub(super) struct Outage {
+    /// How it began.
+    pub(super) failure: Failure,
+    pub(super) since: Monotonic,
+    pub(super) attempts: u64,
+}
+
+impl Driver {
+    /// Begins an outage or counts a further attempt; whether it is final.
+    pub(super) async fn lost(&mut self, failure: Failure, started: bool) -> bool {
+        let now = clock::now();
+        let attempts = match &mut self.outage {
+            Some(outage) => {
+                outage.attempts += 1;
+                outage.attempts
+            }
+            None => {
+                // The loss of a running connection is no attempt; a first attempt that fails is.
+                let attempts = u64::from(!started);
+                self.status.outage_begins(&failure, now);
+                self.event(EventType::ConnectionLost, |event| {
+                    event.cause = failure.cause.into();
+                    event.accept_code = failure.accept_code.into();
+                    event.detail.clone_from(&failure.detail);
+                });
+                let (failure, since) = (failure.clone(), now.monotonic);
+                self.outage = Some(Outage { failure, since, attempts });
+                attempts
+            }
+        };
+        if attempts > 0 {
+            self.status.attempt_failed(&failure, attempts, now);
+        }
+        tracing::debug!(
+            connection = self.config.name,
+            cause = failure.cause.as_str_name(),
+            detail = failure.detail,
+            attempts,
+            "not connected"
+        );
+        for index in 0..self.sessions.len() {
+            self.tell(index, Command::Down(failure.cause, attempts)).await;
+        }
+        started && self.config.test_count != 0
+    }
+
+    /// An outage that nobody waits to be over.
+    pub(super) fn abandon(&mut self) {
+        if let Some(outage) = self.outage.take() {
+            let length_ns = clock::monotonic().since_ns(outage.since);
+            self.event(EventType::ConnectionAbandoned, |event| {
+                event.cause = outage.failure.cause.into();
+                event.accept_code = outage.failure.accept_code.into();
+                event.attempts = outage.attempts;
+                event.duration = Some(duration_to_proto(length_ns));
+            });
+        }
+        self.status.outage_ends(clock::now());
+    }
+
+    pub(super) fn event(&self, kind: EventType, fill: impl FnOnce(&mut Event)) {
+        event(&self.config, &self.results, kind, fill);
+    }
+}
+
+/// The task of a connection failed: an outage of that connection, and of no other.
+pub(super) fn failed(
+    config: &ControlConnection,
+    Tools { status, results, .. }: &Tools,
+    text: &str,
+    last: bool,
+) {
+    let failure = Failure::new(LossCause::Panic, format!("the task failed: {text}"));
+    tracing::error!(connection = config.name, text, last, "task failed");
+    if status.open_outage().is_none() {
+        event(config, results, EventType::ConnectionLost, |event| {
+            event.cause = failure.cause.into();
+            event.detail.clone_from(&failure.detail);
+        });
+    }
+    status.outage_begins(&failure, clock::now());
+    status.task_failed(last, clock::now());
+}
+
+fn event(
+    config: &ControlConnection,
+    results: &Results,
+    kind: EventType,
+    fill: impl FnOnce(&mut Event),
+) {
+    let mut event = Event { r#type: kind.into(), ..Event::default() };
+    fill(&mut event);
+    let subject = Subject {
+        connection: config.name.clone(),
+        session: String::new(),
+        labels: config.labels.clone(),
+    };
+    results.event(&subject, event, clock::now().unix);
+}

@@ -1,0 +1,218 @@
+//! Of the log: what survives, and what goes.
+
+use super::*;
+use crate::{
+    model::limits::MAXIMUM_CONSUMERS,
+    time::{Monotonic, UnixTime},
+};
+use std::time::{Duration, SystemTime};
+
+const MINUTE_NS: u64 = 60_000_000_000;
+const RETENTION: Retention = Retention { age_ns: 16 * MINUTE_NS, octets: 1 << 30 };
+
+#[allow(clippy::disallowed_methods)]
+fn now() -> Now {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let ns = since.as_nanos() as u64;
+    Now { monotonic: Monotonic(ns), unix: UnixTime(ns) }
+}
+
+fn open(directory: &StateDirectory) -> ResultStore {
+    ResultStore::open(directory, RETENTION, "agent", now).unwrap()
+}
+
+fn entry(time_ns: u64, octets: usize) -> Entry {
+    Entry { time: UnixTime(time_ns), octets: vec![7; octets] }
+}
+
+fn wait_for(store: &ResultStore, what: impl Fn(&StoreState) -> bool) -> StoreState {
+    for _ in 0..500 {
+        let state = store.state().borrow().clone();
+        if what(&state) {
+            return state;
+        }
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the store did not get there: {:?}", *store.state().borrow());
+}
+
+fn cursors(store: &ResultStore, after: u64) -> Vec<u64> {
+    let newest = store.state().borrow().newest;
+    let entries = store.entries(after, newest, 1000, 1 << 20, false).unwrap();
+    entries.into_iter().map(|(cursor, _)| cursor).collect()
+}
+
+#[test]
+fn cursors_rise_over_restarts() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    for run in 0..3 {
+        let store = open(&state);
+        for _ in 0..4 {
+            store.append(entry(now().unix.0, 10)).unwrap();
+        }
+        wait_for(&store, |state| state.newest == 4 * (run + 1));
+        assert_eq!(cursors(&store, 0), (1..=4 * (run + 1)).collect::<Vec<_>>());
+        store.close();
+    }
+}
+
+#[test]
+fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    wait_for(&store, |state| state.newest == 1);
+    store.close();
+    let meta = store.trees.meta.clone();
+    meta.remove(NEXT_CURSOR).unwrap();
+    meta.insert(KERNEL_BOOT, "another boot").unwrap();
+    drop((meta, store));
+    let store = open(&state);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    wait_for(&store, |state| state.newest > 1 + CURSOR_JUMP);
+    assert_eq!(cursors(&store, 0), [1, 2 + CURSOR_JUMP]);
+}
+
+#[test]
+fn windows_go_whole_by_age_and_by_octets() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let retention = Retention { age_ns: 16 * MINUTE_NS, octets: 160_000 };
+    let store = ResultStore::open(&state, retention, "agent", now).unwrap();
+    // One window each, by octets: the quota holds sixteen of them.
+    for _ in 0..40 {
+        store.append(entry(now().unix.0, 5_000)).unwrap();
+        store.append(entry(now().unix.0, 5_000)).unwrap();
+    }
+    let kept = wait_for(&store, |state| state.newest == 80 && state.live_octets <= 160_000);
+    assert!(kept.records >= 28 && kept.records % 2 == 0, "{kept:?}");
+    assert_eq!(kept.earliest, 80 - kept.records + 1);
+    // All of it is older than the new age allows; the cursors go on.
+    store.set_retention(Retention { age_ns: 1, octets: 160_000 }).unwrap();
+    let empty = wait_for(&store, |state| state.records == 0);
+    assert_eq!((empty.newest, empty.earliest), (80, 0));
+    store.close();
+    drop(store);
+    let store = open(&state);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    wait_for(&store, |state| state.newest == 81);
+}
+
+#[test]
+fn reads_forwards_and_backwards_over_windows() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    // Two minutes apart, so that each has a window of its own.
+    for minute in 0..10 {
+        store.append(entry(now().unix.0 + minute * 2 * MINUTE_NS, 10)).unwrap();
+    }
+    wait_for(&store, |state| state.newest == 10);
+    assert_eq!(window::read(&store.windows).len(), 10);
+    let store_entries = |after, up_to, count, backwards| -> Vec<u64> {
+        let entries = store.entries(after, up_to, count, 1 << 20, backwards).unwrap();
+        entries.into_iter().map(|(cursor, _)| cursor).collect()
+    };
+    assert_eq!(store_entries(0, 10, 100, false), (1..=10).collect::<Vec<_>>());
+    assert_eq!(store_entries(0, 10, 100, true), (1..=10).rev().collect::<Vec<_>>());
+    assert_eq!(store_entries(3, 8, 2, false), [4, 5]);
+    assert_eq!(store_entries(3, 8, 2, true), [8, 7]);
+    assert!(store_entries(10, 10, 5, false).is_empty());
+}
+
+#[tokio::test]
+async fn consumers_only_move_forward() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    assert_eq!(store.consumer("c").unwrap(), None);
+    assert_eq!(store.move_consumer("c", 5).await.unwrap(), 5);
+    assert_eq!(store.move_consumer("c", 3).await.unwrap(), 5);
+    drop(store);
+    let store = open(&state);
+    assert_eq!(store.consumers().unwrap(), [("c".to_owned(), 5)]);
+    assert!(store.delete_consumer("c").await.unwrap());
+    assert!(!store.delete_consumer("c").await.unwrap());
+}
+
+/// A log that retention emptied, and an end without warning.
+#[test]
+fn cursors_rise_also_when_nothing_is_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    for _ in 0..22 {
+        store.append(entry(now().unix.0 - 100 * MINUTE_NS, 10)).unwrap();
+    }
+    wait_for(&store, |state| state.newest == 22 && state.records == 0);
+    drop(store);
+    // As if it had been killed.
+    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    assert!(engine.tree("meta").unwrap().remove(NEXT_CURSOR).unwrap().is_some());
+    engine.flush_durably().unwrap();
+    drop(engine);
+    let store = open(&state);
+    assert_eq!(store.state().borrow().newest, 22);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    wait_for(&store, |state| state.newest == 23);
+}
+
+#[test]
+fn windows_that_are_full_are_not_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    // Each in a window of its own.
+    let start = now().unix.0 - 10 * MINUTE_NS;
+    for window in 0..5 {
+        store.append(entry(start + window * 2 * MINUTE_NS, 100)).unwrap();
+    }
+    wait_for(&store, |state| state.records == 5);
+    let before = store.state().borrow().clone();
+    drop(store);
+    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    // What is behind a summary is taken as it says, without a look.
+    for name in engine.tree_names().iter().filter(|name| name.starts_with(b"log/")) {
+        if engine.tree("meta").unwrap().contains_key(name).unwrap() {
+            engine.tree(name).unwrap().clear().unwrap();
+        }
+    }
+    engine.flush_durably().unwrap();
+    drop(engine);
+    let store = open(&state);
+    wait_for(&store, |state| state.records == 5);
+    let after = store.state().borrow().clone();
+    assert_eq!((after.newest, after.earliest), (before.newest, before.earliest));
+    assert_eq!(after.live_octets, before.live_octets);
+}
+
+#[tokio::test]
+async fn consumers_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&StateDirectory::open(directory.path()).unwrap());
+    for consumer in 0..MAXIMUM_CONSUMERS {
+        store.move_consumer(&format!("c{consumer}"), 1).await.unwrap();
+    }
+    let refused = store.move_consumer("one-too-many", 1).await.unwrap_err();
+    assert!(matches!(refused, StoreError::TooManyConsumers(_)), "{refused}");
+    store.move_consumer("c0", 2).await.unwrap();
+    store.delete_consumer("c1").await.unwrap();
+    store.move_consumer("one-too-many", 1).await.unwrap();
+}
+
+#[test]
+fn a_damaged_database_is_put_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    drop(open(&state));
+    let file = directory.path().join("results.sled/db");
+    let octets = fs::metadata(&file).unwrap().len();
+    fs::write(&file, vec![0xa5; octets as usize]).unwrap();
+    let store = open(&state);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    wait_for(&store, |state| state.newest == 1);
+    assert!(directory.path().join("results.damaged").exists());
+}

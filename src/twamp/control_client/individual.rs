@@ -1,0 +1,52 @@
+//! Sessions that are named when they are started and stopped (RFC 5938).
+
+use super::{ClientAction, ClientError, ControlClient, State};
+use crate::wire::{
+    codes::{Accept, Command, Sid},
+    individual::{self, IndividualHeader},
+};
+
+impl ControlClient {
+    /// One of the acks of a command: there is one for each Accept value (RFC 5938 §3.3, §3.5).
+    pub(super) fn individual_ack(
+        &mut self,
+        expected: Command,
+    ) -> Option<Result<State, ClientError>> {
+        let header: &IndividualHeader = self.input.peek()?;
+        let (sessions, accept) = (header.sessions.get() as usize, Accept::received(header.accept));
+        if header.command != expected.0 {
+            return Some(Err(ClientError::Unexpected(self.input.clear())));
+        }
+        if sessions == 0 || sessions > self.unacknowledged.len() {
+            return Some(Err(ClientError::UnknownSessions(sessions)));
+        }
+        let message = match self.input.take_octets(individual::octets(sessions))? {
+            Ok(message) => message,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let before = self.unacknowledged.len();
+        let named = individual::sids(&message);
+        self.unacknowledged.retain(|sid| !named.contains(sid));
+        let known = before - self.unacknowledged.len();
+        if known != sessions {
+            return Some(Err(ClientError::UnknownSessions(sessions - known)));
+        }
+        if expected == Command::START_N_ACK && accept != Accept::OK {
+            return Some(Err(ClientError::StartRejected(accept)));
+        }
+        Some(Ok(match (expected, self.unacknowledged.is_empty()) {
+            (Command::START_N_ACK, true) => self.all_started(),
+            (_, true) => {
+                self.actions.push_back(ClientAction::Stopped);
+                State::Stopped
+            }
+            (_, false) => self.state,
+        }))
+    }
+
+    pub(super) fn send_individual(&mut self, command: Command, sids: Vec<Sid>) {
+        let message = individual::message(command, 0, &sids);
+        self.unacknowledged = sids;
+        self.send_octets(message);
+    }
+}

@@ -1,0 +1,88 @@
+//! The commands that carry something: requests, and those of individual control.
+
+use super::{ControlServer, RequestedSession, ServerAction, ServerError, State};
+use crate::wire::{
+    codes::{Accept, Command, Modes, Sid, TypeP},
+    individual::{self, IndividualHeader},
+    request::RequestTwSession,
+};
+
+/// Padding of the longest datagram there is; more than that cannot come.
+const LONGEST_PADDING: u32 = 65_507;
+
+impl ControlServer {
+    pub(super) fn request(&mut self, request: &RequestTwSession) {
+        let dscp = TypeP(request.type_p.get()).dscp();
+        let padding_length = request.padding_length.get();
+        let forbidden = request.conf_sender != 0
+            || request.conf_receiver != 0
+            || request.schedule_slots.get() != 0
+            || request.packets.get() != 0
+            || !matches!(request.ipvn(), 4 | 6)
+            || request.sender_port.get() == 0
+            || padding_length > LONGEST_PADDING
+            || !self.reflects(request);
+        let Some(dscp) = dscp.filter(|_| !forbidden) else {
+            return self.refuse(Accept::NOT_SUPPORTED);
+        };
+        let reflects = self.mode.contains(Modes::REFLECT_OCTETS);
+        self.state = State::Answering(if reflects { request.reflected_octets.get() } else { 0 });
+        let timeout_ns = (u128::from(request.timeout.get()) * 1_000_000_000) >> 32;
+        self.actions.push_back(ServerAction::Request(RequestedSession {
+            ip_version: request.ipvn(),
+            sender_address: request.sender_address(),
+            sender_port: request.sender_port.get(),
+            receiver_address: request.receiver_address(),
+            receiver_port: request.receiver_port.get(),
+            padding_length,
+            timeout_ns: timeout_ns as u64,
+            dscp,
+        }));
+    }
+
+    /// Whether what is to be reflected fits into replies as long as the probes (RFC 6038 §4.3).
+    fn reflects(&self, request: &RequestTwSession) -> bool {
+        let length = u32::from(request.reflected_length.get());
+        if !self.mode.contains(Modes::REFLECT_OCTETS) || length == 0 {
+            return true;
+        }
+        let format = self.format(Sid::default());
+        let truncated = (format.reply_octets() - format.probe_octets()) as u32;
+        let padding = request.padding_length.get();
+        padding > length && padding >= length + truncated
+    }
+
+    /// Start-N-Sessions and Stop-N-Sessions: one ack for each Accept value (RFC 5938 §3).
+    pub(super) fn individual(&mut self, command: Command) -> Option<Result<(), ServerError>> {
+        let header: &IndividualHeader = self.input.peek()?;
+        let (received, expected) = (header.sessions.get(), self.sessions.len());
+        // The length depends on the number: bound before it is waited for. One more than there are
+        // may be named, and is refused by name.
+        if received > expected + 1 {
+            return Some(Err(ServerError::TooManySessions { received, expected }));
+        }
+        let message = match self.input.take_octets(individual::octets(received as usize))? {
+            Ok(message) => message,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let sids = individual::sids(&message);
+        let starts = command == Command::START_N_SESSIONS;
+        let outcome = if starts { self.sessions.start(&sids) } else { self.sessions.stop(&sids) };
+        if starts && !outcome.done.is_empty() {
+            self.actions.push_back(ServerAction::Start(outcome.done.clone()));
+            self.state = State::Starting;
+        } else if !outcome.done.is_empty() {
+            self.actions.push_back(ServerAction::Stop(outcome.done.clone()));
+        }
+        let ack = if starts { Command::START_N_ACK } else { Command::STOP_N_ACK };
+        for (accept, sids) in [(Accept::OK, outcome.done), (Accept::NOT_SUPPORTED, outcome.refused)]
+        {
+            // A command about no session is not affirmed.
+            let about_none = received == 0 && accept != Accept::OK;
+            if !sids.is_empty() || about_none {
+                self.send_sealed(individual::message(ack, accept.0, &sids));
+            }
+        }
+        Some(Ok(()))
+    }
+}
