@@ -249,6 +249,93 @@ fn two_light_reflectors_do_not_answer_each_other() {
     assert_eq!(verdict, Verdict::ReflectionLoop);
 }
 
+/// On different ports, of any two kinds, and with a packet between them that was made to look as if
+/// each had asked the other: it dies at once.
+#[test]
+fn two_reflectors_on_different_ports_do_not_play_ping_pong() {
+    use twamp_agent::twamp::reflector::{StampPolicy, StampRule};
+    let light = || {
+        Sessionless::Light(LightPolicy {
+            prefixes: vec!["0.0.0.0/0".parse().unwrap()],
+            stateful: true,
+            refwait_ns: u64::MAX,
+        })
+    };
+    let stamp = || {
+        Sessionless::Stamp(StampPolicy {
+            sessions: vec![StampRule {
+                prefix: "0.0.0.0/0".parse().unwrap(),
+                port: None,
+                ssid: None,
+            }],
+            stateful: true,
+            authenticated: false,
+            secrets: Vec::new(),
+            may_choose_dscp: true,
+            timestamps: TimestampFormat::Ntp,
+            refwait_ns: u64::MAX,
+        })
+    };
+    for kinds in [[light(), light()], [light(), stamp()], [stamp(), stamp()]] {
+        let ports = [4001, 4002];
+        let address = |end: usize| SocketAddr::from(([192, 0, 2, 1 + end as u8], ports[end]));
+        let mut ends: Vec<Reflector> = kinds
+            .into_iter()
+            .zip(ports)
+            .map(|(kind, port)| Reflector::new(port, kind, Arc::default()))
+            .collect();
+        let (mut packet, mut at, mut answers) = (probe(0, 60), 0, 0);
+        loop {
+            let mut reply = vec![0; 2048];
+            let meta = meta(address(1 - at));
+            let estimate = ErrorEstimate::new(true, 1);
+            let verdict = ends[at].handle(&meta, &packet, estimate, Monotonic(0), &mut reply);
+            let Verdict::Reply { octets, finish, .. } = verdict else {
+                assert_eq!(verdict, Verdict::ReflectionLoop);
+                break;
+            };
+            answers += 1;
+            assert!(answers < 10, "for ever");
+            let t3 = START.plus_ns(1_000 + answers * 100);
+            ends[at].finish(meta.source, finish, &mut reply[..octets], t3);
+            packet = reply[..octets].to_vec();
+            at = 1 - at;
+        }
+        assert!(answers <= 2, "{answers}");
+    }
+}
+
+#[test]
+fn packets_to_many_and_from_nobody_are_not_answered() {
+    let everybody = LightPolicy {
+        prefixes: vec!["::/0".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
+        stateful: false,
+        refwait_ns: SECOND_NS,
+    };
+    let counters = Arc::new(ReflectorCounters::default());
+    let mut reflector = Reflector::new(862, Sessionless::Light(everybody), counters.clone());
+    let mut reply = vec![0; 64];
+    let mut verdict = |meta: PacketMeta| {
+        let estimate = ErrorEstimate::UNSYNCHRONISED;
+        reflector.handle(&meta, &probe(0, 41), estimate, Monotonic(0), &mut reply)
+    };
+    assert!(matches!(verdict(meta(sender())), Verdict::Reply { .. }));
+    // To a broadcast or multicast address.
+    let to_group = PacketMeta { to_group: true, ..meta(sender()) };
+    assert_eq!(verdict(to_group), Verdict::ReflectionLoop);
+    for source in [
+        "255.255.255.255:5000",
+        "224.0.0.1:5000",
+        "0.0.0.0:5000",
+        "192.0.2.1:0",
+        "[ff02::1]:5000",
+        "[::]:5000",
+    ] {
+        assert_eq!(verdict(meta(source.parse().unwrap())), Verdict::ReflectionLoop, "{source}");
+    }
+    assert_eq!(counters.reflection_loop.load(Relaxed), 7);
+}
+
 struct Sending {
     machine: SessionSender,
     now: Now,

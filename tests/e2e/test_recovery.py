@@ -68,6 +68,28 @@ class Surroundings(TwoHosts):
         self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
         self.assertEqual(a.connection("c1")["outages"], "0")
 
+    def test_broadcasts_and_multicasts_are_not_answered(self):
+        """What comes to all hosts is heard by a reflector on all addresses, and not answered."""
+        _, b = self.start()
+        prefixes = ["0.0.0.0/0", "::/0"]
+        b.apply({"server": {"light": {"listen": [{"address": "0.0.0.0", "port": 4000}],
+                                      "prefixes": prefixes}}})
+        packets = lambda: b.call("ServerService", "GetServerStatus")["packets"]  # noqa: E731
+        self.wait_for(lambda: b.call("ServerService", "GetServerStatus")["sockets"])
+        script = (
+            "import socket,sys,time\n"
+            "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
+            "s.setsockopt(socket.SOL_SOCKET,socket.SO_BROADCAST,1)\n"
+            "s.settimeout(1)\n"
+            "s.sendto(bytes(13)+b'\\x01'+bytes(30),(sys.argv[1],4000))\n"
+            "try:\n  print(len(s.recv(2048)))\n"
+            "except OSError:\n  print('nothing')\n"
+        )
+        send = lambda to: self.inside(self.a, "python3", "-c", script, to).strip()  # noqa: E731
+        self.assertEqual(send(self.B), "44")
+        self.assertEqual(send("10.99.0.255"), "nothing")
+        self.assertEqual(packets()["dropped_reflection_loop"], "1")
+
     def test_link_local_addresses(self):
         a, b = self.start()
         b.apply({"server": server()})
