@@ -29,8 +29,10 @@ pub fn read_config(text: &str) -> Result<proto::AgentConfig, DocumentError> {
     let deserializer = serde_path_to_error::Deserializer::new(&value, &mut track);
     let message = DynamicMessage::deserialize(descriptor, deserializer);
     let message = message.map_err(|error| {
-        let path = track.path().to_string();
-        DocumentError(if path == "." { error.to_string() } else { format!("{path}: {error}") })
+        DocumentError(match track.path().to_string().as_str() {
+            "." => error.to_string(),
+            path => format!("{path}: {}", without_secret(path, error.to_string())),
+        })
     })?;
     message.transcode_to().map_err(|error| DocumentError(error.to_string()))
 }
@@ -38,8 +40,21 @@ pub fn read_config(text: &str) -> Result<proto::AgentConfig, DocumentError> {
 fn at_path<E: std::error::Error>(error: &serde_path_to_error::Error<E>) -> DocumentError {
     match error.path().to_string().as_str() {
         "." | "?" => DocumentError(error.inner().to_string()),
-        path => DocumentError(format!("{path}: {}", error.inner())),
+        path => {
+            let error = without_secret(path, error.inner().to_string());
+            DocumentError(format!("{path}: {error}"))
+        }
     }
+}
+
+/// What is wrong, without the value that it is wrong with where that may be a secret in a wrong
+/// place or of a wrong type: its kind is told.
+fn without_secret(path: &str, error: String) -> String {
+    let may_be = ["secret", "key"].iter().any(|word| path.contains(word));
+    let Some((start, found)) = error.split_once(": ").filter(|_| may_be) else { return error };
+    let Some((found, expected)) = found.rsplit_once(", expected ") else { return error };
+    let kind = found.split(' ').next().unwrap_or_default();
+    format!("{start}: {kind}, expected {expected}")
 }
 
 /// Octets in hexadecimal, lower case.
@@ -173,5 +188,20 @@ client:
         let error = read_config("storage: {retention_age: 5 weeks}").unwrap_err().to_string();
         assert!(error.contains("storage.retention_age"), "{error}");
         assert_eq!(read_config("").unwrap(), proto::AgentConfig::default());
+    }
+
+    #[test]
+    fn errors_do_not_tell_secrets() {
+        for (text, kind) in [
+            ("server: {key_chains: [{name: a, keys: ['4711, expected']}]}", "string"),
+            ("server: {key_chains: [{name: a, keys: [{key_id: a, secret: 4711}]}]}", "integer"),
+            ("server: {key_chains: [{name: a, keys: [{key_id: a, secret: [4711]}]}]}", "sequence"),
+            ("client: {control_connections: [{name: a, secret: 4711}]}", "integer"),
+            ("server: {key_chains: '4711'}", "string"),
+        ] {
+            let error = read_config(text).unwrap_err().to_string();
+            assert!(!error.contains("4711"), "{error}");
+            assert!(error.contains(kind), "{error}");
+        }
     }
 }

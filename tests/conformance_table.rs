@@ -20,14 +20,15 @@ fn tests(root: &Path) -> BTreeMap<u32, Vec<(String, String)>> {
     for path in files {
         let text = fs::read_to_string(&path).unwrap();
         let file = path.strip_prefix(root).unwrap().display().to_string();
-        for line in text.lines() {
-            let line = line.trim_start();
+        let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+        for (at, line) in lines.iter().enumerate() {
             let name = ["fn ", "def test_", "async fn "]
                 .iter()
                 .find_map(|start| line.strip_prefix(start))
                 .and_then(|rest| rest.split('(').next())
                 .filter(|name| name.starts_with("conformance_"));
             let Some(name) = name else { continue };
+            assert!(is_run(root, &path, &lines[..at]), "{file}: {name} is not run");
             let parts = name.split('_').skip(1);
             let numbers = parts.map_while(|part| (part.len() == 3).then(|| part.parse().ok())?);
             for number in numbers {
@@ -36,6 +37,25 @@ fn tests(root: &Path) -> BTreeMap<u32, Vec<(String, String)>> {
         }
     }
     found
+}
+
+/// Whether the attributes before a function make it a test, and one that is run; and whether CI
+/// runs the suite of a Python file.
+fn is_run(root: &Path, path: &Path, before: &[&str]) -> bool {
+    let attributes: Vec<&str> = before
+        .iter()
+        .rev()
+        .take_while(|line| line.starts_with(['#', '@']) || line.starts_with("//"))
+        .copied()
+        .collect();
+    if path.extension().is_some_and(|e| e == "py") {
+        let ci = fs::read_to_string(root.join(".ci/run")).unwrap();
+        let suite = format!("suite {}", path.file_stem().unwrap().display());
+        let runs = ci.lines().any(|line| line.ends_with(&suite) && line.starts_with("step "));
+        return runs && !attributes.iter().any(|line| line.contains("skip"));
+    }
+    let is = |wanted: &str| attributes.iter().any(|line| line.starts_with(wanted));
+    (is("#[test]") || is("#[tokio::test")) && !is("#[ignore") && !is("#[cfg")
 }
 
 fn walk(directory: &Path, found: &mut Vec<PathBuf>) {

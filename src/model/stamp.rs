@@ -31,6 +31,8 @@ pub struct StampSession {
     pub access_report: Option<AccessReport>,
     /// TLVs have an HMAC also where packets have none.
     pub sign_tlvs: bool,
+    /// Replies without the identifier are none (RFC 8972 §3).
+    pub require_ssid: bool,
 }
 
 /// State of an access.

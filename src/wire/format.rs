@@ -25,6 +25,11 @@ pub const PROTECTED_OCTETS: usize = size_of::<ProtectedReflectorPacket>() + BLOC
 const T3_AT: [usize; 2] = [4, 16];
 /// Where the copy of the sender's time is, likewise.
 const SENDER_TIMESTAMP_AT: [usize; 2] = [28, 64];
+/// Up to the Sender Error Estimate.
+const REPLY_WITHOUT_TTL_OCTETS: usize = 38;
+const SENDER_TTL_AT: usize = 40;
+/// What a reflector that cannot tell the TTL writes (RFC 5357 §4.2.1).
+const TTL_NOT_KNOWN: u8 = 255;
 
 /// What protects the test packets of a session.
 #[derive(Clone, Debug, Default)]
@@ -293,9 +298,16 @@ impl PacketFormat {
         })
     }
 
-    /// Replies without authentication are taken from 41 octets on, whatever the extension says of
-    /// their length: some reflectors send no more (RFC 7750 §2.2.1; RFC 8762 §4.6).
+    /// Replies without authentication are taken from 38 octets on, whatever the extension says of
+    /// their length: some reflectors send 41 (RFC 7750 §2.2.1; RFC 8762 §4.6), and some leave
+    /// out the Sender TTL.
     fn read_open_reply(&self, packet: &[u8]) -> Result<ReplyHeader, Unreadable> {
+        let mut whole = [0; size_of::<ReflectorPacket>()];
+        if (REPLY_WITHOUT_TTL_OCTETS..whole.len()).contains(&packet.len()) {
+            whole[..REPLY_WITHOUT_TTL_OCTETS].copy_from_slice(&packet[..REPLY_WITHOUT_TTL_OCTETS]);
+            whole[SENDER_TTL_AT] = TTL_NOT_KNOWN;
+            return self.read_open_reply(&whole);
+        }
         let header = ReflectorPacket::read(packet).ok_or(Unreadable::TooShort)?;
         let stamp = matches!(self.protection, Protection::StampOpen);
         Ok(ReplyHeader {

@@ -102,10 +102,9 @@ impl Tlv {
     /// Whether the length is one that its type may have.
     pub fn has_right_length(self) -> bool {
         match self.kind {
-            types::LOCATION => self.length >= 4,
-            types::TIMESTAMP_INFORMATION | types::CLASS_OF_SERVICE | types::ACCESS_REPORT => {
-                self.length == 4
-            }
+            // What a longer one says behind the first four octets is for others.
+            types::LOCATION | types::TIMESTAMP_INFORMATION => self.length >= 4,
+            types::CLASS_OF_SERVICE | types::ACCESS_REPORT => self.length == 4,
             types::DIRECT_MEASUREMENT => self.length == 12,
             types::FOLLOW_UP_TELEMETRY | types::HMAC => self.length == 16,
             _ => true,

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use twamp_agent::{
     model, proto,
     time::Monotonic,
-    twamp::control_client::{ClientAction, ClientError, ControlClient, SessionRequest},
+    twamp::control_client::{
+        ClientAction, ClientError, ClientOptions, ControlClient, SessionRequest,
+    },
     wire::codes::Modes,
 };
 
@@ -212,6 +214,17 @@ fn a_refused_session_ends_the_attempt_with_its_accept_value() {
     let actions = feed(&mut client, &accept_session(5, 0));
     let ClientError::SessionRejected { index: 1, accept } = failure(&actions) else { panic!() };
     assert_eq!(accept.0, 5);
+}
+
+#[test]
+fn two_sessions_with_one_sid_end_the_attempt_where_they_are_named() {
+    let individual = Modes::INDIVIDUAL_SESSION_CONTROL;
+    let options = ClientOptions { extensions: individual, ..client_options() };
+    let mut client = ControlClient::new(vec![request(); 2], options, Monotonic(0));
+    let offered = greeting(1 | individual.0);
+    feed(&mut client, &[offered, server_start(0), accept_session(0, 5000)].concat());
+    let actions = feed(&mut client, &accept_session(0, 5001));
+    let ClientError::RepeatedSid { index: 1 } = failure(&actions) else { panic!() };
 }
 
 #[test]

@@ -335,11 +335,37 @@ fn conformance_059_a_wrong_number_of_sessions_closes() {
         let mut server = running(sessions);
         let answer = feed(&mut server, &stop(stopped));
         assert!(matches!(closed(&answer), Some(ServerError::WrongSessionCount { .. })));
+        // What is under way is still answered.
+        let [ServerAction::Stop(sids), ServerAction::Close(_)] = &answer[..] else { panic!() };
+        assert_eq!(sids.len(), sessions);
     }
     // Those that REFWAIT ended still count.
     let mut server = running(2);
     server.session_expired(sid(1), Monotonic(0));
     assert!(matches!(feed(&mut server, &stop(2))[..], [ServerAction::Stop(_)]));
+}
+
+/// As twamp-rs does: Stop-Sessions in 20 octets, and then nothing, or the end.
+#[test]
+fn a_stop_that_is_too_short_stops() {
+    type Then = fn(&mut ControlServer);
+    let ends: [Then; 2] =
+        [|server| server.handle_end(), |server| server.handle_timeout(Monotonic(30_000_000_000))];
+    for end in ends {
+        let mut server = running(2);
+        assert!(feed(&mut server, &stop(2)[..20]).is_empty());
+        end(&mut server);
+        let actions = actions(&mut server);
+        let [ServerAction::Stop(sids), ServerAction::Close(error)] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert_eq!((sids.len(), error), (2, &ServerError::BrokenStop));
+        // Anything else that breaks off stops nothing.
+        let mut server = running(2);
+        feed(&mut server, &stop(2)[..15]);
+        end(&mut server);
+        assert!(!matches!(feed(&mut server, &[])[..], [ServerAction::Stop(_), ..]));
+    }
 }
 
 #[test]

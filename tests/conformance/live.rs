@@ -313,6 +313,29 @@ fn conformance_061_062_drains_for_the_timeout() {
     assert!(is_silent(&udp, accepted.port));
 }
 
+/// To the millisecond, and not when somebody next looks.
+#[test]
+fn conformance_062_beyond_the_timeout_nothing_is_answered() {
+    let server = Server::start(|_| {});
+    for (sessions, round) in [(1, 0), (1, 1), (1, 2), (0, 3), (65_536, 4)] {
+        let mut control = server.connect();
+        let udp = udp();
+        // 1/16 s.
+        let accepted = control.request(&udp, |octets| {
+            octets[76..84].copy_from_slice(&(1u64 << 28).to_be_bytes());
+        });
+        control.start();
+        reflected(&udp, accepted.port, 0);
+        control.stop(sessions);
+        // Also where the number in Stop-Sessions is wrong.
+        reflected(&udp, accepted.port, 1);
+        udp.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+        assert!(udp.recv(&mut [0; 100]).is_err(), "two answers to one packet");
+        assert!(is_silent(&udp, accepted.port), "round {round}");
+    }
+    assert_eq!(server.registry.status().irregular_stops, 2);
+}
+
 #[test]
 fn conformance_065_refwait_frees_the_port() {
     let server = Server::start(|server| {

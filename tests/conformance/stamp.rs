@@ -323,6 +323,19 @@ fn conformance_117_a_stamp_sender_with_a_reflector_of_twamp_light() {
 }
 
 #[test]
+fn conformance_118_replies_without_an_identifier_count_unless_it_is_required() {
+    for (require_ssid, received) in [(false, 4), (true, 0)] {
+        let session = StampSession { require_ssid, ..everything() };
+        let pair = Pair::new(session, 0, reflector(policy())).run(|_, reply| {
+            reply[14..16].copy_from_slice(&[0, 0]);
+        });
+        assert_eq!(pair.stamp().replies_without_ssid, 4);
+        let figures = pair.figures.unwrap();
+        assert_eq!((figures.probes_received, figures.packets_ignored), (received, 4 - received));
+    }
+}
+
+#[test]
 fn conformance_118_identifiers_are_copied_and_provisioned() {
     let rule = |port, ssid| StampRule { prefix: "192.0.2.0/24".parse().unwrap(), port, ssid };
     let sessions = vec![rule(Some(4001), Some(7)), rule(None, Some(9))];
@@ -386,9 +399,24 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     assert_eq!(pair.stamp().tlvs_not_genuine, 0);
     assert_eq!(pair.stamp().direct_reflector_received, 4);
     // A changed TLV in a reply: its times are good, its TLVs are not used.
-    let pair = Pair::new(session, 0, reflector(keyed())).run(|_, reply| reply[112 + 6] ^= 1);
+    let pair =
+        Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply[112 + 6] ^= 1);
     assert_eq!(pair.stamp().tlvs_not_genuine, 4);
     assert_eq!(pair.figures.unwrap().probes_received, 4);
+    // The flags of the HMAC TLV itself are not signed: they cannot make it go away.
+    let pair = Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| {
+        let hmac = tlv::walk(&reply[112..]).map_while(Result::ok).last().unwrap();
+        reply[112 + 6] ^= 1;
+        reply[112 + hmac.at] |= tlv::flags::UNRECOGNISED;
+    });
+    assert_eq!(pair.stamp().tlvs_not_genuine, 4);
+    assert_eq!(pair.figures.unwrap().egress_tos, None);
+    // Nor does it go away when it is cut off, or becomes another one.
+    let pair = Pair::new(session, 0, reflector(keyed())).run(|_, reply| {
+        let hmac = tlv::walk(&reply[112..]).map_while(Result::ok).last().unwrap();
+        reply[112 + hmac.at + 1] = tlv::types::EXTRA_PADDING;
+    });
+    assert_eq!(pair.figures.unwrap().egress_tos, None);
     // Padding alone needs no signature.
     let bare = StampSession {
         authenticated: true,

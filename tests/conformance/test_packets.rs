@@ -419,7 +419,7 @@ fn conformance_097_what_is_no_answer_is_counted_and_ends_nothing() {
     unknown[27] = 9;
     let mut other_time = good.clone();
     other_time[30] ^= 1;
-    for wrong in [&unknown[..], &other_time, &good[..40], &[], &packet[..14]] {
+    for wrong in [&unknown[..], &other_time, &good[..37], &[], &packet[..14]] {
         sending.receive(wrong);
     }
     sending.receive(&good);
@@ -442,6 +442,39 @@ fn conformance_098_answers_of_another_size_count() {
     let short = reflect(&mut reflector, sender(), &packets[1][..14], 0).unwrap();
     sending.receive(&short);
     assert_eq!(sending.result().figures.unwrap().probes_received, 2);
+}
+
+/// As twampy's responder does: nothing behind the Sender Error Estimate, and T2 = T3.
+#[test]
+fn conformance_098_a_reply_without_sender_ttl_counts() {
+    let mut sending = Sending::new(1);
+    let packet = sending.send().remove(0);
+    let mut reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    reply.copy_within(4..12, 16);
+    sending.receive(&reply[..38]);
+    let figures = sending.result().figures.unwrap();
+    assert_eq!((figures.probes_received, figures.packets_ignored), (1, 0));
+    assert_eq!(figures.egress_ttl, 255, "not known");
+}
+
+/// As the reflector of domos' twamp-light does: T1 where T3 belongs, and T3 where T1 belongs.
+#[test]
+fn conformance_098_a_reply_with_t1_and_t3_in_each_others_place_counts() {
+    let delays = |exchange: bool| {
+        let mut sending = Sending::new(1);
+        let packet = sending.send().remove(0);
+        let mut reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+        if exchange {
+            let (t3, t1) = (reply[4..12].to_vec(), reply[28..36].to_vec());
+            reply[4..12].copy_from_slice(&t1);
+            reply[28..36].copy_from_slice(&t3);
+        }
+        sending.receive(&reply);
+        let figures = sending.result().figures.unwrap();
+        assert_eq!((figures.probes_received, figures.packets_ignored), (1, 0));
+        (figures.rtt, figures.egress, figures.ingress)
+    };
+    assert_eq!(delays(true), delays(false));
 }
 
 #[test]

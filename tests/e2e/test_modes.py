@@ -208,6 +208,15 @@ class Keys(harness.Case):
                         "client": client(self.one(key_id=third[0], secret=third[1]))})
         self.wait_for(self.running)
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        # One of two secrets of a name that is taken away takes its connections with it.
+        refused = lambda: ((self.api.connection("c1").get("last_failure") or {}).get("cause")  # noqa: E731
+                           == "LOSS_CAUSE_BAD_KEY")
+        self.api.apply({"server": server(key_chains=chains(new), **listen),
+                        "client": client(self.one(key_id=third[0], secret=third[1]))})
+        self.wait_for(refused)
+        self.api.apply({"server": server(key_chains=chains(new, third), **listen),
+                        "client": client(self.one(key_id=third[0], secret=third[1]))})
+        self.wait_for(self.running)
         # A key that is taken away takes its connections with it.
         self.api.apply({"server": server(key_chains=chains(old), **listen),
                         "client": client(self.one(key_id=third[0], secret=third[1]))})

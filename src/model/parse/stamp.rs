@@ -46,6 +46,7 @@ impl Check {
                     .as_ref()
                     .map(|report| check.at("access_report", |check| check.access_report(report))),
                 sign_tlvs: s.sign_tlvs,
+                require_ssid: s.require_ssid,
             }
         }))
     }

@@ -232,7 +232,11 @@ impl Established {
                     ClientAction::Send(octets) => self.write(&octets).await?,
                     ClientAction::DeriveKey { salt, count } => {
                         let secret = config.secret.clone().unwrap_or_default();
-                        let keys = derivation.derive(vec![secret], salt, count).await;
+                        let server = self
+                            .stream
+                            .peer_addr()
+                            .map_err(|error| Failure::local("control connection", &error))?;
+                        let keys = derivation.derive(server.ip(), vec![secret], salt, count).await;
                         let Some(key) = keys.and_then(|mut keys| keys.pop()) else {
                             let detail = "the key could not be derived";
                             return Err(Failure::new(LossCause::Local, detail));

@@ -99,6 +99,7 @@ impl From<ClientError> for Failure {
             ClientError::NoPort { .. }
             | ClientError::ReflectedOctets { .. }
             | ClientError::Unexpected(_)
+            | ClientError::RepeatedSid { .. }
             | ClientError::UnknownSessions(_) => (LossCause::ProtocolError, 0),
             ClientError::ResponseTimeout(_) => (LossCause::ResponseTimeout, 0),
         };

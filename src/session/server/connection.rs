@@ -54,6 +54,8 @@ struct Connection {
     deadline: Option<Monotonic>,
     /// Of the key that the client proved to have, or wants to.
     key_id: String,
+    /// The secret that it proved to have.
+    secret: Option<Secret>,
 }
 
 /// The sessions that are accepted or started. They end with the connection, also if its task
@@ -100,6 +102,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
         deadline: (config.max_connection_duration_ns != 0)
             .then(|| now.plus_ns(config.max_connection_duration_ns)),
         key_id: String::new(),
+        secret: None,
     };
     tracing::info!(client = %ends.client, "control connection accepted");
     let reason = tokio::select! {
@@ -130,7 +133,7 @@ impl Connection {
             };
             tokio::select! {
                 read = self.stream.read(&mut buffer) => match read {
-                    Ok(0) => return "the client closed it".into(),
+                    Ok(0) => self.machine.handle_end(),
                     Ok(octets) => {
                         self.machine.handle_input(&buffer[..octets], clock::monotonic());
                     }
@@ -186,7 +189,10 @@ impl Connection {
                         session.reflector.drain(session.sid, until).await;
                     }
                 }
-                ServerAction::Close(error) => return Err(error.to_string()),
+                ServerAction::Close(error) => {
+                    self.shared.registry.closed(&error);
+                    return Err(error.to_string());
+                }
             }
         }
         Ok(())
@@ -207,20 +213,25 @@ impl Connection {
         let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
         let most = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
         secrets.resize_with(most.max(1), || Secret::new(random::octets::<32>()));
+        let asker = self.ends.client.ip();
+        let derive = self.shared.derivation.derive(asker, secrets.clone(), salt, count);
         let derived = tokio::select! {
-            derived = self.shared.derivation.derive(secrets, salt, count) => derived,
+            derived = derive => derived,
             // Nothing is worked for whom nobody waits any more.
             () = gone(&self.stream) => return Err("the client went before its key was derived".into()),
         };
         self.key_id = String::from_utf8_lossy(key_id).into_owned();
         let accepted = self.machine.authenticate(derived.as_deref(), clock::monotonic());
-        self.shared.registry.key_used(derived.is_some().then_some(accepted));
+        self.shared.registry.key_used(derived.is_some().then_some(accepted.is_some()));
+        self.secret = accepted.and_then(|index| secrets.get(index).cloned());
         Ok(())
     }
 
-    /// The key by which the client came in is configured no more.
+    /// The secret by which the client came in is configured no more, at least not by this name.
     fn key_is_gone(&self, config: &ServerConfig) -> bool {
-        self.machine.mode().is_protected() && !config.keys.iter().any(|key| key.id == self.key_id)
+        self.secret.as_ref().is_some_and(|secret| {
+            !config.keys.iter().any(|key| key.id == self.key_id && key.secret == *secret)
+        })
     }
 
     async fn place(&mut self, request: &RequestedSession) -> Result<(u16, Sid), Accept> {

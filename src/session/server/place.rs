@@ -202,3 +202,18 @@ impl Iterator for Candidates<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn conformance_046_a_million_identifiers_are_unique() {
+        let address = [192, 0, 2, 1].into();
+        let all: HashSet<[u8; 16]> = (0..1_000_000).map(|_| new_sid(address).0).collect();
+        assert_eq!(all.len(), 1_000_000);
+        assert!(all.iter().all(|sid| sid[..4] == [192, 0, 2, 1]));
+    }
+}

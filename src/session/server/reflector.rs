@@ -68,7 +68,6 @@ impl ReflectorHandle {
                 machine: Reflector::new(local.port(), sessionless, counters.clone()),
                 local,
                 neighbours: Neighbours::default(),
-                now: Monotonic::default(),
             },
             socket,
             entries: HashMap::new(),
@@ -137,8 +136,6 @@ struct Answers {
     local: SocketAddr,
     /// Read now and then, for a reflector of STAMP, which tells them to its senders.
     neighbours: Neighbours,
-    /// Read once for a batch: it is for timeouts of seconds.
-    now: Monotonic,
 }
 
 impl Task {
@@ -146,7 +143,6 @@ impl Task {
         let mut expiry = interval(EXPIRY);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.answers.now = clock::monotonic();
             tokio::select! {
                 // In this order, so that a flood of packets does not hold up commands.
                 biased;
@@ -268,8 +264,8 @@ impl Answer for Answers {
             ttl: info.ttl,
             tos: info.tos,
         };
-        let estimate = clock::error_estimate();
-        let verdict = self.machine.handle(&meta, packet, estimate, self.now, reply);
+        let (estimate, now) = (clock::error_estimate(), clock::monotonic());
+        let verdict = self.machine.handle(&meta, packet, estimate, now, reply);
         if let Verdict::Reply { octets, tos, finish } = verdict {
             return Some(Answered { octets, tos, ticket: finish });
         }

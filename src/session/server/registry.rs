@@ -17,7 +17,10 @@ use crate::{
         ServerConnection, ServerConnectionState, ServerSession, ServerSessionState, ServerSocket,
     },
     time::UnixTime,
-    twamp::reflector::{ReflectorCounters, SessionCounters},
+    twamp::{
+        control_server::ServerError,
+        reflector::{ReflectorCounters, SessionCounters},
+    },
     wire::codes::{Accept, Sid},
 };
 
@@ -53,6 +56,7 @@ struct Inner {
     refused: BTreeMap<i32, u64>,
     sockets: Vec<ServerSocket>,
     keys: KeyCounters,
+    irregular_stops: u64,
 }
 
 impl Registry {
@@ -125,6 +129,13 @@ impl Registry {
         }
     }
 
+    /// Why the machine closed a connection.
+    pub(super) fn closed(&self, error: &ServerError) {
+        if matches!(error, ServerError::WrongSessionCount { .. } | ServerError::BrokenStop) {
+            self.lock().irregular_stops += 1;
+        }
+    }
+
     /// Everything, for the API.
     pub fn status(&self) -> GetServerStatusResponse {
         let inner = self.lock();
@@ -159,6 +170,7 @@ impl Registry {
                 access_reports: counters.access_reports.load(Relaxed),
             }),
             keys: Some(inner.keys),
+            irregular_stops: inner.irregular_stops,
             start_time: Some(self.start_time.to_proto()),
         }
     }

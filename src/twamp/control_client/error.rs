@@ -57,6 +57,12 @@ pub enum ClientError {
         /// Index of the request.
         index: usize,
     },
+    /// Accept-Session with the SID of another session of this connection (RFC 4656 §3.5).
+    #[error("the server accepted session {index} with the SID of another session")]
+    RepeatedSid {
+        /// Index of the request.
+        index: usize,
+    },
     /// Accept-Session that does not repeat what RFC 6038 §4.3 says.
     #[error(
         "the server accepted session {index} and repeats {received:#06x} instead of {sent:#06x} as octets to be reflected (RFC 6038 section 4.3)"

@@ -29,7 +29,7 @@ impl ControlClient {
         self.unacknowledged.retain(|sid| !named.contains(sid));
         let known = before - self.unacknowledged.len();
         if known != sessions {
-            return Some(Err(ClientError::UnknownSessions(sessions - known)));
+            return Some(Err(ClientError::UnknownSessions(sessions.saturating_sub(known))));
         }
         if expected == Command::START_N_ACK && accept != Accept::OK {
             return Some(Err(ClientError::StartRejected(accept)));

@@ -311,6 +311,11 @@ impl ControlClient {
             server_octets = (octets != 0).then(|| octets.to_be_bytes());
         }
         let sid = Sid(answer.sid);
+        // What starts and stops sessions, or makes their keys; elsewhere it is a name that nobody uses.
+        let matters = self.is_individual() || self.mode.is_protected();
+        if matters && self.accepted.contains(&sid) {
+            return Err(ClientError::RepeatedSid { index });
+        }
         self.accepted.push(sid);
         let keys = self.mode.is_protected().then_some(&self.options.keys);
         let format = PacketFormat::negotiated(self.mode, keys, sid);

@@ -46,6 +46,12 @@ pub enum ServerError {
         /// Accepted and not yet stopped.
         expected: u32,
     },
+    /// Half a Stop-Sessions, and no more.
+    #[error("the client sent only a part of Stop-Sessions")]
+    BrokenStop,
+    /// The client closed the connection.
+    #[error("the client closed it")]
+    Ended,
     /// Nothing came for SERVWAIT.
     #[error("nothing came for the inactivity timeout")]
     Inactive,

@@ -175,6 +175,12 @@ impl ControlServer {
         self.advance(now);
     }
 
+    /// The client sends no more.
+    pub fn handle_end(&mut self) {
+        let error = if self.is_stop_begun() { ServerError::BrokenStop } else { ServerError::Ended };
+        self.close(error);
+    }
+
     /// Answers [`ServerAction::Request`]: the port and identifier, or why not.
     pub fn answer_request(&mut self, answer: Result<(u16, Sid), Accept>, now: Monotonic) {
         let State::Answering(reflected) = self.state else { return };
@@ -216,7 +222,8 @@ impl ControlServer {
     pub fn handle_timeout(&mut self, now: Monotonic) {
         let Some((deadline, error)) = self.deadline() else { return };
         if deadline <= now {
-            self.close(error);
+            let is_stop = self.is_stop_begun();
+            self.close(if is_stop { ServerError::BrokenStop } else { error });
         }
     }
 
@@ -325,10 +332,12 @@ impl ControlServer {
 
     fn stop(&mut self, stop: &StopSessions) -> Result<(), ServerError> {
         let (received, expected) = (stop.sessions.get(), self.sessions.len());
+        self.actions.push_back(ServerAction::Stop(self.sessions.stop_all()));
+        // The connection ends (RFC 4656 §3.8), but what is on its way is still reflected: some
+        // clients write another number, and mean what all others mean.
         if received != expected {
             return Err(ServerError::WrongSessionCount { received, expected });
         }
-        self.actions.push_back(ServerAction::Stop(self.sessions.stop_all()));
         self.state = State::Request;
         Ok(())
     }
@@ -349,7 +358,17 @@ impl ControlServer {
         self.actions.push_back(ServerAction::Send(message.as_bytes().to_vec()));
     }
 
+    /// Some clients write a Stop-Sessions that is too short. Without its HMAC it says nothing.
+    fn is_stop_begun(&self) -> bool {
+        self.state == State::Running
+            && self.sealer.is_none()
+            && self.input.command() == Some(Command::STOP_SESSIONS.0)
+    }
+
     fn close(&mut self, error: ServerError) {
+        if error == ServerError::BrokenStop {
+            self.actions.push_back(ServerAction::Stop(self.sessions.stop_all()));
+        }
         self.state = State::Closed;
         self.actions.push_back(ServerAction::Close(error));
     }

@@ -14,23 +14,26 @@ use crate::{
 
 impl ControlServer {
     /// Answers [`ServerAction::DeriveKeys`] with the keys of all secrets that the client may mean;
-    /// none where it cannot be done now. Whether the client has one of them.
-    pub fn authenticate(&mut self, candidates: Option<&[TokenKey]>, now: Monotonic) -> bool {
-        let Some(SetUpResponse { token, client_iv, .. }) = self.response.take() else {
-            return false;
-        };
+    /// none where it cannot be done now. The index of the one that the client has.
+    pub fn authenticate(
+        &mut self,
+        candidates: Option<&[TokenKey]>,
+        now: Monotonic,
+    ) -> Option<usize> {
+        let SetUpResponse { token, client_iv, .. } = self.response.take()?;
         let challenge = &self.options.challenge;
-        let open = |key: &TokenKey| key.open(&token, challenge);
+        let open = |(index, key): (usize, &TokenKey)| Some((index, key.open(&token, challenge)?));
         // All are tried, also behind the right one: time tells nothing.
-        let found = candidates.map(|all| all.iter().filter_map(open).collect::<Vec<_>>());
-        let keys = match found.map(|mut keys| keys.pop()) {
+        let found =
+            candidates.map(|all| all.iter().enumerate().filter_map(open).collect::<Vec<_>>());
+        let (index, keys) = match found.map(|mut keys| keys.pop()) {
             Some(Some(keys)) => keys,
             refused => {
                 let busy = refused.is_none();
                 let accept = if busy { Accept::TEMPORARY_RESOURCE_LIMIT } else { Accept::FAILURE };
                 self.send(&ServerStart::unauthenticated(accept.0, 0));
                 self.close(if busy { ServerError::Busy } else { ServerError::BadKey });
-                return false;
+                return None;
             }
         };
         let server_iv = self.options.server_iv;
@@ -44,7 +47,7 @@ impl ControlServer {
         self.keys = Some(keys);
         self.state = State::Request;
         self.advance(now);
-        true
+        Some(index)
     }
 
     pub(super) fn set_up(&mut self, response: SetUpResponse) -> Result<(), ServerError> {

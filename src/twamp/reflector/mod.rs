@@ -97,8 +97,8 @@ impl Reflector {
         Self {
             local_port,
             sessions: HashMap::new(),
+            recent: recent(&sessionless),
             open: Open::new(sessionless),
-            recent: RecentReplies::new(),
             counters,
         }
     }
@@ -112,6 +112,7 @@ impl Reflector {
             _ => false,
         };
         if !same {
+            self.recent = recent(&sessionless);
             self.open = Open::new(sessionless);
         }
     }
@@ -327,6 +328,13 @@ impl Reflector {
 /// part of what was negotiated.
 fn key(sender: SocketAddr) -> SocketAddr {
     SocketAddr::new(sender.ip(), sender.port())
+}
+
+fn recent(sessionless: &Sessionless) -> RecentReplies {
+    match sessionless {
+        Sessionless::Nobody => RecentReplies::of_sessions(),
+        Sessionless::Light(_) | Sessionless::Stamp(_) => RecentReplies::of_all(),
+    }
 }
 
 impl Open {

@@ -154,7 +154,7 @@ fn answer_one(
         }
         types::TIMESTAMP_INFORMATION => {
             let source = if probed.synchronised { SOURCE_NTP } else { SOURCE_FREE_RUNNING };
-            value.copy_from_slice(&[source, METHOD_SOFTWARE, source, METHOD_SOFTWARE]);
+            value[..4].copy_from_slice(&[source, METHOD_SOFTWARE, source, METHOD_SOFTWARE]);
             true
         }
         types::CLASS_OF_SERVICE => {
@@ -317,6 +317,20 @@ mod tests {
         assert_eq!(area[8..], [0x40, 5, 0, 12, 1, 2]);
         assert!(answer.malformed);
         assert_eq!(answer.tos, Some(0xb8));
+    }
+
+    /// What a longer Timestamp Information says behind its four octets stays, and what is behind it
+    /// is looked at.
+    #[test]
+    fn conformance_119_timestamp_information_may_be_longer() {
+        let long = [0x80, 3, 0, 8, 0, 0, 0, 0, 9, 9, 9, 9];
+        let (area, answer) =
+            answered(&[&long[..], &[0x80, 4, 0, 4, 0xb8, 0, 0, 0]].concat(), &probed());
+        assert_eq!(area[..4], [0, 3, 0, 8]);
+        assert_eq!(area[8..12], [9; 4]);
+        assert_eq!((area[12], answer.tos, answer.malformed), (0, Some(0xb8), false));
+        let (area, answer) = answered(&[0x80, 3, 0, 2, 0, 0], &probed());
+        assert_eq!((area[0], answer.malformed), (flags::MALFORMED, true));
     }
 
     #[test]

@@ -64,6 +64,13 @@ impl Outstanding {
         });
     }
 
+    /// Whether the probe of this number carried `t1`.
+    pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
+        let index = self.probes.front().map(|first| sequence.wrapping_sub(first.sequence));
+        let probe = index.and_then(|index| self.probes.get(index as usize));
+        probe.is_some_and(|probe| probe.t1_wire == t1)
+    }
+
     /// Takes a reply with the number `number` to the probe `sequence` that was sent at `t1`.
     pub(super) fn reply(
         &mut self,

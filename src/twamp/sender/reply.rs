@@ -1,5 +1,7 @@
 //! From a reply to a sample.
 
+use std::mem::swap;
+
 use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
 use crate::{
     proto::{ProbeResult, ProbeStatus, TestOutcome},
@@ -41,11 +43,17 @@ pub(super) struct Held {
 impl SessionSender {
     /// A datagram from the reflector's address and port.
     pub fn handle_reply(&mut self, packet: &[u8], meta: &ReplyMeta, now: Now) {
-        let reply = match self.carrier.format.read_reply(packet) {
+        let mut reply = match self.carrier.format.read_reply(packet) {
             Ok(reply) => reply,
             Err(Unreadable::BadMac) => return self.not_genuine(),
             Err(Unreadable::TooShort) => return self.ignored(),
         };
+        // Some reflectors write T1 and T3 each in the place of the other.
+        let sequence = reply.probe.sequence;
+        let is_t1 = |time| self.outstanding.carried(sequence, time);
+        if !is_t1(reply.probe.timestamp) && is_t1(reply.timestamp) {
+            swap(&mut reply.timestamp, &mut reply.probe.timestamp);
+        }
         let t4 = meta.received;
         let format = reply.error_estimate.format();
         let times =

@@ -131,7 +131,7 @@ impl StampSender {
     /// that does not know identifiers (RFC 8972 §3).
     pub(super) fn is_answer(&mut self, ssid: u16) -> bool {
         self.figures.replies_without_ssid += u64::from(ssid == 0);
-        ssid == 0 || ssid == self.ssid
+        ssid == self.ssid || (ssid == 0 && !self.session.require_ssid)
     }
 
     /// Writes the TLVs of a probe behind its base packet.
@@ -213,11 +213,11 @@ impl StampSender {
     fn is_genuine(&self, sequence: u32, area: &[u8]) -> bool {
         let (true, Some(key)) = (self.session.signs_tlvs(), &self.key) else { return true };
         let hmac = tlv::walk(area).map_while(Result::ok).find(|tlv| tlv.kind == types::HMAC);
+        // Its own flags are not signed: whatever they say, what is not signed is not believed. A
+        // reflector that does not know the TLV did not sign.
         hmac.is_some_and(|tlv| {
-            // A reflector that does not know the TLV did not sign.
-            tlv.flags & flags::UNRECOGNISED != 0
-                || tlv.has_right_length()
-                    && key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])
+            tlv.has_right_length()
+                && key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])
         })
     }
 

@@ -1,5 +1,7 @@
 //! The cryptography of TWAMP (RFC 4656 §3.1 to §3.4, §4.1.2; RFC 5357 §4) and STAMP (RFC 8762 §4.4).
-//! Keys are wiped when they are dropped and never printed; secrets are compared in constant time.
+//! Secrets, session keys and expanded AES keys are wiped when they are dropped, and never printed;
+//! comparisons take constant time. The state of an HMAC, which is not the key but can stand in for
+//! it, lives as long as its session, and the library does not wipe it.
 
 mod control;
 mod stamp;
@@ -15,11 +17,11 @@ use std::fmt;
 
 use aes::{
     Aes128, Block,
-    cipher::{BlockDecryptMut, BlockEncryptMut, InnerIvInit, KeyInit, KeyIvInit},
+    cipher::{BlockDecryptMut, BlockEncryptMut, InnerIvInit, Key, KeyInit, KeyIvInit},
 };
 use hmac::Mac;
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::codes::Sid;
 
@@ -90,11 +92,11 @@ fn packet_decryptor(cipher: &Aes128) -> Decryptor {
 
 fn hmac_sha1(key: &[u8; 32]) -> HmacSha1 {
     // A key of 32 octets is no longer than a block of the hash: it is padded, never refused.
-    <HmacSha1 as KeyInit>::new(&hmac_block(key).into())
+    <HmacSha1 as KeyInit>::new(Key::<HmacSha1>::from_slice(&*hmac_block(key)))
 }
 
-fn hmac_block(key: &[u8; 32]) -> [u8; 64] {
-    let mut block = [0; 64];
+fn hmac_block(key: &[u8; 32]) -> Zeroizing<[u8; 64]> {
+    let mut block = Zeroizing::new([0; 64]);
     block[..32].copy_from_slice(key);
     block
 }

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use aes::cipher::KeyInit;
+use aes::cipher::{Key, KeyInit};
 use hmac::Mac;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use super::{BLOCK_OCTETS, same, truncated};
 
@@ -21,13 +22,13 @@ pub struct StampKey {
 impl StampKey {
     /// From the octets of a secret, as they are.
     pub fn new(secret: &[u8]) -> Self {
-        let mut block = [0; HASH_BLOCK_OCTETS];
+        let mut block = Zeroizing::new([0; HASH_BLOCK_OCTETS]);
         if secret.len() > HASH_BLOCK_OCTETS {
             block[..32].copy_from_slice(&Sha256::digest(secret));
         } else {
             block[..secret.len()].copy_from_slice(secret);
         }
-        Self { mac: <HmacSha256 as KeyInit>::new(&block.into()) }
+        Self { mac: <HmacSha256 as KeyInit>::new(Key::<HmacSha256>::from_slice(&*block)) }
     }
 
     /// The HMAC over two texts, one behind the other.
