@@ -66,9 +66,14 @@ impl Outstanding {
 
     /// Whether the probe of this number carried `t1`.
     pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
-        let index = self.probes.front().map(|first| sequence.wrapping_sub(first.sequence));
-        let probe = index.and_then(|index| self.probes.get(index as usize));
-        probe.is_some_and(|probe| probe.t1_wire == t1)
+        self.index(sequence, t1).is_some()
+    }
+
+    /// Where the probe of this number is, if it carried `t1`.
+    fn index(&self, sequence: u32, t1: u64) -> Option<usize> {
+        let index = sequence.wrapping_sub(self.probes.front()?.sequence) as usize;
+        let probe = self.probes.get(index)?;
+        (probe.t1_wire == t1).then_some(index)
     }
 
     /// Takes a reply with the number `number` to the probe `sequence` that was sent at `t1`.
@@ -80,13 +85,8 @@ impl Outstanding {
         loss_timeout_ns: u64,
         now: Monotonic,
     ) -> Reply {
-        let Some(first) = self.probes.front().map(|probe| probe.sequence) else {
-            return Reply::Unknown;
-        };
-        let index = sequence.wrapping_sub(first) as usize;
-        let Some(probe) = self.probes.get_mut(index).filter(|probe| probe.t1_wire == t1) else {
-            return Reply::Unknown;
-        };
+        let Some(index) = self.index(sequence, t1) else { return Reply::Unknown };
+        let probe = &mut self.probes[index];
         if let Some(first) = probe.answer {
             if first != number && index < self.settled {
                 self.direction.duplicated(number);
