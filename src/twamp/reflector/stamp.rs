@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    PacketMeta,
+    PacketMeta, header,
     stamp_tlvs::{Probed, ProbedState, TlvAnswer, answer},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
@@ -18,7 +18,7 @@ use crate::{
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
     wire::{
         crypto::StampKey,
-        format::{PacketFormat, ProbeHeader, Protection, ReplyHeader, STAMP_OCTETS, Unreadable},
+        format::{PacketFormat, ProbeHeader, Protection, STAMP_OCTETS, Unreadable},
     },
 };
 
@@ -174,15 +174,9 @@ impl Stamp {
         let Some(reply) = reply.get_mut(..octets) else { return Verdict::TooShort };
         let state = self.take((meta.source, probe.ssid), key, now);
         let sequence = state.map_or(probe.sequence, |state| state.sent.wrapping_sub(1));
-        let header = ReplyHeader {
-            sequence,
-            timestamp: 0,
-            error_estimate: error_estimate.with_format(self.policy.timestamps),
-            receive_timestamp: self.policy.timestamps.encode(meta.received),
-            probe: *probe,
-            sender_ttl: meta.ttl.unwrap_or(255),
-            sender_tos: None,
-        };
+        let timestamps = self.policy.timestamps;
+        let estimate = error_estimate.with_format(timestamps);
+        let header = header(meta, probe, sequence, estimate, timestamps.encode(meta.received));
         reply[..base].fill(0);
         self.format(key).write_reply(&header, reply);
         let mut tlvs = TlvAnswer::default();
