@@ -61,14 +61,7 @@ fuzz_target!(|data: &[u8]| {
     for (choice, piece) in shared::pieces(data) {
         now = now.plus_ns(u64::from(choice) * 10_000_000);
         client.handle_timeout(now);
-        let mut octets = piece.to_vec();
-        if let Some(sealer) = &mut sealer
-            && octets.len() >= 32
-            && choice & 1 == 0
-        {
-            octets.truncate(octets.len() / 16 * 16);
-            sealer.seal(&mut octets);
-        }
+        let octets = shared::sealed(&mut sealer, choice, piece);
         client.handle_input(&octets, now);
         if choice & 2 != 0 {
             client.stop(now);

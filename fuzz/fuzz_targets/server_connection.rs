@@ -46,14 +46,7 @@ fuzz_target!(|data: &[u8]| {
     for (choice, piece) in std::iter::once((0, &[][..])).chain(shared::pieces(data)) {
         now = now.plus_ns(u64::from(choice) * 1_000_000_000);
         server.handle_timeout(now);
-        let mut octets = piece.to_vec();
-        if let Some(sealer) = &mut sealer
-            && octets.len() >= 32
-            && choice & 1 == 0
-        {
-            octets.truncate(octets.len() / 16 * 16);
-            sealer.seal(&mut octets);
-        }
+        let octets = shared::sealed(&mut sealer, choice, piece);
         server.handle_input(&octets, now);
         while let Some(action) = server.poll_action() {
             match action {

@@ -1,10 +1,12 @@
 //! What the targets share: an input is a head of choices, and behind it pieces with their lengths.
 
+#![allow(dead_code, reason = "each target uses some of it")]
+
 use std::sync::Arc;
 
 use twamp_agent::wire::{
     codes::{Modes, Sid},
-    crypto::{SessionKeys, StampKey},
+    crypto::{Sealer, SessionKeys, StampKey},
     format::{PacketFormat, Protection},
 };
 
@@ -36,4 +38,18 @@ pub fn pieces(mut data: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
         data = rest;
         Some((choice, piece))
     })
+}
+
+/// A piece as the other end sends it: with its HMAC and encrypted where keys are agreed and the
+/// choice is so, otherwise as it is.
+pub fn sealed(sealer: &mut Option<Sealer>, choice: u8, piece: &[u8]) -> Vec<u8> {
+    let mut octets = piece.to_vec();
+    if let Some(sealer) = sealer
+        && octets.len() >= 32
+        && choice & 1 == 0
+    {
+        octets.truncate(octets.len() / 16 * 16);
+        sealer.seal(&mut octets);
+    }
+    octets
 }
