@@ -10,7 +10,6 @@ use twamp_agent::wire::{
     individual::{self, IndividualHeader},
     request::{AcceptSession, RequestTwSession},
 };
-use zerocopy::IntoBytes;
 
 fn check<M: Layout>(data: &[u8]) {
     if let Some(message) = M::read(data) {
