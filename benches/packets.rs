@@ -108,6 +108,7 @@ fn without_session(authenticated: Option<bool>) -> Reflector {
     let prefix = "0.0.0.0/0".parse().expect("a prefix");
     let policy = match authenticated {
         None => Sessionless::Light(LightPolicy {
+            maximum_packets_per_second: None,
             prefixes: vec![prefix],
             stateful: true,
             refwait_ns: u64::MAX,

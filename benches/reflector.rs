@@ -28,7 +28,7 @@ use twamp_agent::{
     net::free_port,
     proto,
     session::server::{Registry, ServerRole},
-    supervise::Tasks,
+    supervise::{Pulse, Tasks},
 };
 
 const BATCH: usize = 32;
@@ -162,6 +162,7 @@ fn reflector(length: Duration) -> Figures {
         listen: vec![address],
         prefixes: vec!["127.0.0.0/8".into()],
         stateful: true,
+        ..Default::default()
     };
     let server = proto::ServerConfig { light: Some(light), ..Default::default() };
     let document = proto::AgentConfig { server: Some(server), ..Default::default() };
@@ -176,7 +177,10 @@ fn reflector(length: Duration) -> Figures {
             let tasks = Tasks::new();
             let (_config, receiver) = watch::channel(config);
             let (applied, mut in_force) = watch::channel(None);
-            tasks.spawn("role", ServerRole::new(inside, receiver, tasks.clone()).run(applied));
+            tasks.spawn(
+                "role",
+                ServerRole::new(inside, receiver, tasks.clone()).run(applied, Pulse::default()),
+            );
             in_force.wait_for(Option::is_some).await.expect("the role");
             ready.send(()).expect("the main thread");
             let _ = ended.await;

@@ -58,6 +58,8 @@ fn violations(error: &ApplyError) -> String {
         ApplyError::Refused(all) => all.iter().map(|r| line(&r.field, &r.description)).collect(),
         ApplyError::Stale { .. }
         | ApplyError::RequestReused(_)
+        | ApplyError::NoRevision(_)
+        | ApplyError::NotWaiting { .. }
         | ApplyError::Store(_)
         | ApplyError::Ending => String::new(),
     }

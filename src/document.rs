@@ -1,6 +1,8 @@
 //! YAML and JSON form of the messages of the API: the JSON mapping of proto3 with the names of the
 //! `.proto`. In YAML and JSON alike, values of enums may be written without their prefix.
 
+mod differences;
+
 use std::{fmt::Write, sync::OnceLock};
 
 use prost::Message;
@@ -8,6 +10,8 @@ use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, Ser
 use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
+
+pub use differences::differences;
 
 use crate::proto::{self, DESCRIPTORS};
 

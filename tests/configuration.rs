@@ -21,7 +21,7 @@ use twamp_agent::{
         AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode, ClientConfig,
         ClientList, ControlConnection, ControlType, DESCRIPTORS, Key, KeyChain, LightServer,
         ListenAddress, ServerConfig, StampServer, StampServerSession, StampSession, StorageConfig,
-        TestPort, TestPortMode, TestSession,
+        TestPort, TestPortMode, TestSession, Thresholds,
     },
 };
 
@@ -50,6 +50,10 @@ fn connection(config: &mut AgentConfig) -> &mut ControlConnection {
 
 fn session(config: &mut AgentConfig) -> &mut TestSession {
     &mut connection(config).test_sessions[0]
+}
+
+fn thresholds(config: &mut AgentConfig) -> &mut Thresholds {
+    session(config).thresholds.get_or_insert_default()
 }
 
 fn stamp_connection(config: &mut AgentConfig) -> &mut ControlConnection {
@@ -170,6 +174,22 @@ fn numeric_fields() -> Vec<Numeric> {
         "ServerConfig" "tcp_keepcnt" "server.tcp_keepcnt" TCP_KEEPCNT 1, |c, v| server(c).tcp_keepcnt = Some(v as u32);
         "ServerConfig" "refwait" "server.refwait" REFWAIT 1, |c, v| server(c).refwait = duration(v);
         "ListenAddress" "port" "server.listen[0].port" PORT 1, |c, v| server(c).listen[0].port = Some(v as u32);
+        "ControlConnection" "retry_backoff_max" "C.retry_backoff_max" RETRY_BACKOFF_MAX 1, |c, v| connection(c).retry_backoff_max = duration(v);
+        "Thresholds" "successive_loss" "C.test_sessions[0].thresholds.successive_loss" SUCCESSIVE_LOSS 1, |c, v| thresholds(c).successive_loss = Some(v as u32);
+        "Thresholds" "total_loss" "C.test_sessions[0].thresholds.total_loss" TOTAL_LOSS 1, |c, v| thresholds(c).total_loss = Some(v as u32);
+        "Thresholds" "rtt" "C.test_sessions[0].thresholds.rtt" DELAY_THRESHOLD 1, |c, v| thresholds(c).rtt = duration(v);
+        "Thresholds" "max_rtt" "C.test_sessions[0].thresholds.max_rtt" DELAY_THRESHOLD 1, |c, v| thresholds(c).max_rtt = duration(v);
+        "Thresholds" "jitter_rtt" "C.test_sessions[0].thresholds.jitter_rtt" DELAY_THRESHOLD 1, |c, v| thresholds(c).jitter_rtt = duration(v);
+        "Thresholds" "std_dev_rtt" "C.test_sessions[0].thresholds.std_dev_rtt" DELAY_THRESHOLD 1, |c, v| thresholds(c).std_dev_rtt = duration(v);
+        "Thresholds" "egress_time" "C.test_sessions[0].thresholds.egress_time" DELAY_THRESHOLD 1, |c, v| thresholds(c).egress_time = duration(v);
+        "Thresholds" "jitter_egress" "C.test_sessions[0].thresholds.jitter_egress" DELAY_THRESHOLD 1, |c, v| thresholds(c).jitter_egress = duration(v);
+        "Thresholds" "std_dev_egress" "C.test_sessions[0].thresholds.std_dev_egress" DELAY_THRESHOLD 1, |c, v| thresholds(c).std_dev_egress = duration(v);
+        "Thresholds" "ingress_time" "C.test_sessions[0].thresholds.ingress_time" DELAY_THRESHOLD 1, |c, v| thresholds(c).ingress_time = duration(v);
+        "Thresholds" "jitter_ingress" "C.test_sessions[0].thresholds.jitter_ingress" DELAY_THRESHOLD 1, |c, v| thresholds(c).jitter_ingress = duration(v);
+        "Thresholds" "std_dev_ingress" "C.test_sessions[0].thresholds.std_dev_ingress" DELAY_THRESHOLD 1, |c, v| thresholds(c).std_dev_ingress = duration(v);
+        "Thresholds" "clear_percent" "C.test_sessions[0].thresholds.clear_percent" CLEAR_PERCENT 1, |c, v| thresholds(c).clear_percent = Some(v as u32);
+        "Thresholds" "clear_after" "C.test_sessions[0].thresholds.clear_after" CLEAR_AFTER 1, |c, v| thresholds(c).clear_after = Some(v as u32);
+        "LightServer" "maximum_packets_per_second" "server.light.maximum_packets_per_second" PACKETS_PER_SECOND 1, |c, v| server(c).light.as_mut().unwrap().maximum_packets_per_second = Some(v as u32);
         "StorageConfig" "retention_age" "storage.retention_age" RETENTION_AGE 1, |c, v| c.storage.as_mut().unwrap().retention_age = duration(v);
         "StorageConfig" "retention_octets" "storage.retention_octets" RETENTION_OCTETS 1, |c, v| c.storage.as_mut().unwrap().retention_octets = Some(v);
     }
@@ -210,6 +230,9 @@ fn durations_that_are_none_are_refused() {
         connection(&mut config).test_interval = Some(prost_types::Duration { seconds, nanos });
         assert_eq!(wrong_fields(&config), [format!("{C}.test_interval")], "{seconds} {nanos}");
     }
+    let mut config = good();
+    connection(&mut config).retry_backoff_max = duration(SECOND - 1);
+    assert_eq!(wrong_fields(&config), [format!("{C}.retry_backoff_max")], "below test_interval");
     let mut config = good();
     connection(&mut config).tcp_keepidle = duration(1_500_000_000);
     assert_eq!(wrong_fields(&config), [format!("{C}.tcp_keepidle")], "whole seconds");

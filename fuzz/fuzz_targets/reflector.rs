@@ -30,6 +30,7 @@ fuzz_target!(|data: &[u8]| {
     let sessionless = match head & 3 {
         0 => Sessionless::Nobody,
         1 => Sessionless::Light(LightPolicy {
+            maximum_packets_per_second: None,
             prefixes: vec![prefix],
             stateful: head & 8 != 0,
             refwait_ns: 1_000_000_000,

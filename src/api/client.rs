@@ -1,5 +1,9 @@
 //! `ClientService`.
 
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio::{sync::watch, time::sleep};
 use tonic::{Request, Response, Status};
 
 use super::{Context, error, services::client_service_server::ClientService};
@@ -8,12 +12,15 @@ use crate::{
     proto::{
         ControlConnection, ListConnectionsRequest, ListConnectionsResponse, ProbeServerRequest,
         ProbeServerResponse, StartConnectionsRequest, StartConnectionsResponse,
-        StopConnectionsRequest, StopConnectionsResponse, TestSession,
+        StopConnectionsRequest, StopConnectionsResponse, TestSession, WatchConnectionsRequest,
+        WatchConnectionsResponse,
     },
 };
 
 /// Time for each step of trying a server, where none is given.
 const PROBE_TIMEOUT_SECONDS: i64 = 5;
+/// Changes that follow each other this closely are told together.
+const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 #[tonic::async_trait]
 impl ClientService for Context {
@@ -29,6 +36,39 @@ impl ClientService for Context {
             revision: self.control.committed_revision(),
             applied_revision: self.control.applied_revision(),
         }))
+    }
+
+    type WatchConnectionsStream =
+        Pin<Box<dyn Stream<Item = Result<WatchConnectionsResponse, Status>> + Send + 'static>>;
+
+    async fn watch_connections(
+        &self,
+        request: Request<WatchConnectionsRequest>,
+    ) -> Result<Response<Self::WatchConnectionsStream>, Status> {
+        let names = request.into_inner().names;
+        self.control.clients().list(&names).map_err(|error| error::by_hand(&error))?;
+        let watch = Watch {
+            context: self.clone(),
+            numbers: self.control.clients().changes(),
+            names,
+            seen: None,
+            known: BTreeSet::new(),
+        };
+        let messages = stream::unfold(watch, |mut watch| async move {
+            let token = watch.context.token.clone();
+            let message = tokio::select! {
+                message = watch.next() => message?,
+                () = token.cancelled() => return Some((Err(error::ending()), watch)),
+            };
+            Some((Ok(message), watch))
+        });
+        // The end is told once.
+        let token = self.token.clone();
+        let messages = messages.scan(false, move |ended, message| {
+            let goes_on = !std::mem::replace(ended, token.is_cancelled());
+            std::future::ready(goes_on.then_some(message))
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn start_connections(
@@ -57,6 +97,36 @@ impl ClientService for Context {
         match self.control.clients().probe(&config).await {
             Some(found) => Ok(Response::new(found)),
             None => Err(Status::resource_exhausted("too many servers are being tried: try later")),
+        }
+    }
+}
+
+/// What one watcher was told.
+struct Watch {
+    context: Context,
+    numbers: watch::Receiver<u64>,
+    names: Vec<String>,
+    /// Everything up to this change; `None` before the first message.
+    seen: Option<u64>,
+    known: BTreeSet<String>,
+}
+
+impl Watch {
+    /// The next message; `None` where nothing can change any more.
+    async fn next(&mut self) -> Option<WatchConnectionsResponse> {
+        loop {
+            let number = *self.numbers.borrow_and_update();
+            // What changes while it is read is read again.
+            let since = self.seen.replace(number);
+            let clients = self.context.control.clients();
+            let (connections, present) = clients.changed_since(&self.names, since.unwrap_or(0));
+            let removed: Vec<String> = self.known.difference(&present).cloned().collect();
+            self.known = present;
+            if since.is_none() || !connections.is_empty() || !removed.is_empty() {
+                return Some(WatchConnectionsResponse { connections, removed });
+            }
+            self.numbers.changed().await.ok()?;
+            sleep(WATCH_PAUSE).await;
         }
     }
 }

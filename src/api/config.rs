@@ -3,9 +3,13 @@
 use tonic::{Request, Response, Status};
 
 use super::{Context, connection::author, error, services::config_service_server::ConfigService};
-use crate::proto::{
-    ApplyConfigRequest, ApplyConfigResponse, GetConfigRequest, GetConfigResponse,
-    ListRevisionsRequest, ListRevisionsResponse,
+use crate::{
+    proto::{
+        ApplyConfigRequest, ApplyConfigResponse, ConfirmConfigRequest, ConfirmConfigResponse,
+        GetConfigRequest, GetConfigResponse, ListRevisionsRequest, ListRevisionsResponse,
+        RollbackConfigRequest, RollbackConfigResponse,
+    },
+    time::UnixTime,
 };
 
 #[tonic::async_trait]
@@ -16,13 +20,23 @@ impl ConfigService for Context {
     ) -> Result<Response<GetConfigResponse>, Status> {
         let revision = request.into_inner().revision;
         match self.control.revision(revision).await.map_err(error::store)? {
-            Some(stored) => Ok(Response::new(GetConfigResponse {
-                config: stored.config,
-                revision: stored.revision,
-            })),
+            Some(stored) => {
+                let number = stored.revision.as_ref().map_or(0, |revision| revision.revision);
+                let current = number == self.control.committed_revision();
+                let confirm_until = match current {
+                    true => self.control.confirm_until().await.map_err(error::store)?,
+                    false => None,
+                };
+                Ok(Response::new(GetConfigResponse {
+                    config: stored.config,
+                    revision: stored.revision,
+                    changes: stored.answer.map(|answer| answer.changes).unwrap_or_default(),
+                    confirm_until: confirm_until.map(UnixTime::to_proto),
+                }))
+            }
             None if revision == 0 => Ok(Response::new(GetConfigResponse {
                 config: Some(Default::default()),
-                revision: None,
+                ..GetConfigResponse::default()
             })),
             None => Err(Status::not_found(format!(
                 "revision {revision} was never made or is no longer kept: see ListRevisions"
@@ -37,6 +51,27 @@ impl ConfigService for Context {
         let author = author(request.extensions());
         let applied = self.control.apply(request.into_inner(), author).await;
         applied.map(Response::new).map_err(error::apply)
+    }
+
+    async fn confirm_config(
+        &self,
+        request: Request<ConfirmConfigRequest>,
+    ) -> Result<Response<ConfirmConfigResponse>, Status> {
+        let author = author(request.extensions());
+        let revision = self.control.confirm(request.into_inner().revision, author).await;
+        let revision = revision.map_err(error::apply)?;
+        Ok(Response::new(ConfirmConfigResponse { revision }))
+    }
+
+    async fn rollback_config(
+        &self,
+        request: Request<RollbackConfigRequest>,
+    ) -> Result<Response<RollbackConfigResponse>, Status> {
+        let author = author(request.extensions());
+        let applied = self.control.roll_back(request.into_inner(), author).await;
+        let ApplyConfigResponse { revision, changes, warnings, confirm_until } =
+            applied.map_err(error::apply)?;
+        Ok(Response::new(RollbackConfigResponse { revision, changes, warnings, confirm_until }))
     }
 
     async fn list_revisions(

@@ -1,21 +1,22 @@
 //! The configured connections of the client role, by name.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    model::{AgentConfig, ControlConnection},
+    model::{AgentConfig, ControlConnection, Standing},
+    net::{NetworkChanges, TcpDirectory},
     proto::{Connection, ProbeServerResponse, Statistics},
     results::Results,
     session::{
         Derivation,
-        client::{ConnectionHandle, probe_server},
+        client::{ClientContext, ConnectionHandle, probe_server},
     },
     supervise::Tasks,
 };
@@ -38,8 +39,7 @@ pub enum ByHandError {
 #[derive(Debug)]
 pub struct Clients {
     inner: Mutex<Inner>,
-    results: Arc<Results>,
-    derivation: Arc<Derivation>,
+    context: ClientContext,
     /// Servers that may be tried by hand at the same time.
     probes: Semaphore,
     /// Of the connections alone.
@@ -54,10 +54,22 @@ struct Inner {
 }
 
 impl Clients {
-    pub(super) fn new(results: Arc<Results>) -> Self {
+    pub(super) fn new(results: Arc<Results>, network: watch::Receiver<NetworkChanges>) -> Self {
         let derivation = Arc::new(Derivation::of_clients());
+        let context = ClientContext { results, derivation, network, changes: Arc::default() };
         let probes = Semaphore::new(MAXIMUM_PROBES);
-        Self { inner: Mutex::default(), results, derivation, probes, tasks: Tasks::new() }
+        Self { inner: Mutex::default(), context, probes, tasks: Tasks::new() }
+    }
+
+    /// How the sessions of a connection can be changed now.
+    pub fn standing(&self, name: &str) -> Standing {
+        let handle = self.lock().connections.get(name).cloned();
+        handle.map_or(Standing::Down, |handle| handle.standing())
+    }
+
+    /// Numbers of changes, for whoever waits for one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.context.changes.latest()
     }
 
     /// Ends all connections, before the rest of the agent: one that measures to itself finds its
@@ -69,7 +81,7 @@ impl Clients {
     /// Tries a server once; `None` where too many are being tried.
     pub async fn probe(&self, config: &ControlConnection) -> Option<ProbeServerResponse> {
         let _permit = self.probes.try_acquire().ok()?;
-        Some(probe_server(config, &self.derivation).await)
+        Some(probe_server(config, &self.context.derivation).await)
     }
 
     /// Which connections are up.
@@ -82,6 +94,7 @@ impl Clients {
     /// Starts what is new, changes what is different, removes what is gone.
     pub(super) fn follow(&self, config: &AgentConfig, revision: u64) {
         let mut inner = self.lock();
+        let count = inner.connections.len();
         inner.connections.retain(|name, handle| {
             let stays = config.connections.contains_key(name);
             if !stays {
@@ -89,6 +102,9 @@ impl Clients {
             }
             stays
         });
+        if inner.connections.len() < count {
+            self.context.changes.removed();
+        }
         for (name, wanted) in &config.connections {
             match inner.connections.get(name) {
                 Some(handle) => handle.configure(wanted.clone(), revision),
@@ -96,8 +112,7 @@ impl Clients {
                     let handle = ConnectionHandle::start(
                         wanted.clone(),
                         revision,
-                        &self.results,
-                        &self.derivation,
+                        &self.context,
                         &self.tasks,
                     );
                     inner.connections.insert(name.clone(), Arc::new(handle));
@@ -118,7 +133,29 @@ impl Clients {
 
     /// The connections of these names, or all, sorted by name.
     pub fn list(&self, names: &[String]) -> Result<Vec<Connection>, ByHandError> {
-        Ok(self.named(names)?.iter().map(|(_, handle)| handle.snapshot()).collect())
+        let mut all: Vec<Connection> =
+            self.named(names)?.iter().map(|(_, handle)| handle.snapshot()).collect();
+        add_tcp_facts(&mut all);
+        Ok(all)
+    }
+
+    /// Those of these connections, or of all, that changed behind a number, and the names of all
+    /// that there are.
+    pub fn changed_since(
+        &self,
+        names: &[String],
+        number: u64,
+    ) -> (Vec<Connection>, BTreeSet<String>) {
+        let handles: Vec<Named> = {
+            let inner = self.lock();
+            let wanted = |name: &String| names.is_empty() || names.contains(name);
+            let connections = inner.connections.iter().filter(|(name, _)| wanted(name));
+            connections.map(|(name, handle)| (name.clone(), handle.clone())).collect()
+        };
+        let changed = handles.iter().filter(|(_, handle)| handle.changed() > number);
+        let mut changed: Vec<Connection> = changed.map(|(_, handle)| handle.snapshot()).collect();
+        add_tcp_facts(&mut changed);
+        (changed, handles.into_iter().map(|(name, _)| name).collect())
     }
 
     /// One attempt at once for each of these, or of all that are active.
@@ -185,6 +222,17 @@ impl Clients {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the kernel knows of their TCP connections.
+fn add_tcp_facts(connections: &mut [Connection]) {
+    let Ok(directory) = TcpDirectory::open() else { return };
+    for connection in connections {
+        let ends = (connection.local_address.parse(), connection.server_address.parse());
+        if let (Ok(local), Ok(server)) = ends {
+            connection.tcp = directory.facts(local, server);
+        }
     }
 }
 

@@ -16,12 +16,13 @@ pub use commit::ApplyError;
 
 use crate::{
     model::{AgentConfig, ServerConfig, StorageConfig, Violation, parse},
-    net::random,
+    net::{NetworkChanges, clock, follow_network, random},
     proto,
     results::Results,
     session::server::{Registry, ServerRole},
     store::{ConfigStore, StoreError, StoredRevision},
     supervise::{RestartPolicy, Tasks, keep_alive},
+    time::UnixTime,
 };
 use commit::{Commit, Committer};
 use secrets::Digester;
@@ -38,8 +39,17 @@ pub struct Committed {
 }
 
 impl Committed {
-    /// What is stored.
+    /// What is stored; what was not confirmed in time is rolled back before.
     pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
+        let digester = Digester::new(store.digest_key(random::octets())?);
+        if let Err(error) = commit::roll_back_overdue(store, &digester, clock::unix()) {
+            // It is tried again while the agent runs.
+            tracing::error!(%error, "cannot roll back");
+        }
+        Self::stored(store)
+    }
+
+    fn stored(store: &ConfigStore) -> Result<Self, LoadError> {
         let Some(stored) = store.current()? else { return Ok(Self::default()) };
         let revision = stored.revision.map_or(0, |revision| revision.revision);
         match parse(&stored.config.unwrap_or_default()) {
@@ -105,8 +115,27 @@ impl Control {
         let (publish, committed_receiver) = watch::channel(committed);
         let (commits, requests) = mpsc::channel(COMMITS);
         let digester = Digester::new(store.digest_key(random::octets())?);
-        let committer = Committer::new(store.clone(), results.clone(), publish, digester.clone())?;
-        tasks.spawn("commit", committer.run(requests, tasks.token()));
+        let (network, network_changes) = watch::channel(NetworkChanges::default());
+        tasks.spawn("network", follow_network(network, tasks.token()));
+        let clients = Arc::new(Clients::new(results.clone(), network_changes));
+        let committer = Committer {
+            store: store.clone(),
+            results: results.clone(),
+            clients: clients.clone(),
+            publish,
+            digester: digester.clone(),
+        };
+        let requests = Arc::new(tokio::sync::Mutex::new(requests));
+        let (token, commit_token) = (tasks.token(), tasks.token());
+        tasks.spawn(
+            "commit",
+            keep_alive(
+                token,
+                RestartPolicy::default(),
+                move |pulse| committer.clone().run(requests.clone(), commit_token.clone(), pulse),
+                |text, last| tracing::error!(text, last, "the commit task failed"),
+            ),
+        );
 
         let registry = Registry::new();
         let (server, server_config) = watch::channel(None);
@@ -117,23 +146,31 @@ impl Control {
             keep_alive(
                 tasks.token(),
                 RestartPolicy::default(),
-                move || {
+                move |pulse| {
                     let (registry, config) = (role_registry.clone(), server_config.clone());
-                    ServerRole::new(registry, config, role_tasks.clone()).run(applied.clone())
+                    let role = ServerRole::new(registry, config, role_tasks.clone());
+                    role.run(applied.clone(), pulse)
                 },
                 |text, last| tracing::error!(text, last, "the server role failed"),
             ),
         );
-        let clients = Arc::new(Clients::new(results.clone()));
-        let follow = reconcile::follow(
-            committed_receiver.clone(),
-            clients.clone(),
-            server,
-            server_applied.clone(),
-            results.clone(),
-            tasks.token(),
+        let reconciler = reconcile::Reconciler {
+            committed: committed_receiver.clone(),
+            clients: clients.clone(),
+            server: Arc::new(server),
+            server_applied: server_applied.clone(),
+            results: results.clone(),
+            token: tasks.token(),
+        };
+        tasks.spawn(
+            "reconcile",
+            keep_alive(
+                tasks.token(),
+                RestartPolicy::default(),
+                move |pulse| reconciler.clone().follow(pulse),
+                |text, last| tracing::error!(text, last, "the reconcile task failed"),
+            ),
         );
-        tasks.spawn("reconcile", follow);
         let committed = committed_receiver;
         Ok(Self { store, digester, commits, committed, clients, registry, server_applied })
     }
@@ -144,7 +181,30 @@ impl Control {
         request: proto::ApplyConfigRequest,
         author: String,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        commit::ask(&self.commits, request, author).await
+        commit::ask(&self.commits, |answer| Commit::Apply(Box::new(request), author, answer)).await
+    }
+
+    /// Goes back to a revision.
+    pub async fn roll_back(
+        &self,
+        request: proto::RollbackConfigRequest,
+        author: String,
+    ) -> Result<proto::ApplyConfigResponse, ApplyError> {
+        commit::ask(&self.commits, |answer| Commit::RollBack(request, author, answer)).await
+    }
+
+    /// Makes a revision stay that waits to be confirmed; 0 for whichever does. Returns it.
+    pub async fn confirm(&self, revision: u64, author: String) -> Result<u64, ApplyError> {
+        commit::ask(&self.commits, |answer| Commit::Confirm(revision, author, answer)).await
+    }
+
+    /// Until when the current revision waits to be confirmed.
+    pub async fn confirm_until(&self) -> Result<Option<UnixTime>, StoreError> {
+        let store = self.store.clone();
+        let read = move || store.unconfirmed();
+        let unconfirmed =
+            tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)??;
+        Ok(unconfirmed.map(|(_, unconfirmed)| UnixTime(unconfirmed.until_unix_ns)))
     }
 
     /// The document of a revision, or of the current one with 0, without its secrets; `None` where

@@ -3,40 +3,55 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Committed};
-use crate::{model::ServerConfig, results::Results};
+use crate::{model::ServerConfig, results::Results, supervise::Pulse};
 
 /// How long the client role waits for the server role.
 const SERVER_FIRST: Duration = Duration::from_millis(50);
 
-pub(super) async fn follow(
-    mut committed: watch::Receiver<Committed>,
-    clients: Arc<Clients>,
-    server: watch::Sender<Option<Arc<ServerConfig>>>,
-    mut server_applied: watch::Receiver<Option<Arc<ServerConfig>>>,
-    results: Arc<Results>,
-    token: CancellationToken,
-) {
-    loop {
-        let Committed { revision, config } = committed.borrow_and_update().clone();
-        server.send_if_modified(|running| {
-            let differs = *running != config.server;
-            running.clone_from(&config.server);
-            differs
-        });
-        // An agent that measures to itself finds its server open.
-        let applied = server_applied.wait_for(|applied| *applied == config.server);
-        let _ = timeout(SERVER_FIRST, applied).await;
-        clients.follow(&config, revision);
-        results.follow_config(&config);
-        tokio::select! {
-            changed = committed.changed() => if changed.is_err() {
-                return;
-            },
-            () = token.cancelled() => return,
+/// What is compared, and what is made to follow.
+#[derive(Clone)]
+pub(super) struct Reconciler {
+    pub(super) committed: watch::Receiver<Committed>,
+    pub(super) clients: Arc<Clients>,
+    pub(super) server: Arc<watch::Sender<Option<Arc<ServerConfig>>>>,
+    pub(super) server_applied: watch::Receiver<Option<Arc<ServerConfig>>>,
+    pub(super) results: Arc<Results>,
+    pub(super) token: CancellationToken,
+}
+
+impl Reconciler {
+    /// Follows until the token is cancelled.
+    pub(super) async fn follow(mut self, pulse: Pulse) {
+        loop {
+            let Committed { revision, config } = self.committed.borrow_and_update().clone();
+            self.server.send_if_modified(|running| {
+                let differs = *running != config.server;
+                running.clone_from(&config.server);
+                differs
+            });
+            // An agent that measures to itself finds its server open.
+            let applied = self.server_applied.wait_for(|applied| *applied == config.server);
+            let _ = timeout(SERVER_FIRST, applied).await;
+            self.clients.follow(&config, revision);
+            self.results.follow_config(&config);
+            loop {
+                pulse.beat();
+                tokio::select! {
+                    changed = self.committed.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    () = self.token.cancelled() => return,
+                    () = sleep(pulse.rest()) => {}
+                }
+            }
         }
     }
 }

@@ -282,6 +282,7 @@ async fn apply(
         validate_only: dry_run,
         comment,
         request_id: uuid::Uuid::new_v4().to_string(),
+        ..ApplyConfigRequest::default()
     };
     let answer = agent.config().apply_config(request).await?.into_inner();
     print(format, &answer, "ApplyConfigResponse", || applied(&answer, dry_run))

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{AuthenticationMode, Dscp, Extensions, Secret, ServerConfig, StampSession};
+use super::{AuthenticationMode, Dscp, Extensions, Secret, ServerConfig, StampSession, Thresholds};
 use crate::time::TimestampFormat;
 
 /// The whole configuration of an agent.
@@ -94,6 +94,26 @@ pub struct ControlConnection {
     pub sessions: Vec<TestSession>,
     /// Names of the sessions that are configured and not run.
     pub inactive_sessions: Vec<String>,
+    /// Longest pause between two attempts; 0 for one every test interval.
+    pub retry_backoff_max_ns: u64,
+    /// An event when every session has finished a test.
+    pub test_iteration_done_events: bool,
+}
+
+impl ControlConnection {
+    /// Whether silence is a reason to ask name service or the server anew: not where all that is
+    /// known of a reflector is its address.
+    pub fn is_resolved_anew(&self) -> bool {
+        let named = |target: &Option<Endpoint>| matches!(target, Some(Endpoint::Name(_)));
+        self.control_type == ControlType::Managed
+            || named(&self.target)
+            || self.sessions.iter().any(|session| named(&session.target))
+    }
+
+    /// Whether padding is to come back for some session.
+    pub fn reflects(&self) -> bool {
+        self.sessions.iter().any(|session| session.reflected_padding > 0)
+    }
 }
 
 /// When the probes of a test are sent.
@@ -144,6 +164,10 @@ pub struct TestSession {
     pub reflected_padding: u16,
     /// What STAMP adds; there for STAMP alone.
     pub stamp: Option<StampSession>,
+    /// Limits whose crossing is reported.
+    pub thresholds: Thresholds,
+    /// An event when a test has ended.
+    pub test_done_events: bool,
 }
 
 impl TestSession {
@@ -154,20 +178,18 @@ impl TestSession {
             .saturating_add(self.loss_timeout_ns)
     }
 
-    /// Whether a change to `other` must be spoken of on the wire, or needs another socket.
+    /// Whether a change to `other` must be spoken of on the wire, or needs another socket. Of the
+    /// loss timeout the reflector is told too, but it uses it only once the session is stopped.
     pub fn needs_renegotiation(&self, other: &Self) -> bool {
-        (&self.name, &self.target, self.destination_port, self.source_address, self.source_port)
-            != (
-                &other.name,
-                &other.target,
-                other.destination_port,
-                other.source_address,
-                other.source_port,
+        let wire = |session: &Self| {
+            (
+                (session.target.clone(), session.destination_port),
+                (session.source_address, session.source_port),
+                (session.data_size, session.dscp, session.timestamps),
+                (session.reflected_padding, session.stamp.clone()),
             )
-            || (self.data_size, self.dscp, self.ttl, self.loss_timeout_ns)
-                != (other.data_size, other.dscp, other.ttl, other.loss_timeout_ns)
-            || (self.timestamps, self.reflected_padding, &self.stamp)
-                != (other.timestamps, other.reflected_padding, &other.stamp)
+        };
+        wire(self) != wire(other)
     }
 }
 

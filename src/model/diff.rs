@@ -1,10 +1,27 @@
 //! What lies between two configurations, and what running measurements see of it.
 
-use super::{AgentConfig, ControlConnection, ControlType};
+use super::{AgentConfig, ControlConnection, ControlType, TestSession};
 use crate::proto::{Change, ChangeEffect, ChangeKind};
 
+/// How a connection stands, which decides what a change of its sessions takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// No session of it is started.
+    #[default]
+    Down,
+    /// Its sessions can only be stopped and started together.
+    Together,
+    /// Its sessions can be stopped and started one by one (RFC 5938), or are not negotiated.
+    OneByOne,
+}
+
 /// The differences from `old` to `new`: connections by name, then the server, then storage.
-pub fn changes(old: &AgentConfig, new: &AgentConfig) -> Vec<Change> {
+/// `standing` tells how each connection stands.
+pub fn changes(
+    old: &AgentConfig,
+    new: &AgentConfig,
+    standing: &dyn Fn(&str) -> Standing,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, connection) in &new.connections {
         let path = format!("client/{name}");
@@ -15,11 +32,19 @@ pub fn changes(old: &AgentConfig, new: &AgentConfig) -> Vec<Change> {
             None => changes.push(change(path, ChangeKind::Added, ChangeEffect::Start)),
             Some(before) if before == connection => {}
             Some(before) => {
-                changes.push(change(
-                    path,
-                    ChangeKind::Changed,
-                    connection_effect(before, connection),
-                ));
+                let effect = connection_effect(before, connection, standing(name));
+                let sessions = match effect {
+                    ChangeEffect::Sessions => touched_sessions(before, connection),
+                    ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
+                        connection.sessions.iter().map(|session| session.name.clone()).collect()
+                    }
+                    ChangeEffect::Unspecified
+                    | ChangeEffect::Live
+                    | ChangeEffect::Start
+                    | ChangeEffect::Stop
+                    | ChangeEffect::Listen => Vec::new(),
+                };
+                changes.push(Change { sessions, ..change(path, ChangeKind::Changed, effect) });
             }
         }
     }
@@ -48,34 +73,51 @@ pub fn changes(old: &AgentConfig, new: &AgentConfig) -> Vec<Change> {
 }
 
 /// What a change of a connection does to it while it runs.
-pub fn connection_effect(old: &ControlConnection, new: &ControlConnection) -> ChangeEffect {
+pub fn connection_effect(
+    old: &ControlConnection,
+    new: &ControlConnection,
+    standing: Standing,
+) -> ChangeEffect {
     match (old.inactive, new.inactive) {
         (true, true) => return ChangeEffect::Live,
         (true, false) => return ChangeEffect::Start,
         (false, true) => return ChangeEffect::Stop,
         (false, false) => {}
     }
+    let managed = |c: &ControlConnection| c.control_type == ControlType::Managed;
+    // What the control connection is made of; the rest of it can be set while it is open.
     let transport = |c: &ControlConnection| {
         (
             (c.control_type, c.target.clone(), c.source_address, c.interface.clone()),
-            (c.control_type == ControlType::Managed).then_some((
-                c.destination_port,
-                c.control_dscp,
-                c.keepalive,
-                c.extensions,
-            )),
+            managed(c).then_some((c.destination_port, c.extensions, c.reflects())),
             (c.authentication, c.key_id.clone(), c.secret.clone()),
         )
     };
-    let sessions_stay = old.sessions.len() == new.sessions.len()
-        && old.sessions.iter().zip(&new.sessions).all(|(a, b)| !a.needs_renegotiation(b));
-    if transport(old) == transport(new) && sessions_stay {
+    if transport(old) != transport(new) {
+        ChangeEffect::Reconnect
+    } else if touched_sessions(old, new).is_empty() {
         ChangeEffect::Live
     } else {
-        ChangeEffect::Reconnect
+        match standing {
+            Standing::Down => ChangeEffect::Reconnect,
+            Standing::Together => ChangeEffect::Renegotiate,
+            Standing::OneByOne => ChangeEffect::Sessions,
+        }
     }
 }
 
+/// Sessions that are in one configuration alone, or in both and have to be requested anew.
+pub fn touched_sessions(old: &ControlConnection, new: &ControlConnection) -> Vec<String> {
+    let of = |connection: &ControlConnection, name: &str| -> Option<TestSession> {
+        connection.sessions.iter().find(|session| session.name == name).cloned()
+    };
+    let gone = old.sessions.iter().filter(|session| of(new, &session.name).is_none());
+    let new_or_different = new.sessions.iter().filter(|session| {
+        of(old, &session.name).is_none_or(|before| before.needs_renegotiation(session))
+    });
+    gone.chain(new_or_different).map(|session| session.name.clone()).collect()
+}
+
 fn change(path: String, kind: ChangeKind, effect: ChangeEffect) -> Change {
-    Change { path, kind: kind.into(), effect: effect.into() }
+    Change { path, kind: kind.into(), effect: effect.into(), ..Change::default() }
 }

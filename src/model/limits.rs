@@ -48,6 +48,10 @@ pub const MINIMUM_PROTECTED_DATA_SIZE: u16 = 48;
 pub const DEFAULT_PROTECTED_DATA_SIZE: u64 = 112;
 /// Consumers with a stored position.
 pub const MAXIMUM_CONSUMERS: usize = 1000;
+/// Parts that a request deletes.
+pub const MAXIMUM_DELETED: usize = 20_000;
+/// Fields that a change names.
+pub const MAXIMUM_FIELD_CHANGES: usize = 100;
 /// Revisions kept.
 pub const REVISIONS_KEPT: usize = 50;
 
@@ -124,6 +128,22 @@ pub const SERVER_CONNECTIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
 pub const SERVER_SESSIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
 /// `maximum_sessions_per_connection`.
 pub const SERVER_SESSIONS_PER_CONNECTION: Limit = limit(1..=1024, 64, "1 to 1024");
+/// `retry_backoff_max`, nanoseconds; 0 is off.
+pub const RETRY_BACKOFF_MAX: Limit = limit(0..=DAY, 0, "0 to 24 h");
+/// `confirm_timeout`, nanoseconds.
+pub const CONFIRM_TIMEOUT: Limit = limit(SECOND..=DAY, 0, "1 s to 24 h");
+/// `successive_loss`.
+pub const SUCCESSIVE_LOSS: Limit = limit(0..=1_000_000, 1, "0 to 1000000");
+/// `total_loss`.
+pub const TOTAL_LOSS: Limit = limit(0..=1_000_000, 1, "0 to 1000000");
+/// Thresholds of delays, nanoseconds; 0 is off.
+pub const DELAY_THRESHOLD: Limit = limit(0..=60 * SECOND, 0, "0 to 60 s");
+/// `clear_percent`.
+pub const CLEAR_PERCENT: Limit = limit(1..=100, 90, "1 to 100");
+/// `clear_after`.
+pub const CLEAR_AFTER: Limit = limit(1..=1000, 3, "1 to 1000");
+/// `maximum_packets_per_second` of a light reflector; 0 is without limit.
+pub const PACKETS_PER_SECOND: Limit = limit(0..=10_000_000, 0, "0 to 10000000");
 /// `refwait`, nanoseconds.
 pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");
 /// `retention_age`, nanoseconds.

@@ -14,17 +14,19 @@ mod secret;
 mod security;
 mod server;
 mod stamp;
+mod thresholds;
 
 pub use config::{
     AgentConfig, ControlConnection, ControlType, Endpoint, Keepalive, Schedule, StorageConfig,
     TestSession,
 };
-pub use diff::{changes, connection_effect};
+pub use diff::{Standing, changes, connection_effect, touched_sessions};
 pub use dscp::Dscp;
-pub use parse::{Violation, check_name, parse, parse_connection, warnings};
+pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, warnings};
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};
 pub use server::{
     ClientList, LightServer, ListenAddress, ServerConfig, StampServer, StampServerSession, TestPort,
 };
 pub use stamp::{AccessReport, StampSession};
+pub use thresholds::{ThresholdLimit, Thresholds};

@@ -146,6 +146,8 @@ pub struct LightServer {
     pub stateful: bool,
     /// Who is answered.
     pub prefixes: Vec<IpNet>,
+    /// Packets answered in a second to all of one prefix; `None` for any number.
+    pub maximum_packets_per_second: Option<u32>,
 }
 
 /// Reflector for STAMP.

@@ -14,6 +14,11 @@ pub fn raise_open_files() {
     }
 }
 
+/// The kernel's number of a network interface; `None` where there is none of this name.
+pub fn interface_index(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
 /// Name of the host; empty where it has none that is text.
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()

@@ -3,14 +3,18 @@
 
 pub mod clock;
 mod host;
+mod links;
 mod neighbours;
 mod probe_bind;
 pub mod random;
 pub mod resolve;
 pub mod tcp;
+mod tcp_facts;
 mod udp;
 
-pub use host::{free_port, host_name, raise_open_files};
+pub use host::{free_port, host_name, interface_index, raise_open_files};
+pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;
 pub use probe_bind::{ResourceRefusal, check_resources};
+pub use tcp_facts::TcpDirectory;
 pub use udp::{Answer, Answered, PacketInfo, Reflected, TestSocket, UdpOptions};

@@ -33,11 +33,7 @@ pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Re
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.bind_device(options.interface.map(str::as_bytes))?;
-    if target.is_ipv4() {
-        socket.set_tos_v4(options.dscp.tos().into())?;
-    } else {
-        socket.set_tclass_v6(options.dscp.tos().into())?;
-    }
+    set_dscp(&SockRef::from(&socket), target.is_ipv4(), options.dscp)?;
     if let Some(source) = options.source {
         // Without this the kernel would reserve the port for this address alone.
         socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -46,6 +42,21 @@ pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Re
     let stream = TcpSocket::from_std_stream(socket.into()).connect(target).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Sets what can be set on an open connection.
+pub fn tune(stream: &TcpStream, dscp: Dscp, keepalive: Keepalive) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    set_dscp(&socket, stream.local_addr()?.is_ipv4(), dscp)?;
+    set_keepalive(&socket, keepalive)
+}
+
+fn set_dscp(socket: &SockRef<'_>, is_ipv4: bool, dscp: Dscp) -> io::Result<()> {
+    if is_ipv4 {
+        socket.set_tos_v4(dscp.tos().into())
+    } else {
+        socket.set_tclass_v6(dscp.tos().into())
+    }
 }
 
 /// Opens a listening socket.

@@ -5,8 +5,10 @@ mod direction;
 mod figures;
 mod moments;
 mod test;
+mod thresholds;
 
 pub use direction::{Attribution, LossDirection};
 pub use figures::{add_result, merge};
 pub use moments::Moments;
 pub use test::{Sample, TestFigures};
+pub use thresholds::ThresholdMonitor;

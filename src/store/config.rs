@@ -14,6 +14,8 @@ const CURRENT: &[u8] = b"current";
 /// Answers kept for requests that come again.
 const ANSWERS_KEPT: usize = 256;
 const DIGEST_KEY: &[u8] = b"digest-key";
+/// The latest revision that was confirmed.
+const CONFIRMED: &[u8] = b"confirmed";
 
 /// A revision as it is kept.
 #[derive(Clone, PartialEq, Message)]
@@ -27,6 +29,23 @@ pub struct StoredRevision {
     /// The answer to the request that made it, for when the request comes again.
     #[prost(message, optional, tag = "3")]
     pub answer: Option<proto::ApplyConfigResponse>,
+    /// Of the request that made it.
+    #[prost(string, tag = "4")]
+    pub request_digest: String,
+    /// It is to be rolled back unless it is confirmed.
+    #[prost(message, optional, tag = "5")]
+    pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// What becomes of a revision that is not confirmed.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Unconfirmed {
+    /// When it is rolled back, nanoseconds since 1970.
+    #[prost(uint64, tag = "1")]
+    pub until_unix_ns: u64,
+    /// The revision whose document then holds again; 0 for an empty one.
+    #[prost(uint64, tag = "2")]
+    pub rollback_to: u64,
 }
 
 /// The answer to a request that made no revision.
@@ -152,6 +171,26 @@ impl ConfigStore {
         Ok(revisions)
     }
 
+    /// The current revision, where it waits to be confirmed.
+    pub fn unconfirmed(&self) -> Result<Option<(u64, Unconfirmed)>, StoreError> {
+        let current = *self.lock();
+        let confirmed = match self.meta.get(CONFIRMED)? {
+            Some(value) => number(&value).ok_or(StoreError::Damaged("confirmation"))?,
+            None => 0,
+        };
+        if current == 0 || confirmed >= current {
+            return Ok(None);
+        }
+        let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed);
+        Ok(unconfirmed.map(|unconfirmed| (current, unconfirmed)))
+    }
+
+    /// The current revision, which is `revision`, stays. That is on the disk when this returns.
+    pub fn confirm(&self, revision: u64) -> Result<(), StoreError> {
+        self.meta.insert(CONFIRMED, &revision.to_be_bytes())?;
+        self.engine.flush_durably()
+    }
+
     /// Makes `stored` the current revision. It is on the disk when this returns.
     pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
         self.commit_until(revision, stored, Step::Prune)
@@ -193,7 +232,7 @@ impl ConfigStore {
         drop(current);
         if last == Step::Prune
             && let Some(old) = revision.checked_sub(REVISIONS_KEPT as u64)
-            && let Err(error) = self.remove(old)
+            && let Err(error) = self.remove_up_to(old, stored.unconfirmed)
         {
             // The commit stands; what is left over goes with the next one.
             tracing::warn!(%error, old, "cannot remove an old revision");
@@ -201,9 +240,18 @@ impl ConfigStore {
         Ok(())
     }
 
-    fn remove(&self, revision: u64) -> Result<(), StoreError> {
-        for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
-            self.pieces.remove(piece?.0)?;
+    /// Removes old revisions, but for the one that may be gone back to.
+    fn remove_up_to(
+        &self,
+        oldest: u64,
+        unconfirmed: Option<Unconfirmed>,
+    ) -> Result<(), StoreError> {
+        let kept = unconfirmed.map(|unconfirmed| unconfirmed.rollback_to.to_be_bytes());
+        for piece in self.pieces.range(..piece_key(oldest + 1, 0)) {
+            let key = piece?.0;
+            if !kept.is_some_and(|kept| key.starts_with(&kept)) {
+                self.pieces.remove(key)?;
+            }
         }
         Ok(())
     }
@@ -259,7 +307,7 @@ mod tests {
                 }),
                 ..proto::AgentConfig::default()
             }),
-            answer: None,
+            ..StoredRevision::default()
         }
     }
 
@@ -293,6 +341,29 @@ mod tests {
         let kept: Vec<u64> = store.revisions().unwrap().iter().map(|r| r.revision).collect();
         assert_eq!(kept, (11..=60).rev().collect::<Vec<_>>());
         assert_eq!(store.revision(10).unwrap(), None);
+    }
+
+    #[test]
+    fn the_revision_to_go_back_to_is_kept_until_another_is_confirmed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = ConfigStore::open(&state).unwrap();
+        store.commit(1, &stored(1, 1)).unwrap();
+        let unconfirmed = Unconfirmed { until_unix_ns: 5, rollback_to: 1 };
+        for revision in 2..=70 {
+            let waits = StoredRevision { unconfirmed: Some(unconfirmed), ..stored(revision, 1) };
+            store.commit(revision, &waits).unwrap();
+        }
+        assert!(store.revision(1).unwrap().is_some() && store.revision(2).unwrap().is_none());
+        drop(store);
+        let store = ConfigStore::open(&state).unwrap();
+        assert_eq!(store.unconfirmed().unwrap(), Some((70, unconfirmed)));
+        store.confirm(70).unwrap();
+        assert_eq!(store.unconfirmed().unwrap(), None);
+        store.commit(71, &stored(71, 1)).unwrap();
+        assert_eq!(store.revision(1).unwrap(), None);
+        drop(store);
+        assert_eq!(ConfigStore::open(&state).unwrap().unconfirmed().unwrap(), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
-pub use config::{ConfigStore, StoredAnswer, StoredRevision};
+pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
 pub use results::{ResultStore, StoredStatistics};
 pub use window::Entry;
 pub use writer::{Retention, StoreState};

@@ -1,8 +1,10 @@
 //! Tasks that are named, counted, stopped together, and started again when they fail. Knows
 //! nothing of what they do.
 
+mod pulse;
 mod restart;
 mod tasks;
 
+pub use pulse::Pulse;
 pub use restart::{RestartPolicy, keep_alive};
 pub use tasks::Tasks;

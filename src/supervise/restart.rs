@@ -8,6 +8,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::{Pulse, pulse::STALLED};
+
 /// How often a task may fail.
 #[derive(Clone, Copy, Debug)]
 pub struct RestartPolicy {
@@ -32,8 +34,11 @@ impl Default for RestartPolicy {
     }
 }
 
-/// Runs what `start` makes, again whenever it panics, until it ends by itself or `token` is
-/// cancelled. Each failure is told to `failed` with its text and whether it was the last one that
+/// How often it is looked whether a task has stalled.
+const LOOK: Duration = Duration::from_secs(15);
+
+/// Runs what `start` makes, again whenever it panics or stalls, until it ends by itself or `token`
+/// is cancelled. What it makes is to beat the pulse that it is given. Each failure is told to `failed` with its text and whether it was the last one that
 /// the budget allows.
 pub async fn keep_alive<F, Task>(
     token: CancellationToken,
@@ -41,18 +46,23 @@ pub async fn keep_alive<F, Task>(
     mut start: F,
     mut failed: impl FnMut(&str, bool),
 ) where
-    F: FnMut() -> Task,
+    F: FnMut(Pulse) -> Task,
     Task: Future<Output = ()> + Send + 'static,
 {
     let mut failures: VecDeque<Instant> = VecDeque::new();
     loop {
-        // Dropping the set ends the task.
+        // Dropping the set ends the task; one that never yields goes on until it does.
         let mut running = JoinSet::new();
-        running.spawn(start());
-        let panic = match running.join_next().await {
-            Some(Err(error)) if error.is_panic() => error.into_panic(),
-            _ => return,
+        let pulse = Pulse::default();
+        running.spawn(start(pulse.clone()));
+        let panic = tokio::select! {
+            ended = running.join_next() => match ended {
+                Some(Err(error)) if error.is_panic() => error.into_panic(),
+                _ => return,
+            },
+            () = stalled(&pulse) => Box::new(format!("stalled for {} s", STALLED.as_secs())),
         };
+        drop(running);
         let now = Instant::now();
         failures.push_back(now);
         failures.retain(|at| now.duration_since(*at) < policy.window);
@@ -67,6 +77,12 @@ pub async fn keep_alive<F, Task>(
             () = sleep(delay) => {}
             () = token.cancelled() => return,
         }
+    }
+}
+
+async fn stalled(pulse: &Pulse) {
+    while !pulse.has_stalled() {
+        sleep(LOOK).await;
     }
 }
 
@@ -95,7 +111,7 @@ mod tests {
         keep_alive(
             CancellationToken::new(),
             policy,
-            || {
+            |_| {
                 let starts = starts.clone();
                 async move {
                     starts.fetch_add(1, Relaxed);
@@ -114,11 +130,38 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_ends_is_not_started_again() {
         let starts = AtomicUsize::new(0);
-        let count = || {
+        let count = |_| {
             starts.fetch_add(1, Relaxed);
             async {}
         };
         keep_alive(CancellationToken::new(), RestartPolicy::default(), count, |_, _| {}).await;
         assert_eq!(starts.load(Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_stalls_is_started_again_and_one_that_beats_is_not() {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let mut failures = Vec::new();
+        let begun = Instant::now();
+        keep_alive(
+            CancellationToken::new(),
+            RestartPolicy::default(),
+            |pulse: Pulse| {
+                let first = starts.fetch_add(1, Relaxed) == 0;
+                async move {
+                    for _ in 0..20 {
+                        sleep(pulse.rest()).await;
+                        if !first {
+                            pulse.beat();
+                        }
+                    }
+                }
+            },
+            |text, last| failures.push((text.to_owned(), last)),
+        )
+        .await;
+        assert_eq!(failures, [("stalled for 60 s".to_owned(), false)]);
+        assert_eq!(starts.load(Relaxed), 2);
+        assert_eq!(begun.elapsed().as_secs(), 60 + 1 + 300);
     }
 }

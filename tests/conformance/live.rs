@@ -14,7 +14,7 @@ use twamp_agent::{
     net::free_port,
     proto,
     session::server::{Registry, ServerRole},
-    supervise::Tasks,
+    supervise::{Pulse, Tasks},
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ impl Server {
         {
             let _inside = runtime.enter();
             let role = ServerRole::new(registry.clone(), receiver, tasks.clone());
-            tasks.spawn("server role", role.run(applied));
+            tasks.spawn("server role", role.run(applied, Pulse::default()));
         }
         runtime.block_on(in_force.wait_for(Option::is_some)).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));

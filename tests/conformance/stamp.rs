@@ -309,6 +309,7 @@ fn conformance_117_senders_of_twamp_light_are_answered() {
 #[test]
 fn conformance_117_a_stamp_sender_with_a_reflector_of_twamp_light() {
     let policy = LightPolicy {
+        maximum_packets_per_second: None,
         prefixes: vec!["192.0.2.0/24".parse().unwrap()],
         stateful: true,
         refwait_ns: SECOND,

@@ -211,6 +211,7 @@ fn conformance_092_short_packets_are_dropped() {
 #[test]
 fn conformance_093_light_without_state_copies_the_number() {
     let policy = |stateful| LightPolicy {
+        maximum_packets_per_second: None,
         prefixes: vec!["192.0.2.0/24".parse().unwrap()],
         stateful,
         refwait_ns: 900 * SECOND_NS,
@@ -237,6 +238,7 @@ fn conformance_093_light_without_state_copies_the_number() {
 #[test]
 fn two_light_reflectors_do_not_answer_each_other() {
     let everybody = LightPolicy {
+        maximum_packets_per_second: None,
         prefixes: vec!["::/0".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
         stateful: false,
         refwait_ns: SECOND_NS,
@@ -256,6 +258,7 @@ fn two_reflectors_on_different_ports_do_not_play_ping_pong() {
     use twamp_agent::twamp::reflector::{StampPolicy, StampRule};
     let light = || {
         Sessionless::Light(LightPolicy {
+            maximum_packets_per_second: None,
             prefixes: vec!["0.0.0.0/0".parse().unwrap()],
             stateful: true,
             refwait_ns: u64::MAX,
@@ -308,6 +311,7 @@ fn two_reflectors_on_different_ports_do_not_play_ping_pong() {
 #[test]
 fn packets_to_many_and_from_nobody_are_not_answered() {
     let everybody = LightPolicy {
+        maximum_packets_per_second: None,
         prefixes: vec!["::/0".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
         stateful: false,
         refwait_ns: SECOND_NS,

@@ -66,6 +66,11 @@ impl Check {
             None => test_interval_ns.clamp(*default.start(), *default.end()),
             Some(_) => given_timeout_ns,
         };
+        let retry_backoff_max_ns =
+            self.duration("retry_backoff_max", c.retry_backoff_max, &limits::RETRY_BACKOFF_MAX);
+        if (1..test_interval_ns).contains(&retry_backoff_max_ns) {
+            self.report("retry_backoff_max", "must not be below test_interval, but for 0");
+        }
         let source_address = self.address("source_address", &c.source_address);
         let security = self.client_security(c, control_type);
         let sessions = self.sessions(c, control_type, &security);
@@ -109,6 +114,8 @@ impl Check {
                 })
                 .collect(),
             labels,
+            retry_backoff_max_ns,
+            test_iteration_done_events: c.traps.is_some_and(|traps| traps.test_iteration_done),
         }
     }
 
@@ -184,6 +191,8 @@ impl Check {
             loss_timeout_ns: self.duration("loss_timeout", s.loss_timeout, &limits::LOSS_TIMEOUT),
             store_probes: self.enumeration::<proto::StoreProbes>("store_probes", s.store_probes)
                 != proto::StoreProbes::None,
+            thresholds: self.thresholds(s.thresholds.as_ref()),
+            test_done_events: s.traps.is_some_and(|traps| traps.test_completion),
         }
     }
 }

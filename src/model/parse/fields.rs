@@ -7,9 +7,32 @@ use super::{
         Dscp, Endpoint, Keepalive,
         limits::{self, Limit},
     },
-    Check, check_name,
+    Check, Violation, check_name,
 };
 use crate::time::NANOS_PER_SECOND;
+
+/// Checks a duration; nanoseconds.
+pub fn parse_duration(
+    field: &str,
+    value: prost_types::Duration,
+    limit: &Limit,
+) -> Result<u64, Violation> {
+    let seconds = u64::try_from(value.seconds).ok();
+    let nanos = u64::try_from(value.nanos).ok().filter(|nanos| *nanos < NANOS_PER_SECOND);
+    let total = seconds
+        .and_then(|seconds| seconds.checked_mul(NANOS_PER_SECOND))
+        .zip(nanos)
+        .and_then(|(seconds, nanos)| seconds.checked_add(nanos));
+    total.filter(|total| limit.range.contains(total)).ok_or_else(|| Violation {
+        field: field.into(),
+        description: format!(
+            "{}.{:09} s is out of range; allowed: {}",
+            value.seconds,
+            value.nanos.unsigned_abs(),
+            limit.words
+        ),
+    })
+}
 
 impl Check {
     pub(super) fn keepalive(
@@ -111,27 +134,10 @@ impl Check {
         limit: &Limit,
     ) -> u64 {
         let Some(value) = value else { return limit.default };
-        let seconds = u64::try_from(value.seconds).ok();
-        let nanos = u64::try_from(value.nanos).ok().filter(|nanos| *nanos < NANOS_PER_SECOND);
-        let total = seconds
-            .and_then(|seconds| seconds.checked_mul(NANOS_PER_SECOND))
-            .zip(nanos)
-            .and_then(|(seconds, nanos)| seconds.checked_add(nanos));
-        match total {
-            Some(total) if limit.range.contains(&total) => total,
-            _ => {
-                self.report(
-                    field,
-                    format!(
-                        "{}.{:09} s is out of range; allowed: {}",
-                        value.seconds,
-                        value.nanos.unsigned_abs(),
-                        limit.words
-                    ),
-                );
-                limit.default
-            }
-        }
+        parse_duration(field, value, limit).unwrap_or_else(|violation| {
+            self.report(field, violation.description);
+            limit.default
+        })
     }
 
     pub(super) fn address(&mut self, field: &str, text: &str) -> Option<IpAddr> {

@@ -6,8 +6,11 @@ mod fields;
 mod security;
 mod server;
 mod stamp;
+mod thresholds;
 
 use std::{collections::BTreeMap, sync::Arc};
+
+pub use fields::parse_duration;
 
 use super::{AgentConfig, ControlConnection, StorageConfig, limits};
 use crate::proto;

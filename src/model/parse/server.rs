@@ -112,6 +112,12 @@ impl Check {
             listen: self.listen(if light.listen.is_empty() { &all } else { &light.listen }),
             stateful: light.stateful,
             prefixes: self.prefixes(&light.prefixes),
+            maximum_packets_per_second: Some(self.number(
+                "maximum_packets_per_second",
+                light.maximum_packets_per_second,
+                &limits::PACKETS_PER_SECOND,
+            ) as u32)
+            .filter(|limit| *limit > 0),
         }
     }
 

@@ -145,6 +145,16 @@ impl TestSocket {
         self.local
     }
 
+    /// Sets the TTL or hop limit of what is sent.
+    pub fn set_ttl(&self, ttl: u8) -> io::Result<()> {
+        let socket = SockRef::from(&self.io);
+        if self.local.is_ipv4() {
+            socket.set_ttl_v4(ttl.into())
+        } else {
+            socket.set_unicast_hops_v6(ttl.into())
+        }
+    }
+
     /// Sends one packet.
     pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
         SockRef::from(&self.io).send_to(packet, &to.into()).map(drop)

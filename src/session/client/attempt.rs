@@ -12,13 +12,16 @@ use tokio::{
 };
 
 use super::{
-    connect::{connect, first_address},
+    connect::{address, connect},
     failure::Failure,
     status::Status,
 };
 use crate::{
     model::{ControlConnection, Extensions, StampSession, TestSession},
-    net::{TestSocket, UdpOptions, clock, random, tcp::TcpStream},
+    net::{
+        TestSocket, UdpOptions, clock, random,
+        tcp::{self, TcpStream},
+    },
     proto::{ConnectionState, LossCause},
     session::{Derivation, modes},
     time::TimestampFormat,
@@ -41,6 +44,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// A session with its socket.
 #[derive(Debug)]
 pub(super) struct OpenSession {
+    pub(super) name: String,
     pub(super) socket: TestSocket,
     pub(super) remote: SocketAddr,
     pub(super) sid: Option<Sid>,
@@ -83,13 +87,7 @@ pub(super) async fn prepare(
     let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
     let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
     status.ends(local, server);
-    let mut sessions = Vec::with_capacity(config.sessions.len());
-    let mut requests = Vec::with_capacity(config.sessions.len());
-    for session in &config.sessions {
-        let (open, request) = open(config, session, local.ip(), server.ip()).await?;
-        sessions.push(open);
-        requests.push(request);
-    }
+    let (sessions, requests) = open_all(config, None, local.ip(), server.ip()).await?;
     let options = ClientOptions {
         security: modes::security(config.authentication),
         extensions: modes::extensions(extensions),
@@ -104,25 +102,39 @@ pub(super) async fn prepare(
     Ok(Established { stream, machine, sessions })
 }
 
-/// Opens the sockets of sessions that nothing is negotiated for.
+/// Opens the sockets of the sessions of these names, for which nothing is negotiated. `turn`
+/// chooses among the addresses of a name.
 pub(super) async fn without_control(
     config: &ControlConnection,
+    names: &[&str],
+    turn: usize,
 ) -> Result<Vec<OpenSession>, Failure> {
-    let mut sessions = Vec::with_capacity(config.sessions.len());
+    let mut sessions = Vec::with_capacity(names.len());
     for session in &config.sessions {
+        if !names.contains(&session.name.as_str()) {
+            continue;
+        }
         let source = session.source_address.or(config.source_address);
         let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
         let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
             return Err(Failure::new(LossCause::Local, format!("{}: no target", session.name)));
         };
-        let remote = first_address(config, target, port, source).await?;
+        let remote = address(config, target, port, source, turn).await?;
         let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
         let socket = bind(config, session, source.unwrap_or(any))?;
         let carrier = session
             .stamp
             .as_ref()
             .map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
-        sessions.push(OpenSession { socket, remote, sid: None, carrier, padding_start: None });
+        let name = session.name.clone();
+        sessions.push(OpenSession {
+            name,
+            socket,
+            remote,
+            sid: None,
+            carrier,
+            padding_start: None,
+        });
     }
     Ok(sessions)
 }
@@ -142,6 +154,25 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
     }
 }
 
+/// Opens the sockets of the sessions of these names, or of all, and says what to ask for.
+async fn open_all(
+    config: &ControlConnection,
+    names: Option<&[&str]>,
+    local: IpAddr,
+    server: IpAddr,
+) -> Result<(Vec<OpenSession>, Vec<SessionRequest>), Failure> {
+    let (mut sessions, mut requests) = (Vec::new(), Vec::new());
+    for session in &config.sessions {
+        if names.is_some_and(|names| !names.contains(&session.name.as_str())) {
+            continue;
+        }
+        let (open, request) = open(config, session, local, server).await?;
+        sessions.push(open);
+        requests.push(request);
+    }
+    Ok((sessions, requests))
+}
+
 /// Opens the socket of a session and says what to ask for.
 async fn open(
     config: &ControlConnection,
@@ -151,7 +182,7 @@ async fn open(
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
-        Some(target) => first_address(config, target, 0, source).await?.ip(),
+        Some(target) => address(config, target, 0, source, 0).await?.ip(),
         None => server,
     };
     let source = source.unwrap_or(local);
@@ -182,7 +213,8 @@ async fn open(
     // The port comes with Accept-Session.
     let remote = SocketAddr::new(remote, 0);
     let carrier = Carrier { timestamps: session.timestamps, ..Carrier::default() };
-    let open = OpenSession { socket, remote, sid: None, carrier, padding_start: None };
+    let name = session.name.clone();
+    let open = OpenSession { name, socket, remote, sid: None, carrier, padding_start: None };
     Ok((open, request))
 }
 
@@ -214,6 +246,31 @@ impl Established {
             0 => failure,
             _ => failure.with_extensions(),
         })
+    }
+
+    /// Stops sessions and starts others over the same connection, as far as the server can do that
+    /// one by one; otherwise stops all. Those that are started are in `sessions` then.
+    pub(super) async fn renegotiate(
+        &mut self,
+        config: &ControlConnection,
+        names: &[&str],
+        stop: Vec<Sid>,
+        derivation: &Derivation,
+    ) -> Result<(), Failure> {
+        let local = self.stream.local_addr().map_err(|error| Failure::broken(&error))?;
+        let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
+        let (sessions, requests) = open_all(config, Some(names), local.ip(), server.ip()).await?;
+        self.sessions = sessions;
+        self.machine.renegotiate(stop, requests, clock::monotonic());
+        self.negotiate(config, derivation).await
+    }
+
+    /// Sets what can be set on an open connection.
+    pub(super) fn tune(&self, config: &ControlConnection) {
+        let tuned = tcp::tune(&self.stream, config.control_dscp, config.keepalive);
+        if let Err(error) = tuned {
+            tracing::warn!(%error, connection = config.name, "options of TCP stay as they are");
+        }
     }
 
     /// What the machine knows.

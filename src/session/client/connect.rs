@@ -1,6 +1,7 @@
 //! From a name to an open TCP connection, in bounded time.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{failure::Failure, status::Status};
 use crate::{
-    model::{ControlConnection, Endpoint},
+    model::{ControlConnection, Endpoint, TestSession},
     net::{
         clock, resolve,
         tcp::{self, ConnectOptions, TcpStream},
@@ -20,6 +21,8 @@ use crate::{
 
 /// When the next address of a name is tried beside those before it (RFC 8305 §8).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// How often it is looked whether the TTL of a name has passed.
+const NAMES_EVERY: Duration = Duration::from_secs(5);
 
 /// Opens the TCP connection to the first address that takes it, all within `connect_timeout`.
 pub(super) async fn connect(
@@ -87,14 +90,45 @@ fn words(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What name service says first.
-pub(super) async fn first_address(
+/// What name service says first or, with a turn other than 0, behind that.
+pub(super) async fn address(
     config: &ControlConnection,
     target: &Endpoint,
     port: u16,
     source: Option<IpAddr>,
+    turn: usize,
 ) -> Result<SocketAddr, Failure> {
-    Ok(resolved(config, target, port, source).await?[0])
+    let addresses = resolved(config, target, port, source).await?;
+    Ok(addresses[turn % addresses.len()])
+}
+
+/// Waits until name service no longer knows an address that a session without control is sent to.
+/// It is asked anew when the TTL of its answer has passed; that it fails says nothing.
+pub(super) async fn names_move(config: &ControlConnection, remotes: &BTreeMap<String, IpAddr>) {
+    let named = |session: &TestSession| {
+        let target = session.target.as_ref().or(config.target.as_ref());
+        let source = session.source_address.or(config.source_address);
+        let remote = remotes.get(&session.name);
+        target
+            .cloned()
+            .filter(|t| matches!(t, Endpoint::Name(_)))
+            .zip(remote.copied())
+            .map(|(target, remote)| (target, source, remote))
+    };
+    let names: Vec<_> = config.sessions.iter().filter_map(named).collect();
+    if names.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(NAMES_EVERY).await;
+        for (target, source, remote) in &names {
+            if let Ok(addresses) = resolved(config, target, 0, *source).await
+                && !addresses.iter().any(|address| address.ip() == *remote)
+            {
+                return;
+            }
+        }
+    }
 }
 
 /// At least one address, in bounded time.

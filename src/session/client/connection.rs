@@ -1,8 +1,10 @@
 //! The driver of one control connection: attempts in their rhythm, sessions up and down, outages
-//! as pairs of events, and changes of what is wanted while all this goes on.
+//! as pairs of events. Changes of what is wanted while all this goes on are in
+//! [`super::changes`].
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, net::IpAddr, sync::Arc, time::Duration};
 
+use futures_util::future::{OptionFuture, join_all};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -13,23 +15,25 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Tools, Wanted,
     attempt::{self, Established, OpenSession},
+    changes::Changed,
+    connect::names_move,
     failure::Failure,
     outage::Outage,
     peer::PeerMemory,
     progress::{Progress, Silence},
     rhythm::Rhythm,
-    sender::{self, Command},
+    sender::Command,
     status::Status,
 };
 use crate::{
-    model::{
-        ControlConnection, ControlType, Extensions, connection_effect, limits::SILENT_CONNECTION_NS,
-    },
-    net::clock,
-    proto::{ChangeEffect, ConnectionState, EventType},
+    model::{ControlConnection, ControlType, Extensions, limits::SILENT_CONNECTION_NS},
+    net::{NetworkChanges, clock, interface_index, random},
+    proto::{ConnectionState, EventType, LossCause},
     results::Results,
     session::Derivation,
+    supervise::Pulse,
     time::{Monotonic, duration_to_proto},
+    wire::codes::Sid,
 };
 
 /// Runs the connection until `token` is cancelled.
@@ -37,22 +41,27 @@ pub(super) async fn run(
     mut wanted: watch::Receiver<Wanted>,
     tools: Tools,
     token: CancellationToken,
+    pulse: Pulse,
 ) {
-    let Tools { status, results, derivation } = tools;
+    let Tools { status, results, derivation, network } = tools;
     let current = wanted.borrow_and_update().clone();
-    let outage =
-        status.open_outage().map(|(failure, since, attempts)| Outage { failure, since, attempts });
+    let outage = status.open_outage();
     let mut driver = Driver {
         config: current.config.clone(),
         current,
         wanted,
-        progress: Arc::new(Progress::new(0)),
+        progress: Arc::default(),
         status,
         results,
         derivation,
+        network_seen: 0,
+        network,
+        turn: 0,
         peer: PeerMemory::default(),
         token,
+        pulse,
         sessions: Vec::new(),
+        sids: BTreeMap::new(),
         tasks: JoinSet::new(),
         silence: Silence::default(),
         outage,
@@ -62,39 +71,58 @@ pub(super) async fn run(
 
 /// Why a stage of the connection ended.
 #[derive(Debug)]
-enum Next {
+pub(super) enum Next {
     /// What is wanted changed in a way that needs a new beginning.
     Anew,
     /// Make an attempt now.
     Attempt,
+    /// Other sessions are wanted of a connection that runs.
+    Sessions,
+    /// Other options are wanted of a control connection that is open.
+    Tuned,
     /// The connection was lost; whether its sessions had been started.
     Lost(Failure, bool),
     /// All sessions ran all their tests.
     Completed,
     /// No test is due for so long that the connection is closed until then.
     Parked(Monotonic),
-    /// No reply comes any more: what was negotiated is taken to be forgotten.
-    Silent,
+    /// Another connection is to be made at once, and nothing is wrong.
+    Again,
     /// The agent ends or the connection was removed.
     End,
+}
+
+/// The task of a session.
+pub(super) struct SessionTask {
+    pub(super) name: String,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) pulse: Pulse,
 }
 
 pub(super) struct Driver {
     /// What the sessions follow.
     pub(super) config: Arc<ControlConnection>,
     /// What was last seen of `wanted`.
-    current: Wanted,
-    wanted: watch::Receiver<Wanted>,
+    pub(super) current: Wanted,
+    pub(super) wanted: watch::Receiver<Wanted>,
     pub(super) status: Arc<Status>,
     pub(super) results: Arc<Results>,
-    derivation: Arc<Derivation>,
+    pub(super) derivation: Arc<Derivation>,
+    network: watch::Receiver<NetworkChanges>,
+    /// What was known of the network when the latest attempt began, or the connection was lost.
+    network_seen: u64,
+    /// Which address of a name sessions without control are sent to: the next one after a silence.
+    pub(super) turn: usize,
     /// What was learnt of the server.
     peer: PeerMemory,
-    token: CancellationToken,
-    pub(super) sessions: Vec<mpsc::Sender<Command>>,
+    pub(super) token: CancellationToken,
+    pub(super) pulse: Pulse,
+    pub(super) sessions: Vec<SessionTask>,
+    /// Of the sessions that are started, by name.
+    pub(super) sids: BTreeMap<String, Sid>,
     /// The sessions' tasks; one that panics takes the driver with it, which is started again.
-    tasks: JoinSet<()>,
-    progress: Arc<Progress>,
+    pub(super) tasks: JoinSet<()>,
+    pub(super) progress: Arc<Progress>,
     silence: Silence,
     pub(super) outage: Option<Outage>,
 }
@@ -103,7 +131,7 @@ impl Driver {
     async fn run(&mut self) {
         loop {
             if !self.config.inactive && self.sessions.is_empty() {
-                self.make_sessions();
+                self.follow_sessions().await;
             }
             let next = if self.config.inactive {
                 self.status.configured(&self.config, self.current.revision);
@@ -145,13 +173,13 @@ impl Driver {
                     if self.lost(failure, started).await {
                         return self.completed_by_break().await;
                     }
-                    rhythm.next(self.config.test_interval_ns, clock::monotonic())
+                    self.next_attempt(&mut rhythm)
                 }
                 Next::Parked(due) => {
                     rhythm = Rhythm::new(due);
                     due
                 }
-                Next::Silent => {
+                Next::Again => {
                     rhythm = Rhythm::new(clock::monotonic());
                     continue;
                 }
@@ -159,7 +187,9 @@ impl Driver {
                     self.event(EventType::ConnectionCompleted, |_| {});
                     return self.rest(ConnectionState::Completed).await;
                 }
-                next @ (Next::Anew | Next::Attempt | Next::End) => return next,
+                next @ (Next::Anew | Next::Attempt | Next::Sessions | Next::Tuned | Next::End) => {
+                    return next;
+                }
             };
             self.status.waiting(due, clock::now());
             let next = self.wait_until(due).await;
@@ -169,11 +199,24 @@ impl Driver {
         }
     }
 
+    /// When the next attempt is due: at the next beat or, for fleets, at random.
+    fn next_attempt(&self, rhythm: &mut Rhythm) -> Monotonic {
+        let (interval_ns, now) = (self.config.test_interval_ns, clock::monotonic());
+        match self.config.retry_backoff_max_ns {
+            0 => rhythm.next(interval_ns, now),
+            longest_ns => {
+                let random = u64::from_ne_bytes(random::octets());
+                rhythm.back_off(interval_ns, longest_ns, random, now)
+            }
+        }
+    }
+
     async fn attempt_and_run(&mut self, rhythm: &mut Rhythm) -> Next {
         let config = self.config.clone();
         let (status, derivation) = (self.status.clone(), self.derivation.clone());
         let extensions = self.peer.extensions(&config);
-        let establish = establish(&config, extensions, &status, &derivation);
+        self.network_seen = self.network.borrow().better;
+        let establish = establish(&config, extensions, self.turn, &status, &derivation);
         let established = tokio::select! {
             result = establish => match result {
                 Ok(established) => {
@@ -185,31 +228,17 @@ impl Driver {
                     return Next::Lost(failure, false);
                 }
             },
-            // An attempt is under way: one by hand has nothing to add.
             next = self.change_but_attempts() => return next,
         };
         let (mut control, sessions) = established;
-        self.up(sessions).await;
-        let progress = self.progress.clone();
-        let next = loop {
-            let watch = async {
-                match &mut control {
-                    Some(control) => control.watch().await,
-                    None => pending().await,
-                }
-            };
-            tokio::select! {
-                failure = watch => break Next::Lost(failure, true),
-                next = self.change_but_attempts() => break next,
-                () = progress.changed() => if let Some(next) = self.after_tests().await {
-                    break next;
-                },
-            }
-        };
+        let remotes = sessions.iter().map(|s| (s.name.clone(), s.remote.ip())).collect();
+        self.up(control.as_ref(), sessions).await;
+        let next = self.run_sessions(&mut control, remotes).await;
         if let Next::Lost(..) = next {
+            self.network_seen = self.network.borrow().better;
             *rhythm = Rhythm::new(clock::monotonic());
         } else {
-            if !matches!(next, Next::Parked(_)) {
+            if !matches!(next, Next::Parked(_) | Next::Again) {
                 self.stop_sessions().await;
             }
             if let Some(control) = control {
@@ -219,12 +248,85 @@ impl Driver {
         next
     }
 
+    /// Sessions run, until they no longer can or shall.
+    async fn run_sessions(
+        &mut self,
+        control: &mut Option<Established>,
+        remotes: BTreeMap<String, IpAddr>,
+    ) -> Next {
+        let progress = self.progress.clone();
+        let mut network = self.network.clone();
+        network.mark_unchanged();
+        let interface = self.bound_interface();
+        let config = self.config.clone();
+        let names_move = || Box::pin(names_move(&config, &remotes));
+        let mut moved = OptionFuture::from(control.is_none().then(names_move));
+        loop {
+            let watch = async {
+                match control {
+                    Some(control) => control.watch().await,
+                    None => pending().await,
+                }
+            };
+            let next = tokio::select! {
+                failure = watch => return Next::Lost(failure, true),
+                next = self.change_but_attempts() => next,
+                () = progress.changed() => match self.after_tests().await {
+                    Some(next) => return next,
+                    None => continue,
+                },
+                Some(()) = &mut moved => {
+                    tracing::info!(connection = self.config.name, "a name has another address");
+                    self.stop_sessions().await;
+                    return Next::Again;
+                }
+                Ok(()) = network.changed() => {
+                    if interface != self.bound_interface() {
+                        return Next::Lost(self.interface_gone(), true);
+                    }
+                    continue;
+                }
+            };
+            match next {
+                Next::Sessions => match self.change_sessions(control.as_mut()).await {
+                    Changed::Done => {}
+                    Changed::Closed => return Next::Again,
+                    Changed::Lost(failure) => return Next::Lost(failure, true),
+                },
+                Next::Tuned => {
+                    if let Some(control) = control {
+                        control.tune(&self.config);
+                    }
+                }
+                next @ (Next::Anew
+                | Next::Attempt
+                | Next::Lost(..)
+                | Next::Completed
+                | Next::Parked(_)
+                | Next::Again
+                | Next::End) => return next,
+            }
+        }
+    }
+
+    /// The kernel's number of the interface that sockets are bound to; another one is another
+    /// interface, whatever its name.
+    fn bound_interface(&self) -> Option<u32> {
+        self.config.interface.as_deref().and_then(interface_index)
+    }
+
+    fn interface_gone(&self) -> Failure {
+        let name = self.config.interface.as_deref().unwrap_or_default();
+        Failure::new(LossCause::Local, format!("interface {name} is gone or was replaced"))
+    }
+
     /// All sessions are started.
-    async fn up(&mut self, sessions: Vec<OpenSession>) {
+    async fn up(&mut self, control: Option<&Established>, sessions: Vec<OpenSession>) {
         let now = clock::now();
         self.progress.reset();
         self.progress.forget_silence();
         self.status.state(ConnectionState::Running, now);
+        self.status.stands(self.standing(control));
         if let Some(outage) = self.outage.take() {
             let length_ns = now.monotonic.since_ns(outage.since);
             self.event(EventType::ConnectionRestored, |event| {
@@ -232,12 +334,24 @@ impl Driver {
                 event.accept_code = outage.failure.accept_code.into();
                 event.attempts = outage.attempts + 1;
                 event.duration = Some(duration_to_proto(length_ns));
+                event.since = Some(outage.began.to_proto());
             });
         }
         self.status.outage_ends(now);
-        for (index, session) in sessions.into_iter().enumerate() {
+        self.start_sessions(sessions).await;
+    }
+
+    /// Gives sessions that are started to their tasks.
+    pub(super) async fn start_sessions(&mut self, sessions: Vec<OpenSession>) {
+        for session in sessions {
+            let named = self.sessions.iter().position(|task| task.name == session.name);
+            let Some(index) = named else { continue };
             let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
-            self.status.session_started(index, sid, session.socket.local(), session.remote);
+            let (local, remote) = (session.socket.local(), session.remote);
+            self.status.session_started(&session.name, sid, local, remote);
+            if let Some(sid) = session.sid {
+                self.sids.insert(session.name.clone(), sid);
+            }
             self.tell(index, Command::Up(Box::new(session))).await;
         }
     }
@@ -248,55 +362,20 @@ impl Driver {
         self.rest(ConnectionState::Completed).await
     }
 
-    /// Waits for the time of the next attempt.
+    /// Waits for the time of the next attempt, or for a change of the network that may make one
+    /// succeed before.
     async fn wait_until(&mut self, due: Monotonic) -> Next {
+        let (mut network, known) = (self.network.clone(), self.network_seen);
+        let better = async {
+            if network.wait_for(|changes| changes.better != known).await.is_err() {
+                pending::<()>().await;
+            }
+        };
         let wait = Duration::from_nanos(due.since_ns(clock::monotonic()));
         tokio::select! {
             () = sleep(wait) => Next::Attempt,
+            () = better => Next::Attempt,
             next = self.change() => next,
-        }
-    }
-
-    /// Waits until something is wanted that the present stage cannot give. What changes without a
-    /// word on the wire is passed on meanwhile.
-    async fn change(&mut self) -> Next {
-        loop {
-            tokio::select! {
-                changed = self.wanted.changed() => if changed.is_err() {
-                    return Next::End;
-                },
-                () = self.token.cancelled() => return Next::End,
-                Some(Err(error)) = self.tasks.join_next() => {
-                    if let Ok(panic) = error.try_into_panic() {
-                        std::panic::resume_unwind(panic);
-                    }
-                }
-            }
-            let wanted = self.wanted.borrow_and_update().clone();
-            let before = std::mem::replace(&mut self.current, wanted);
-            let live = self.current.config.inactive == self.config.inactive
-                && connection_effect(&self.config, &self.current.config) == ChangeEffect::Live;
-            if !live || self.current.stopped {
-                return Next::Anew;
-            }
-            if self.current.config != self.config {
-                self.configure().await;
-                if before.stopped {
-                    return Next::Anew;
-                }
-            }
-            if self.current.starts != before.starts {
-                return Next::Attempt;
-            }
-        }
-    }
-
-    async fn change_but_attempts(&mut self) -> Next {
-        loop {
-            let next = self.change().await;
-            if !matches!(next, Next::Attempt) {
-                return next;
-            }
         }
     }
 
@@ -305,11 +384,12 @@ impl Driver {
         if self.progress.all_completed() {
             return Some(Next::Completed);
         }
-        if self.config.control_type == ControlType::Managed && self.silence.is_over(&self.progress)
-        {
+        if self.config.is_resolved_anew() && self.silence.is_over(&self.progress) {
             tracing::info!(connection = self.config.name, "no reply comes: negotiating anew");
             self.status.renegotiates();
-            return Some(Next::Silent);
+            self.stop_sessions().await;
+            self.turn += 1;
+            return Some(Next::Again);
         }
         let silent = self.config.test_interval_ns > SILENT_CONNECTION_NS
             && self.config.control_type == ControlType::Managed;
@@ -320,32 +400,19 @@ impl Driver {
         Some(Next::Parked(due))
     }
 
-    /// Passes a change on that needs nothing on the wire.
-    async fn configure(&mut self) {
-        self.config = self.current.config.clone();
-        for index in 0..self.sessions.len() {
-            self.tell(index, Command::Configure(self.config.clone(), index)).await;
-        }
-        self.status.configured(&self.config, self.current.revision);
-    }
-
     /// Takes up what is wanted now, from the beginning.
     async fn begin_anew(&mut self) {
         self.stop_sessions().await;
-        let names = |config: &ControlConnection| -> Vec<String> {
-            config.sessions.iter().map(|session| session.name.clone()).collect()
-        };
-        let same = names(&self.config) == names(&self.current.config);
-        if same && !self.current.config.inactive {
-            self.configure().await;
+        if self.current.config.inactive {
+            // The sessions of what is inactive cost nothing; `run` makes those that are needed.
+            self.end_sessions().await;
+            self.config = self.current.config.clone();
+        } else {
+            self.follow_sessions().await;
             for index in 0..self.sessions.len() {
                 self.tell(index, Command::Restart).await;
             }
             self.progress.reset();
-        } else {
-            // The sessions of what is inactive cost nothing; `run` makes those that are needed.
-            self.end_sessions().await;
-            self.config = self.current.config.clone();
         }
         self.peer = PeerMemory::default();
     }
@@ -353,43 +420,26 @@ impl Driver {
     /// Sessions end when nobody is left to command them.
     async fn end_sessions(&mut self) {
         self.sessions.clear();
+        self.sids.clear();
         self.status.set_session_commands(Vec::new());
         while self.tasks.join_next().await.is_some() {}
     }
 
-    fn make_sessions(&mut self) {
-        self.progress = Arc::new(Progress::new(self.config.sessions.len()));
-        for index in 0..self.config.sessions.len() {
-            let (commands, receiver) = mpsc::channel(sender::COMMANDS);
-            let tools = sender::Tools {
-                results: self.results.clone(),
-                status: self.status.clone(),
-                progress: self.progress.clone(),
-            };
-            self.tasks.spawn(sender::run(self.config.clone(), index, tools, receiver));
-            self.sessions.push(commands);
-        }
-        self.status.configured(&self.config, self.current.revision);
-        self.status.set_session_commands(self.sessions.clone());
-    }
-
     /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
     /// their results are reported.
-    async fn stop_sessions(&mut self) {
+    pub(super) async fn stop_sessions(&mut self) {
         let mut all = Vec::with_capacity(self.sessions.len());
         for index in 0..self.sessions.len() {
             let (done, stopped) = oneshot::channel();
             self.tell(index, Command::Stop(done)).await;
             all.push(stopped);
         }
-        for stopped in all {
-            let _ = stopped.await;
-        }
+        join_all(all).await;
     }
 
     pub(super) async fn tell(&self, index: usize, command: Command) {
         // A session whose task is gone is found by `change`.
-        let _ = self.sessions[index].send(command).await;
+        let _ = self.sessions[index].commands.send(command).await;
     }
 }
 
@@ -397,6 +447,7 @@ impl Driver {
 async fn establish(
     config: &ControlConnection,
     extensions: Extensions,
+    turn: usize,
     status: &Status,
     derivation: &Derivation,
 ) -> Result<(Option<Established>, Vec<OpenSession>), Failure> {
@@ -407,7 +458,9 @@ async fn establish(
             Ok((Some(established), sessions))
         }
         ControlType::Light | ControlType::Stamp => {
-            Ok((None, attempt::without_control(config).await?))
+            let all: Vec<&str> =
+                config.sessions.iter().map(|session| session.name.as_str()).collect();
+            Ok((None, attempt::without_control(config, &all, turn).await?))
         }
     }
 }

@@ -80,6 +80,11 @@ impl Failure {
         Self { blame, ..self }
     }
 
+    /// The server ended the connection, in whatever way.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self.cause, LossCause::ClosedByServer | LossCause::Reset)
+    }
+
     pub(super) fn closed_by_server() -> Self {
         Self::new(LossCause::ClosedByServer, "the server closed the control connection")
     }

@@ -3,6 +3,7 @@
 //! value on a watch, so a driver that is started again finds it there.
 
 mod attempt;
+mod changes;
 mod connect;
 mod connection;
 mod failure;
@@ -20,8 +21,8 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    model::{ControlConnection, connection_effect},
-    net::clock,
+    model::{ControlConnection, Standing, connection_effect},
+    net::{NetworkChanges, clock},
     proto::{ChangeEffect, Connection, Statistics},
     results::Results,
     session::Derivation,
@@ -29,6 +30,8 @@ use crate::{
 };
 use sender::Command;
 use status::Status;
+
+pub use status::Changes;
 
 pub use probe::probe_server;
 
@@ -50,6 +53,20 @@ struct Tools {
     status: Arc<Status>,
     results: Arc<Results>,
     derivation: Arc<Derivation>,
+    network: watch::Receiver<NetworkChanges>,
+}
+
+/// What all connections share.
+#[derive(Clone, Debug)]
+pub struct ClientContext {
+    /// Where results go.
+    pub results: Arc<Results>,
+    /// Where keys are derived.
+    pub derivation: Arc<Derivation>,
+    /// Changes of this host's network.
+    pub network: watch::Receiver<NetworkChanges>,
+    /// Numbers what changes in the state of connections.
+    pub changes: Arc<Changes>,
 }
 
 /// A configured connection.
@@ -65,18 +82,18 @@ impl ConnectionHandle {
     pub fn start(
         config: Arc<ControlConnection>,
         revision: u64,
-        results: &Arc<Results>,
-        derivation: &Arc<Derivation>,
+        context: &ClientContext,
         tasks: &Tasks,
     ) -> Self {
-        let status = Arc::new(Status::new(&config, clock::now()));
+        let status = Arc::new(Status::new(&config, context.changes.clone(), clock::now()));
         let stopped = config.manual_start;
         let (wanted, receiver) = watch::channel(Wanted { config, stopped, starts: 0, revision });
         let token = tasks.token().child_token();
         let tools = Tools {
             status: status.clone(),
-            results: results.clone(),
-            derivation: derivation.clone(),
+            results: context.results.clone(),
+            derivation: context.derivation.clone(),
+            network: context.network.clone(),
         };
         tasks.spawn("connection", supervise(receiver, tools, token.clone()));
         Self { wanted, status, token }
@@ -88,7 +105,8 @@ impl ConnectionHandle {
             if wanted.config == config {
                 return false;
             }
-            let activated = connection_effect(&wanted.config, &config) == ChangeEffect::Start;
+            let activated =
+                connection_effect(&wanted.config, &config, Standing::Down) == ChangeEffect::Start;
             // A change starts again what was stopped by hand, but not what waits for a hand.
             wanted.stopped = config.manual_start && (wanted.stopped || activated);
             wanted.config = config;
@@ -118,6 +136,16 @@ impl ConnectionHandle {
     /// Ends the driver and its sessions.
     pub fn remove(&self) {
         self.token.cancel();
+    }
+
+    /// How its sessions can be changed now.
+    pub fn standing(&self) -> Standing {
+        self.status.standing()
+    }
+
+    /// Number of the latest change of its state.
+    pub fn changed(&self) -> u64 {
+        self.status.changed()
     }
 
     /// Whether its sessions are started.
@@ -156,7 +184,7 @@ impl ConnectionHandle {
 /// wanted.
 async fn supervise(mut wanted: watch::Receiver<Wanted>, tools: Tools, token: CancellationToken) {
     loop {
-        let start = || connection::run(wanted.clone(), tools.clone(), token.clone());
+        let start = |pulse| connection::run(wanted.clone(), tools.clone(), token.clone(), pulse);
         let failed = |text: &str, last| {
             outage::failed(&wanted.borrow().config, &tools, text, last);
         };

@@ -6,15 +6,16 @@ use crate::{
     net::clock,
     proto::{Event, EventType, LossCause},
     results::{Results, Subject},
-    time::{Monotonic, duration_to_proto},
+    time::{Monotonic, UnixTime, duration_to_proto},
 };
 
 /// An outage that goes on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Outage {
     /// How it began.
     pub(super) failure: Failure,
     pub(super) since: Monotonic,
+    pub(super) began: UnixTime,
     pub(super) attempts: u64,
 }
 
@@ -36,8 +37,8 @@ impl Driver {
                     event.accept_code = failure.accept_code.into();
                     event.detail.clone_from(&failure.detail);
                 });
-                let (failure, since) = (failure.clone(), now.monotonic);
-                self.outage = Some(Outage { failure, since, attempts });
+                let (failure, since, began) = (failure.clone(), now.monotonic, now.unix);
+                self.outage = Some(Outage { failure, since, began, attempts });
                 attempts
             }
         };
@@ -66,6 +67,7 @@ impl Driver {
                 event.accept_code = outage.failure.accept_code.into();
                 event.attempts = outage.attempts;
                 event.duration = Some(duration_to_proto(length_ns));
+                event.since = Some(outage.began.to_proto());
             });
         }
         self.status.outage_ends(clock::now());

@@ -1,6 +1,6 @@
 //! One try of a server, from name service to the reply to a probe, that leaves nothing behind.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -68,7 +68,7 @@ async fn attempt(
     derivation: &Derivation,
     found: &mut ProbeServerResponse,
 ) -> Result<(), Failure> {
-    let status = Status::new(config, clock::now());
+    let status = Status::new(config, Arc::default(), clock::now());
     found.stage = ProbeStage::Connect.into();
     let begun = clock::monotonic();
     let stream = connect(config, &status).await?;

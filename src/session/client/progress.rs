@@ -1,7 +1,10 @@
 //! How far the sessions of a connection are: written by their tasks, read by the driver. A value
 //! and a bell rather than a queue: nothing waits for the driver, and nothing piles up.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::Notify;
 
@@ -35,61 +38,82 @@ struct Unanswered {
     now: Monotonic,
 }
 
-/// The stages of all sessions of a connection.
-#[derive(Debug)]
+/// What is known of one session.
+#[derive(Clone, Copy, Debug, Default)]
+struct OfSession {
+    stage: Stage,
+    unanswered: Unanswered,
+    /// Tests that ended since the last time that all sessions had ended one.
+    ended: u64,
+}
+
+/// How far all sessions of a connection are, by their names.
+#[derive(Debug, Default)]
 pub(super) struct Progress {
-    stages: Mutex<Vec<Stage>>,
-    unanswered: Mutex<Vec<Unanswered>>,
+    sessions: Mutex<BTreeMap<String, OfSession>>,
     bell: Notify,
 }
 
 impl Progress {
-    pub(super) fn new(sessions: usize) -> Self {
-        Self {
-            stages: Mutex::new(vec![Stage::default(); sessions]),
-            unanswered: Mutex::new(vec![Unanswered::default(); sessions]),
-            bell: Notify::new(),
+    /// These are the sessions now; what is known of those that stay stays.
+    pub(super) fn follow(&self, names: &[&str]) {
+        let mut sessions = self.lock();
+        sessions.retain(|name, _| names.contains(&name.as_str()));
+        for name in names {
+            sessions.entry((*name).to_owned()).or_default();
         }
     }
 
-    /// A test ended in which probes were sent.
-    pub(super) fn test_ended(&self, index: usize, answered: bool, now: Monotonic) {
-        if let Some(session) = lock(&self.unanswered).get_mut(index) {
-            *session = match session {
-                _ if answered => Unanswered::default(),
-                Unanswered { tests: 0, .. } => Unanswered { tests: 1, since: now, now },
-                Unanswered { tests, since, .. } => {
-                    Unanswered { tests: *tests + 1, since: *since, now }
-                }
-            };
+    /// A test ended; whether that completes an iteration: every session has ended one. `answered`
+    /// tells of a test in which probes were sent.
+    pub(super) fn test_ended(&self, name: &str, answered: Option<bool>, now: Monotonic) -> bool {
+        let mut sessions = self.lock();
+        let Some(session) = sessions.get_mut(name) else { return false };
+        session.ended += 1;
+        session.unanswered = match (answered, session.unanswered) {
+            (None, unanswered) => unanswered,
+            (Some(true), _) => Unanswered::default(),
+            (Some(false), Unanswered { tests: 0, .. }) => Unanswered { tests: 1, since: now, now },
+            (Some(false), Unanswered { tests, since, .. }) => {
+                Unanswered { tests: tests + 1, since, now }
+            }
+        };
+        let done = sessions.values().all(|session| session.ended > 0);
+        if done {
+            sessions.values_mut().for_each(|session| session.ended -= 1);
         }
+        done
     }
 
     /// What was negotiated anew has yet to prove itself.
     pub(super) fn forget_silence(&self) {
-        lock(&self.unanswered).fill(Unanswered::default());
+        self.lock().values_mut().for_each(|session| session.unanswered = Unanswered::default());
     }
 
     /// For how long the session that is silent longest has been; 0 where all were answered.
     fn silent_ns(&self) -> u64 {
-        let silent = |session: &Unanswered| match session.tests {
-            0..SILENT_TESTS => 0,
-            _ => session.now.since_ns(session.since),
+        let silent = |session: &OfSession| match session.unanswered {
+            Unanswered { tests: 0..SILENT_TESTS, .. } => 0,
+            Unanswered { since, now, .. } => now.since_ns(since),
         };
-        lock(&self.unanswered).iter().map(silent).max().unwrap_or(0)
+        self.lock().values().map(silent).max().unwrap_or(0)
+    }
+
+    fn all_answered(&self) -> bool {
+        self.lock().values().all(|session| session.unanswered.tests == 0)
     }
 
     /// A session enters a stage.
-    pub(super) fn set(&self, index: usize, stage: Stage) {
-        if let Some(old) = self.lock().get_mut(index) {
-            *old = stage;
+    pub(super) fn set(&self, name: &str, stage: Stage) {
+        if let Some(session) = self.lock().get_mut(name) {
+            session.stage = stage;
         }
         self.bell.notify_one();
     }
 
     /// All sessions begin again.
     pub(super) fn reset(&self) {
-        self.lock().fill(Stage::Testing);
+        self.lock().values_mut().for_each(|session| session.stage = Stage::Testing);
     }
 
     /// Waits until some session entered a stage.
@@ -98,28 +122,24 @@ impl Progress {
     }
 
     pub(super) fn all_completed(&self) -> bool {
-        let stages = self.lock();
-        !stages.is_empty() && stages.iter().all(|stage| *stage == Stage::Completed)
+        let sessions = self.lock();
+        !sessions.is_empty() && sessions.values().all(|s| s.stage == Stage::Completed)
     }
 
     /// Where no session tests: when the first test is due.
     pub(super) fn idle_until(&self) -> Option<Monotonic> {
-        let stages = self.lock();
-        let due = |stage: &Stage| match stage {
+        let sessions = self.lock();
+        let due = |session: &OfSession| match session.stage {
             Stage::Testing => Some(None),
-            Stage::Between(due) => Some(Some(*due)),
+            Stage::Between(due) => Some(Some(due)),
             Stage::Completed => None,
         };
-        stages.iter().filter_map(due).collect::<Option<Vec<_>>>()?.into_iter().min()
+        sessions.values().filter_map(due).collect::<Option<Vec<_>>>()?.into_iter().min()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Stage>> {
-        lock(&self.stages)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, OfSession>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long a session may be silent, though its control connection lives, before it is taken to be
@@ -141,7 +161,7 @@ impl Silence {
     pub(super) fn is_over(&mut self, progress: &Progress) -> bool {
         let silent_ns = progress.silent_ns();
         if silent_ns == 0 {
-            if lock(&progress.unanswered).iter().all(|session| session.tests == 0) {
+            if progress.all_answered() {
                 self.limit_ns = FIRST_SILENCE_NS;
             }
             return false;
@@ -161,25 +181,37 @@ mod tests {
     #[test]
     fn silence_is_told_from_a_lost_test_and_grows() {
         let second = |n: u64| Monotonic(n * 1_000_000_000);
-        let (progress, mut silence) = (Progress::new(2), Silence::default());
-        progress.test_ended(1, true, second(0));
+        let (progress, mut silence) = (Progress::default(), Silence::default());
+        progress.follow(&["a", "b"]);
+        progress.test_ended("b", Some(true), second(0));
         for now in 0..30 {
-            progress.test_ended(0, false, second(now));
+            progress.test_ended("a", Some(false), second(now));
             assert!(!silence.is_over(&progress), "{now}");
         }
-        progress.test_ended(0, false, second(30));
+        progress.test_ended("a", Some(false), second(30));
         assert!(silence.is_over(&progress));
         // Anew, and no better: twice as long.
         progress.forget_silence();
         for now in 40..100 {
-            progress.test_ended(0, false, second(now));
+            progress.test_ended("a", Some(false), second(now));
             assert!(!silence.is_over(&progress), "{now}");
         }
-        progress.test_ended(0, false, second(100));
+        progress.test_ended("a", Some(false), second(100));
         assert!(silence.is_over(&progress));
         // One reply, and all is forgotten.
-        progress.test_ended(0, true, second(101));
+        progress.test_ended("a", Some(true), second(101));
         assert!(!silence.is_over(&progress));
         assert_eq!(silence.limit_ns, FIRST_SILENCE_NS);
+    }
+
+    #[test]
+    fn an_iteration_is_a_test_of_every_session() {
+        let progress = Progress::default();
+        progress.follow(&["a", "b"]);
+        let ended = |name| progress.test_ended(name, None, Monotonic(0));
+        assert_eq!([ended("a"), ended("a"), ended("b"), ended("b")], [false, false, true, true]);
+        progress.follow(&["b"]);
+        assert!(ended("b"));
+        assert!(!ended("a"), "it is gone");
     }
 }

@@ -9,12 +9,14 @@ const JUST_NOW_NS: u64 = 25_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rhythm {
     last_due: Monotonic,
+    /// Pauses so far, for what backs off.
+    pauses: u32,
 }
 
 impl Rhythm {
     /// A connection was lost, or a first attempt is made, at `start`.
     pub(super) fn new(start: Monotonic) -> Self {
-        Self { last_due: start }
+        Self { last_due: start, pauses: 0 }
     }
 
     /// The next beat that is not yet over: the same again before its time. Beats that passed
@@ -30,6 +32,27 @@ impl Rhythm {
         let just_now = beats > 0 && late_ns <= JUST_NOW_NS.min(interval_ns / 4);
         let beats = if just_now { beats } else { beats + 1 };
         self.last_due = self.last_due.plus_ns(beats.saturating_mul(interval_ns));
+        self.last_due
+    }
+}
+
+impl Rhythm {
+    /// A random pause of up to `interval * 2^n`, at most `longest` (full jitter): agents that lost
+    /// a server at the same moment do not come back to it at the same moments. `random` is uniform.
+    pub(super) fn back_off(
+        &mut self,
+        interval_ns: u64,
+        longest_ns: u64,
+        random: u64,
+        now: Monotonic,
+    ) -> Monotonic {
+        if self.last_due > now {
+            return self.last_due;
+        }
+        let factor = 1u64.checked_shl(self.pauses.min(63)).unwrap_or(u64::MAX);
+        let most_ns = interval_ns.saturating_mul(factor).min(longest_ns).max(1);
+        self.pauses += 1;
+        self.last_due = now.plus_ns(random % most_ns);
         self.last_due
     }
 }
@@ -60,5 +83,24 @@ mod tests {
         // Just over: still met, once.
         assert_eq!(rhythm.next(100, Monotonic(801)), Monotonic(800));
         assert_eq!(rhythm.next(100, Monotonic(801)), Monotonic(900));
+    }
+
+    #[test]
+    fn pauses_of_a_fleet_are_spread_and_grow_up_to_the_longest() {
+        let (interval, longest) = (1_000u64, 60_000u64);
+        for pauses in 0..100u32 {
+            let most = interval.checked_shl(pauses).unwrap_or(u64::MAX).min(longest);
+            let due = |random| {
+                let mut rhythm = Rhythm { last_due: Monotonic(0), pauses };
+                rhythm.back_off(interval, longest, random, Monotonic(5)).0 - 5
+            };
+            let most = if pauses >= 54 { longest } else { most };
+            assert_eq!((due(0), due(most - 1)), (0, most - 1), "{pauses}");
+            assert!(due(u64::MAX) < most, "{pauses}");
+        }
+        // An attempt besides, before its time, does not lengthen the pause.
+        let mut rhythm = Rhythm::new(Monotonic(0));
+        let due = rhythm.back_off(interval, longest, 900, Monotonic(0));
+        assert_eq!(rhythm.back_off(interval, longest, 100, Monotonic(10)), due);
     }
 }

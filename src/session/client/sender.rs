@@ -5,7 +5,7 @@ use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, sleep_until},
+    time::sleep,
 };
 
 use super::{
@@ -16,8 +16,10 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession},
     net::{PacketInfo, TestSocket, clock, random},
-    proto::{LossCause, ProbeResult, Statistics, StatisticsScope},
+    proto::{Event, EventType, LossCause, ProbeResult, Statistics, StatisticsScope, TestResult},
     results::{PROBES_PER_RECORD, Results, Subject},
+    stats::ThresholdMonitor,
+    supervise::Pulse,
     time::{Monotonic, Now},
     twamp::sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
 };
@@ -40,6 +42,8 @@ pub(super) enum Command {
     Down(LossCause, u64),
     /// It is closed until the next test is due, and nothing is wrong.
     Park,
+    /// The test that runs is the last for now, and then the socket is closed; answers then.
+    Pause(oneshot::Sender<()>),
     /// Other intervals, counts, labels.
     Configure(Arc<ControlConnection>, usize),
     /// A new run of `test_count` tests.
@@ -68,14 +72,18 @@ pub(super) struct Tools {
 }
 
 struct Session {
-    index: usize,
     config: TestSession,
     subject: Subject,
+    iteration_done_events: bool,
     machine: SessionSender,
     link: Option<Link>,
     parked: bool,
     /// To be told when the test that is being stopped has ended.
     stopping: Option<oneshot::Sender<()>>,
+    /// To be told when no test runs.
+    pausing: Option<oneshot::Sender<()>>,
+    thresholds: ThresholdMonitor,
+    pulse: Pulse,
     probes: Vec<ProbeResult>,
     probes_due: Monotonic,
     tools: Tools,
@@ -87,16 +95,22 @@ pub(super) async fn run(
     index: usize,
     tools: Tools,
     mut commands: mpsc::Receiver<Command>,
+    pulse: Pulse,
 ) {
     let config = connection.sessions[index].clone();
+    let mut thresholds = ThresholdMonitor::default();
+    thresholds.set(&config.thresholds);
     let mut session = Session {
-        index,
         subject: subject(&connection, &config),
         machine: SessionSender::new(sender_config(&connection, &config)),
+        iteration_done_events: connection.test_iteration_done_events,
         config,
         link: None,
         parked: false,
         stopping: None,
+        pausing: None,
+        thresholds,
+        pulse,
         probes: Vec::new(),
         probes_due: Monotonic::default(),
         tools,
@@ -104,6 +118,7 @@ pub(super) async fn run(
     loop {
         session.advance();
         let deadline = session.deadline();
+        session.pulse.beat();
         // Each of these may be dropped at any time without a loss: commands and packets stay
         // where they are.
         tokio::select! {
@@ -111,7 +126,7 @@ pub(super) async fn run(
                 Some(command) => session.obey(command),
                 None => return session.end(),
             },
-            () = sleep_to(deadline) => {}
+            () = sleep_to(deadline, session.pulse.rest()) => {}
             failed = receive(&mut session.machine, session.link.as_ref()) => if failed {
                 sleep(SOCKET_REST).await;
             },
@@ -133,10 +148,10 @@ async fn receive(machine: &mut SessionSender, link: Option<&Link>) -> bool {
     received.await.is_err()
 }
 
-async fn sleep_to(deadline: Option<Monotonic>) {
-    let Some(deadline) = deadline else { return pending().await };
-    let wait = Duration::from_nanos(deadline.since_ns(clock::monotonic()));
-    sleep_until(Instant::now() + wait).await;
+/// Sleeps until the deadline, at most for `longest`.
+async fn sleep_to(deadline: Option<Monotonic>, longest: Duration) {
+    let wait = deadline.map(|at| Duration::from_nanos(at.since_ns(clock::monotonic())));
+    sleep(wait.map_or(longest, |wait| wait.min(longest))).await;
 }
 
 impl Session {
@@ -149,24 +164,37 @@ impl Session {
                 let packet = packet(&self.config, least_octets, padding_start);
                 self.link = Some(Link { socket, remote, least_octets, padding_start, packet });
                 self.parked = false;
+                self.thresholds.reachable(true);
                 self.machine.session_started(carrier, now);
             }
             Command::Down(cause, attempts) => {
                 self.link = None;
                 self.parked = false;
+                self.pausing = None;
+                self.thresholds.reachable(false);
                 self.machine.session_lost(cause, attempts, now);
             }
             Command::Park => {
                 self.link = None;
                 self.parked = true;
             }
+            Command::Pause(done) => {
+                self.machine.pause();
+                self.pausing = Some(done);
+            }
             Command::Configure(connection, index) => {
                 self.config = connection.sessions[index].clone();
                 self.subject = subject(&connection, &self.config);
+                self.iteration_done_events = connection.test_iteration_done_events;
                 self.machine.set_config(sender_config(&connection, &self.config));
                 if let Some(link) = &mut self.link {
                     link.packet = packet(&self.config, link.least_octets, link.padding_start);
+                    if let Err(error) = link.socket.set_ttl(self.config.ttl) {
+                        tracing::warn!(%error, session = self.config.name, "the TTL stays");
+                    }
                 }
+                let cleared = self.thresholds.set(&self.config.thresholds);
+                self.tell(cleared, now);
             }
             Command::Restart => self.machine.restart(),
             Command::Stop(done) => {
@@ -191,6 +219,12 @@ impl Session {
         self.report(now);
         if !self.probes.is_empty() && self.probes_due <= now.monotonic {
             self.flush_probes(now);
+        }
+        if self.machine.is_paused()
+            && let Some(done) = self.pausing.take()
+        {
+            self.link = None;
+            let _ = done.send(());
         }
         if self.machine.is_stopped()
             && let Some(done) = self.stopping.take()
@@ -224,6 +258,10 @@ impl Session {
 
     fn report(&mut self, now: Now) {
         while let Some(event) = self.machine.poll_event() {
+            if let SenderEvent::Probe(probe) = &event {
+                let crossed = self.thresholds.probe(probe, now.unix);
+                self.tell(crossed, now);
+            }
             match event {
                 SenderEvent::Probe(probe) if self.config.store_probes => {
                     if self.probes.is_empty() {
@@ -237,20 +275,42 @@ impl Session {
                 SenderEvent::Probe(_) => {}
                 SenderEvent::Test(result) => {
                     self.flush_probes(now);
-                    if let Some(figures) = result.figures.as_ref().filter(|f| f.probes_sent > 0) {
-                        let answered = figures.probes_received > 0;
-                        self.tools.progress.test_ended(self.index, answered, now.monotonic);
-                    }
-                    self.tools.results.test(&self.subject, *result, now.unix);
-                    self.tools.status.test_finished(self.index);
-                    if let Some(due) = self.machine.poll_deadline() {
-                        self.tools.progress.set(self.index, Stage::Between(due));
-                    }
+                    self.test_ended(*result, now);
                 }
                 SenderEvent::Completed => {
-                    self.tools.progress.set(self.index, Stage::Completed);
+                    self.tools.progress.set(&self.config.name, Stage::Completed);
                 }
             }
+        }
+    }
+
+    fn test_ended(&mut self, result: TestResult, now: Now) {
+        let crossed = self.thresholds.test_ended(&result, now.unix);
+        let test_number = result.test_number;
+        let sent = result.figures.as_ref().filter(|figures| figures.probes_sent > 0);
+        let answered = sent.map(|figures| figures.probes_received > 0);
+        let progress = &self.tools.progress;
+        let iteration = progress.test_ended(&self.config.name, answered, now.monotonic);
+        self.tools.results.test(&self.subject, result, now.unix);
+        self.tools.status.test_finished(&self.config.name);
+        let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
+        if self.config.test_done_events {
+            self.tell(vec![done(EventType::TestDone)], now);
+        }
+        self.tell(crossed, now);
+        if iteration && self.iteration_done_events {
+            let connection = Subject { session: String::new(), ..self.subject.clone() };
+            let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
+            self.tools.results.event(&connection, event, now.unix);
+        }
+        if let Some(due) = self.machine.poll_deadline() {
+            self.tools.progress.set(&self.config.name, Stage::Between(due));
+        }
+    }
+
+    fn tell(&self, events: Vec<Event>, now: Now) {
+        for event in events {
+            self.tools.results.event(&self.subject, event, now.unix);
         }
     }
 

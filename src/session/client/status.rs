@@ -3,40 +3,89 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{failure::Failure, sender::Command};
+use super::{failure::Failure, outage::Outage, sender::Command};
 use crate::{
-    model::{ControlConnection, ControlType},
+    model::{ControlConnection, ControlType, Standing},
     proto::{self, ConnectionLoss, ConnectionState, Session},
     time::{Monotonic, Now, duration_to_proto},
 };
+
+/// Numbers the changes of all connections, so that whoever saw one number finds what changed since.
+#[derive(Debug, Default)]
+pub struct Changes {
+    latest: watch::Sender<u64>,
+}
+
+impl Changes {
+    /// The number of the latest change.
+    pub fn latest(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    /// A connection is gone.
+    pub fn removed(&self) {
+        self.next(|_| {});
+    }
+
+    /// Numbers a change; call `told` when it can be seen.
+    fn next(&self, told: impl FnOnce(u64)) {
+        self.latest.send_modify(|latest| {
+            *latest += 1;
+            told(*latest);
+        });
+    }
+}
 
 /// Status of one connection.
 #[derive(Debug)]
 pub(super) struct Status {
     inner: Mutex<Inner>,
+    changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     /// As it is told, but for what depends on the time of the question.
     connection: proto::Connection,
-    outage_since: Option<Monotonic>,
+    outage_since: Option<Now>,
     past_outages_ns: u64,
     applied_revision: u64,
     sessions: Vec<mpsc::Sender<Command>>,
+    /// Number of its latest change.
+    changed: u64,
+    standing: Standing,
 }
 
 impl Status {
-    pub(super) fn new(config: &ControlConnection, now: Now) -> Self {
-        let status = Self { inner: Mutex::default() };
+    pub(super) fn new(config: &ControlConnection, changes: Arc<Changes>, now: Now) -> Self {
+        let status = Self { inner: Mutex::default(), changes };
         status.configured(config, 0);
         status.state(ConnectionState::Inactive, now);
         status
+    }
+
+    /// Number of its latest change.
+    pub(super) fn changed(&self) -> u64 {
+        self.lock().changed
+    }
+
+    /// What was written can be seen by others.
+    fn tell(&self) {
+        self.changes.next(|number| self.lock().changed = number);
+    }
+
+    /// How its sessions can be changed while they run.
+    pub(super) fn standing(&self) -> Standing {
+        self.lock().standing
+    }
+
+    pub(super) fn stands(&self, standing: Standing) {
+        self.lock().standing = standing;
     }
 
     /// The driver follows this configuration now.
@@ -60,6 +109,8 @@ impl Status {
                 known.cloned().unwrap_or_else(unknown)
             })
             .collect();
+        drop(inner);
+        self.tell();
     }
 
     /// The tasks of the sessions, for questions about the tests that run.
@@ -87,6 +138,9 @@ impl Status {
     /// A new state; what only holds in another one is taken away.
     pub(super) fn state(&self, state: ConnectionState, now: Now) {
         let mut inner = self.lock();
+        if state != ConnectionState::Running {
+            inner.standing = Standing::Down;
+        }
         let connection = &mut inner.connection;
         if connection.state() != state || connection.state_since.is_none() {
             connection.state = state.into();
@@ -104,6 +158,8 @@ impl Status {
                 session.started = false;
             }
         }
+        drop(inner);
+        self.tell();
     }
 
     /// Ends of the control connection.
@@ -120,22 +176,30 @@ impl Status {
     /// A session is started.
     pub(super) fn session_started(
         &self,
-        index: usize,
+        name: &str,
         sid: String,
         sender: SocketAddr,
         reflector: SocketAddr,
     ) {
-        if let Some(session) = self.lock().connection.sessions.get_mut(index) {
+        self.session(name, |session| {
             session.sid = sid;
             session.sender_address = sender.to_string();
             session.reflector_address = reflector.to_string();
             session.started = true;
-        }
+            session.starts += 1;
+        });
+        self.tell();
     }
 
-    pub(super) fn test_finished(&self, index: usize) {
-        if let Some(session) = self.lock().connection.sessions.get_mut(index) {
-            session.tests_finished += 1;
+    pub(super) fn test_finished(&self, name: &str) {
+        self.session(name, |session| session.tests_finished += 1);
+    }
+
+    fn session(&self, name: &str, change: impl FnOnce(&mut Session)) {
+        let mut inner = self.lock();
+        let mut sessions = inner.connection.sessions.iter_mut();
+        if let Some(session) = sessions.find(|session| session.name == name) {
+            change(session);
         }
     }
 
@@ -143,14 +207,16 @@ impl Status {
     pub(super) fn outage_begins(&self, failure: &Failure, now: Now) {
         let mut inner = self.lock();
         if inner.outage_since.is_none() {
-            inner.outage_since = Some(now.monotonic);
+            inner.outage_since = Some(now);
             inner.connection.outages += 1;
         }
         inner.connection.last_loss = Some(loss(failure, now));
+        drop(inner);
+        self.tell();
     }
 
     /// An outage that a driver left that failed: its cause, its beginning, and its attempts.
-    pub(super) fn open_outage(&self) -> Option<(Failure, Monotonic, u64)> {
+    pub(super) fn open_outage(&self) -> Option<Outage> {
         let inner = self.lock();
         let loss = inner.connection.last_loss.as_ref()?;
         let failure = Failure {
@@ -159,7 +225,9 @@ impl Status {
             detail: loss.detail.clone(),
             ..Failure::default()
         };
-        Some((failure, inner.outage_since?, inner.connection.attempts_since_success))
+        let Now { monotonic: since, unix: began } = inner.outage_since?;
+        let attempts = inner.connection.attempts_since_success;
+        Some(Outage { failure, since, began, attempts })
     }
 
     /// An attempt failed; how the outage began stays.
@@ -173,7 +241,7 @@ impl Status {
     pub(super) fn outage_ends(&self, now: Now) {
         let mut inner = self.lock();
         if let Some(since) = inner.outage_since.take() {
-            inner.past_outages_ns += now.monotonic.since_ns(since);
+            inner.past_outages_ns += now.monotonic.since_ns(since.monotonic);
         }
         inner.connection.attempts_since_success = 0;
     }
@@ -184,6 +252,7 @@ impl Status {
         let wait_ns = due.since_ns(now.monotonic);
         self.lock().connection.next_attempt_time =
             Some(now.unix.plus_ns(wait_ns as i64).to_proto());
+        self.tell();
     }
 
     /// The task of the connection failed.
@@ -195,7 +264,8 @@ impl Status {
     /// The status, for the API. `revision` is the one wanted.
     pub(super) fn to_proto(&self, revision: u64, now: Now) -> proto::Connection {
         let inner = self.lock();
-        let present_ns = inner.outage_since.map_or(0, |since| now.monotonic.since_ns(since));
+        let since = inner.outage_since.map(|since| since.monotonic);
+        let present_ns = since.map_or(0, |since| now.monotonic.since_ns(since));
         proto::Connection {
             outage_duration: Some(duration_to_proto(inner.past_outages_ns + present_ns)),
             reconciling: inner.applied_revision < revision,

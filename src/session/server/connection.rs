@@ -1,6 +1,6 @@
 //! The driver of one control connection of the server role.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,10 +20,12 @@ use crate::{
         clock, random,
         tcp::{self, TcpStream},
     },
-    proto::ServerConnectionState,
+    proto::{EndCause, ServerConnectionState},
     session::{Derivation, modes},
     time::{Monotonic, NtpTimestamp, TimestampFormat},
-    twamp::control_server::{ControlServer, RequestedSession, ServerAction, ServerOptions},
+    twamp::control_server::{
+        ControlServer, RequestedSession, ServerAction, ServerError, ServerOptions,
+    },
     wire::codes::{Accept, Modes, Sid},
 };
 
@@ -40,8 +42,39 @@ pub(super) struct Shared {
     pub(super) derivation: Arc<Derivation>,
 }
 
-/// Why a connection ended, in words.
-type Reason = String;
+/// Why a connection ended.
+#[derive(Debug)]
+struct Reason(EndCause, String);
+
+impl Reason {
+    /// What the kernel says of a socket.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
+    fn of_socket(error: &io::Error) -> Self {
+        let cause = match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => EndCause::Reset,
+            io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable => EndCause::Keepalive,
+            _ => EndCause::Server,
+        };
+        Self(cause, error.to_string())
+    }
+
+    fn of_machine(error: &ServerError) -> Self {
+        let cause = match error {
+            ServerError::Ended | ServerError::ClientGaveUp => EndCause::Client,
+            ServerError::BadKey | ServerError::Busy => EndCause::Key,
+            ServerError::Inactive | ServerError::Incomplete => EndCause::Inactivity,
+            ServerError::ModeNotOffered { .. }
+            | ServerError::NotGenuine(_)
+            | ServerError::TooManySessions { .. }
+            | ServerError::Command(_)
+            | ServerError::WrongSessionCount { .. }
+            | ServerError::BrokenStop => EndCause::Protocol,
+        };
+        Self(cause, error.to_string())
+    }
+}
 
 struct Connection {
     stream: TcpStream,
@@ -105,10 +138,13 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
         secret: None,
     };
     tracing::info!(client = %ends.client, "control connection accepted");
-    let reason = tokio::select! {
+    let by_hand = connection.entry.close.clone();
+    let Reason(cause, reason) = tokio::select! {
         reason = connection.run(ended) => reason,
-        () = token.cancelled() => "the server role ends".to_owned(),
+        () = by_hand.cancelled() => Reason(EndCause::ByHand, "it was closed by hand".into()),
+        () = token.cancelled() => Reason(EndCause::Server, "the server role ends".into()),
     };
+    connection.shared.registry.ended(cause);
     tracing::info!(client = %ends.client, reason, "control connection ended");
 }
 
@@ -137,12 +173,13 @@ impl Connection {
                     Ok(octets) => {
                         self.machine.handle_input(&buffer[..octets], clock::monotonic());
                     }
-                    Err(error) => return error.to_string(),
+                    Err(error) => return Reason::of_socket(&error),
                 },
                 () = due => {
                     let now = clock::monotonic();
                     if self.deadline.is_some_and(|end| end <= now) {
-                        return "max_connection_duration has passed".into();
+                        let reason = "max_connection_duration has passed";
+                        return Reason(EndCause::Duration, reason.into());
                     }
                     self.machine.handle_timeout(now);
                 }
@@ -150,14 +187,16 @@ impl Connection {
                     let known = !self.sessions.take(&[sid]).is_empty();
                     if known && end == SessionEnd::SocketClosed {
                         // Its probes go nowhere: the client is to come again.
-                        return "the test port of a session was closed".into();
+                        let reason = "the test port of a session was closed";
+                        return Reason(EndCause::Server, reason.into());
                     }
                     self.machine.session_expired(sid, clock::monotonic());
                 }
                 Ok(()) = configured.changed() => {
                     let config = configured.borrow_and_update().clone();
                     if config.is_some_and(|config| self.key_is_gone(&config)) {
-                        return format!("key {:?} was taken away", self.key_id);
+                        let reason = format!("key {:?} was taken away", self.key_id);
+                        return Reason(EndCause::Key, reason);
                     }
                 }
             }
@@ -191,7 +230,7 @@ impl Connection {
                 }
                 ServerAction::Close(error) => {
                     self.shared.registry.closed(&error);
-                    return Err(error.to_string());
+                    return Err(Reason::of_machine(&error));
                 }
             }
         }
@@ -218,7 +257,10 @@ impl Connection {
         let derived = tokio::select! {
             derived = derive => derived,
             // Nothing is worked for whom nobody waits any more.
-            () = gone(&self.stream) => return Err("the client went before its key was derived".into()),
+            () = gone(&self.stream) => {
+                let reason = "the client went before its key was derived";
+                return Err(Reason(EndCause::Client, reason.into()));
+            }
         };
         self.key_id = String::from_utf8_lossy(key_id).into_owned();
         let accepted = self.machine.authenticate(derived.as_deref(), clock::monotonic());
@@ -252,6 +294,8 @@ impl Connection {
             }
             Err(accept) => {
                 tracing::info!(client = %self.ends.client, %accept, ?request, "session refused");
+                let detail = format!("UDP port {}: {accept}", request.receiver_port);
+                self.shared.registry.session_refused(self.ends.client, accept, detail);
                 Err(accept)
             }
         }
@@ -260,8 +304,11 @@ impl Connection {
     async fn write(&mut self, octets: &[u8]) -> Result<(), Reason> {
         match timeout(WRITE_LIMIT, self.stream.write_all(octets)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("the client does not read its control connection".into()),
+            Ok(Err(error)) => Err(Reason::of_socket(&error)),
+            Err(_) => {
+                let reason = "the client does not read its control connection";
+                Err(Reason(EndCause::Inactivity, reason.into()))
+            }
         }
     }
 

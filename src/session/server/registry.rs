@@ -2,19 +2,21 @@
 //! to the API. Entries go with their guards, whatever becomes of the task that holds them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     model::ServerConfig,
     net::clock,
     proto::{
-        GetServerStatusResponse, KeyCounters, PacketCounters, RefusalCause, RefusedCount,
-        ServerConnection, ServerConnectionState, ServerSession, ServerSessionState, ServerSocket,
+        EndCause, EndedCount, GetServerStatusResponse, KeyCounters, PacketCounters, Refusal,
+        RefusalCause, RefusedCount, RefusedSessions, ServerConnection, ServerConnectionState,
+        ServerSession, ServerSessionState, ServerSocket,
     },
     time::UnixTime,
     twamp::{
@@ -27,6 +29,8 @@ use crate::{
 /// Stopped sessions that still answer may be so many times those that are not stopped: a client
 /// that comes back at once finds room, and one that goes round and round does not take all.
 const DRAINING_SHARE: usize = 3;
+/// Refusals that are remembered.
+const REFUSALS: usize = 64;
 
 /// How a session ended without its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +50,25 @@ pub struct Registry {
     pub(super) counters: Arc<ReflectorCounters>,
 }
 
+#[derive(Debug)]
+struct Client {
+    address: IpAddr,
+    /// Closes its connection.
+    close: CancellationToken,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     connections: BTreeMap<u64, ServerConnection>,
-    clients: BTreeMap<u64, IpAddr>,
+    clients: BTreeMap<u64, Client>,
     sessions: BTreeMap<(u64, u64), (ServerSession, Arc<SessionCounters>)>,
     accepted: u64,
     sessions_accepted: u64,
     refused: BTreeMap<i32, u64>,
+    sessions_refused: BTreeMap<u8, u64>,
+    ended: BTreeMap<i32, u64>,
+    /// Newest first.
+    latest_refusals: VecDeque<Refusal>,
     sockets: Vec<ServerSocket>,
     keys: KeyCounters,
     irregular_stops: u64,
@@ -83,7 +98,7 @@ impl Registry {
     ) -> Result<ConnectionEntry, RefusalCause> {
         let mut inner = self.lock();
         let address = client.ip();
-        let of_client = inner.clients.values().filter(|other| **other == address).count();
+        let of_client = inner.clients.values().filter(|other| other.address == address).count();
         let refusal = if !config.allows(address) {
             Some(RefusalCause::NotListed)
         } else if inner.connections.len() >= config.maximum_connections {
@@ -95,11 +110,25 @@ impl Registry {
         };
         if let Some(cause) = refusal {
             *inner.refused.entry(cause.into()).or_default() += 1;
+            let detail = match cause {
+                RefusalCause::MaximumConnections => {
+                    format!("maximum_connections is {}", config.maximum_connections)
+                }
+                RefusalCause::MaximumConnectionsPerClient => format!(
+                    "maximum_connections_per_client is {}",
+                    config.maximum_connections_per_client
+                ),
+                RefusalCause::NotListed | RefusalCause::Unspecified => {
+                    format!("{address} is in no client_list")
+                }
+            };
+            inner.refuse(client, cause, 0, detail);
             return Err(cause);
         }
         inner.accepted += 1;
         let id = inner.accepted;
-        inner.clients.insert(id, address);
+        let close = CancellationToken::new();
+        inner.clients.insert(id, Client { address, close: close.clone() });
         inner.connections.insert(
             id,
             ServerConnection {
@@ -111,7 +140,7 @@ impl Registry {
                 ..ServerConnection::default()
             },
         );
-        Ok(ConnectionEntry { registry: self.clone(), id })
+        Ok(ConnectionEntry { registry: self.clone(), id, close })
     }
 
     /// Which sockets the role has open, or has not.
@@ -127,6 +156,35 @@ impl Registry {
             Some(false) => keys.refused += 1,
             None => keys.busy += 1,
         }
+    }
+
+    /// A session was refused.
+    pub(super) fn session_refused(&self, client: SocketAddr, accept: Accept, detail: String) {
+        let mut inner = self.lock();
+        *inner.sessions_refused.entry(accept.0).or_default() += 1;
+        inner.refuse(client, RefusalCause::Unspecified, accept.0, detail);
+    }
+
+    /// A connection that was admitted has ended.
+    pub(super) fn ended(&self, cause: EndCause) {
+        *self.lock().ended.entry(cause.into()).or_default() += 1;
+    }
+
+    /// Closes the connections of these ids, or `Err` with one that is not open.
+    pub fn close(&self, ids: &[u64]) -> Result<(), u64> {
+        let inner = self.lock();
+        if let Some(unknown) = ids.iter().find(|id| !inner.clients.contains_key(id)) {
+            return Err(*unknown);
+        }
+        ids.iter().filter_map(|id| inner.clients.get(id)).for_each(|client| client.close.cancel());
+        Ok(())
+    }
+
+    /// The connections of clients that `chosen` chooses by their address.
+    pub fn connections_of(&self, chosen: impl Fn(IpAddr) -> bool) -> Vec<u64> {
+        let inner = self.lock();
+        let chosen = inner.clients.iter().filter(|(_, client)| chosen(client.address));
+        chosen.map(|(id, _)| *id).collect()
     }
 
     /// Why the machine closed a connection.
@@ -168,7 +226,22 @@ impl Registry {
                 tlvs_malformed: counters.tlvs_malformed.load(Relaxed),
                 tlvs_not_genuine: counters.tlvs_not_genuine.load(Relaxed),
                 access_reports: counters.access_reports.load(Relaxed),
+                dropped_rate_limited: counters.rate_limited.load(Relaxed),
             }),
+            latest_refusals: inner.latest_refusals.iter().cloned().collect(),
+            sessions_refused: inner
+                .sessions_refused
+                .iter()
+                .map(|(accept, count)| RefusedSessions {
+                    accept_code: (*accept).into(),
+                    count: *count,
+                })
+                .collect(),
+            connections_ended: inner
+                .ended
+                .iter()
+                .map(|(cause, count)| EndedCount { cause: *cause, count: *count })
+                .collect(),
             keys: Some(inner.keys),
             irregular_stops: inner.irregular_stops,
             start_time: Some(self.start_time.to_proto()),
@@ -209,11 +282,26 @@ impl Registry {
     }
 }
 
+impl Inner {
+    fn refuse(&mut self, client: SocketAddr, cause: RefusalCause, accept: u8, detail: String) {
+        self.latest_refusals.truncate(REFUSALS - 1);
+        self.latest_refusals.push_front(Refusal {
+            time: Some(clock::unix().to_proto()),
+            client_address: client.to_string(),
+            cause: cause.into(),
+            accept_code: accept.into(),
+            detail,
+        });
+    }
+}
+
 /// A connection in the registry, for as long as this lives.
 #[derive(Debug)]
 pub(super) struct ConnectionEntry {
     registry: Arc<Registry>,
     pub(super) id: u64,
+    /// Cancelled when the connection is to be closed.
+    pub(super) close: CancellationToken,
 }
 
 impl ConnectionEntry {

@@ -16,7 +16,7 @@ use crate::{
     net::tcp::{self, TcpListener},
     proto::ServerSocket,
     session::Derivation,
-    supervise::Tasks,
+    supervise::{Pulse, Tasks},
     twamp::reflector::{LightPolicy, Sessionless, StampPolicy, StampRule},
 };
 
@@ -53,7 +53,7 @@ impl ServerRole {
     }
 
     /// Runs until the tasks are to end. `applied` is told each configuration that is in force.
-    pub async fn run(mut self, applied: watch::Sender<Option<Arc<ServerConfig>>>) {
+    pub async fn run(mut self, applied: watch::Sender<Option<Arc<ServerConfig>>>, pulse: Pulse) {
         let token = self.tasks.token();
         // Whatever ends this task ends all that it opened.
         let _guard = token.clone().drop_guard();
@@ -62,8 +62,10 @@ impl ServerRole {
             let config = self.config.borrow_and_update().clone();
             let all_open = self.apply(config.as_deref()).await;
             applied.send_replace(config);
+            pulse.beat();
             tokio::select! {
                 () = token.cancelled() => return,
+                () = sleep(pulse.rest()) => {}
                 changed = self.config.changed() => match changed {
                     Ok(()) => retry = FIRST_RETRY,
                     Err(_) => return,
@@ -165,6 +167,7 @@ fn sessionless(config: &ServerConfig, address: SocketAddr) -> Sessionless {
         return Sessionless::Light(LightPolicy {
             prefixes: light.prefixes.clone(),
             stateful: light.stateful,
+            maximum_packets_per_second: light.maximum_packets_per_second,
             refwait_ns: config.refwait_ns,
         });
     }

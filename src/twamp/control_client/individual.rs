@@ -36,6 +36,7 @@ impl ControlClient {
         }
         Some(Ok(match (expected, self.unacknowledged.is_empty()) {
             (Command::START_N_ACK, true) => self.all_started(),
+            (_, true) if self.renegotiating => self.request(0),
             (_, true) => {
                 self.actions.push_back(ClientAction::Stopped);
                 State::Stopped

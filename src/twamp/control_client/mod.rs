@@ -68,8 +68,12 @@ pub struct ControlClient {
     mode: Modes,
     /// Accepted and not yet stopped.
     accepted: Vec<Sid>,
+    /// Of those, what Start-N-Sessions has not named yet.
+    unstarted: Vec<Sid>,
     /// Named in Start-N-Sessions or Stop-N-Sessions and not yet acknowledged.
     unacknowledged: Vec<Sid>,
+    /// What is stopped is not the end.
+    renegotiating: bool,
     sealer: Option<Sealer>,
     input: MessageBuffer,
     actions: VecDeque<ClientAction>,
@@ -88,7 +92,9 @@ impl ControlClient {
             greeting: None,
             mode: Modes::default(),
             accepted: Vec::new(),
+            unstarted: Vec::new(),
             unacknowledged: Vec::new(),
+            renegotiating: false,
             sealer: None,
             input: MessageBuffer::default(),
             actions: VecDeque::new(),
@@ -149,12 +155,40 @@ impl ControlClient {
         }
     }
 
+    /// Stops sessions and asks for others, over the same connection; ends as the first negotiation
+    /// does, with [`ClientAction::Started`] or a failure. With individual control (RFC 5938) the
+    /// sessions that are named in `stop` are stopped and all others run on; otherwise all are
+    /// stopped, whatever is named, for then a server takes nothing but Stop-Sessions while sessions
+    /// run (RFC 5357 §3.1).
+    pub fn renegotiate(&mut self, stop: Vec<Sid>, requests: Vec<SessionRequest>, now: Monotonic) {
+        if self.state != State::Running {
+            return;
+        }
+        self.requests = requests;
+        self.renegotiating = true;
+        let state = if self.is_individual() {
+            self.accepted.retain(|sid| !stop.contains(sid));
+            if stop.is_empty() {
+                self.request(0)
+            } else {
+                self.send_individual(Command::STOP_N_SESSIONS, stop);
+                State::StopAck
+            }
+        } else {
+            let accepted = std::mem::take(&mut self.accepted);
+            self.send_sealed(&StopSessions::new(0, accepted.len() as u32));
+            self.request(0)
+        };
+        self.enter(state, now);
+    }
+
     /// Ends the sessions: the count of Stop-Sessions is that of all sessions accepted and not
     /// yet stopped, declined ones included (RFC 5357 §3.8).
     pub fn stop(&mut self, now: Monotonic) {
         if self.state != State::Running {
             return;
         }
+        self.renegotiating = false;
         let accepted = std::mem::take(&mut self.accepted);
         if self.is_individual() && !accepted.is_empty() {
             self.send_individual(Command::STOP_N_SESSIONS, accepted);
@@ -176,7 +210,8 @@ impl ControlClient {
         self.deadline
     }
 
-    fn is_individual(&self) -> bool {
+    /// Whether sessions are started and stopped one by one (RFC 5938).
+    pub fn is_individual(&self) -> bool {
         self.mode.contains(Modes::INDIVIDUAL_SESSION_CONTROL)
     }
 
@@ -269,8 +304,13 @@ impl ControlClient {
     /// Sends the request of this index, or starts the sessions behind the last.
     fn request(&mut self, index: usize) -> State {
         let Some(session) = self.requests.get(index) else {
+            let unstarted = std::mem::take(&mut self.unstarted);
+            if self.is_individual() && unstarted.is_empty() {
+                // Sessions were only stopped.
+                return self.all_started();
+            }
             if self.is_individual() {
-                self.send_individual(Command::START_N_SESSIONS, self.accepted.clone());
+                self.send_individual(Command::START_N_SESSIONS, unstarted);
             } else {
                 self.send_sealed(&StartSessions::new());
             }
@@ -317,6 +357,7 @@ impl ControlClient {
             return Err(ClientError::RepeatedSid { index });
         }
         self.accepted.push(sid);
+        self.unstarted.push(sid);
         let keys = self.mode.is_protected().then_some(&self.options.keys);
         let format = PacketFormat::negotiated(self.mode, keys, sid);
         let session = AcceptedSession { index, port, sid, format, server_octets };
@@ -332,6 +373,7 @@ impl ControlClient {
     }
 
     fn all_started(&mut self) -> State {
+        self.renegotiating = false;
         self.actions.push_back(ClientAction::Started);
         State::Running
     }

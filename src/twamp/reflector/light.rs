@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::time::Monotonic;
+use crate::time::{Monotonic, NANOS_PER_SECOND};
 
 /// Senders that a stateful light reflector counts for; beyond that, numbers are copied.
 const SENDERS: usize = 100_000;
@@ -14,6 +14,8 @@ const SENDERS: usize = 100_000;
 pub struct LightPolicy {
     /// Prefixes answered.
     pub prefixes: Vec<IpNet>,
+    /// Packets answered in a second to all senders of one prefix; `None` for any number.
+    pub maximum_packets_per_second: Option<u32>,
     /// Count replies for each sender.
     pub stateful: bool,
     /// Silence after which a sender's count is forgotten, nanoseconds.
@@ -23,6 +25,8 @@ pub struct LightPolicy {
 #[derive(Debug)]
 pub(super) struct Light {
     pub(super) policy: LightPolicy,
+    /// One for each prefix.
+    allowances: Vec<Allowance>,
     senders: HashMap<SocketAddr, Sender>,
 }
 
@@ -32,13 +36,42 @@ struct Sender {
     last_packet: Monotonic,
 }
 
+/// What may still be answered: as much as comes together in a second, up to a second's worth.
+#[derive(Clone, Copy, Debug, Default)]
+struct Allowance {
+    /// When all of it would be there again, with nothing coming.
+    full_at: Monotonic,
+}
+
+impl Allowance {
+    fn take(&mut self, limit: u32, now: Monotonic) -> bool {
+        let cost_ns = NANOS_PER_SECOND / u64::from(limit);
+        let full_at = self.full_at.max(now).plus_ns(cost_ns);
+        let allowed = full_at.since_ns(now) <= NANOS_PER_SECOND;
+        if allowed {
+            self.full_at = full_at;
+        }
+        allowed
+    }
+}
+
 impl Light {
     pub(super) fn new(policy: LightPolicy) -> Self {
-        Self { policy, senders: HashMap::new() }
+        let allowances = vec![Allowance::default(); policy.prefixes.len()];
+        Self { policy, allowances, senders: HashMap::new() }
     }
 
-    pub(super) fn lists(&self, source: SocketAddr) -> bool {
-        self.policy.prefixes.iter().any(|prefix| prefix.contains(&source.ip()))
+    /// The first prefix that a sender is in.
+    pub(super) fn prefix_of(&self, source: SocketAddr) -> Option<usize> {
+        self.policy.prefixes.iter().position(|prefix| prefix.contains(&source.ip()))
+    }
+
+    /// Whether one more packet of this prefix may be answered; counts it if so.
+    pub(super) fn allows(&mut self, prefix: usize, now: Monotonic) -> bool {
+        match (self.policy.maximum_packets_per_second, self.allowances.get_mut(prefix)) {
+            (Some(limit), Some(allowance)) => allowance.take(limit, now),
+            _ => true,
+        }
     }
 
     /// The number of the reply: the sender's own where no count is kept.
@@ -58,5 +91,32 @@ impl Light {
     pub(super) fn expire(&mut self, now: Monotonic) {
         let refwait_ns = self.policy.refwait_ns;
         self.senders.retain(|_, sender| now.since_ns(sender.last_packet) < refwait_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_answered_at_its_rate_and_others_are_not_held_up() {
+        let prefixes = ["192.0.2.0/24", "198.51.100.0/24"].map(|prefix| prefix.parse().unwrap());
+        let mut light = Light::new(LightPolicy {
+            prefixes: prefixes.into(),
+            maximum_packets_per_second: Some(100),
+            stateful: false,
+            refwait_ns: NANOS_PER_SECOND,
+        });
+        let second = |n: u64| Monotonic(n * NANOS_PER_SECOND);
+        let mut answered = |prefix, now, packets: usize| {
+            (0..packets).filter(|_| light.allows(prefix, now)).count()
+        };
+        assert_eq!(answered(0, second(10), 500), 100, "a second's worth at once");
+        assert_eq!(answered(1, second(10), 50), 50);
+        assert_eq!(answered(0, second(10).plus_ns(NANOS_PER_SECOND / 2), 500), 50);
+        assert_eq!(answered(0, second(60), 500), 100, "and no more after a rest");
+        let lone = light.prefix_of("198.51.100.7:5".parse().unwrap());
+        assert_eq!(lone, Some(1));
+        assert_eq!(light.prefix_of("203.0.113.7:5".parse().unwrap()), None);
     }
 }

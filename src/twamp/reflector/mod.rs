@@ -288,10 +288,18 @@ impl Reflector {
         let from_a_reflector = meta.source.port() == self.local_port;
         match &mut self.open {
             Open::Nobody => Verdict::NoSession,
-            Open::Light(light) if !light.lists(meta.source) => Verdict::NotListed,
             Open::Stamp(stamp) if !stamp.knows(meta.source) => Verdict::NotListed,
-            Open::Light(_) | Open::Stamp(_) if from_a_reflector => Verdict::ReflectionLoop,
+            Open::Stamp(_) if from_a_reflector => Verdict::ReflectionLoop,
             Open::Light(light) => {
+                let Some(prefix) = light.prefix_of(meta.source) else {
+                    return Verdict::NotListed;
+                };
+                if from_a_reflector {
+                    return Verdict::ReflectionLoop;
+                }
+                if !light.allows(prefix, now) {
+                    return Verdict::RateLimited;
+                }
                 let format = PacketFormat::open();
                 let probe = match read(&self.recent, &format, packet) {
                     Ok(probe) => probe,

@@ -40,6 +40,8 @@ pub enum Verdict {
     NotListed,
     /// From a reflector, or to nobody.
     ReflectionLoop,
+    /// More than may be answered to its prefix.
+    RateLimited,
 }
 
 /// Counters of all reflectors of a server; one addition per packet.
@@ -67,6 +69,8 @@ pub struct ReflectorCounters {
     pub not_listed: AtomicU64,
     /// [`Verdict::ReflectionLoop`].
     pub reflection_loop: AtomicU64,
+    /// [`Verdict::RateLimited`].
+    pub rate_limited: AtomicU64,
     /// Replies that the socket did not take.
     pub send_failed: AtomicU64,
     /// STAMP packets whose TLVs were answered with the flag for malformed ones.
@@ -96,6 +100,7 @@ impl ReflectorCounters {
             Verdict::NotGenuine => &self.not_genuine,
             Verdict::NotListed => &self.not_listed,
             Verdict::ReflectionLoop => &self.reflection_loop,
+            Verdict::RateLimited => &self.rate_limited,
         };
         counter.fetch_add(1, Relaxed);
     }

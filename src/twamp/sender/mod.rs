@@ -100,6 +100,8 @@ pub struct SessionSender {
     phase: Phase,
     /// Why there is no session now; `None` while there is one.
     unreachable: Option<(LossCause, u64)>,
+    /// No test begins until the session is resumed.
+    paused: bool,
     test_number: u64,
     tests_finished: u64,
     next_sequence: u32,
@@ -119,6 +121,7 @@ impl SessionSender {
             next_config: None,
             phase: Phase::Idle(None),
             unreachable: Some((LossCause::Unspecified, 0)),
+            paused: false,
             test_number: 0,
             tests_finished: 0,
             next_sequence: 0,
@@ -146,21 +149,38 @@ impl SessionSender {
         self.tests_finished = 0;
     }
 
-    /// A session was started: a test begins at once. Sequence numbers begin anew.
+    /// A session was started. A test begins at once or, where the session was paused, when it would
+    /// have begun without that. Sequence numbers begin anew.
     pub fn session_started(&mut self, carrier: Carrier, now: Now) {
         self.unreachable = None;
         self.carrier = carrier;
         self.next_sequence = 0;
         self.outstanding = Outstanding::new(self.config.reflector_counts);
         if !self.is_complete() {
-            self.phase = Phase::Idle(Some(now.monotonic));
-            self.handle_timeout(now);
+            let due = match self.phase {
+                Phase::Idle(Some(due)) if self.paused => due,
+                Phase::Idle(_) | Phase::Testing(_) => now.monotonic,
+            };
+            self.phase = Phase::Idle(Some(due));
         }
+        self.paused = false;
+        self.handle_timeout(now);
+    }
+
+    /// The test that runs is the last until a session is started anew.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Whether it is paused and no test runs.
+    pub fn is_paused(&self) -> bool {
+        self.paused && matches!(self.phase, Phase::Idle(_))
     }
 
     /// The session is gone. A running test ends as INTERRUPTED; tests that are due until the next
     /// session are UNREACHABLE. `attempts` is how often a new one was tried for.
     pub fn session_lost(&mut self, cause: LossCause, attempts: u64, now: Now) {
+        self.paused = false;
         let was_reachable = self.unreachable.replace((cause, attempts)).is_none();
         if was_reachable {
             self.end_early(TestOutcome::Interrupted, cause, now);
@@ -267,7 +287,7 @@ impl SessionSender {
                 self.lose(&lost);
                 self.end(outcome, LossCause::Unspecified, next, now);
             }
-            Phase::Idle(Some(due)) if *due <= now.monotonic => {
+            Phase::Idle(Some(due)) if *due <= now.monotonic && !self.paused => {
                 let due = *due;
                 match self.unreachable {
                     None => self.begin(due, now),
@@ -281,7 +301,7 @@ impl SessionSender {
     /// When to call [`Self::handle_timeout`], or to ask [`Self::poll_probe`] again.
     pub fn poll_deadline(&self) -> Option<Monotonic> {
         match &self.phase {
-            Phase::Idle(due) => *due,
+            Phase::Idle(due) => due.filter(|_| !self.paused),
             Phase::Testing(test) => {
                 let fate = self
                     .outstanding

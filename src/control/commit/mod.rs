@@ -1,0 +1,489 @@
+//! Makes one change of the configuration at a time: checked, stored durably, published, answered,
+//! in this order. What waits to be confirmed is rolled back here when its time is over.
+
+mod answered;
+mod parts;
+mod proposal;
+
+use std::{future::pending, ops::Deref, sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::{
+    sync::{Mutex, mpsc, oneshot, watch},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Clients, Committed, secrets::Digester};
+use crate::{
+    model::{Violation, changes, warnings},
+    net::{ResourceRefusal, check_resources, clock},
+    proto::{
+        self, ApplyConfigRequest, ApplyConfigResponse, EventType, Revision, RollbackConfigRequest,
+    },
+    results::Results,
+    store::{ConfigStore, StoreError, StoredAnswer, StoredRevision, Unconfirmed},
+    supervise::Pulse,
+    time::{Now, UnixTime},
+};
+use answered::Answered;
+use parts::name_fields;
+use proposal::{Proposal, digest, request_digest};
+
+/// When a rollback that could not be stored is tried again.
+const ROLLBACK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why a change was not made. Nothing has changed then.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// The request is not valid.
+    #[error("the configuration has {} violations", .0.len())]
+    Invalid(Vec<Violation>),
+    /// Someone else changed the configuration.
+    #[error(
+        "expected_revision is {expected}, but the current revision is {current}: \
+         read it, and apply the change to it"
+    )]
+    Stale {
+        /// In the request.
+        expected: u64,
+        /// What is.
+        current: u64,
+    },
+    /// The identifier stands for another document.
+    #[error("request_id {0} was used for another document")]
+    RequestReused(String),
+    /// There is no such revision.
+    #[error("revision {0} was never made or is no longer kept: see ListRevisions")]
+    NoRevision(u64),
+    /// Nothing waits to be confirmed, or something else does.
+    #[error("{}", not_waiting(*.asked, *.waiting))]
+    NotWaiting {
+        /// Revision in the request; 0 for any.
+        asked: u64,
+        /// The one that waits.
+        waiting: Option<u64>,
+    },
+    /// This host does not give what the document names.
+    #[error("this host refuses {} resources that the configuration names", .0.len())]
+    Refused(Vec<ResourceRefusal>),
+    /// It cannot be stored.
+    #[error("the configuration was not stored: {0}")]
+    Store(#[from] StoreError),
+    /// The agent ends.
+    #[error("the agent is ending")]
+    Ending,
+}
+
+fn not_waiting(asked: u64, waiting: Option<u64>) -> String {
+    match waiting {
+        None => "no revision waits to be confirmed: it stays, or its time was over and it was \
+                 rolled back; see ListRevisions"
+            .into(),
+        Some(waiting) => format!("revision {waiting} waits to be confirmed, not {asked}"),
+    }
+}
+
+type Answer<T> = oneshot::Sender<Result<T, ApplyError>>;
+
+/// A request with where its answer goes.
+#[derive(Debug)]
+pub(super) enum Commit {
+    Apply(Box<ApplyConfigRequest>, String, Answer<ApplyConfigResponse>),
+    RollBack(RollbackConfigRequest, String, Answer<ApplyConfigResponse>),
+    Confirm(u64, String, Answer<u64>),
+}
+
+/// Asks the actor.
+pub(super) async fn ask<T>(
+    commits: &mpsc::Sender<Commit>,
+    request: impl FnOnce(Answer<T>) -> Commit,
+) -> Result<T, ApplyError> {
+    let (answer, answered) = oneshot::channel();
+    commits.send(request(answer)).await.map_err(|_| ApplyError::Ending)?;
+    answered.await.map_err(|_| ApplyError::Ending)?
+}
+
+/// A revision that waits to be confirmed.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    revision: u64,
+    unconfirmed: Unconfirmed,
+    /// On the clock that nobody sets.
+    due: Instant,
+}
+
+impl Waiting {
+    fn new(revision: u64, unconfirmed: Unconfirmed, now: UnixTime) -> Self {
+        let left = UnixTime(unconfirmed.until_unix_ns).since_ns(now);
+        let left = Duration::from_nanos(u64::try_from(left).unwrap_or(0));
+        Self { revision, unconfirmed, due: Instant::now() + left }
+    }
+}
+
+/// What the actor works with.
+#[derive(Clone)]
+pub(super) struct Committer {
+    pub(super) store: Arc<ConfigStore>,
+    pub(super) results: Arc<Results>,
+    pub(super) clients: Arc<Clients>,
+    pub(super) publish: watch::Sender<Committed>,
+    pub(super) digester: Digester,
+}
+
+impl Committer {
+    /// Serves requests until `token` is cancelled.
+    pub(super) async fn run(
+        self,
+        requests: Arc<Mutex<mpsc::Receiver<Commit>>>,
+        token: CancellationToken,
+        pulse: Pulse,
+    ) {
+        match Actor::new(self) {
+            Ok(actor) => actor.run(requests, token, pulse).await,
+            Err(error) => tracing::error!(%error, "no configuration can be committed"),
+        }
+    }
+}
+
+/// The actor. Whatever it knows it finds in the store again.
+struct Actor {
+    tools: Committer,
+    /// Of the current document.
+    digest: String,
+    answered: Answered,
+    waiting: Option<Waiting>,
+}
+
+impl Deref for Actor {
+    type Target = Committer;
+
+    fn deref(&self) -> &Committer {
+        &self.tools
+    }
+}
+
+impl Actor {
+    fn new(tools: Committer) -> Result<Self, StoreError> {
+        let store = &tools.store;
+        let current = store.revisions()?.into_iter().next();
+        let digest = match current {
+            Some(revision) => revision.digest,
+            None => digest(&proto::AgentConfig::default()),
+        };
+        let waiting = store
+            .unconfirmed()?
+            .map(|(revision, unconfirmed)| Waiting::new(revision, unconfirmed, clock::unix()));
+        let answered = Answered::load(store)?;
+        // What a task that failed had stored and not yet published.
+        let stored = Committed::stored(store);
+        tools.publish.send_if_modified(|published| match stored {
+            Ok(stored) if stored.revision > published.revision => {
+                *published = stored;
+                true
+            }
+            _ => false,
+        });
+        Ok(Self { tools, digest, answered, waiting })
+    }
+
+    async fn run(
+        mut self,
+        requests: Arc<Mutex<mpsc::Receiver<Commit>>>,
+        token: CancellationToken,
+        pulse: Pulse,
+    ) {
+        let mut requests = requests.lock().await;
+        loop {
+            pulse.beat();
+            let due = self.waiting.map(|waiting| waiting.due);
+            let over = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => pending().await,
+                }
+            };
+            let commit = tokio::select! {
+                commit = requests.recv() => commit,
+                () = over => {
+                    self.roll_back_by_time().await;
+                    continue;
+                }
+                () = sleep(pulse.rest()) => continue,
+                () = token.cancelled() => return,
+            };
+            match commit {
+                Some(Commit::Apply(request, author, answer)) => {
+                    let _ = answer.send(told(self.apply(*request, author).await));
+                }
+                Some(Commit::RollBack(request, author, answer)) => {
+                    let _ = answer.send(told(self.roll_back(request, author).await));
+                }
+                Some(Commit::Confirm(revision, author, answer)) => {
+                    let _ = answer.send(told(self.confirm(revision, &author).await));
+                }
+                None => return,
+            }
+        }
+    }
+
+    async fn apply(
+        &mut self,
+        request: ApplyConfigRequest,
+        author: String,
+    ) -> Result<ApplyConfigResponse, ApplyError> {
+        let said = request_digest(&request, &self.digester);
+        if let Some((known, answer)) = self.answered.get(&request.request_id) {
+            return if *known == said {
+                Ok(answer.clone())
+            } else {
+                Err(ApplyError::RequestReused(request.request_id))
+            };
+        }
+        let store = self.store.clone();
+        let current = || current_document(&store);
+        let proposal = Proposal::of_request(request, author, said, &self.digester, &current)?;
+        self.make(proposal).await
+    }
+
+    async fn roll_back(
+        &mut self,
+        mut request: RollbackConfigRequest,
+        author: String,
+    ) -> Result<ApplyConfigResponse, ApplyError> {
+        let current = self.publish.borrow().revision;
+        if request.revision == 0 {
+            request.revision = current.saturating_sub(1);
+        }
+        let wanted = request.revision;
+        if wanted == 0 || wanted > current {
+            return Err(ApplyError::NoRevision(wanted));
+        }
+        let stored = self.store.revision(wanted)?.ok_or(ApplyError::NoRevision(wanted))?;
+        let document = stored.config.unwrap_or_default();
+        self.make(Proposal::of_rollback(request, author, document)?).await
+    }
+
+    async fn roll_back_by_time(&mut self) {
+        let Some(waiting) = &mut self.waiting else { return };
+        // Where it fails: not for ever at once.
+        waiting.due = Instant::now() + ROLLBACK_AGAIN;
+        let (revision, to) = (waiting.revision, waiting.unconfirmed.rollback_to);
+        let made = match overdue(&self.store, revision, to) {
+            Ok(proposal) => self.make(proposal).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = made {
+            tracing::error!(revision, to, %error, "cannot roll back; trying again");
+        }
+    }
+
+    async fn confirm(&mut self, asked: u64, author: &str) -> Result<u64, ApplyError> {
+        let waiting = self.waiting.map(|waiting| waiting.revision);
+        let Some(revision) = waiting.filter(|waiting| asked == 0 || asked == *waiting) else {
+            let current = self.publish.borrow().revision;
+            let confirmed = asked != 0 && asked == current && waiting.is_none();
+            return if confirmed {
+                Ok(asked)
+            } else {
+                Err(ApplyError::NotWaiting { asked, waiting })
+            };
+        };
+        let store = self.store.clone();
+        blocking(move || store.confirm(revision)).await?;
+        self.waiting = None;
+        tracing::info!(revision, author, "confirmed");
+        Ok(revision)
+    }
+
+    /// Makes a proposal the configuration, unless something speaks against it.
+    async fn make(&mut self, proposal: Proposal) -> Result<ApplyConfigResponse, ApplyError> {
+        let before = self.publish.borrow().clone();
+        let current = before.revision;
+        let expected = proposal.expected_revision;
+        if let Some(expected) = expected.filter(|expected| *expected != current) {
+            return Err(ApplyError::Stale { expected, current });
+        }
+        if !proposal.unconditional {
+            let refusals = check_resources(&before.config, &proposal.config);
+            if !refusals.is_empty() {
+                return Err(ApplyError::Refused(refusals));
+            }
+        }
+        let standing = |name: &str| self.clients.standing(name);
+        let mut answer = ApplyConfigResponse {
+            revision: current,
+            changes: changes(&before.config, &proposal.config, &standing),
+            warnings: warnings(&proposal.config),
+            confirm_until: None,
+        };
+        let redacted = self.digester.redacted(proposal.document.clone());
+        let store = self.store.clone();
+        let shown = || self.digester.redacted(current_document(&store));
+        name_fields(&mut answer.changes, &shown, &redacted);
+        if proposal.validate_only {
+            return Ok(answer);
+        }
+        let now = clock::now();
+        let digest = digest(&redacted);
+        let unconfirmed = self.unconfirmed(&proposal, current, now);
+        let changes = current == 0 || digest != self.digest;
+        if changes {
+            answer.revision = current + 1;
+            answer.confirm_until = unconfirmed.map(until);
+            self.commit(proposal, unconfirmed, &digest, &answer, now).await?;
+            self.digest = digest;
+            self.waiting = unconfirmed.map(|waits| Waiting::new(answer.revision, waits, now.unix));
+        } else {
+            // A change that is none still says what is to become of what waits.
+            if let Some(waiting) = self.waiting {
+                if proposal.confirm_timeout_ns.is_none() {
+                    self.confirm(waiting.revision, &proposal.author).await?;
+                } else {
+                    answer.confirm_until = Some(until(waiting.unconfirmed));
+                }
+            }
+            if !proposal.request_id.is_empty() {
+                self.remember(&proposal, &answer).await?;
+                self.answered.keep(proposal.request_id, proposal.request_digest, answer.clone());
+            }
+        }
+        Ok(answer)
+    }
+
+    /// What becomes of the revision after this one: what stays is what nobody has to confirm.
+    fn unconfirmed(&self, proposal: &Proposal, current: u64, now: Now) -> Option<Unconfirmed> {
+        let timeout_ns = proposal.confirm_timeout_ns?;
+        let rollback_to = self.waiting.map_or(current, |waiting| waiting.unconfirmed.rollback_to);
+        Some(Unconfirmed { until_unix_ns: now.unix.plus_ns(timeout_ns as i64).0, rollback_to })
+    }
+
+    /// A revision carries its answer; what made none is remembered by itself.
+    async fn remember(
+        &self,
+        proposal: &Proposal,
+        answer: &ApplyConfigResponse,
+    ) -> Result<(), StoreError> {
+        let (store, request_id) = (self.store.clone(), proposal.request_id.clone());
+        let answered = StoredAnswer {
+            digest: proposal.request_digest.clone(),
+            answer: Some(answer.clone()),
+            ..StoredAnswer::default()
+        };
+        blocking(move || store.remember(&request_id, &answered)).await
+    }
+
+    async fn commit(
+        &mut self,
+        proposal: Proposal,
+        unconfirmed: Option<Unconfirmed>,
+        digest: &str,
+        answer: &ApplyConfigResponse,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let revision = answer.revision;
+        let detail = match (proposal.rollback_to, unconfirmed) {
+            (0, None) => format!("{} changes", answer.changes.len()),
+            (0, Some(_)) => format!("{} changes, to be confirmed", answer.changes.len()),
+            (to, _) if proposal.comment.is_empty() => format!("back to revision {to}"),
+            (to, _) => format!("back to revision {to}: {}", proposal.comment),
+        };
+        let request_digest = proposal.request_digest.clone();
+        let request_id = proposal.request_id.clone();
+        let config = Arc::new(proposal.config);
+        let stored = StoredRevision {
+            revision: Some(Revision {
+                revision,
+                time: Some(now.unix.to_proto()),
+                author: proposal.author,
+                comment: proposal.comment,
+                digest: digest.to_owned(),
+                request_id: proposal.request_id,
+                rollback_to: proposal.rollback_to,
+            }),
+            config: Some(proposal.document),
+            answer: Some(answer.clone()),
+            request_digest: proposal.request_digest,
+            unconfirmed,
+        };
+        let store = self.store.clone();
+        blocking(move || store.commit(revision, &stored)).await?;
+        self.publish.send_replace(Committed { revision, config });
+        self.results.agent_event(
+            EventType::ConfigurationCommitted,
+            revision,
+            detail,
+            clock::unix(),
+        );
+        if !request_id.is_empty() {
+            self.answered.keep(request_id, request_digest, answer.clone());
+        }
+        Ok(())
+    }
+}
+
+/// The proposal to go back from a revision that nobody confirmed.
+fn overdue(store: &ConfigStore, revision: u64, to: u64) -> Result<Proposal, ApplyError> {
+    let document = match to {
+        0 => proto::AgentConfig::default(),
+        _ => {
+            let stored = store.revision(to)?.ok_or(ApplyError::NoRevision(to))?;
+            stored.config.unwrap_or_default()
+        }
+    };
+    Proposal::of_time(revision, to, document)
+}
+
+/// Where the time of the current revision is over already: makes the one before it current again,
+/// before anything runs.
+pub(super) fn roll_back_overdue(
+    store: &ConfigStore,
+    digester: &Digester,
+    now: UnixTime,
+) -> Result<(), ApplyError> {
+    let Some((waiting, unconfirmed)) = store.unconfirmed()? else { return Ok(()) };
+    if unconfirmed.until_unix_ns > now.0 {
+        return Ok(());
+    }
+    let proposal = overdue(store, waiting, unconfirmed.rollback_to)?;
+    let revision = waiting + 1;
+    let stored = StoredRevision {
+        revision: Some(Revision {
+            revision,
+            time: Some(now.to_proto()),
+            author: proposal.author,
+            comment: proposal.comment,
+            digest: digest(&digester.redacted(proposal.document.clone())),
+            rollback_to: proposal.rollback_to,
+            ..Revision::default()
+        }),
+        config: Some(proposal.document),
+        ..StoredRevision::default()
+    };
+    store.commit(revision, &stored)?;
+    tracing::warn!(waiting, to = unconfirmed.rollback_to, "not confirmed in time: rolled back");
+    Ok(())
+}
+
+fn current_document(store: &ConfigStore) -> proto::AgentConfig {
+    let current = store.current().ok().flatten();
+    current.and_then(|stored| stored.config).unwrap_or_default()
+}
+
+fn until(unconfirmed: Unconfirmed) -> prost_types::Timestamp {
+    UnixTime(unconfirmed.until_unix_ns).to_proto()
+}
+
+fn told<T>(result: Result<T, ApplyError>) -> Result<T, ApplyError> {
+    if let Err(error) = &result {
+        tracing::info!(%error, "configuration refused");
+    }
+    result
+}
+
+/// The store waits for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Unavailable)?
+}

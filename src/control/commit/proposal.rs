@@ -1,0 +1,297 @@
+//! What a request asks for: checked, completed, and as a whole document.
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::{ApplyError, Digester};
+use crate::{
+    document::hexadecimal,
+    model::{
+        AgentConfig, Violation,
+        limits::{CONFIRM_TIMEOUT, MAXIMUM_DELETED, MAXIMUM_TEXT_OCTETS},
+        parse, parse_duration,
+    },
+    proto::{self, ApplyConfigRequest, ApplyMode, RollbackConfigRequest},
+};
+
+/// A configuration that somebody wants.
+#[derive(Debug, Default)]
+pub(super) struct Proposal {
+    /// With its secrets.
+    pub(super) document: proto::AgentConfig,
+    pub(super) config: AgentConfig,
+    pub(super) author: String,
+    pub(super) comment: String,
+    pub(super) expected_revision: Option<u64>,
+    pub(super) validate_only: bool,
+    pub(super) confirm_timeout_ns: Option<u64>,
+    pub(super) request_id: String,
+    /// Of all that the request says.
+    pub(super) request_digest: String,
+    /// The revision whose document this is again.
+    pub(super) rollback_to: u64,
+    /// It is made whatever the host says to it.
+    pub(super) unconditional: bool,
+}
+
+impl Proposal {
+    /// What ApplyConfig asks for, given the current document.
+    pub(super) fn of_request(
+        request: ApplyConfigRequest,
+        author: String,
+        request_digest: String,
+        digester: &Digester,
+        current: &dyn Fn() -> proto::AgentConfig,
+    ) -> Result<Self, ApplyError> {
+        let mut violations = Vec::new();
+        check_fields(&request, &mut violations);
+        let merge = request.mode() == ApplyMode::Merge;
+        let given = digester.completed(request.config.unwrap_or_default(), current);
+        let document = if merge {
+            // The whole is valid where what is given is.
+            if let Err(mut wrong) = parse(&given) {
+                violations.append(&mut wrong);
+            }
+            merged(current(), given, &request.delete, &mut violations)
+        } else {
+            given
+        };
+        let proposal = Self {
+            document,
+            author,
+            comment: request.comment,
+            expected_revision: request.expected_revision,
+            validate_only: request.validate_only,
+            confirm_timeout_ns: timeout(request.confirm_timeout, &mut violations),
+            request_id: request.request_id,
+            request_digest,
+            ..Self::default()
+        };
+        proposal.checked(violations)
+    }
+
+    /// What RollbackConfig asks for, given the document to go back to.
+    pub(super) fn of_rollback(
+        request: RollbackConfigRequest,
+        author: String,
+        document: proto::AgentConfig,
+    ) -> Result<Self, ApplyError> {
+        let mut violations = Vec::new();
+        check_comment(&request.comment, &mut violations);
+        let proposal = Self {
+            document,
+            author,
+            comment: request.comment,
+            expected_revision: request.expected_revision,
+            validate_only: request.validate_only,
+            confirm_timeout_ns: timeout(request.confirm_timeout, &mut violations),
+            rollback_to: request.revision,
+            ..Self::default()
+        };
+        proposal.checked(violations)
+    }
+
+    /// What becomes of a revision that nobody confirmed.
+    pub(super) fn of_time(
+        unconfirmed: u64,
+        rollback_to: u64,
+        document: proto::AgentConfig,
+    ) -> Result<Self, ApplyError> {
+        let proposal = Self {
+            document,
+            author: "agent".into(),
+            comment: format!("revision {unconfirmed} was not confirmed in time"),
+            rollback_to,
+            unconditional: true,
+            ..Self::default()
+        };
+        proposal.checked(Vec::new())
+    }
+
+    fn checked(mut self, mut violations: Vec<Violation>) -> Result<Self, ApplyError> {
+        match parse(&self.document) {
+            Ok(config) if violations.is_empty() => {
+                self.config = config;
+                Ok(self)
+            }
+            Ok(_) => Err(ApplyError::Invalid(violations)),
+            // What is wrong with a part that was given is told already, by its place there.
+            Err(_) if !violations.is_empty() => Err(ApplyError::Invalid(violations)),
+            Err(of_document) => {
+                violations.extend(of_document);
+                Err(ApplyError::Invalid(violations))
+            }
+        }
+    }
+}
+
+/// Of all that makes a request another one. Secrets go in as their digests: nothing that is shown
+/// must help to guess them.
+pub(super) fn request_digest(request: &ApplyConfigRequest, digester: &Digester) -> String {
+    let said = ApplyConfigRequest {
+        mode: request.mode().max(ApplyMode::Replace).into(),
+        config: Some(digester.redacted(request.config.clone().unwrap_or_default())),
+        delete: request.delete.clone(),
+        confirm_timeout: request.confirm_timeout,
+        ..ApplyConfigRequest::default()
+    };
+    hexadecimal(&Sha256::digest(said.encode_to_vec()))
+}
+
+/// Of a document as it may be shown.
+pub(super) fn digest(document: &proto::AgentConfig) -> String {
+    hexadecimal(&Sha256::digest(document.encode_to_vec()))
+}
+
+fn report(violations: &mut Vec<Violation>, field: &str, description: String) {
+    violations.push(Violation { field: field.into(), description });
+}
+
+fn check_fields(request: &ApplyConfigRequest, violations: &mut Vec<Violation>) {
+    if ApplyMode::try_from(request.mode).is_err() {
+        let mode = request.mode;
+        let known = "1 (APPLY_MODE_REPLACE) or 2 (APPLY_MODE_MERGE)";
+        report(violations, "mode", format!("{mode} is no mode: 0, {known}"));
+    }
+    check_comment(&request.comment, violations);
+    let id = &request.request_id;
+    if !id.is_empty() && uuid::Uuid::try_parse(id).is_err() {
+        let shown: String = id.chars().take(80).collect();
+        report(violations, "request_id", format!("{shown:?} is no UUID"));
+    }
+    if request.mode() != ApplyMode::Merge && !request.delete.is_empty() {
+        let right = "with REPLACE, whatever the document does not name is removed; for single \
+                     parts, use APPLY_MODE_MERGE";
+        report(violations, "delete", right.into());
+    }
+    if request.delete.len() > MAXIMUM_DELETED {
+        let parts = request.delete.len();
+        report(violations, "delete", format!("{parts} parts; at most {MAXIMUM_DELETED}"));
+    }
+}
+
+fn check_comment(comment: &str, violations: &mut Vec<Violation>) {
+    if comment.len() > MAXIMUM_TEXT_OCTETS {
+        let octets = comment.len();
+        report(violations, "comment", format!("{octets} octets; at most {MAXIMUM_TEXT_OCTETS}"));
+    }
+}
+
+fn timeout(given: Option<prost_types::Duration>, violations: &mut Vec<Violation>) -> Option<u64> {
+    match parse_duration("confirm_timeout", given?, &CONFIRM_TIMEOUT) {
+        Ok(nanoseconds) => Some(nanoseconds),
+        Err(violation) => {
+            violations.push(violation);
+            None
+        }
+    }
+}
+
+/// The current document with each part that is given in the place of the one it has, and without
+/// the parts that are deleted.
+fn merged(
+    mut document: proto::AgentConfig,
+    given: proto::AgentConfig,
+    delete: &[String],
+    violations: &mut Vec<Violation>,
+) -> proto::AgentConfig {
+    let connections = &mut document.client.get_or_insert_default().control_connections;
+    let given_connections = given.client.unwrap_or_default().control_connections;
+    let mut places: std::collections::HashMap<String, usize> =
+        connections.iter().enumerate().map(|(index, c)| (c.name.clone(), index)).collect();
+    let mut doomed = vec![false; connections.len()];
+    for (index, part) in delete.iter().enumerate() {
+        let name = part.strip_prefix("client/");
+        let also_given = match (part.as_str(), name) {
+            ("server", _) => given.server.is_some(),
+            ("storage", _) => given.storage.is_some(),
+            (_, Some(name)) => given_connections.iter().any(|c| c.name == name),
+            _ => false,
+        };
+        let there = match (part.as_str(), name) {
+            ("server", _) => document.server.take().is_some(),
+            ("storage", _) => document.storage.take().is_some(),
+            (_, Some(name)) => match places.remove(name) {
+                Some(place) => {
+                    doomed[place] = true;
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        };
+        let shown: String = part.chars().take(80).collect();
+        let field = format!("delete[{index}]");
+        if also_given {
+            report(violations, &field, format!("{shown:?} is in the document as well"));
+        } else if !there {
+            let right = "parts are `client/NAME`, `server` and `storage`, each once";
+            report(violations, &field, format!("{shown:?} is not configured; {right}"));
+        }
+    }
+    for connection in given_connections {
+        match places.get(&connection.name) {
+            Some(place) => connections[*place] = connection,
+            None => {
+                connections.push(connection);
+                doomed.push(false);
+            }
+        }
+    }
+    let mut doomed = doomed.into_iter();
+    connections.retain(|_| !doomed.next().unwrap_or(false));
+    document.server = given.server.or(document.server);
+    document.storage = given.storage.or(document.storage);
+    document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{ClientConfig, ControlConnection, ServerConfig, StorageConfig};
+
+    fn document(names: &[(&str, &str)]) -> proto::AgentConfig {
+        let connection = |(name, description): &(&str, &str)| ControlConnection {
+            name: (*name).into(),
+            description: (*description).into(),
+            ..ControlConnection::default()
+        };
+        let control_connections = names.iter().map(connection).collect();
+        proto::AgentConfig {
+            client: Some(ClientConfig { control_connections }),
+            ..proto::AgentConfig::default()
+        }
+    }
+
+    fn names(document: &proto::AgentConfig) -> Vec<(&str, &str)> {
+        let connections = &document.client.as_ref().unwrap().control_connections;
+        connections.iter().map(|c| (c.name.as_str(), c.description.as_str())).collect()
+    }
+
+    #[test]
+    fn a_merge_replaces_parts_as_a_whole_and_leaves_the_rest() {
+        let current = proto::AgentConfig {
+            server: Some(ServerConfig { inactive: true, ..ServerConfig::default() }),
+            storage: Some(StorageConfig::default()),
+            ..document(&[("a", "1"), ("b", "1"), ("c", "1")])
+        };
+        let mut violations = Vec::new();
+        let delete = ["client/a".to_owned(), "storage".to_owned()];
+        let given = document(&[("d", "2"), ("b", "2")]);
+        let new = merged(current.clone(), given, &delete, &mut violations);
+        assert_eq!(violations, []);
+        assert_eq!(names(&new), [("b", "2"), ("c", "1"), ("d", "2")]);
+        assert_eq!((new.server, new.storage), (current.server, None));
+    }
+
+    #[test]
+    fn what_cannot_be_deleted_is_told_by_its_place() {
+        let mut violations = Vec::new();
+        let delete = ["client/x", "client/b", "server", "nonsense", "client/a", "client/a"];
+        let delete: Vec<String> = delete.iter().map(ToString::to_string).collect();
+        merged(document(&[("a", "")]), document(&[("b", "")]), &delete, &mut violations);
+        let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(fields, ["delete[0]", "delete[1]", "delete[2]", "delete[3]", "delete[5]"]);
+        assert!(violations[1].description.contains("in the document as well"));
+    }
+}

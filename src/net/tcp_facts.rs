@@ -1,0 +1,132 @@
+//! What the kernel knows of TCP connections (TCP_INFO), by the kernel's own directory of sockets:
+//! nobody has to hold the socket for it.
+
+use std::{io, net::SocketAddr};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, nlas::Nla},
+};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
+use nix::libc;
+
+use crate::proto::TcpFacts;
+
+/// No socket is asked for by this.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+const ANSWER_OCTETS: usize = 4096;
+/// Names of `ss`, by the kernel's number.
+const STATES: [&str; 13] = [
+    "",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "UNCONN",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW-SYN-RECV",
+];
+
+/// A way to ask the kernel.
+#[derive(Debug)]
+pub struct TcpDirectory {
+    socket: Socket,
+}
+
+impl TcpDirectory {
+    /// Opens it.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddress::new(0, 0))?;
+        // The kernel has answered when the question is put.
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket })
+    }
+
+    /// The facts of the connection between these ends; `None` where there is none, or the kernel
+    /// does not tell.
+    pub fn facts(&self, local: SocketAddr, remote: SocketAddr) -> Option<TcpFacts> {
+        let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let request = InetRequest {
+            family: family as u8,
+            protocol: libc::IPPROTO_TCP as u8,
+            extensions: ExtensionFlags::INFO,
+            states: StateFlags::all(),
+            socket_id: SocketId {
+                source_port: local.port(),
+                destination_port: remote.port(),
+                source_address: local.ip(),
+                destination_address: remote.ip(),
+                interface_id: 0,
+                cookie: NO_COOKIE,
+            },
+        };
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST;
+        let payload = SockDiagMessage::InetRequest(request).into();
+        let mut message = NetlinkMessage::new(header, payload);
+        message.finalize();
+        let mut octets = vec![0; message.buffer_len()];
+        message.serialize(&mut octets);
+        self.socket.send(&octets, 0).ok()?;
+        let mut answer = Vec::with_capacity(ANSWER_OCTETS);
+        self.socket.recv(&mut answer, 0).ok()?;
+        let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer).ok()?;
+        let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) = answer.payload
+        else {
+            return None;
+        };
+        let info = response
+            .nlas
+            .iter()
+            .find_map(|nla| if let Nla::TcpInfo(info) = nla { Some(info) } else { None })?;
+        let nanoseconds = |micros: u32| u64::from(micros) * 1_000;
+        Some(TcpFacts {
+            state: STATES.get(usize::from(info.state)).copied().unwrap_or_default().into(),
+            rtt_ns: nanoseconds(info.rtt),
+            rtt_variation_ns: nanoseconds(info.rttvar),
+            retransmits: info.total_retrans,
+            unacknowledged: info.unacked,
+            probes: info.probes.into(),
+            // Milliseconds.
+            last_data_received_ns: nanoseconds(info.last_data_recv) * 1_000,
+            last_acknowledgement_ns: nanoseconds(info.last_ack_recv) * 1_000,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_an_open_connection_and_of_no_other() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            client.write_all(b"x").unwrap();
+            server.read_exact(&mut [0]).unwrap();
+            let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            let directory = TcpDirectory::open().unwrap();
+            let facts = directory.facts(local, remote).unwrap();
+            assert_eq!((facts.state.as_str(), facts.retransmits), ("ESTAB", 0));
+            assert!(facts.rtt_ns > 0 && facts.rtt_ns < 1_000_000_000, "{facts:?}");
+            let nobody = SocketAddr::new(local.ip(), 1);
+            assert_eq!(directory.facts(nobody, remote), None);
+            assert!(directory.facts(local, remote).is_some());
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Limits watched: a value that meets or exceeds its limit raises, once; tests in a row that stay
+//! clearly below it clear. Delays of single probes raise at once and clear at the end of a test,
+//! so a value that swings around its limit does not make an event of each probe.
+
+use crate::{
+    model::Thresholds,
+    proto::{
+        DelayStats, Event, EventType, ProbeResult, ProbeStatus, TestOutcome, TestResult, Threshold,
+    },
+    time::UnixTime,
+};
+
+/// What is raised.
+#[derive(Clone, Copy, Debug)]
+struct Raised {
+    value: u64,
+    since: UnixTime,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    raised: Option<Raised>,
+    /// Tests in a row that were clear.
+    clear: u32,
+    /// Of the running test; `None` before it has a value.
+    worst: Option<u64>,
+}
+
+/// Watches the limits of one session.
+#[derive(Debug, Default)]
+pub struct ThresholdMonitor {
+    thresholds: Thresholds,
+    /// One for each limit.
+    states: Vec<State>,
+    /// Probes lost in a row.
+    successive_loss: u64,
+    unreachable: bool,
+}
+
+impl ThresholdMonitor {
+    /// Watches these limits from now on. What was raised by a limit that is no longer there, or is
+    /// another one now, is cleared.
+    pub fn set(&mut self, thresholds: &Thresholds) -> Vec<Event> {
+        let mut cleared = Vec::new();
+        let mut known = Vec::new();
+        for (limit, state) in self.thresholds.limits.iter().zip(&self.states) {
+            if thresholds.limits.contains(limit) {
+                known.push((*limit, *state));
+            } else if let Some(raised) = state.raised {
+                let value = raised.value;
+                cleared.push(event(limit.threshold, limit.limit, value, 0, Some(raised)));
+            }
+        }
+        let state = |limit| {
+            let found = known.iter().find(|(known, _)| known == limit);
+            found.map(|(_, state)| *state).unwrap_or_default()
+        };
+        self.states = thresholds.limits.iter().map(state).collect();
+        self.thresholds.clone_from(thresholds);
+        cleared
+    }
+
+    /// Whether there is a session. Nothing is judged without one.
+    pub fn reachable(&mut self, reachable: bool) {
+        self.unreachable = !reachable;
+        self.successive_loss = 0;
+    }
+
+    /// The fate of a probe.
+    pub fn probe(&mut self, probe: &ProbeResult, now: UnixTime) -> Vec<Event> {
+        if self.unreachable || self.thresholds.limits.is_empty() {
+            return Vec::new();
+        }
+        let received = probe.status() == ProbeStatus::Received;
+        self.successive_loss = if received { 0 } else { self.successive_loss + 1 };
+        let mut events = Vec::new();
+        for index in 0..self.states.len() {
+            let value = match self.thresholds.limits[index].threshold {
+                Threshold::SuccessiveLoss => Some(self.successive_loss),
+                Threshold::Rtt => probe.rtt_ns.map(positive),
+                Threshold::EgressTime => probe.egress_ns.map(positive),
+                Threshold::IngressTime => probe.ingress_ns.map(positive),
+                Threshold::Unspecified
+                | Threshold::TotalLoss
+                | Threshold::MaxRtt
+                | Threshold::JitterRtt
+                | Threshold::StdDevRtt
+                | Threshold::JitterEgress
+                | Threshold::StdDevEgress
+                | Threshold::JitterIngress
+                | Threshold::StdDevIngress => None,
+            };
+            if let Some(value) = value {
+                events.extend(self.judge(index, value, probe.test_number, now));
+            }
+        }
+        events
+    }
+
+    /// A test ended.
+    pub fn test_ended(&mut self, result: &TestResult, now: UnixTime) -> Vec<Event> {
+        let judged = matches!(result.outcome(), TestOutcome::Complete | TestOutcome::Stopped);
+        let figures = result.figures.as_ref().filter(|figures| judged && figures.probes_sent > 0);
+        let Some(figures) = figures else {
+            self.states.iter_mut().for_each(|state| state.worst = None);
+            return Vec::new();
+        };
+        let mut events = Vec::new();
+        let some = |stats: &Option<DelayStats>| stats.filter(|stats| stats.samples > 0);
+        let jitter = |stats| some(stats).map(|stats| stats.peak_to_peak_ns);
+        let deviation = |stats| some(stats).map(|stats| stats.stddev_ns as u64);
+        for index in 0..self.states.len() {
+            let value = match self.thresholds.limits[index].threshold {
+                Threshold::TotalLoss => Some(figures.probes_lost),
+                Threshold::MaxRtt => some(&figures.rtt).map(|rtt| positive(rtt.max_ns)),
+                Threshold::JitterRtt => jitter(&figures.rtt),
+                Threshold::StdDevRtt => deviation(&figures.rtt),
+                Threshold::JitterEgress => jitter(&figures.egress),
+                Threshold::StdDevEgress => deviation(&figures.egress),
+                Threshold::JitterIngress => jitter(&figures.ingress),
+                Threshold::StdDevIngress => deviation(&figures.ingress),
+                Threshold::Unspecified
+                | Threshold::SuccessiveLoss
+                | Threshold::Rtt
+                | Threshold::EgressTime
+                | Threshold::IngressTime => None,
+            };
+            if let Some(value) = value {
+                events.extend(self.judge(index, value, result.test_number, now));
+            }
+            events.extend(self.clear(index, result.test_number));
+        }
+        events
+    }
+
+    fn judge(&mut self, index: usize, value: u64, test: u64, now: UnixTime) -> Option<Event> {
+        let limit = self.thresholds.limits[index];
+        let state = &mut self.states[index];
+        state.worst = state.worst.max(Some(value));
+        if value < limit.limit || state.raised.is_some() {
+            return None;
+        }
+        state.raised = Some(Raised { value, since: now });
+        state.clear = 0;
+        Some(event(limit.threshold, limit.limit, value, test, None))
+    }
+
+    /// At the end of a test: whether it was the last that it takes to clear.
+    fn clear(&mut self, index: usize, test: u64) -> Option<Event> {
+        let (limit, state) = (self.thresholds.limits[index], &mut self.states[index]);
+        let worst = state.worst.take()?;
+        let raised = state.raised?;
+        let below = u128::from(limit.limit) * u128::from(self.thresholds.clear_percent) / 100;
+        state.clear = if u128::from(worst) <= below { state.clear + 1 } else { 0 };
+        if state.clear < self.thresholds.clear_after {
+            return None;
+        }
+        state.raised = None;
+        Some(event(limit.threshold, limit.limit, worst, test, Some(raised)))
+    }
+}
+
+fn positive(nanoseconds: i64) -> u64 {
+    u64::try_from(nanoseconds).unwrap_or(0)
+}
+
+fn event(
+    threshold: Threshold,
+    limit: u64,
+    value: u64,
+    test_number: u64,
+    cleared: Option<Raised>,
+) -> Event {
+    let kind =
+        if cleared.is_some() { EventType::ThresholdCleared } else { EventType::ThresholdRaised };
+    Event {
+        r#type: kind.into(),
+        threshold: threshold.into(),
+        value: value as i64,
+        limit: limit as i64,
+        since: cleared.map(|raised| raised.since.to_proto()),
+        test_number,
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::ThresholdLimit, proto::Figures};
+
+    const NOW: UnixTime = UnixTime(1);
+
+    fn monitor(threshold: Threshold, limit: u64) -> ThresholdMonitor {
+        let mut monitor = ThresholdMonitor::default();
+        let limits = vec![ThresholdLimit { threshold, limit }];
+        monitor.set(&Thresholds { limits, clear_percent: 90, clear_after: 2 });
+        monitor
+    }
+
+    fn probe(rtt_ns: Option<i64>) -> ProbeResult {
+        let status = if rtt_ns.is_some() { ProbeStatus::Received } else { ProbeStatus::Lost };
+        ProbeResult { status: status.into(), rtt_ns, ..ProbeResult::default() }
+    }
+
+    fn test(outcome: TestOutcome, figures: Figures) -> TestResult {
+        let figures = Some(Figures { probes_sent: 10, ..figures });
+        TestResult { outcome: outcome.into(), figures, ..TestResult::default() }
+    }
+
+    fn complete() -> TestResult {
+        test(TestOutcome::Complete, Figures::default())
+    }
+
+    fn kinds(events: &[Event]) -> Vec<EventType> {
+        events.iter().map(Event::r#type).collect()
+    }
+
+    #[test]
+    fn a_delay_raises_at_once_and_once_and_clears_after_quiet_tests() {
+        let mut monitor = monitor(Threshold::Rtt, 1_000);
+        assert!(monitor.probe(&probe(Some(999)), NOW).is_empty());
+        let raised = monitor.probe(&probe(Some(1_000)), NOW);
+        assert_eq!(kinds(&raised), [EventType::ThresholdRaised], "met is enough");
+        assert_eq!((raised[0].value, raised[0].limit), (1_000, 1_000));
+        assert!(monitor.probe(&probe(Some(5_000)), NOW).is_empty(), "raised already");
+        assert!(monitor.test_ended(&complete(), NOW).is_empty());
+        // Below the limit, but not clearly.
+        monitor.probe(&probe(Some(901)), NOW);
+        assert!(monitor.test_ended(&complete(), NOW).is_empty());
+        monitor.probe(&probe(Some(900)), NOW);
+        assert!(monitor.test_ended(&complete(), NOW).is_empty());
+        // A test without a value says nothing.
+        monitor.probe(&probe(None), NOW);
+        assert!(monitor.test_ended(&complete(), NOW).is_empty());
+        monitor.probe(&probe(Some(500)), UnixTime(9));
+        let cleared = monitor.test_ended(&complete(), UnixTime(9));
+        assert_eq!(kinds(&cleared), [EventType::ThresholdCleared]);
+        assert_eq!((cleared[0].value, cleared[0].since), (500, Some(NOW.to_proto())));
+        assert_eq!(monitor.probe(&probe(Some(1_000)), NOW).len(), 1, "and again");
+    }
+
+    #[test]
+    fn losses_in_a_row_go_over_the_ends_of_tests() {
+        let mut monitor = monitor(Threshold::SuccessiveLoss, 3);
+        assert!(monitor.probe(&probe(None), NOW).is_empty());
+        assert!(monitor.probe(&probe(None), NOW).is_empty());
+        monitor.test_ended(&complete(), NOW);
+        assert_eq!(monitor.probe(&probe(None), NOW).len(), 1);
+        monitor.probe(&probe(Some(1)), NOW);
+        assert!(monitor.probe(&probe(None), NOW).is_empty());
+    }
+
+    #[test]
+    fn nothing_is_judged_without_a_session_or_in_an_interrupted_test() {
+        let mut monitor = monitor(Threshold::TotalLoss, 1);
+        let lost = Figures { probes_lost: 5, ..Figures::default() };
+        for outcome in [TestOutcome::Interrupted, TestOutcome::Unreachable] {
+            assert!(monitor.test_ended(&test(outcome, lost.clone()), NOW).is_empty());
+        }
+        assert_eq!(monitor.test_ended(&test(TestOutcome::Complete, lost), NOW).len(), 1);
+        let mut monitor = self::monitor(Threshold::SuccessiveLoss, 1);
+        monitor.reachable(false);
+        assert!(monitor.probe(&probe(None), NOW).is_empty());
+        monitor.reachable(true);
+        assert_eq!(monitor.probe(&probe(None), NOW).len(), 1);
+    }
+
+    #[test]
+    fn a_limit_that_goes_clears_what_it_raised_and_one_that_stays_does_not() {
+        let mut monitor = monitor(Threshold::Rtt, 10);
+        monitor.probe(&probe(Some(50)), NOW);
+        let same = monitor.thresholds.clone();
+        assert!(monitor.set(&same).is_empty());
+        assert!(monitor.probe(&probe(Some(50)), NOW).is_empty(), "still raised");
+        let other = vec![ThresholdLimit { threshold: Threshold::Rtt, limit: 20 }];
+        let cleared = monitor.set(&Thresholds { limits: other, ..same });
+        assert_eq!(kinds(&cleared), [EventType::ThresholdCleared]);
+        assert_eq!((cleared[0].value, cleared[0].limit), (50, 10));
+        assert_eq!(monitor.probe(&probe(Some(50)), NOW).len(), 1);
+    }
+}
