@@ -381,7 +381,9 @@ fn every_other_field_is_checked() {
         ("server.stamp.keys", |c| {
             stamp_server(c).authentication_mode = AuthenticationMode::Authenticated.into();
         }),
-        ("server.stamp.keys", |c| stamp_server(c).keys = vec![key("a", "1"), key("b", "2")]),
+        ("server.stamp.keys", |c| {
+            stamp_server(c).keys = vec![key("a", "1"), key("b", "2"), key("c", "3")];
+        }),
         ("server.stamp.authentication_mode", |c| {
             stamp_server(c).authentication_mode = AuthenticationMode::Encrypted.into();
         }),

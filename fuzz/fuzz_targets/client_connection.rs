@@ -24,6 +24,7 @@ fuzz_target!(|data: &[u8]| {
         key_id: "alice".into(),
         maximum_count: 32_768,
         response_timeout_ns: 1_000_000_000,
+        key_timeout_ns: 1_000_000_000,
         keys: shared::keys(),
         client_iv: [5; 16],
         reflected_octets: 0xcafe,

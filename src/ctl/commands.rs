@@ -1,9 +1,6 @@
 //! What the command-line client does.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use clap::Subcommand;
 use prost::Message as Message_;
@@ -11,46 +8,32 @@ use serde_json::Value;
 
 use super::{
     Connection, CtlError, Format,
+    configuration::{self, ConfigurationCommand},
     output::{print, print_item, print_together, write_line},
     probe::{ProbeArguments, found},
     tables,
-    words::short,
 };
 use crate::{
-    document::{Fields, read_config, to_value, to_yaml},
+    document::{Fields, to_value, to_yaml},
     proto::{
-        AckRecordsRequest, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, GetAgentRequest,
-        GetConfigRequest, GetServerStatusRequest, GetStatisticsRequest, ListConnectionsRequest,
-        ListRecordsRequest, ListRevisionsRequest, ListServerConnectionsRequest,
-        ListServerSessionsRequest, ProbeStage, RecordFilter, RecordKind, StartConnectionsRequest,
-        StatisticsScope, StopConnectionsRequest, StreamRecordsRequest,
-        stream_records_request::From as StreamFrom, stream_records_response::Message,
+        AckRecordsRequest, CloseServerConnectionsRequest, GetAgentRequest, GetConfigRequest,
+        GetServerStatusRequest, GetStatisticsRequest, ListConnectionsRequest, ListRecordsRequest,
+        ListServerConnectionsRequest, ListServerSessionsRequest, ProbeStage, RecordFilter,
+        RecordKind, StartConnectionsRequest, StatisticsScope, StopConnectionsRequest,
+        StreamRecordsRequest, WatchConnectionsRequest, stream_records_request::From as StreamFrom,
+        stream_records_response::Message,
     },
 };
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Make a file the configuration of the agent
-    Apply {
-        /// Configuration in YAML or JSON; `-` is standard input
-        #[arg(short, long, value_name = "FILE")]
-        file: PathBuf,
-        /// Check everything and show the changes, but make none
-        #[arg(long)]
-        dry_run: bool,
-        /// Only if this is the current revision; 0 for "none yet"
-        #[arg(long, value_name = "REVISION")]
-        expect: Option<u64>,
-        /// Why; kept with the revision
-        #[arg(long, default_value = "")]
-        comment: String,
-    },
+    /// Configurations
+    #[command(flatten)]
+    Configuration(ConfigurationCommand),
     /// Show what the agent has
     #[command(subcommand)]
     Get(GetCommand),
-    /// List the kept revisions of the configuration
-    Revisions,
     /// Show the agent and its connections
     Status {
         /// Names of connections; all by default
@@ -86,6 +69,26 @@ pub enum Command {
         #[arg(long, value_name = "CURSOR")]
         after: Option<u64>,
     },
+    /// List events: outages, thresholds, revisions
+    Events {
+        /// Only of this connection; may be given several times
+        #[arg(long, value_name = "NAME")]
+        connection: Vec<String>,
+        /// How many, the newest by default
+        #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        count: u32,
+        /// Events behind this cursor, oldest first
+        #[arg(long, value_name = "CURSOR")]
+        after: Option<u64>,
+        /// Go on with those that come
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Show connections as they change
+    Watch {
+        /// Names of connections; all by default
+        names: Vec<String>,
+    },
     /// Follow the result log
     Stream {
         /// Which records
@@ -120,10 +123,22 @@ pub enum GetCommand {
 }
 
 /// The server role.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum ServerCommand {
     /// Show sockets, counters, control connections and test sessions
     Status,
+    /// Close control connections of clients
+    Close {
+        /// Ids of connections, as status shows them
+        #[arg(required_unless_present_any = ["client", "all"])]
+        ids: Vec<u64>,
+        /// All connections of this client address; may be given several times
+        #[arg(long, value_name = "ADDRESS")]
+        client: Vec<String>,
+        /// All connections
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// Scope of statistics.
@@ -181,9 +196,7 @@ impl From<FilterArguments> for RecordFilter {
 /// Carries out a command.
 pub async fn run(agent: &Connection, command: Command, format: Format) -> Result<(), CtlError> {
     match command {
-        Command::Apply { file, dry_run, expect, comment } => {
-            apply(agent, &file, (dry_run, expect, comment), format).await
-        }
+        Command::Configuration(command) => configuration::run(agent, command, format).await,
         Command::Get(GetCommand::Config { revision }) => {
             let answer = agent.config().get_config(GetConfigRequest { revision }).await?;
             let config = answer.into_inner().config.unwrap_or_default();
@@ -192,10 +205,6 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
                 Format::Json => write_line(&format!("{value:#}")),
                 Format::Table | Format::Yaml => write_line(&to_yaml(&value)?),
             }
-        }
-        Command::Revisions => {
-            let answer = agent.config().list_revisions(ListRevisionsRequest {}).await?.into_inner();
-            print(format, &answer, "ListRevisionsResponse", || tables::revisions(&answer.revisions))
         }
         Command::Status { names } => {
             let request = ListConnectionsRequest { names };
@@ -236,18 +245,26 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             })
         }
         Command::Records { filter, count, after } => {
-            let request = ListRecordsRequest {
-                filter: Some(filter.into()),
-                after_cursor: after.unwrap_or(0),
-                page_size: count,
-                latest: after.is_none(),
-            };
-            let answer = agent.results().list_records(request).await?.into_inner();
-            print(format, &answer, "ListRecordsResponse", || {
-                let lines: Vec<String> = answer.records.iter().map(tables::record_line).collect();
-                if lines.is_empty() { "no records".into() } else { lines.join("\n") }
-            })
+            records(agent, filter.into(), (count, after), format).await.map(drop)
         }
+        Command::Events { connection, count, after, follow } => {
+            let filter = RecordFilter {
+                connections: connection,
+                kinds: vec![RecordKind::Event.into()],
+                ..RecordFilter::default()
+            };
+            let last = records(agent, filter.clone(), (count, after), format).await?;
+            if !follow {
+                return Ok(());
+            }
+            let request = StreamRecordsRequest {
+                filter: Some(filter),
+                from: Some(StreamFrom::AfterCursor(last)),
+                heartbeat_interval: None,
+            };
+            stream(agent, request, None, format).await
+        }
+        Command::Watch { names } => watch(agent, names, format).await,
         Command::Stream { filter, after, earliest, consumer } => {
             let from = match (after, earliest, &consumer) {
                 (_, _, Some(name)) => StreamFrom::Consumer(name.clone()),
@@ -264,28 +281,15 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
         }
         Command::ProbeServer(arguments) => probe_server(agent, arguments, format).await,
         Command::Server(ServerCommand::Status) => server_status(agent, format).await,
+        Command::Server(ServerCommand::Close { ids, client, all }) => {
+            let request = CloseServerConnectionsRequest { ids, client_addresses: client, all };
+            let answer = agent.server().close_server_connections(request).await?.into_inner();
+            print(format, &answer, "CloseServerConnectionsResponse", || {
+                let ids: Vec<String> = answer.ids.iter().map(ToString::to_string).collect();
+                named("closed", &ids)
+            })
+        }
     }
-}
-
-async fn apply(
-    agent: &Connection,
-    file: &Path,
-    (dry_run, expected_revision, comment): (bool, Option<u64>, String),
-    format: Format,
-) -> Result<(), CtlError> {
-    let document = read_config(&read(file)?)
-        .map_err(|error| CtlError::Document(file.display().to_string(), error))?;
-    let request = ApplyConfigRequest {
-        mode: ApplyMode::Replace.into(),
-        config: Some(document),
-        expected_revision,
-        validate_only: dry_run,
-        comment,
-        request_id: uuid::Uuid::new_v4().to_string(),
-        ..ApplyConfigRequest::default()
-    };
-    let answer = agent.config().apply_config(request).await?.into_inner();
-    print(format, &answer, "ApplyConfigResponse", || applied(&answer, dry_run))
 }
 
 async fn probe_server(
@@ -296,6 +300,41 @@ async fn probe_server(
     let answer = agent.client().probe_server(arguments.request()?).await?.into_inner();
     print(format, &answer, "ProbeServerResponse", || found(&answer))?;
     if answer.stage() == ProbeStage::Done { Ok(()) } else { Err(CtlError::ServerFails) }
+}
+
+/// Prints a page of the log; returns the cursor up to which it was looked at.
+async fn records(
+    agent: &Connection,
+    filter: RecordFilter,
+    (count, after): (u32, Option<u64>),
+    format: Format,
+) -> Result<u64, CtlError> {
+    let request = ListRecordsRequest {
+        filter: Some(filter),
+        after_cursor: after.unwrap_or(0),
+        page_size: count,
+        latest: after.is_none(),
+    };
+    let answer = agent.results().list_records(request).await?.into_inner();
+    print(format, &answer, "ListRecordsResponse", || {
+        let lines: Vec<String> = answer.records.iter().map(tables::record_line).collect();
+        if lines.is_empty() { "no records".into() } else { lines.join("\n") }
+    })?;
+    Ok(answer.next_after_cursor)
+}
+
+async fn watch(agent: &Connection, names: Vec<String>, format: Format) -> Result<(), CtlError> {
+    let request = WatchConnectionsRequest { names };
+    let mut messages = agent.client().watch_connections(request).await?.into_inner();
+    while let Some(message) = messages.message().await? {
+        print_item(format, &message, "WatchConnectionsResponse", || {
+            let mut lines: Vec<String> =
+                message.connections.iter().map(tables::connection_line).collect();
+            lines.extend(message.removed.iter().map(|name| format!("{name}  removed")));
+            (!lines.is_empty()).then(|| lines.join("\n"))
+        })?;
+    }
+    Ok(())
 }
 
 async fn stream(
@@ -370,21 +409,4 @@ fn named(what: &str, names: &[String]) -> String {
     } else {
         format!("{what}: {}", names.join(", "))
     }
-}
-
-fn applied(answer: &ApplyConfigResponse, dry_run: bool) -> String {
-    let mut text = match (dry_run, answer.changes.is_empty()) {
-        (true, _) => format!("dry run against revision {}", answer.revision),
-        (false, true) => format!("revision {}: no changes", answer.revision),
-        (false, false) => format!("revision {}", answer.revision),
-    };
-    for change in &answer.changes {
-        let kind = short(change.kind().as_str_name(), "CHANGE_KIND_").to_lowercase();
-        let effect = short(change.effect().as_str_name(), "CHANGE_EFFECT_").to_lowercase();
-        text += &format!("\n  {} {kind} ({effect})", change.path);
-    }
-    for warning in &answer.warnings {
-        text += &format!("\n  warning: {warning}");
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! The command-line client. It knows an agent only by its public API.
 
 mod commands;
+mod configuration;
 mod connect;
 mod output;
 mod probe;
@@ -8,6 +9,7 @@ mod tables;
 mod words;
 
 pub use commands::{Command, FilterArguments, GetCommand, KindArgument, Scope, ServerCommand, run};
+pub use configuration::{ChangeOptions, ConfigurationCommand};
 pub use connect::{ConnectError, Connection, Target, TlsFiles};
 pub use output::Format;
 pub use probe::{ModeArgument, ProbeArguments};

@@ -8,6 +8,9 @@ use crate::proto::{
     Revision, ServerConnection, ServerSession, Statistics, record,
 };
 
+/// Refusals that are shown of those that are remembered.
+const SHOWN_REFUSALS: usize = 5;
+
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.iter().copied());
@@ -75,6 +78,25 @@ pub(super) fn connections(connections: &[Connection]) -> String {
         }
     }
     format!("{}\n{}{losses}", text(&overview), text(&sessions))
+}
+
+/// What a connection does, on one line.
+pub(super) fn connection_line(c: &Connection) -> String {
+    let state = short(c.state().as_str_name(), "CONNECTION_STATE_");
+    let mut line = format!("{}  {:<16}  {state}", time(c.state_since.as_ref()), c.name);
+    if !c.server_address.is_empty() {
+        line += &format!(", {}", c.server_address);
+    }
+    if c.attempts_since_success > 0
+        && let Some(failure) = &c.last_failure
+    {
+        let attempts = c.attempts_since_success;
+        line += &format!(", {} after {attempts} attempts", cause(failure.cause()));
+    }
+    if c.next_attempt_time.is_some() {
+        line += &format!(", next attempt {}", time(c.next_attempt_time.as_ref()));
+    }
+    line
 }
 
 /// Statistics by connection, session and scope.
@@ -208,6 +230,21 @@ fn event_text(event: &proto::Event) -> String {
         let length = duration(event.duration.as_ref());
         text += &format!(", after {length} and {} attempts", event.attempts);
     }
+    if event.threshold() != proto::Threshold::Unspecified {
+        let threshold = short(event.threshold().as_str_name(), "THRESHOLD_");
+        let counts = [proto::Threshold::SuccessiveLoss, proto::Threshold::TotalLoss];
+        let value = |value: i64| match counts.contains(&event.threshold()) {
+            true => value.to_string(),
+            false => nanoseconds(value as f64),
+        };
+        text += &format!(", {threshold} {} (limit {})", value(event.value), value(event.limit));
+    }
+    if event.r#type() == proto::EventType::ClockStepped {
+        text += &format!(", by {}", nanoseconds(event.value as f64));
+    }
+    if event.test_number > 0 {
+        text += &format!(", test {}", event.test_number);
+    }
     if !event.detail.is_empty() {
         text += &format!(": {}", event.detail);
     }
@@ -277,6 +314,7 @@ pub(super) fn server(
         ("not listed", packets.dropped_not_listed),
         ("reflection loop", packets.dropped_reflection_loop),
         ("send failed", packets.dropped_send_failed),
+        ("rate limited", packets.dropped_rate_limited),
     ];
     let dropped: Vec<String> = dropped
         .iter()
@@ -303,6 +341,19 @@ pub(super) fn server(
     if keys != KeyCounters::default() {
         let KeyCounters { accepted, refused, busy } = keys;
         out += &format!("keys      {accepted} accepted, {refused} refused, {busy} too many\n");
+    }
+    let ended: Vec<String> = status
+        .connections_ended
+        .iter()
+        .map(|e| format!("{} {}", e.count, short(e.cause().as_str_name(), "END_CAUSE_")))
+        .collect();
+    if !ended.is_empty() {
+        out += &format!("ended     {}\n", ended.join(", "));
+    }
+    for refusal in status.latest_refusals.iter().take(SHOWN_REFUSALS) {
+        let (when, client) = (time(refusal.time.as_ref()), &refusal.client_address);
+        let what = if refusal.accept_code == 0 { "connection" } else { "session" };
+        out += &format!("refused   {when} {client}: {what}, {}\n", refusal.detail);
     }
     if !connections.is_empty() {
         let mut rows =

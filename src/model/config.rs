@@ -80,6 +80,8 @@ pub struct ControlConnection {
     pub connect_timeout_ns: u64,
     /// Time allowed for each answer.
     pub response_timeout_ns: u64,
+    /// Time allowed for the answer for which the server derives a key.
+    pub key_timeout_ns: u64,
     /// What protects control connection and test packets.
     pub authentication: AuthenticationMode,
     /// Name of the key; empty without one.
@@ -101,6 +103,17 @@ pub struct ControlConnection {
 }
 
 impl ControlConnection {
+    /// Whether both speak to the same server in the same way: what was learnt of it holds.
+    pub fn has_same_server(&self, other: &Self) -> bool {
+        let server = |c: &Self| {
+            (
+                (c.control_type, c.target.clone(), c.destination_port),
+                (c.authentication, c.key_id.clone(), c.secret.clone(), c.extensions),
+            )
+        };
+        server(self) == server(other)
+    }
+
     /// Whether silence is a reason to ask name service or the server anew: not where all that is
     /// known of a reflector is its address.
     pub fn is_resolved_anew(&self) -> bool {

@@ -93,6 +93,9 @@ pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 6
 pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = 100 * MS..=30 * SECOND;
 /// What the default of `connect_timeout` is kept within, for each answer.
 pub const DEFAULT_RESPONSE_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
+/// What it is kept within for the answer for which the server derives a key: other clients may be
+/// before this one.
+pub const DEFAULT_KEY_TIMEOUT: RangeInclusive<u64> = 10 * SECOND..=30 * SECOND;
 /// `data_size`, octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");
 /// `maximum_key_derivation_count`.

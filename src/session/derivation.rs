@@ -30,6 +30,8 @@ pub struct Derivation {
     rest: u32,
     waiting: AtomicUsize,
     most_waiting: usize,
+    /// Of one host.
+    most_of_a_host: usize,
 }
 
 type Turns = std::sync::Mutex<HashMap<IpAddr, Arc<Mutex<()>>>>;
@@ -46,17 +48,17 @@ impl Drop for Waiting<'_> {
 impl Derivation {
     /// For the keys of this host's own connections: one core, and all may wait.
     pub fn of_clients() -> Self {
-        Self::new(0, usize::MAX)
+        Self::new(0, usize::MAX, usize::MAX)
     }
 
     /// For the keys of strangers, who have proved nothing yet: a quarter of one core.
     pub fn of_server() -> Self {
-        Self::new(3, 1024)
+        Self::new(3, 1024, 128)
     }
 
-    fn new(rest: u32, most_waiting: usize) -> Self {
+    fn new(rest: u32, most_waiting: usize, most_of_a_host: usize) -> Self {
         let (turns, next, waiting) = (Turns::default(), Arc::default(), AtomicUsize::new(0));
-        Self { turns, next, rest, waiting, most_waiting }
+        Self { turns, next, rest, waiting, most_waiting, most_of_a_host }
     }
 
     /// The keys of these secrets, for `asker`; `None` where too many wait already.
@@ -72,7 +74,12 @@ impl Derivation {
         if before >= self.most_waiting {
             return None;
         }
-        let turn = self.turn(asker).lock_owned().await;
+        let turn = self.turn(asker);
+        // One is that of the table.
+        if Arc::strong_count(&turn) - 1 > self.most_of_a_host {
+            return None;
+        }
+        let turn = turn.lock_owned().await;
         let mut next = self.next.clone().lock_owned().await;
         if let Some(at) = *next {
             sleep_until(at).await;
@@ -161,6 +168,26 @@ mod tests {
         assert!(derivation.next.try_lock().is_err(), "it goes on, and the next one waits");
         let next = derivation.derive(host(1), vec![Secret::new("s")], [0; 16], 1).await;
         assert_eq!(next.map(|keys| keys.len()), Some(1));
+    }
+
+    /// One host that takes all the places that it gets leaves some to the others.
+    #[tokio::test]
+    async fn a_host_does_not_take_all_places() {
+        let derivation = Derivation::of_server();
+        let ask = |number| derivation.derive(host(number), vec![Secret::new("s")], [0; 16], 1024);
+        let mut questions: FuturesUnordered<_> = (0..1100).map(|_| ask(1)).collect();
+        let mut refused = 0;
+        let other = ask(2);
+        tokio::pin!(other);
+        let keys = loop {
+            tokio::select! {
+                biased;
+                Some(keys) = questions.next() => refused += usize::from(keys.is_none()),
+                keys = &mut other => break keys,
+            }
+        };
+        assert!(keys.is_some());
+        assert!(refused >= 1100 - 2 * derivation.most_of_a_host, "{refused}");
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ pub(crate) fn client_options() -> ClientOptions {
         key_id: String::new(),
         maximum_count: 32_768,
         response_timeout_ns: 1_000_000_000,
+        key_timeout_ns: 1_000_000_000,
         keys: session_keys(),
         client_iv: [0x50; 16],
         reflected_octets: 0xcafe,

@@ -135,7 +135,14 @@ impl Pair {
     }
 
     /// Runs the test; `on_the_way` sees what is sent and what comes back.
-    fn run(mut self, mut on_the_way: impl FnMut(&mut Vec<u8>, &mut Vec<u8>)) -> Self {
+    fn run(self, mut on_the_way: impl FnMut(&mut Vec<u8>, &mut Vec<u8>)) -> Self {
+        self.run_with(|_, packet, reply| on_the_way(packet, reply))
+    }
+
+    fn run_with(
+        mut self,
+        mut on_the_way: impl FnMut(&mut Reflector, &mut Vec<u8>, &mut Vec<u8>),
+    ) -> Self {
         while self.figures.is_none() {
             while self.sender.poll_probe(self.now.monotonic).is_some() {
                 let mut packet = vec![0; self.octets];
@@ -146,7 +153,7 @@ impl Pair {
                 else {
                     continue;
                 };
-                on_the_way(&mut packet, &mut reply);
+                on_the_way(&mut self.reflector, &mut packet, &mut reply);
                 // The kernel says that the reply went out 20 us after its T3.
                 let wire = [vec![0x45; 28], reply.clone()].concat();
                 self.reflector.transmitted(&wire, START.plus_ns(25_000));
@@ -413,11 +420,39 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     assert_eq!(pair.stamp().tlvs_not_genuine, 4);
     assert_eq!(pair.figures.unwrap().egress_tos, None);
     // Nor does it go away when it is cut off, or becomes another one.
-    let pair = Pair::new(session, 0, reflector(keyed())).run(|_, reply| {
+    let pair = Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| {
         let hmac = tlv::walk(&reply[112..]).map_while(Result::ok).last().unwrap();
         reply[112 + hmac.at + 1] = tlv::types::EXTRA_PADDING;
     });
     assert_eq!(pair.figures.unwrap().egress_tos, None);
+    // Nothing but padding may follow it: what is appended is not signed, and is not believed.
+    let forged = [
+        [0, tlv::types::CLASS_OF_SERVICE, 0, 4, 0x0f, 0xfc, 0, 0].to_vec(),
+        [vec![0, tlv::types::DIRECT_MEASUREMENT, 0, 12], vec![0x6f; 12]].concat(),
+        [vec![0, tlv::types::FOLLOW_UP_TELEMETRY, 0, 16], vec![0, 0, 0, 1], vec![0x10; 12]]
+            .concat(),
+    ];
+    for forged in forged {
+        let pair =
+            Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply.extend(&forged));
+        assert_eq!(pair.stamp().tlvs_not_genuine, 4, "{forged:?}");
+        let figures = pair.figures.as_ref().unwrap();
+        assert_eq!((figures.egress_tos, figures.reflector_stamps_corrected), (None, 0));
+        assert_eq!((figures.probes_received, pair.stamp().direct_reflector_received), (4, 0));
+    }
+    let padding = [0, tlv::types::EXTRA_PADDING, 0, 4, 1, 2, 3, 4];
+    let pair =
+        Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply.extend(padding));
+    assert_eq!(pair.stamp().tlvs_not_genuine, 0);
+    // Two paddings are two TLVs, and need a signature like all others.
+    let key = authenticated(KEY);
+    let mut packet = probe(0, 0x4321, &key, 112);
+    packet.extend([padding, padding].concat());
+    let (reply, _) = answer(&mut reflector(keyed()), sender_address(), &packet).unwrap();
+    assert_eq!(reply[112] & tlv::flags::INTEGRITY, tlv::flags::INTEGRITY);
+    packet.truncate(120);
+    let (reply, _) = answer(&mut reflector(keyed()), sender_address(), &packet).unwrap();
+    assert_eq!(reply[112] & tlv::flags::INTEGRITY, 0);
     // Padding alone needs no signature.
     let bare = StampSession {
         authenticated: true,
@@ -494,6 +529,61 @@ fn an_access_report_is_repeated_until_it_comes_back() {
         }
     });
     assert_eq!(sent, [1, 0, 0, 1], "again after three seconds");
+}
+
+#[test]
+fn an_access_report_is_given_up_at_last() {
+    let report = AccessReport {
+        access_id: 1,
+        return_code: 1,
+        retransmission_interval_ns: SECOND / 2,
+        retransmissions: 1,
+    };
+    let session = StampSession { access_report: Some(report), ..StampSession::default() };
+    let mut sent = Vec::new();
+    Pair::new(session, 0, reflector(policy())).run(|packet, reply| {
+        let area = packet[44..].to_vec();
+        let report = tlv::walk(&area).flatten().find(|tlv| tlv.kind == tlv::types::ACCESS_REPORT);
+        sent.push(report.is_some());
+        if let Some(tlv) = report {
+            reply[44 + tlv.at] = 0x80;
+        }
+    });
+    assert_eq!(sent, [true, true, false, false], "once, and once more");
+}
+
+/// A key that is added or taken away while sessions run must not look like a loss.
+#[test]
+fn keys_roll_without_a_break_in_what_is_counted() {
+    let session =
+        StampSession { authenticated: true, secret: Some(Secret::new(KEY)), ..everything() };
+    let with = |secrets: &[&str]| StampPolicy {
+        authenticated: true,
+        secrets: secrets.iter().map(|secret| Secret::new(*secret)).collect(),
+        ..policy()
+    };
+    let mut pair = Pair::new(session, 0, reflector(with(&[KEY])));
+    pair.reflector.set_sessionless(Sessionless::Stamp(with(&[KEY])));
+    let mut rolls = [vec![KEY, "new"], vec!["other", "new", KEY], vec![KEY]].into_iter();
+    let pair = pair.run_with(|reflector, _, _| {
+        if let Some(keys) = rolls.next() {
+            reflector.set_sessionless(Sessionless::Stamp(with(&keys)));
+        }
+    });
+    assert_eq!(pair.figures.as_ref().unwrap().probes_received, 4);
+    assert_eq!((pair.stamp().direct_reflector_received, pair.stamp().tlvs_not_genuine), (4, 0));
+}
+
+#[test]
+fn the_key_of_signed_tlvs_can_be_changed() {
+    for secret in [KEY, "the next one"] {
+        let secret = Some(Secret::new(secret));
+        let signed = StampSession { sign_tlvs: true, secret, ..everything() };
+        let secrets = vec![Secret::new(KEY), Secret::new("the next one")];
+        let pair =
+            Pair::new(signed, 0, reflector(StampPolicy { secrets, ..policy() })).run(|_, _| {});
+        assert_eq!((pair.stamp().tlvs_not_genuine, pair.stamp().direct_reflector_received), (0, 4));
+    }
 }
 
 #[test]

@@ -150,6 +150,23 @@ fn conformance_077_a_corrupt_packet_is_discarded() {
 }
 
 #[test]
+fn conformance_077_a_corrupt_reply_is_discarded() {
+    let mut sending = Sending::new(1);
+    let packet = sending.send().remove(0);
+    let mut reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    let multiplier = 13;
+    let estimate = std::mem::replace(&mut reply[multiplier], 0);
+    sending.receive(&reply);
+    reply[multiplier] = estimate;
+    let figures = sending.result().figures.unwrap();
+    assert_eq!((figures.probes_received, figures.probes_lost, figures.packets_ignored), (0, 1, 1));
+    let mut sending = Sending::new(1);
+    sending.send();
+    sending.receive(&reply);
+    assert_eq!(sending.result().figures.unwrap().probes_received, 1, "and that is why");
+}
+
+#[test]
 fn conformance_083_084_one_reply_for_each_packet_with_a_number_of_its_own() {
     let mut reflector = reflector();
     for (expected, sequence) in [5, 5, 5, 9, 3].into_iter().enumerate() {
@@ -446,6 +463,22 @@ fn conformance_098_answers_of_another_size_count() {
     let short = reflect(&mut reflector, sender(), &packets[1][..14], 0).unwrap();
     sending.receive(&short);
     assert_eq!(sending.result().figures.unwrap().probes_received, 2);
+}
+
+/// Stop-Sessions waits for what is under way, within its bound.
+#[test]
+fn conformance_100_what_is_under_way_is_waited_for_before_the_stop() {
+    let mut sending = Sending::new(5);
+    let packet = sending.send().remove(0);
+    sending.machine.stop(2 * SECOND_NS, sending.now);
+    assert!(!sending.machine.is_stopped(), "a probe is under way");
+    sending.pass(50_000_000);
+    assert!(!sending.machine.is_stopped());
+    let reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    sending.receive(&reply);
+    let figures = sending.result().figures.unwrap();
+    assert!(sending.machine.is_stopped());
+    assert_eq!((figures.probes_received, figures.probes_lost, figures.probes_not_sent), (1, 0, 4));
 }
 
 /// As twampy's responder does: nothing behind the Sender Error Estimate, and T2 = T3.

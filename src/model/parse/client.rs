@@ -93,6 +93,7 @@ impl Check {
             keepalive: self.keepalive(c.tcp_keepidle, c.tcp_keepintvl, c.tcp_keepcnt),
             connect_timeout_ns: timeout(limits::DEFAULT_CONNECT_TIMEOUT),
             response_timeout_ns: timeout(limits::DEFAULT_RESPONSE_TIMEOUT),
+            key_timeout_ns: timeout(limits::DEFAULT_KEY_TIMEOUT),
             authentication: security.mode,
             key_id: security.key_id,
             secret: security.secret,

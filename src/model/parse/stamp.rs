@@ -151,7 +151,8 @@ impl Check {
         if !authenticated && mode != AuthenticationMode::None {
             self.report("authentication_mode", "STAMP has no modes but NONE and AUTHENTICATED");
         }
-        let most = if authenticated { limits::MAXIMUM_STAMP_KEYS } else { 1 };
+        let most =
+            if authenticated { limits::MAXIMUM_STAMP_KEYS } else { limits::MAXIMUM_KEYS_OF_A_NAME };
         self.count_of_keys(stamp.keys.len(), usize::from(authenticated)..=most);
         let secrets =
             stamp.keys.iter().enumerate().map(|(index, key)| {

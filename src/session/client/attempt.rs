@@ -27,7 +27,7 @@ use crate::{
     time::TimestampFormat,
     twamp::{
         control_client::{
-            AcceptedSession, ClientAction, ClientOptions, ControlClient, SessionRequest,
+            AcceptedSession, ClientAction, ClientOptions, ControlClient, SessionRequest, Stage,
         },
         sender::{Carrier, StampSender},
     },
@@ -94,6 +94,7 @@ pub(super) async fn prepare(
         key_id: config.key_id.clone(),
         maximum_count: config.maximum_count,
         response_timeout_ns: config.response_timeout_ns,
+        key_timeout_ns: config.key_timeout_ns,
         keys: SessionKeys::new(random::octets(), random::octets()),
         client_iv: random::octets(),
         reflected_octets: u16::from_ne_bytes(random::octets()),
@@ -244,7 +245,11 @@ impl Established {
         let negotiated = self.go_through(config, derivation).await;
         negotiated.map_err(|failure| match self.machine.mode().extensions().0 {
             0 => failure,
-            _ => failure.with_extensions(),
+            _ => {
+                let derives =
+                    self.machine.mode().is_protected() && self.machine.stage() == Stage::SetUp;
+                failure.with_extensions(derives)
+            }
         })
     }
 

@@ -214,17 +214,17 @@ impl Driver {
     async fn attempt_and_run(&mut self, rhythm: &mut Rhythm) -> Next {
         let config = self.config.clone();
         let (status, derivation) = (self.status.clone(), self.derivation.clone());
-        let extensions = self.peer.extensions(&config);
+        let extensions = self.peer.extensions(&config, clock::monotonic());
         self.network_seen = self.network.borrow().better;
         let establish = establish(&config, extensions, self.turn, &status, &derivation);
         let established = tokio::select! {
             result = establish => match result {
                 Ok(established) => {
-                    self.peer.succeeded();
+                    self.peer.succeeded(clock::monotonic());
                     established
                 }
                 Err(failure) => {
-                    self.peer.failed(failure.blame);
+                    self.peer.failed(failure.blame, clock::monotonic());
                     return Next::Lost(failure, false);
                 }
             },
@@ -403,6 +403,9 @@ impl Driver {
     /// Takes up what is wanted now, from the beginning.
     async fn begin_anew(&mut self) {
         self.stop_sessions().await;
+        if !self.config.has_same_server(&self.current.config) {
+            self.peer = PeerMemory::default();
+        }
         if self.current.config.inactive {
             // The sessions of what is inactive cost nothing; `run` makes those that are needed.
             self.end_sessions().await;
@@ -414,7 +417,6 @@ impl Driver {
             }
             self.progress.reset();
         }
-        self.peer = PeerMemory::default();
     }
 
     /// Sessions end when nobody is left to command them.

@@ -55,15 +55,20 @@ impl Failure {
         Self::new(cause, format!("control connection: {error}"))
     }
 
-    /// Of a negotiation in which extensions had been chosen.
-    pub(super) fn with_extensions(self) -> Self {
+    /// Of a negotiation in which extensions had been chosen. `derives` tells that the server had to
+    /// derive a key, for which it may take its time: that is no answer to anything.
+    pub(super) fn with_extensions(self, derives: bool) -> Self {
         let unsaid = [Accept::FAILURE, Accept::NOT_SUPPORTED].contains(&Accept(self.accept_code));
         let blame = match self.cause {
-            LossCause::Reset | LossCause::ClosedByServer | LossCause::ProtocolError => {
-                Blame::Likely
-            }
             LossCause::Rejected if unsaid => Blame::Likely,
-            LossCause::ResponseTimeout => Blame::Possible,
+            // A server that refuses the mode may say the same as one that refuses the key.
+            LossCause::BadKey if self.accept_code == Accept::FAILURE.0 => Blame::Possible,
+            LossCause::ResponseTimeout if derives => Blame::None,
+            // It may also have been started again just then.
+            LossCause::Reset
+            | LossCause::ClosedByServer
+            | LossCause::ProtocolError
+            | LossCause::ResponseTimeout => Blame::Possible,
             LossCause::Unspecified
             | LossCause::Refused
             | LossCause::ConnectTimeout

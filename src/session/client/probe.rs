@@ -30,8 +30,8 @@ pub async fn probe_server(
     derivation: &Derivation,
 ) -> ProbeServerResponse {
     let mut found = ProbeServerResponse::default();
-    let memory = PeerMemory::default();
-    let first = attempt(config, memory.extensions(config), derivation, &mut found).await;
+    let extensions = PeerMemory::default().extensions(config, clock::monotonic());
+    let first = attempt(config, extensions, derivation, &mut found).await;
     let Err(failure) = first else { return found };
     if failure.blame == Blame::None {
         return told(found, &failure);

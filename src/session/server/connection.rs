@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
@@ -30,6 +30,8 @@ use crate::{
 };
 
 const READ_OCTETS: usize = 4096;
+/// How often it is looked whether a client has gone that sent what nobody reads yet.
+const GONE_EVERY: Duration = Duration::from_millis(20);
 /// A client that does not read what it is sent for so long is given up.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -254,7 +256,18 @@ impl Connection {
         secrets.resize_with(most.max(1), || Secret::new(random::octets::<32>()));
         let asker = self.ends.client.ip();
         let derive = self.shared.derivation.derive(asker, secrets.clone(), salt, count);
+        let deadline = self.machine.poll_deadline();
+        let over = async {
+            match self.deadline.into_iter().chain(deadline).min() {
+                Some(at) => sleep(Duration::from_nanos(at.since_ns(clock::monotonic()))).await,
+                None => std::future::pending().await,
+            }
+        };
         let derived = tokio::select! {
+            () = over => {
+                let reason = "its time passed before its key was derived";
+                return Err(Reason(EndCause::Inactivity, reason.into()));
+            }
             derived = derive => derived,
             // Nothing is worked for whom nobody waits any more.
             () = gone(&self.stream) => {
@@ -325,9 +338,12 @@ impl Connection {
 
 /// Waits for the end of what the other end sends, which nobody reads meanwhile.
 async fn gone(stream: &TcpStream) {
-    match stream.peek(&mut [0]).await {
-        Ok(0) | Err(_) => {}
-        Ok(_) => std::future::pending().await,
+    while let Ok(ready) = stream.ready(Interest::READABLE | Interest::ERROR).await {
+        if ready.is_read_closed() || ready.is_error() {
+            return;
+        }
+        // Octets lie there; whether the end follows them is looked at again.
+        sleep(GONE_EVERY).await;
     }
 }
 

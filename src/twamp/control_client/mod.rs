@@ -235,7 +235,10 @@ impl ControlClient {
             State::Running | State::StopAck | State::Stopped => Stage::Running,
         };
         let waits = !matches!(state, State::Deriving | State::Running | State::Stopped);
-        self.deadline = waits.then(|| now.plus_ns(self.options.response_timeout_ns));
+        let derives = state == State::ServerStart && self.mode.is_protected();
+        let ClientOptions { response_timeout_ns, key_timeout_ns, .. } = self.options;
+        let limit_ns = if derives { key_timeout_ns } else { response_timeout_ns };
+        self.deadline = waits.then(|| now.plus_ns(limit_ns));
     }
 
     /// Handles one message; `None` when there is none, or nothing more to be read.

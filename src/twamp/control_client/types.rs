@@ -43,6 +43,8 @@ pub struct ClientOptions {
     pub maximum_count: u32,
     /// Each answer is due within this.
     pub response_timeout_ns: u64,
+    /// But for Server-Start in a mode with keys, for which the server derives a key.
+    pub key_timeout_ns: u64,
     /// Random keys of the connection, for modes with keys.
     pub keys: SessionKeys,
     /// Random.

@@ -61,6 +61,15 @@ impl Light {
         Self { policy, allowances, senders: HashMap::new() }
     }
 
+    /// Answers by another policy; what is counted for a sender goes on.
+    pub(super) fn set_policy(&mut self, policy: LightPolicy) {
+        self.allowances = vec![Allowance::default(); policy.prefixes.len()];
+        if !policy.stateful {
+            self.senders.clear();
+        }
+        self.policy = policy;
+    }
+
     /// The first prefix that a sender is in.
     pub(super) fn prefix_of(&self, source: SocketAddr) -> Option<usize> {
         self.policy.prefixes.iter().position(|prefix| prefix.contains(&source.ip()))

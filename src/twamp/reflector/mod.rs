@@ -105,15 +105,16 @@ impl Reflector {
 
     /// Changes who is answered without a session.
     pub fn set_sessionless(&mut self, sessionless: Sessionless) {
-        let same = match (&self.open, &sessionless) {
-            (Open::Nobody, Sessionless::Nobody) => true,
-            (Open::Light(light), Sessionless::Light(policy)) => light.policy == *policy,
-            (Open::Stamp(stamp), Sessionless::Stamp(policy)) => stamp.policy == *policy,
-            _ => false,
-        };
-        if !same {
-            self.recent = recent(&sessionless);
-            self.open = Open::new(sessionless);
+        match (&mut self.open, sessionless) {
+            (Open::Nobody, Sessionless::Nobody) => {}
+            (Open::Light(light), Sessionless::Light(policy)) if light.policy == policy => {}
+            (Open::Stamp(stamp), Sessionless::Stamp(policy)) if stamp.policy == policy => {}
+            (Open::Light(light), Sessionless::Light(policy)) => light.set_policy(policy),
+            (Open::Stamp(stamp), Sessionless::Stamp(policy)) => stamp.set_policy(policy),
+            (_, sessionless) => {
+                self.recent = recent(&sessionless);
+                self.open = Open::new(sessionless);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     PacketMeta, header,
-    stamp_tlvs::{Probed, ProbedState, TlvAnswer, answer},
+    stamp_tlvs::{Probed, ProbedState, TlvAnswer, answer, signer},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
 use crate::{
@@ -93,21 +93,34 @@ struct Reply {
 
 impl Stamp {
     pub(super) fn new(policy: StampPolicy) -> Self {
-        let secrets = policy.secrets.iter();
-        let keys: Vec<_> = secrets.map(|secret| Arc::new(StampKey::new(secret.octets()))).collect();
-        let format = |protection| PacketFormat { protection, ..PacketFormat::default() };
-        Self {
-            policy,
-            open: format(Protection::StampOpen),
-            authenticated: keys
-                .iter()
-                .map(|key| format(Protection::StampAuthenticated(key.clone())))
-                .collect(),
-            keys,
+        let open = PacketFormat { protection: Protection::StampOpen, ..PacketFormat::default() };
+        let mut stamp = Self {
+            policy: policy.clone(),
+            open,
+            authenticated: Vec::new(),
+            keys: Vec::new(),
             sessions: HashMap::new(),
             unfinished: VecDeque::new(),
             unstamped: VecDeque::new(),
+        };
+        stamp.set_policy(policy);
+        stamp
+    }
+
+    /// Answers by another policy. What is counted for a session goes on: a key that is added must
+    /// not look like a loss.
+    pub(super) fn set_policy(&mut self, policy: StampPolicy) {
+        let secrets = policy.secrets.iter();
+        self.keys = secrets.map(|secret| Arc::new(StampKey::new(secret.octets()))).collect();
+        let format = |key: &Arc<StampKey>| PacketFormat {
+            protection: Protection::StampAuthenticated(key.clone()),
+            ..PacketFormat::default()
+        };
+        self.authenticated = self.keys.iter().map(format).collect();
+        if !policy.stateful {
+            self.sessions.clear();
         }
+        self.policy = policy;
     }
 
     pub(super) fn lists(&self, source: SocketAddr, ssid: u16) -> bool {
@@ -192,8 +205,11 @@ impl Stamp {
                 may_choose_dscp: self.policy.may_choose_dscp,
                 state,
             };
-            // Without authentication the HMAC TLV is made with the first key.
-            let key = self.keys.get(usize::from(key.unwrap_or(0))).map(Arc::as_ref);
+            // Without authentication the HMAC TLV tells the key, where there are several.
+            let key = match key {
+                Some(index) => self.keys.get(usize::from(index)).map(Arc::as_ref),
+                None => signer(&reply[base..], probe.sequence, &self.keys),
+            };
             tlvs = answer(&mut reply[base..], &probed, key, self.policy.authenticated);
             counters.tlvs_malformed.fetch_add(tlvs.malformed.into(), Relaxed);
             counters.tlvs_not_genuine.fetch_add(tlvs.not_genuine.into(), Relaxed);

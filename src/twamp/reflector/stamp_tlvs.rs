@@ -1,6 +1,9 @@
 //! What a STAMP reflector does with the TLVs of a probe (RFC 8972 §4): each is answered in place.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use crate::wire::{
     crypto::StampKey,
@@ -88,6 +91,24 @@ pub(super) fn answer(
         area[tlv.value()].copy_from_slice(&value);
     }
     answer
+}
+
+/// The key that the HMAC TLV was made with, among these; the first where there is none or it is
+/// wrong.
+pub(super) fn signer<'a>(
+    area: &[u8],
+    sequence: u32,
+    keys: &'a [Arc<StampKey>],
+) -> Option<&'a StampKey> {
+    let first = keys.first()?;
+    let signed = |key: &&Arc<StampKey>| {
+        let hmac = walk(area).flatten().find(|tlv| tlv.kind == types::HMAC);
+        hmac.filter(|tlv| tlv.has_right_length()).is_some_and(|tlv| {
+            key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])
+        })
+    };
+    let others = if keys.len() > 1 { keys.iter().find(signed) } else { None };
+    Some(others.unwrap_or(first))
 }
 
 enum Signature {

@@ -212,7 +212,12 @@ impl StampSender {
 
     fn is_genuine(&self, sequence: u32, area: &[u8]) -> bool {
         let (true, Some(key)) = (self.session.signs_tlvs(), &self.key) else { return true };
-        let hmac = tlv::walk(area).map_while(Result::ok).find(|tlv| tlv.kind == types::HMAC);
+        let mut tlvs = tlv::walk(area);
+        let hmac = tlvs.by_ref().flatten().find(|tlv| tlv.kind == types::HMAC);
+        // Behind it there may be padding and nothing else: it would not be signed (RFC 8972 §4.8).
+        if tlvs.any(|tlv| !tlv.is_ok_and(|tlv| tlv.kind == types::EXTRA_PADDING)) {
+            return false;
+        }
         // Its own flags are not signed: whatever they say, what is not signed is not believed. A
         // reflector that does not know the TLV did not sign.
         hmac.is_some_and(|tlv| {

@@ -1,0 +1,233 @@
+//! What the command-line client does with configurations.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+
+use super::{
+    Connection, CtlError, Format,
+    commands::read,
+    output::{print, print_together, write_line},
+    tables,
+    words::{short, time},
+};
+use crate::{
+    document::{Fields, differences, read_config, to_value},
+    proto::{
+        AgentConfig, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, Change, ChangeKind,
+        ConfirmConfigRequest, FieldChange, GetConfigRequest, GetConfigResponse,
+        ListRevisionsRequest, RollbackConfigRequest, RollbackConfigResponse,
+    },
+};
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigurationCommand {
+    /// Make a file the configuration of the agent, or with --merge a part of it
+    Apply {
+        /// Configuration in YAML or JSON; `-` is standard input
+        #[arg(short, long, value_name = "FILE", required_unless_present = "delete")]
+        file: Option<PathBuf>,
+        /// The parts in the file take the place of those of the same name; the rest stays
+        #[arg(long)]
+        merge: bool,
+        /// Remove this part: client/NAME, server or storage; may be given several times
+        #[arg(long, value_name = "PART", requires = "merge")]
+        delete: Vec<String>,
+        /// How it is made
+        #[command(flatten)]
+        options: ChangeOptions,
+    },
+    /// Make the revision stay that waits to be confirmed
+    Confirm {
+        /// The revision; whichever waits by default
+        #[arg(default_value_t = 0, hide_default_value = true)]
+        revision: u64,
+    },
+    /// Make a kept revision the configuration again
+    Rollback {
+        /// The revision; the one before the current one by default
+        #[arg(default_value_t = 0, hide_default_value = true)]
+        revision: u64,
+        /// How it is made
+        #[command(flatten)]
+        options: ChangeOptions,
+    },
+    /// Show what a file would change, what a revision changed, or what lies between two revisions
+    Diff {
+        /// Configuration in YAML or JSON; `-` is standard input
+        #[arg(short, long, value_name = "FILE", conflicts_with = "revisions")]
+        file: Option<PathBuf>,
+        /// The file holds parts, as with apply --merge
+        #[arg(long, requires = "file")]
+        merge: bool,
+        /// One revision or two; the current one by default
+        #[arg(value_name = "REVISION", num_args = 0..=2)]
+        revisions: Vec<u64>,
+    },
+    /// List the kept revisions of the configuration
+    Revisions,
+}
+
+/// How a change is made.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ChangeOptions {
+    /// Check everything and show the changes, but make none
+    #[arg(long)]
+    dry_run: bool,
+    /// Only if this is the current revision; 0 for "none yet"
+    #[arg(long, value_name = "REVISION")]
+    expect: Option<u64>,
+    /// Go back by itself unless it is confirmed within this time, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = length)]
+    confirm: Option<prost_types::Duration>,
+    /// Why; kept with the revision
+    #[arg(long, default_value = "")]
+    comment: String,
+}
+
+fn length(text: &str) -> Result<prost_types::Duration, String> {
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is no length of time such as 90s or 5m"))?;
+    Ok(prost_types::Duration { seconds: span.as_secs(), nanos: span.subsec_nanos() })
+}
+
+/// Carries out a command.
+pub(super) async fn run(
+    agent: &Connection,
+    command: ConfigurationCommand,
+    format: Format,
+) -> Result<(), CtlError> {
+    match command {
+        ConfigurationCommand::Apply { file, merge, delete, options } => {
+            let request = ApplyConfigRequest {
+                mode: mode(merge).into(),
+                config: file.map(|file| document(&file)).transpose()?,
+                expected_revision: options.expect,
+                validate_only: options.dry_run,
+                comment: options.comment,
+                request_id: uuid::Uuid::new_v4().to_string(),
+                delete,
+                confirm_timeout: options.confirm,
+            };
+            let answer = agent.config().apply_config(request).await?.into_inner();
+            print(format, &answer, "ApplyConfigResponse", || applied(&answer, options.dry_run))
+        }
+        ConfigurationCommand::Confirm { revision } => {
+            let request = ConfirmConfigRequest { revision };
+            let answer = agent.config().confirm_config(request).await?.into_inner();
+            let told = || format!("revision {} stays", answer.revision);
+            print(format, &answer, "ConfirmConfigResponse", told)
+        }
+        ConfigurationCommand::Rollback { revision, options } => {
+            let request = RollbackConfigRequest {
+                revision,
+                expected_revision: options.expect,
+                validate_only: options.dry_run,
+                comment: options.comment,
+                confirm_timeout: options.confirm,
+            };
+            let answer = agent.config().rollback_config(request).await?.into_inner();
+            print(format, &answer, "RollbackConfigResponse", || {
+                let RollbackConfigResponse { revision, changes, warnings, confirm_until } =
+                    answer.clone();
+                let same = ApplyConfigResponse { revision, changes, warnings, confirm_until };
+                applied(&same, options.dry_run)
+            })
+        }
+        ConfigurationCommand::Diff { file: Some(file), merge, .. } => {
+            let request = ApplyConfigRequest {
+                mode: mode(merge).into(),
+                config: Some(document(&file)?),
+                validate_only: true,
+                ..ApplyConfigRequest::default()
+            };
+            let answer = agent.config().apply_config(request).await?.into_inner();
+            print(format, &answer, "ApplyConfigResponse", || changes(&answer.changes))
+        }
+        ConfigurationCommand::Diff { revisions, .. } => diff(agent, &revisions, format).await,
+        ConfigurationCommand::Revisions => {
+            let answer = agent.config().list_revisions(ListRevisionsRequest {}).await?.into_inner();
+            print(format, &answer, "ListRevisionsResponse", || tables::revisions(&answer.revisions))
+        }
+    }
+}
+
+fn mode(merge: bool) -> ApplyMode {
+    if merge { ApplyMode::Merge } else { ApplyMode::Replace }
+}
+
+fn document(file: &Path) -> Result<AgentConfig, CtlError> {
+    read_config(&read(file)?).map_err(|error| CtlError::Document(file.display().to_string(), error))
+}
+
+/// What a revision changed, or what lies between two.
+async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(), CtlError> {
+    let get = async |revision| -> Result<GetConfigResponse, CtlError> {
+        Ok(agent.config().get_config(GetConfigRequest { revision }).await?.into_inner())
+    };
+    let [before, after] = revisions else {
+        let revision = revisions.first().copied().unwrap_or(0);
+        let answer = get(revision).await?;
+        return print(format, &answer, "GetConfigResponse", || changes(&answer.changes));
+    };
+    let value = |answer: GetConfigResponse| {
+        to_value(&answer.config.unwrap_or_default(), "AgentConfig", Fields::Given)
+    };
+    let fields = differences(&value(get(*before).await?)?, &value(get(*after).await?)?);
+    let table = || match fields.is_empty() {
+        true => "no differences".into(),
+        false => field_lines(&fields, "").trim_start_matches('\n').to_owned(),
+    };
+    if format == Format::Table {
+        return write_line(&table());
+    }
+    let parts: Result<Vec<_>, _> =
+        fields.iter().map(|field| to_value(field, "FieldChange", Fields::All)).collect();
+    print_together(format, vec![("fields", parts?.into())], table)
+}
+
+fn applied(answer: &ApplyConfigResponse, dry_run: bool) -> String {
+    let mut text = match (dry_run, answer.changes.is_empty()) {
+        (true, _) => format!("dry run against revision {}", answer.revision),
+        (false, true) => format!("revision {}: no changes", answer.revision),
+        (false, false) => format!("revision {}", answer.revision),
+    };
+    if !answer.changes.is_empty() {
+        text += &format!("\n{}", changes(&answer.changes));
+    }
+    if answer.confirm_until.is_some() {
+        let until = time(answer.confirm_until.as_ref());
+        text += &format!("\n  waits to be confirmed until {until}");
+    }
+    for warning in &answer.warnings {
+        text += &format!("\n  warning: {warning}");
+    }
+    text
+}
+
+fn changes(changes: &[Change]) -> String {
+    if changes.is_empty() {
+        return "no changes".into();
+    }
+    let mut lines = Vec::new();
+    for change in changes {
+        let kind = short(change.kind().as_str_name(), "CHANGE_KIND_").to_lowercase();
+        let effect = short(change.effect().as_str_name(), "CHANGE_EFFECT_").to_lowercase();
+        let mut line = format!("  {} {kind} ({effect})", change.path);
+        if change.kind() == ChangeKind::Changed && !change.sessions.is_empty() {
+            line += &format!(": {}", change.sessions.join(", "));
+        }
+        lines.push(line + &field_lines(&change.fields, "    "));
+    }
+    lines.join("\n")
+}
+
+fn field_lines(fields: &[FieldChange], indent: &str) -> String {
+    let or_nothing = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let line = |field: &FieldChange| {
+        let (before, after) = (or_nothing(&field.before), or_nothing(&field.after));
+        format!("\n{indent}{}: {before} -> {after}", field.path)
+    };
+    fields.iter().map(line).collect()
+}
