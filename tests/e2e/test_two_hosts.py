@@ -200,7 +200,7 @@ class MainJob(harness.TwoHosts):
         # Another DSCP needs a word.
         changed["test_sessions"][0]["dscp_code_points"] = "ef"
         answer = a.apply({"client": client(changed)})
-        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_RECONNECT")
+        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_SESSIONS")
         self.wait_for(
             lambda: b.call("ServerService", "ListServerSessions")["sessions"][-1:] and
             b.call("ServerService", "ListServerSessions")["sessions"][-1]["dscp"] == 46

@@ -21,6 +21,8 @@ pub struct StampSender {
     key: Option<Arc<StampKey>>,
     /// The TLVs as they are sent, but for what changes from probe to probe.
     template: Vec<u8>,
+    /// Where the Access Report goes, in place of padding.
+    report_at: Option<usize>,
     /// Probes sent, for Direct Measurement.
     sent: u32,
     report: Report,
@@ -81,6 +83,7 @@ impl StampSender {
         if session.follow_up_telemetry {
             tlv::append(&mut template, types::FOLLOW_UP_TELEMETRY, &[0; 16]);
         }
+        let report_at = session.access_report.map(|_| template.len());
         if session.access_report.is_some() {
             tlv::append(&mut template, types::EXTRA_PADDING, &[0; 4]);
         }
@@ -88,7 +91,7 @@ impl StampSender {
             tlv::append(&mut template, types::HMAC, &[0; 16]);
         }
         let (report, figures) = (Report::default(), StampFigures::default());
-        Self { session, ssid, key, template, sent: 0, report, figures }
+        Self { session, ssid, key, template, report_at, sent: 0, report, figures }
     }
 
     /// What the packets look like.
@@ -150,7 +153,7 @@ impl StampSender {
                     area[tlv.value()][..4].copy_from_slice(&self.sent.to_be_bytes());
                 }
                 // In the place that is kept for it, so that all probes are of one size.
-                (types::EXTRA_PADDING, Some(report)) if tlv.at > 0 && tlv.length == 4 => {
+                (types::EXTRA_PADDING, Some(report)) if Some(tlv.at) == self.report_at => {
                     area[tlv.at + 1] = types::ACCESS_REPORT;
                     let value = [report.access_id << 4, report.return_code, 0, 0];
                     area[tlv.value()].copy_from_slice(&value);

@@ -1,0 +1,365 @@
+"""Changes of the configuration: in part, confirmed, rolled back, and with as little disturbance as
+the wire allows."""
+
+import os
+import subprocess
+import time
+import unittest
+
+import grpc
+
+from harness import (
+    CTL, Case, TwoHosts, client, connection, events, free_port, seconds, server, session, tests,
+)
+
+
+def names(api):
+    document = api.call("ConfigService", "GetConfig").get("config", {})
+    return [c["name"] for c in document.get("client", {}).get("control_connections", [])]
+
+
+def idle(name, **fields):
+    """A connection that does nothing."""
+    return connection(name, "127.0.0.1", inactive=True, **fields)
+
+
+class Documents(Case):
+    def setUp(self):
+        super().setUp()
+        self.running = self.agent()
+        self.api = self.running.client()
+
+    def restart(self, kill=False):
+        self.api.close()
+        self.running.kill() if kill else self.running.stop()
+        self.running.start()
+        self.api = self.running.client()
+
+    def revision(self):
+        return int(self.api.call("AgentService", "GetAgent")["revision"])
+
+    def test_a_merge_touches_what_it_names(self):
+        port = free_port()
+        self.api.apply({
+            "client": client(idle("a"), idle("b", description="old")),
+            "storage": {"retention_age": "3600s"},
+        })
+        answer = self.api.apply(
+            {"client": client(idle("b", description="new"), idle("c")), "server": server(port=port)},
+            mode="APPLY_MODE_MERGE", delete=["client/a"],
+        )
+        self.assertEqual(
+            [(c["path"], c["kind"].removeprefix("CHANGE_KIND_")) for c in answer["changes"]],
+            [("client/c", "ADDED"), ("client/a", "REMOVED"), ("server", "ADDED")],
+            "a description changes nothing that runs",
+        )
+        self.assertEqual(names(self.api), ["b", "c"])
+        document = self.api.call("ConfigService", "GetConfig")["config"]
+        self.assertEqual(document["client"]["control_connections"][0]["description"], "new")
+        self.assertEqual(document["storage"]["retention_age"], "3600s")
+        # What cannot be meant is refused as a whole.
+        code, _, fields = self.api.refused(
+            {"client": client(idle("b"), idle("d", test_count=4294967295))},
+            mode="APPLY_MODE_MERGE", delete=["client/b", "client/nobody", "x", "storage", "storage"],
+        )
+        self.assertEqual(code, grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertEqual(sorted(fields), [
+            "client.control_connections[1].test_count",
+            "delete[0]", "delete[1]", "delete[2]", "delete[4]",
+        ])
+        code, _, fields = self.api.refused({}, delete=["server"])
+        self.assertEqual((code, list(fields)), (grpc.StatusCode.INVALID_ARGUMENT, ["delete"]))
+        self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["server", "storage", "client/b"])
+        self.assertEqual(names(self.api), ["c"])
+        self.assertEqual(self.revision(), 3)
+
+    def test_the_same_merge_again_does_nothing_twice(self):
+        identifier = "6fa459ea-ee8a-3ca4-894e-db77e160355e"
+        self.api.apply({"client": client(idle("a"))})
+        merge = lambda **fields: self.api.apply(  # noqa: E731
+            {}, mode="APPLY_MODE_MERGE", request_id=identifier, **fields)
+        self.assertEqual(merge(delete=["client/a"])["revision"], "2")
+        self.api.apply({"client": client(idle("a"), idle("b"))})
+        self.assertEqual(merge(delete=["client/a"])["revision"], "2", "the answer of then")
+        self.assertEqual(names(self.api), ["a", "b"])
+        self.restart(kill=True)
+        self.assertEqual(merge(delete=["client/a"])["revision"], "2")
+        with self.assertRaises(grpc.RpcError) as other:
+            merge(delete=["client/b"])
+        self.assertEqual(other.exception.code(), grpc.StatusCode.ALREADY_EXISTS)
+
+    def test_what_is_not_confirmed_is_rolled_back(self):
+        self.api.apply({"client": client(idle("a"))})
+        answer = self.api.apply({"client": client(idle("b"))}, confirm_timeout="1.5s")
+        begun = time.time()
+        self.assertLess(abs(seconds(answer["confirm_until"]) - begun - 1.5), 0.5)
+        config = self.api.call("ConfigService", "GetConfig")
+        self.assertEqual(config["confirm_until"], answer["confirm_until"])
+        self.wait_for(lambda: names(self.api) == ["a"], 5, 0.02)
+        self.assertGreater(time.time() - begun, 1.4)
+        latest = self.api.call("ConfigService", "ListRevisions")["revisions"][0]
+        self.assertEqual((latest["revision"], latest["rollback_to"], latest["author"]), ("3", "1", "agent"))
+        self.assertIn("revision 2 was not confirmed", latest["comment"])
+        self.assertNotIn("confirm_until", self.api.call("ConfigService", "GetConfig"))
+        committed = lambda: events(self.api.records(), "CONFIGURATION_COMMITTED")[-1]  # noqa: E731
+        self.wait_for(lambda: "back to revision 1" in committed()["detail"])
+        # Confirmed, it stays; nothing is left to be confirmed then.
+        self.api.apply({"client": client(idle("b"))}, confirm_timeout="1s")
+        confirm = lambda revision=0: self.api.call(  # noqa: E731
+            "ConfigService", "ConfirmConfig", {"revision": revision})
+        with self.assertRaises(grpc.RpcError) as wrong:
+            confirm(3)
+        self.assertEqual(wrong.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
+        self.assertIn("revision 4 waits", wrong.exception.details())
+        self.assertEqual(confirm()["revision"], "4")
+        self.assertEqual(confirm(4)["revision"], "4", "again")
+        time.sleep(1.5)
+        self.assertEqual(names(self.api), ["b"])
+        with self.assertRaises(grpc.RpcError) as nothing:
+            confirm()
+        self.assertEqual(nothing.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
+        for wrong in ("0.5s", "86401s"):
+            code, _, fields = self.api.refused({}, confirm_timeout=wrong)
+            self.assertEqual((code, list(fields)), (grpc.StatusCode.INVALID_ARGUMENT, ["confirm_timeout"]))
+
+    def test_a_change_without_a_time_makes_what_waits_stay(self):
+        self.api.apply({"client": client(idle("a"))})
+        self.api.apply({"client": client(idle("b"))}, confirm_timeout="1s")
+        self.api.apply({"client": client(idle("b"), idle("c"))}, confirm_timeout="60s")
+        # The time is set anew, and the way back leads to what did not wait.
+        time.sleep(1.3)
+        self.assertEqual(names(self.api), ["b", "c"])
+        self.api.apply({"client": client(idle("b"), idle("c"))})
+        with self.assertRaises(grpc.RpcError):
+            self.api.call("ConfigService", "ConfirmConfig")
+        self.api.apply({"client": client(idle("d"))}, confirm_timeout="1s")
+        self.api.apply({"client": client(idle("e"))}, confirm_timeout="1s")
+        self.wait_for(lambda: names(self.api) == ["b", "c"], 5)
+
+    def test_the_time_runs_while_the_agent_does_not(self):
+        for kill in (False, True):
+            self.api.apply({"client": client(idle("a"))})
+            self.api.apply({"client": client(idle("b"))}, confirm_timeout="3s")
+            self.restart(kill)
+            self.assertEqual(names(self.api), ["b"], "its time is not over")
+            self.wait_for(lambda: names(self.api) == ["a"], 6)
+            self.api.apply({"client": client(idle("b"))}, confirm_timeout="1s")
+            self.api.close()
+            self.running.kill() if kill else self.running.stop()
+            time.sleep(1.2)
+            self.running.start()
+            self.api = self.running.client()
+            self.assertEqual(names(self.api), ["a"], "before anything runs")
+            self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")
+            self.api.call("ConfigService", "ConfirmConfig")
+            self.restart(kill)
+            time.sleep(2)
+            self.assertEqual(names(self.api), ["b"])
+
+    def test_a_first_configuration_that_is_not_confirmed_leaves_nothing(self):
+        self.api.apply({"client": client(idle("a"))}, confirm_timeout="1s")
+        self.wait_for(lambda: names(self.api) == [] and self.revision() == 2, 5)
+
+    def test_rollback_brings_a_revision_back_with_its_secrets(self):
+        secret = idle("a", authentication_mode="AUTHENTICATION_MODE_ENCRYPTED", key_id="k", secret="hush")
+        self.api.apply({"client": client(secret)}, comment="first")
+        self.api.apply({"client": client(idle("b"))})
+        with self.assertRaises(grpc.RpcError) as unknown:
+            self.api.call("ConfigService", "RollbackConfig", {"revision": 9})
+        self.assertEqual(unknown.exception.code(), grpc.StatusCode.NOT_FOUND)
+        with self.assertRaises(grpc.RpcError) as stale:
+            self.api.call("ConfigService", "RollbackConfig", {"revision": 1, "expected_revision": 1})
+        self.assertEqual(stale.exception.code(), grpc.StatusCode.ABORTED)
+        dry = self.api.call("ConfigService", "RollbackConfig", {"validate_only": True})
+        self.assertEqual((dry["revision"], len(dry["changes"])), ("2", 2))
+        answer = self.api.call("ConfigService", "RollbackConfig", {"comment": "b was wrong"})
+        self.assertEqual(answer["revision"], "3")
+        document = self.api.call("ConfigService", "GetConfig")
+        self.assertEqual(document["revision"]["rollback_to"], "1")
+        shown = document["config"]["client"]["control_connections"][0]
+        self.assertTrue(shown["secret_digest"])
+        self.assertFalse(shown.get("secret"))
+        # The secret is the one of then: what is shown can be applied again.
+        self.assertEqual(self.api.apply(document["config"])["changes"], [])
+        self.assertEqual(
+            self.api.call("ConfigService", "RollbackConfig", {"revision": 3})["revision"], "3",
+            "nothing to be done")
+
+    def test_changes_name_their_fields_and_no_secret(self):
+        one = idle("a", secret="old secret", key_id="k", authentication_mode="AUTHENTICATION_MODE_ENCRYPTED")
+        self.api.apply({"client": client(one)})
+        two = {**one, "secret": "new secret", "test_interval": "5s"}
+        two["test_sessions"] = [session("s1", ttl=9), session("s2")]
+        answer = self.api.apply({"client": client(two)})
+        fields = {f["path"]: (f["before"], f["after"]) for f in answer["changes"][0]["fields"]}
+        self.assertEqual(set(fields), {
+            "secret_digest", "test_interval", "test_sessions[s1].ttl", "test_sessions[s2]"})
+        self.assertEqual(fields["test_interval"], ("", '"5s"'))
+        self.assertNotIn("secret", "".join(fields["secret_digest"]))
+        kept = self.api.call("ConfigService", "GetConfig", {"revision": 2})["changes"]
+        self.assertEqual(kept, answer["changes"])
+
+    def test_the_shell(self):
+        def run(*arguments, code=0, text=None):
+            done = subprocess.run(
+                [CTL, "--agent", f"127.0.0.1:{self.running.port}", *arguments],
+                input=text, capture_output=True, text=True)
+            self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+            return done.stdout + done.stderr
+
+        document = lambda ttl: (  # noqa: E731
+            "client: {control_connections: [{name: a, inactive: true, target_address: 192.0.2.1,"
+            f" test_sessions: [{{name: s, ttl: {ttl}}}]}}]}}")
+        run("apply", "-f", "-", text=document(5))
+        self.assertIn("client/a changed (live)", run("diff", "-f", "-", text=document(6)))
+        told = run("apply", "-f", "-", "--confirm", "2m", "--comment", "six", text=document(6))
+        self.assertIn("waits to be confirmed until", told)
+        self.assertIn("test_sessions[s].ttl: 5 -> 6", told)
+        self.assertIn("revision 2 stays", run("confirm"))
+        self.assertIn("no revision waits", run("confirm", code=1))
+        self.assertIn("ttl: 5 -> 6", run("diff"))
+        self.assertIn("ttl: 6 -> 5", run("diff", "2", "1"))
+        self.assertIn("revision 3", run("rollback", "1"))
+        self.wait_for(lambda: "back to revision 1" in run("events"))
+        self.assertIn("six", run("revisions"))
+        self.assertIn("client/a removed", run("apply", "--merge", "--delete", "client/a"))
+        run("apply", "--delete", "client/a", code=64)
+        run("apply", "-f", "-", "--confirm", "soon", code=64, text="")
+        self.assertIn("1 s to 24 h", run("apply", "-f", "-", "--confirm", "10ms", code=78, text=""))
+        self.assertIn("never made", run("rollback", "77", code=1))
+
+
+class Sessions(TwoHosts):
+    """A change of one session is felt by that one alone."""
+
+    def setUp(self):
+        super().setUp()
+        self.agent_a, self.agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        self.api, self.server = self.agent_a.client(), self.agent_b.client()
+
+    def connection(self, *sessions, **fields):
+        return connection("c1", self.B, list(sessions), test_interval="0.2s", **fields)
+
+    def up(self, wanted, **server_fields):
+        self.server.apply({"server": server(**server_fields)})
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) >= 4)
+
+    def state(self):
+        return self.api.connection("c1")["state"].removeprefix("CONNECTION_STATE_")
+
+    def starts(self):
+        return {s["name"]: (int(s["starts"]), s["sid"]) for s in self.api.connection("c1")["sessions"]}
+
+    def settled(self):
+        self.wait_for(lambda: not self.api.connection("c1")["reconciling"], 20, 0.02)
+        self.wait_for(lambda: self.state() == "RUNNING")
+
+    def nothing_lost(self):
+        """No probe of any session is lost, no connection was."""
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        results = tests(self.api.records(), "c1")
+        self.assertEqual(sum(int(t["figures"]["probes_lost"]) for t in results), 0)
+        self.assertLessEqual({t["outcome"] for t in results}, {"TEST_OUTCOME_COMPLETE", "TEST_OUTCOME_STOPPED"})
+        return results
+
+    def of(self, name):
+        return [t for t in self.api.records() if t.get("test_result") and t["session"] == name]
+
+    def test_one_of_three_with_individual_control(self):
+        three = [session(name, dscp_code_points="be") for name in ("s1", "s2", "s3")]
+        wanted = self.connection(*three)
+        self.up(wanted)
+        before, ids = self.starts(), self.connections()
+        wanted["test_sessions"][1]["dscp_code_points"] = "ef"
+        dry = self.api.apply({"client": client(wanted)}, validate_only=True)
+        answer = self.api.apply({"client": client(wanted)})
+        self.assertEqual(dry["changes"], answer["changes"])
+        change = answer["changes"][0]
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s2"]))
+        self.settled()
+        self.wait_for(lambda: self.starts()["s2"][0] == 2)
+        after = self.starts()
+        self.assertEqual((after["s1"], after["s3"]), (before["s1"], before["s3"]))
+        self.assertNotEqual(after["s2"][1], before["s2"][1])
+        self.assertEqual(self.connections(), ids, "the same control connection")
+        self.wait_for(lambda: sorted(s["dscp"] for s in self.server_sessions("STARTED")) == [0, 0, 46])
+        # One more, one less, and the order turned round.
+        wanted["test_sessions"] = [session("s4"), wanted["test_sessions"][1], three[0]]
+        change = self.api.apply({"client": client(wanted)})["changes"][0]
+        self.assertEqual((change["effect"], sorted(change["sessions"])), ("CHANGE_EFFECT_SESSIONS", ["s3", "s4"]))
+        self.settled()
+        self.wait_for(lambda: self.starts().get("s4", (0,))[0] == 1)
+        last = self.starts()
+        self.assertEqual((last["s1"], last["s2"]), (after["s1"], after["s2"]))
+        self.assertEqual(list(last), ["s4", "s2", "s1"])
+        self.wait_for(lambda: len(self.of("s4")) >= 2)
+        time.sleep(1)
+        results = self.nothing_lost()
+        # Those that were not touched went on in their rhythm: no test of theirs was cut short.
+        for record in self.of("s1"):
+            self.assertEqual(record["test_result"]["outcome"], "TEST_OUTCOME_COMPLETE")
+        self.assertGreater(len(results), 10)
+
+    def test_all_together_with_a_peer_without_it(self):
+        wanted = self.connection(session("s1"), session("s2", probe_count=8))
+        self.up(wanted, extensions={"individual_session_control": False})
+        ids = self.connections()
+        wanted["test_sessions"][0]["data_size"] = 200
+        change = self.api.apply({"client": client(wanted)})["changes"][0]
+        self.assertEqual(change["effect"], "CHANGE_EFFECT_RENEGOTIATE")
+        self.settled()
+        self.wait_for(lambda: {s[0] for s in self.starts().values()} == {2})
+        self.assertEqual(self.connections(), ids, "the same control connection")
+        self.wait_for(lambda: 200 - 14 in [int(s["padding_length"]) for s in self.server_sessions("STARTED")])
+        count = len(self.of("s2"))
+        self.wait_for(lambda: len(self.of("s2")) >= count + 2)
+        results = self.nothing_lost()
+        self.assertEqual({t["outcome"] for t in results}, {"TEST_OUTCOME_COMPLETE"}, "between two tests")
+        self.assertEqual({int(t["figures"]["probes_not_sent"]) for t in results}, {0})
+
+    def test_light_sessions_change_one_by_one(self):
+        self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"]}}})
+        wanted = self.connection(session("s1"), session("s2"), control_type="CONTROL_TYPE_LIGHT")
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: len(self.of("s2")) >= 2)
+        before = self.starts()
+        wanted["test_sessions"][0]["data_size"] = 300
+        change = self.api.apply({"client": client(wanted)})["changes"][0]
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s1"]))
+        self.wait_for(lambda: self.starts()["s1"][0] == 2)
+        self.assertEqual(self.starts()["s2"], before["s2"])
+        count = len(self.of("s1"))
+        self.wait_for(lambda: len(self.of("s1")) >= count + 2)
+        self.nothing_lost()
+
+    def test_what_needs_no_word_and_what_needs_another_connection(self):
+        wanted = self.connection(session("s1"))
+        self.up(wanted)
+        before, ids = self.starts(), self.connections()
+        wanted.update(tcp_keepidle="33s", control_dscp="cs6", labels={"a": "b"}, test_count=0)
+        wanted["test_sessions"][0].update(ttl=77, loss_timeout="0.4s", probe_count=3, schedule="SCHEDULE_POISSON")
+        change = self.api.apply({"client": client(wanted)})["changes"][0]
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_LIVE", []))
+        self.wait_for(lambda: tests(self.api.records(), "c1")[-1]["figures"].get("egress_ttl") == 77)
+        sockets = self.inside(self.a, "ss", "-tnoi", "dst", self.B)
+        self.assertRegex(sockets, r"keepalive,(2[0-9]|3[0-3])sec")
+        self.assertEqual((self.starts(), self.connections()), (before, ids))
+        wanted["key_id"], wanted["secret"] = "k", "secret"
+        wanted["authentication_mode"] = "AUTHENTICATION_MODE_ENCRYPTED"
+        change = self.api.apply({"client": client(wanted)}, validate_only=True)["changes"][0]
+        self.assertEqual(change["effect"], "CHANGE_EFFECT_RECONNECT")
+        self.nothing_lost()
+
+    def connections(self):
+        found = self.server.call("ServerService", "ListServerConnections")["connections"]
+        return [c["id"] for c in found]
+
+    def server_sessions(self, state):
+        found = self.server.call("ServerService", "ListServerSessions")["sessions"]
+        return [s for s in found if s["state"] == f"SERVER_SESSION_STATE_{state}"]
+
+
+if __name__ == "__main__":
+    unittest.main()
