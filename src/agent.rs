@@ -9,7 +9,7 @@ use crate::{
     control::{ApplyError, Committed, Control, LoadError},
     net::{self, clock},
     proto::{AgentConfig, ApplyConfigRequest, EventType},
-    results::{Results, retention},
+    results::{Results, retention, watch_clock, watch_store},
     store::{ConfigStore, ResultStore, StateDirectory, StoreError},
     supervise::Tasks,
 };
@@ -98,6 +98,13 @@ impl Agent {
         let version = format!("version {}", env!("CARGO_PKG_VERSION"));
         results.agent_event(EventType::AgentStarted, revision, version, started.unix);
         let control = Control::start(config_store, committed, &results, &tasks)?;
+        let damage = {
+            let control = control.clone();
+            move || control.damage()
+        };
+        let told = watch_store(results.clone(), damage, clock::now, tasks.token());
+        tasks.spawn("store trouble", told);
+        tasks.spawn("clock", watch_clock(results.clone(), clock::now, tasks.token()));
         let context = Context {
             control: control.clone(),
             results: results.clone(),
@@ -143,6 +150,8 @@ impl Agent {
             tracing::warn!("some tasks did not end in time");
         }
         let results = self.results;
+        let revision = self.control.committed_revision();
+        results.agent_event(EventType::AgentStopped, revision, String::new(), clock::unix());
         // It waits for the disk.
         if tokio::task::spawn_blocking(move || results.close()).await.is_err() {
             tracing::error!("the results were not closed cleanly");

@@ -1,5 +1,7 @@
 //! `twamp-agent`: the daemon.
 
+mod service;
+
 use std::{
     fs,
     io::{self, Write},
@@ -129,7 +131,12 @@ fn run(
             };
             Failure(code, error.to_string())
         })?;
-        let ended = end_signal().await;
+        service::ready();
+        let ended = tokio::select! {
+            ended = end_signal() => ended,
+            () = service::watchdog() => Ok(()),
+        };
+        service::stopping();
         agent.stop().await;
         ended
     })

@@ -4,6 +4,7 @@
 mod filter;
 mod reader;
 mod statistics;
+mod surroundings;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use filter::Filter;
 pub use reader::{Page, Reader, Start, StreamItem, page};
+pub use surroundings::{watch_clock, watch_store};
 
 use crate::{
     model::{AgentConfig, StorageConfig},
@@ -70,6 +72,11 @@ impl Results {
     /// The agent, for ever.
     pub fn agent_id(&self) -> &str {
         self.store.agent_id()
+    }
+
+    /// What was wrong with the store when it was opened; empty when nothing was.
+    pub fn damage(&self) -> &str {
+        self.store.damage()
     }
 
     /// This run of the agent.

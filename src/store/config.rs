@@ -2,11 +2,17 @@
 //! the current revision is the commit point: whatever happens between two steps, a start finds the
 //! revision before or the one after.
 
-use std::sync::Mutex;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use prost::Message;
 
-use super::{MAXIMUM_VALUE_OCTETS, StateDirectory, StoreError, engine::Engine};
+use super::{
+    MAXIMUM_VALUE_OCTETS, StateDirectory, StoreError, engine::Engine, last_good::LastGood,
+};
 use crate::{model::limits::REVISIONS_KEPT, proto};
 
 const CACHE_OCTETS: u64 = 4 << 20;
@@ -71,33 +77,116 @@ pub struct ConfigStore {
     answers: sled::Tree,
     /// One commit at a time.
     current: Mutex<u64>,
+    directory: PathBuf,
+    /// What was wrong when it was opened, and where it is told no more: behind which revision.
+    damage: Option<(String, u64)>,
 }
 
 impl ConfigStore {
     /// Opens the database in a state directory.
     pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
-        let engine = Engine::open(&directory.path().join("config.sled"), CACHE_OCTETS)?;
+        let path = directory.path().join("config.sled");
+        let engine = Engine::open(&path, CACHE_OCTETS)?;
+        let aside = engine.put_aside().map(Path::to_owned);
+        // sled panics over some kinds of damage, also later than when it is opened.
+        let opened = catch_unwind(AssertUnwindSafe(|| Self::with(engine, directory.path())));
+        let (mut store, aside) = match opened.unwrap_or(Err(StoreError::Damaged("database"))) {
+            Ok(store) => (store, aside),
+            Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
+                let engine = Engine::open_anew(&path, CACHE_OCTETS, &error)?;
+                let aside = engine.put_aside().map(Path::to_owned);
+                (Self::with(engine, directory.path())?, aside)
+            }
+            Err(error) => return Err(error),
+        };
+        store.take_up_copy(aside.as_deref())?;
+        Ok(store)
+    }
+
+    fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
         let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
         let answers = engine.tree("answers")?;
         let current = match meta.get(CURRENT)? {
             Some(value) => number(&value).ok_or(StoreError::Damaged("revision number"))?,
             None => 0,
         };
-        let store = Self { engine, meta, pieces, answers, current: Mutex::new(current) };
-        store.remove_beyond(current)?;
+        let (current, directory) = (Mutex::new(current), directory.to_owned());
+        let store = Self { engine, meta, pieces, answers, current, directory, damage: None };
+        store.check()?;
         Ok(store)
     }
 
-    /// What is wrong: the database was damaged, and nothing was committed since. Empty when all is
-    /// well.
-    pub fn damage(&self) -> String {
-        match self.engine.put_aside() {
-            Some(aside) if *self.lock() == 0 => format!(
-                "the configuration was damaged and is put aside in {}: apply it again",
-                aside.display()
-            ),
-            _ => String::new(),
+    /// Reads whatever the agent cannot do without.
+    fn check(&self) -> Result<(), StoreError> {
+        let current = *self.lock();
+        self.remove_beyond(current)?;
+        if current > 0 && self.revision(current)?.is_none() {
+            return Err(StoreError::Damaged("configuration"));
         }
+        self.answers()?;
+        self.unconfirmed()?;
+        self.stored_digest_key()?;
+        Ok(())
+    }
+
+    /// Where the database has lost its revisions: goes on with the copy.
+    fn take_up_copy(&mut self, aside: Option<&Path>) -> Result<(), StoreError> {
+        let copy = LastGood::read(&self.directory);
+        let lost = *self.lock() == 0;
+        let place = |aside: &Path| format!(" and is put aside in {}", aside.display());
+        let what = match aside {
+            Some(aside) => format!("the configuration database was damaged{}", place(aside)),
+            None => "the configuration database was gone".to_owned(),
+        };
+        match copy.as_ref().map(|copy| (copy, copy.revision())) {
+            Some((copy, revision @ 1..)) if lost => {
+                if let Ok(key) = <[u8; 32]>::try_from(copy.digest_key.as_slice()) {
+                    self.digest_key(key)?;
+                }
+                let stored = copy.stored.clone().unwrap_or_default();
+                self.commit(revision, &stored)?;
+                if copy.confirmed > 0 {
+                    self.confirm(copy.confirmed)?;
+                }
+                let went_on = format!("{what}: revision {revision} was taken from its copy");
+                tracing::error!("{went_on}");
+                self.damage = Some((went_on, revision));
+            }
+            _ if aside.is_some() => {
+                self.damage = Some((format!("{what}: apply the configuration again"), 0));
+            }
+            _ => self.save_copy(),
+        }
+        Ok(())
+    }
+
+    /// Writes the copy, unless it is the same. That it cannot be written costs nothing yet.
+    fn save_copy(&self) {
+        let current = || -> Result<LastGood, StoreError> {
+            let key = self.stored_digest_key()?;
+            Ok(LastGood {
+                stored: self.current()?,
+                digest_key: key.map(Vec::from).unwrap_or_default(),
+                confirmed: self.confirmed()?,
+            })
+        };
+        match current() {
+            Ok(copy) if copy.revision() == 0 => {}
+            Ok(copy) if LastGood::read(&self.directory).as_ref() == Some(&copy) => {}
+            Ok(copy) => {
+                if let Err(error) = copy.write(&self.directory) {
+                    tracing::warn!(%error, "the copy of the configuration was not written");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the configuration was not copied"),
+        }
+    }
+
+    /// What was wrong when the store was opened, as long as nothing is committed after it. Empty
+    /// when all is well.
+    pub fn damage(&self) -> String {
+        let told = self.damage.as_ref().filter(|(_, revision)| *self.lock() <= *revision);
+        told.map(|(text, _)| text.clone()).unwrap_or_default()
     }
 
     /// Remembers the answer to a request that made no revision, for when the request comes again.
@@ -130,12 +219,18 @@ impl ConfigStore {
 
     /// The key of digests that stand for secrets: `fresh`, random, where there is none yet.
     pub fn digest_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
-        if let Some(stored) = self.meta.get(DIGEST_KEY)? {
-            return stored.as_ref().try_into().map_err(|_| StoreError::Damaged("digest key"));
+        if let Some(stored) = self.stored_digest_key()? {
+            return Ok(stored);
         }
         self.meta.insert(DIGEST_KEY, &fresh)?;
         self.engine.flush_durably()?;
         Ok(fresh)
+    }
+
+    fn stored_digest_key(&self) -> Result<Option<[u8; 32]>, StoreError> {
+        let stored = self.meta.get(DIGEST_KEY)?;
+        let key = stored.map(|stored| stored.as_ref().try_into());
+        key.transpose().map_err(|_| StoreError::Damaged("digest key"))
     }
 
     /// The current revision; `None` where nothing was ever committed.
@@ -158,14 +253,17 @@ impl ConfigStore {
             .map_err(|_| StoreError::Damaged("configuration"))
     }
 
-    /// The kept revisions without their documents, newest first.
+    /// The kept revisions without their documents, newest first. One that does not read back is
+    /// left out.
     pub fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
         let current = *self.lock();
         let oldest = current.saturating_sub(REVISIONS_KEPT as u64 - 1).max(1);
         let mut revisions = Vec::new();
         for number in (oldest..=current).rev() {
-            if let Some(stored) = self.revision(number)? {
-                revisions.extend(stored.revision);
+            match self.revision(number) {
+                Ok(stored) => revisions.extend(stored.and_then(|stored| stored.revision)),
+                Err(error @ StoreError::Damaged(_)) => tracing::warn!(%error, number),
+                Err(error) => return Err(error),
             }
         }
         Ok(revisions)
@@ -174,21 +272,24 @@ impl ConfigStore {
     /// The current revision, where it waits to be confirmed.
     pub fn unconfirmed(&self) -> Result<Option<(u64, Unconfirmed)>, StoreError> {
         let current = *self.lock();
-        let confirmed = match self.meta.get(CONFIRMED)? {
-            Some(value) => number(&value).ok_or(StoreError::Damaged("confirmation"))?,
-            None => 0,
-        };
-        if current == 0 || confirmed >= current {
+        if current == 0 || self.confirmed()? >= current {
             return Ok(None);
         }
         let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed);
         Ok(unconfirmed.map(|unconfirmed| (current, unconfirmed)))
     }
 
+    fn confirmed(&self) -> Result<u64, StoreError> {
+        let value = self.meta.get(CONFIRMED)?;
+        value.map_or(Ok(0), |value| number(&value).ok_or(StoreError::Damaged("confirmation")))
+    }
+
     /// The current revision, which is `revision`, stays. That is on the disk when this returns.
     pub fn confirm(&self, revision: u64) -> Result<(), StoreError> {
         self.meta.insert(CONFIRMED, &revision.to_be_bytes())?;
-        self.engine.flush_durably()
+        self.engine.flush_durably()?;
+        self.save_copy();
+        Ok(())
     }
 
     /// Makes `stored` the current revision. It is on the disk when this returns.
@@ -236,6 +337,9 @@ impl ConfigStore {
         {
             // The commit stands; what is left over goes with the next one.
             tracing::warn!(%error, old, "cannot remove an old revision");
+        }
+        if last == Step::Prune {
+            self.save_copy();
         }
         Ok(())
     }

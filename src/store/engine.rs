@@ -32,13 +32,21 @@ impl Engine {
             Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
                 Err(error)
             }
-            Err(error) => {
-                let aside = quarantine(path)?;
-                tracing::error!(%error, kept = %aside.display(), "database was damaged; a new one is begun");
-                let engine = Self::try_open(path, cache_octets)?;
-                Ok(Self { put_aside: Some(aside), ..engine })
-            }
+            Err(error) => Self::open_anew(path, cache_octets, &error),
         }
+    }
+
+    /// Puts a damaged database aside and begins a new one.
+    pub(super) fn open_anew(
+        path: &Path,
+        cache_octets: u64,
+        error: &StoreError,
+    ) -> Result<Self, StoreError> {
+        let aside = quarantine(path)?;
+        let kept = aside.display();
+        tracing::error!(%error, %kept, "database was damaged; a new one is begun");
+        let engine = Self::try_open(path, cache_octets)?;
+        Ok(Self { put_aside: Some(aside), ..engine })
     }
 
     fn try_open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {

@@ -8,6 +8,7 @@
 
 mod config;
 mod engine;
+mod last_good;
 mod results;
 mod window;
 mod writer;

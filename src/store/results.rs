@@ -60,6 +60,7 @@ pub struct ResultStore {
     trees: Trees,
     state: watch::Receiver<StoreState>,
     agent_id: String,
+    damage: String,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -79,6 +80,13 @@ impl ResultStore {
             consumers: engine.tree("consumers")?,
             statistics: engine.tree("statistics")?,
         };
+        let damage = engine.put_aside().map_or_else(String::new, |aside| {
+            format!(
+                "the results were damaged and are put aside in {}: the log begins anew, under \
+                 another agent_id",
+                aside.display()
+            )
+        });
         let agent_id = agent_id(&trees.meta, new_agent_id)?;
         let at_least = first_cursor(&engine, &trees.meta)?;
         let windows = Windows::open(&engine, &trees.meta, at_least)?;
@@ -109,7 +117,12 @@ impl ResultStore {
             .spawn(move || writer.run(&receiver))
             .map_err(|source| StoreError::Directory { path: directory.path().into(), source })?;
         let thread = Mutex::new(Some(thread));
-        Ok(Self { commands, windows: shared, trees, state, agent_id, thread })
+        Ok(Self { commands, windows: shared, trees, state, agent_id, damage, thread })
+    }
+
+    /// What was wrong when it was opened; empty when nothing was.
+    pub fn damage(&self) -> &str {
+        &self.damage
     }
 
     /// The agent, for ever.

@@ -4,10 +4,12 @@
 mod error_estimate;
 mod ntp;
 mod ptp;
+mod step;
 
 pub use error_estimate::ErrorEstimate;
 pub use ntp::NtpTimestamp;
 pub use ptp::PtpTimestamp;
+pub use step::ClockWatch;
 
 /// Nanoseconds in a second.
 pub const NANOS_PER_SECOND: u64 = 1_000_000_000;

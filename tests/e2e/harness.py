@@ -47,16 +47,19 @@ def need(*programs):
 class Client:
     """A gRPC client of an agent, by reflection alone."""
 
-    def __init__(self, target, **options):
+    def __init__(self, target, pool=None, **options):
         # On a Unix socket grpcio takes the path for the authority, which HTTP/2 does not allow.
         channel_options = [
             ("grpc.max_receive_message_length", 64 << 20),
             ("grpc.max_send_message_length", 128 << 20),
             ("grpc.default_authority", "localhost"),
+            # A channel of its own does not wait out the failures of another one.
+            ("grpc.use_local_subchannel_pool", 1),
         ]
         self.channel = grpc.insecure_channel(target, options=channel_options, **options)
         grpc.channel_ready_future(self.channel).result(timeout=20)
-        self.pool = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
+        # One that is known already saves asking for it.
+        self.pool = pool or DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
 
     def close(self):
         self.channel.close()

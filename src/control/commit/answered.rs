@@ -30,7 +30,7 @@ impl Answered {
             if revision.request_id.is_empty() {
                 continue;
             }
-            let Some(stored) = store.revision(revision.revision)? else { continue };
+            let Ok(Some(stored)) = store.revision(revision.revision) else { continue };
             if let Some(answer) = stored.answer {
                 answered.keep(revision.request_id, stored.request_digest, answer);
             }

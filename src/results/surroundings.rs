@@ -1,0 +1,78 @@
+//! Events of what the measurements stand on: the store, and the clock of this host.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{Results, Subject};
+use crate::{
+    proto::{Event, EventType},
+    time::{ClockWatch, Now, UnixTime},
+};
+
+const CLOCK_EVERY: Duration = Duration::from_secs(1);
+
+/// Tells of trouble with the store, and of its end. What is wrong with the configuration is told
+/// by `damage`. Trouble that keeps records from being stored is told once it is over.
+pub async fn watch_store(
+    results: Arc<Results>,
+    damage: impl Fn() -> String + Send,
+    now: fn() -> Now,
+    token: CancellationToken,
+) {
+    let event = |kind: EventType, detail: String, since: Option<UnixTime>| {
+        let event = Event {
+            r#type: kind.into(),
+            detail,
+            since: since.map(UnixTime::to_proto),
+            ..Event::default()
+        };
+        results.event(&Subject::default(), event, now().unix);
+    };
+    for told in [damage(), results.damage().to_owned()] {
+        if !told.is_empty() {
+            event(EventType::StoreTrouble, told, None);
+        }
+    }
+    let mut state = results.state();
+    let mut trouble: Option<(UnixTime, String)> = None;
+    loop {
+        let detail = state.borrow_and_update().detail.clone();
+        match (&trouble, detail.is_empty()) {
+            (None, false) => {
+                event(EventType::StoreTrouble, detail.clone(), None);
+                trouble = Some((now().unix, detail));
+            }
+            (Some((since, detail)), true) => {
+                event(EventType::StoreRecovered, detail.clone(), Some(*since));
+                trouble = None;
+            }
+            (None, true) | (Some(_), false) => {}
+        }
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return;
+            },
+            () = token.cancelled() => return,
+        }
+    }
+}
+
+/// Tells of steps of the clock, which make one-way delays jump.
+pub async fn watch_clock(results: Arc<Results>, now: fn() -> Now, token: CancellationToken) {
+    let mut watch = ClockWatch::new(now());
+    loop {
+        tokio::select! {
+            () = sleep(CLOCK_EVERY) => {}
+            () = token.cancelled() => return,
+        }
+        let now = now();
+        if let Some(step_ns) = watch.step_ns(now) {
+            let detail = format!("by {:.3} ms", step_ns as f64 / 1e6);
+            let kind = EventType::ClockStepped.into();
+            let event = Event { r#type: kind, value: step_ns, detail, ..Event::default() };
+            results.event(&Subject::default(), event, now.unix);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A second copy of the current revision, in a file of its own: what a damaged database would take
+//! with it is found there. Written after each commit, by a new file in the place of the old one.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::config::StoredRevision;
+
+const NAME: &str = "config.last";
+const MAGIC: &[u8] = b"twamp-agent configuration 1\n";
+const SUM_OCTETS: usize = 32;
+
+/// What is needed to go on where the database was left.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LastGood {
+    #[prost(message, optional, tag = "1")]
+    pub(super) stored: Option<StoredRevision>,
+    /// See `ConfigStore::digest_key`.
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) digest_key: Vec<u8>,
+    /// The latest revision that was confirmed.
+    #[prost(uint64, tag = "3")]
+    pub(super) confirmed: u64,
+}
+
+impl LastGood {
+    /// Number of the revision; 0 for none.
+    pub(super) fn revision(&self) -> u64 {
+        let revision = self.stored.as_ref().and_then(|stored| stored.revision.as_ref());
+        revision.map_or(0, |revision| revision.revision)
+    }
+
+    /// The copy in a state directory; `None` where there is none that can be believed.
+    pub(super) fn read(directory: &Path) -> Option<Self> {
+        let octets = fs::read(directory.join(NAME)).ok()?;
+        let (sum, message) = octets.strip_prefix(MAGIC)?.split_at_checked(SUM_OCTETS)?;
+        (Sha256::digest(message).as_slice() == sum).then(|| Self::decode(message).ok())?
+    }
+
+    /// Makes this the copy. It is on the disk when this returns.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let message = self.encode_to_vec();
+        let new: PathBuf = directory.join(format!("{NAME}.new"));
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+        file.write_all(MAGIC)?;
+        file.write_all(&Sha256::digest(&message))?;
+        file.write_all(&message)?;
+        file.sync_all()?;
+        fs::rename(&new, directory.join(NAME))?;
+        File::open(directory)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_whole_is_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(LastGood::read(directory.path()), None);
+        let copy = LastGood { digest_key: vec![7; 32], confirmed: 5, ..LastGood::default() };
+        copy.write(directory.path()).unwrap();
+        assert_eq!(LastGood::read(directory.path()).as_ref(), Some(&copy));
+        let path = directory.path().join(NAME);
+        let octets = fs::read(&path).unwrap();
+        for bit in 0..octets.len() * 8 {
+            let mut flipped = octets.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, flipped).unwrap();
+            assert_eq!(LastGood::read(directory.path()), None, "bit {bit}");
+        }
+        for length in 0..octets.len() {
+            fs::write(&path, &octets[..length]).unwrap();
+            assert_eq!(LastGood::read(directory.path()), None, "{length} octets");
+        }
+        copy.write(directory.path()).unwrap();
+        assert_eq!(LastGood::read(directory.path()), Some(copy));
+    }
+}
