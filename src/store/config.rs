@@ -132,14 +132,17 @@ impl ConfigStore {
     /// Where the database has lost its revisions: goes on with the copy.
     fn take_up_copy(&mut self, aside: Option<&Path>) -> Result<(), StoreError> {
         let copy = LastGood::read(&self.directory);
-        let lost = *self.lock() == 0;
+        let current = *self.lock();
         let place = |aside: &Path| format!(" and is put aside in {}", aside.display());
         let what = match aside {
             Some(aside) => format!("the configuration database was damaged{}", place(aside)),
-            None => "the configuration database was gone".to_owned(),
+            None if current == 0 => "the configuration database was gone".to_owned(),
+            // sled goes back to the latest state that it finds whole.
+            None => format!("the configuration database was damaged behind revision {current}"),
         };
         match copy.as_ref().map(|copy| (copy, copy.revision())) {
-            Some((copy, revision @ 1..)) if lost => {
+            // It is written after the database: where it is ahead, the database has lost something.
+            Some((copy, revision)) if revision > current => {
                 if let Ok(key) = <[u8; 32]>::try_from(copy.digest_key.as_slice()) {
                     self.digest_key(key)?;
                 }

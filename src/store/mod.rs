@@ -8,6 +8,7 @@
 
 mod config;
 mod engine;
+mod high_water;
 mod last_good;
 mod results;
 mod window;

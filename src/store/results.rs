@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Entry, Retention, StateDirectory, StoreError, StoreState,
     engine::Engine,
+    high_water::HighWater,
     window::{self, WindowList, Windows},
     writer::{Command, Writer},
 };
@@ -80,16 +81,29 @@ impl ResultStore {
             consumers: engine.tree("consumers")?,
             statistics: engine.tree("statistics")?,
         };
-        let damage = engine.put_aside().map_or_else(String::new, |aside| {
-            format!(
+        let agent_id = agent_id(&trees.meta, new_agent_id)?;
+        let mark = HighWater::new(directory.path());
+        let known = mark.read();
+        let at_least = first_cursor(&engine, &trees.meta)?;
+        let mut windows = Windows::open(&engine, &trees.meta, at_least)?;
+        let found = windows.newest();
+        let damage = match engine.put_aside() {
+            Some(aside) => format!(
                 "the results were damaged and are put aside in {}: the log begins anew, under \
                  another agent_id",
                 aside.display()
-            )
-        });
-        let agent_id = agent_id(&trees.meta, new_agent_id)?;
-        let at_least = first_cursor(&engine, &trees.meta)?;
-        let windows = Windows::open(&engine, &trees.meta, at_least)?;
+            ),
+            None if found < known => format!(
+                "the results were damaged: records behind cursor {found}, up to {known} and \
+                 perhaps some seconds more, are gone"
+            ),
+            None => String::new(),
+        };
+        if !damage.is_empty() {
+            tracing::error!("{damage}");
+            let beyond = at_least.max(known + CURSOR_JUMP);
+            windows = Windows::open(&engine, &trees.meta, beyond)?;
+        }
         engine.flush_durably()?;
         let state = StoreState {
             newest: windows.newest(),
@@ -107,6 +121,7 @@ impl ResultStore {
             state: publish,
             now,
             path,
+            mark,
             unflushed: false,
             unsynced: false,
             dropped: 0,

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Entry, StoreError, StoredStatistics,
     engine::Engine,
+    high_water::HighWater,
     results::{NEXT_CURSOR, Trees},
     window::Windows,
 };
@@ -77,6 +78,7 @@ pub(super) struct Writer {
     pub(super) state: watch::Sender<StoreState>,
     pub(super) now: fn() -> Now,
     pub(super) path: PathBuf,
+    pub(super) mark: HighWater,
     /// Written and not yet handed to the kernel.
     pub(super) unflushed: bool,
     /// Handed to the kernel and not yet written by the disk.
@@ -217,6 +219,9 @@ impl Writer {
         }
         if durably && result.is_ok() && std::mem::take(&mut self.unsynced) {
             result = self.engine.flush_durably();
+            if let Err(error) = self.mark.write(self.windows.newest()) {
+                tracing::warn!(%error, "the newest cursor was not noted");
+            }
         }
         match result {
             Ok(()) => self.publish(),

@@ -207,12 +207,39 @@ async fn consumers_are_bounded() {
 fn a_damaged_database_is_put_aside() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
-    drop(open(&state));
+    let store = open(&state);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    drop(store);
     let file = directory.path().join("results.sled/db");
     let octets = fs::metadata(&file).unwrap().len();
     fs::write(&file, vec![0xa5; octets as usize]).unwrap();
     let store = open(&state);
     store.append(entry(now().unix.0, 10)).unwrap();
-    wait_for(&store, |state| state.newest == 1);
+    // No cursor is given out twice, whatever was lost.
+    wait_for(&store, |state| state.newest > super::CURSOR_JUMP && state.records == 1);
+    assert!(store.damage().contains("put aside"), "{}", store.damage());
     assert!(directory.path().join("results.damaged").exists());
+}
+
+/// sled goes back to what it finds whole, and does not say so.
+#[test]
+fn a_database_that_lost_its_end_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let file = directory.path().join("results.sled/db");
+    let store = open(&state);
+    store.append(entry(now().unix.0, 10)).unwrap();
+    drop(store);
+    let early = fs::read(&file).unwrap();
+    let store = open(&state);
+    assert_eq!(store.damage(), "");
+    for _ in 0..100 {
+        store.append(entry(now().unix.0, 10)).unwrap();
+    }
+    drop(store);
+    fs::write(&file, early).unwrap();
+    let store = open(&state);
+    assert!(store.damage().contains("behind cursor 1, up to 101"), "{}", store.damage());
+    store.append(entry(now().unix.0, 10)).unwrap();
+    wait_for(&store, |state| state.newest > super::CURSOR_JUMP);
 }
