@@ -9,9 +9,13 @@ use std::{
 };
 
 use hickory_resolver::{
-    TokioResolver,
+    Hosts, TokioResolver,
     config::{LookupIpStrategy, ResolverConfig},
     net::{NetError, runtime::TokioRuntimeProvider},
+    proto::{
+        op::Query,
+        rr::{Name, RecordType},
+    },
 };
 
 use crate::model::Endpoint;
@@ -23,9 +27,16 @@ const NEGATIVE_TTL: Duration = Duration::from_secs(1);
 
 type Stamps = [Option<SystemTime>; 2];
 
-/// The resolver of the process, with the times of the files that it was made of. Its cache is what
-/// makes thousands of connections to one name ask once.
-static RESOLVER: Mutex<Option<(Stamps, Arc<TokioResolver>)>> = Mutex::new(None);
+/// Name service as the host configures it.
+struct NameService {
+    /// A name that stands there is not asked for elsewhere, in whichever family it has no address.
+    hosts: Hosts,
+    resolver: TokioResolver,
+}
+
+/// That of the process, with the times of the files that it was made of. Its cache is what makes
+/// thousands of connections to one name ask once.
+static SERVICE: Mutex<Option<(Stamps, Arc<NameService>)>> = Mutex::new(None);
 
 /// The addresses of an endpoint, in the order in which they are to be tried. Only those of
 /// `family`, if one is given, for a socket that is bound to an address of that family. May be
@@ -38,9 +49,14 @@ pub async fn addresses(
     let found: Vec<IpAddr> = match endpoint {
         Endpoint::Address(address) => vec![*address],
         Endpoint::Name(name) => {
-            let resolver = resolver().map_err(io::Error::other)?;
-            let lookup = resolver.lookup_ip(name.as_str()).await.map_err(io::Error::other)?;
-            lookup.iter().collect()
+            let service = service().map_err(io::Error::other)?;
+            match service.in_hosts(name) {
+                found if found.is_empty() => {
+                    let lookup = service.resolver.lookup_ip(name.as_str()).await;
+                    lookup.map_err(io::Error::other)?.iter().collect()
+                }
+                found => found,
+            }
         }
     };
     let fits = |address: &IpAddr| family.is_none_or(|f| f.is_ipv4() == address.is_ipv4());
@@ -55,13 +71,25 @@ pub async fn addresses(
     Ok(fitting)
 }
 
-fn resolver() -> Result<Arc<TokioResolver>, NetError> {
+impl NameService {
+    fn in_hosts(&self, name: &str) -> Vec<IpAddr> {
+        let Ok(name) = Name::from_utf8(name) else { return Vec::new() };
+        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let found = [RecordType::AAAA, RecordType::A].into_iter().filter_map(of);
+        found
+            .flat_map(|lookup| lookup.answers().to_vec())
+            .filter_map(|record| record.data.ip_addr())
+            .collect()
+    }
+}
+
+fn service() -> Result<Arc<NameService>, NetError> {
     let stamps = FILES.map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
-    let mut current = RESOLVER.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((made_of, resolver)) = &*current
+    let mut current = SERVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((made_of, service)) = &*current
         && *made_of == stamps
     {
-        return Ok(resolver.clone());
+        return Ok(service.clone());
     }
     // Without servers there still are the names of the hosts file.
     let none = || {
@@ -75,9 +103,10 @@ fn resolver() -> Result<Arc<TokioResolver>, NetError> {
     let options = builder.options_mut();
     options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     options.negative_max_ttl = Some(NEGATIVE_TTL);
-    let resolver = Arc::new(builder.build()?);
-    *current = Some((stamps, resolver.clone()));
-    Ok(resolver)
+    let hosts = Hosts::from_system().unwrap_or_default();
+    let service = Arc::new(NameService { hosts, resolver: builder.build()? });
+    *current = Some((stamps, service.clone()));
+    Ok(service)
 }
 
 #[cfg(test)]

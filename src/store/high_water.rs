@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
+
 const NAME: &str = "results.last";
 
 /// Where it is kept.
@@ -24,12 +26,12 @@ impl HighWater {
     /// The cursor that was written; 0 where there is none that can be believed.
     pub(super) fn read(&self) -> u64 {
         let octets = fs::read(&self.path).ok();
-        let halves = octets.and_then(|octets| {
-            let (cursor, check) = octets.split_at_checked(8)?;
-            let number = |half: &[u8]| half.try_into().map(u64::from_be_bytes).ok();
-            Some((number(cursor)?, number(check)?))
+        let cursor = octets.and_then(|octets| {
+            let (cursor, sum) = octets.split_at_checked(8)?;
+            let good = Sha256::digest(cursor).as_slice() == sum;
+            good.then(|| cursor.try_into().map(u64::from_be_bytes).ok())?
         });
-        halves.filter(|(cursor, check)| *cursor == !*check).map_or(0, |(cursor, _)| cursor)
+        cursor.unwrap_or(0)
     }
 
     /// Writes a cursor, unless it is the same.
@@ -37,7 +39,8 @@ impl HighWater {
         if cursor == self.written {
             return Ok(());
         }
-        let octets = [cursor.to_be_bytes(), (!cursor).to_be_bytes()].concat();
+        let cursor_octets = cursor.to_be_bytes();
+        let octets = [cursor_octets.as_slice(), &Sha256::digest(cursor_octets)].concat();
         let new = self.path.with_extension("last.new");
         fs::write(&new, octets)?;
         fs::rename(&new, &self.path)?;

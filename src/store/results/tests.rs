@@ -216,7 +216,7 @@ fn a_damaged_database_is_put_aside() {
     let store = open(&state);
     store.append(entry(now().unix.0, 10)).unwrap();
     // No cursor is given out twice, whatever was lost.
-    wait_for(&store, |state| state.newest > super::CURSOR_JUMP && state.records == 1);
+    wait_for(&store, |state| state.newest > CURSOR_JUMP && state.records == 1);
     assert!(store.damage().contains("put aside"), "{}", store.damage());
     assert!(directory.path().join("results.damaged").exists());
 }
@@ -241,5 +241,5 @@ fn a_database_that_lost_its_end_says_so() {
     let store = open(&state);
     assert!(store.damage().contains("behind cursor 1, up to 101"), "{}", store.damage());
     store.append(entry(now().unix.0, 10)).unwrap();
-    wait_for(&store, |state| state.newest > super::CURSOR_JUMP);
+    wait_for(&store, |state| state.newest > CURSOR_JUMP);
 }

@@ -1,0 +1,498 @@
+"""Every trigger and cause of the supervision: what is lost, why, when it is tried again, and that it
+comes back by itself. Times are those of the agent: when the next attempt is due is told with each
+state, so a loaded machine makes no difference."""
+
+import os
+import subprocess
+import threading
+import time
+import unittest
+
+import grpc
+from google.protobuf import json_format
+
+from harness import (
+    TwoHosts, client, connection, events, need, seconds, server, session, sh, tests, to_dict,
+)
+
+INTERVAL = 0.5
+KEYS = [{"name": "k", "keys": [{"key_id": "k", "secret": "secret"}]}]
+KEYED = {"authentication_mode": "AUTHENTICATION_MODE_ENCRYPTED", "key_id": "k", "secret": "secret"}
+
+
+class Watcher:
+    """Follows WatchConnections of one connection."""
+
+    def __init__(self, api, *names):
+        request, call = api.method("ClientService", "WatchConnections")
+        self.seen, self.removed = [], []
+        self.stream = call(json_format.ParseDict({"names": list(names)}, request()))
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+        self.thread.start()
+
+    def follow(self):
+        try:
+            for message in self.stream:
+                message = to_dict(message)
+                self.seen += message["connections"]
+                self.removed += message["removed"]
+        except grpc.RpcError:
+            pass
+
+    def due(self):
+        """When attempts were due, by the agent's clock."""
+        return sorted({seconds(c["next_attempt_time"]) for c in self.seen if c.get("next_attempt_time")})
+
+    def states(self):
+        return [c["state"].removeprefix("CONNECTION_STATE_") for c in self.seen]
+
+
+class Table(TwoHosts):
+    """One row: how it is lost, the cause that is told, and how it is mended."""
+
+    def setUp(self):
+        super().setUp()
+        need("nft", "ss")
+        self.netns_files = f"/etc/netns/{self.a}"
+        os.makedirs(self.netns_files, exist_ok=True)
+        self.stack.callback(sh, "rm", "-rf", self.netns_files)
+        self.agent_a, self.agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        self.api, self.peer = self.agent_a.client(), self.agent_b.client()
+
+    def wanted(self, target=None, **fields):
+        fields = {"test_interval": f"{INTERVAL}s", "tcp_keepidle": "1s", "tcp_keepintvl": "1s",
+                  "tcp_keepcnt": 2, **fields}
+        sessions = [session("s1", probe_count=2, probe_interval="0.05s", loss_timeout="0.2s")]
+        return {"client": client(connection("c1", target or self.B, sessions, **fields))}
+
+    def serve(self, **fields):
+        self.peer.apply({"server": server(**fields)})
+
+    def up(self, **fields):
+        self.serve()
+        self.api.apply(self.wanted(**fields))
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+
+    def state(self):
+        return self.api.connection("c1")["state"].removeprefix("CONNECTION_STATE_")
+
+    def nft(self, *rules):
+        for command in ("add table inet x",
+                        "add chain inet x input { type filter hook input priority 0; }",
+                        "add chain inet x output { type filter hook output priority 0; }", *rules):
+            self.inside(self.b, "nft", command)
+
+    def drop_table(self):
+        self.inside(self.b, "nft", "delete table inet x", check=False)
+
+    def outage(self, causes, mend, least=3, running=True, besides=0):
+        """An outage goes on: its cause, its rhythm, its records; then it is mended."""
+        watcher = Watcher(self.api, "c1")
+        lost = lambda: events(self.api.records(), "CONNECTION_LOST")  # noqa: E731
+        self.wait_for(lost, 30)
+        status = lambda: self.api.connection("c1")  # noqa: E731
+        self.wait_for(lambda: int(status()["attempts_since_success"]) >= least, 30)
+        told = status()
+        self.assertIn(told["last_loss"]["cause"].removeprefix("LOSS_CAUSE_"), causes, told["last_loss"])
+        self.assertIn(told["state"].removeprefix("CONNECTION_STATE_"),
+                      ("WAITING_RETRY", "CONNECTING", "NEGOTIATING", "RESOLVING"))
+        self.assertEqual((told["outages"], told["server_address"] if told["state"].endswith("RETRY") else ""), ("1", ""))
+        health = self.api.call("Health", "Check", {"service": "client/c1"}, "grpc.health.v1")
+        self.assertEqual(health["status"], "NOT_SERVING")
+        begun = seconds(lost()[0]["time"])
+        self.wait_for(lambda: len([at for at in watcher.due() if at > begun]) >= 2)
+        mend()
+        self.wait_for(lambda: events(self.api.records(), "CONNECTION_RESTORED"), 30)
+        self.wait_for(lambda: self.state() == "RUNNING")
+        count = len(tests(self.api.records(), "c1", "COMPLETE"))
+        self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) > count)
+        records = self.api.records()
+        self.assertEqual(len(events(records, "CONNECTION_LOST")), 1, "one event pair for an outage")
+        restored = events(records, "CONNECTION_RESTORED")
+        self.assertEqual(len(restored), 1)
+        self.assertEqual(restored[0]["cause"], told["last_loss"]["cause"])
+        self.assertLess(abs(seconds(restored[0]["since"]) - begun), 0.05)
+        length = seconds(restored[0]["time"]) - begun
+        self.assertLess(abs(float(restored[0]["duration"].rstrip("s")) - length), 0.1)
+        outage = float(self.api.connection("c1")["outage_duration"].rstrip("s"))
+        self.assertLess(abs(outage - length), 0.1)
+        # The rhythm: each attempt due at a whole number of intervals after the loss.
+        due = [at for at in watcher.due() if at > begun]
+        # A first attempt that fails is an attempt itself: beats count from when it began.
+        phase = due[0]
+        for at in due:
+            beats = (at - phase) / INTERVAL
+            self.assertLess(abs(beats - round(beats)), 0.02, [d - begun for d in due])
+        if running:
+            beats = (phase - begun) / INTERVAL
+            self.assertLess(abs(beats - round(beats)), 0.06, (phase, begun))
+        self.assertLessEqual(int(restored[0]["attempts"]), length / INTERVAL + 2 + besides)
+        # What should have been measured meanwhile is told, and nothing of it counts as loss.
+        gone = tests(records, "c1", "UNREACHABLE")
+        self.assertTrue(gone)
+        self.assertEqual(sum(int(t["figures"]["probes_sent"]) for t in gone), 0)
+        statistics = self.api.call("ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})
+        self.assertGreaterEqual(int(statistics["statistics"][0]["tests_unreachable"]), len(gone))
+        watcher.stream.cancel()
+        return told, restored[0]
+
+    def test_link_down(self):
+        self.up()
+        self.link(self.b, "down")
+        self.outage({"KEEPALIVE_TIMEOUT"}, lambda: self.link(self.b, "up"))
+
+    def test_process_killed(self):
+        self.up()
+        self.agent_b.kill()
+        self.outage({"CLOSED_BY_SERVER", "RESET"}, self.agent_b.start)
+
+    def test_reset(self):
+        self.up()
+        # The keepalive probe is the next segment; it and every SYN is answered so.
+        self.nft("add rule inet x input tcp dport 862 reject with tcp reset")
+        told, _ = self.outage({"RESET", "REFUSED"}, self.drop_table)
+        self.assertEqual(told["last_loss"]["cause"], "LOSS_CAUSE_RESET")
+
+    def test_silent_drop(self):
+        """The peer loses power: nothing is refused, nothing answered. Both ends find out."""
+        self.serve(tcp_keepidle="1s", tcp_keepintvl="1s", tcp_keepcnt=2, maximum_connections=1)
+        self.api.apply(self.wanted())
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        begun = time.monotonic()
+        self.nft("add rule inet x input ip saddr 10.99.0.1 drop", "add rule inet x output ip daddr 10.99.0.1 drop")
+        self.wait_for(lambda: self.state() != "RUNNING", 30)
+        self.assertLess(time.monotonic() - begun, 3 + 5, "keepidle + keepintvl x keepcnt")
+        gone = lambda: not self.peer.call("ServerService", "ListServerConnections")["connections"]  # noqa: E731
+        self.wait_for(gone, 10)
+        self.assertLess(time.monotonic() - begun, 3 + 8)
+        ended = self.peer.call("ServerService", "GetServerStatus")["connections_ended"]
+        self.assertIn({"cause": "END_CAUSE_KEEPALIVE", "count": "1"}, ended)
+        # The slot is free: the only one that there is.
+        self.outage({"KEEPALIVE_TIMEOUT"}, self.drop_table)
+
+    def test_silent_while_data_is_under_way(self):
+        """Keepalive is silent while sent data is unacknowledged; the user timeout is not."""
+        self.up(extensions={"individual_session_control": True})
+        self.nft("add rule inet x input ip saddr 10.99.0.1 drop", "add rule inet x output ip daddr 10.99.0.1 drop")
+        begun = time.monotonic()
+        changed = self.wanted()
+        changed["client"]["control_connections"][0]["test_sessions"][0]["dscp_code_points"] = "ef"
+        self.api.apply(changed)
+        self.wait_for(lambda: self.state() != "RUNNING", 30)
+        self.assertLess(time.monotonic() - begun, 3 + 5)
+        self.outage({"KEEPALIVE_TIMEOUT", "RESPONSE_TIMEOUT"}, self.drop_table)
+
+    def test_refused(self):
+        self.api.apply(self.wanted())
+        self.outage({"REFUSED"}, self.serve, running=False)
+
+    def test_connect_timeout(self):
+        self.nft("add rule inet x input tcp dport 862 drop")
+        self.serve()
+        self.api.apply(self.wanted(connect_timeout="0.3s"))
+        self.outage({"CONNECT_TIMEOUT"}, self.drop_table, running=False)
+
+    def test_no_route(self):
+        self.serve()
+        sh("ip", "-n", self.a, "route", "add", "unreachable", "10.98.0.0/24")
+        sh("ip", "-n", self.b, "address", "add", "10.98.0.2/32", "dev", "lo")
+        self.api.apply(self.wanted("10.98.0.2"))
+
+        def mend():
+            sh("ip", "-n", self.a, "route", "delete", "unreachable", "10.98.0.0/24")
+            sh("ip", "-n", self.a, "route", "add", "10.98.0.0/24", "via", self.B)
+
+        # A route that comes is a reason to try at once, besides the rhythm.
+        self.outage({"NO_ROUTE"}, mend, running=False, besides=2)
+
+    def test_dns(self):
+        with open(os.path.join(self.netns_files, "hosts"), "w") as file:
+            file.write("127.0.0.1 localhost\n")
+        with open(os.path.join(self.netns_files, "resolv.conf"), "w") as file:
+            file.write(f"nameserver {self.B}\noptions timeout:1 attempts:1\n")
+        self.agent_a.stop()
+        self.agent_a.start()
+        self.api = self.agent_a.client()
+        self.serve()
+        self.api.apply(self.wanted("server.example.net"))
+
+        def mend():
+            with open(os.path.join(self.netns_files, "hosts"), "w") as file:
+                file.write(f"127.0.0.1 localhost\n{self.B} server.example.net\n")
+
+        self.outage({"DNS"}, mend, running=False)
+
+    def test_wrong_key(self):
+        self.serve(key_chains=KEYS, authentication_modes=[KEYED["authentication_mode"]])
+        wrong = self.wanted(**{**KEYED, "secret": "another"})
+        self.api.apply(wrong)
+        right = [{"name": "k", "keys": [*KEYS[0]["keys"], {"key_id": "k", "secret": "another"}]}]
+        told, _ = self.outage(
+            {"BAD_KEY"}, lambda: self.serve(key_chains=right, authentication_modes=[KEYED["authentication_mode"]]),
+            running=False)
+        self.assertIn("key_id or secret", told["last_failure"]["detail"])
+
+    def test_no_common_mode(self):
+        self.serve()
+        self.api.apply(self.wanted(**KEYED))
+        told, _ = self.outage(
+            {"NO_COMMON_MODE"}, lambda: self.serve(key_chains=KEYS, authentication_modes=[KEYED["authentication_mode"]]),
+            running=False)
+        self.assertIn("the server offers modes", told["last_failure"]["detail"])
+
+    def test_server_full(self):
+        self.serve(maximum_connections=1)
+        # From the host itself: somebody else has the only place.
+        hold = "import socket, time; s = socket.create_connection((\"%s\", 862)); s.recv(64); time.sleep(99)"
+        other = subprocess.Popen(["ip", "netns", "exec", self.b, "python3", "-c", hold % self.B])
+        self.stack.callback(other.kill)
+        self.wait_for(lambda: self.peer.call("ServerService", "ListServerConnections")["connections"])
+        self.api.apply(self.wanted())
+        self.outage({"CLOSED_BY_SERVER", "RESET"}, other.kill, running=False)
+        status = self.peer.call("ServerService", "GetServerStatus")
+        self.assertEqual(status["connections_refused"][0]["cause"], "REFUSAL_CAUSE_MAXIMUM_CONNECTIONS")
+        self.assertIn("maximum_connections is 1", status["latest_refusals"][0]["detail"])
+        self.assertTrue(status["latest_refusals"][0]["client_address"].startswith(self.A))
+
+    def test_not_listed(self):
+        self.peer.apply({"server": server("192.0.2.0/24")})
+        self.api.apply(self.wanted())
+        self.outage({"CLOSED_BY_SERVER", "RESET"}, self.serve, running=False)
+        status = self.peer.call("ServerService", "GetServerStatus")
+        self.assertIn("is in no client_list", status["latest_refusals"][-1]["detail"])
+
+    def test_sessions_full(self):
+        self.serve(maximum_sessions=1)
+        self.api.apply({"client": client(*self.wanted()["client"]["control_connections"])})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        two = self.wanted()["client"]["control_connections"][0]
+        self.api.apply({"client": client(two, {**two, "name": "c2"})})
+        self.wait_for(lambda: self.api.connection("c2").get("last_failure"))
+        failure = self.api.connection("c2")["last_failure"]
+        self.assertEqual((failure["cause"], failure["accept_code"]), ("LOSS_CAUSE_REJECTED", 5))
+        self.assertEqual(self.state(), "RUNNING")
+        status = self.peer.call("ServerService", "GetServerStatus")
+        self.assertEqual(status["sessions_refused"][0]["accept_code"], 5)
+        self.assertGreater(int(status["sessions_refused"][0]["count"]), 0)
+
+    def test_closed_by_hand_and_after_its_time(self):
+        """Ordinary ends: each time back within an interval."""
+        self.serve(max_connection_duration="1.5s")
+        self.api.apply(self.wanted())
+        self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_RESTORED")) >= 3, 30)
+        records = self.api.records()
+        for lost, restored in zip(events(records, "CONNECTION_LOST"), events(records, "CONNECTION_RESTORED")):
+            self.assertIn(lost["cause"], ("LOSS_CAUSE_CLOSED_BY_SERVER", "LOSS_CAUSE_RESET"))
+            self.assertEqual(restored["attempts"], "1")
+            self.assertLess(abs(float(restored["duration"].rstrip("s")) - INTERVAL), 0.25)
+        self.serve()
+        self.wait_for(lambda: self.state() == "RUNNING")
+        ids = [c["id"] for c in self.peer.call("ServerService", "ListServerConnections")["connections"]]
+        close = lambda **fields: self.peer.call("ServerService", "CloseServerConnections", fields)  # noqa: E731
+        for wrong, code in (({}, "INVALID_ARGUMENT"), ({"ids": [*ids, 999]}, "NOT_FOUND"),
+                            ({"client_addresses": ["x"]}, "INVALID_ARGUMENT")):
+            with self.assertRaises(grpc.RpcError) as refused:
+                close(**wrong)
+            self.assertEqual(refused.exception.code().name, code)
+        for chosen in ({"ids": ids}, {"client_addresses": [self.A]}, {"all": True}):
+            count = len(events(self.api.records(), "CONNECTION_RESTORED"))
+            self.wait_for(lambda: close(**chosen)["ids"] if "ids" not in chosen else close(ids=[
+                c["id"] for c in self.peer.call("ServerService", "ListServerConnections")["connections"]])["ids"])
+            self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_RESTORED")) > count)
+        ended = {e["cause"]: int(e["count"]) for e in
+                 self.peer.call("ServerService", "GetServerStatus")["connections_ended"]}
+        self.assertGreaterEqual(ended["END_CAUSE_DURATION"], 3)
+        self.assertGreaterEqual(ended["END_CAUSE_BY_HAND"], 3)
+        self.assertEqual(close(client_addresses=["192.0.2.1"])["ids"], [])
+
+
+class Host(TwoHosts):
+    """What changes on the host itself."""
+
+    def setUp(self):
+        super().setUp()
+        self.agent_a, self.agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        self.api, self.peer = self.agent_a.client(), self.agent_b.client()
+        self.peer.apply({"server": server()})
+
+    def state(self):
+        return self.api.connection("c1")["state"].removeprefix("CONNECTION_STATE_")
+
+    def failing(self):
+        self.wait_for(lambda: self.state() == "WAITING_RETRY")
+        self.attempts = int(self.api.connection("c1")["attempts_since_success"])
+
+    def at_once(self, what):
+        begun = time.monotonic()
+        what()
+        self.wait_for(lambda: self.state() == "RUNNING", 20, 0.02)
+        self.assertLess(time.monotonic() - begun, 10, "test_interval is an hour")
+
+    def test_an_attempt_at_once_when_the_network_changes(self):
+        self.api.apply({"client": client(connection("c1", self.B, test_interval="3600s", connect_timeout="1s"))})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.peer.call("ServerService", "CloseServerConnections", {"all": True})
+        # A link.
+        sh("ip", "-n", self.a, "link", "set", "veth0", "down")
+        self.wait_for(lambda: self.state() == "WAITING_RETRY")
+        self.at_once(lambda: self.link(self.a, "up"))
+        # An address, and with it the route.
+        sh("ip", "-n", self.a, "address", "delete", f"{self.A}/24", "dev", "veth0")
+        self.peer.call("ServerService", "CloseServerConnections", {"all": True})
+        self.agent_a.stop()
+        self.agent_a.start()
+        self.api = self.agent_a.client()
+        self.failing()
+        self.at_once(lambda: sh("ip", "-n", self.a, "address", "add", f"{self.A}/24", "dev", "veth0"))
+        # A route alone.
+        sh("ip", "-n", self.b, "address", "add", "10.98.0.2/32", "dev", "lo")
+        self.api.apply({"client": client(connection("c1", "10.98.0.2", test_interval="3600s"))})
+        self.failing()
+        self.at_once(lambda: sh("ip", "-n", self.a, "route", "add", "10.98.0.0/24", "via", self.B))
+
+    def test_an_interface_that_comes_and_goes(self):
+        self.api.apply({"client": client(
+            connection("c1", self.B, interface="veth0", test_interval="0.5s"),
+            connection("c2", self.B, interface="veth0", test_interval="0.5s", control_type="CONTROL_TYPE_LIGHT"),
+        )})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        sh("ip", "-n", self.a, "link", "delete", "veth0")
+        for name in ("c1", "c2"):
+            self.wait_for(lambda: self.api.connection(name).get("last_loss"), 5)
+            loss = self.api.connection(name)["last_loss"]
+            self.assertEqual(loss["cause"], "LOSS_CAUSE_LOCAL")
+            self.assertIn("veth0 is gone", loss["detail"])
+        sh("ip", "-n", self.a, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", self.b)
+        for namespace, v4 in ((self.a, self.A), (self.b, self.B)):
+            sh("ip", "-n", namespace, "address", "add", f"{v4}/24", "dev", "veth0")
+            sh("ip", "-n", namespace, "link", "set", "veth0", "up")
+        self.wait_for(lambda: self.state() == "RUNNING", 10)
+        self.wait_for(lambda: self.api.connection("c2")["state"] == "CONNECTION_STATE_RUNNING", 10)
+        # Another one of the same name is another one.
+        count = len(tests(self.api.records(), "c1", "COMPLETE"))
+        self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) > count)
+
+    def test_tcp_facts_and_watching(self):
+        self.api.apply({"client": client(connection("c1", self.B, test_interval="0.2s"))})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        facts = self.api.connection("c1")["tcp"]
+        self.assertEqual(facts["state"], "ESTAB")
+        self.assertGreater(int(facts["rtt_ns"]), 0)
+        watcher = Watcher(self.api)
+        self.wait_for(lambda: watcher.seen)
+        self.api.call("ClientService", "StopConnections", {"names": ["c1"]})
+        self.wait_for(lambda: watcher.states()[-1] == "STOPPED")
+        self.assertNotIn("tcp", self.api.connection("c1"))
+        self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
+        self.wait_for(lambda: watcher.states()[-1] == "RUNNING")
+        self.api.apply({"client": client(connection("c2", self.B, inactive=True))})
+        self.wait_for(lambda: watcher.removed == ["c1"])
+        self.wait_for(lambda: watcher.seen[-1]["name"] == "c2")
+        with self.assertRaises(grpc.RpcError) as unknown:
+            request, call = self.api.method("ClientService", "WatchConnections")
+            next(call(request(names=["nobody"])))
+        self.assertEqual(unknown.exception.code(), grpc.StatusCode.NOT_FOUND)
+
+    def test_a_fleet_backs_off(self):
+        """Twenty connections to nobody: attempts are spread, and come ever less often."""
+        self.peer.apply({})
+        fleet = [connection(f"c{i}", self.B, test_interval="0.1s", retry_backoff_max="60s") for i in range(20)]
+        self.api.apply({"client": client(*fleet, connection("steady", self.B, test_interval="0.1s"))})
+        time.sleep(8)
+        found = self.api.call("ClientService", "ListConnections")["connections"]
+        attempts = {c["name"]: int(c["attempts_since_success"]) for c in found}
+        self.assertGreater(attempts.pop("steady"), 40)
+        self.assertLess(max(attempts.values()), 30)
+        self.assertGreater(len({c["next_attempt_time"] for c in found if c.get("next_attempt_time")}), 15)
+
+    def test_thresholds_and_traps(self):
+        need("nft")
+        self.api.apply({"client": client(connection(
+            "c1", self.B,
+            [session("s1", probe_interval="0.02s", loss_timeout="0.1s", traps={"test_completion": True}, thresholds={
+                "successive_loss": 3, "total_loss": 4, "rtt": "1s", "clear_after": 2})],
+            test_interval="0.1s", traps={"test_iteration_done": True}))})
+        self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) > 3)
+        kinds = lambda kind: events(self.api.records(), kind)  # noqa: E731
+        self.assertEqual(kinds("THRESHOLD_RAISED"), [])
+        self.wait_for(lambda: len(kinds("TEST_DONE")) > 3 and len(kinds("TEST_ITERATION_DONE")) > 3)
+        for command in ("add table inet x", "add chain inet x input { type filter hook input priority 0; }",
+                        "add rule inet x input meta l4proto udp drop"):
+            self.inside(self.b, "nft", command)
+        self.wait_for(lambda: len(kinds("THRESHOLD_RAISED")) == 2)
+        raised = {e["threshold"]: e for e in kinds("THRESHOLD_RAISED")}
+        self.assertEqual(set(raised), {"THRESHOLD_SUCCESSIVE_LOSS", "THRESHOLD_TOTAL_LOSS"})
+        self.assertEqual(raised["THRESHOLD_SUCCESSIVE_LOSS"]["value"], "3")
+        self.assertGreaterEqual(int(raised["THRESHOLD_TOTAL_LOSS"]["value"]), 4)
+        time.sleep(1)
+        self.assertEqual(len(kinds("THRESHOLD_RAISED")), 2, "once")
+        # Unreachable: nothing is judged, nothing cleared.
+        self.inside(self.b, "nft", "delete table inet x")
+        self.wait_for(lambda: len(kinds("THRESHOLD_CLEARED")) == 2)
+        cleared = kinds("THRESHOLD_CLEARED")[0]
+        self.assertLess(abs(seconds(cleared["since"]) - seconds(raised[cleared["threshold"]]["time"])), 0.1)
+        self.agent_b.kill()
+        self.wait_for(lambda: len(tests(self.api.records(), "c1", "UNREACHABLE")) > 3)
+        self.assertEqual(len(kinds("THRESHOLD_RAISED")), 2)
+
+
+class Names(TwoHosts):
+    """A name server that says what a test wants."""
+
+    def test_names_of_light_sessions_move_and_both_families_are_tried(self):
+        files = f"/etc/netns/{self.a}"
+        os.makedirs(files, exist_ok=True)
+        self.stack.callback(sh, "rm", "-rf", files)
+        with open(os.path.join(files, "resolv.conf"), "w") as file:
+            file.write(f"nameserver {self.B}\n")
+        sh("ip", "-n", self.b, "address", "add", "10.99.0.3/24", "dev", "veth0")
+        script = os.path.join(self.directory, "dns.py")
+        answer = os.path.join(self.directory, "answer")
+        with open(answer, "w") as file:
+            file.write(f"{self.B} 2001:db8::1")
+        with open(script, "w") as file:
+            file.write(NAME_SERVER)
+        name_server = subprocess.Popen(["ip", "netns", "exec", self.b, "python3", script, self.B, answer])
+        self.stack.callback(name_server.kill)
+        agent_a, agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        api, peer = agent_a.client(), agent_b.client()
+        peer.apply({"server": {**server(), "light": {"prefixes": ["0.0.0.0/0", "::/0"], "listen": [{"port": 8620}]}}})
+        light = connection("light", "moves.example.net",
+                           [session("s1", probe_count=2, loss_timeout="0.2s", destination_port=8620)],
+                           control_type="CONTROL_TYPE_LIGHT", test_interval="0.3s", source_address=self.A)
+        # The first address of the managed one leads nowhere, in the other family.
+        managed = connection("managed", "both.example.net", test_interval="0.5s", connect_timeout="3s")
+        api.apply({"client": client(light, managed)})
+        self.wait_for(lambda: api.connection("managed")["state"] == "CONNECTION_STATE_RUNNING")
+        self.assertEqual(api.connection("managed")["server_address"], f"{self.B}:862")
+        reflector = lambda: api.connection("light")["sessions"][0]["reflector_address"]  # noqa: E731
+        self.wait_for(lambda: reflector() == f"{self.B}:8620")
+        with open(answer, "w") as file:
+            file.write("10.99.0.3 2001:db8::1")
+        self.wait_for(lambda: reflector() == "10.99.0.3:8620", 30)
+        self.wait_for(lambda: [t for t in tests(api.records(), "light", "COMPLETE")[-1:]
+                               if t["figures"]["probes_received"] == "2"])
+        self.assertEqual(events(api.records(), "CONNECTION_LOST"), [])
+
+
+NAME_SERVER = '''
+import socket, struct, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((sys.argv[1], 53))
+while True:
+    query, source = udp.recvfrom(512)
+    end = query.index(0, 12) + 5
+    kind = struct.unpack(">H", query[end - 4:end - 2])[0]
+    v4, v6 = open(sys.argv[2]).read().split()
+    octets = socket.inet_pton(socket.AF_INET, v4) if kind == 1 else socket.inet_pton(socket.AF_INET6, v6)
+    answers = 1 if kind in (1, 28) else 0
+    answer = query[:2] + struct.pack(">HHHHH", 0x8180, 1, answers, 0, 0) + query[12:end]
+    if answers:
+        answer += struct.pack(">HHHIH", 0xC00C, kind, 1, 1, len(octets)) + octets
+    udp.sendto(answer, source)
+'''
+
+
+if __name__ == "__main__":
+    unittest.main()
