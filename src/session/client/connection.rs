@@ -17,11 +17,10 @@ use super::{
     attempt::{self, Established, OpenSession},
     changes::Changed,
     connect::names_move,
+    course::{Course, Pauses},
     failure::Failure,
-    outage::Outage,
     peer::PeerMemory,
     progress::{Progress, Silence},
-    rhythm::Rhythm,
     sender::Command,
     status::Status,
 };
@@ -45,7 +44,7 @@ pub(super) async fn run(
 ) {
     let Tools { status, results, derivation, network } = tools;
     let current = wanted.borrow_and_update().clone();
-    let outage = status.open_outage();
+    let course = Course::new(status.open_outage(), clock::monotonic());
     let mut driver = Driver {
         config: current.config.clone(),
         current,
@@ -64,7 +63,7 @@ pub(super) async fn run(
         sids: BTreeMap::new(),
         tasks: JoinSet::new(),
         silence: Silence::default(),
-        outage,
+        course,
     };
     driver.run().await;
 }
@@ -124,7 +123,7 @@ pub(super) struct Driver {
     pub(super) tasks: JoinSet<()>,
     pub(super) progress: Arc<Progress>,
     silence: Silence,
-    pub(super) outage: Option<Outage>,
+    pub(super) course: Course,
 }
 
 impl Driver {
@@ -165,22 +164,22 @@ impl Driver {
 
     /// Attempts and tests, until something else is wanted or all tests are done.
     async fn measure(&mut self) -> Next {
-        let mut rhythm = Rhythm::new(clock::monotonic());
+        self.course.attempt_at(clock::monotonic());
         loop {
-            let next = self.attempt_and_run(&mut rhythm).await;
+            let next = self.attempt_and_run().await;
             let due = match next {
                 Next::Lost(failure, started) => {
                     if self.lost(failure, started).await {
                         return self.completed_by_break().await;
                     }
-                    self.next_attempt(&mut rhythm)
+                    self.next_attempt()
                 }
                 Next::Parked(due) => {
-                    rhythm = Rhythm::new(due);
+                    self.course.attempt_at(due);
                     due
                 }
                 Next::Again => {
-                    rhythm = Rhythm::new(clock::monotonic());
+                    self.course.attempt_at(clock::monotonic());
                     continue;
                 }
                 Next::Completed => {
@@ -199,19 +198,16 @@ impl Driver {
         }
     }
 
-    /// When the next attempt is due: at the next beat or, for fleets, at random.
-    fn next_attempt(&self, rhythm: &mut Rhythm) -> Monotonic {
-        let (interval_ns, now) = (self.config.test_interval_ns, clock::monotonic());
-        match self.config.retry_backoff_max_ns {
-            0 => rhythm.next(interval_ns, now),
-            longest_ns => {
-                let random = u64::from_ne_bytes(random::octets());
-                rhythm.back_off(interval_ns, longest_ns, random, now)
-            }
-        }
+    fn next_attempt(&mut self) -> Monotonic {
+        let pauses = Pauses {
+            interval_ns: self.config.test_interval_ns,
+            longest_ns: self.config.retry_backoff_max_ns,
+        };
+        let random = u64::from_ne_bytes(random::octets());
+        self.course.next_attempt(pauses, random, clock::monotonic())
     }
 
-    async fn attempt_and_run(&mut self, rhythm: &mut Rhythm) -> Next {
+    async fn attempt_and_run(&mut self) -> Next {
         let config = self.config.clone();
         let (status, derivation) = (self.status.clone(), self.derivation.clone());
         let extensions = self.peer.extensions(&config, clock::monotonic());
@@ -236,7 +232,6 @@ impl Driver {
         let next = self.run_sessions(&mut control, remotes).await;
         if let Next::Lost(..) = next {
             self.network_seen = self.network.borrow().better;
-            *rhythm = Rhythm::new(clock::monotonic());
         } else {
             if !matches!(next, Next::Parked(_) | Next::Again) {
                 self.stop_sessions().await;
@@ -327,7 +322,7 @@ impl Driver {
         self.progress.forget_silence();
         self.status.state(ConnectionState::Running, now);
         self.status.stands(self.standing(control));
-        if let Some(outage) = self.outage.take() {
+        if let Some(outage) = self.course.ended() {
             let length_ns = now.monotonic.since_ns(outage.since);
             self.event(EventType::ConnectionRestored, |event| {
                 event.cause = outage.failure.cause.into();

@@ -6,6 +6,7 @@ mod attempt;
 mod changes;
 mod connect;
 mod connection;
+mod course;
 mod failure;
 mod outage;
 mod peer;

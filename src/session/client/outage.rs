@@ -6,42 +6,22 @@ use crate::{
     net::clock,
     proto::{Event, EventType, LossCause},
     results::{Results, Subject},
-    time::{Monotonic, UnixTime, duration_to_proto},
+    time::duration_to_proto,
 };
-
-/// An outage that goes on.
-#[derive(Clone, Debug)]
-pub(super) struct Outage {
-    /// How it began.
-    pub(super) failure: Failure,
-    pub(super) since: Monotonic,
-    pub(super) began: UnixTime,
-    pub(super) attempts: u64,
-}
 
 impl Driver {
     /// Begins an outage or counts a further attempt; whether it is final.
     pub(super) async fn lost(&mut self, failure: Failure, started: bool) -> bool {
         let now = clock::now();
-        let attempts = match &mut self.outage {
-            Some(outage) => {
-                outage.attempts += 1;
-                outage.attempts
-            }
-            None => {
-                // The loss of a running connection is no attempt; a first attempt that fails is.
-                let attempts = u64::from(!started);
-                self.status.outage_begins(&failure, now);
-                self.event(EventType::ConnectionLost, |event| {
-                    event.cause = failure.cause.into();
-                    event.accept_code = failure.accept_code.into();
-                    event.detail.clone_from(&failure.detail);
-                });
-                let (failure, since, began) = (failure.clone(), now.monotonic, now.unix);
-                self.outage = Some(Outage { failure, since, began, attempts });
-                attempts
-            }
-        };
+        let (begins, attempts) = self.course.lost(&failure, started, now);
+        if begins {
+            self.status.outage_begins(&failure, now);
+            self.event(EventType::ConnectionLost, |event| {
+                event.cause = failure.cause.into();
+                event.accept_code = failure.accept_code.into();
+                event.detail.clone_from(&failure.detail);
+            });
+        }
         if attempts > 0 {
             self.status.attempt_failed(&failure, attempts, now);
         }
@@ -60,7 +40,7 @@ impl Driver {
 
     /// An outage that nobody waits to be over.
     pub(super) fn abandon(&mut self) {
-        if let Some(outage) = self.outage.take() {
+        if let Some(outage) = self.course.ended() {
             let length_ns = clock::monotonic().since_ns(outage.since);
             self.event(EventType::ConnectionAbandoned, |event| {
                 event.cause = outage.failure.cause.into();

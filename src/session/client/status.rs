@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-use super::{failure::Failure, outage::Outage, sender::Command};
+use super::{course::Outage, failure::Failure, sender::Command};
 use crate::{
     model::{ControlConnection, ControlType, Standing},
     proto::{self, ConnectionLoss, ConnectionState, Session},
