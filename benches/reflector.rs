@@ -157,7 +157,11 @@ fn bare_echo(length: Duration) -> Figures {
 /// The server role with a light reflector, on one thread.
 fn reflector(length: Duration) -> Figures {
     let port = free_port().expect("a free port");
-    let address = proto::ListenAddress { address: "127.0.0.1".into(), port: Some(port.into()) };
+    let address = proto::ListenAddress {
+        address: "127.0.0.1".into(),
+        port: Some(port.into()),
+        ..Default::default()
+    };
     let light = proto::LightServer {
         listen: vec![address],
         prefixes: vec!["127.0.0.0/8".into()],

@@ -26,7 +26,8 @@ pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, 
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};
 pub use server::{
-    ClientList, LightServer, ListenAddress, ServerConfig, StampServer, StampServerSession, TestPort,
+    ClientList, LightServer, ListenAddress, ServerConfig, StampServer, StampServerSession,
+    TestPort, UdpListen,
 };
 pub use stamp::{AccessReport, StampSession};
 pub use thresholds::{ThresholdLimit, Thresholds};

@@ -64,22 +64,22 @@ impl ServerConfig {
 
     /// The UDP sockets that stand for as long as the server does: the shared test ports and those
     /// of the reflectors without sessions. One that serves as both is named once.
-    pub fn standing_udp_sockets(&self) -> Vec<SocketAddr> {
+    pub fn standing_udp_sockets(&self) -> Vec<UdpListen> {
         let shared = match self.test_port {
             TestPort::Auto { shared_port } | TestPort::Shared { shared_port } => self
                 .listen
                 .iter()
                 .flat_map(|listen| {
                     let port = shared_port.unwrap_or(listen.port);
-                    ListenAddress { address: listen.address, port }.sockets_by_family()
+                    ListenAddress { port, ..listen.clone() }.sockets_by_family()
                 })
                 .collect(),
             TestPort::Range { .. } => Vec::new(),
         };
         let light = self.light.iter().flat_map(|light| &light.listen);
         let stamp = self.stamp.iter().flat_map(|stamp| &stamp.listen);
-        let open = light.chain(stamp).flat_map(|listen| listen.sockets_by_family());
-        let mut sockets: Vec<SocketAddr> = shared.into_iter().chain(open).collect();
+        let open = light.chain(stamp).flat_map(ListenAddress::sockets_by_family);
+        let mut sockets: Vec<UdpListen> = shared.into_iter().chain(open).collect();
         sockets.sort_unstable();
         sockets.dedup();
         sockets
@@ -87,20 +87,35 @@ impl ServerConfig {
 }
 
 /// A local address and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ListenAddress {
     /// Address; `::` is both families.
     pub address: IpAddr,
     /// Port.
     pub port: u16,
+    /// Network interface.
+    pub interface: Option<String>,
+}
+
+/// Where a UDP socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UdpListen {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Network interface.
+    pub interface: Option<String>,
 }
 
 impl ListenAddress {
-    /// One socket address for each family: UDP sockets do not mix families.
-    pub fn sockets_by_family(self) -> Vec<SocketAddr> {
-        let mut sockets = vec![SocketAddr::new(self.address, self.port)];
+    /// One socket for each family: UDP sockets do not mix families.
+    pub fn sockets_by_family(&self) -> Vec<UdpListen> {
+        let socket = |ip| UdpListen {
+            address: SocketAddr::new(ip, self.port),
+            interface: self.interface.clone(),
+        };
+        let mut sockets = vec![socket(self.address)];
         if self.address == IpAddr::from([0u16; 8]) {
-            sockets.push(SocketAddr::new(IpAddr::from([0u8; 4]), self.port));
+            sockets.push(socket(IpAddr::from([0u8; 4])));
         }
         sockets
     }

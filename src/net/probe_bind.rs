@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{tcp, udp};
-use crate::model::{AgentConfig, ListenAddress, ServerConfig};
+use crate::model::{AgentConfig, ListenAddress, ServerConfig, UdpListen};
 
 /// A resource that the host refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,28 +30,25 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             if held.is_some_and(|held| held.listen.contains(listen)) {
                 continue;
             }
-            let address = SocketAddr::new(listen.address, listen.port);
-            if let Err(error) = tcp::bound(address)
-                && !is_own(
-                    &error,
-                    held.into_iter()
-                        .flat_map(|h| &h.listen)
-                        .map(|l| SocketAddr::new(l.address, l.port)),
-                    address,
-                )
-            {
-                refuse(format!("server.listen[{index}]"), format!("TCP {address}"), &error);
+            let wanted = own(listen);
+            if let Err(error) = tcp::bound(wanted.address, wanted.interface.as_deref()) {
+                let held = held.iter().flat_map(|held| &held.listen).map(own).collect::<Vec<_>>();
+                if !is_own(&error, &held, &wanted) {
+                    let field = format!("server.listen[{index}]");
+                    refuse(field, format!("TCP {}", words(&wanted)), &error);
+                }
             }
         }
         let held_udp = held.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
-        for address in server.standing_udp_sockets() {
-            if held_udp.contains(&address) {
+        for wanted in server.standing_udp_sockets() {
+            if held_udp.contains(&wanted) {
                 continue;
             }
-            if let Err(error) = udp::bound(address, None)
-                && !is_own(&error, held_udp.iter().copied(), address)
+            if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref())
+                && !is_own(&error, &held_udp, &wanted)
             {
-                refuse(udp_field(server, address).to_owned(), format!("UDP {address}"), &error);
+                let field = udp_field(server, &wanted).to_owned();
+                refuse(field, format!("UDP {}", words(&wanted)), &error);
             }
         }
     }
@@ -97,9 +94,9 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
 }
 
 /// Where the configuration names a standing UDP socket.
-fn udp_field(server: &ServerConfig, address: SocketAddr) -> &'static str {
+fn udp_field(server: &ServerConfig, socket: &UdpListen) -> &'static str {
     let names = |listen: &[ListenAddress]| {
-        listen.iter().any(|listen| listen.sockets_by_family().contains(&address))
+        listen.iter().any(|listen| listen.sockets_by_family().contains(socket))
     };
     if server.light.as_ref().is_some_and(|light| names(&light.listen)) {
         "server.light.listen"
@@ -110,20 +107,30 @@ fn udp_field(server: &ServerConfig, address: SocketAddr) -> &'static str {
     }
 }
 
+/// The TCP socket of a listening address.
+fn own(listen: &ListenAddress) -> UdpListen {
+    let address = SocketAddr::new(listen.address, listen.port);
+    UdpListen { address, interface: listen.interface.clone() }
+}
+
+fn words(socket: &UdpListen) -> String {
+    match &socket.interface {
+        None => socket.address.to_string(),
+        Some(interface) => format!("{} on {interface}", socket.address),
+    }
+}
+
 /// Whether the port is in use by a socket of ours, which makes room: one on all addresses stands in
 /// the way of one on a single address, and the other way round.
-fn is_own(
-    error: &io::Error,
-    mut held: impl Iterator<Item = SocketAddr>,
-    wanted: SocketAddr,
-) -> bool {
-    let meets = |held: SocketAddr| {
+fn is_own(error: &io::Error, held: &[UdpListen], wanted: &UdpListen) -> bool {
+    let meets = |held: &UdpListen| {
+        let (held, wanted) = (held.address, wanted.address);
         held.port() == wanted.port()
             && (held.ip() == wanted.ip()
                 || held.ip().is_unspecified()
                 || wanted.ip().is_unspecified())
     };
-    error.kind() == io::ErrorKind::AddrInUse && held.any(meets)
+    error.kind() == io::ErrorKind::AddrInUse && held.iter().any(meets)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]

@@ -60,17 +60,18 @@ fn set_dscp(socket: &SockRef<'_>, is_ipv4: bool, dscp: Dscp) -> io::Result<()> {
 }
 
 /// Opens a listening socket.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = bound(address)?;
+pub fn listen(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpListener> {
+    let socket = bound(address, interface)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
 /// A bound TCP socket that does not listen; also used to see whether that would work.
-pub(super) fn bound(address: SocketAddr) -> io::Result<Socket> {
+pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
+    socket.bind_device(interface.map(str::as_bytes))?;
     if address.is_ipv6() {
         // `::` takes both families.
         socket.set_only_v6(false)?;
@@ -105,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_ends_carry_keepalive_and_user_timeout() {
-        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), None).unwrap();
         let keepalive = Keepalive { idle_ns: 10_000_000_000, interval_ns: 3_000_000_000, count: 4 };
         let options =
             ConnectOptions { source: None, interface: None, dscp: Dscp::default(), keepalive };

@@ -34,6 +34,7 @@ impl Server {
             listen: vec![proto::ListenAddress {
                 address: "127.0.0.1".into(),
                 port: Some(port.into()),
+                ..Default::default()
             }],
             client_list: vec![proto::ClientList {
                 name: "local".into(),

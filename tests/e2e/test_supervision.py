@@ -394,6 +394,47 @@ class Host(TwoHosts):
             next(call(request(names=["nobody"])))
         self.assertEqual(unknown.exception.code(), grpc.StatusCode.NOT_FOUND)
 
+    def test_a_server_on_interfaces(self):
+        """The same port on two interfaces, each with sessions of its own; and not on a third."""
+        sh("ip", "-n", self.b, "link", "add", "other", "type", "veth", "peer", "name", "other2")
+        sh("ip", "-n", self.b, "link", "set", "other", "up")
+        sh("ip", "-n", self.b, "address", "add", "10.97.0.1/24", "dev", "other")
+        listen = lambda *names: [{"address": "0.0.0.0", "interface": name} for name in names]  # noqa: E731
+        serving = {**server(), "listen": listen("veth0", "lo"), "test_port": {"mode": "TEST_PORT_MODE_SHARED"}}
+        code, _, fields = self.peer.refused({"server": {**serving, "listen": listen("veth0", "nothere")}})
+        self.assertEqual((code, list(fields)), (grpc.StatusCode.FAILED_PRECONDITION, ["server.listen[1]", "server.test_port"]))
+        self.peer.apply({"server": serving, "client": client(connection("c1", "127.0.0.1", test_interval="0.3s"))})
+        self.api.apply({"client": client(connection("c1", self.B, test_interval="0.3s"))})
+        for api in (self.api, self.peer):
+            self.wait_for(lambda: api.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+            self.wait_for(lambda: len(tests(api.records(), "c1", "COMPLETE")) > 1)
+            self.assertEqual(tests(api.records(), "c1", "COMPLETE")[-1]["figures"]["probes_lost"], "0")
+        sockets = self.peer.call("ServerService", "GetServerStatus")["sockets"]
+        self.assertEqual(sorted((s["protocol"], s["interface"], s["error"]) for s in sockets),
+                         [("tcp", "lo", ""), ("tcp", "veth0", ""), ("udp", "lo", ""), ("udp", "veth0", "")])
+        self.peer.apply({"server": {**serving, "listen": listen("other")}})
+        self.wait_for(lambda: self.api.connection("c1").get("last_failure", {}).get("cause") == "LOSS_CAUSE_REFUSED")
+
+    def test_a_light_reflector_answers_at_its_rate(self):
+        self.peer.apply({"server": {"light": {"prefixes": [f"{self.A}/32", "0.0.0.0/0"], "maximum_packets_per_second": 20}}})
+        light = lambda name, source: connection(  # noqa: E731
+            name, self.B, [session("s1", probe_count=200, probe_interval="0.01s")], source_address=source,
+            control_type="CONTROL_TYPE_LIGHT", test_interval="0.1s")
+        sh("ip", "-n", self.a, "address", "add", "10.99.0.9/24", "dev", "veth0")
+        self.api.apply({"client": client(light("c1", self.A))})
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        figures = tests(self.api.records(), "c1", "COMPLETE")[0]["figures"]
+        self.assertGreaterEqual(int(figures["probes_received"]), 40)
+        self.assertLess(int(figures["probes_received"]), 100)
+        packets = self.peer.call("ServerService", "GetServerStatus")["packets"]
+        self.assertGreater(int(packets["dropped_rate_limited"]), 100)
+        # The other prefix has a rate of its own.
+        slow = connection("c2", self.B, [session("s1", probe_count=5)], source_address="10.99.0.9",
+                          control_type="CONTROL_TYPE_LIGHT", test_interval="0.5s")
+        self.api.apply({"client": client(light("c1", self.A), slow)})
+        self.wait_for(lambda: tests(self.api.records(), "c2", "COMPLETE"))
+        self.assertEqual(tests(self.api.records(), "c2", "COMPLETE")[0]["figures"]["probes_lost"], "0")
+
     def test_a_fleet_backs_off(self):
         """Twenty connections to nobody: attempts are spread, and come ever less often."""
         self.peer.apply({})

@@ -136,6 +136,7 @@ impl Check {
                         .address("address", &entry.address)
                         .unwrap_or_else(|| IpAddr::from([0u16; 8])),
                     port: check.number("port", entry.port, &limits::PORT) as u16,
+                    interface: check.interface(&entry.interface),
                 };
                 if listen.contains(&parsed) {
                     check.report("", "stands twice in this list");

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    place::{Ends, Placed, place},
+    place::{Ends, Placed, Way, place},
     registry::{ConnectionEntry, Registry, SessionEnd},
     sockets::Sockets,
 };
@@ -42,6 +42,8 @@ pub(super) struct Shared {
     pub(super) sockets: Arc<Sockets>,
     pub(super) config: watch::Receiver<Option<Arc<ServerConfig>>>,
     pub(super) derivation: Arc<Derivation>,
+    /// Network interface on which its listener accepts.
+    pub(super) interface: Option<String>,
 }
 
 /// Why a connection ended.
@@ -297,8 +299,8 @@ impl Connection {
         let ptp = machine.mode().contains(Modes::PTP_TIMESTAMPS);
         let timestamps = if ptp { config.timestamps } else { TimestampFormat::Ntp };
         let packets = |sid| (machine.format(sid), timestamps);
-        let placed =
-            place(&config, sockets, &self.entry, self.ends, (request, &packets), ended).await;
+        let way = Way { ends: self.ends, interface: self.shared.interface.as_deref() };
+        let placed = place(&config, sockets, &self.entry, way, (request, &packets), ended).await;
         match placed {
             Ok(placed) => {
                 let answer = (placed.reflector.local.port(), placed.sid);

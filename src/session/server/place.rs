@@ -13,7 +13,7 @@ use super::{
     sockets::Sockets,
 };
 use crate::{
-    model::{Dscp, ListenAddress, ServerConfig, TestPort, limits::TWAMP_PORT},
+    model::{Dscp, ServerConfig, TestPort, UdpListen, limits::TWAMP_PORT},
     net::{clock, random},
     proto::{ServerSession, ServerSessionState},
     time::{NANOS_PER_SECOND, NtpTimestamp, TimestampFormat, duration_to_proto},
@@ -46,6 +46,14 @@ pub(super) struct Ends {
     pub(super) local: SocketAddr,
 }
 
+/// How a control connection came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way<'a> {
+    pub(super) ends: Ends,
+    /// Network interface of its listener.
+    pub(super) interface: Option<&'a str>,
+}
+
 /// What the packets of a session look like, and how its times are written.
 pub(super) type Packets<'a> = dyn Fn(Sid) -> (PacketFormat, TimestampFormat) + Sync + 'a;
 
@@ -54,7 +62,7 @@ pub(super) async fn place(
     config: &ServerConfig,
     sockets: &Sockets,
     connection: &ConnectionEntry,
-    ends: Ends,
+    Way { ends, interface }: Way<'_>,
     (request, packets): (&RequestedSession, &Packets<'_>),
     ended: mpsc::Sender<(Sid, SessionEnd)>,
 ) -> Result<Placed, Accept> {
@@ -90,7 +98,8 @@ pub(super) async fn place(
         counters: counters.clone(),
     };
     let mut entry = entry;
-    for reflector in Candidates::new(config, sockets, ends.local, receiver, request.receiver_port) {
+    let bound = (receiver, interface);
+    for reflector in Candidates::new(config, sockets, ends.local, bound, request.receiver_port) {
         entry.placed(SocketAddr::new(receiver, reflector.local.port()));
         match reflector.add(session(), entry).await {
             Ok(()) => return Ok(Placed { sid, reflector, drain_ns }),
@@ -133,6 +142,7 @@ fn new_sid(address: IpAddr) -> Sid {
 struct Candidates<'a> {
     sockets: &'a Sockets,
     address: IpAddr,
+    interface: Option<&'a str>,
     /// The port to be asked for first, where the policy allows it.
     asked: Option<u16>,
     shared: Option<u16>,
@@ -152,18 +162,17 @@ impl<'a> Candidates<'a> {
         config: &ServerConfig,
         sockets: &'a Sockets,
         local: SocketAddr,
-        address: IpAddr,
+        (address, interface): (IpAddr, Option<&'a str>),
         asked: u16,
     ) -> Self {
-        let listener = ListenAddress { address: local.ip(), port: local.port() };
         let suits = |port: u16| port == TWAMP_PORT || port >= 1024;
         let (asked, shared, range) = match config.test_port {
             TestPort::Auto { shared_port } => {
                 let asked = Some(asked).filter(|port| suits(*port));
-                (asked, Some(shared_port.unwrap_or(listener.port)), None)
+                (asked, Some(shared_port.unwrap_or_else(|| local.port())), None)
             }
             TestPort::Shared { shared_port } => {
-                (None, Some(shared_port.unwrap_or(listener.port)), None)
+                (None, Some(shared_port.unwrap_or_else(|| local.port())), None)
             }
             TestPort::Range { minimum, maximum } => {
                 let asked = Some(asked).filter(|port| (minimum..=maximum).contains(port));
@@ -172,13 +181,17 @@ impl<'a> Candidates<'a> {
                 (asked, None, Some(RangeWalk { minimum, size, first, walked: 0 }))
             }
         };
-        Self { sockets, address, asked, shared, range }
+        Self { sockets, address, interface, asked, shared, range }
     }
 
     fn on_port(&self, port: u16) -> Option<ReflectorHandle> {
+        let place = UdpListen {
+            address: SocketAddr::new(self.address, port),
+            interface: self.interface.map(str::to_owned),
+        };
         self.sockets
-            .serving(self.address, port)
-            .or_else(|| self.sockets.own(SocketAddr::new(self.address, port)).ok())
+            .serving(self.address, port, self.interface)
+            .or_else(|| self.sockets.own(&place).ok())
     }
 }
 
@@ -190,7 +203,7 @@ impl Iterator for Candidates<'_> {
             return Some(reflector);
         }
         if let Some(port) = self.shared.take() {
-            return self.sockets.serving(self.address, port);
+            return self.sockets.serving(self.address, port, self.interface);
         }
         loop {
             let walk = self.range.as_mut().filter(|walk| walk.walked < walk.size)?;

@@ -12,7 +12,7 @@ use super::{
     sockets::Sockets,
 };
 use crate::{
-    model::{ListenAddress, ServerConfig, StampServerSession},
+    model::{ListenAddress, ServerConfig, StampServerSession, UdpListen},
     net::tcp::{self, TcpListener},
     proto::ServerSocket,
     session::Derivation,
@@ -34,7 +34,7 @@ pub struct ServerRole {
     config: watch::Receiver<Option<Arc<ServerConfig>>>,
     listeners: HashMap<ListenAddress, CancellationToken>,
     /// What the host refused at the last try: told once.
-    refused: Vec<SocketAddr>,
+    refused: Vec<UdpListen>,
     tasks: Tasks,
 }
 
@@ -48,7 +48,8 @@ impl ServerRole {
         let tasks = tasks.child();
         let sockets = Arc::new(Sockets::new(registry.counters.clone(), tasks.clone()));
         let derivation = Arc::new(Derivation::of_server());
-        let shared = Shared { registry, sockets, config: config.clone(), derivation };
+        let shared =
+            Shared { registry, sockets, config: config.clone(), derivation, interface: None };
         Self { shared, config, listeners: HashMap::new(), refused: Vec::new(), tasks }
     }
 
@@ -91,18 +92,21 @@ impl ServerRole {
 
         let mut sockets = Vec::new();
         for address in listen {
-            let result = self.listen(*address);
-            let local = SocketAddr::new(address.address, address.port);
-            sockets.push(self.socket("tcp", local, &result));
+            let result = self.listen(address);
+            let place = UdpListen {
+                address: SocketAddr::new(address.address, address.port),
+                interface: address.interface.clone(),
+            };
+            sockets.push(self.socket("tcp", &place, &result));
         }
-        for address in standing {
+        for place in standing {
             let sessionless =
-                config.map_or(Sessionless::Nobody, |config| sessionless(config, address));
-            let result = self.shared.sockets.stand(address, sessionless.clone());
-            if let Some(reflector) = self.shared.sockets.standing(address) {
+                config.map_or(Sessionless::Nobody, |config| sessionless(config, &place));
+            let result = self.shared.sockets.stand(&place, sessionless.clone());
+            if let Some(reflector) = self.shared.sockets.standing(&place) {
                 reflector.set_sessionless(sessionless).await;
             }
-            sockets.push(self.socket("udp", address, &result));
+            sockets.push(self.socket("udp", &place, &result));
         }
         let all_open = sockets.iter().all(|socket| socket.error.is_empty());
         self.shared.registry.set_sockets(sockets);
@@ -112,29 +116,38 @@ impl ServerRole {
     fn socket(
         &mut self,
         protocol: &str,
-        address: SocketAddr,
+        place: &UdpListen,
         result: &std::io::Result<()>,
     ) -> ServerSocket {
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        let known = self.refused.contains(&address);
+        let known = self.refused.contains(place);
         if error.is_empty() {
-            self.refused.retain(|refused| *refused != address);
+            self.refused.retain(|refused| refused != place);
         } else if !known {
-            tracing::warn!(protocol, %address, error, "cannot listen; trying again");
-            self.refused.push(address);
+            let interface = place.interface.as_deref();
+            tracing::warn!(protocol, address = %place.address, interface, error, "cannot listen; trying again");
+            self.refused.push(place.clone());
         }
-        ServerSocket { protocol: protocol.into(), address: address.to_string(), error }
+        ServerSocket {
+            protocol: protocol.into(),
+            address: place.address.to_string(),
+            error,
+            interface: place.interface.clone().unwrap_or_default(),
+        }
     }
 
-    fn listen(&mut self, address: ListenAddress) -> std::io::Result<()> {
-        if self.listeners.contains_key(&address) {
+    fn listen(&mut self, address: &ListenAddress) -> std::io::Result<()> {
+        if self.listeners.contains_key(address) {
             return Ok(());
         }
-        let listener = tcp::listen(SocketAddr::new(address.address, address.port))?;
+        let interface = address.interface.clone();
+        let place = SocketAddr::new(address.address, address.port);
+        let listener = tcp::listen(place, interface.as_deref())?;
         let token = self.tasks.token().child_token();
-        let accept = accept(listener, self.shared.clone(), self.tasks.clone(), token.clone());
+        let shared = Shared { interface, ..self.shared.clone() };
+        let accept = accept(listener, shared, self.tasks.clone(), token.clone());
         self.tasks.spawn("listener", accept);
-        self.listeners.insert(address, token);
+        self.listeners.insert(address.clone(), token);
         Ok(())
     }
 }
@@ -159,9 +172,9 @@ async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: Canc
 }
 
 /// Who is answered without a session on this socket.
-fn sessionless(config: &ServerConfig, address: SocketAddr) -> Sessionless {
+fn sessionless(config: &ServerConfig, place: &UdpListen) -> Sessionless {
     let names = |listen: &[ListenAddress]| {
-        listen.iter().any(|listen| listen.sockets_by_family().contains(&address))
+        listen.iter().any(|listen| listen.sockets_by_family().contains(place))
     };
     if let Some(light) = config.light.as_ref().filter(|light| names(&light.listen)) {
         return Sessionless::Light(LightPolicy {
