@@ -2,12 +2,13 @@
 //! in this order. What waits to be confirmed is rolled back here when its time is over.
 
 mod answered;
+mod error;
 mod parts;
 mod proposal;
+mod waiting;
 
 use std::{future::pending, ops::Deref, sync::Arc, time::Duration};
 
-use thiserror::Error;
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -16,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Committed, secrets::Digester};
 use crate::{
-    model::{Violation, changes, warnings},
-    net::{ResourceRefusal, check_resources, clock},
+    model::{changes, warnings},
+    net::{check_resources, clock},
     proto::{
         self, ApplyConfigRequest, ApplyConfigResponse, EventType, Revision, RollbackConfigRequest,
     },
@@ -29,60 +30,13 @@ use crate::{
 use answered::Answered;
 use parts::name_fields;
 use proposal::{Proposal, digest, request_digest};
+use waiting::{Waiting, overdue};
+
+pub use error::ApplyError;
+pub(super) use waiting::roll_back_overdue;
 
 /// When a rollback that could not be stored is tried again.
 const ROLLBACK_AGAIN: Duration = Duration::from_secs(1);
-
-/// Why a change was not made. Nothing has changed then.
-#[derive(Debug, Error)]
-pub enum ApplyError {
-    /// The request is not valid.
-    #[error("the configuration has {} violations", .0.len())]
-    Invalid(Vec<Violation>),
-    /// Someone else changed the configuration.
-    #[error(
-        "expected_revision is {expected}, but the current revision is {current}: \
-         read it, and apply the change to it"
-    )]
-    Stale {
-        /// In the request.
-        expected: u64,
-        /// What is.
-        current: u64,
-    },
-    /// The identifier stands for another document.
-    #[error("request_id {0} was used for another document")]
-    RequestReused(String),
-    /// There is no such revision.
-    #[error("revision {0} was never made or is no longer kept: see ListRevisions")]
-    NoRevision(u64),
-    /// Nothing waits to be confirmed, or something else does.
-    #[error("{}", not_waiting(*.asked, *.waiting))]
-    NotWaiting {
-        /// Revision in the request; 0 for any.
-        asked: u64,
-        /// The one that waits.
-        waiting: Option<u64>,
-    },
-    /// This host does not give what the document names.
-    #[error("this host refuses {} resources that the configuration names", .0.len())]
-    Refused(Vec<ResourceRefusal>),
-    /// It cannot be stored.
-    #[error("the configuration was not stored: {0}")]
-    Store(#[from] StoreError),
-    /// The agent ends.
-    #[error("the agent is ending")]
-    Ending,
-}
-
-fn not_waiting(asked: u64, waiting: Option<u64>) -> String {
-    match waiting {
-        None => "no revision waits to be confirmed: it stays, or its time was over and it was \
-                 rolled back; see ListRevisions"
-            .into(),
-        Some(waiting) => format!("revision {waiting} waits to be confirmed, not {asked}"),
-    }
-}
 
 type Answer<T> = oneshot::Sender<Result<T, ApplyError>>;
 
@@ -102,23 +56,6 @@ pub(super) async fn ask<T>(
     let (answer, answered) = oneshot::channel();
     commits.send(request(answer)).await.map_err(|_| ApplyError::Ending)?;
     answered.await.map_err(|_| ApplyError::Ending)?
-}
-
-/// A revision that waits to be confirmed.
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    revision: u64,
-    unconfirmed: Unconfirmed,
-    /// On the clock that nobody sets.
-    due: Instant,
-}
-
-impl Waiting {
-    fn new(revision: u64, unconfirmed: Unconfirmed, now: UnixTime) -> Self {
-        let left = UnixTime(unconfirmed.until_unix_ns).since_ns(now);
-        let left = Duration::from_nanos(u64::try_from(left).unwrap_or(0));
-        Self { revision, unconfirmed, due: Instant::now() + left }
-    }
 }
 
 /// What the actor works with.
@@ -420,49 +357,6 @@ impl Actor {
         }
         Ok(())
     }
-}
-
-/// The proposal to go back from a revision that nobody confirmed.
-fn overdue(store: &ConfigStore, revision: u64, to: u64) -> Result<Proposal, ApplyError> {
-    let document = match to {
-        0 => proto::AgentConfig::default(),
-        _ => {
-            let stored = store.revision(to)?.ok_or(ApplyError::NoRevision(to))?;
-            stored.config.unwrap_or_default()
-        }
-    };
-    Proposal::of_time(revision, to, document)
-}
-
-/// Where the time of the current revision is over already: makes the one before it current again,
-/// before anything runs.
-pub(super) fn roll_back_overdue(
-    store: &ConfigStore,
-    digester: &Digester,
-    now: UnixTime,
-) -> Result<(), ApplyError> {
-    let Some((waiting, unconfirmed)) = store.unconfirmed()? else { return Ok(()) };
-    if unconfirmed.until_unix_ns > now.0 {
-        return Ok(());
-    }
-    let proposal = overdue(store, waiting, unconfirmed.rollback_to)?;
-    let revision = waiting + 1;
-    let stored = StoredRevision {
-        revision: Some(Revision {
-            revision,
-            time: Some(now.to_proto()),
-            author: proposal.author,
-            comment: proposal.comment,
-            digest: digest(&digester.redacted(proposal.document.clone())),
-            rollback_to: proposal.rollback_to,
-            ..Revision::default()
-        }),
-        config: Some(proposal.document),
-        ..StoredRevision::default()
-    };
-    store.commit(revision, &stored)?;
-    tracing::warn!(waiting, to = unconfirmed.rollback_to, "not confirmed in time: rolled back");
-    Ok(())
 }
 
 fn current_document(store: &ConfigStore) -> proto::AgentConfig {

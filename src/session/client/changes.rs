@@ -1,23 +1,22 @@
 //! What is wanted changes while a connection runs: as little as possible is touched.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, sleep, sleep_until},
 };
 
 use super::{
     attempt::{self, Established},
-    connection::{Driver, Next, SessionTask},
+    connection::{Driver, Next},
     failure::Failure,
-    sender::{self, Command},
+    sender::Command,
 };
 use crate::{
     model::{ControlType, Standing, connection_effect, touched_sessions},
     proto::ChangeEffect,
-    supervise::Pulse,
 };
 
 /// How long sessions may finish their tests before they are negotiated anew; a test that goes on
@@ -96,14 +95,6 @@ impl Driver {
             if !matches!(next, Next::Attempt) {
                 return next;
             }
-        }
-    }
-
-    /// A session that stalled takes the driver with it, which is started again.
-    fn look_after_sessions(&self) {
-        if let Some(session) = self.sessions.iter().find(|session| session.pulse.has_stalled()) {
-            let text = format!("session {} has stalled", session.name);
-            std::panic::resume_unwind(Box::new(text));
         }
     }
 
@@ -195,64 +186,6 @@ impl Driver {
         }
         self.stop_sessions().await;
         Ok(())
-    }
-
-    /// Ends the tests of these sessions as STOPPED, once what is under way is answered or lost.
-    async fn stop_named(&mut self, names: &[String]) {
-        let mut all = Vec::with_capacity(names.len());
-        for index in 0..self.sessions.len() {
-            if names.contains(&self.sessions[index].name) {
-                let (done, stopped) = oneshot::channel();
-                self.tell(index, Command::Stop(done)).await;
-                all.push(stopped);
-            }
-        }
-        join_all(all).await;
-    }
-
-    /// Takes up the configuration that is wanted: sessions that are gone end, new ones get a task,
-    /// the others are told what is new for them.
-    pub(super) async fn follow_sessions(&mut self) {
-        self.config = self.current.config.clone();
-        let names: Vec<&str> =
-            self.config.sessions.iter().map(|session| session.name.as_str()).collect();
-        self.progress.follow(&names);
-        self.sids.retain(|name, _| names.contains(&name.as_str()));
-        let mut known = std::mem::take(&mut self.sessions);
-        for index in 0..self.config.sessions.len() {
-            let name = &self.config.sessions[index].name;
-            let place = known.iter().position(|session| session.name == *name);
-            let session = match place {
-                Some(place) => {
-                    let session = known.swap_remove(place);
-                    let configure = Command::Configure(self.config.clone(), index);
-                    // One whose task is gone is found by `change`.
-                    let _ = session.commands.send(configure).await;
-                    session
-                }
-                None => self.make_session(index),
-            };
-            self.sessions.push(session);
-        }
-        // Sessions end when nobody is left to command them.
-        drop(known);
-        self.status.configured(&self.config, self.current.revision);
-        let commands = self.sessions.iter().map(|session| session.commands.clone()).collect();
-        self.status.set_session_commands(commands);
-    }
-
-    fn make_session(&mut self, index: usize) -> SessionTask {
-        let (commands, receiver) = mpsc::channel(sender::COMMANDS);
-        let tools = sender::Tools {
-            results: self.results.clone(),
-            status: self.status.clone(),
-            progress: self.progress.clone(),
-        };
-        let pulse = Pulse::default();
-        let config = Arc::clone(&self.config);
-        let name = config.sessions[index].name.clone();
-        self.tasks.spawn(sender::run(config, index, tools, receiver, pulse.clone()));
-        SessionTask { name, commands, pulse }
     }
 
     /// How sessions of what runs now can be changed.

@@ -4,12 +4,8 @@
 
 use std::{collections::BTreeMap, future::pending, net::IpAddr, sync::Arc, time::Duration};
 
-use futures_util::future::{OptionFuture, join_all};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::JoinSet,
-    time::sleep,
-};
+use futures_util::future::OptionFuture;
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -22,6 +18,7 @@ use super::{
     peer::PeerMemory,
     progress::{Progress, Silence},
     sender::Command,
+    sessions::SessionTask,
     status::Status,
 };
 use crate::{
@@ -89,13 +86,6 @@ pub(super) enum Next {
     Again,
     /// The agent ends or the connection was removed.
     End,
-}
-
-/// The task of a session.
-pub(super) struct SessionTask {
-    pub(super) name: String,
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) pulse: Pulse,
 }
 
 pub(super) struct Driver {
@@ -336,21 +326,6 @@ impl Driver {
         self.start_sessions(sessions).await;
     }
 
-    /// Gives sessions that are started to their tasks.
-    pub(super) async fn start_sessions(&mut self, sessions: Vec<OpenSession>) {
-        for session in sessions {
-            let named = self.sessions.iter().position(|task| task.name == session.name);
-            let Some(index) = named else { continue };
-            let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
-            let (local, remote) = (session.socket.local(), session.remote);
-            self.status.session_started(&session.name, sid, local, remote);
-            if let Some(sid) = session.sid {
-                self.sids.insert(session.name.clone(), sid);
-            }
-            self.tell(index, Command::Up(Box::new(session))).await;
-        }
-    }
-
     /// With a `test_count`, a break during the tests is their end.
     async fn completed_by_break(&mut self) -> Next {
         self.stop_sessions().await;
@@ -412,31 +387,6 @@ impl Driver {
             }
             self.progress.reset();
         }
-    }
-
-    /// Sessions end when nobody is left to command them.
-    async fn end_sessions(&mut self) {
-        self.sessions.clear();
-        self.sids.clear();
-        self.status.set_session_commands(Vec::new());
-        while self.tasks.join_next().await.is_some() {}
-    }
-
-    /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
-    /// their results are reported.
-    pub(super) async fn stop_sessions(&mut self) {
-        let mut all = Vec::with_capacity(self.sessions.len());
-        for index in 0..self.sessions.len() {
-            let (done, stopped) = oneshot::channel();
-            self.tell(index, Command::Stop(done)).await;
-            all.push(stopped);
-        }
-        join_all(all).await;
-    }
-
-    pub(super) async fn tell(&self, index: usize, command: Command) {
-        // A session whose task is gone is found by `change`.
-        let _ = self.sessions[index].commands.send(command).await;
     }
 }
 

@@ -14,6 +14,7 @@ mod probe;
 mod progress;
 mod rhythm;
 mod sender;
+mod sessions;
 mod status;
 
 use std::sync::Arc;

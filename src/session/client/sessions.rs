@@ -1,0 +1,128 @@
+//! The tasks of a connection's sessions: made, told, looked after and ended.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    attempt::OpenSession,
+    connection::Driver,
+    sender::{self, Command},
+};
+use crate::supervise::Pulse;
+
+/// The task of a session.
+pub(super) struct SessionTask {
+    pub(super) name: String,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) pulse: Pulse,
+}
+
+impl Driver {
+    /// Takes up the configuration that is wanted: sessions that are gone end, new ones get a task,
+    /// the others are told what is new for them.
+    pub(super) async fn follow_sessions(&mut self) {
+        self.config = self.current.config.clone();
+        let names: Vec<&str> =
+            self.config.sessions.iter().map(|session| session.name.as_str()).collect();
+        self.progress.follow(&names);
+        self.sids.retain(|name, _| names.contains(&name.as_str()));
+        let mut known = std::mem::take(&mut self.sessions);
+        for index in 0..self.config.sessions.len() {
+            let name = &self.config.sessions[index].name;
+            let place = known.iter().position(|session| session.name == *name);
+            let session = match place {
+                Some(place) => {
+                    let session = known.swap_remove(place);
+                    let configure = Command::Configure(self.config.clone(), index);
+                    // One whose task is gone is found by `change`.
+                    let _ = session.commands.send(configure).await;
+                    session
+                }
+                None => self.make_session(index),
+            };
+            self.sessions.push(session);
+        }
+        // Sessions end when nobody is left to command them.
+        drop(known);
+        self.status.configured(&self.config, self.current.revision);
+        let commands = self.sessions.iter().map(|session| session.commands.clone()).collect();
+        self.status.set_session_commands(commands);
+    }
+
+    fn make_session(&mut self, index: usize) -> SessionTask {
+        let (commands, receiver) = mpsc::channel(sender::COMMANDS);
+        let tools = sender::Tools {
+            results: self.results.clone(),
+            status: self.status.clone(),
+            progress: self.progress.clone(),
+        };
+        let pulse = Pulse::default();
+        let config = Arc::clone(&self.config);
+        let name = config.sessions[index].name.clone();
+        self.tasks.spawn(sender::run(config, index, tools, receiver, pulse.clone()));
+        SessionTask { name, commands, pulse }
+    }
+
+    /// Gives sessions that are started to their tasks.
+    pub(super) async fn start_sessions(&mut self, sessions: Vec<OpenSession>) {
+        for session in sessions {
+            let named = self.sessions.iter().position(|task| task.name == session.name);
+            let Some(index) = named else { continue };
+            let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
+            let (local, remote) = (session.socket.local(), session.remote);
+            self.status.session_started(&session.name, sid, local, remote);
+            if let Some(sid) = session.sid {
+                self.sids.insert(session.name.clone(), sid);
+            }
+            self.tell(index, Command::Up(Box::new(session))).await;
+        }
+    }
+
+    /// Ends the tests of these sessions as STOPPED, once what is under way is answered or lost.
+    pub(super) async fn stop_named(&mut self, names: &[String]) {
+        let mut all = Vec::with_capacity(names.len());
+        for index in 0..self.sessions.len() {
+            if names.contains(&self.sessions[index].name) {
+                let (done, stopped) = oneshot::channel();
+                self.tell(index, Command::Stop(done)).await;
+                all.push(stopped);
+            }
+        }
+        join_all(all).await;
+    }
+
+    /// Sessions end when nobody is left to command them.
+    pub(super) async fn end_sessions(&mut self) {
+        self.sessions.clear();
+        self.sids.clear();
+        self.status.set_session_commands(Vec::new());
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
+    /// their results are reported.
+    pub(super) async fn stop_sessions(&mut self) {
+        let mut all = Vec::with_capacity(self.sessions.len());
+        for index in 0..self.sessions.len() {
+            let (done, stopped) = oneshot::channel();
+            self.tell(index, Command::Stop(done)).await;
+            all.push(stopped);
+        }
+        join_all(all).await;
+    }
+
+    pub(super) async fn tell(&self, index: usize, command: Command) {
+        // A session whose task is gone is found by `change`.
+        let _ = self.sessions[index].commands.send(command).await;
+    }
+
+    /// A session that stalled takes the driver with it, which is started again.
+    pub(super) fn look_after_sessions(&self) {
+        if let Some(session) = self.sessions.iter().find(|session| session.pulse.has_stalled()) {
+            let text = format!("session {} has stalled", session.name);
+            std::panic::resume_unwind(Box::new(text));
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Commits, and what is left of them.
+
+use super::*;
+
+fn stored(revision: u64, names: usize) -> StoredRevision {
+    let connection = |index| proto::ControlConnection {
+        name: format!("c{index}"),
+        ..proto::ControlConnection::default()
+    };
+    StoredRevision {
+        revision: Some(proto::Revision { revision, ..proto::Revision::default() }),
+        config: Some(proto::AgentConfig {
+            client: Some(proto::ClientConfig {
+                control_connections: (0..names).map(connection).collect(),
+            }),
+            ..proto::AgentConfig::default()
+        }),
+        ..StoredRevision::default()
+    }
+}
+
+#[test]
+fn a_commit_that_ends_at_any_step_leaves_the_old_or_the_new_revision() {
+    for (step, survivor) in
+        [(Step::HalfWritten, 1), (Step::Written, 1), (Step::Named, 2), (Step::Prune, 2)]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = ConfigStore::open(&state).unwrap();
+        store.commit(1, &stored(1, 1)).unwrap();
+        store.commit_until(2, &stored(2, 3_000), step).unwrap();
+        drop(store);
+        let store = ConfigStore::open(&state).unwrap();
+        let names = if survivor == 1 { 1 } else { 3_000 };
+        assert_eq!(store.current().unwrap(), Some(stored(survivor, names)), "{step:?}");
+        // And the next commit is not disturbed by what was left.
+        store.commit(survivor + 1, &stored(survivor + 1, 2)).unwrap();
+        assert_eq!(store.current().unwrap(), Some(stored(survivor + 1, 2)));
+    }
+}
+
+#[test]
+fn fifty_revisions_are_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = ConfigStore::open(&StateDirectory::open(directory.path()).unwrap()).unwrap();
+    for revision in 1..=60 {
+        store.commit(revision, &stored(revision, 1)).unwrap();
+    }
+    let kept: Vec<u64> = store.revisions().unwrap().iter().map(|r| r.revision).collect();
+    assert_eq!(kept, (11..=60).rev().collect::<Vec<_>>());
+    assert_eq!(store.revision(10).unwrap(), None);
+}
+
+#[test]
+fn the_revision_to_go_back_to_is_kept_until_another_is_confirmed() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    store.commit(1, &stored(1, 1)).unwrap();
+    let unconfirmed = Unconfirmed { until_unix_ns: 5, rollback_to: 1 };
+    for revision in 2..=70 {
+        let waits = StoredRevision { unconfirmed: Some(unconfirmed), ..stored(revision, 1) };
+        store.commit(revision, &waits).unwrap();
+    }
+    assert!(store.revision(1).unwrap().is_some() && store.revision(2).unwrap().is_none());
+    drop(store);
+    let store = ConfigStore::open(&state).unwrap();
+    assert_eq!(store.unconfirmed().unwrap(), Some((70, unconfirmed)));
+    store.confirm(70).unwrap();
+    assert_eq!(store.unconfirmed().unwrap(), None);
+    store.commit(71, &stored(71, 1)).unwrap();
+    assert_eq!(store.revision(1).unwrap(), None);
+    drop(store);
+    assert_eq!(ConfigStore::open(&state).unwrap().unconfirmed().unwrap(), None);
+}
+
+#[test]
+fn a_directory_serves_one_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let _held = StateDirectory::open(directory.path()).unwrap();
+    let error = StateDirectory::open(directory.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+}
