@@ -17,7 +17,7 @@ const LAYERS: [(u8, &[&str]); 9] = [
     (5, &["control", "telemetry"]),
     (6, &["api"]),
     (7, &["settings", "agent", "ctl"]),
-    (8, &["demo"]),
+    (8, &["demo", "service"]),
 ];
 
 /// Within a layer, from left to right.
@@ -32,7 +32,7 @@ const BESIDE: [(&str, &str); 7] = [
 ];
 
 /// What only some modules may import.
-const CONFINED: [(&str, &[&str]); 12] = [
+const CONFINED: [(&str, &[&str]); 17] = [
     ("sled", &["store"]),
     ("nix", &["net", "store"]),
     ("socket2", &["net"]),
@@ -45,6 +45,11 @@ const CONFINED: [(&str, &[&str]); 12] = [
     ("hickory_resolver", &["net"]),
     ("rtime_clock", &["net"]),
     ("getrandom", &["net"]),
+    ("netlink_packet_core", &["net"]),
+    ("netlink_packet_route", &["net"]),
+    ("netlink_packet_sock_diag", &["net"]),
+    ("netlink_sys", &["net"]),
+    ("sd_notify", &["service"]),
 ];
 
 /// No clock, randomness, socket or async below the drivers.
