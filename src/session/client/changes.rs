@@ -74,6 +74,7 @@ impl Driver {
                 |config: &crate::model::ControlConnection| (config.control_dscp, config.keepalive);
             let tuned = transport(&self.config) != transport(&self.current.config);
             if self.current.config != self.config {
+                self.applied = self.current.revision;
                 self.follow_sessions().await;
                 if before.stopped {
                     return Next::Anew;
@@ -161,6 +162,12 @@ impl Driver {
             }
             Err(failure) => Changed::Lost(failure),
         }
+    }
+
+    /// What runs is what is configured, or is tried for.
+    pub(super) fn took_up(&mut self) {
+        self.applied = self.current.revision;
+        self.status.configured(&self.config, self.applied);
     }
 
     /// Lets all sessions finish their tests, within bounds.

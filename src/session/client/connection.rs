@@ -44,6 +44,7 @@ pub(super) async fn run(
     let course = Course::new(status.open_outage(), clock::monotonic());
     let mut driver = Driver {
         config: current.config.clone(),
+        applied: current.revision,
         current,
         wanted,
         progress: Arc::default(),
@@ -93,6 +94,8 @@ pub(super) struct Driver {
     pub(super) config: Arc<ControlConnection>,
     /// What was last seen of `wanted`.
     pub(super) current: Wanted,
+    /// The revision that the sessions follow.
+    pub(super) applied: u64,
     pub(super) wanted: watch::Receiver<Wanted>,
     pub(super) status: Arc<Status>,
     pub(super) results: Arc<Results>,
@@ -123,7 +126,7 @@ impl Driver {
                 self.follow_sessions().await;
             }
             let next = if self.config.inactive {
-                self.status.configured(&self.config, self.current.revision);
+                self.status.configured(&self.config, self.applied);
                 self.rest(ConnectionState::Inactive).await
             } else if self.current.stopped {
                 self.rest(ConnectionState::Stopped).await
@@ -273,11 +276,15 @@ impl Driver {
                 }
             };
             match next {
-                Next::Sessions => match self.change_sessions(control.as_mut()).await {
-                    Changed::Done => {}
-                    Changed::Closed => return Next::Again,
-                    Changed::Lost(failure) => return Next::Lost(failure, true),
-                },
+                Next::Sessions => {
+                    let changed = self.change_sessions(control.as_mut()).await;
+                    self.took_up();
+                    match changed {
+                        Changed::Done => {}
+                        Changed::Closed => return Next::Again,
+                        Changed::Lost(failure) => return Next::Lost(failure, true),
+                    }
+                }
                 Next::Tuned => {
                     if let Some(control) = control {
                         control.tune(&self.config);
@@ -373,6 +380,7 @@ impl Driver {
     /// Takes up what is wanted now, from the beginning.
     async fn begin_anew(&mut self) {
         self.stop_sessions().await;
+        self.applied = self.current.revision;
         if !self.config.has_same_server(&self.current.config) {
             self.peer = PeerMemory::default();
         }

@@ -46,7 +46,7 @@ impl Driver {
         }
         // Sessions end when nobody is left to command them.
         drop(known);
-        self.status.configured(&self.config, self.current.revision);
+        self.status.configured(&self.config, self.applied);
         let commands = self.sessions.iter().map(|session| session.commands.clone()).collect();
         self.status.set_session_commands(commands);
     }
