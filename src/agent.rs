@@ -97,6 +97,10 @@ impl Agent {
         tasks.spawn("statistics", results.clone().keep_statistics(tasks.token()));
         let version = format!("version {}", env!("CARGO_PKG_VERSION"));
         results.agent_event(EventType::AgentStarted, revision, version, started.unix);
+        if let Some(detail) = committed.rolled_back() {
+            let kind = EventType::ConfigurationCommitted;
+            results.agent_event(kind, revision, detail.to_owned(), started.unix);
+        }
         let control = Control::start(config_store, committed, &results, &tasks)?;
         let damage = {
             let control = control.clone();

@@ -36,24 +36,28 @@ pub struct Committed {
     /// 0 where nothing was ever committed.
     revision: u64,
     config: Arc<AgentConfig>,
+    /// How it came to be current at the start of the agent, where it was not before.
+    rolled_back: Option<String>,
 }
 
 impl Committed {
     /// What is stored; what was not confirmed in time is rolled back before.
     pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
         let digester = Digester::new(store.digest_key(random::octets())?);
-        if let Err(error) = commit::roll_back_overdue(store, &digester, clock::unix()) {
+        let rolled_back = commit::roll_back_overdue(store, &digester, clock::unix());
+        let rolled_back = rolled_back.unwrap_or_else(|error| {
             // It is tried again while the agent runs.
             tracing::error!(%error, "cannot roll back");
-        }
-        Self::stored(store)
+            None
+        });
+        Ok(Self { rolled_back, ..Self::stored(store)? })
     }
 
     fn stored(store: &ConfigStore) -> Result<Self, LoadError> {
         let Some(stored) = store.current()? else { return Ok(Self::default()) };
         let revision = stored.revision.map_or(0, |revision| revision.revision);
         match parse(&stored.config.unwrap_or_default()) {
-            Ok(config) => Ok(Self { revision, config: Arc::new(config) }),
+            Ok(config) => Ok(Self { revision, config: Arc::new(config), rolled_back: None }),
             Err(violations) => Err(LoadError::Invalid { revision, violations }),
         }
     }
@@ -61,6 +65,11 @@ impl Committed {
     /// Its number; 0 where nothing was ever committed.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// What was rolled back before it, in words; `None` where nothing was.
+    pub fn rolled_back(&self) -> Option<&str> {
+        self.rolled_back.as_deref()
     }
 
     /// How long results are to be kept.

@@ -30,7 +30,7 @@ impl Reconciler {
     /// Follows until the token is cancelled.
     pub(super) async fn follow(mut self, pulse: Pulse) {
         loop {
-            let Committed { revision, config } = self.committed.borrow_and_update().clone();
+            let Committed { revision, config, .. } = self.committed.borrow_and_update().clone();
             self.server.send_if_modified(|running| {
                 let differs = *running != config.server;
                 running.clone_from(&config.server);

@@ -147,6 +147,9 @@ impl ConfigStore {
                     self.digest_key(key)?;
                 }
                 let stored = copy.stored.clone().unwrap_or_default();
+                if let (Some(waits), Some(rollback)) = (stored.unconfirmed, &copy.rollback) {
+                    self.write_pieces(waits.rollback_to, rollback, Step::Prune)?;
+                }
                 self.commit(revision, &stored)?;
                 if copy.confirmed > 0 {
                     self.confirm(copy.confirmed)?;
@@ -167,8 +170,15 @@ impl ConfigStore {
     fn save_copy(&self) {
         let current = || -> Result<LastGood, StoreError> {
             let key = self.stored_digest_key()?;
+            let stored = self.current()?;
+            let waits = self.unconfirmed()?.filter(|(_, waits)| waits.rollback_to > 0);
+            let rollback = match waits {
+                Some((_, waits)) => self.revision(waits.rollback_to)?,
+                None => None,
+            };
             Ok(LastGood {
-                stored: self.current()?,
+                stored,
+                rollback,
                 digest_key: key.map(Vec::from).unwrap_or_default(),
                 confirmed: self.confirmed()?,
             })
@@ -308,13 +318,10 @@ impl ConfigStore {
     ) -> Result<(), StoreError> {
         let mut current = self.lock();
         super::check_room(self.engine.path())?;
-        let octets = stored.encode_to_vec();
         let result = (|| {
-            for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
-                self.pieces.insert(piece_key(revision, index as u32), piece)?;
-                if last == Step::HalfWritten {
-                    return Ok(());
-                }
+            self.write_pieces(revision, stored, last)?;
+            if last == Step::HalfWritten {
+                return Ok(());
             }
             self.engine.flush_durably()?;
             if last == Step::Written {
@@ -343,6 +350,22 @@ impl ConfigStore {
         }
         if last == Step::Prune {
             self.save_copy();
+        }
+        Ok(())
+    }
+
+    fn write_pieces(
+        &self,
+        revision: u64,
+        stored: &StoredRevision,
+        last: Step,
+    ) -> Result<(), StoreError> {
+        let octets = stored.encode_to_vec();
+        for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
+            self.pieces.insert(piece_key(revision, index as u32), piece)?;
+            if last == Step::HalfWritten {
+                break;
+            }
         }
         Ok(())
     }

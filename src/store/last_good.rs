@@ -28,6 +28,9 @@ pub(super) struct LastGood {
     /// The latest revision that was confirmed.
     #[prost(uint64, tag = "3")]
     pub(super) confirmed: u64,
+    /// Where `stored` waits to be confirmed: what is gone back to otherwise.
+    #[prost(message, optional, tag = "4")]
+    pub(super) rollback: Option<StoredRevision>,
 }
 
 impl LastGood {

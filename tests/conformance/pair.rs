@@ -156,7 +156,7 @@ impl Pair {
             }
             ClientAction::Accepted(session) => self.accepted.push(session),
             ClientAction::Started => self.started = true,
-            ClientAction::Stopped => {}
+            ClientAction::Stopped | ClientAction::Refused(..) => {}
             ClientAction::Failed(error) => self.client_error = Some(error),
         }
     }

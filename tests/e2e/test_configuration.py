@@ -81,6 +81,8 @@ class Documents(Case):
         self.assertEqual(merge(delete=["client/a"])["revision"], "2")
         self.api.apply({"client": client(idle("a"), idle("b"))})
         self.assertEqual(merge(delete=["client/a"])["revision"], "2", "the answer of then")
+        again = self.api.apply({}, mode="APPLY_MODE_MERGE", request_id=identifier.upper(), delete=["client/a"])
+        self.assertEqual(again["revision"], "2", "however it is written")
         self.assertEqual(names(self.api), ["a", "b"])
         self.restart(kill=True)
         self.assertEqual(merge(delete=["client/a"])["revision"], "2")
@@ -150,6 +152,8 @@ class Documents(Case):
             self.running.start()
             self.api = self.running.client()
             self.assertEqual(names(self.api), ["a"], "before anything runs")
+            told = lambda: [e["detail"] for e in events(self.api.records(), "CONFIGURATION_COMMITTED")]  # noqa: E731
+            self.wait_for(lambda: "was not confirmed in time" in told()[-1])
             self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")
             self.api.call("ConfigService", "ConfirmConfig")
             self.restart(kill)
@@ -351,6 +355,138 @@ class Sessions(TwoHosts):
         change = self.api.apply({"client": client(wanted)}, validate_only=True)["changes"][0]
         self.assertEqual(change["effect"], "CHANGE_EFFECT_RECONNECT")
         self.nothing_lost()
+
+    def test_a_session_that_cannot_start_leaves_the_others_alone(self):
+        """It is tried again until it can, and says why it does not run."""
+        wanted = self.connection(session("s1"), session("s2"))
+        self.up(wanted, maximum_sessions_per_connection=2)
+        before = self.starts()
+        wanted["test_sessions"].append(session("s3"))
+        change = self.api.apply({"client": client(wanted)})["changes"][0]
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s3"]))
+        self.wait_for(lambda: self.api.connection("c1").get("last_failure"))
+        failure = self.api.connection("c1")["last_failure"]
+        self.assertEqual((failure["cause"], failure["accept_code"]), ("LOSS_CAUSE_REJECTED", 4))
+        self.assertFalse(self.api.connection("c1")["reconciling"])
+        self.wait_for(lambda: [t for t in self.of("s3") if t["test_result"]["outcome"] == "TEST_OUTCOME_UNREACHABLE"])
+        after = self.starts()
+        self.assertEqual((after["s1"], after["s2"]), (before["s1"], before["s2"]))
+        self.server.apply({"server": server()})
+        self.wait_for(lambda: self.starts()["s3"][0] == 1)
+        self.wait_for(lambda: [t for t in self.of("s3") if t["test_result"]["outcome"] == "TEST_OUTCOME_COMPLETE"])
+        self.assertEqual((self.starts()["s1"], self.state()), (before["s1"], "RUNNING"))
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        for name in ("s1", "s2"):
+            self.assertEqual({t["test_result"]["outcome"] for t in self.of(name)}, {"TEST_OUTCOME_COMPLETE"})
+
+    def test_a_light_session_that_cannot_start_leaves_the_others_alone(self):
+        self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"]}}})
+        wanted = self.connection(session("s1"), control_type="CONTROL_TYPE_LIGHT")
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.of("s1"))
+        wanted["test_sessions"].append(session("s2", target_address="nowhere.invalid"))
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.api.connection("c1").get("last_failure"))
+        self.assertEqual(self.api.connection("c1")["last_failure"]["cause"], "LOSS_CAUSE_DNS")
+        count = len(self.of("s1"))
+        self.wait_for(lambda: len(self.of("s1")) > count + 2)
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        # Two that exchange their ports get there.
+        ports = [free_port(), free_port()]
+        pair = lambda a, b: client(  # noqa: E731
+            self.connection(session("s1", source_port=a), session("s2"), control_type="CONTROL_TYPE_LIGHT"),
+            {**self.connection(session("s1", source_port=b), session("s2"), control_type="CONTROL_TYPE_LIGHT"), "name": "c2"})
+        self.api.apply({"client": pair(*ports)})
+        self.wait_for(lambda: self.api.connection("c2")["state"] == "CONNECTION_STATE_RUNNING")
+        self.api.apply({"client": pair(*reversed(ports))})
+        sender = lambda name: self.api.connection(name)["sessions"][0]["sender_address"]  # noqa: E731
+        self.wait_for(lambda: sender("c1").endswith(f":{ports[1]}") and sender("c2").endswith(f":{ports[0]}"))
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+
+    def test_another_pace_holds_at_once(self):
+        """While the server is away, between two tests, and while the connection is closed between them."""
+        slow = lambda interval: client({  # noqa: E731
+            **self.connection(session("s1", probe_count=1)), "test_interval": interval})
+        self.api.apply({"client": slow("3600s")})
+        self.wait_for(lambda: self.state() == "WAITING_RETRY")
+        self.assertEqual(self.api.apply({"client": slow("0.5s")})["changes"][0]["effect"], "CHANGE_EFFECT_LIVE")
+        self.wait_for(lambda: int(self.api.connection("c1")["attempts_since_success"]) > 3, 5)
+        self.server.apply({"server": server()})
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        for interval in ("300s", "3600s"):
+            self.api.apply({"client": slow(interval)})
+            count = lambda: len(tests(self.api.records(), "c1", "COMPLETE"))  # noqa: E731
+            time.sleep(2.5)
+            before = count()
+            time.sleep(1)
+            self.assertEqual(count(), before)
+            self.api.apply({"client": slow("0.3s")})
+            self.wait_for(lambda: count() > before + 2, 5)
+
+    def test_what_is_wanted_no_more_is_not_waited_for(self):
+        """There and back while the first change is being made: all is applied."""
+        wanted = self.connection(session("s1", probe_count=30, probe_interval="0.1s"))
+        self.up(wanted, extensions={"individual_session_control": False})
+        for dscp in ("ef", "af11", "ef", "be", "ef"):
+            wanted["test_sessions"][0]["dscp_code_points"] = dscp
+            self.api.apply({"client": client(wanted)})
+            time.sleep(0.1)
+        self.settled()
+        about = lambda: self.api.call("AgentService", "GetAgent")  # noqa: E731
+        self.wait_for(lambda: about()["applied_revision"] == about()["revision"] == "6", 20)
+        # A stop does not wait for the end of a test.
+        wanted["test_sessions"][0].update(probe_count=300, dscp_code_points="be")
+        self.api.apply({"client": client(wanted)})
+        time.sleep(5)
+        wanted["test_sessions"][0]["dscp_code_points"] = "cs6"
+        self.api.apply({"client": client(wanted)})
+        begun = time.monotonic()
+        self.api.call("ClientService", "StopConnections", {"names": ["c1"]})
+        self.wait_for(lambda: self.state() == "STOPPED", 10)
+        self.assertLess(time.monotonic() - begun, 5)
+
+    def test_commits_while_the_server_is_away_add_nothing_to_the_books(self):
+        wanted = self.connection(session("s1", probe_count=50, probe_interval="0.1s"), session("s2"))
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.of("s1"))
+        before, begun = len(self.of("s1")), time.monotonic()
+        for size in range(100, 120):
+            wanted["test_sessions"][1]["data_size"] = size
+            self.api.apply({"client": client(wanted)})
+        time.sleep(1)
+        most = (time.monotonic() - begun) / 5.6 + 1
+        self.assertLessEqual(len(self.of("s1")) - before, most)
+
+    def test_what_is_completed_stays_so(self):
+        self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"]}}})
+        wanted = self.connection(session("s1"), session("s2", probe_count=20), test_count=2,
+                                 control_type="CONTROL_TYPE_LIGHT")
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: len(self.of("s1")) == 2)
+        # The one that had something left to do goes.
+        wanted["test_sessions"] = wanted["test_sessions"][:1]
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.state() == "COMPLETED", 10)
+        self.wait_for(lambda: events(self.api.records(), "CONNECTION_COMPLETED"))
+        wanted["test_sessions"][0]["dscp_code_points"] = "ef"
+        self.api.apply({"client": client(wanted)})
+        time.sleep(1)
+        self.assertEqual((self.state(), len(self.of("s1"))), ("COMPLETED", 2))
+        self.assertFalse(self.api.connection("c1")["reconciling"])
+        self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
+        self.wait_for(lambda: len(self.of("s1")) == 4)
+
+    def test_who_is_taken_off_the_list_goes_and_a_life_holds_for_all(self):
+        self.up(self.connection(session("s1")))
+        self.server.apply({"server": server(max_connection_duration="1s")})
+        self.wait_for(lambda: events(self.api.records(), "CONNECTION_LOST"))
+        self.server.apply({"server": server()})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        time.sleep(1.5)
+        count = len(events(self.api.records(), "CONNECTION_LOST"))
+        self.server.apply({"server": server("192.0.2.0/24")})
+        self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_LOST")) == count + 1)
+        self.wait_for(lambda: not self.connections())
 
     def connections(self):
         found = self.server.call("ServerService", "ListServerConnections")["connections"]

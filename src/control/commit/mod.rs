@@ -169,6 +169,11 @@ impl Actor {
         request: ApplyConfigRequest,
         author: String,
     ) -> Result<ApplyConfigResponse, ApplyError> {
+        let mut request = request;
+        if let Ok(id) = uuid::Uuid::try_parse(&request.request_id) {
+            // However it is written.
+            request.request_id = id.to_string();
+        }
         let said = request_digest(&request, &self.digester);
         if let Some((known, answer)) = self.answered.get(&request.request_id) {
             return if *known == said {
@@ -345,7 +350,7 @@ impl Actor {
         };
         let store = self.store.clone();
         blocking(move || store.commit(revision, &stored)).await?;
-        self.publish.send_replace(Committed { revision, config });
+        self.publish.send_replace(Committed { revision, config, rolled_back: None });
         self.results.agent_event(
             EventType::ConfigurationCommitted,
             revision,

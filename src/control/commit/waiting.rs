@@ -44,15 +44,15 @@ pub(super) fn overdue(store: &ConfigStore, revision: u64, to: u64) -> Result<Pro
 }
 
 /// Where the time of the current revision is over already: makes the one before it current again,
-/// before anything runs.
+/// before anything runs. What was done, in words.
 pub(in super::super) fn roll_back_overdue(
     store: &ConfigStore,
     digester: &Digester,
     now: UnixTime,
-) -> Result<(), ApplyError> {
-    let Some((waiting, unconfirmed)) = store.unconfirmed()? else { return Ok(()) };
+) -> Result<Option<String>, ApplyError> {
+    let Some((waiting, unconfirmed)) = store.unconfirmed()? else { return Ok(None) };
     if unconfirmed.until_unix_ns > now.0 {
-        return Ok(());
+        return Ok(None);
     }
     let proposal = overdue(store, waiting, unconfirmed.rollback_to)?;
     let revision = waiting + 1;
@@ -69,7 +69,8 @@ pub(in super::super) fn roll_back_overdue(
         config: Some(proposal.document),
         ..StoredRevision::default()
     };
+    let to = unconfirmed.rollback_to;
+    let detail = format!("back to revision {to}: revision {waiting} was not confirmed in time");
     store.commit(revision, &stored)?;
-    tracing::warn!(waiting, to = unconfirmed.rollback_to, "not confirmed in time: rolled back");
-    Ok(())
+    Ok(Some(detail))
 }

@@ -27,7 +27,8 @@ use crate::{
     time::TimestampFormat,
     twamp::{
         control_client::{
-            AcceptedSession, ClientAction, ClientOptions, ControlClient, SessionRequest, Stage,
+            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient,
+            SessionRequest, Stage,
         },
         sender::{Carrier, StampSender},
     },
@@ -60,6 +61,8 @@ pub(super) struct Established {
     stream: TcpStream,
     machine: ControlClient,
     pub(super) sessions: Vec<OpenSession>,
+    /// Why a session that was asked for while others run is not among them.
+    refused: Option<Failure>,
 }
 
 /// Makes one attempt.
@@ -87,7 +90,12 @@ pub(super) async fn prepare(
     let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
     let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
     status.ends(local, server);
-    let (sessions, requests) = open_all(config, None, local.ip(), server.ip()).await?;
+    let (mut sessions, mut requests) = (Vec::new(), Vec::new());
+    for session in &config.sessions {
+        let (open, request) = open(config, session, local.ip(), server.ip()).await?;
+        sessions.push(open);
+        requests.push(request);
+    }
     let options = ClientOptions {
         security: modes::security(config.authentication),
         extensions: modes::extensions(extensions),
@@ -100,44 +108,44 @@ pub(super) async fn prepare(
         reflected_octets: u16::from_ne_bytes(random::octets()),
     };
     let machine = ControlClient::new(requests, options, clock::monotonic());
-    Ok(Established { stream, machine, sessions })
+    Ok(Established { stream, machine, sessions, refused: None })
 }
 
-/// Opens the sockets of the sessions of these names, for which nothing is negotiated. `turn`
-/// chooses among the addresses of a name.
+/// Opens the sockets of the sessions of these names, for which nothing is negotiated; those that
+/// can be opened, and why the last of the others cannot. `turn` chooses among the addresses of a
+/// name.
 pub(super) async fn without_control(
     config: &ControlConnection,
-    names: &[&str],
+    names: &[String],
     turn: usize,
-) -> Result<Vec<OpenSession>, Failure> {
-    let mut sessions = Vec::with_capacity(names.len());
-    for session in &config.sessions {
-        if !names.contains(&session.name.as_str()) {
-            continue;
+) -> (Vec<OpenSession>, Option<Failure>) {
+    let (mut sessions, mut failed) = (Vec::with_capacity(names.len()), None);
+    for session in config.sessions.iter().filter(|session| names.contains(&session.name)) {
+        match open_without_control(config, session, turn).await {
+            Ok(open) => sessions.push(open),
+            Err(failure) => failed = Some(failure),
         }
-        let source = session.source_address.or(config.source_address);
-        let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
-        let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
-            return Err(Failure::new(LossCause::Local, format!("{}: no target", session.name)));
-        };
-        let remote = address(config, target, port, source, turn).await?;
-        let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-        let socket = bind(config, session, source.unwrap_or(any))?;
-        let carrier = session
-            .stamp
-            .as_ref()
-            .map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
-        let name = session.name.clone();
-        sessions.push(OpenSession {
-            name,
-            socket,
-            remote,
-            sid: None,
-            carrier,
-            padding_start: None,
-        });
     }
-    Ok(sessions)
+    (sessions, failed)
+}
+
+async fn open_without_control(
+    config: &ControlConnection,
+    session: &TestSession,
+    turn: usize,
+) -> Result<OpenSession, Failure> {
+    let source = session.source_address.or(config.source_address);
+    let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
+    let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
+        return Err(Failure::new(LossCause::Local, format!("{}: no target", session.name)));
+    };
+    let remote = address(config, target, port, source, turn).await?;
+    let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    let socket = bind(config, session, source.unwrap_or(any))?;
+    let carrier =
+        session.stamp.as_ref().map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
+    let name = session.name.clone();
+    Ok(OpenSession { name, socket, remote, sid: None, carrier, padding_start: None })
 }
 
 fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
@@ -153,25 +161,6 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
         timestamps: session.timestamps,
         stamp: Some(Box::new(sender)),
     }
-}
-
-/// Opens the sockets of the sessions of these names, or of all, and says what to ask for.
-async fn open_all(
-    config: &ControlConnection,
-    names: Option<&[&str]>,
-    local: IpAddr,
-    server: IpAddr,
-) -> Result<(Vec<OpenSession>, Vec<SessionRequest>), Failure> {
-    let (mut sessions, mut requests) = (Vec::new(), Vec::new());
-    for session in &config.sessions {
-        if names.is_some_and(|names| !names.contains(&session.name.as_str())) {
-            continue;
-        }
-        let (open, request) = open(config, session, local, server).await?;
-        sessions.push(open);
-        requests.push(request);
-    }
-    Ok((sessions, requests))
 }
 
 /// Opens the socket of a session and says what to ask for.
@@ -254,20 +243,34 @@ impl Established {
     }
 
     /// Stops sessions and starts others over the same connection, as far as the server can do that
-    /// one by one; otherwise stops all. Those that are started are in `sessions` then.
+    /// one by one; otherwise stops all. Those that are started are in `sessions` then; why another
+    /// is not, where they are one by one, is the answer.
     pub(super) async fn renegotiate(
         &mut self,
         config: &ControlConnection,
-        names: &[&str],
+        names: &[String],
         stop: Vec<Sid>,
         derivation: &Derivation,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Failure>, Failure> {
         let local = self.stream.local_addr().map_err(|error| Failure::broken(&error))?;
         let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
-        let (sessions, requests) = open_all(config, Some(names), local.ip(), server.ip()).await?;
+        let (mut sessions, mut requests) = (Vec::new(), Vec::new());
+        for session in config.sessions.iter().filter(|session| names.contains(&session.name)) {
+            match open(config, session, local.ip(), server.ip()).await {
+                Ok((open, request)) => {
+                    sessions.push(open);
+                    requests.push(request);
+                }
+                // The others are to go on.
+                Err(failure) if self.machine.is_individual() => self.refused = Some(failure),
+                Err(failure) => return Err(failure),
+            }
+        }
         self.sessions = sessions;
         self.machine.renegotiate(stop, requests, clock::monotonic());
-        self.negotiate(config, derivation).await
+        self.negotiate(config, derivation).await?;
+        self.sessions.retain(|session| session.sid.is_some());
+        Ok(self.refused.take())
     }
 
     /// Sets what can be set on an open connection.
@@ -306,6 +309,10 @@ impl Established {
                         self.machine.key_derived(&key, clock::monotonic());
                     }
                     ClientAction::Accepted(accepted) => self.accepted(accepted),
+                    ClientAction::Refused(index, accept) => {
+                        let error = ClientError::SessionRejected { index, accept };
+                        self.refused = Some(error.into());
+                    }
                     ClientAction::Started => return Ok(()),
                     ClientAction::Stopped => return Err(Failure::closed_by_server()),
                     ClientAction::Failed(error) => return Err(error.into()),
@@ -354,6 +361,7 @@ impl Established {
                         ClientAction::Failed(error) => return Err(error.into()),
                         ClientAction::DeriveKey { .. }
                         | ClientAction::Accepted(_)
+                        | ClientAction::Refused(..)
                         | ClientAction::Started => {}
                     }
                 }

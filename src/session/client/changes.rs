@@ -1,22 +1,21 @@
 //! What is wanted changes while a connection runs: as little as possible is touched.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::{sync::oneshot, time::sleep};
 
 use super::{
     attempt::{self, Established},
     connection::{Driver, Next},
     failure::Failure,
-    sender::Command,
+    sender::{Command, Grace},
 };
 use crate::{
-    model::{ControlType, Standing, connection_effect, touched_sessions},
+    model::{ControlConnection, ControlType, Standing, connection_effect, touched_sessions},
+    net::clock,
     proto::ChangeEffect,
+    wire::codes::Sid,
 };
 
 /// How long sessions may finish their tests before they are negotiated anew; a test that goes on
@@ -70,15 +69,24 @@ impl Driver {
                 | ChangeEffect::Stop
                 | ChangeEffect::Listen => return Next::Anew,
             }
-            let transport =
-                |config: &crate::model::ControlConnection| (config.control_dscp, config.keepalive);
+            let transport = |config: &ControlConnection| (config.control_dscp, config.keepalive);
             let tuned = transport(&self.config) != transport(&self.current.config);
             if self.current.config != self.config {
+                let paces = |config: &ControlConnection| {
+                    (config.test_interval_ns, config.retry_backoff_max_ns)
+                };
+                let retimed = paces(&self.config) != paces(&self.current.config);
                 self.applied = self.current.revision;
                 self.follow_sessions().await;
                 if before.stopped {
                     return Next::Anew;
                 }
+                if retimed && standing == Standing::Down {
+                    return Next::Retimed;
+                }
+            } else if self.applied != self.current.revision {
+                // What was wanted in between is wanted no more.
+                self.took_up();
             }
             if tuned && standing != Standing::Down {
                 return Next::Tuned;
@@ -89,14 +97,40 @@ impl Driver {
         }
     }
 
-    /// An attempt is under way, or not wanted: one by hand has nothing to add.
+    /// An attempt is under way, or not wanted: one by hand has nothing to add, nor has another pace.
     pub(super) async fn change_but_attempts(&mut self) -> Next {
         loop {
             let next = self.change().await;
-            if !matches!(next, Next::Attempt) {
+            if !matches!(next, Next::Attempt | Next::Retimed) {
                 return next;
             }
         }
+    }
+
+    /// Does what takes its time for as long as it is wanted: `None` where the connection is to stop
+    /// or to end meanwhile. Other changes wait until it is done.
+    async fn while_wanted<T>(&mut self, work: impl Future<Output = T> + Send) -> Option<T> {
+        let mut work = pin!(work);
+        let mut news = false;
+        let result = loop {
+            self.pulse.beat();
+            tokio::select! {
+                result = &mut work => break Some(result),
+                () = self.token.cancelled() => break None,
+                changed = self.wanted.changed() => {
+                    news = true;
+                    let wanted = self.wanted.borrow();
+                    if changed.is_err() || wanted.stopped || wanted.config.inactive {
+                        break None;
+                    }
+                }
+                () = sleep(self.pulse.rest()) => {}
+            }
+        };
+        if news {
+            self.wanted.mark_changed();
+        }
+        result
     }
 
     /// Changes the sessions of a connection that runs to those that are wanted.
@@ -104,64 +138,83 @@ impl Driver {
         let touched = touched_sessions(&self.config, &self.current.config);
         tracing::debug!(connection = self.config.name, ?touched, "sessions change");
         match control {
-            None => self.change_without_control(&touched).await,
-            Some(control) if self.status.standing() == Standing::OneByOne => {
-                self.stop_named(&touched).await;
-                let stop: Vec<_> =
-                    touched.iter().filter_map(|name| self.sids.remove(name)).collect();
+            Some(control) if self.status.standing() == Standing::Together => {
+                let paused = self.pause_all(control).await;
                 self.follow_sessions().await;
-                self.request(control, &touched, stop).await
-            }
-            Some(control) => {
-                if let Err(failure) = self.pause_all(control).await {
-                    return Changed::Lost(failure);
+                match paused {
+                    None => return Changed::Done,
+                    Some(Err(failure)) => return Changed::Lost(failure),
+                    Some(Ok(())) => {}
                 }
-                self.follow_sessions().await;
-                let all: Vec<String> =
-                    self.config.sessions.iter().map(|session| session.name.clone()).collect();
-                match self.request(control, &all, Vec::new()).await {
+                self.sids.clear();
+                match self.request_missing(Some(control), Vec::new()).await {
                     Changed::Lost(failure) if failure.is_end() => Changed::Closed,
                     changed @ (Changed::Done | Changed::Closed | Changed::Lost(_)) => changed,
                 }
             }
+            control => {
+                let stopped = self.stop_named(&touched).await;
+                let stop: Vec<Sid> =
+                    touched.iter().filter_map(|name| self.sids.remove(name).flatten()).collect();
+                self.follow_sessions().await;
+                match stopped {
+                    Some(()) => self.request_missing(control, stop).await,
+                    None => Changed::Done,
+                }
+            }
         }
     }
 
-    /// Stops what runs under these SIDs, requests and starts the sessions of these names.
-    async fn request(
+    /// Starts the sessions that are configured and do not run; over a control connection once
+    /// those with these SIDs are stopped. One that cannot be started where the others run on is
+    /// tried again at the beat of the connection.
+    pub(super) async fn request_missing(
         &mut self,
-        control: &mut Established,
-        names: &[String],
-        stop: Vec<crate::wire::codes::Sid>,
+        control: Option<&mut Established>,
+        stop: Vec<Sid>,
     ) -> Changed {
-        let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
-        let config = self.config.clone();
-        let requested = tokio::select! {
-            requested = control.renegotiate(&config, &wanted, stop, &self.derivation) => requested,
-            // The end is seen by whoever waits for it next.
-            () = self.token.cancelled() => return Changed::Done,
-        };
-        match requested {
-            Ok(()) => {
-                let sessions = std::mem::take(&mut control.sessions);
-                self.start_sessions(sessions).await;
-                Changed::Done
+        let (config, names, turn) = (self.config.clone(), self.missing(), self.turn);
+        let (sessions, failed) = match control {
+            Some(control) => {
+                let derivation = self.derivation.clone();
+                let requested = control.renegotiate(&config, &names, stop, &derivation);
+                match self.while_wanted(requested).await {
+                    None => return Changed::Done,
+                    Some(Err(failure)) => return Changed::Lost(failure),
+                    Some(Ok(failed)) => (std::mem::take(&mut control.sessions), failed),
+                }
             }
-            Err(failure) => Changed::Lost(failure),
+            None => {
+                let opened = attempt::without_control(&config, &names, turn);
+                match self.while_wanted(opened).await {
+                    None => return Changed::Done,
+                    Some(opened) => opened,
+                }
+            }
+        };
+        self.start_sessions(sessions).await;
+        if let Some(failure) = failed {
+            self.session_failed(&failure).await;
+        }
+        Changed::Done
+    }
+
+    /// Sessions that do not run though their connection does: what they cannot measure is told.
+    pub(super) async fn session_failed(&mut self, failure: &Failure) {
+        let (name, detail) = (&self.config.name, &failure.detail);
+        tracing::warn!(connection = name, sessions = ?self.missing(), detail, "not started");
+        self.status.session_failed(failure, clock::now());
+        for name in self.missing() {
+            if let Some(index) = self.sessions.iter().position(|session| session.name == name) {
+                self.tell(index, Command::Down(failure.cause, 1)).await;
+            }
         }
     }
 
-    async fn change_without_control(&mut self, touched: &[String]) -> Changed {
-        self.stop_named(touched).await;
-        self.follow_sessions().await;
-        let touched: Vec<&str> = touched.iter().map(String::as_str).collect();
-        match attempt::without_control(&self.config, &touched, self.turn).await {
-            Ok(sessions) => {
-                self.start_sessions(sessions).await;
-                Changed::Done
-            }
-            Err(failure) => Changed::Lost(failure),
-        }
+    /// Names of sessions that are configured and do not run.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let names = self.config.sessions.iter().map(|session| &session.name);
+        names.filter(|name| !self.sids.contains_key(*name)).cloned().collect()
     }
 
     /// What runs is what is configured, or is tried for.
@@ -171,28 +224,41 @@ impl Driver {
     }
 
     /// Lets all sessions finish their tests, within bounds.
-    async fn pause_all(&mut self, control: &mut Established) -> Result<(), Failure> {
+    async fn pause_all(&mut self, control: &mut Established) -> Option<Result<(), Failure>> {
         let mut all = Vec::with_capacity(self.sessions.len());
         for index in 0..self.sessions.len() {
             let (done, paused) = oneshot::channel();
             self.tell(index, Command::Pause(done)).await;
             all.push(paused);
         }
-        let (pulse, limit) = (self.pulse.clone(), Instant::now() + LONGEST_PAUSE);
-        let paused = join_all(all);
-        tokio::pin!(paused);
-        loop {
-            pulse.beat();
+        let paused = async {
             tokio::select! {
-                _ = &mut paused => return Ok(()),
-                failure = control.watch() => return Err(failure),
-                () = self.token.cancelled() => return Ok(()),
-                () = sleep_until(limit) => break,
-                () = sleep(pulse.rest()) => {}
+                _ = join_all(all) => Ok(true),
+                failure = control.watch() => Err(failure),
+                () = sleep(LONGEST_PAUSE) => Ok(false),
+            }
+        };
+        match self.while_wanted(paused).await? {
+            Ok(true) => Some(Ok(())),
+            Ok(false) => {
+                self.stop_sessions().await;
+                Some(Ok(()))
+            }
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
+    /// Ends the tests of these sessions as STOPPED, once what is under way is answered or lost.
+    async fn stop_named(&mut self, names: &[String]) -> Option<()> {
+        let mut all = Vec::with_capacity(names.len());
+        for index in 0..self.sessions.len() {
+            if names.contains(&self.sessions[index].name) {
+                let (done, stopped) = oneshot::channel();
+                self.tell(index, Command::Stop(done, Grace::LossTimeout)).await;
+                all.push(stopped);
             }
         }
-        self.stop_sessions().await;
-        Ok(())
+        self.while_wanted(join_all(all)).await.map(drop)
     }
 
     /// How sessions of what runs now can be changed.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -104,7 +105,7 @@ pub(super) async fn address(
 
 /// Waits until name service no longer knows an address that a session without control is sent to.
 /// It is asked anew when the TTL of its answer has passed; that it fails says nothing.
-pub(super) async fn names_move(config: &ControlConnection, remotes: &BTreeMap<String, IpAddr>) {
+pub(super) async fn names_move(config: Arc<ControlConnection>, remotes: BTreeMap<String, IpAddr>) {
     let named = |session: &TestSession| {
         let target = session.target.as_ref().or(config.target.as_ref());
         let source = session.source_address.or(config.source_address);
@@ -122,7 +123,7 @@ pub(super) async fn names_move(config: &ControlConnection, remotes: &BTreeMap<St
     loop {
         sleep(NAMES_EVERY).await;
         for (target, source, remote) in &names {
-            if let Ok(addresses) = resolved(config, target, 0, *source).await
+            if let Ok(addresses) = resolved(&config, target, 0, *source).await
                 && !addresses.iter().any(|address| address.ip() == *remote)
             {
                 return;

@@ -2,7 +2,9 @@
 //! as pairs of events. Changes of what is wanted while all this goes on are in
 //! [`super::changes`].
 
-use std::{collections::BTreeMap, future::pending, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, future::pending, net::IpAddr, pin::Pin, sync::Arc, time::Duration,
+};
 
 use futures_util::future::OptionFuture;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
@@ -59,6 +61,7 @@ pub(super) async fn run(
         pulse,
         sessions: Vec::new(),
         sids: BTreeMap::new(),
+        remotes: BTreeMap::new(),
         tasks: JoinSet::new(),
         silence: Silence::default(),
         course,
@@ -77,6 +80,8 @@ pub(super) enum Next {
     Sessions,
     /// Other options are wanted of a control connection that is open.
     Tuned,
+    /// Another pace is wanted of attempts and tests, and there is no connection.
+    Retimed,
     /// The connection was lost; whether its sessions had been started.
     Lost(Failure, bool),
     /// All sessions ran all their tests.
@@ -110,8 +115,10 @@ pub(super) struct Driver {
     pub(super) token: CancellationToken,
     pub(super) pulse: Pulse,
     pub(super) sessions: Vec<SessionTask>,
-    /// Of the sessions that are started, by name.
-    pub(super) sids: BTreeMap<String, Sid>,
+    /// Of the sessions that run, by name; `None` where nothing was negotiated.
+    pub(super) sids: BTreeMap<String, Option<Sid>>,
+    /// Where their probes go.
+    pub(super) remotes: BTreeMap<String, IpAddr>,
     /// The sessions' tasks; one that panics takes the driver with it, which is started again.
     pub(super) tasks: JoinSet<()>,
     pub(super) progress: Arc<Progress>,
@@ -149,7 +156,17 @@ impl Driver {
         self.status.state(state, clock::now());
         loop {
             let next = self.change().await;
-            if !matches!(next, Next::Attempt) || state != ConnectionState::Inactive {
+            let idle = matches!(next, Next::Attempt) && state == ConnectionState::Inactive;
+            // What has run all its tests runs no more of them because it is changed.
+            let completed = matches!(next, Next::Anew)
+                && state == ConnectionState::Completed
+                && !self.current.stopped
+                && !self.current.config.inactive
+                && self.current.config.test_count == self.config.test_count;
+            if completed {
+                self.applied = self.current.revision;
+                self.follow_sessions().await;
+            } else if !idle && !matches!(next, Next::Retimed) {
                 return next;
             }
         }
@@ -179,11 +196,13 @@ impl Driver {
                     self.event(EventType::ConnectionCompleted, |_| {});
                     return self.rest(ConnectionState::Completed).await;
                 }
-                next @ (Next::Anew | Next::Attempt | Next::Sessions | Next::Tuned | Next::End) => {
-                    return next;
-                }
+                next @ (Next::Anew
+                | Next::Attempt
+                | Next::Sessions
+                | Next::Tuned
+                | Next::Retimed
+                | Next::End) => return next,
             };
-            self.status.waiting(due, clock::now());
             let next = self.wait_until(due).await;
             if !matches!(next, Next::Attempt) {
                 return next;
@@ -219,10 +238,18 @@ impl Driver {
             },
             next = self.change_but_attempts() => return next,
         };
-        let (mut control, sessions) = established;
-        let remotes = sessions.iter().map(|s| (s.name.clone(), s.remote.ip())).collect();
+        let (mut control, sessions, failed) = established;
+        if let Some(control) = control.as_ref().filter(|_| config != self.config) {
+            // Changed while it was being made.
+            control.tune(&self.config);
+        }
         self.up(control.as_ref(), sessions).await;
-        let next = self.run_sessions(&mut control, remotes).await;
+        if let Some(failure) = failed {
+            self.session_failed(&failure).await;
+        }
+        let next = self.run_sessions(&mut control).await;
+        self.sids.clear();
+        self.remotes.clear();
         if let Next::Lost(..) = next {
             self.network_seen = self.network.borrow().better;
         } else {
@@ -237,18 +264,13 @@ impl Driver {
     }
 
     /// Sessions run, until they no longer can or shall.
-    async fn run_sessions(
-        &mut self,
-        control: &mut Option<Established>,
-        remotes: BTreeMap<String, IpAddr>,
-    ) -> Next {
+    async fn run_sessions(&mut self, control: &mut Option<Established>) -> Next {
         let progress = self.progress.clone();
         let mut network = self.network.clone();
         network.mark_unchanged();
         let interface = self.bound_interface();
-        let config = self.config.clone();
-        let names_move = || Box::pin(names_move(&config, &remotes));
-        let mut moved = OptionFuture::from(control.is_none().then(names_move));
+        let mut moved = self.names_move(control.is_none());
+        let mut missing = self.missing_due();
         loop {
             let watch = async {
                 match control {
@@ -268,6 +290,14 @@ impl Driver {
                     self.stop_sessions().await;
                     return Next::Again;
                 }
+                () = sleep(until(missing)), if missing.is_some() => {
+                    let changed = self.request_missing(control.as_mut(), Vec::new()).await;
+                    if let Changed::Lost(failure) = changed {
+                        return Next::Lost(failure, true);
+                    }
+                    missing = self.missing_due();
+                    continue;
+                }
                 Ok(()) = network.changed() => {
                     if interface != self.bound_interface() {
                         return Next::Lost(self.interface_gone(), true);
@@ -284,6 +314,15 @@ impl Driver {
                         Changed::Closed => return Next::Again,
                         Changed::Lost(failure) => return Next::Lost(failure, true),
                     }
+                    if let Some(control) = control {
+                        control.tune(&self.config);
+                    }
+                    moved = self.names_move(control.is_none());
+                    missing = self.missing_due();
+                    // Those that are gone may have been the last that had something to do.
+                    if let Some(next) = self.after_tests().await {
+                        return next;
+                    }
                 }
                 Next::Tuned => {
                     if let Some(control) = control {
@@ -292,6 +331,7 @@ impl Driver {
                 }
                 next @ (Next::Anew
                 | Next::Attempt
+                | Next::Retimed
                 | Next::Lost(..)
                 | Next::Completed
                 | Next::Parked(_)
@@ -299,6 +339,21 @@ impl Driver {
                 | Next::End) => return next,
             }
         }
+    }
+
+    /// Ends when a name has another address than sessions without control are sent to.
+    fn names_move(
+        &self,
+        without_control: bool,
+    ) -> OptionFuture<Pin<Box<impl Future<Output = ()> + use<>>>> {
+        let (config, remotes) = (self.config.clone(), self.remotes.clone());
+        OptionFuture::from(without_control.then(|| Box::pin(names_move(config, remotes))))
+    }
+
+    /// When sessions are tried again that do not run though the others do.
+    fn missing_due(&self) -> Option<Monotonic> {
+        let due = clock::monotonic().plus_ns(self.config.test_interval_ns);
+        (!self.missing().is_empty()).then_some(due)
     }
 
     /// The kernel's number of the interface that sockets are bound to; another one is another
@@ -341,18 +396,37 @@ impl Driver {
 
     /// Waits for the time of the next attempt, or for a change of the network that may make one
     /// succeed before.
-    async fn wait_until(&mut self, due: Monotonic) -> Next {
-        let (mut network, known) = (self.network.clone(), self.network_seen);
-        let better = async {
-            if network.wait_for(|changes| changes.better != known).await.is_err() {
-                pending::<()>().await;
+    async fn wait_until(&mut self, mut due: Monotonic) -> Next {
+        let known = self.network_seen;
+        loop {
+            self.status.waiting(due, clock::now());
+            let mut network = self.network.clone();
+            let better = async {
+                if network.wait_for(|changes| changes.better != known).await.is_err() {
+                    pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = sleep(until(Some(due))) => return Next::Attempt,
+                () = better => return Next::Attempt,
+                next = self.change() => match next {
+                    // Counted from now on, where that is sooner.
+                    Next::Retimed => {
+                        self.course.attempt_at(clock::monotonic());
+                        due = due.min(self.next_attempt());
+                        self.course.attempt_at(due);
+                    }
+                    next @ (Next::Anew
+                    | Next::Attempt
+                    | Next::Sessions
+                    | Next::Tuned
+                    | Next::Lost(..)
+                    | Next::Completed
+                    | Next::Parked(_)
+                    | Next::Again
+                    | Next::End) => return next,
+                }
             }
-        };
-        let wait = Duration::from_nanos(due.since_ns(clock::monotonic()));
-        tokio::select! {
-            () = sleep(wait) => Next::Attempt,
-            () = better => Next::Attempt,
-            next = self.change() => next,
         }
     }
 
@@ -379,7 +453,10 @@ impl Driver {
 
     /// Takes up what is wanted now, from the beginning.
     async fn begin_anew(&mut self) {
-        self.stop_sessions().await;
+        // What has no session has no test that would have to end; what is due there stays due.
+        if self.current.stopped || self.current.config.inactive {
+            self.stop_sessions().await;
+        }
         self.applied = self.current.revision;
         if !self.config.has_same_server(&self.current.config) {
             self.peer = PeerMemory::default();
@@ -398,24 +475,31 @@ impl Driver {
     }
 }
 
-/// Opens what the control type asks for.
+fn until(due: Option<Monotonic>) -> Duration {
+    due.map_or(Duration::MAX, |due| Duration::from_nanos(due.since_ns(clock::monotonic())))
+}
+
+/// Opens what the control type asks for; why a session is not there that is one of several.
 async fn establish(
     config: &ControlConnection,
     extensions: Extensions,
     turn: usize,
     status: &Status,
     derivation: &Derivation,
-) -> Result<(Option<Established>, Vec<OpenSession>), Failure> {
+) -> Result<(Option<Established>, Vec<OpenSession>, Option<Failure>), Failure> {
     match config.control_type {
         ControlType::Managed => {
             let mut established = attempt::managed(config, extensions, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
-            Ok((Some(established), sessions))
+            Ok((Some(established), sessions, None))
         }
         ControlType::Light | ControlType::Stamp => {
-            let all: Vec<&str> =
-                config.sessions.iter().map(|session| session.name.as_str()).collect();
-            Ok((None, attempt::without_control(config, &all, turn).await?))
+            let all: Vec<String> =
+                config.sessions.iter().map(|session| session.name.clone()).collect();
+            match attempt::without_control(config, &all, turn).await {
+                (sessions, Some(failure)) if sessions.is_empty() => Err(failure),
+                (sessions, failed) => Ok((None, sessions, failed)),
+            }
         }
     }
 }

@@ -111,6 +111,15 @@ impl Progress {
         self.bell.notify_one();
     }
 
+    /// A session between two tests begins the next one at another time.
+    pub(super) fn move_due(&self, name: &str, due: Monotonic) {
+        if let Some(session) = self.lock().get_mut(name)
+            && matches!(session.stage, Stage::Between(_))
+        {
+            session.stage = Stage::Between(due);
+        }
+    }
+
     /// All sessions begin again.
     pub(super) fn reset(&self) {
         self.lock().values_mut().for_each(|session| session.stage = Stage::Testing);

@@ -14,7 +14,7 @@ use super::{
     status::Status,
 };
 use crate::{
-    model::{ControlConnection, ControlType, Schedule, TestSession},
+    model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
     net::{PacketInfo, TestSocket, clock, random},
     proto::{Event, EventType, LossCause, ProbeResult, Statistics, StatisticsScope, TestResult},
     results::{PROBES_PER_RECORD, Results, Subject},
@@ -49,9 +49,18 @@ pub(super) enum Command {
     /// A new run of `test_count` tests.
     Restart,
     /// No further tests; answers when the last result is reported.
-    Stop(oneshot::Sender<()>),
+    Stop(oneshot::Sender<()>, Grace),
     /// Statistics of the running test.
     Snapshot(oneshot::Sender<Option<Statistics>>),
+}
+
+/// How long a test that is stopped waits for answers to what is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grace {
+    /// Until all are answered or lost.
+    LossTimeout,
+    /// Not for long: somebody waits. What is given up then is nobody's loss.
+    Short,
 }
 
 struct Link {
@@ -164,6 +173,8 @@ impl Session {
                 let packet = packet(&self.config, least_octets, padding_start);
                 self.link = Some(Link { socket, remote, least_octets, padding_start, packet });
                 self.parked = false;
+                // It may have been changed while the socket was opened.
+                self.set_ttl();
                 self.thresholds.reachable(true);
                 self.machine.session_started(carrier, now);
             }
@@ -189,22 +200,38 @@ impl Session {
                 self.machine.set_config(sender_config(&connection, &self.config));
                 if let Some(link) = &mut self.link {
                     link.packet = packet(&self.config, link.least_octets, link.padding_start);
-                    if let Err(error) = link.socket.set_ttl(self.config.ttl) {
-                        tracing::warn!(%error, session = self.config.name, "the TTL stays");
-                    }
+                }
+                self.set_ttl();
+                if let Some(due) = self.machine.idle_until() {
+                    self.tools.progress.move_due(&self.config.name, due);
                 }
                 let cleared = self.thresholds.set(&self.config.thresholds);
                 self.tell(cleared, now);
             }
             Command::Restart => self.machine.restart(),
-            Command::Stop(done) => {
-                self.machine.stop(self.config.loss_timeout_ns.min(LONGEST_GRACE_NS), now);
+            Command::Stop(done, grace) => {
+                let full_ns = self.config.loss_timeout_ns;
+                let grace_ns = match grace {
+                    Grace::LossTimeout => full_ns,
+                    Grace::Short => full_ns.min(LONGEST_GRACE_NS),
+                };
+                if grace_ns < full_ns {
+                    self.thresholds.reachable(false);
+                }
+                self.machine.stop(grace_ns, now);
                 self.parked = false;
                 self.stopping = Some(done);
             }
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.current(now));
             }
+        }
+    }
+
+    fn set_ttl(&self) {
+        let Some(link) = &self.link else { return };
+        if let Err(error) = link.socket.set_ttl(self.config.ttl) {
+            tracing::warn!(%error, session = self.config.name, "the TTL stays");
         }
     }
 
@@ -346,6 +373,9 @@ impl Session {
         self.machine.handle_timeout(now);
         self.report(now);
         self.flush_probes(now);
+        // Nobody watches any more: what is raised does not stay so.
+        let cleared = self.thresholds.set(&Thresholds::default());
+        self.tell(cleared, now);
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     attempt::OpenSession,
     connection::Driver,
-    sender::{self, Command},
+    sender::{self, Command, Grace},
 };
 use crate::supervise::Pulse;
 
@@ -28,6 +28,7 @@ impl Driver {
             self.config.sessions.iter().map(|session| session.name.as_str()).collect();
         self.progress.follow(&names);
         self.sids.retain(|name, _| names.contains(&name.as_str()));
+        self.remotes.retain(|name, _| names.contains(&name.as_str()));
         let mut known = std::mem::take(&mut self.sessions);
         for index in 0..self.config.sessions.len() {
             let name = &self.config.sessions[index].name;
@@ -73,24 +74,10 @@ impl Driver {
             let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
             let (local, remote) = (session.socket.local(), session.remote);
             self.status.session_started(&session.name, sid, local, remote);
-            if let Some(sid) = session.sid {
-                self.sids.insert(session.name.clone(), sid);
-            }
+            self.sids.insert(session.name.clone(), session.sid);
+            self.remotes.insert(session.name.clone(), session.remote.ip());
             self.tell(index, Command::Up(Box::new(session))).await;
         }
-    }
-
-    /// Ends the tests of these sessions as STOPPED, once what is under way is answered or lost.
-    pub(super) async fn stop_named(&mut self, names: &[String]) {
-        let mut all = Vec::with_capacity(names.len());
-        for index in 0..self.sessions.len() {
-            if names.contains(&self.sessions[index].name) {
-                let (done, stopped) = oneshot::channel();
-                self.tell(index, Command::Stop(done)).await;
-                all.push(stopped);
-            }
-        }
-        join_all(all).await;
     }
 
     /// Sessions end when nobody is left to command them.
@@ -107,7 +94,7 @@ impl Driver {
         let mut all = Vec::with_capacity(self.sessions.len());
         for index in 0..self.sessions.len() {
             let (done, stopped) = oneshot::channel();
-            self.tell(index, Command::Stop(done)).await;
+            self.tell(index, Command::Stop(done, Grace::Short)).await;
             all.push(stopped);
         }
         join_all(all).await;

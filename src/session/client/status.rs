@@ -237,6 +237,12 @@ impl Status {
         inner.connection.last_failure = Some(loss(failure, now));
     }
 
+    /// A session could not be started while others run.
+    pub(super) fn session_failed(&self, failure: &Failure, now: Now) {
+        self.lock().connection.last_failure = Some(loss(failure, now));
+        self.tell();
+    }
+
     /// Up again, or given up: no longer an outage.
     pub(super) fn outage_ends(&self, now: Now) {
         let mut inner = self.lock();

@@ -88,6 +88,7 @@ struct Connection {
     shared: Shared,
     sessions: Sessions,
     ended_sender: mpsc::Sender<(Sid, SessionEnd)>,
+    since: Monotonic,
     deadline: Option<Monotonic>,
     /// Of the key that the client proved to have, or wants to.
     key_id: String,
@@ -136,8 +137,8 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
         shared,
         sessions: Sessions::default(),
         ended_sender,
-        deadline: (config.max_connection_duration_ns != 0)
-            .then(|| now.plus_ns(config.max_connection_duration_ns)),
+        since: now,
+        deadline: end_of_life(&config, now),
         key_id: String::new(),
         secret: None,
     };
@@ -197,8 +198,13 @@ impl Connection {
                     self.machine.session_expired(sid, clock::monotonic());
                 }
                 Ok(()) = configured.changed() => {
-                    let config = configured.borrow_and_update().clone();
-                    if config.is_some_and(|config| self.key_is_gone(&config)) {
+                    let Some(config) = configured.borrow_and_update().clone() else { continue };
+                    self.deadline = end_of_life(&config, self.since);
+                    if !config.allows(self.ends.client.ip()) {
+                        let reason = "its address is in no client_list any more";
+                        return Reason(EndCause::Server, reason.into());
+                    }
+                    if self.key_is_gone(&config) {
                         let reason = format!("key {:?} was taken away", self.key_id);
                         return Reason(EndCause::Key, reason);
                     }
@@ -336,6 +342,12 @@ impl Connection {
         };
         self.entry.set(state, mode.0, &self.key_id);
     }
+}
+
+/// When a connection that was accepted at `since` has lived long enough.
+fn end_of_life(config: &ServerConfig, since: Monotonic) -> Option<Monotonic> {
+    let duration_ns = config.max_connection_duration_ns;
+    (duration_ns != 0).then(|| since.plus_ns(duration_ns))
 }
 
 /// Waits for the end of what the other end sends, which nobody reads meanwhile.

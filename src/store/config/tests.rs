@@ -81,3 +81,21 @@ fn a_directory_serves_one_agent() {
     let error = StateDirectory::open(directory.path()).unwrap_err();
     assert!(matches!(error, StoreError::Locked(_)), "{error}");
 }
+
+#[test]
+fn the_copy_knows_the_way_back_from_what_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    store.commit(1, &stored(1, 3)).unwrap();
+    let unconfirmed = Unconfirmed { until_unix_ns: 5, rollback_to: 1 };
+    let waits = StoredRevision { unconfirmed: Some(unconfirmed), ..stored(2, 5) };
+    store.commit(2, &waits).unwrap();
+    drop(store);
+    std::fs::remove_dir_all(directory.path().join("config.sled")).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    assert_eq!(store.current().unwrap(), Some(waits));
+    assert_eq!(store.unconfirmed().unwrap(), Some((2, unconfirmed)));
+    assert_eq!(store.revision(1).unwrap(), Some(stored(1, 3)));
+    assert!(store.damage().contains("revision 2 was taken from its copy"));
+}

@@ -337,6 +337,10 @@ impl ControlClient {
 
     fn accept(&mut self, index: usize, answer: &AcceptSession) -> Result<State, ClientError> {
         let accept = Accept::received(answer.accept);
+        if accept != Accept::OK && self.renegotiating && self.is_individual() {
+            self.actions.push_back(ClientAction::Refused(index, accept));
+            return Ok(self.request(index + 1));
+        }
         if accept != Accept::OK {
             return Err(ClientError::SessionRejected { index, accept });
         }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::ClientError;
 use crate::wire::{
-    codes::{Modes, Sid},
+    codes::{Accept, Modes, Sid},
     crypto::{BLOCK_OCTETS, SessionKeys},
     format::PacketFormat,
 };
@@ -68,6 +68,8 @@ pub enum ClientAction {
     },
     /// The request of this index was accepted.
     Accepted(AcceptedSession),
+    /// The request of this index was refused while other sessions run on, which it leaves alone.
+    Refused(usize, Accept),
     /// All sessions are started: probes may be sent.
     Started,
     /// All sessions are stopped, and the server said so.

@@ -131,11 +131,26 @@ impl SessionSender {
         }
     }
 
-    /// New intervals and counts, from the next test on.
+    /// New intervals and counts, from the next test on; one that is due later than a new pause is
+    /// long is due then.
     pub fn set_config(&mut self, config: SenderConfig) {
-        match self.phase {
-            Phase::Idle(_) => self.config = config,
+        match &mut self.phase {
+            Phase::Idle(due) => {
+                let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
+                if let Some(due) = due {
+                    *due = Monotonic(due.0.saturating_sub(old_ns).saturating_add(new_ns));
+                }
+                self.config = config;
+            }
             Phase::Testing(_) => self.next_config = Some(config),
+        }
+    }
+
+    /// When the next test is due, between two of them.
+    pub fn idle_until(&self) -> Option<Monotonic> {
+        match &self.phase {
+            Phase::Idle(due) => *due,
+            Phase::Testing(_) => None,
         }
     }
 
