@@ -5,7 +5,10 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use prost::Message;
@@ -80,6 +83,8 @@ pub struct ConfigStore {
     directory: PathBuf,
     /// What was wrong when it was opened, and where it is told no more: behind which revision.
     damage: Option<(String, u64)>,
+    /// Somebody has looked after the damage.
+    settled: AtomicBool,
 }
 
 impl ConfigStore {
@@ -111,7 +116,16 @@ impl ConfigStore {
             None => 0,
         };
         let (current, directory) = (Mutex::new(current), directory.to_owned());
-        let store = Self { engine, meta, pieces, answers, current, directory, damage: None };
+        let store = Self {
+            engine,
+            meta,
+            pieces,
+            answers,
+            current,
+            directory,
+            damage: None,
+            settled: AtomicBool::default(),
+        };
         store.check()?;
         Ok(store)
     }
@@ -195,11 +209,17 @@ impl ConfigStore {
         }
     }
 
-    /// What was wrong when the store was opened, as long as nothing is committed after it. Empty
+    /// What was wrong when the store was opened, as long as nothing is applied after it. Empty
     /// when all is well.
     pub fn damage(&self) -> String {
         let told = self.damage.as_ref().filter(|(_, revision)| *self.lock() <= *revision);
+        let told = told.filter(|_| !self.settled.load(Relaxed));
         told.map(|(text, _)| text.clone()).unwrap_or_default()
+    }
+
+    /// A document was applied that is the one that there is: it is right.
+    pub fn settle(&self) {
+        self.settled.store(true, Relaxed);
     }
 
     /// Remembers the answer to a request that made no revision, for when the request comes again.

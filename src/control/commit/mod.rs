@@ -277,6 +277,7 @@ impl Actor {
             self.digest = digest;
             self.waiting = unconfirmed.map(|waits| Waiting::new(answer.revision, waits, now.unix));
         } else {
+            self.store.settle();
             // A change that is none still says what is to become of what waits.
             if let Some(waiting) = self.waiting {
                 if proposal.confirm_timeout_ns.is_none() {
