@@ -532,6 +532,85 @@ class Peculiar(harness.Case):
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
 
 
+def tlvs(octets):
+    """The TLVs of a STAMP packet: where each begins, its flags, its type, its value."""
+    found, at = [], 0
+    while at < len(octets):
+        flags, kind, length = struct.unpack(">BBH", octets[at:at + 4])
+        found.append((at, flags, kind, octets[at + 4:at + 4 + length]))
+        at += 4 + length
+    return found
+
+
+class BothEndsOfStamp(harness.TwoHosts):
+    """STAMP between two agents, open and authenticated, over both IP versions, with all extensions:
+    every HMAC on the wire, and what came of it."""
+
+    def test_every_extension_on_both_ends(self):
+        a, b = self.agent("a", self.a).client(), self.agent("b", self.b).client()
+        asked = {"class_of_service": "af41", "direct_measurement": True, "follow_up_telemetry": True,
+                 "location": True, "timestamp_information": True}
+        ports = {"NONE": 863, "AUTHENTICATED": 864}
+        ends = {"v4": (self.B, self.A), "v6": (self.B6, self.A6)}
+        path = os.path.join(self.directory, "stamp.pcapng")
+        with self.capture(self.a, path):
+            for mode, port in ports.items():
+                keys = [{"key_id": "k", "secret": SECRET}] if mode != "NONE" else []
+                b.apply({"server": {"stamp": {
+                    "listen": [{"address": "::", "port": port}], "stateful": True, "keys": keys,
+                    "prefixes": ["0.0.0.0/0", "::/0"], "authentication_mode": f"AUTHENTICATION_MODE_{mode}"}}})
+                secret = {"authentication_mode": f"AUTHENTICATION_MODE_{mode}", "secret": SECRET} if keys else {}
+                a.apply({"client": client(*(
+                    connection(f"{mode}-{version}", ends[version][0], [session(
+                        "s1", destination_port=port, probe_count=10, probe_interval="0.05s",
+                        dscp_code_points="af11", data_size=512, stamp=asked)],
+                        control_type="CONTROL_TYPE_STAMP", test_interval="60s", **secret)
+                    for version in ends))})
+                for version in ends:
+                    self.wait_for(lambda: tests(a.records(), f"{mode}-{version}", "COMPLETE"))
+        for mode, version in itertools.product(ports, ends):
+            figures = tests(a.records(), f"{mode}-{version}", "COMPLETE")[0]["figures"]
+            told = figures["stamp"]
+            with self.subTest(mode=mode, version=version):
+                self.assertEqual((figures["probes_received"], figures["probes_lost"]), ("10", "0"))
+                # DSCP as the probe came, and as the reply was asked to go.
+                self.assertEqual((figures["egress_tos"] >> 2, figures["ingress_tos"] >> 2), (10, 34))
+                self.assertEqual(
+                    [told[f"direct_{end}"] for end in ("sender_transmitted", "reflector_received", "reflector_transmitted")],
+                    [10, 10, 10])
+                self.assertGreaterEqual(int(figures["reflector_stamps_corrected"]), 8)
+                self.assertIn(ends[version][1], told["seen_source"])
+                self.assertGreater(told["reflector_sync_source"], 0)
+                flags = [told[name] for name in ("tlvs_unrecognised", "tlvs_malformed", "tlvs_not_genuine")]
+                self.assertEqual(flags, ["0", "0", "0"])
+        self.on_the_wire(path, ports)
+
+    def on_the_wire(self, path, ports):
+        import hashlib
+        import hmac
+
+        mac = lambda octets: hmac.new(SECRET.encode(), octets, hashlib.sha256).digest()[:16]  # noqa: E731
+        seen = {mode: 0 for mode in ports}
+        fields = ("udp.srcport", "udp.dstport", "udp.payload")
+        shown = sh("tshark", "-r", path, "-Y", "udp.port in {863, 864}", "-T", "fields",
+                   *(argument for field in fields for argument in ("-e", field)))
+        for line in shown.splitlines():
+            source, destination, payload = line.split("\t")
+            mode = "AUTHENTICATED" if "864" in (source, destination) else "NONE"
+            octets, base = bytes.fromhex(payload), 112 if mode == "AUTHENTICATED" else 44
+            seen[mode] += 1
+            self.assertEqual(len(octets), 512)
+            found = tlvs(octets[base:])
+            self.assertEqual({flags & 0x60 for _, flags, _, _ in found}, {0}, "neither malformed nor failed")
+            kinds = [kind for _, _, kind, _ in found]
+            self.assertLessEqual({1, 2, 3, 4, 5, 7}, set(kinds))
+            if mode == "AUTHENTICATED":
+                self.assertEqual(octets[96:112], mac(octets[:96]))
+                at, _, kind, value = found[-1]
+                self.assertEqual((kind, value), (8, mac(octets[:4] + octets[base:base + at])))
+        self.assertGreaterEqual(min(seen.values()), 40)
+
+
 class Syn(harness.TwoHosts):
     def test_conformance_022_the_dscp_of_the_syn(self):
         """Where the host reflects it, the server's packets carry the DSCP of the client's SYN."""
