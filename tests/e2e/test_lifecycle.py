@@ -205,6 +205,32 @@ class Service(Case):
             said = manager.recv(100)
         self.assertEqual(agent.process.wait(timeout=10), 0)
 
+    def test_sessions_are_stopped_in_form_and_drained(self):
+        """Stop-Sessions with the right number, once what is under way is answered, in each mode."""
+        for individual in (True, False):
+            port = free_port()
+            servers, agent = self.agent(f"servers{individual}"), self.agent(f"agent{individual}")
+            peer, api = servers.client(), agent.client()
+            peer.apply({"server": server(port=port, extensions={"individual_session_control": individual})})
+            three = [session(f"s{i}", probe_count=1000, probe_interval="0.02s") for i in range(3)]
+            api.apply({"client": client(connection("c1", "127.0.0.1", three, destination_port=port))})
+            self.wait_for(lambda: api.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+            time.sleep(0.5)
+            api.close()
+            self.assertEqual(agent.stop(), 0)
+            self.wait_for(lambda: not peer.call("ServerService", "ListServerConnections")["connections"])
+            status = peer.call("ServerService", "GetServerStatus")
+            self.assertEqual(status["irregular_stops"], "0")
+            self.assertEqual(status["connections_ended"], [{"cause": "END_CAUSE_CLIENT", "count": "1"}])
+            agent.start()
+            api = agent.client()
+            stopped = tests(api.records(), "c1", "STOPPED")
+            self.assertEqual(len(stopped), 3)
+            self.assertEqual({t["figures"]["probes_lost"] for t in stopped}, {"0"})
+            self.assertEqual({t["figures"]["probes_sent"] == t["figures"]["probes_received"] for t in stopped}, {True})
+            packets = status["packets"]
+            self.assertEqual(int(packets["received"]), sum(int(t["figures"]["probes_sent"]) for t in stopped))
+
     def test_it_ends_in_time_while_peers_hang(self):
         """Servers that never speak, a stream that nobody reads, a client that sends half a message."""
         silent = socket.create_server(("127.0.0.1", 0), backlog=50)
