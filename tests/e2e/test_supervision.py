@@ -125,8 +125,8 @@ class Table(TwoHosts):
             beats = (at - phase) / INTERVAL
             self.assertLess(abs(beats - round(beats)), 0.02, [d - begun for d in due])
         if running:
-            beats = (phase - begun) / INTERVAL
-            self.assertLess(abs(beats - round(beats)), 0.06, (phase, begun))
+            beats = (phase - seconds(told["last_loss"]["time"])) / INTERVAL
+            self.assertLess(abs(beats - round(beats)), 0.02, (phase, told["last_loss"]))
         self.assertLessEqual(int(restored[0]["attempts"]), length / INTERVAL + 2 + besides)
         # What should have been measured meanwhile is told, and nothing of it counts as loss.
         gone = tests(records, "c1", "UNREACHABLE")
@@ -443,8 +443,8 @@ class Host(TwoHosts):
         time.sleep(8)
         found = self.api.call("ClientService", "ListConnections")["connections"]
         attempts = {c["name"]: int(c["attempts_since_success"]) for c in found}
-        self.assertGreater(attempts.pop("steady"), 40)
-        self.assertLess(max(attempts.values()), 30)
+        self.assertGreater(attempts.pop("steady"), 30)
+        self.assertLess(max(attempts.values()), 25)
         self.assertGreater(len({c["next_attempt_time"] for c in found if c.get("next_attempt_time")}), 15)
 
     def test_thresholds_and_traps(self):
