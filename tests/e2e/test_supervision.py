@@ -127,7 +127,7 @@ class Table(TwoHosts):
         if running:
             beats = (phase - seconds(told["last_loss"]["time"])) / INTERVAL
             self.assertLess(abs(beats - round(beats)), 0.02, (phase, told["last_loss"]))
-        self.assertLessEqual(int(restored[0]["attempts"]), length / INTERVAL + 2 + besides)
+        self.assertLessEqual(int(restored[0]["attempts"]), length / INTERVAL + 3 + besides)
         # What should have been measured meanwhile is told, and nothing of it counts as loss.
         gone = tests(records, "c1", "UNREACHABLE")
         self.assertTrue(gone)
