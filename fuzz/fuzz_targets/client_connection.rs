@@ -78,7 +78,10 @@ fuzz_target!(|data: &[u8]| {
                     accepted += 1;
                 }
                 ClientAction::Failed(_) => ends += 1,
-                ClientAction::Send(_) | ClientAction::Started | ClientAction::Stopped => {}
+                ClientAction::Send(_)
+                | ClientAction::Refused(..)
+                | ClientAction::Started
+                | ClientAction::Stopped => {}
             }
         }
     }
