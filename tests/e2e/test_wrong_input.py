@@ -275,8 +275,9 @@ class StateDirectory(harness.Case):
         store = self.wait_for(lambda: (s := api.call("AgentService", "GetAgent")["store"])
                               and not s["healthy"] and s)
         self.assertIn("disk is full", store["detail"])
-        health = api.call("Health", "Check", {"service": "store"}, package="grpc.health.v1")
-        self.assertEqual(health["status"], "NOT_SERVING")
+        # Health is looked at twice a second.
+        health = lambda: api.call("Health", "Check", {"service": "store"}, package="grpc.health.v1")  # noqa: E731
+        self.wait_for(lambda: health()["status"] == "NOT_SERVING", 5)
         self.assertEqual(len(api.call("ConfigService", "GetConfig")["config"]["client"]["control_connections"]), 1)
         os.remove(filler)
         self.wait_for(lambda: api.call("AgentService", "GetAgent")["store"]["healthy"])
