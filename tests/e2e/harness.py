@@ -312,6 +312,19 @@ def free_port():
                 return port
 
 
+def dial(port, seconds=10):
+    """A connection to a server on loopback, which opens its sockets a moment after the answer to the
+    commit."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=10)
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+
+
 def server(*prefixes, port=862, **fields):
     """A server for whoever is in the prefixes."""
     return {

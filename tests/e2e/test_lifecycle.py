@@ -12,7 +12,7 @@ import unittest
 
 import grpc
 
-from harness import Case, Client, client, connection, events, free_port, server, session, tests
+from harness import Case, Client, client, connection, dial, events, free_port, server, session, tests
 
 KILLS = int(os.environ.get("TWAMP_KILLS", "200"))
 
@@ -247,7 +247,7 @@ class Service(Case):
         })
         stream = api.stream({"earliest": True})
         next(stream)
-        half = socket.create_connection(("127.0.0.1", port))
+        half = dial(port)
         self.addCleanup(half.close)
         half.sendall(b"\0\0\0")
         self.wait_for(lambda: api.connection("up")["state"] == "CONNECTION_STATE_RUNNING")

@@ -11,7 +11,7 @@ import unittest
 
 import decode
 import harness
-from harness import client, connection, events, free_port, server, session, sh, tests
+from harness import client, connection, dial, events, free_port, server, session, sh, tests
 
 SECRET = "correct horse battery staple"
 MODES = {
@@ -251,7 +251,7 @@ class Keys(harness.Case):
             authentication_modes=["AUTHENTICATION_MODE_ENCRYPTED"])})
 
         def refusal(key_id):
-            with socket.create_connection(("127.0.0.1", self.port)) as peer:
+            with dial(self.port) as peer:
                 peer.recv(64, socket.MSG_WAITALL)
                 begun = time.monotonic()
                 peer.sendall(struct.pack(">I", 4) + key_id.ljust(80, b"\0") + os.urandom(80))
@@ -280,7 +280,7 @@ class Keys(harness.Case):
         })
         peers = []
         for _ in range(100):
-            peer = socket.create_connection(("127.0.0.1", self.port))
+            peer = dial(self.port)
             self.addCleanup(peer.close)
             peer.recv(64, socket.MSG_WAITALL)
             peer.sendall(struct.pack(">I", 4) + b"alice".ljust(80, b"\0") + os.urandom(80))
@@ -288,7 +288,7 @@ class Keys(harness.Case):
         pid = self.agents[0].process.pid
         ticks = lambda: sum(int(t) for t in open(f"/proc/{pid}/stat").read().split()[13:15])  # noqa: E731
         before, begun = ticks(), time.monotonic()
-        with socket.create_connection(("127.0.0.1", self.port)) as peer:
+        with dial(self.port) as peer:
             peer.settimeout(2)
             peer.recv(64, socket.MSG_WAITALL)
             peer.sendall(struct.pack(">I", 1) + bytes(160))

@@ -7,7 +7,8 @@ import unittest
 import grpc
 
 from harness import (
-    Case, TwoHosts, client, connection, events, free_port, need, seconds, server, session, sh, tests,
+    Case, TwoHosts, client, connection, dial, events, free_port, need, seconds, server, session, sh,
+    tests,
 )
 
 
@@ -276,7 +277,7 @@ class Alone(Case):
         request[64:68] = struct.pack(">I", 27)
         most = 0
         for number in range(300):
-            with socket.create_connection(("127.0.0.1", port)) as peer:
+            with dial(port) as peer:
                 peer.recv(64, socket.MSG_WAITALL)
                 peer.sendall(struct.pack(">I", 1) + bytes(160))
                 peer.recv(48, socket.MSG_WAITALL)

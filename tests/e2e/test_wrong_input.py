@@ -351,7 +351,7 @@ class Wire(harness.Case):
         return len(sockets) == 2 and not any(s["error"] for s in sockets)
 
     def control(self):
-        peer = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        peer = harness.dial(self.port)
         self.addCleanup(peer.close)
         greeting = b""
         while len(greeting) < 64:
