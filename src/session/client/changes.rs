@@ -2,8 +2,7 @@
 
 use std::{pin::pin, time::Duration};
 
-use futures_util::future::join_all;
-use tokio::{sync::oneshot, time::sleep};
+use tokio::time::sleep;
 
 use super::{
     attempt::{self, Established},
@@ -146,7 +145,7 @@ impl Driver {
                     Some(Err(failure)) => return Changed::Lost(failure),
                     Some(Ok(())) => {}
                 }
-                self.sids.clear();
+                self.running.clear();
                 match self.request_missing(Some(control), Vec::new()).await {
                     Changed::Lost(failure) if failure.is_end() => Changed::Closed,
                     changed @ (Changed::Done | Changed::Closed | Changed::Lost(_)) => changed,
@@ -154,8 +153,8 @@ impl Driver {
             }
             control => {
                 let stopped = self.stop_named(&touched).await;
-                let stop: Vec<Sid> =
-                    touched.iter().filter_map(|name| self.sids.remove(name).flatten()).collect();
+                let stopping = touched.iter().filter_map(|name| self.running.remove(name)?.sid);
+                let stop: Vec<Sid> = stopping.collect();
                 self.follow_sessions().await;
                 match stopped {
                     Some(()) => self.request_missing(control, stop).await,
@@ -214,7 +213,7 @@ impl Driver {
     /// Names of sessions that are configured and do not run.
     pub(super) fn missing(&self) -> Vec<String> {
         let names = self.config.sessions.iter().map(|session| &session.name);
-        names.filter(|name| !self.sids.contains_key(*name)).cloned().collect()
+        names.filter(|name| !self.running.contains_key(*name)).cloned().collect()
     }
 
     /// What runs is what is configured, or is tried for.
@@ -225,15 +224,10 @@ impl Driver {
 
     /// Lets all sessions finish their tests, within bounds.
     async fn pause_all(&mut self, control: &mut Established) -> Option<Result<(), Failure>> {
-        let mut all = Vec::with_capacity(self.sessions.len());
-        for index in 0..self.sessions.len() {
-            let (done, paused) = oneshot::channel();
-            self.tell(index, Command::Pause(done)).await;
-            all.push(paused);
-        }
+        let answers = self.ask(|_| true, Command::Pause).await;
         let paused = async {
             tokio::select! {
-                _ = join_all(all) => Ok(true),
+                _ = answers => Ok(true),
                 failure = control.watch() => Err(failure),
                 () = sleep(LONGEST_PAUSE) => Ok(false),
             }
@@ -250,15 +244,9 @@ impl Driver {
 
     /// Ends the tests of these sessions as STOPPED, once what is under way is answered or lost.
     async fn stop_named(&mut self, names: &[String]) -> Option<()> {
-        let mut all = Vec::with_capacity(names.len());
-        for index in 0..self.sessions.len() {
-            if names.contains(&self.sessions[index].name) {
-                let (done, stopped) = oneshot::channel();
-                self.tell(index, Command::Stop(done, Grace::LossTimeout)).await;
-                all.push(stopped);
-            }
-        }
-        self.while_wanted(join_all(all)).await.map(drop)
+        let which = |name: &str| names.iter().any(|wanted| wanted == name);
+        let stopped = self.ask(which, |done| Command::Stop(done, Grace::LossTimeout)).await;
+        self.while_wanted(stopped).await.map(drop)
     }
 
     /// How sessions of what runs now can be changed.

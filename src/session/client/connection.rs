@@ -2,9 +2,7 @@
 //! as pairs of events. Changes of what is wanted while all this goes on are in
 //! [`super::changes`].
 
-use std::{
-    collections::BTreeMap, future::pending, net::IpAddr, pin::Pin, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeMap, future::pending, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::OptionFuture;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
@@ -20,7 +18,7 @@ use super::{
     peer::PeerMemory,
     progress::{Progress, Silence},
     sender::Command,
-    sessions::SessionTask,
+    sessions::{Running, SessionTask},
     status::Status,
 };
 use crate::{
@@ -31,7 +29,6 @@ use crate::{
     session::Derivation,
     supervise::Pulse,
     time::{Monotonic, duration_to_proto},
-    wire::codes::Sid,
 };
 
 /// Runs the connection until `token` is cancelled.
@@ -60,8 +57,7 @@ pub(super) async fn run(
         token,
         pulse,
         sessions: Vec::new(),
-        sids: BTreeMap::new(),
-        remotes: BTreeMap::new(),
+        running: BTreeMap::new(),
         tasks: JoinSet::new(),
         silence: Silence::default(),
         course,
@@ -115,10 +111,8 @@ pub(super) struct Driver {
     pub(super) token: CancellationToken,
     pub(super) pulse: Pulse,
     pub(super) sessions: Vec<SessionTask>,
-    /// Of the sessions that run, by name; `None` where nothing was negotiated.
-    pub(super) sids: BTreeMap<String, Option<Sid>>,
-    /// Where their probes go.
-    pub(super) remotes: BTreeMap<String, IpAddr>,
+    /// The sessions that run, by name.
+    pub(super) running: BTreeMap<String, Running>,
     /// The sessions' tasks; one that panics takes the driver with it, which is started again.
     pub(super) tasks: JoinSet<()>,
     pub(super) progress: Arc<Progress>,
@@ -248,8 +242,7 @@ impl Driver {
             self.session_failed(&failure).await;
         }
         let next = self.run_sessions(&mut control).await;
-        self.sids.clear();
-        self.remotes.clear();
+        self.running.clear();
         if let Next::Lost(..) = next {
             self.network_seen = self.network.borrow().better;
         } else {
@@ -346,7 +339,8 @@ impl Driver {
         &self,
         without_control: bool,
     ) -> OptionFuture<Pin<Box<impl Future<Output = ()> + use<>>>> {
-        let (config, remotes) = (self.config.clone(), self.remotes.clone());
+        let remotes = self.running.iter().map(|(name, running)| (name.clone(), running.remote));
+        let (config, remotes) = (self.config.clone(), remotes.collect());
         OptionFuture::from(without_control.then(|| Box::pin(names_move(config, remotes))))
     }
 
@@ -409,24 +403,14 @@ impl Driver {
             tokio::select! {
                 () = sleep(until(Some(due))) => return Next::Attempt,
                 () = better => return Next::Attempt,
-                next = self.change() => match next {
-                    // Counted from now on, where that is sooner.
-                    Next::Retimed => {
-                        self.course.attempt_at(clock::monotonic());
-                        due = due.min(self.next_attempt());
-                        self.course.attempt_at(due);
-                    }
-                    next @ (Next::Anew
-                    | Next::Attempt
-                    | Next::Sessions
-                    | Next::Tuned
-                    | Next::Lost(..)
-                    | Next::Completed
-                    | Next::Parked(_)
-                    | Next::Again
-                    | Next::End) => return next,
+                next = self.change() => if !matches!(next, Next::Retimed) {
+                    return next;
                 }
             }
+            // Counted from now on, where that is sooner.
+            self.course.attempt_at(clock::monotonic());
+            due = due.min(self.next_attempt());
+            self.course.attempt_at(due);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The tasks of a connection's sessions: made, told, looked after and ended.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use futures_util::future::join_all;
+use futures_util::future::{JoinAll, join_all};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -10,13 +10,22 @@ use super::{
     connection::Driver,
     sender::{self, Command, Grace},
 };
-use crate::supervise::Pulse;
+use crate::{supervise::Pulse, wire::codes::Sid};
 
 /// The task of a session.
 pub(super) struct SessionTask {
     pub(super) name: String,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) pulse: Pulse,
+}
+
+/// What is known of a session that runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Running {
+    /// `None` where nothing was negotiated.
+    pub(super) sid: Option<Sid>,
+    /// Where its probes go.
+    pub(super) remote: IpAddr,
 }
 
 impl Driver {
@@ -27,8 +36,7 @@ impl Driver {
         let names: Vec<&str> =
             self.config.sessions.iter().map(|session| session.name.as_str()).collect();
         self.progress.follow(&names);
-        self.sids.retain(|name, _| names.contains(&name.as_str()));
-        self.remotes.retain(|name, _| names.contains(&name.as_str()));
+        self.running.retain(|name, _| names.contains(&name.as_str()));
         let mut known = std::mem::take(&mut self.sessions);
         for index in 0..self.config.sessions.len() {
             let name = &self.config.sessions[index].name;
@@ -74,8 +82,8 @@ impl Driver {
             let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
             let (local, remote) = (session.socket.local(), session.remote);
             self.status.session_started(&session.name, sid, local, remote);
-            self.sids.insert(session.name.clone(), session.sid);
-            self.remotes.insert(session.name.clone(), session.remote.ip());
+            let running = Running { sid: session.sid, remote: session.remote.ip() };
+            self.running.insert(session.name.clone(), running);
             self.tell(index, Command::Up(Box::new(session))).await;
         }
     }
@@ -83,7 +91,7 @@ impl Driver {
     /// Sessions end when nobody is left to command them.
     pub(super) async fn end_sessions(&mut self) {
         self.sessions.clear();
-        self.sids.clear();
+        self.running.clear();
         self.status.set_session_commands(Vec::new());
         while self.tasks.join_next().await.is_some() {}
     }
@@ -91,13 +99,24 @@ impl Driver {
     /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
     /// their results are reported.
     pub(super) async fn stop_sessions(&mut self) {
-        let mut all = Vec::with_capacity(self.sessions.len());
+        self.ask(|_| true, |done| Command::Stop(done, Grace::Short)).await.await;
+    }
+
+    /// Tells sessions to do what they answer when it is done; what it gives ends when all have.
+    pub(super) async fn ask(
+        &self,
+        which: impl Fn(&str) -> bool,
+        command: impl Fn(oneshot::Sender<()>) -> Command,
+    ) -> JoinAll<oneshot::Receiver<()>> {
+        let mut answers = Vec::with_capacity(self.sessions.len());
         for index in 0..self.sessions.len() {
-            let (done, stopped) = oneshot::channel();
-            self.tell(index, Command::Stop(done, Grace::Short)).await;
-            all.push(stopped);
+            if which(&self.sessions[index].name) {
+                let (done, answer) = oneshot::channel();
+                self.tell(index, command(done)).await;
+                answers.push(answer);
+            }
         }
-        join_all(all).await;
+        join_all(answers)
     }
 
     pub(super) async fn tell(&self, index: usize, command: Command) {
