@@ -42,7 +42,9 @@ pub mod services {
 /// take to say so: a collector that vanished must not keep its stream.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
-/// How often health is looked at.
+/// Changes of connections within this are told to those who watch health at once.
+const HEALTH_PAUSE: Duration = Duration::from_millis(100);
+/// How often health is looked at where no connection changes: damage tells nobody.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// How long open requests may take when the agent ends.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -115,8 +117,10 @@ async fn report_health(mut health: HealthReporter, context: Context) {
         health.set_service_status(service, Serving).await;
     }
     let mut state = context.results.state();
+    let mut changes = context.control.clients().changes();
     let mut told: BTreeMap<String, bool> = BTreeMap::new();
     loop {
+        changes.mark_unchanged();
         let healthy =
             state.borrow_and_update().detail.is_empty() && context.control.damage().is_empty();
         health.set_service_status("store", status(healthy)).await;
@@ -130,6 +134,8 @@ async fn report_health(mut health: HealthReporter, context: Context) {
         told = running;
         tokio::select! {
             () = sleep(HEALTH_EVERY) => {}
+            Ok(()) = changes.changed() => sleep(HEALTH_PAUSE).await,
+            Ok(()) = state.changed() => {}
             () = context.token.cancelled() => return,
         }
     }

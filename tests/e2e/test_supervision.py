@@ -77,6 +77,12 @@ class Table(TwoHosts):
     def state(self):
         return self.api.connection("c1")["state"].removeprefix("CONNECTION_STATE_")
 
+    def health(self, service):
+        try:
+            return self.api.call("Health", "Check", {"service": service}, "grpc.health.v1")["status"]
+        except grpc.RpcError as error:
+            return error.code().name
+
     def nft(self, *rules):
         for command in ("add table inet x",
                         "add chain inet x input { type filter hook input priority 0; }",
@@ -98,8 +104,7 @@ class Table(TwoHosts):
         self.assertIn(told["state"].removeprefix("CONNECTION_STATE_"),
                       ("WAITING_RETRY", "CONNECTING", "NEGOTIATING", "RESOLVING"))
         self.assertEqual((told["outages"], told["server_address"] if told["state"].endswith("RETRY") else ""), ("1", ""))
-        health = self.api.call("Health", "Check", {"service": "client/c1"}, "grpc.health.v1")
-        self.assertEqual(health["status"], "NOT_SERVING")
+        self.wait_for(lambda: self.health("client/c1") == "NOT_SERVING", 5)
         begun = seconds(lost()[0]["time"])
         self.wait_for(lambda: len([at for at in watcher.due() if at > begun]) >= 2)
         mend()
