@@ -27,7 +27,10 @@ use twamp_agent::{
     model::parse,
     net::free_port,
     proto,
-    session::server::{Registry, ServerRole},
+    session::{
+        PlaneSettings,
+        server::{Reflectors, Registry, ServerRole},
+    },
     supervise::{Pulse, Tasks},
 };
 
@@ -173,7 +176,8 @@ fn reflector(length: Duration) -> Figures {
     let config = parse(&document).expect("a configuration").server;
     let (ready, is_ready) = mpsc::channel();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let registry = Registry::new();
+    let reflectors = Reflectors::start(PlaneSettings::default()).expect("threads");
+    let registry = Registry::new(reflectors);
     let inside = registry.clone();
     let role = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -183,7 +187,7 @@ fn reflector(length: Duration) -> Figures {
             let (applied, mut in_force) = watch::channel(None);
             tasks.spawn(
                 "role",
-                ServerRole::new(inside, receiver, tasks.clone()).run(applied, Pulse::default()),
+                ServerRole::new(inside, receiver, &tasks).run(applied, Pulse::default()),
             );
             in_force.wait_for(Option::is_some).await.expect("the role");
             ready.send(()).expect("the main thread");

@@ -1,15 +1,16 @@
 //! The composition root: puts an agent together from its parts, and takes it apart again.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
 use crate::{
     api::{self, AgentFacts, ApiListener, ApiSettings, Context, ListenError},
-    control::{ApplyError, Committed, Control, LoadError},
+    control::{ApplyError, Committed, Control, LoadError, Planes},
     net::{self, clock},
     proto::{AgentConfig, ApplyConfigRequest, EventType},
     results::{Results, retention, watch_clock, watch_store},
+    session::{PlaneSettings, client::Senders, server::Reflectors},
     store::{ConfigStore, ResultStore, StateDirectory, StoreError},
     supervise::Tasks,
 };
@@ -24,6 +25,10 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where and how the API is offered.
     pub api: ApiSettings,
+    /// Threads of the test sessions of the client role.
+    pub senders: PlaneSettings,
+    /// Threads of the test packets of the server role.
+    pub reflectors: PlaneSettings,
     /// Committed where nothing was ever committed.
     pub bootstrap: Option<AgentConfig>,
 }
@@ -46,6 +51,9 @@ pub enum StartError {
         /// Why it was not committed.
         error: ApplyError,
     },
+    /// The threads of the data plane.
+    #[error("threads of the data plane: {0}")]
+    Threads(io::Error),
     /// The descriptors of the API.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -101,7 +109,11 @@ impl Agent {
             let kind = EventType::ConfigurationCommitted;
             results.agent_event(kind, revision, detail.to_owned(), started.unix);
         }
-        let control = Control::start(config_store, committed, &results, &tasks)?;
+        let planes = Planes {
+            senders: Senders::start(options.senders).map_err(StartError::Threads)?,
+            reflectors: Reflectors::start(options.reflectors).map_err(StartError::Threads)?,
+        };
+        let control = Control::start(config_store, committed, &results, planes, &tasks)?;
         let damage = {
             let control = control.clone();
             move || control.damage()

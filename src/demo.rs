@@ -16,6 +16,7 @@ use crate::{
         ApplyConfigRequest, GetStatisticsRequest, StreamRecordsRequest, TestOutcome, record,
         stream_records_request::From as StreamFrom, stream_records_response::Message,
     },
+    session::PlaneSettings,
 };
 
 /// Why the demonstration failed.
@@ -50,7 +51,13 @@ pub async fn run(
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
         ..ApiSettings::default()
     };
-    let options = Options { state_dir: directory.path().join("state"), api, bootstrap: None };
+    let options = Options {
+        state_dir: directory.path().join("state"),
+        api,
+        senders: PlaneSettings::default(),
+        reflectors: PlaneSettings::default(),
+        bootstrap: None,
+    };
     let agent = Agent::start(options).await?;
     let result = show(&agent, port, length, stop, &print).await;
     agent.stop().await;

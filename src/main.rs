@@ -118,7 +118,13 @@ fn run(
     }
     telemetry::init(&settings.log).map_err(|error| configuration(&error))?;
     let bootstrap = bootstrap.map(read_document).transpose()?;
-    let options = Options { state_dir: settings.state_dir, api: settings.api, bootstrap };
+    let options = Options {
+        senders: settings.sender_plane(),
+        reflectors: settings.reflector_plane(),
+        state_dir: settings.state_dir,
+        api: settings.api,
+        bootstrap,
+    };
     runtime()?.block_on(async {
         let agent = Agent::start(options).await.map_err(|error| {
             let code = match &error {
@@ -127,6 +133,7 @@ fn run(
                 | StartError::Load(_)
                 | StartError::Listen(_)
                 | StartError::Bootstrap { .. }
+                | StartError::Threads(_)
                 | StartError::Reflection(_) => CONFIGURATION,
             };
             Failure(code, error.to_string())

@@ -5,10 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use thiserror::Error;
 
-use crate::{api::ApiSettings, telemetry::LogSettings};
+use crate::{api::ApiSettings, net::ThreadPlace, session::PlaneSettings, telemetry::LogSettings};
 
 /// Settings of an agent. Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -20,6 +20,59 @@ pub struct Settings {
     pub api: ApiSettings,
     /// How the agent logs.
     pub log: LogSettings,
+    /// The threads that send probes; one where it is not said.
+    pub senders: ThreadSettings,
+    /// The threads that answer probes; one for each CPU where it is not said.
+    pub reflectors: ThreadSettings,
+}
+
+/// Threads of the data plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ThreadSettings {
+    /// How many, 1 to 64.
+    #[serde(deserialize_with = "threads")]
+    pub threads: Option<usize>,
+    /// CPUs that they may run on; empty for all.
+    pub cpus: Vec<usize>,
+    /// Priority of SCHED_FIFO, 1 to 99; 0 for the ordinary scheduler.
+    #[serde(deserialize_with = "priority")]
+    pub realtime_priority: u8,
+    /// Microseconds of SO_BUSY_POLL on their sockets; 0 for none.
+    pub busy_poll_us: u32,
+}
+
+/// Threads of one kind that are started without being asked for.
+const MOST_BY_DEFAULT: usize = 16;
+const MOST_THREADS: usize = 64;
+
+fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let threads = usize::deserialize(deserializer)?;
+    if (1..=MOST_THREADS).contains(&threads) {
+        return Ok(Some(threads));
+    }
+    Err(D::Error::custom(format!("{threads} threads: it is from 1 to {MOST_THREADS}")))
+}
+
+fn priority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let priority = u8::deserialize(deserializer)?;
+    if priority <= 99 {
+        return Ok(priority);
+    }
+    Err(D::Error::custom(format!("priority {priority}: it is from 1 to 99, or 0 for none")))
+}
+
+impl ThreadSettings {
+    fn plane(&self, threads_by_default: usize) -> PlaneSettings {
+        PlaneSettings {
+            threads: self.threads.unwrap_or(threads_by_default),
+            place: ThreadPlace {
+                cpus: self.cpus.clone(),
+                realtime_priority: self.realtime_priority,
+            },
+            busy_poll_us: self.busy_poll_us,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -28,6 +81,8 @@ impl Default for Settings {
             state_dir: "/var/lib/twamp-agent".into(),
             api: ApiSettings::default(),
             log: LogSettings::default(),
+            senders: ThreadSettings::default(),
+            reflectors: ThreadSettings::default(),
         }
     }
 }
@@ -54,6 +109,17 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// The threads that send probes.
+    pub fn sender_plane(&self) -> PlaneSettings {
+        self.senders.plane(1)
+    }
+
+    /// The threads that answer probes.
+    pub fn reflector_plane(&self) -> PlaneSettings {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        self.reflectors.plane(cpus.min(MOST_BY_DEFAULT))
+    }
+
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, SettingsError> {
         let path = path.to_owned();
@@ -90,11 +156,32 @@ mod tests {
              [api]\nlisten = [\"[::1]:1\"]\nunix_socket = \"/run/x\"\n\
              allow_remote_without_tls = true\n\
              [api.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n\
-             [log]\nfilter = \"debug\"\nformat = \"json\"\n",
+             [log]\nfilter = \"debug\"\nformat = \"json\"\n\
+             [senders]\nthreads = 2\ncpus = [0, 1]\nrealtime_priority = 10\nbusy_poll_us = 50\n\
+             [reflectors]\nthreads = 3\n",
         )
         .unwrap();
+        let senders = settings.sender_plane();
+        assert_eq!((senders.threads, senders.busy_poll_us), (2, 50));
+        assert_eq!((senders.place.cpus, senders.place.realtime_priority), (vec![0, 1], 10));
+        assert_eq!(settings.reflector_plane().threads, 3);
         assert!(settings.api.allow_remote_without_tls);
         assert_eq!(settings.api.tls.unwrap().client_ca, Some("a".into()));
+    }
+
+    #[test]
+    fn threads_have_limits() {
+        for (text, said) in [
+            ("[senders]\nthreads = 0\n", "from 1 to 64"),
+            ("[reflectors]\nthreads = 65\n", "from 1 to 64"),
+            ("[senders]\nrealtime_priority = 100\n", "from 1 to 99"),
+            ("[senders]\ncpus = [-1]\n", "-1"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("line 2"), "{error}");
+        }
+        assert_eq!(Settings::default().sender_plane().threads, 1);
+        assert!(Settings::default().reflector_plane().threads >= 1);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use twamp_agent::{
     proto::{self, ConnectionState, EventType, LossCause, Record, record},
     results::{Filter, Results, page, retention},
     session::{
-        Derivation,
-        client::{ClientContext, ConnectionHandle},
+        Derivation, PlaneSettings,
+        client::{ClientContext, ConnectionHandle, Senders},
     },
     store::{ResultStore, StateDirectory},
     supervise::Tasks,
@@ -55,8 +55,9 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
     let results = Results::open(store, "boot".into()).unwrap();
     let (_network, network) = watch::channel(NetworkChanges::default());
     let derivation = Arc::new(Derivation::of_clients());
-    let context =
-        ClientContext { results: results.clone(), derivation, network, changes: Arc::default() };
+    let senders = Senders::start(PlaneSettings::default()).unwrap();
+    let changes = Arc::default();
+    let context = ClientContext { results: results.clone(), derivation, network, senders, changes };
     let tasks = Tasks::new();
     // No document says this: a test of no probes is one probe less than nothing.
     let mut broken = connection("broken");

@@ -16,7 +16,7 @@ use crate::{
     results::Results,
     session::{
         Derivation,
-        client::{ClientContext, ConnectionHandle, probe_server},
+        client::{ClientContext, ConnectionHandle, Senders, probe_server},
     },
     supervise::Tasks,
 };
@@ -54,9 +54,14 @@ struct Inner {
 }
 
 impl Clients {
-    pub(super) fn new(results: Arc<Results>, network: watch::Receiver<NetworkChanges>) -> Self {
+    pub(super) fn new(
+        results: Arc<Results>,
+        network: watch::Receiver<NetworkChanges>,
+        senders: Arc<Senders>,
+    ) -> Self {
         let derivation = Arc::new(Derivation::of_clients());
-        let context = ClientContext { results, derivation, network, changes: Arc::default() };
+        let changes = Arc::default();
+        let context = ClientContext { results, derivation, network, senders, changes };
         let probes = Semaphore::new(MAXIMUM_PROBES);
         Self { inner: Mutex::default(), context, probes, tasks: Tasks::new() }
     }

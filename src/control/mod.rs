@@ -19,7 +19,10 @@ use crate::{
     net::{NetworkChanges, clock, follow_network, random},
     proto,
     results::Results,
-    session::server::{Registry, ServerRole},
+    session::{
+        client::Senders,
+        server::{Reflectors, Registry, ServerRole},
+    },
     store::{ConfigStore, StoreError, StoredRevision},
     supervise::{RestartPolicy, Tasks, keep_alive},
     time::UnixTime,
@@ -94,6 +97,15 @@ pub enum LoadError {
     },
 }
 
+/// The threads that test packets are sent and answered on.
+#[derive(Clone, Debug)]
+pub struct Planes {
+    /// Of the client role.
+    pub senders: Arc<Senders>,
+    /// Of the server role.
+    pub reflectors: Arc<Reflectors>,
+}
+
 /// The agent's configuration and what follows it.
 #[derive(Clone, Debug)]
 pub struct Control {
@@ -112,6 +124,7 @@ impl Control {
         store: ConfigStore,
         committed: Committed,
         results: &Arc<Results>,
+        planes: Planes,
         tasks: &Tasks,
     ) -> Result<Self, LoadError> {
         let store = Arc::new(store);
@@ -126,7 +139,7 @@ impl Control {
         let digester = Digester::new(store.digest_key(random::octets())?);
         let (network, network_changes) = watch::channel(NetworkChanges::default());
         tasks.spawn("network", follow_network(network, tasks.token()));
-        let clients = Arc::new(Clients::new(results.clone(), network_changes));
+        let clients = Arc::new(Clients::new(results.clone(), network_changes, planes.senders));
         let committer = Committer {
             store: store.clone(),
             results: results.clone(),
@@ -146,7 +159,7 @@ impl Control {
             ),
         );
 
-        let registry = Registry::new();
+        let registry = Registry::new(planes.reflectors);
         let (server, server_config) = watch::channel(None);
         let (applied, server_applied) = watch::channel(None);
         let (role_registry, role_tasks) = (registry.clone(), tasks.clone());
@@ -157,7 +170,7 @@ impl Control {
                 RestartPolicy::default(),
                 move |pulse| {
                     let (registry, config) = (role_registry.clone(), server_config.clone());
-                    let role = ServerRole::new(registry, config, role_tasks.clone());
+                    let role = ServerRole::new(registry, config, &role_tasks);
                     role.run(applied.clone(), pulse)
                 },
                 |text, last| tracing::error!(text, last, "the server role failed"),

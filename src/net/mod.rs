@@ -5,16 +5,22 @@ pub mod clock;
 mod host;
 mod links;
 mod neighbours;
+mod poll;
 mod probe_bind;
 pub mod random;
 pub mod resolve;
 pub mod tcp;
 mod tcp_facts;
+mod thread;
 mod udp;
 
 pub use host::{free_port, host_name, interface_index, raise_open_files};
 pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;
+pub use poll::{Bell, Poller};
 pub use probe_bind::{ResourceRefusal, check_resources};
 pub use tcp_facts::TcpDirectory;
-pub use udp::{Answer, Answered, PacketInfo, Reflected, TestSocket, UdpOptions};
+pub use thread::{ThreadPlace, take_place};
+pub use udp::{
+    Answer, Answered, Drained, PacketInfo, Reflected, TestSocket, TransmitStamps, UdpOptions,
+};

@@ -44,7 +44,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             if held_udp.contains(&wanted) {
                 continue;
             }
-            if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref())
+            if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref(), false)
                 && !is_own(&error, &held_udp, &wanted)
             {
                 let field = udp_field(server, &wanted).to_owned();
@@ -71,7 +71,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
         });
         for (field, address) in own.into_iter().chain(sessions) {
             // The port is asked for only when it is needed: until then others may use it.
-            if let Err(error) = udp::bound(SocketAddr::new(address, 0), None) {
+            if let Err(error) = udp::bound(SocketAddr::new(address, 0), None, false) {
                 refuse(format!("{path}.{field}"), format!("address {address}"), &error);
             }
         }
@@ -84,7 +84,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             let any = IpAddr::from([0u8; 4]);
             let source = session.source_address.or(connection.source_address).unwrap_or(any);
             let address = SocketAddr::new(source, port);
-            if let Err(error) = udp::bound(address, interface) {
+            if let Err(error) = udp::bound(address, interface, false) {
                 let field = format!("{path}.test_sessions[{index}].source_port");
                 refuse(field, format!("UDP {address}"), &error);
             }

@@ -2,20 +2,14 @@
 //! readers. Reporting never waits; what the store cannot take is dropped and counted.
 
 mod filter;
+mod log;
 mod reader;
+mod reports;
 mod statistics;
 mod surroundings;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -25,14 +19,12 @@ pub use surroundings::{watch_clock, watch_store};
 
 use crate::{
     model::{AgentConfig, StorageConfig},
-    proto::{
-        Event, EventType, LossCause, ProbeResult, ProbeResults, Record, Statistics, TestResult,
-        record,
-    },
-    store::{Entry, MAXIMUM_VALUE_OCTETS, ResultStore, Retention, StoreError, StoreState},
+    proto::{Event, EventType, ProbeResult, ProbeResults, Statistics, TestResult, record},
+    store::{ResultStore, Retention, StoreError, StoreState},
     time::UnixTime,
 };
-use statistics::Fold;
+use log::Log;
+use reports::{Report, Reports};
 
 /// Largest number of probes in one record: with the longest names and labels it stays below what
 /// the store takes as a value.
@@ -54,29 +46,28 @@ pub struct Subject {
 /// The result log with its statistics.
 #[derive(Debug)]
 pub struct Results {
-    store: ResultStore,
+    log: Arc<Log>,
+    reports: Reports,
     boot_id: String,
-    /// Folding and handing to the store happen under one lock, so that a snapshot of statistics
-    /// and its place in the log agree.
-    fold: Mutex<Fold>,
-    dropped: AtomicU64,
 }
 
 impl Results {
     /// Takes up statistics where they were left, and replays what the log has beyond.
     pub fn open(store: ResultStore, boot_id: String) -> Result<Arc<Self>, StoreError> {
-        let fold = Fold::load(&store)?;
-        Ok(Arc::new(Self { store, boot_id, fold: Mutex::new(fold), dropped: AtomicU64::new(0) }))
+        let log = Arc::new(Log::open(store)?);
+        let reports = Reports::start(log.clone())
+            .map_err(|error| StoreError::Database(format!("its thread: {error}")))?;
+        Ok(Arc::new(Self { log, reports, boot_id }))
     }
 
     /// The agent, for ever.
     pub fn agent_id(&self) -> &str {
-        self.store.agent_id()
+        self.log.store.agent_id()
     }
 
     /// What was wrong with the store when it was opened; empty when nothing was.
     pub fn damage(&self) -> &str {
-        self.store.damage()
+        self.log.store.damage()
     }
 
     /// This run of the agent.
@@ -86,70 +77,47 @@ impl Results {
 
     /// What the store holds; changes when there is more to read.
     pub fn state(&self) -> watch::Receiver<StoreState> {
-        self.store.state()
+        self.log.store.state()
     }
 
     /// Records that did not come into the log.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Relaxed) + self.store.state().borrow().dropped
+        self.reports.dropped() + self.log.dropped()
     }
 
     /// Reports a finished test.
-    pub fn test(&self, subject: &Subject, result: TestResult, time: UnixTime) {
+    pub fn test(&self, subject: impl Into<Arc<Subject>>, result: TestResult, time: UnixTime) {
         self.report(subject, record::Kind::TestResult(result), time);
     }
 
     /// Reports single probes, at most [`PROBES_PER_RECORD`].
-    pub fn probes(&self, subject: &Subject, probes: Vec<ProbeResult>, time: UnixTime) {
+    pub fn probes(
+        &self,
+        subject: impl Into<Arc<Subject>>,
+        probes: Vec<ProbeResult>,
+        time: UnixTime,
+    ) {
         self.report(subject, record::Kind::ProbeResults(ProbeResults { probes }), time);
     }
 
     /// Reports something that happened.
-    pub fn event(&self, subject: &Subject, event: Event, time: UnixTime) {
-        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let cause = event.cause();
-        tracing::info!(
-            connection = given(&subject.connection),
-            cause = (cause != LossCause::Unspecified)
-                .then(|| cause.as_str_name().trim_start_matches("LOSS_CAUSE_")),
-            attempts = (event.attempts > 0).then_some(event.attempts),
-            revision = (event.revision > 0).then_some(event.revision),
-            detail = given(&event.detail),
-            "{}",
-            event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_")
-        );
+    pub fn event(&self, subject: impl Into<Arc<Subject>>, event: Event, time: UnixTime) {
         self.report(subject, record::Kind::Event(event), time);
+    }
+
+    fn report(&self, subject: impl Into<Arc<Subject>>, kind: record::Kind, time: UnixTime) {
+        self.reports.send(Report { subject: subject.into(), kind, time });
     }
 
     /// Reports that the agent started, or that a configuration was committed.
     pub fn agent_event(&self, kind: EventType, revision: u64, detail: String, time: UnixTime) {
         let event = Event { r#type: kind.into(), revision, detail, ..Event::default() };
-        self.event(&Subject::default(), event, time);
-    }
-
-    fn report(&self, subject: &Subject, kind: record::Kind, time: UnixTime) {
-        let record = Record {
-            // The store numbers it.
-            cursor: 0,
-            time: Some(time.to_proto()),
-            connection: subject.connection.clone(),
-            session: subject.session.clone(),
-            labels: subject.labels.clone(),
-            kind: Some(kind),
-        };
-        let octets = record.encode_to_vec();
-        let mut fold = self.lock();
-        fold.take(&record);
-        let fits = octets.len() <= MAXIMUM_VALUE_OCTETS;
-        debug_assert!(fits, "a record of {} octets", octets.len());
-        if !fits || self.store.append(Entry { time, octets }).is_err() {
-            self.dropped.fetch_add(1, Relaxed);
-        }
+        self.event(Subject::default(), event, time);
     }
 
     /// Statistics over finished tests, by connection, session and scope.
     pub fn statistics(&self) -> Vec<Statistics> {
-        self.lock().all()
+        self.log.fold().all()
     }
 
     /// Forgets the statistics of sessions that are no longer configured, and keeps records as
@@ -160,25 +128,25 @@ impl Results {
             let names = active.chain(&connection.inactive_sessions);
             names.map(|session| (connection.name.clone(), session.clone()))
         });
-        self.lock().retain(configured.collect());
-        if let Err(error) = self.store.set_retention(retention(&config.storage)) {
+        self.log.fold().retain(configured.collect());
+        if let Err(error) = self.log.store.set_retention(retention(&config.storage)) {
             tracing::warn!(%error, "the new retention does not hold yet");
         }
     }
 
     /// Moves a consumer forward, never back; returns where it is then.
     pub async fn acknowledge(&self, consumer: &str, cursor: u64) -> Result<u64, StoreError> {
-        self.store.move_consumer(consumer, cursor).await
+        self.log.store.move_consumer(consumer, cursor).await
     }
 
     /// The consumers with their positions.
     pub fn consumers(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        self.store.consumers()
+        self.log.store.consumers()
     }
 
     /// Forgets a consumer; whether there was one.
     pub async fn delete_consumer(&self, name: &str) -> Result<bool, StoreError> {
-        self.store.delete_consumer(name).await
+        self.log.store.delete_consumer(name).await
     }
 
     /// Hands statistics to the store, again and again until the end, and once more then.
@@ -186,7 +154,7 @@ impl Results {
         let mut tick = tokio::time::interval(SNAPSHOT_EVERY);
         loop {
             tokio::select! {
-                _ = tick.tick() => self.save_statistics(),
+                _ = tick.tick() => self.log.save_statistics(),
                 () = token.cancelled() => return,
             }
         }
@@ -194,24 +162,9 @@ impl Results {
 
     /// Writes everything durably and ends the store. Blocks.
     pub fn close(&self) {
-        self.save_statistics();
-        self.store.close();
-    }
-
-    fn save_statistics(&self) {
-        let mut fold = self.lock();
-        let changed = fold.take_changed();
-        if !changed.is_empty()
-            && let Err(error) = self.store.save_statistics(changed)
-        {
-            // They are in the log and in memory; the next snapshot has them.
-            fold.mark_all_changed();
-            tracing::warn!(%error, "statistics were not saved");
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Fold> {
-        self.fold.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reports.end();
+        self.log.save_statistics();
+        self.log.store.close();
     }
 }
 

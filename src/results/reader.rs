@@ -109,7 +109,7 @@ impl Reader {
             Start::Latest => (newest, true),
             Start::Consumer(name) => {
                 let results = results.clone();
-                let position = blocking(move || results.store.consumer(&name)).await?;
+                let position = blocking(move || results.log.store.consumer(&name)).await?;
                 (position.unwrap_or(0), position.is_some())
             }
         };
@@ -182,7 +182,7 @@ impl Results {
         limit: usize,
         mut gaps_count: bool,
     ) -> Result<Page, StoreError> {
-        let entries = self.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?;
+        let entries = self.log.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?;
         let mut page = Page { records: Vec::new(), looked_at: after };
         let nothing_left = entries.is_empty();
         for (cursor, octets) in entries {
@@ -219,7 +219,7 @@ impl Results {
         let mut records = Vec::new();
         let mut up_to = newest;
         'reading: loop {
-            let entries = self.store.entries(after, up_to, READ_RECORDS, READ_OCTETS, true)?;
+            let entries = self.log.store.entries(after, up_to, READ_RECORDS, READ_OCTETS, true)?;
             let Some((last, _)) = entries.last() else { break };
             up_to = last.saturating_sub(1);
             for (cursor, octets) in entries {

@@ -4,6 +4,8 @@
 pub mod client;
 mod derivation;
 mod modes;
+mod plane;
 pub mod server;
 
 pub use derivation::Derivation;
+pub use plane::PlaneSettings;

@@ -1,7 +1,9 @@
 //! Figures of several tests together.
 
 use super::Moments;
-use crate::proto::{DelayStats, Figures, StampFigures, Statistics, TestOutcome, TestResult};
+use crate::proto::{
+    DelayStats, Figures, StampFigures, Statistics, TestOutcome, TestResult, TimestampSource,
+};
 
 /// Adds the figures of a later test. Counts add up, delays merge; what describes the latest packet
 /// is taken from the later test where it has one.
@@ -18,7 +20,10 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.lost_unattributed, later.lost_unattributed);
     sum(&mut into.packets_ignored, later.packets_ignored);
     sum(&mut into.kernel_receive_stamps, later.kernel_receive_stamps);
+    sum(&mut into.kernel_transmit_stamps, later.kernel_transmit_stamps);
     sum(&mut into.samples_invalid, later.samples_invalid);
+    sum(&mut into.samples_other_stamps, later.samples_other_stamps);
+    sum(&mut into.packets_dropped, later.packets_dropped);
     sum(&mut into.packets_not_genuine, later.packets_not_genuine);
     sum(&mut into.reflector_stamps_corrected, later.reflector_stamps_corrected);
     // A direction that one test cannot tell leaves that of the others as they were.
@@ -51,7 +56,17 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     if let Some(later) = &later.stamp {
         into.stamp = Some(merge_stamp(&into.stamp.take().unwrap_or_default(), later));
     }
+    into.transmit_stamp = source(into.transmit_stamp(), later.transmit_stamp()).into();
+    into.receive_stamp = source(into.receive_stamp(), later.receive_stamp()).into();
     into.one_way_validity = into.one_way_validity.max(later.one_way_validity);
+}
+
+fn source(into: TimestampSource, later: TimestampSource) -> TimestampSource {
+    match (into, later) {
+        (TimestampSource::Unspecified, one) | (one, TimestampSource::Unspecified) => one,
+        (one, other) if one == other => one,
+        _ => TimestampSource::Mixed,
+    }
 }
 
 fn merge_stamp(into: &StampFigures, later: &StampFigures) -> StampFigures {

@@ -27,6 +27,11 @@ impl Moments {
         self.squares += distance * (value as f64 - self.mean);
     }
 
+    /// Values so far.
+    pub fn count(&self) -> u64 {
+        self.samples
+    }
+
     /// The moments of both series together.
     pub fn merge(&mut self, other: &Self) {
         if other.samples == 0 {

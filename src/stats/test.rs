@@ -1,7 +1,7 @@
 //! Figures of one test while it runs.
 
 use super::{Moments, direction::Attribution};
-use crate::proto::{Figures, OneWayValidity};
+use crate::proto::{Figures, OneWayValidity, TimestampSource};
 
 /// Replies remembered for the variation between neighbours: a reply that comes later than so
 /// many after its neighbour adds none.
@@ -23,6 +23,8 @@ pub struct Sample {
     pub processing_ns: i64,
     /// T4 came from the kernel.
     pub kernel_receive_stamp: bool,
+    /// T1 came from the kernel.
+    pub kernel_transmit_stamp: bool,
     /// Both ends say that their clocks are synchronised.
     pub synchronised: bool,
     /// The local clock was stepped between T1 and T4.
@@ -62,6 +64,16 @@ impl Sample {
 #[derive(Clone, Debug, Default)]
 pub struct TestFigures {
     counts: Figures,
+    delays: Delays,
+    schedule_error: Moments,
+    highest_sequence: Option<u32>,
+}
+
+/// What is made of the times in samples, all of the same sources.
+#[derive(Clone, Debug, Default)]
+struct Delays {
+    /// Of all samples so far.
+    sources: Option<StampSources>,
     rtt: Moments,
     egress: Moments,
     ingress: Moments,
@@ -69,22 +81,32 @@ pub struct TestFigures {
     egress_jitter: Moments,
     ingress_jitter: Moments,
     processing: Moments,
-    schedule_error: Moments,
-    neighbours: Vec<Option<Sample>>,
+    neighbours: Vec<Option<Neighbour>>,
     previous_rtt_ns: Option<i64>,
-    highest_sequence: Option<u32>,
     /// Interarrival jitter times 16, as in the sample code of RFC 3550 appendix A.8.
     jitter_16_ns: u64,
+}
+
+/// What is remembered of a sample for the variation against its neighbours.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour {
+    sequence: u32,
+    rtt_ns: i64,
+    egress_ns: i64,
+    ingress_ns: i64,
+}
+
+/// Whether T1 and T4 are the kernel's; the more of them, the better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct StampSources {
+    transmit: bool,
+    receive: bool,
 }
 
 impl TestFigures {
     /// For a test of so many probes.
     pub fn new(probes_scheduled: u64) -> Self {
-        Self {
-            counts: Figures { probes_scheduled, ..Figures::default() },
-            neighbours: vec![None; NEIGHBOURS],
-            ..Self::default()
-        }
+        Self { counts: Figures { probes_scheduled, ..Figures::default() }, ..Self::default() }
     }
 
     /// A probe was sent, so late against its schedule.
@@ -118,6 +140,11 @@ impl TestFigures {
         self.counts.packets_ignored += 1;
     }
 
+    /// Packets that the socket had no room for.
+    pub fn dropped(&mut self, packets: u64) {
+        self.counts.packets_dropped += packets;
+    }
+
     /// A packet with a wrong HMAC.
     pub fn not_genuine(&mut self) {
         self.counts.packets_not_genuine += 1;
@@ -127,6 +154,7 @@ impl TestFigures {
     pub fn received(&mut self, sample: &Sample) {
         self.counts.probes_received += 1;
         self.counts.kernel_receive_stamps += u64::from(sample.kernel_receive_stamp);
+        self.counts.kernel_transmit_stamps += u64::from(sample.kernel_transmit_stamp);
         self.counts.reflector_stamps_corrected += u64::from(sample.t3_followed_up);
         self.counts.egress_ttl = sample.egress_ttl.into();
         self.counts.egress_tos = sample.egress_tos.map(u32::from);
@@ -146,6 +174,60 @@ impl TestFigures {
             self.counts.samples_invalid += 1;
             return;
         }
+        let sources = StampSources {
+            transmit: sample.kernel_transmit_stamp,
+            receive: sample.kernel_receive_stamp,
+        };
+        match self.delays.sources {
+            Some(known) if sources < known => {
+                self.counts.samples_other_stamps += 1;
+                return;
+            }
+            Some(known) if sources > known => {
+                // Better ones come after all: what was before them is left out.
+                self.counts.samples_other_stamps += self.delays.rtt.count();
+                self.delays = Delays::default();
+            }
+            _ => {}
+        }
+        self.delays.sources = Some(sources);
+        self.delays.add(sample);
+    }
+
+    /// The figures so far. `attribution` is `None` where directions cannot be told.
+    pub fn figures(&self, attribution: Option<Attribution>) -> Figures {
+        let placed = attribution.unwrap_or_default();
+        let delays = &self.delays;
+        let source = |of: fn(StampSources) -> bool| match delays.sources.map(of) {
+            None => TimestampSource::Unspecified,
+            Some(false) => TimestampSource::User,
+            Some(true) => TimestampSource::Kernel,
+        };
+        Figures {
+            lost_egress: attribution.map(|placed| placed.egress),
+            lost_ingress: attribution.map(|placed| placed.ingress),
+            lost_unattributed: self
+                .counts
+                .probes_lost
+                .saturating_sub(placed.egress + placed.ingress),
+            rtt: Some((&delays.rtt).into()),
+            egress: Some((&delays.egress).into()),
+            ingress: Some((&delays.ingress).into()),
+            rtt_jitter: Some((&delays.rtt_jitter).into()),
+            egress_jitter: Some((&delays.egress_jitter).into()),
+            ingress_jitter: Some((&delays.ingress_jitter).into()),
+            reflector_processing: Some((&delays.processing).into()),
+            schedule_error: Some((&self.schedule_error).into()),
+            interarrival_jitter_ns: delays.jitter_16_ns >> 4,
+            transmit_stamp: source(|sources| sources.transmit).into(),
+            receive_stamp: source(|sources| sources.receive).into(),
+            ..self.counts.clone()
+        }
+    }
+}
+
+impl Delays {
+    fn add(&mut self, sample: &Sample) {
         self.rtt.add(sample.rtt_ns);
         self.egress.add(sample.egress_ns);
         self.ingress.add(sample.ingress_ns);
@@ -164,8 +246,15 @@ impl TestFigures {
 
     /// Variation against the probes just before and just after, if their answers are here.
     fn neighbouring(&mut self, sample: &Sample) {
+        self.neighbours.resize(NEIGHBOURS, None);
         let at = |sequence: u32| sequence as usize % NEIGHBOURS;
-        let mut pair = |earlier: &Sample, later: &Sample| {
+        let sample = &Neighbour {
+            sequence: sample.sequence,
+            rtt_ns: sample.rtt_ns,
+            egress_ns: sample.egress_ns,
+            ingress_ns: sample.ingress_ns,
+        };
+        let mut pair = |earlier: &Neighbour, later: &Neighbour| {
             self.rtt_jitter.add(later.rtt_ns - earlier.rtt_ns);
             self.egress_jitter.add(later.egress_ns - earlier.egress_ns);
             self.ingress_jitter.add(later.ingress_ns - earlier.ingress_ns);
@@ -180,29 +269,6 @@ impl TestFigures {
             pair(sample, &later);
         }
         self.neighbours[at(sample.sequence)] = Some(*sample);
-    }
-
-    /// The figures so far. `attribution` is `None` where directions cannot be told.
-    pub fn figures(&self, attribution: Option<Attribution>) -> Figures {
-        let placed = attribution.unwrap_or_default();
-        Figures {
-            lost_egress: attribution.map(|placed| placed.egress),
-            lost_ingress: attribution.map(|placed| placed.ingress),
-            lost_unattributed: self
-                .counts
-                .probes_lost
-                .saturating_sub(placed.egress + placed.ingress),
-            rtt: Some((&self.rtt).into()),
-            egress: Some((&self.egress).into()),
-            ingress: Some((&self.ingress).into()),
-            rtt_jitter: Some((&self.rtt_jitter).into()),
-            egress_jitter: Some((&self.egress_jitter).into()),
-            ingress_jitter: Some((&self.ingress_jitter).into()),
-            reflector_processing: Some((&self.processing).into()),
-            schedule_error: Some((&self.schedule_error).into()),
-            interarrival_jitter_ns: self.jitter_16_ns >> 4,
-            ..self.counts.clone()
-        }
     }
 }
 

@@ -13,7 +13,10 @@ use twamp_agent::{
     model::{self, ServerConfig},
     net::free_port,
     proto,
-    session::server::{Registry, ServerRole},
+    session::{
+        PlaneSettings,
+        server::{Reflectors, Registry, ServerRole},
+    },
     supervise::{Pulse, Tasks},
 };
 
@@ -50,12 +53,13 @@ impl Server {
             .enable_all()
             .build()
             .unwrap();
-        let (tasks, registry) = (Tasks::new(), Registry::new());
+        let reflectors = Reflectors::start(PlaneSettings::default()).unwrap();
+        let (tasks, registry) = (Tasks::new(), Registry::new(reflectors));
         let (config, receiver) = watch::channel(config);
         let (applied, mut in_force) = watch::channel(None);
         {
             let _inside = runtime.enter();
-            let role = ServerRole::new(registry.clone(), receiver, tasks.clone());
+            let role = ServerRole::new(registry.clone(), receiver, &tasks);
             tasks.spawn("server role", role.run(applied, Pulse::default()));
         }
         runtime.block_on(in_force.wait_for(Option::is_some)).unwrap();

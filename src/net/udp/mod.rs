@@ -2,29 +2,42 @@
 //! stamp, TTL, TOS and, on sockets bound to all addresses, the address it came to.
 
 mod receive;
+mod send;
 
 use std::{
-    io::{self, IoSlice},
-    net::{IpAddr, SocketAddr},
-    os::fd::AsRawFd,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
-use nix::{
-    cmsg_space, libc,
-    sys::socket::{
-        ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, setsockopt, sockopt,
-    },
-};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::{io::Interest, net::UdpSocket};
+use arrayvec::ArrayVec;
+use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::time::UnixTime;
-use receive::{BATCH, SCRATCH, receive_batch, receive_stamps};
+use receive::{BATCH, Kind, SCRATCH, receive_batch, receive_numbers, receive_stamps};
+use send::Reply;
 
 pub use receive::PacketInfo;
 
 /// Receive buffer asked for: some ten thousand packets; the kernel may give less.
 const RECEIVE_BUFFER_OCTETS: usize = 4 << 20;
+
+/// Whether the kernel tells when each packet went out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransmitStamps {
+    /// It does not.
+    #[default]
+    None,
+    /// With the packet itself; see [`Answer::transmitted`].
+    WithPacket,
+    /// With the number of the packet; see [`TestSocket::transmitted`].
+    Numbered,
+}
+
+/// Numbers sockets.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// How a socket is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,17 +48,22 @@ pub struct UdpOptions<'a> {
     pub tos: u8,
     /// TTL or hop limit of what is sent; 0 for 255.
     pub ttl: u8,
-    /// The kernel tells when each packet went out; see [`Answer::transmitted`].
-    pub transmit_stamps: bool,
+    /// Of what is sent.
+    pub transmit_stamps: TransmitStamps,
 }
 
-/// What became of a batch of a reflector.
-#[derive(Clone, Copy, Debug, Default)]
+/// Packets that a sender reads with one system call: it has few under way.
+const FEW: usize = 4;
+/// Batches read before others have their turn.
+const ROUNDS: usize = 8;
+
+/// What became of the packets of a reflector.
+#[derive(Clone, Copy, Debug)]
 pub struct Reflected {
-    /// Packets received.
-    pub received: usize,
     /// Replies that the socket did not take.
     pub failed: usize,
+    /// Whether there are more packets.
+    pub drained: Drained,
 }
 
 /// An answer that is written.
@@ -79,38 +97,63 @@ pub trait Answer {
     fn transmitted(&mut self, packet: &[u8], at: UnixTime);
 }
 
-/// A UDP socket for test packets.
+/// A UDP socket for test packets. Never waits.
 #[derive(Debug)]
 pub struct TestSocket {
-    io: UdpSocket,
+    id: u64,
+    io: Socket,
     local: SocketAddr,
     /// Bound to all addresses: replies must say which one they come from.
     any_address: bool,
-    tos: std::sync::atomic::AtomicU8,
+    tos: AtomicU8,
     /// Which receive headers fit.
-    kind: usize,
-    transmit_stamps: bool,
+    kind: Kind,
+    transmit_stamps: TransmitStamps,
+    /// Number of the packet that the kernel counts as its first.
+    first_number: AtomicU32,
+    sent: AtomicU32,
+    dropped: AtomicU32,
+    /// Packets tell of drops: from the first one on all do.
+    drops: AtomicBool,
 }
 
-#[derive(Clone, Copy)]
-struct Reply<T> {
-    buffer: usize,
-    answered: Answered<T>,
-    to: SocketAddr,
-    from: Option<IpAddr>,
+/// Whether all was read that there was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing is left, and what comes is told.
+    Yes,
+    /// There may be more: come again.
+    No,
 }
 
 impl TestSocket {
     /// Opens a socket on a local address; port 0 is any free one.
     pub fn bind(address: SocketAddr, options: &UdpOptions<'_>) -> io::Result<Self> {
-        let socket = bound(address, options.interface)?;
-        let ttl = if options.ttl == 0 { 255 } else { options.ttl };
-        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-        if options.transmit_stamps {
-            use nix::sys::socket::TimestampingFlag as Flag;
-            let flags = Flag::SOF_TIMESTAMPING_TX_SOFTWARE | Flag::SOF_TIMESTAMPING_SOFTWARE;
-            setsockopt(&socket, sockopt::Timestamping, &flags)?;
+        Self::open(address, options, false)
+    }
+
+    /// Opens so many sockets on one address, among which the kernel divides those who send to it.
+    pub fn bind_group(
+        address: SocketAddr,
+        options: &UdpOptions<'_>,
+        count: usize,
+    ) -> io::Result<Vec<Self>> {
+        if count > 1 {
+            // Another group, of another program, would be joined without a word.
+            drop(bound(address, options.interface, false)?);
         }
+        (0..count).map(|_| Self::open(address, options, count > 1)).collect()
+    }
+
+    fn open(address: SocketAddr, options: &UdpOptions<'_>, shared: bool) -> io::Result<Self> {
+        let socket = bound(address, options.interface, shared)?;
+        let ttl = if options.ttl == 0 { 255 } else { options.ttl };
+        let stamps = options.transmit_stamps;
+        match stamp_flags(stamps) {
+            None => setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?,
+            Some(flags) => setsockopt(&socket, sockopt::Timestamping, &flags)?,
+        }
+        setsockopt(&socket, sockopt::RxqOvfl, &1)?;
         let any_address = address.ip().is_unspecified();
         if address.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?;
@@ -128,16 +171,25 @@ impl TestSocket {
         // The kernel caps it by net.core.rmem_max without an error.
         socket.set_recv_buffer_size(RECEIVE_BUFFER_OCTETS)?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        let kind = Kind::of(address.is_ipv6(), any_address, stamps != TransmitStamps::None);
         Ok(Self {
-            io: UdpSocket::from_std(socket.into())?,
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            io: socket,
             local,
             any_address,
             tos: options.tos.into(),
-            kind: usize::from(options.transmit_stamps) * 4
-                + usize::from(address.is_ipv6()) * 2
-                + usize::from(any_address),
-            transmit_stamps: options.transmit_stamps,
+            kind,
+            transmit_stamps: stamps,
+            first_number: AtomicU32::new(0),
+            sent: AtomicU32::new(0),
+            dropped: AtomicU32::new(0),
+            drops: AtomicBool::new(false),
         })
+    }
+
+    /// Tells it from every other socket of this process, before and after it.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// The local address and port.
@@ -145,153 +197,159 @@ impl TestSocket {
         self.local
     }
 
+    /// For so many microseconds a thread that waits asks the interface for packets; 0 for none.
+    pub fn set_busy_poll(&self, microseconds: u32) -> io::Result<()> {
+        self.io.set_busy_poll(microseconds)
+    }
+
+    /// Packets that found no room in the receive buffer, as far as later ones told.
+    pub fn dropped(&self) -> u32 {
+        self.dropped.load(Relaxed)
+    }
+
     /// Sets the TTL or hop limit of what is sent.
     pub fn set_ttl(&self, ttl: u8) -> io::Result<()> {
-        let socket = SockRef::from(&self.io);
         if self.local.is_ipv4() {
-            socket.set_ttl_v4(ttl.into())
+            self.io.set_ttl_v4(ttl.into())
         } else {
-            socket.set_unicast_hops_v6(ttl.into())
+            self.io.set_unicast_hops_v6(ttl.into())
         }
     }
 
-    /// Sends one packet.
+    /// Sends one packet. Packets that the socket took are numbered from 0.
     pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
-        SockRef::from(&self.io).send_to(packet, &to.into()).map(drop)
-    }
-
-    /// Waits for packets and gives each to `handle`. Nothing is lost when the future is dropped.
-    pub async fn receive(&self, mut handle: impl FnMut(&PacketInfo, &[u8])) -> io::Result<usize> {
-        loop {
-            self.io.readable().await?;
-            let done = self.io.try_io(Interest::READABLE, || {
-                SCRATCH.with_borrow_mut(|scratch| {
-                    receive_batch(self.io.as_raw_fd(), self.kind, scratch, |info, packet, _, _| {
-                        handle(info, packet);
-                    })
-                })
-            });
-            if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                return done;
+        match self.io.send_to(packet, &to.into()) {
+            Ok(_) => {
+                self.sent.fetch_add(1, Relaxed);
+                Ok(())
             }
-        }
-    }
-
-    /// Waits for packets, has each answered and sends the answers. Nothing is lost when the future
-    /// is dropped.
-    pub async fn reflect(&self, answers: &mut impl Answer) -> io::Result<Reflected> {
-        loop {
-            self.io.readable().await?;
-            let done = self.io.try_io(Interest::READABLE, || {
-                SCRATCH.with_borrow_mut(|scratch| {
-                    if self.transmit_stamps {
-                        receive_stamps(self.io.as_raw_fd(), &mut scratch.packets[0], answers);
-                    }
-                    let mut queue = Vec::with_capacity(BATCH);
-                    let received = receive_batch(
-                        self.io.as_raw_fd(),
-                        self.kind,
-                        scratch,
-                        |info, packet, buffer, reply| {
-                            if let Some(answered) = answers.answer(info, packet, reply) {
-                                let (to, from) = (info.source, info.destination);
-                                queue.push(Reply { buffer, answered, to, from });
-                            }
-                        },
-                    );
-                    let failed = self.send_replies(&queue, &mut scratch.replies, answers);
-                    Ok(Reflected { received: received?, failed })
-                })
-            });
-            if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                return done;
-            }
-        }
-    }
-
-    /// Sends replies in runs that share TOS and source address; returns how many were not taken.
-    fn send_replies<A: Answer>(
-        &self,
-        queue: &[Reply<A::Ticket>],
-        buffers: &mut [Vec<u8>],
-        answers: &mut A,
-    ) -> usize {
-        let mut failed = 0;
-        for run in queue.chunk_by(|a, b| (a.answered.tos, a.from) == (b.answered.tos, b.from)) {
-            if let Err(error) = self.set_tos(run[0].answered.tos) {
-                tracing::debug!(%error, "cannot set the TOS of replies");
-            }
-            for Reply { buffer, answered, to, .. } in run {
-                let reply = &mut buffers[*buffer][..answered.octets];
-                answers.finish(*to, answered.ticket, reply);
-            }
-            let mut rest = run;
-            while !rest.is_empty() {
-                match self.send_run(rest, buffers) {
-                    Ok(sent) => rest = &rest[sent.clamp(1, rest.len())..],
-                    // The first packet is the one that was refused.
-                    Err(_) => {
-                        failed += 1;
-                        rest = &rest[1..];
-                    }
+            Err(error) => {
+                // Whether the kernel counted it depends on how far it came: both begin anew.
+                if self.transmit_stamps == TransmitStamps::Numbered {
+                    self.number_anew()?;
                 }
+                Err(error)
             }
         }
-        failed
     }
 
-    fn set_tos(&self, tos: u8) -> io::Result<()> {
-        use std::sync::atomic::Ordering::Relaxed;
-        if self.tos.load(Relaxed) == tos {
-            return Ok(());
-        }
-        let socket = SockRef::from(&self.io);
-        if self.local.is_ipv4() {
-            socket.set_tos_v4(tos.into())?;
-        } else {
-            socket.set_tclass_v6(tos.into())?;
-        }
-        self.tos.store(tos, Relaxed);
+    /// Makes the kernel count from 0 again.
+    fn number_anew(&self) -> io::Result<()> {
+        let Some(flags) = stamp_flags(self.transmit_stamps) else { return Ok(()) };
+        let without = flags - TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
+        setsockopt(&self.io, sockopt::Timestamping, &without)?;
+        self.transmitted(|_, _| {});
+        setsockopt(&self.io, sockopt::Timestamping, &flags)?;
+        self.first_number.store(self.sent.load(Relaxed), Relaxed);
         Ok(())
     }
 
-    fn send_run<T>(&self, run: &[Reply<T>], buffers: &[Vec<u8>]) -> io::Result<usize> {
-        let slices: Vec<[IoSlice<'_>; 1]> =
-            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.answered.octets])]).collect();
-        let addresses: Vec<Option<SockaddrStorage>> =
-            run.iter().map(|reply| Some(reply.to.into())).collect();
-        let send = |space: Option<Vec<u8>>, cmsgs: &[ControlMessage<'_>]| {
-            let mut headers = MultiHeaders::preallocate(run.len(), space);
-            let flags = MsgFlags::MSG_DONTWAIT;
-            let fd = self.io.as_raw_fd();
-            sendmmsg(fd, &mut headers, &slices, &addresses, cmsgs, flags).map(Iterator::count)
-        };
-        let sent = match run[0].from.filter(|_| self.any_address) {
-            None => send(None, &[]),
-            Some(IpAddr::V4(from)) => {
-                let info = libc::in_pktinfo {
-                    ipi_ifindex: 0,
-                    ipi_spec_dst: libc::in_addr { s_addr: u32::from(from).to_be() },
-                    ipi_addr: libc::in_addr { s_addr: 0 },
-                };
-                send(Some(cmsg_space!(libc::in_pktinfo)), &[ControlMessage::Ipv4PacketInfo(&info)])
+    /// With [`TransmitStamps::Numbered`]: gives the numbers of packets that went out to `handle`,
+    /// and when they did.
+    pub fn transmitted(&self, mut handle: impl FnMut(u32, UnixTime)) {
+        let first = self.first_number.load(Relaxed);
+        SCRATCH.with_borrow_mut(|scratch| {
+            for _ in 0..ROUNDS {
+                let all =
+                    receive_numbers(self.io.as_raw_fd(), self.local.is_ipv6(), scratch, |n, at| {
+                        handle(first.wrapping_add(n), at);
+                    });
+                if all == Drained::Yes {
+                    return;
+                }
             }
-            Some(IpAddr::V6(from)) => {
-                let info = libc::in6_pktinfo {
-                    ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
-                    ipi6_ifindex: 0,
-                };
-                send(Some(cmsg_space!(libc::in6_pktinfo)), &[ControlMessage::Ipv6PacketInfo(&info)])
+        });
+    }
+
+    /// Gives each packet that is there to `handle`, up to a number at which others are to have
+    /// their turn.
+    pub fn receive(&self, mut handle: impl FnMut(&PacketInfo, &[u8])) -> io::Result<Drained> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for _ in 0..ROUNDS {
+                let count = receive_batch::<FEW>(self, scratch, |info, packet, _, _| {
+                    handle(info, packet);
+                })?;
+                if count < FEW {
+                    return Ok(Drained::Yes);
+                }
             }
-        };
-        Ok(sent?)
+            Ok(Drained::No)
+        })
+    }
+
+    /// Waits for packets in a task and gives each to `handle`. Nothing is lost when the future is
+    /// dropped.
+    pub async fn receive_async(
+        &self,
+        mut handle: impl FnMut(&PacketInfo, &[u8]),
+    ) -> io::Result<()> {
+        let watched = tokio::net::UdpSocket::from_std(self.io.try_clone()?.into())?;
+        watched.readable().await?;
+        self.receive(&mut handle).map(drop)
+    }
+
+    /// Has each packet that is there answered and sends the answers, up to a number at which
+    /// others are to have their turn.
+    pub fn reflect(&self, answers: &mut impl Answer) -> io::Result<Reflected> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut failed = 0;
+            for _ in 0..ROUNDS {
+                if self.transmit_stamps == TransmitStamps::WithPacket {
+                    receive_stamps(self.io.as_raw_fd(), &mut scratch.packets[0], answers);
+                }
+                let mut queue = ArrayVec::<_, BATCH>::new();
+                let count = receive_batch::<BATCH>(self, scratch, |info, packet, buffer, reply| {
+                    if let Some(answered) = answers.answer(info, packet, reply) {
+                        let (to, from) = (info.source, info.destination);
+                        queue.push(Reply { buffer, answered, to, from });
+                    }
+                });
+                let count = match count {
+                    Ok(count) => count,
+                    Err(_) if failed > 0 => return Ok(Reflected { failed, drained: Drained::No }),
+                    Err(error) => return Err(error),
+                };
+                failed += self.send_replies(&queue, scratch, answers);
+                if count < BATCH {
+                    return Ok(Reflected { failed, drained: Drained::Yes });
+                }
+            }
+            Ok(Reflected { failed, drained: Drained::No })
+        })
+    }
+}
+
+impl AsFd for TestSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
+    }
+}
+
+/// What the kernel is asked for to stamp what is sent, and then what is received as well.
+fn stamp_flags(stamps: TransmitStamps) -> Option<TimestampingFlag> {
+    use TimestampingFlag as Flag;
+    let software = Flag::SOF_TIMESTAMPING_TX_SOFTWARE
+        | Flag::SOF_TIMESTAMPING_RX_SOFTWARE
+        | Flag::SOF_TIMESTAMPING_SOFTWARE;
+    match stamps {
+        TransmitStamps::None => None,
+        TransmitStamps::WithPacket => Some(software),
+        TransmitStamps::Numbered => {
+            let numbered = Flag::SOF_TIMESTAMPING_OPT_ID | Flag::SOF_TIMESTAMPING_OPT_TSONLY;
+            Some(software | numbered)
+        }
     }
 }
 
 /// A bound UDP socket; also used to see whether that would work.
-pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
+pub(super) fn bound(
+    address: SocketAddr,
+    interface: Option<&str>,
+    shared: bool,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
+    socket.set_reuse_port(shared)?;
     socket.bind_device(interface.map(str::as_bytes))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -321,7 +379,7 @@ mod tests {
                 let to = SocketAddr::new(a.local().ip(), b.local().port());
                 a.send(&vec![7; length], to).unwrap();
                 let mut seen = Vec::new();
-                b.receive(|info, packet| seen.push((*info, packet.len()))).await.unwrap();
+                b.receive_async(|info, packet| seen.push((*info, packet.len()))).await.unwrap();
                 let [(info, octets)] = seen[..] else { panic!("{} packets", seen.len()) };
                 assert_eq!((octets, info.source), (length, a.local()));
                 assert!(info.kernel_stamp, "{to}, {length} octets");

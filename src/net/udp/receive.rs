@@ -4,7 +4,8 @@ use std::{
     cell::RefCell,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
+    sync::atomic::Ordering::Relaxed,
 };
 
 use nix::{
@@ -18,7 +19,7 @@ use nix::{
     },
 };
 
-use super::Answer;
+use super::{Answer, Drained, TestSocket};
 use crate::{
     net::clock,
     time::{NANOS_PER_SECOND, UnixTime},
@@ -26,10 +27,24 @@ use crate::{
 
 /// Packets read with one system call.
 pub(super) const BATCH: usize = 32;
+/// Stamps read with one system call.
+const STAMPS: usize = 4;
 /// Room for the largest datagram.
 const DATAGRAM_OCTETS: usize = 65_536;
-/// IPv4 or IPv6, bound to one address or to all, with transmit stamps or without.
-const KINDS: usize = 8;
+
+/// What comes with each packet of a socket: IPv4 or IPv6, bound to one address or to all, with
+/// transmit stamps or without, and once it had to drop packets how many.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind(usize);
+
+impl Kind {
+    const DROPS: usize = 8;
+    const COUNT: usize = 16;
+
+    pub(super) fn of(ipv6: bool, any_address: bool, stamps: bool) -> Self {
+        Self(usize::from(stamps) * 4 + usize::from(ipv6) * 2 + usize::from(any_address))
+    }
+}
 
 /// What the kernel tells of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +65,24 @@ pub struct PacketInfo {
     pub to_group: bool,
 }
 
-/// Buffers of a worker thread. Sockets come by thousands; a batch is read, handled and answered
-/// without waiting, so a thread needs one set.
+/// Buffers of a thread. Sockets come by thousands; a batch is read, handled and answered without
+/// waiting, so a thread needs one set.
 pub(super) struct Scratch {
     /// One set for each kind of socket: the kernel writes the room that it used over the room that
     /// there is, so that a set serves only packets that all use the same.
-    headers: [MultiHeaders<SockaddrStorage>; KINDS],
+    headers: [MultiHeaders<SockaddrStorage>; Kind::COUNT],
+    /// The same for transmit stamps, by IP version.
+    stamps: [MultiHeaders<SockaddrStorage>; 2],
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) replies: Vec<Vec<u8>>,
+    pub(super) out: SendHeaders,
+}
+
+/// Headers of batches out, by what each packet says of where it comes from.
+pub(super) struct SendHeaders {
+    pub(super) plain: MultiHeaders<SockaddrStorage>,
+    pub(super) from_v4: MultiHeaders<SockaddrStorage>,
+    pub(super) from_v6: MultiHeaders<SockaddrStorage>,
 }
 
 thread_local! {
@@ -66,36 +91,60 @@ thread_local! {
 
 impl Scratch {
     fn new() -> Self {
+        let out = |space| MultiHeaders::preallocate(BATCH, space);
         Self {
             headers: std::array::from_fn(|_| receive_headers()),
+            stamps: std::array::from_fn(|_| stamp_headers()),
             packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
+            out: SendHeaders {
+                plain: out(None),
+                from_v4: out(Some(cmsg_space!(libc::in_pktinfo))),
+                from_v6: out(Some(cmsg_space!(libc::in6_pktinfo))),
+            },
         }
     }
 }
 
 fn receive_headers() -> MultiHeaders<SockaddrStorage> {
-    MultiHeaders::preallocate(
-        BATCH,
-        Some(cmsg_space!(TimeSpec, [TimeSpec; 3], libc::c_int, libc::c_int, libc::in6_pktinfo)),
-    )
+    let space =
+        cmsg_space!(TimeSpec, [TimeSpec; 3], u32, libc::c_int, libc::c_int, libc::in6_pktinfo);
+    MultiHeaders::preallocate(BATCH, Some(space))
 }
 
-/// Reads a batch and gives each packet to `handle` with its buffer's index and a reply buffer.
-pub(super) fn receive_batch(
-    fd: RawFd,
-    kind: usize,
+fn stamp_headers() -> MultiHeaders<SockaddrStorage> {
+    let space = cmsg_space!([TimeSpec; 3], libc::sock_extended_err, libc::sockaddr_in6);
+    MultiHeaders::preallocate(STAMPS, Some(space))
+}
+
+/// Where so many packets go.
+fn slices<const COUNT: usize>(buffers: &mut [Vec<u8>]) -> [[IoSliceMut<'_>; 1]; COUNT] {
+    let mut buffers = buffers.iter_mut();
+    std::array::from_fn(|_| {
+        [IoSliceMut::new(buffers.next().map_or(&mut [][..], Vec::as_mut_slice))]
+    })
+}
+
+/// Reads up to so many packets and gives each to `handle` with its buffer's index and a reply
+/// buffer; how many there were.
+pub(super) fn receive_batch<const COUNT: usize>(
+    socket: &TestSocket,
     scratch: &mut Scratch,
     mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
 ) -> io::Result<usize> {
     let Scratch { headers, packets, replies, .. } = scratch;
-    let headers = &mut headers[kind];
+    let drops = socket.drops.load(Relaxed);
+    let headers = &mut headers[socket.kind.0 + if drops { Kind::DROPS } else { 0 }];
     let mut truncated = false;
     let mut count = 0;
     {
-        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
-            packets.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-        let messages = recvmmsg(fd, headers, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
+        let mut slices = slices::<COUNT>(packets);
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let messages = match recvmmsg(socket.io.as_raw_fd(), headers, &mut slices, flags, None) {
+            Ok(messages) => messages,
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
         for (index, message) in messages.enumerate() {
             count += 1;
             let packet = message.iovs().next().unwrap_or(&[]);
@@ -110,7 +159,7 @@ pub(super) fn receive_batch(
                 to_group: false,
             };
             match message.cmsgs() {
-                Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg)),
+                Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg, socket)),
                 Err(_) => truncated = true,
             }
             if !info.kernel_stamp {
@@ -119,11 +168,56 @@ pub(super) fn receive_batch(
             handle(&info, packet, index, &mut replies[index]);
         }
     }
-    // A packet with less than its kind has, as after a change of options, left too little room.
+    // A packet with less than its kind has, as after a change of options, left too little room;
+    // and from the first drop on each packet tells of drops.
     if truncated {
         *headers = receive_headers();
+        socket.drops.store(true, Relaxed);
     }
     Ok(count)
+}
+
+/// Reads the numbers of packets that went out, and when they did.
+pub(super) fn receive_numbers(
+    fd: RawFd,
+    ipv6: bool,
+    scratch: &mut Scratch,
+    mut handle: impl FnMut(u32, UnixTime),
+) -> Drained {
+    let Scratch { stamps, packets, .. } = scratch;
+    let headers = &mut stamps[usize::from(ipv6)];
+    let (mut count, mut truncated) = (0, false);
+    {
+        let mut slices = slices::<STAMPS>(packets);
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let Ok(messages) = recvmmsg(fd, headers, &mut slices, flags, None) else {
+            return Drained::Yes;
+        };
+        for message in messages {
+            count += 1;
+            let Ok(cmsgs) = message.cmsgs() else {
+                truncated = true;
+                continue;
+            };
+            let (mut at, mut number) = (None, None);
+            for cmsg in cmsgs {
+                if let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg {
+                    at = Some(to_time(&stamps.system));
+                } else if let ControlMessageOwned::Ipv4RecvErr(error, _)
+                | ControlMessageOwned::Ipv6RecvErr(error, _) = cmsg
+                {
+                    number = Some(error.ee_data);
+                }
+            }
+            if let (Some(number), Some(at)) = (number, at) {
+                handle(number, at);
+            }
+        }
+    }
+    if truncated {
+        *headers = stamp_headers();
+    }
+    if count < STAMPS { Drained::Yes } else { Drained::No }
 }
 
 /// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
@@ -155,12 +249,17 @@ fn to_time(stamp: &TimeSpec) -> UnixTime {
 
 impl PacketInfo {
     #[expect(clippy::wildcard_enum_match_arm, reason = "what was not asked for is of no use")]
-    fn take(&mut self, cmsg: &ControlMessageOwned) {
+    fn take(&mut self, cmsg: &ControlMessageOwned, socket: &TestSocket) {
         match cmsg {
             ControlMessageOwned::ScmTimestampns(stamp) => {
                 self.received = to_time(stamp);
                 self.kernel_stamp = true;
             }
+            ControlMessageOwned::ScmTimestampsns(stamps) => {
+                self.received = to_time(&stamps.system);
+                self.kernel_stamp = self.received.0 != 0;
+            }
+            ControlMessageOwned::RxqOvfl(dropped) => socket.dropped.store(*dropped, Relaxed),
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
                 self.ttl = u8::try_from(*ttl).ok();
             }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     model::{ControlConnection, Extensions, StampSession, TestSession},
     net::{
-        TestSocket, UdpOptions, clock, random,
+        TestSocket, TransmitStamps, UdpOptions, clock, random,
         tcp::{self, TcpStream},
     },
     proto::{ConnectionState, LossCause},
@@ -218,7 +218,7 @@ fn bind(
         interface: config.interface.as_deref(),
         tos: session.dscp.tos(),
         ttl: session.ttl,
-        transmit_stamps: false,
+        transmit_stamps: TransmitStamps::Numbered,
     };
     TestSocket::bind(address, &options)
         .map_err(|error| Failure::local(&format!("{}: UDP {address}", session.name), &error))

@@ -2,6 +2,7 @@
 
 use std::{pin::pin, time::Duration};
 
+use futures_util::StreamExt;
 use tokio::time::sleep;
 
 use super::{
@@ -43,11 +44,7 @@ impl Driver {
                     return Next::End;
                 },
                 () = self.token.cancelled() => return Next::End,
-                Some(Err(error)) = self.tasks.join_next() => {
-                    if let Ok(panic) = error.try_into_panic() {
-                        std::panic::resume_unwind(panic);
-                    }
-                }
+                Some(ended) = self.ends.next() => Self::session_ended(ended),
                 () = sleep(self.pulse.rest()) => {
                     self.look_after_sessions();
                     continue;

@@ -4,12 +4,15 @@
 
 use std::{collections::BTreeMap, future::pending, pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::future::OptionFuture;
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use futures_util::{future::OptionFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::{oneshot, watch},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Tools, Wanted,
+    Senders, Tools, Wanted,
     attempt::{self, Established, OpenSession},
     changes::Changed,
     connect::names_move,
@@ -26,7 +29,7 @@ use crate::{
     net::{NetworkChanges, clock, interface_index, random},
     proto::{ConnectionState, EventType, LossCause},
     results::Results,
-    session::Derivation,
+    session::{Derivation, plane::Ended},
     supervise::Pulse,
     time::{Monotonic, duration_to_proto},
 };
@@ -38,7 +41,7 @@ pub(super) async fn run(
     token: CancellationToken,
     pulse: Pulse,
 ) {
-    let Tools { status, results, derivation, network } = tools;
+    let Tools { status, results, derivation, network, senders } = tools;
     let current = wanted.borrow_and_update().clone();
     let course = Course::new(status.open_outage(), clock::monotonic());
     let mut driver = Driver {
@@ -58,7 +61,8 @@ pub(super) async fn run(
         pulse,
         sessions: Vec::new(),
         running: BTreeMap::new(),
-        tasks: JoinSet::new(),
+        senders,
+        ends: FuturesUnordered::new(),
         silence: Silence::default(),
         course,
     };
@@ -113,8 +117,9 @@ pub(super) struct Driver {
     pub(super) sessions: Vec<SessionTask>,
     /// The sessions that run, by name.
     pub(super) running: BTreeMap<String, Running>,
-    /// The sessions' tasks; one that panics takes the driver with it, which is started again.
-    pub(super) tasks: JoinSet<()>,
+    pub(super) senders: Arc<Senders>,
+    /// Ends of sessions; one that panics takes the driver with it, which is started again.
+    pub(super) ends: FuturesUnordered<oneshot::Receiver<Ended>>,
     pub(super) progress: Arc<Progress>,
     silence: Silence,
     pub(super) course: Course,

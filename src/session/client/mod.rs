@@ -1,5 +1,5 @@
-//! The client role. Every control connection has a driver ([`connection`]) and each of its test
-//! sessions a task ([`sender`]) that lives over reconnects. What is wanted of a connection is a
+//! The client role. Every control connection has a driver ([`connection`]), and each of its test
+//! sessions a place on a thread of the data plane ([`sender`]) that it keeps over reconnects. What is wanted of a connection is a
 //! value on a watch, so a driver that is started again finds it there.
 
 mod attempt;
@@ -17,7 +17,7 @@ mod sender;
 mod sessions;
 mod status;
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ use crate::{
     net::{NetworkChanges, clock},
     proto::{ChangeEffect, Connection, Statistics},
     results::Results,
-    session::Derivation,
+    session::{Derivation, PlaneSettings, plane::Plane},
     supervise::{RestartPolicy, Tasks, keep_alive},
 };
 use sender::Command;
@@ -56,6 +56,18 @@ struct Tools {
     results: Arc<Results>,
     derivation: Arc<Derivation>,
     network: watch::Receiver<NetworkChanges>,
+    senders: Arc<Senders>,
+}
+
+/// The threads of the test sessions.
+#[derive(Debug)]
+pub struct Senders(Plane<sender::Session>);
+
+impl Senders {
+    /// Starts them.
+    pub fn start(settings: PlaneSettings) -> io::Result<Arc<Self>> {
+        Plane::start("sender", settings).map(|plane| Arc::new(Self(plane)))
+    }
 }
 
 /// What all connections share.
@@ -67,6 +79,8 @@ pub struct ClientContext {
     pub derivation: Arc<Derivation>,
     /// Changes of this host's network.
     pub network: watch::Receiver<NetworkChanges>,
+    /// Where sessions run.
+    pub senders: Arc<Senders>,
     /// Numbers what changes in the state of connections.
     pub changes: Arc<Changes>,
 }
@@ -96,6 +110,7 @@ impl ConnectionHandle {
             results: context.results.clone(),
             derivation: context.derivation.clone(),
             network: context.network.clone(),
+            senders: context.senders.clone(),
         };
         tasks.spawn("connection", supervise(receiver, tools, token.clone()));
         Self { wanted, status, token }
@@ -170,9 +185,9 @@ impl ConnectionHandle {
     /// Statistics of the tests that run now.
     pub async fn current_tests(&self) -> Vec<Statistics> {
         let mut statistics = Vec::new();
-        for session in self.status.session_commands() {
+        for session in self.status.session_handles() {
             let (answer, answered) = oneshot::channel();
-            if session.send(Command::Snapshot(answer)).await.is_ok()
+            if session.tell(Command::Snapshot(answer)).await.is_ok()
                 && let Ok(Some(current)) = answered.await
             {
                 statistics.push(current);

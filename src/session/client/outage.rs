@@ -90,5 +90,5 @@ fn event(
         session: String::new(),
         labels: config.labels.clone(),
     };
-    results.event(&subject, event, clock::now().unix);
+    results.event(subject, event, clock::now().unix);
 }

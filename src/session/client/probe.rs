@@ -140,7 +140,7 @@ async fn exchange(
     let end = Instant::now() + Duration::from_nanos(test.loss_timeout_ns);
     let answered = timeout_at(end, async {
         loop {
-            let received = socket.receive(|info, reply| {
+            let received = socket.receive_async(|info, reply| {
                 if (info.source.ip(), info.source.port()) == (remote.ip(), remote.port()) {
                     machine.handle_reply(reply, &reply_meta(info), clock::now());
                 }

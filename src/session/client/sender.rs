@@ -1,12 +1,10 @@
-//! The task of one test session: owns its machine, its socket and what waits to be reported. It
-//! lives as long as the session is configured, through any number of control connections.
+//! One test session on a thread of the data plane: owns its machine, its socket and what waits to
+//! be reported. It lives as long as the session is configured, through any number of control
+//! connections.
 
-use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::sleep,
-};
+use tokio::sync::oneshot;
 
 use super::{
     attempt::OpenSession,
@@ -15,11 +13,11 @@ use super::{
 };
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
-    net::{PacketInfo, TestSocket, clock, random},
+    net::{Drained, PacketInfo, TestSocket, clock, random},
     proto::{Event, EventType, LossCause, ProbeResult, Statistics, StatisticsScope, TestResult},
     results::{PROBES_PER_RECORD, Results, Subject},
+    session::plane::Endpoint,
     stats::ThresholdMonitor,
-    supervise::Pulse,
     time::{Monotonic, Now},
     twamp::sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
 };
@@ -30,8 +28,8 @@ pub(super) const COMMANDS: usize = 16;
 const BATCH_NS: u64 = 1_000_000_000;
 /// How long a test that is stopped waits for answers to what is under way, at most.
 const LONGEST_GRACE_NS: u64 = 2_000_000_000;
-/// Rest after an error of the socket, which may come again at once.
-const SOCKET_REST: Duration = Duration::from_millis(100);
+/// Transmit stamps are read with the replies, and where none come at the latest after so many.
+const UNREAD_STAMPS: u32 = 16;
 
 /// What the driver, and the API, tell a session.
 #[derive(Debug)]
@@ -70,6 +68,10 @@ struct Link {
     least_octets: usize,
     padding_start: Option<[u8; 2]>,
     packet: Vec<u8>,
+    /// Sent since transmit stamps were read.
+    unread_stamps: u32,
+    /// Packets that the socket had no room for, so far.
+    dropped: u32,
 }
 
 /// What all sessions of a connection share.
@@ -80,9 +82,10 @@ pub(super) struct Tools {
     pub(super) progress: Arc<Progress>,
 }
 
-struct Session {
+/// A test session.
+pub(super) struct Session {
     config: TestSession,
-    subject: Subject,
+    subject: Arc<Subject>,
     iteration_done_events: bool,
     machine: SessionSender,
     link: Option<Link>,
@@ -92,86 +95,113 @@ struct Session {
     /// To be told when no test runs.
     pausing: Option<oneshot::Sender<()>>,
     thresholds: ThresholdMonitor,
-    pulse: Pulse,
     probes: Vec<ProbeResult>,
     probes_due: Monotonic,
     tools: Tools,
 }
 
-/// Runs a session until its commands end.
-pub(super) async fn run(
-    connection: Arc<ControlConnection>,
-    index: usize,
-    tools: Tools,
-    mut commands: mpsc::Receiver<Command>,
-    pulse: Pulse,
-) {
-    let config = connection.sessions[index].clone();
-    let mut thresholds = ThresholdMonitor::default();
-    thresholds.set(&config.thresholds);
-    let mut session = Session {
-        subject: subject(&connection, &config),
-        machine: SessionSender::new(sender_config(&connection, &config)),
-        iteration_done_events: connection.test_iteration_done_events,
-        config,
-        link: None,
-        parked: false,
-        stopping: None,
-        pausing: None,
-        thresholds,
-        pulse,
-        probes: Vec::new(),
-        probes_due: Monotonic::default(),
-        tools,
-    };
-    loop {
-        session.advance();
-        let deadline = session.deadline();
-        session.pulse.beat();
-        // Each of these may be dropped at any time without a loss: commands and packets stay
-        // where they are.
-        tokio::select! {
-            command = commands.recv() => match command {
-                Some(command) => session.obey(command),
-                None => return session.end(),
-            },
-            () = sleep_to(deadline, session.pulse.rest()) => {}
-            failed = receive(&mut session.machine, session.link.as_ref()) => if failed {
-                sleep(SOCKET_REST).await;
-            },
+impl Endpoint for Session {
+    type Command = Command;
+
+    fn socket(&self) -> Option<&TestSocket> {
+        self.link.as_ref().map(|link| &link.socket)
+    }
+
+    fn obey(&mut self, command: Command) {
+        self.obey(command, clock::now());
+    }
+
+    fn receive(&mut self) -> Drained {
+        let Some(link) = &mut self.link else { return Drained::Yes };
+        let machine = &mut self.machine;
+        // Before the replies: what they answer went out before.
+        link.read_stamps(machine);
+        let received = link.socket.receive(|info, packet| {
+            if info.source.port() == link.remote.port() && info.source.ip() == link.remote.ip() {
+                machine.handle_reply(packet, &reply_meta(info), clock::now());
+            } else {
+                machine.ignored();
+            }
+        });
+        let dropped = link.socket.dropped();
+        if dropped != link.dropped {
+            machine.dropped(dropped.wrapping_sub(link.dropped).into());
+            link.dropped = dropped;
+        }
+        received.unwrap_or_else(|error| {
+            tracing::debug!(%error, session = self.config.name, "test socket");
+            Drained::No
+        })
+    }
+
+    fn advance(&mut self, now: Now) {
+        self.advance(now);
+    }
+
+    fn deadline(&self) -> Option<Monotonic> {
+        let machine = if self.parked { None } else { self.machine.poll_deadline() };
+        let flush = (!self.probes.is_empty()).then_some(self.probes_due);
+        machine.into_iter().chain(flush).min()
+    }
+
+    fn end(&mut self) {
+        let now = clock::now();
+        self.machine.stop(0, now);
+        self.machine.handle_timeout(now);
+        self.report(now);
+        self.flush_probes(now);
+        // Nobody watches any more: what is raised does not stay so.
+        let cleared = self.thresholds.set(&Thresholds::default());
+        self.tell(cleared, now);
+    }
+}
+
+impl Link {
+    fn read_stamps(&mut self, machine: &mut SessionSender) {
+        if self.unread_stamps > 0 {
+            self.unread_stamps = 0;
+            self.socket.transmitted(|number, at| machine.transmitted(number, at));
         }
     }
 }
 
-/// Feeds replies to the machine; tells whether the socket failed.
-async fn receive(machine: &mut SessionSender, link: Option<&Link>) -> bool {
-    let Some(link) = link else { return pending().await };
-    let received = link.socket.receive(|info, packet| {
-        let now = clock::now();
-        if info.source.port() == link.remote.port() && info.source.ip() == link.remote.ip() {
-            machine.handle_reply(packet, &reply_meta(info), now);
-        } else {
-            machine.ignored();
-        }
-    });
-    received.await.is_err()
-}
-
-/// Sleeps until the deadline, at most for `longest`.
-async fn sleep_to(deadline: Option<Monotonic>, longest: Duration) {
-    let wait = deadline.map(|at| Duration::from_nanos(at.since_ns(clock::monotonic())));
-    sleep(wait.map_or(longest, |wait| wait.min(longest))).await;
-}
-
 impl Session {
-    fn obey(&mut self, command: Command) {
-        let now = clock::now();
+    /// With no test yet.
+    pub(super) fn new(connection: &ControlConnection, index: usize, tools: Tools) -> Self {
+        let config = connection.sessions[index].clone();
+        let mut thresholds = ThresholdMonitor::default();
+        thresholds.set(&config.thresholds);
+        Self {
+            subject: Arc::new(subject(connection, &config)),
+            machine: SessionSender::new(sender_config(connection, &config)),
+            iteration_done_events: connection.test_iteration_done_events,
+            config,
+            link: None,
+            parked: false,
+            stopping: None,
+            pausing: None,
+            thresholds,
+            probes: Vec::new(),
+            probes_due: Monotonic::default(),
+            tools,
+        }
+    }
+
+    fn obey(&mut self, command: Command, now: Now) {
         match command {
             Command::Up(session) => {
                 let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
                 let least_octets = carrier.format.probe_octets();
                 let packet = packet(&self.config, least_octets, padding_start);
-                self.link = Some(Link { socket, remote, least_octets, padding_start, packet });
+                self.link = Some(Link {
+                    socket,
+                    remote,
+                    least_octets,
+                    padding_start,
+                    packet,
+                    unread_stamps: 0,
+                    dropped: 0,
+                });
                 self.parked = false;
                 // It may have been changed while the socket was opened.
                 self.set_ttl();
@@ -195,7 +225,7 @@ impl Session {
             }
             Command::Configure(connection, index) => {
                 self.config = connection.sessions[index].clone();
-                self.subject = subject(&connection, &self.config);
+                self.subject = Arc::new(subject(&connection, &self.config));
                 self.iteration_done_events = connection.test_iteration_done_events;
                 self.machine.set_config(sender_config(&connection, &self.config));
                 if let Some(link) = &mut self.link {
@@ -236,13 +266,11 @@ impl Session {
     }
 
     /// Sends what is due, lets time pass in the machine, and reports what came out.
-    fn advance(&mut self) {
+    fn advance(&mut self, now: Now) {
         if !self.parked {
-            self.machine.handle_timeout(clock::now());
+            self.machine.handle_timeout(now);
             self.send_due();
-            self.machine.handle_timeout(clock::now());
         }
-        let now = clock::now();
         self.report(now);
         if !self.probes.is_empty() && self.probes_due <= now.monotonic {
             self.flush_probes(now);
@@ -274,7 +302,13 @@ impl Session {
             let now = clock::now();
             self.machine.write_probe(now.unix, error_estimate, &mut link.packet, now.monotonic);
             match link.socket.send(&link.packet, link.remote) {
-                Ok(()) => self.machine.probe_sent(now.unix, random, now),
+                Ok(()) => {
+                    self.machine.probe_sent(now.unix, random, now);
+                    link.unread_stamps += 1;
+                    if link.unread_stamps >= UNREAD_STAMPS {
+                        link.read_stamps(&mut self.machine);
+                    }
+                }
                 Err(error) => {
                     tracing::trace!(%error, session = self.config.name, "probe not sent");
                     self.machine.probe_refused(random, clock::monotonic());
@@ -318,7 +352,7 @@ impl Session {
         let answered = sent.map(|figures| figures.probes_received > 0);
         let progress = &self.tools.progress;
         let iteration = progress.test_ended(&self.config.name, answered, now.monotonic);
-        self.tools.results.test(&self.subject, result, now.unix);
+        self.tools.results.test(self.subject.clone(), result, now.unix);
         self.tools.status.test_finished(&self.config.name);
         let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
         if self.config.test_done_events {
@@ -326,9 +360,9 @@ impl Session {
         }
         self.tell(crossed, now);
         if iteration && self.iteration_done_events {
-            let connection = Subject { session: String::new(), ..self.subject.clone() };
+            let connection = Subject { session: String::new(), ..Subject::clone(&self.subject) };
             let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
-            self.tools.results.event(&connection, event, now.unix);
+            self.tools.results.event(connection, event, now.unix);
         }
         if let Some(due) = self.machine.poll_deadline() {
             self.tools.progress.set(&self.config.name, Stage::Between(due));
@@ -337,21 +371,15 @@ impl Session {
 
     fn tell(&self, events: Vec<Event>, now: Now) {
         for event in events {
-            self.tools.results.event(&self.subject, event, now.unix);
+            self.tools.results.event(self.subject.clone(), event, now.unix);
         }
     }
 
     fn flush_probes(&mut self, now: Now) {
         if !self.probes.is_empty() {
             let probes = self.probes.drain(..).collect();
-            self.tools.results.probes(&self.subject, probes, now.unix);
+            self.tools.results.probes(self.subject.clone(), probes, now.unix);
         }
-    }
-
-    fn deadline(&self) -> Option<Monotonic> {
-        let machine = if self.parked { None } else { self.machine.poll_deadline() };
-        let flush = (!self.probes.is_empty()).then_some(self.probes_due);
-        machine.into_iter().chain(flush).min()
     }
 
     fn current(&self, now: Now) -> Option<Statistics> {
@@ -365,17 +393,6 @@ impl Session {
             figures: Some(figures),
             ..Statistics::default()
         })
-    }
-
-    fn end(&mut self) {
-        let now = clock::now();
-        self.machine.stop(0, now);
-        self.machine.handle_timeout(now);
-        self.report(now);
-        self.flush_probes(now);
-        // Nobody watches any more: what is raised does not stay so.
-        let cleared = self.thresholds.set(&Thresholds::default());
-        self.tell(cleared, now);
     }
 }
 

@@ -1,22 +1,27 @@
 //! The tasks of a connection's sessions: made, told, looked after and ended.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
-use futures_util::future::{JoinAll, join_all};
-use tokio::sync::{mpsc, oneshot};
+use futures_util::{
+    StreamExt,
+    future::{JoinAll, join_all},
+};
+use tokio::sync::oneshot;
 
 use super::{
     attempt::OpenSession,
     connection::Driver,
-    sender::{self, Command, Grace},
+    sender::{self, Command, Grace, Session},
 };
-use crate::{supervise::Pulse, wire::codes::Sid};
+use crate::{
+    session::plane::{Ended, Handle},
+    wire::codes::Sid,
+};
 
-/// The task of a session.
+/// A session on its thread.
 pub(super) struct SessionTask {
     pub(super) name: String,
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) pulse: Pulse,
+    pub(super) handle: Handle<Command>,
 }
 
 /// What is known of a session that runs.
@@ -46,7 +51,7 @@ impl Driver {
                     let session = known.swap_remove(place);
                     let configure = Command::Configure(self.config.clone(), index);
                     // One whose task is gone is found by `change`.
-                    let _ = session.commands.send(configure).await;
+                    let _ = session.handle.tell(configure).await;
                     session
                 }
                 None => self.make_session(index),
@@ -56,22 +61,26 @@ impl Driver {
         // Sessions end when nobody is left to command them.
         drop(known);
         self.status.configured(&self.config, self.applied);
-        let commands = self.sessions.iter().map(|session| session.commands.clone()).collect();
-        self.status.set_session_commands(commands);
+        let handles = self.sessions.iter().map(|session| session.handle.clone()).collect();
+        self.status.set_session_handles(handles);
     }
 
     fn make_session(&mut self, index: usize) -> SessionTask {
-        let (commands, receiver) = mpsc::channel(sender::COMMANDS);
         let tools = sender::Tools {
             results: self.results.clone(),
             status: self.status.clone(),
             progress: self.progress.clone(),
         };
-        let pulse = Pulse::default();
-        let config = Arc::clone(&self.config);
-        let name = config.sessions[index].name.clone();
-        self.tasks.spawn(sender::run(config, index, tools, receiver, pulse.clone()));
-        SessionTask { name, commands, pulse }
+        let session = Session::new(&self.config, index, tools);
+        let name = self.config.sessions[index].name.clone();
+        match self.senders.0.spawn(|_| session, None, sender::COMMANDS) {
+            Ok((handle, ended)) => {
+                self.ends.push(ended);
+                SessionTask { name, handle }
+            }
+            // The driver is started again, and tries once more.
+            Err(error) => panicked(format!("session {name} has no thread: {error}")),
+        }
     }
 
     /// Gives sessions that are started to their tasks.
@@ -92,8 +101,8 @@ impl Driver {
     pub(super) async fn end_sessions(&mut self) {
         self.sessions.clear();
         self.running.clear();
-        self.status.set_session_commands(Vec::new());
-        while self.tasks.join_next().await.is_some() {}
+        self.status.set_session_handles(Vec::new());
+        while self.ends.next().await.is_some() {}
     }
 
     /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
@@ -121,14 +130,27 @@ impl Driver {
 
     pub(super) async fn tell(&self, index: usize, command: Command) {
         // A session whose task is gone is found by `change`.
-        let _ = self.sessions[index].commands.send(command).await;
+        let _ = self.sessions[index].handle.tell(command).await;
     }
 
     /// A session that stalled takes the driver with it, which is started again.
     pub(super) fn look_after_sessions(&self) {
-        if let Some(session) = self.sessions.iter().find(|session| session.pulse.has_stalled()) {
-            let text = format!("session {} has stalled", session.name);
-            std::panic::resume_unwind(Box::new(text));
+        if let Some(session) = self.sessions.iter().find(|s| s.handle.has_stalled()) {
+            panicked(format!("session {} has stalled", session.name));
         }
     }
+
+    /// A session ended; one that panicked takes the driver with it.
+    pub(super) fn session_ended(ended: Result<Ended, oneshot::error::RecvError>) {
+        match ended {
+            Ok(Ended::InForm) => {}
+            Ok(Ended::Panicked(text)) => panicked(text),
+            Err(_) => panicked("a thread of the data plane failed".into()),
+        }
+    }
+}
+
+/// Ends the driver, which is started again.
+fn panicked(text: String) -> ! {
+    std::panic::resume_unwind(Box::new(text))
 }

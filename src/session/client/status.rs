@@ -6,12 +6,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::{course::Outage, failure::Failure, sender::Command};
 use crate::{
     model::{ControlConnection, ControlType, Standing},
     proto::{self, ConnectionLoss, ConnectionState, Session},
+    session::plane::Handle,
     time::{Monotonic, Now, duration_to_proto},
 };
 
@@ -55,7 +56,7 @@ struct Inner {
     outage_since: Option<Now>,
     past_outages_ns: u64,
     applied_revision: u64,
-    sessions: Vec<mpsc::Sender<Command>>,
+    sessions: Vec<Handle<Command>>,
     /// Number of its latest change.
     changed: u64,
     standing: Standing,
@@ -114,11 +115,11 @@ impl Status {
     }
 
     /// The tasks of the sessions, for questions about the tests that run.
-    pub(super) fn set_session_commands(&self, sessions: Vec<mpsc::Sender<Command>>) {
+    pub(super) fn set_session_handles(&self, sessions: Vec<Handle<Command>>) {
         self.lock().sessions = sessions;
     }
 
-    pub(super) fn session_commands(&self) -> Vec<mpsc::Sender<Command>> {
+    pub(super) fn session_handles(&self) -> Vec<Handle<Command>> {
         self.lock().sessions.clone()
     }
 

@@ -1,6 +1,7 @@
 //! The server role. One task ([`role`]) owns the listening sockets and follows the configuration;
-//! each control connection has a task ([`connection`]), and each UDP socket one ([`reflector`]) that
-//! owns its test sessions. What is open is counted in one place ([`registry`]).
+//! each control connection has a task ([`connection`]), and each UDP socket a place on a thread of the
+//! data plane, with its test sessions ([`reflector`]). What is open is counted in one place
+//! ([`registry`]).
 
 mod connection;
 mod place;
@@ -9,5 +10,6 @@ mod registry;
 mod role;
 mod sockets;
 
+pub use reflector::Reflectors;
 pub use registry::Registry;
 pub use role::ServerRole;

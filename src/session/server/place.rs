@@ -8,8 +8,8 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    reflector::ReflectorHandle,
-    registry::{ConnectionEntry, SessionEnd, SessionEntry},
+    reflector::{NotTaken, ReflectorHandle},
+    registry::{ConnectionEntry, SessionEnd},
     sockets::Sockets,
 };
 use crate::{
@@ -71,7 +71,7 @@ pub(super) async fn place(
     let counters = Arc::new(SessionCounters::default());
     let drain_ns = request.timeout_ns.min(LONGEST_DRAIN_NS);
     let tos = Dscp::new(request.dscp).ok_or(Accept::NOT_SUPPORTED)?.tos();
-    let entry = connection.admit_session(
+    let entry = Arc::new(connection.admit_session(
         config,
         ServerSession {
             sid: sid.to_string(),
@@ -85,30 +85,19 @@ pub(super) async fn place(
         },
         counters.clone(),
         ended,
-    )?;
+    )?);
     let refwait_ns = config.refwait_ns;
     let (format, timestamps) = packets(sid);
-    let session = || ReflectorSession {
-        sid,
-        sender,
-        tos,
-        format: format.clone(),
-        timestamps,
-        refwait_ns,
-        counters: counters.clone(),
-    };
-    let mut entry = entry;
+    let session = ReflectorSession { sid, sender, tos, format, timestamps, refwait_ns, counters };
     let bound = (receiver, interface);
     for reflector in Candidates::new(config, sockets, ends.local, bound, request.receiver_port) {
         entry.placed(SocketAddr::new(receiver, reflector.local.port()));
-        match reflector.add(session(), entry).await {
+        match reflector.add(&session, &entry).await {
             Ok(()) => return Ok(Placed { sid, reflector, drain_ns }),
-            Err(Some(back)) => entry = back,
-            Err(None) => return Err(Accept::INTERNAL_ERROR),
+            Err(NotTaken::SenderHasOne | NotTaken::Closed) => {}
         }
     }
     // No free port, or this sender has a session on each.
-    drop::<SessionEntry>(entry);
     Err(Accept::TEMPORARY_RESOURCE_LIMIT)
 }
 

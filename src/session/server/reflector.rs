@@ -1,18 +1,17 @@
-//! The task of one UDP socket: owns the machine with its sessions and answers packets.
+//! One UDP socket on a thread of the data plane: owns the machine with its sessions and answers
+//! packets. What is open to everybody has a socket on each thread, among which the kernel divides
+//! the senders; nothing is shared between them.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{MissedTickBehavior, interval, sleep},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
 
 use super::registry::{SessionEnd, SessionEntry};
 use crate::{
-    net::{Answer, Answered, Neighbours, PacketInfo, TestSocket, clock},
-    proto::ServerSessionState,
-    time::{Monotonic, UnixTime},
+    net::{Answer, Answered, Drained, Neighbours, PacketInfo, TestSocket, clock},
+    proto::{PacketCounters, ServerSessionState},
+    session::plane::{Endpoint, Handle, Plane, PlaneSettings},
+    time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
     twamp::reflector::{
         Ended, Finish, PacketMeta, Reflector, ReflectorCounters, ReflectorSession, Sessionless,
         Verdict,
@@ -23,8 +22,7 @@ use crate::{
 /// Commands that wait for a socket; connections wait where there are more.
 const COMMANDS: usize = 256;
 /// How often sessions that are over are looked for.
-const EXPIRY: Duration = Duration::from_secs(1);
-const SOCKET_REST: Duration = Duration::from_millis(100);
+const EXPIRY_NS: u64 = NANOS_PER_SECOND;
 /// Looks without a session after which a socket of sessions' own is closed: a new one waits for
 /// its first.
 const EMPTY_LOOKS: u32 = 3;
@@ -32,8 +30,8 @@ const EMPTY_LOOKS: u32 = 3;
 /// What connections and the role tell a socket.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Takes a session; answers with its entry where its sender has one here already.
-    Add(ReflectorSession, SessionEntry, oneshot::Sender<Result<(), SessionEntry>>),
+    /// Takes a session; answers whether it did: not where its sender has one here already.
+    Add(Box<ReflectorSession>, Arc<SessionEntry>, oneshot::Sender<bool>),
     /// Answers packets of a session from now on; answers when that is so.
     Start(Sid, oneshot::Sender<()>),
     /// Answers packets of a session until then.
@@ -42,95 +40,158 @@ pub(super) enum Command {
     Remove(Sid),
     /// Who is answered without a session.
     SetSessionless(Sessionless),
+    /// The socket is to be closed; answers when no packet is taken any more.
+    Close(oneshot::Sender<()>),
 }
 
-/// A socket with its task.
+/// The threads of the reflectors.
+#[derive(Debug)]
+pub struct Reflectors {
+    plane: Plane<SocketOfSessions>,
+    /// Of each thread.
+    counters: Vec<Arc<ReflectorCounters>>,
+}
+
+impl Reflectors {
+    /// Starts them.
+    pub fn start(settings: PlaneSettings) -> io::Result<Arc<Self>> {
+        let plane = Plane::start("reflector", settings)?;
+        let counters = (0..plane.threads()).map(|_| Arc::default()).collect();
+        Ok(Arc::new(Self { plane, counters }))
+    }
+
+    /// Threads.
+    pub(super) fn threads(&self) -> usize {
+        self.counters.len()
+    }
+
+    /// Of all threads together.
+    pub(super) fn counted(&self) -> PacketCounters {
+        self.counters.iter().fold(PacketCounters::default(), |sum, one| one.add_to(sum))
+    }
+
+    /// Gives sockets to threads: one to whichever has the fewest, several to one each.
+    pub(super) fn open(
+        &self,
+        sockets: Vec<TestSocket>,
+        sessionless: &Sessionless,
+        ends_empty: bool,
+    ) -> io::Result<ReflectorHandle> {
+        let Some(local) = sockets.first().map(TestSocket::local) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let several = sockets.len() > 1;
+        let handles = sockets.into_iter().enumerate().map(|(index, socket)| {
+            let endpoint = |thread: usize| {
+                let counters = self.counters[thread].clone();
+                SocketOfSessions::new(socket, sessionless.clone(), counters, ends_empty)
+            };
+            let on = several.then_some(index);
+            self.plane.spawn(endpoint, on, COMMANDS).map(|(handle, _)| handle)
+        });
+        Ok(ReflectorHandle { handles: handles.collect::<io::Result<_>>()?, local })
+    }
+}
+
+/// A socket, or several of one address, on their threads. They are closed when the last handle is
+/// dropped.
 #[derive(Clone, Debug)]
 pub(super) struct ReflectorHandle {
-    commands: mpsc::Sender<Command>,
+    handles: Vec<Handle<Command>>,
     pub(super) local: SocketAddr,
 }
 
-impl ReflectorHandle {
-    /// A handle, and the task to be run. The task ends with `token`, or, where it `ends_empty`,
-    /// when its last session ended.
-    pub(super) fn new(
-        socket: TestSocket,
-        sessionless: Sessionless,
-        counters: Arc<ReflectorCounters>,
-        ends_empty: bool,
-        token: CancellationToken,
-    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (commands, receiver) = mpsc::channel(COMMANDS);
-        let local = socket.local();
-        let task = Task {
-            answers: Answers {
-                machine: Reflector::new(local.port(), sessionless, counters.clone()),
-                local,
-                neighbours: Neighbours::default(),
-            },
-            socket,
-            entries: HashMap::new(),
-            counters,
-            ends_empty,
-            empty_looks: 0,
-            token,
-        };
-        (Self { commands, local }, task.run(receiver))
-    }
+/// Why a session was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotTaken {
+    /// Its sender has one here already.
+    SenderHasOne,
+    /// The socket is no more.
+    Closed,
+}
 
-    /// Takes a session; gives its entry back where the sender has one here already, or `None`
-    /// where the socket is no more.
+impl ReflectorHandle {
+    /// Takes a session, on each thread: only the kernel knows to which its packets will come.
     pub(super) async fn add(
         &self,
-        session: ReflectorSession,
-        entry: SessionEntry,
-    ) -> Result<(), Option<SessionEntry>> {
-        let (answer, answered) = oneshot::channel();
-        if let Err(unsent) = self.commands.send(Command::Add(session, entry, answer)).await {
-            let Command::Add(_, entry, _) = unsent.0 else { return Err(None) };
-            return Err(Some(entry));
+        session: &ReflectorSession,
+        entry: &Arc<SessionEntry>,
+    ) -> Result<(), NotTaken> {
+        for handle in &self.handles {
+            let (answer, answered) = oneshot::channel();
+            let add = Command::Add(Box::new(session.clone()), entry.clone(), answer);
+            let told = handle.tell(add).await;
+            let taken = match told {
+                Ok(()) => answered.await.map_err(|_| NotTaken::Closed),
+                Err(_) => Err(NotTaken::Closed),
+            };
+            if taken != Ok(true) {
+                self.remove(session.sid);
+                return taken.and(Err(NotTaken::SenderHasOne));
+            }
         }
-        answered.await.unwrap_or(Ok(())).map_err(Some)
+        Ok(())
     }
 
     pub(super) async fn start(&self, sid: Sid) {
-        let (done, started) = oneshot::channel();
-        if self.commands.send(Command::Start(sid, done)).await.is_ok() {
-            let _ = started.await;
+        for handle in &self.handles {
+            let (done, started) = oneshot::channel();
+            if handle.tell(Command::Start(sid, done)).await.is_ok() {
+                let _ = started.await;
+            }
         }
     }
 
     pub(super) async fn drain(&self, sid: Sid, until: Monotonic) {
-        let _ = self.commands.send(Command::Drain(sid, until)).await;
+        for handle in &self.handles {
+            let _ = handle.tell(Command::Drain(sid, until)).await;
+        }
     }
 
     /// Ends a session, also from where one cannot wait; if the queue is full, REFWAIT ends it.
     pub(super) fn remove(&self, sid: Sid) {
-        let _ = self.commands.try_send(Command::Remove(sid));
+        for handle in &self.handles {
+            handle.try_tell(Command::Remove(sid));
+        }
     }
 
     pub(super) async fn set_sessionless(&self, sessionless: Sessionless) {
-        let _ = self.commands.send(Command::SetSessionless(sessionless)).await;
+        for handle in &self.handles {
+            let _ = handle.tell(Command::SetSessionless(sessionless.clone())).await;
+        }
     }
 
-    /// Whether the task has ended.
+    /// Closes the sockets; their sessions end. Returns when the address is free.
+    pub(super) async fn close(&self) {
+        for handle in &self.handles {
+            let (done, closed) = oneshot::channel();
+            if handle.tell(Command::Close(done)).await.is_ok() {
+                let _ = closed.await;
+            }
+        }
+    }
+
+    /// Whether the sockets are closed.
     pub(super) fn is_closed(&self) -> bool {
-        self.commands.is_closed()
+        self.handles.iter().any(Handle::is_closed)
     }
 }
 
-struct Task {
+/// A socket with its sessions.
+#[derive(Debug)]
+struct SocketOfSessions {
     answers: Answers,
-    socket: TestSocket,
-    entries: HashMap<Sid, SessionEntry>,
+    socket: Option<TestSocket>,
+    entries: HashMap<Sid, Arc<SessionEntry>>,
     counters: Arc<ReflectorCounters>,
     ends_empty: bool,
     empty_looks: u32,
-    token: CancellationToken,
+    next_look: Monotonic,
+    dropped: u32,
 }
 
 /// The machine as the socket needs it.
+#[derive(Debug)]
 struct Answers {
     machine: Reflector,
     local: SocketAddr,
@@ -138,62 +199,83 @@ struct Answers {
     neighbours: Neighbours,
 }
 
-impl Task {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut expiry = interval(EXPIRY);
-        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                // In this order, so that a flood of packets does not hold up commands.
-                biased;
-                () = self.token.cancelled() => return self.close(),
-                command = commands.recv() => match command {
-                    Some(command) => self.obey(command),
-                    None => return,
-                },
-                _ = expiry.tick() => self.expire(),
-                reflected = self.socket.reflect(&mut self.answers) => match reflected {
-                    Ok(batch) if batch.failed > 0 => {
-                        use std::sync::atomic::Ordering::Relaxed;
-                        self.counters.send_failed.fetch_add(batch.failed as u64, Relaxed);
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, local = %self.socket.local(), "test socket");
-                        sleep(SOCKET_REST).await;
-                    }
-                },
-            }
-            if self.ends_empty && self.empty_looks > EMPTY_LOOKS {
-                // Nobody can hand in a session any more, and those in the queue are answered.
-                commands.close();
-                while let Some(command) = commands.recv().await {
-                    if let Command::Add(_, entry, answer) = command {
-                        let _ = answer.send(Err(entry));
-                    }
-                }
-                return;
-            }
+impl SocketOfSessions {
+    fn new(
+        socket: TestSocket,
+        sessionless: Sessionless,
+        counters: Arc<ReflectorCounters>,
+        ends_empty: bool,
+    ) -> Self {
+        let local = socket.local();
+        let machine = Reflector::new(local.port(), sessionless, counters.clone());
+        Self {
+            answers: Answers { machine, local, neighbours: Neighbours::default() },
+            socket: Some(socket),
+            entries: HashMap::new(),
+            counters,
+            ends_empty,
+            empty_looks: 0,
+            next_look: clock::monotonic().plus_ns(EXPIRY_NS),
+            dropped: 0,
         }
+    }
+
+    /// The socket goes though sessions are on it: the connections must know.
+    fn close(&mut self) {
+        self.socket = None;
+        for (sid, entry) in self.entries.drain() {
+            entry.tell_ended(sid, SessionEnd::SocketClosed);
+        }
+    }
+
+    fn set_state(&self, sid: Sid, state: ServerSessionState) {
+        if let Some(entry) = self.entries.get(&sid) {
+            entry.set(state);
+        }
+    }
+
+    fn expire(&mut self, now: Monotonic) {
+        let entries = &mut self.entries;
+        self.answers.machine.expire(now, |sid, ended| {
+            if let Some(entry) = entries.remove(&sid)
+                && ended == Ended::Silent
+            {
+                entry.tell_ended(sid, SessionEnd::Silent);
+            }
+        });
+        if self.answers.machine.tells_locations() {
+            self.answers.neighbours = Neighbours::read();
+        }
+        let empty = self.answers.machine.is_empty();
+        self.empty_looks = if empty { self.empty_looks + 1 } else { 0 };
+    }
+}
+
+impl Endpoint for SocketOfSessions {
+    type Command = Command;
+
+    fn socket(&self) -> Option<&TestSocket> {
+        self.socket.as_ref()
     }
 
     fn obey(&mut self, command: Command) {
         let now = clock::monotonic();
+        let open = self.socket.is_some() && !self.is_over();
         let machine = &mut self.answers.machine;
         match command {
+            // The answer is dropped with the command: there is no such socket any more.
+            Command::Add(..) if !open => {}
             Command::Add(session, entry, answer) => {
                 let sid = session.sid;
-                match machine.add(session, now) {
-                    Ok(before) => {
-                        if let Some(before) = before {
-                            self.entries.remove(&before);
-                        }
-                        self.empty_looks = 0;
-                        self.entries.insert(sid, entry);
-                        let _ = answer.send(Ok(()));
+                let taken = machine.add(*session, now);
+                if let Ok(before) = &taken {
+                    if let Some(before) = before {
+                        self.entries.remove(before);
                     }
-                    Err(_) => drop(answer.send(Err(entry))),
+                    self.empty_looks = 0;
+                    self.entries.insert(sid, entry);
                 }
+                let _ = answer.send(taken.is_ok());
             }
             Command::Start(sid, done) => {
                 machine.start(sid, now);
@@ -212,36 +294,52 @@ impl Task {
                 }
             }
             Command::SetSessionless(sessionless) => machine.set_sessionless(sessionless),
-        }
-    }
-
-    /// The socket goes though sessions are on it: the connections must know.
-    fn close(&mut self) {
-        for (sid, entry) in self.entries.drain() {
-            entry.tell_ended(sid, SessionEnd::SocketClosed);
-        }
-    }
-
-    fn set_state(&self, sid: Sid, state: ServerSessionState) {
-        if let Some(entry) = self.entries.get(&sid) {
-            entry.set(state);
-        }
-    }
-
-    fn expire(&mut self) {
-        let entries = &mut self.entries;
-        self.answers.machine.expire(clock::monotonic(), |sid, ended| {
-            if let Some(entry) = entries.remove(&sid)
-                && ended == Ended::Silent
-            {
-                entry.tell_ended(sid, SessionEnd::Silent);
+            Command::Close(done) => {
+                self.close();
+                let _ = done.send(());
             }
-        });
-        if self.answers.machine.tells_locations() {
-            self.answers.neighbours = Neighbours::read();
         }
-        let empty = self.answers.machine.is_empty();
-        self.empty_looks = if empty { self.empty_looks + 1 } else { 0 };
+    }
+
+    fn receive(&mut self) -> Drained {
+        use std::sync::atomic::Ordering::Relaxed;
+        let Some(socket) = &self.socket else { return Drained::Yes };
+        let reflected = match socket.reflect(&mut self.answers) {
+            Ok(reflected) => reflected,
+            Err(error) => {
+                tracing::debug!(%error, local = %socket.local(), "test socket");
+                return Drained::No;
+            }
+        };
+        if reflected.failed > 0 {
+            self.counters.send_failed.fetch_add(reflected.failed as u64, Relaxed);
+        }
+        let dropped = socket.dropped();
+        if dropped != self.dropped {
+            let more = dropped.wrapping_sub(self.dropped);
+            self.counters.no_room.fetch_add(more.into(), Relaxed);
+            self.dropped = dropped;
+        }
+        reflected.drained
+    }
+
+    fn advance(&mut self, now: Now) {
+        if self.next_look <= now.monotonic {
+            self.next_look = now.monotonic.plus_ns(EXPIRY_NS);
+            self.expire(now.monotonic);
+        }
+    }
+
+    fn deadline(&self) -> Option<Monotonic> {
+        Some(self.next_look)
+    }
+
+    fn is_over(&self) -> bool {
+        self.socket.is_none() || (self.ends_empty && self.empty_looks > EMPTY_LOOKS)
+    }
+
+    fn end(&mut self) {
+        self.close();
     }
 }
 

@@ -4,25 +4,26 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::reflector::Reflectors;
 use crate::{
     model::ServerConfig,
     net::clock,
     proto::{
-        EndCause, EndedCount, GetServerStatusResponse, KeyCounters, PacketCounters, Refusal,
-        RefusalCause, RefusedCount, RefusedSessions, ServerConnection, ServerConnectionState,
-        ServerSession, ServerSessionState, ServerSocket,
+        EndCause, EndedCount, GetServerStatusResponse, KeyCounters, Refusal, RefusalCause,
+        RefusedCount, RefusedSessions, ServerConnection, ServerConnectionState, ServerSession,
+        ServerSessionState, ServerSocket,
     },
     time::UnixTime,
-    twamp::{
-        control_server::ServerError,
-        reflector::{ReflectorCounters, SessionCounters},
-    },
+    twamp::{control_server::ServerError, reflector::SessionCounters},
     wire::codes::{Accept, Sid},
 };
 
@@ -46,8 +47,8 @@ pub(super) enum SessionEnd {
 pub struct Registry {
     inner: Mutex<Inner>,
     start_time: UnixTime,
-    /// Shared by all reflectors.
-    pub(super) counters: Arc<ReflectorCounters>,
+    /// Their threads.
+    pub(super) reflectors: Arc<Reflectors>,
 }
 
 #[derive(Debug)]
@@ -76,12 +77,8 @@ struct Inner {
 
 impl Registry {
     /// Of a server that starts now.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            inner: Mutex::default(),
-            start_time: clock::unix(),
-            counters: Arc::default(),
-        })
+    pub fn new(reflectors: Arc<Reflectors>) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), start_time: clock::unix(), reflectors })
     }
 
     /// Start-Time of the server, the same for all clients.
@@ -197,9 +194,6 @@ impl Registry {
     /// Everything, for the API.
     pub fn status(&self) -> GetServerStatusResponse {
         let inner = self.lock();
-        let counters = &self.counters;
-        let reflected = counters.reflected.load(Relaxed);
-        let send_failed = counters.send_failed.load(Relaxed);
         GetServerStatusResponse {
             sockets: inner.sockets.clone(),
             connections: inner.connections.len() as u32,
@@ -210,24 +204,7 @@ impl Registry {
                 .iter()
                 .map(|(cause, count)| RefusedCount { cause: *cause, count: *count })
                 .collect(),
-            packets: Some(PacketCounters {
-                received: counters.received.load(Relaxed),
-                reflected: reflected.saturating_sub(send_failed),
-                dropped_no_session: counters.no_session.load(Relaxed),
-                dropped_not_started: counters.not_started.load(Relaxed),
-                dropped_too_short: counters.too_short.load(Relaxed),
-                dropped_corrupt: counters.corrupt.load(Relaxed),
-                dropped_not_listed: counters.not_listed.load(Relaxed),
-                dropped_reflection_loop: counters.reflection_loop.load(Relaxed),
-                dropped_send_failed: send_failed,
-                reflected_light: counters.reflected_light.load(Relaxed),
-                reflected_stamp: counters.reflected_stamp.load(Relaxed),
-                dropped_not_genuine: counters.not_genuine.load(Relaxed),
-                tlvs_malformed: counters.tlvs_malformed.load(Relaxed),
-                tlvs_not_genuine: counters.tlvs_not_genuine.load(Relaxed),
-                access_reports: counters.access_reports.load(Relaxed),
-                dropped_rate_limited: counters.rate_limited.load(Relaxed),
-            }),
+            packets: Some(self.reflectors.counted()),
             latest_refusals: inner.latest_refusals.iter().cloned().collect(),
             sessions_refused: inner
                 .sessions_refused
@@ -339,7 +316,8 @@ impl ConnectionEntry {
         inner.sessions_accepted += 1;
         let key = (self.id, inner.sessions_accepted);
         inner.sessions.insert(key, (ServerSession { connection_id: self.id, ..session }, counters));
-        Ok(SessionEntry { registry: self.registry.clone(), key, ended })
+        let told = AtomicBool::new(false);
+        Ok(SessionEntry { registry: self.registry.clone(), key, ended, told })
     }
 }
 
@@ -357,6 +335,8 @@ pub(super) struct SessionEntry {
     registry: Arc<Registry>,
     key: (u64, u64),
     ended: mpsc::Sender<(Sid, SessionEnd)>,
+    /// The connection was told, by one of the threads that have the session.
+    told: AtomicBool,
 }
 
 impl SessionEntry {
@@ -376,7 +356,9 @@ impl SessionEntry {
     /// Tells the connection that the session ended by itself. The queue holds one notice for each
     /// session that a connection may have.
     pub(super) fn tell_ended(&self, sid: Sid, end: SessionEnd) {
-        let _ = self.ended.try_send((sid, end));
+        if !self.told.swap(true, Relaxed) {
+            let _ = self.ended.try_send((sid, end));
+        }
     }
 }
 

@@ -43,10 +43,10 @@ impl ServerRole {
     pub fn new(
         registry: Arc<Registry>,
         config: watch::Receiver<Option<Arc<ServerConfig>>>,
-        tasks: Tasks,
+        tasks: &Tasks,
     ) -> Self {
         let tasks = tasks.child();
-        let sockets = Arc::new(Sockets::new(registry.counters.clone(), tasks.clone()));
+        let sockets = Arc::new(Sockets::new(registry.reflectors.clone()));
         let derivation = Arc::new(Derivation::of_server());
         let shared =
             Shared { registry, sockets, config: config.clone(), derivation, interface: None };
@@ -88,7 +88,7 @@ impl ServerRole {
             stays
         });
         let standing = config.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
-        self.shared.sockets.retain(&standing);
+        self.shared.sockets.retain(&standing).await;
 
         let mut sockets = Vec::new();
         for address in listen {
@@ -102,7 +102,7 @@ impl ServerRole {
         for place in standing {
             let sessionless =
                 config.map_or(Sessionless::Nobody, |config| sessionless(config, &place));
-            let result = self.shared.sockets.stand(&place, sessionless.clone());
+            let result = self.shared.sockets.stand(&place, sessionless.clone()).await;
             if let Some(reflector) = self.shared.sockets.standing(&place) {
                 reflector.set_sessionless(sessionless).await;
             }

@@ -8,12 +8,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::reflector::ReflectorHandle;
+use super::reflector::{ReflectorHandle, Reflectors};
 use crate::{
     model::UdpListen,
-    net::{TestSocket, UdpOptions},
-    supervise::Tasks,
-    twamp::reflector::{ReflectorCounters, Sessionless},
+    net::{TestSocket, TransmitStamps, UdpOptions},
+    twamp::reflector::Sessionless,
 };
 
 /// All sockets.
@@ -21,54 +20,68 @@ use crate::{
 pub(super) struct Sockets {
     standing: Mutex<HashMap<UdpListen, Standing>>,
     own: Mutex<HashMap<UdpListen, ReflectorHandle>>,
-    counters: Arc<ReflectorCounters>,
-    tasks: Tasks,
+    reflectors: Arc<Reflectors>,
 }
 
 #[derive(Debug)]
 struct Standing {
     handle: ReflectorHandle,
-    token: tokio_util::sync::CancellationToken,
-    transmit_stamps: bool,
+    transmit_stamps: TransmitStamps,
 }
 
 impl Sockets {
-    pub(super) fn new(counters: Arc<ReflectorCounters>, tasks: Tasks) -> Self {
-        Self { standing: Mutex::default(), own: Mutex::default(), counters, tasks }
+    pub(super) fn new(reflectors: Arc<Reflectors>) -> Self {
+        Self { standing: Mutex::default(), own: Mutex::default(), reflectors }
     }
 
-    /// Opens a standing socket that is not open.
-    pub(super) fn stand(&self, place: &UdpListen, sessionless: Sessionless) -> io::Result<()> {
-        let mut standing = lock(&self.standing);
+    /// Opens a standing socket that is not open, on each thread.
+    pub(super) async fn stand(
+        &self,
+        place: &UdpListen,
+        sessionless: Sessionless,
+    ) -> io::Result<()> {
         // A reflector of STAMP with state tells when its replies really went out.
-        let transmit_stamps = matches!(&sessionless, Sessionless::Stamp(stamp) if stamp.stateful);
-        if let Some(open) = standing.get(place).filter(|open| !open.handle.is_closed()) {
-            if open.transmit_stamps == transmit_stamps {
-                return Ok(());
+        let transmit_stamps = match &sessionless {
+            Sessionless::Stamp(stamp) if stamp.stateful => TransmitStamps::WithPacket,
+            Sessionless::Stamp(_) | Sessionless::Light(_) | Sessionless::Nobody => {
+                TransmitStamps::None
             }
-            open.token.cancel();
+        };
+        let before = {
+            let mut standing = lock(&self.standing);
+            match standing.get(place).filter(|open| !open.handle.is_closed()) {
+                Some(open) if open.transmit_stamps == transmit_stamps => return Ok(()),
+                _ => standing.remove(place),
+            }
+        };
+        if let Some(before) = before {
+            before.handle.close().await;
         }
-        let interface = place.interface.as_deref();
-        let options = UdpOptions { interface, transmit_stamps, ..UdpOptions::default() };
-        let socket = TestSocket::bind(place.address, &options)?;
-        let token = self.tasks.token().child_token();
-        let counters = self.counters.clone();
-        let (handle, task) =
-            ReflectorHandle::new(socket, sessionless, counters, false, token.clone());
-        self.tasks.spawn("reflector", task);
-        standing.insert(place.clone(), Standing { handle, token, transmit_stamps });
+        let options = UdpOptions {
+            interface: place.interface.as_deref(),
+            transmit_stamps,
+            ..UdpOptions::default()
+        };
+        let threads = self.reflectors.threads();
+        let sockets = TestSocket::bind_group(place.address, &options, threads)?;
+        let handle = self.reflectors.open(sockets, &sessionless, false)?;
+        lock(&self.standing).insert(place.clone(), Standing { handle, transmit_stamps });
         Ok(())
     }
 
     /// Closes standing sockets that are not in `keep`; their sessions end.
-    pub(super) fn retain(&self, keep: &[UdpListen]) {
-        lock(&self.standing).retain(|place, socket| {
-            let stays = keep.contains(place);
-            if !stays {
-                socket.token.cancel();
-            }
-            stays
-        });
+    pub(super) async fn retain(&self, keep: &[UdpListen]) {
+        let gone: Vec<Standing> = {
+            let mut standing = lock(&self.standing);
+            let (stay, go) = std::mem::take(&mut *standing)
+                .into_iter()
+                .partition::<HashMap<_, _>, _>(|(place, _)| keep.contains(place));
+            *standing = stay;
+            go.into_values().collect()
+        };
+        for socket in gone {
+            socket.handle.close().await;
+        }
     }
 
     /// The standing socket of exactly this place.
@@ -99,13 +112,9 @@ impl Sockets {
         if let Some(handle) = own.get(place) {
             return Ok(handle.clone());
         }
-        let interface = place.interface.as_deref();
-        let socket =
-            TestSocket::bind(place.address, &UdpOptions { interface, ..UdpOptions::default() })?;
-        let (token, counters) = (self.tasks.token(), self.counters.clone());
-        let (handle, task) =
-            ReflectorHandle::new(socket, Sessionless::Nobody, counters, true, token);
-        self.tasks.spawn("reflector", task);
+        let options = UdpOptions { interface: place.interface.as_deref(), ..UdpOptions::default() };
+        let sockets = vec![TestSocket::bind(place.address, &options)?];
+        let handle = self.reflectors.open(sockets, &Sessionless::Nobody, true)?;
         own.insert(place.clone(), handle.clone());
         Ok(handle)
     }

@@ -138,7 +138,7 @@ impl Reflector {
     pub fn start(&mut self, sid: Sid, now: Monotonic) {
         if let Some(session) = self.sessions.values_mut().find(|s| s.spec.sid == sid) {
             session.phase = Phase::Started;
-            session.last_packet = now;
+            session.heard(now);
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What was negotiated.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ReflectorSession {
     /// Identifier.
     pub sid: Sid,
@@ -42,12 +42,19 @@ pub(super) struct Session {
     pub(super) spec: ReflectorSession,
     pub(super) phase: Phase,
     next_sequence: u32,
-    pub(super) last_packet: Monotonic,
 }
 
 impl Session {
     pub(super) fn new(spec: ReflectorSession, now: Monotonic) -> Self {
-        Self { spec, phase: Phase::Accepted, next_sequence: 0, last_packet: now }
+        let session = Self { spec, phase: Phase::Accepted, next_sequence: 0 };
+        session.heard(now);
+        session
+    }
+
+    /// A packet came, to this machine or to another one that has the same session, or it begins
+    /// to be waited for.
+    pub(super) fn heard(&self, now: Monotonic) {
+        self.spec.counters.last_packet_ns.store(now.0, Relaxed);
     }
 
     pub(super) fn answers(&self, now: Monotonic) -> bool {
@@ -67,12 +74,15 @@ impl Session {
     }
 
     pub(super) fn is_silent(&self, now: Monotonic) -> bool {
-        self.phase == Phase::Started && now.since_ns(self.last_packet) >= self.spec.refwait_ns
+        self.phase == Phase::Started && {
+            let last_packet = Monotonic(self.spec.counters.last_packet_ns.load(Relaxed));
+            now.since_ns(last_packet) >= self.spec.refwait_ns
+        }
     }
 
     /// Counts a packet and gives its reply a number.
     pub(super) fn take(&mut self, received: u32, now: Monotonic) -> u32 {
-        self.last_packet = now;
+        self.heard(now);
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
         let counters = &self.spec.counters;

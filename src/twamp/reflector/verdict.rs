@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::proto::PacketCounters;
+
 /// How a reply is to be finished once T3 is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -44,7 +46,7 @@ pub enum Verdict {
     RateLimited,
 }
 
-/// Counters of all reflectors of a server; one addition per packet.
+/// Counters of the reflectors of one thread; one addition per packet.
 #[derive(Debug, Default)]
 pub struct ReflectorCounters {
     /// Packets received.
@@ -73,6 +75,8 @@ pub struct ReflectorCounters {
     pub rate_limited: AtomicU64,
     /// Replies that the socket did not take.
     pub send_failed: AtomicU64,
+    /// Packets that the socket had no room for.
+    pub no_room: AtomicU64,
     /// STAMP packets whose TLVs were answered with the flag for malformed ones.
     pub tlvs_malformed: AtomicU64,
     /// STAMP packets whose TLVs were answered with the flag for failed integrity.
@@ -82,6 +86,32 @@ pub struct ReflectorCounters {
 }
 
 impl ReflectorCounters {
+    /// This and `sum` together.
+    pub fn add_to(&self, sum: PacketCounters) -> PacketCounters {
+        let of = |counter: &AtomicU64| counter.load(Relaxed);
+        let send_failed = of(&self.send_failed);
+        let reflected = of(&self.reflected).saturating_sub(send_failed);
+        PacketCounters {
+            received: sum.received + of(&self.received),
+            reflected: sum.reflected + reflected,
+            dropped_no_session: sum.dropped_no_session + of(&self.no_session),
+            dropped_not_started: sum.dropped_not_started + of(&self.not_started),
+            dropped_too_short: sum.dropped_too_short + of(&self.too_short),
+            dropped_corrupt: sum.dropped_corrupt + of(&self.corrupt),
+            dropped_not_listed: sum.dropped_not_listed + of(&self.not_listed),
+            dropped_reflection_loop: sum.dropped_reflection_loop + of(&self.reflection_loop),
+            dropped_send_failed: sum.dropped_send_failed + send_failed,
+            reflected_light: sum.reflected_light + of(&self.reflected_light),
+            reflected_stamp: sum.reflected_stamp + of(&self.reflected_stamp),
+            dropped_not_genuine: sum.dropped_not_genuine + of(&self.not_genuine),
+            tlvs_malformed: sum.tlvs_malformed + of(&self.tlvs_malformed),
+            tlvs_not_genuine: sum.tlvs_not_genuine + of(&self.tlvs_not_genuine),
+            access_reports: sum.access_reports + of(&self.access_reports),
+            dropped_rate_limited: sum.dropped_rate_limited + of(&self.rate_limited),
+            dropped_no_room: sum.dropped_no_room + of(&self.no_room),
+        }
+    }
+
     pub(super) fn count(&self, verdict: Verdict) {
         self.received.fetch_add(1, Relaxed);
         let counter = match verdict {
@@ -117,4 +147,6 @@ pub struct SessionCounters {
     pub last_received: AtomicU32,
     /// Latest Sequence Number sent.
     pub last_sent: AtomicU32,
+    /// When the latest packet came, on the monotonic clock.
+    pub last_packet_ns: AtomicU64,
 }

@@ -12,7 +12,9 @@ use std::collections::VecDeque;
 use super::schedule::gap_ns;
 use crate::{
     model::Schedule,
-    proto::{Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult},
+    proto::{
+        Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult, TimestampSource,
+    },
     stats::TestFigures,
     time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
     wire::format::{PacketFormat, ProbeHeader},
@@ -271,6 +273,18 @@ impl SessionSender {
         test.advance(&self.config, gap, now.monotonic);
     }
 
+    /// The kernel tells when the probe of this number went out: that is its T1 from now on.
+    pub fn transmitted(&mut self, sequence: u32, at: UnixTime) {
+        self.outstanding.transmitted(sequence, at);
+    }
+
+    /// The socket dropped so many packets.
+    pub fn dropped(&mut self, packets: u64) {
+        if let Phase::Testing(test) = &mut self.phase {
+            test.figures.dropped(packets);
+        }
+    }
+
     /// The socket did not take the probe of [`Self::poll_probe`].
     pub fn probe_refused(&mut self, random: u64, now: Monotonic) {
         let Phase::Testing(test) = &mut self.phase else { return };
@@ -444,12 +458,17 @@ impl SessionSender {
             self.events.push_back(SenderEvent::Probe(ProbeResult {
                 test_number: self.test_number,
                 sequence: probe.sequence,
-                sent_unix_ns: probe.t1.0,
+                sent_unix_ns: probe.transmitted.unwrap_or(probe.t1).0,
+                transmit_stamp: stamp_source(probe.transmitted.is_some()).into(),
                 status: ProbeStatus::Lost.into(),
                 ..ProbeResult::default()
             }));
         }
     }
+}
+
+fn stamp_source(kernel: bool) -> TimestampSource {
+    if kernel { TimestampSource::Kernel } else { TimestampSource::User }
 }
 
 impl Test {

@@ -8,12 +8,18 @@ use crate::{
     time::{Monotonic, UnixTime},
 };
 
+/// A stamp that is further from the time of the call is not of this probe.
+const LONGEST_IN_HOST_NS: i64 = 1_000_000_000;
+
 /// A probe that was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe {
     pub(super) sequence: u32,
     pub(super) sent: Monotonic,
+    /// Just before it was handed to the socket.
     pub(super) t1: UnixTime,
+    /// When it went out, where the kernel told.
+    pub(super) transmitted: Option<UnixTime>,
     t1_wire: u64,
     /// The reply's number, once there is one.
     answer: Option<u32>,
@@ -58,10 +64,22 @@ impl Outstanding {
             sequence,
             sent: now,
             t1,
+            transmitted: None,
             t1_wire,
             answer: None,
             lost: false,
         });
+    }
+
+    /// The kernel tells when the probe of this number went out.
+    pub(super) fn transmitted(&mut self, sequence: u32, at: UnixTime) {
+        let Some(first) = self.probes.front() else { return };
+        let index = sequence.wrapping_sub(first.sequence) as usize;
+        if let Some(probe) = self.probes.get_mut(index)
+            && (0..=LONGEST_IN_HOST_NS).contains(&at.since_ns(probe.t1))
+        {
+            probe.transmitted = Some(at);
+        }
     }
 
     /// Whether the probe of this number carried `t1`.

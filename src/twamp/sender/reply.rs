@@ -2,7 +2,7 @@
 
 use std::mem::swap;
 
-use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
+use super::{Phase, SenderEvent, SessionSender, outstanding::Reply, stamp_source};
 use crate::{
     proto::{ProbeResult, ProbeStatus, TestOutcome},
     stats::Sample,
@@ -85,20 +85,22 @@ impl SessionSender {
             egress_tos = said.egress_tos;
             follow_up = said.follow_up;
         }
+        let t1 = probe.transmitted.unwrap_or(probe.t1);
         let by_clock = now.unix.since_ns(probe.t1);
         let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
         let sample = Sample {
             sequence: probe.sequence,
             kernel_receive_stamp: meta.kernel_stamp,
+            kernel_transmit_stamp: probe.transmitted.is_some(),
             synchronised: is_synchronised(&reply),
             clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
             egress_ttl: reply.sender_ttl,
             egress_tos,
             ingress_ttl: meta.ttl,
             ingress_tos: meta.tos,
-            ..delays([probe.t1, t2, t3, t4])
+            ..delays([t1, t2, t3, t4])
         };
-        let (number, t1) = (reply.sequence, probe.t1);
+        let number = reply.sequence;
         self.held.push_back(Held { sample, number, t1, t3, received: now.monotonic });
         if self.carrier.stamp.as_ref().is_some_and(|stamp| stamp.follows_up()) {
             if let Some((number, time)) = follow_up {
@@ -161,6 +163,8 @@ impl SessionSender {
             ingress_ttl: sample.ingress_ttl.map(u32::from),
             ingress_tos: sample.ingress_tos.map(u32::from),
             egress_tos: sample.egress_tos.map(u32::from),
+            transmit_stamp: stamp_source(sample.kernel_transmit_stamp).into(),
+            receive_stamp: Some(stamp_source(sample.kernel_receive_stamp).into()),
         }));
     }
 
