@@ -329,6 +329,33 @@ mod tests {
     }
 
     #[test]
+    fn stamps_of_different_sources_are_never_mixed() {
+        let sample = |sequence, rtt_ns, kernel_transmit_stamp| Sample {
+            sequence,
+            rtt_ns,
+            kernel_transmit_stamp,
+            kernel_receive_stamp: true,
+            ..Sample::default()
+        };
+        let mut figures = TestFigures::new(5);
+        figures.received(&sample(0, 90, false));
+        let source = figures.figures(None).transmit_stamp();
+        assert_eq!(source, TimestampSource::User, "as long as there is nothing better");
+        figures.received(&sample(1, 10, true));
+        figures.received(&sample(2, 80, false));
+        figures.received(&sample(3, 20, true));
+        let got = figures.figures(None);
+        let (rtt, jitter) = (got.rtt.unwrap(), got.rtt_jitter.unwrap());
+        assert_eq!((rtt.samples, rtt.min_ns, rtt.max_ns), (2, 10, 20));
+        assert_eq!(jitter.samples, 0, "the two are no neighbours");
+        assert_eq!((got.samples_other_stamps, got.kernel_transmit_stamps), (2, 2));
+        assert_eq!((got.probes_received, got.kernel_receive_stamps), (4, 4));
+        assert_eq!((got.transmit_stamp(), got.receive_stamp()), {
+            (TimestampSource::Kernel, TimestampSource::Kernel)
+        });
+    }
+
+    #[test]
     fn a_sample_that_cannot_be_is_counted_and_left_out() {
         let mut figures = TestFigures::new(1);
         figures.received(&Sample { rtt_ns: -1, ..Sample::default() });

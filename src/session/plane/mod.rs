@@ -3,6 +3,8 @@
 //! wants of an endpoint comes to it by a queue and a bell.
 
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
