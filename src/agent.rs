@@ -67,6 +67,7 @@ fn violations(error: &ApplyError) -> String {
         ApplyError::Stale { .. }
         | ApplyError::RequestReused(_)
         | ApplyError::NoRevision(_)
+        | ApplyError::NothingBefore(_)
         | ApplyError::NotWaiting { .. }
         | ApplyError::Store(_)
         | ApplyError::Ending => String::new(),

@@ -86,7 +86,9 @@ pub(super) fn apply(error: ApplyError) -> Status {
         ApplyError::Invalid(violations) => all_invalid(&violations),
         ApplyError::Stale { .. } => Status::aborted(error.to_string()),
         ApplyError::RequestReused(_) => Status::already_exists(error.to_string()),
-        ApplyError::NoRevision(_) => Status::not_found(error.to_string()),
+        ApplyError::NoRevision(_) | ApplyError::NothingBefore(_) => {
+            Status::not_found(error.to_string())
+        }
         ApplyError::NotWaiting { .. } => Status::failed_precondition(error.to_string()),
         ApplyError::Refused(refusals) => refused(&refusals),
         ApplyError::Store(_) | ApplyError::Ending => Status::unavailable(error.to_string()),

@@ -126,6 +126,8 @@ async fn report_health(mut health: HealthReporter, context: Context) {
         health.set_service_status("store", status(healthy)).await;
         let running = context.control.clients().running();
         for name in told.keys().filter(|name| !running.contains_key(*name)) {
+            // Told to those who watch it before it is gone.
+            health.set_service_status(&format!("client/{name}"), NotServing).await;
             health.clear_service_status(&format!("client/{name}")).await;
         }
         for (name, up) in running.iter().filter(|(name, up)| told.get(*name) != Some(up)) {

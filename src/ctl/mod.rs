@@ -57,7 +57,7 @@ impl CtlError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Connect(_) => 69,
-            Self::Status(status) if status.code() == Code::Unavailable => 69,
+            Self::Status(status) if is_gone(status) => 69,
             Self::Status(status) if status.code() == Code::InvalidArgument => 78,
             Self::Document(..) => 78,
             Self::Status(_)
@@ -69,8 +69,17 @@ impl CtlError {
     }
 }
 
+/// The agent went away, before the answer or in the middle of it.
+fn is_gone(status: &Status) -> bool {
+    let broken = matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
+    status.code() == Code::Unavailable || (broken && std::error::Error::source(status).is_some())
+}
+
 /// A status with every violation on a line of its own.
 fn status_text(status: &Status) -> String {
+    if is_gone(status) && status.code() != Code::Unavailable {
+        return format!("the agent went away ({})", status.message());
+    }
     let details = status.get_error_details();
     let mut lines = Vec::new();
     if let Some(request) = details.bad_request() {

@@ -1,6 +1,8 @@
 //! What lies between two configurations, and what running measurements see of it.
 
-use super::{AgentConfig, ControlConnection, ControlType, TestSession};
+use ipnet::IpNet;
+
+use super::{AgentConfig, ControlConnection, ControlType, ServerConfig, TestSession};
 use crate::proto::{Change, ChangeEffect, ChangeKind};
 
 /// How a connection stands, which decides what a change of its sessions takes.
@@ -13,6 +15,10 @@ pub enum Standing {
     Together,
     /// Its sessions can be stopped and started one by one (RFC 5938), or are not negotiated.
     OneByOne,
+    /// It was stopped by hand, or waits to be started by hand.
+    Stopped,
+    /// It ran all its tests.
+    Completed,
 }
 
 /// The differences from `old` to `new`: connections by name, then the server, then storage.
@@ -26,7 +32,7 @@ pub fn changes(
     for (name, connection) in &new.connections {
         let path = format!("client/{name}");
         match old.connections.get(name) {
-            None if connection.inactive => {
+            None if connection.inactive || connection.manual_start => {
                 changes.push(change(path, ChangeKind::Added, ChangeEffect::Live));
             }
             None => changes.push(change(path, ChangeKind::Added, ChangeEffect::Start)),
@@ -42,7 +48,8 @@ pub fn changes(
                     | ChangeEffect::Live
                     | ChangeEffect::Start
                     | ChangeEffect::Stop
-                    | ChangeEffect::Listen => Vec::new(),
+                    | ChangeEffect::Listen
+                    | ChangeEffect::Close => Vec::new(),
                 };
                 changes.push(Change { sessions, ..change(path, ChangeKind::Changed, effect) });
             }
@@ -61,7 +68,11 @@ pub fn changes(
         (Some(before), Some(after)) if before != after => {
             let sockets_stay = before.listen == after.listen
                 && before.standing_udp_sockets() == after.standing_udp_sockets();
-            let effect = if sockets_stay { ChangeEffect::Live } else { ChangeEffect::Listen };
+            let effect = match (sockets_stay, forbids(before, after)) {
+                (false, _) => ChangeEffect::Listen,
+                (true, true) => ChangeEffect::Close,
+                (true, false) => ChangeEffect::Live,
+            };
             changes.push(change("server".into(), ChangeKind::Changed, effect));
         }
         _ => {}
@@ -80,9 +91,18 @@ pub fn connection_effect(
 ) -> ChangeEffect {
     match (old.inactive, new.inactive) {
         (true, true) => return ChangeEffect::Live,
+        // What waits for a hand does so as well when it is activated.
+        (true, false) if new.manual_start => return ChangeEffect::Live,
         (true, false) => return ChangeEffect::Start,
         (false, true) => return ChangeEffect::Stop,
         (false, false) => {}
+    }
+    match standing {
+        Standing::Stopped if new.manual_start => return ChangeEffect::Live,
+        Standing::Stopped => return ChangeEffect::Start,
+        Standing::Completed if old.test_count == new.test_count => return ChangeEffect::Live,
+        Standing::Completed => return ChangeEffect::Start,
+        Standing::Down | Standing::Together | Standing::OneByOne => {}
     }
     let managed = |c: &ControlConnection| c.control_type == ControlType::Managed;
     // What the control connection is made of; the rest of it can be set while it is open.
@@ -99,11 +119,28 @@ pub fn connection_effect(
         ChangeEffect::Live
     } else {
         match standing {
-            Standing::Down => ChangeEffect::Reconnect,
+            Standing::Down | Standing::Stopped | Standing::Completed => ChangeEffect::Reconnect,
             Standing::Together => ChangeEffect::Renegotiate,
             Standing::OneByOne => ChangeEffect::Sessions,
         }
     }
+}
+
+/// Whether control connections that are open may have to be closed: by who they are, by how they
+/// proved it, or by their age.
+fn forbids(old: &ServerConfig, new: &ServerConfig) -> bool {
+    let prefixes = |config: &ServerConfig| -> Vec<IpNet> {
+        config.client_lists.iter().flat_map(|list| list.prefixes.clone()).collect()
+    };
+    let allowed = prefixes(new);
+    let covered = |prefix: &IpNet| allowed.iter().any(|other| other.contains(prefix));
+    let duration_ns = |config: &ServerConfig| match config.max_connection_duration_ns {
+        0 => u64::MAX,
+        duration_ns => duration_ns,
+    };
+    !prefixes(old).iter().all(covered)
+        || !old.keys.iter().all(|key| new.keys.contains(key))
+        || duration_ns(new) < duration_ns(old)
 }
 
 /// Sessions that are in one configuration alone, or in both and have to be requested anew.

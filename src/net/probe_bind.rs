@@ -58,7 +58,10 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
         }
         let path = format!("client.control_connections[{name}]");
         let interface = connection.interface.as_deref();
-        if let Some(interface) = interface
+        let before = old.connections.get(name).filter(|before| !before.inactive);
+        // What is away now was there when it was configured, and is waited for.
+        let known = before.is_some_and(|before| before.interface == connection.interface);
+        if let Some(interface) = interface.filter(|_| !known)
             && let Err(error) = nix::net::if_::if_nametoindex(interface)
         {
             let error = io::Error::from(error);
@@ -69,7 +72,17 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
         let sessions = connection.sessions.iter().enumerate().filter_map(|(index, session)| {
             Some((format!("test_sessions[{index}].source_address"), session.source_address?))
         });
+        let known: Vec<IpAddr> = before
+            .iter()
+            .flat_map(|before| {
+                let sessions = before.sessions.iter().filter_map(|session| session.source_address);
+                before.source_address.into_iter().chain(sessions)
+            })
+            .collect();
         for (field, address) in own.into_iter().chain(sessions) {
+            if known.contains(&address) {
+                continue;
+            }
             // The port is asked for only when it is needed: until then others may use it.
             if let Err(error) = udp::bound(SocketAddr::new(address, 0), None, false) {
                 refuse(format!("{path}.{field}"), format!("address {address}"), &error);

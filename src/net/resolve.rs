@@ -4,13 +4,14 @@
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use hickory_resolver::{
     Hosts, TokioResolver,
-    config::{LookupIpStrategy, ResolverConfig},
+    config::ResolverConfig,
     net::{NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::Query,
@@ -18,12 +19,16 @@ use hickory_resolver::{
     },
 };
 
+use tokio::time::timeout;
+
 use crate::model::Endpoint;
 
 /// What name service is configured by: read again when one of them changes.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 /// How long a name that does not exist is not asked for again.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
+/// How long the addresses of one family wait for those of the other.
+const OTHER_FAMILY: Duration = Duration::from_millis(300);
 
 type Stamps = [Option<SystemTime>; 2];
 
@@ -51,10 +56,7 @@ pub async fn addresses(
         Endpoint::Name(name) => {
             let service = service().map_err(io::Error::other)?;
             match service.in_hosts(name) {
-                found if found.is_empty() => {
-                    let lookup = service.resolver.lookup_ip(name.as_str()).await;
-                    lookup.map_err(io::Error::other)?.iter().collect()
-                }
+                found if found.is_empty() => service.in_dns(name, family).await?,
                 found => found,
             }
         }
@@ -72,6 +74,19 @@ pub async fn addresses(
 }
 
 impl NameService {
+    async fn in_dns(&self, name: &str, family: Option<IpAddr>) -> io::Result<Vec<IpAddr>> {
+        let of = async |kind| {
+            let lookup = self.resolver.lookup(name, kind).await.map_err(io::Error::other)?;
+            let records = lookup.answers().iter();
+            Ok(records.filter_map(|record| record.data.ip_addr()).collect())
+        };
+        match family {
+            Some(IpAddr::V4(_)) => of(RecordType::A).await,
+            Some(IpAddr::V6(_)) => of(RecordType::AAAA).await,
+            None => either(of(RecordType::AAAA), of(RecordType::A)).await,
+        }
+    }
+
     fn in_hosts(&self, name: &str) -> Vec<IpAddr> {
         let Ok(name) = Name::from_utf8(name) else { return Vec::new() };
         let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
@@ -81,6 +96,40 @@ impl NameService {
             .filter_map(|record| record.data.ip_addr())
             .collect()
     }
+}
+
+/// Addresses of both families, once one is known and the other was waited for a little (RFC 8305
+/// §3): a server that is silent for one of them does not hide the other.
+async fn either(
+    v6: impl Future<Output = io::Result<Vec<IpAddr>>>,
+    v4: impl Future<Output = io::Result<Vec<IpAddr>>>,
+) -> io::Result<Vec<IpAddr>> {
+    let (mut v6, mut v4) = (pin!(v6), pin!(v4));
+    let (of_v6, of_v4) = tokio::select! {
+        first = &mut v6 => {
+            let patience = if has_some(&first) { OTHER_FAMILY } else { Duration::MAX };
+            (Some(first), timeout(patience, v4).await.ok())
+        }
+        first = &mut v4 => {
+            let patience = if has_some(&first) { OTHER_FAMILY } else { Duration::MAX };
+            (timeout(patience, v6).await.ok(), Some(first))
+        }
+    };
+    let (mut found, mut failed) = (Vec::new(), None);
+    for answer in [of_v6, of_v4].into_iter().flatten() {
+        match answer {
+            Ok(addresses) => found.extend(addresses),
+            Err(error) => failed = Some(error),
+        }
+    }
+    match failed {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
+    }
+}
+
+fn has_some(answer: &io::Result<Vec<IpAddr>>) -> bool {
+    answer.as_ref().is_ok_and(|addresses| !addresses.is_empty())
 }
 
 fn service() -> Result<Arc<NameService>, NetError> {
@@ -101,7 +150,6 @@ fn service() -> Result<Arc<NameService>, NetError> {
         none()
     });
     let options = builder.options_mut();
-    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     options.negative_max_ttl = Some(NEGATIVE_TTL);
     let hosts = Hosts::from_system().unwrap_or_default();
     let service = Arc::new(NameService { hosts, resolver: builder.build()? });
@@ -112,6 +160,24 @@ fn service() -> Result<Arc<NameService>, NetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_family_does_not_wait_for_a_silent_one() {
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let answers = async || Ok(vec![address]);
+        let silent = async || {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        let nothing = async || Ok(Vec::new());
+        let begun = tokio::time::Instant::now();
+        assert_eq!(either(silent(), answers()).await.unwrap(), [address]);
+        assert_eq!(either(answers(), silent()).await.unwrap(), [address]);
+        assert_eq!(begun.elapsed(), OTHER_FAMILY * 2);
+        assert!(either(silent(), nothing()).await.is_err(), "nothing is no answer");
+        assert_eq!(either(nothing(), answers()).await.unwrap(), [address]);
+        assert_eq!(either(answers(), answers()).await.unwrap().len(), 2);
+    }
 
     #[tokio::test]
     async fn names_of_the_hosts_file_and_addresses() {

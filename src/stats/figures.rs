@@ -24,6 +24,7 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.samples_invalid, later.samples_invalid);
     sum(&mut into.samples_other_stamps, later.samples_other_stamps);
     sum(&mut into.packets_dropped, later.packets_dropped);
+    sum(&mut into.probes_abandoned, later.probes_abandoned);
     sum(&mut into.packets_not_genuine, later.packets_not_genuine);
     sum(&mut into.reflector_stamps_corrected, later.reflector_stamps_corrected);
     // A direction that one test cannot tell leaves that of the others as they were.

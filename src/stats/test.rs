@@ -125,6 +125,11 @@ impl TestFigures {
         self.counts.probes_lost += 1;
     }
 
+    /// Probes of which nobody waits to see what becomes.
+    pub fn abandoned(&mut self, probes: u64) {
+        self.counts.probes_abandoned += probes;
+    }
+
     /// An answer came after the loss timeout.
     pub fn late(&mut self) {
         self.counts.probes_late += 1;

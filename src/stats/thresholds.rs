@@ -60,6 +60,14 @@ impl ThresholdMonitor {
         cleared
     }
 
+    /// Nothing will be measured for now: clears what is raised, and watches the same limits anew.
+    pub fn rest(&mut self) -> Vec<Event> {
+        let limits = self.thresholds.clone();
+        let cleared = self.set(&Thresholds::default());
+        self.set(&limits);
+        cleared
+    }
+
     /// Whether there is a session. Nothing is judged without one.
     pub fn reachable(&mut self, reachable: bool) {
         self.unreachable = !reachable;
@@ -68,7 +76,8 @@ impl ThresholdMonitor {
 
     /// The fate of a probe.
     pub fn probe(&mut self, probe: &ProbeResult, now: UnixTime) -> Vec<Event> {
-        if self.unreachable || self.thresholds.limits.is_empty() {
+        let decided = probe.status() != ProbeStatus::Abandoned;
+        if self.unreachable || !decided || self.thresholds.limits.is_empty() {
             return Vec::new();
         }
         let received = probe.status() == ProbeStatus::Received;

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -25,6 +25,7 @@ const ANSWERS_KEPT: usize = 256;
 const DIGEST_KEY: &[u8] = b"digest-key";
 /// The latest revision that was confirmed.
 const CONFIRMED: &[u8] = b"confirmed";
+const PROLONGED: &[u8] = b"prolonged";
 
 /// A revision as it is kept.
 #[derive(Clone, PartialEq, Message)]
@@ -55,6 +56,9 @@ pub struct Unconfirmed {
     /// The revision whose document then holds again; 0 for an empty one.
     #[prost(uint64, tag = "2")]
     pub rollback_to: u64,
+    /// For how long it waits, nanoseconds; 0 where an earlier version did not say.
+    #[prost(uint64, tag = "3")]
+    pub timeout_ns: u64,
 }
 
 /// The answer to a request that made no revision.
@@ -82,7 +86,7 @@ pub struct ConfigStore {
     current: Mutex<u64>,
     directory: PathBuf,
     /// What was wrong when it was opened, and where it is told no more: behind which revision.
-    damage: Option<(String, u64)>,
+    damage: Option<(String, AtomicU64)>,
     /// Somebody has looked after the damage.
     settled: AtomicBool,
 }
@@ -91,6 +95,8 @@ impl ConfigStore {
     /// Opens the database in a state directory.
     pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
         let path = directory.path().join("config.sled");
+        // Both databases are made at the first start.
+        let gone = !path.exists() && directory.path().join("results.sled").exists();
         let engine = Engine::open(&path, CACHE_OCTETS)?;
         let aside = engine.put_aside().map(Path::to_owned);
         // sled panics over some kinds of damage, also later than when it is opened.
@@ -105,6 +111,11 @@ impl ConfigStore {
             Err(error) => return Err(error),
         };
         store.take_up_copy(aside.as_deref())?;
+        if gone && store.damage.is_none() {
+            let told = "the configuration database and its copy are gone, though there are results: \
+                        apply the configuration again";
+            store.damage = Some((told.into(), AtomicU64::new(0)));
+        }
         Ok(store)
     }
 
@@ -170,10 +181,11 @@ impl ConfigStore {
                 }
                 let went_on = format!("{what}: revision {revision} was taken from its copy");
                 tracing::error!("{went_on}");
-                self.damage = Some((went_on, revision));
+                self.damage = Some((went_on, revision.into()));
             }
             _ if aside.is_some() => {
-                self.damage = Some((format!("{what}: apply the configuration again"), 0));
+                let told = format!("{what}: apply the configuration again");
+                self.damage = Some((told, AtomicU64::new(0)));
             }
             _ => self.save_copy(),
         }
@@ -212,9 +224,17 @@ impl ConfigStore {
     /// What was wrong when the store was opened, as long as nothing is applied after it. Empty
     /// when all is well.
     pub fn damage(&self) -> String {
-        let told = self.damage.as_ref().filter(|(_, revision)| *self.lock() <= *revision);
+        let told = self.damage.as_ref();
+        let told = told.filter(|(_, revision)| *self.lock() <= revision.load(Relaxed));
         let told = told.filter(|_| !self.settled.load(Relaxed));
         told.map(|(text, _)| text.clone()).unwrap_or_default()
+    }
+
+    /// The revision that was just made says nothing of the damage: nobody has looked after it.
+    pub fn damage_stands(&self) {
+        if let Some((_, revision)) = &self.damage {
+            revision.store(*self.lock(), Relaxed);
+        }
     }
 
     /// A document was applied that is the one that there is: it is right.
@@ -309,7 +329,26 @@ impl ConfigStore {
             return Ok(None);
         }
         let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed);
-        Ok(unconfirmed.map(|unconfirmed| (current, unconfirmed)))
+        let Some(unconfirmed) = unconfirmed else { return Ok(None) };
+        Ok(Some((current, self.prolonged(current)?.unwrap_or(unconfirmed))))
+    }
+
+    fn prolonged(&self, current: u64) -> Result<Option<Unconfirmed>, StoreError> {
+        let Some(value) = self.meta.get(PROLONGED)? else { return Ok(None) };
+        let damaged = StoreError::Damaged("confirmation");
+        let (revision, message) = value.split_at_checked(8).ok_or(damaged)?;
+        let of_current = number(revision) == Some(current);
+        let unconfirmed = Unconfirmed::decode(message);
+        let unconfirmed = unconfirmed.map_err(|_| StoreError::Damaged("confirmation"))?;
+        Ok(of_current.then_some(unconfirmed))
+    }
+
+    /// The current revision, which is `revision` and waits to be confirmed, waits for another time.
+    /// That is on the disk when this returns.
+    pub fn prolong(&self, revision: u64, unconfirmed: Unconfirmed) -> Result<(), StoreError> {
+        let value = [&revision.to_be_bytes()[..], &unconfirmed.encode_to_vec()].concat();
+        self.meta.insert(PROLONGED, value)?;
+        self.engine.flush_durably()
     }
 
     fn confirmed(&self) -> Result<u64, StoreError> {

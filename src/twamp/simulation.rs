@@ -337,6 +337,56 @@ fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
 }
 
 #[test]
+fn what_is_under_way_when_a_test_is_cut_short_is_neither_received_nor_lost() {
+    let mut pair = Pair::new(config(100), lossless(50 * MS), lossless(50 * MS));
+    pair.run_until(Monotonic(SECOND + 305 * MS));
+    pair.sender.session_lost(LossCause::Reset, 0, pair.now);
+    pair.settle();
+    let figures = pair.results[0].figures.as_ref().unwrap();
+    assert_eq!((figures.probes_sent, figures.probes_lost), (31, 0));
+    assert_eq!(figures.probes_received + figures.probes_abandoned, 31);
+    assert!(figures.probes_abandoned >= 9, "{}", figures.probes_abandoned);
+}
+
+#[test]
+fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
+    let counted = |test_count| SenderConfig { test_count, ..config(5) };
+    let mut pair = Pair::new(counted(2), lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(10 * SECOND));
+    assert!(pair.completed && pair.sender.is_completed());
+    assert_eq!(pair.results.len(), 2);
+    pair.completed = false;
+    pair.sender.set_config(counted(4), pair.now.monotonic);
+    assert!(!pair.sender.is_completed());
+    pair.run_until(Monotonic(20 * SECOND));
+    assert!(pair.completed);
+    assert_eq!(pair.results.len(), 4);
+    // Without end, and then fewer than were run, between two tests.
+    pair.completed = false;
+    pair.sender.set_config(counted(0), pair.now.monotonic);
+    pair.run_until(Monotonic(30 * SECOND));
+    assert!(!pair.completed && pair.results.len() > 6);
+    let ended = pair.results.len();
+    let mut until = 30 * SECOND;
+    while pair.sender.idle_until().is_none() {
+        until += MS;
+        pair.run_until(Monotonic(until));
+    }
+    pair.sender.set_config(counted(3), pair.now.monotonic);
+    pair.settle();
+    assert!(pair.completed);
+    pair.run_until(Monotonic(60 * SECOND));
+    assert!(pair.results.len() <= ended + 1);
+    // A session that is started though there is nothing to do says so.
+    pair.completed = false;
+    pair.sender.restart();
+    pair.sender.set_config(counted(1), pair.now.monotonic);
+    pair.sender.session_started(Carrier::default(), pair.now);
+    pair.run_until(Monotonic(70 * SECOND));
+    assert!(pair.completed);
+}
+
+#[test]
 fn an_outage_of_a_day_yields_its_tests_and_no_more_memory() {
     let mut pair = Pair::new(config(1), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(SECOND + 100 * MS));

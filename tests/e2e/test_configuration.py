@@ -138,6 +138,35 @@ class Documents(Case):
         self.api.apply({"client": client(idle("e"))}, confirm_timeout="1s")
         self.wait_for(lambda: names(self.api) == ["b", "c"], 5)
 
+    def test_the_same_document_does_not_confirm(self):
+        self.api.apply({"client": client(idle("a"))})
+        until = self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")["confirm_until"]
+        same = self.api.apply({"client": client(idle("b"))})
+        self.assertEqual((same["changes"], same["confirm_until"]), ([], until))
+        self.assertIn("revision 2 still waits to be confirmed", same["warnings"][0])
+        longer = self.api.apply({"client": client(idle("b"))}, confirm_timeout="4s")
+        self.assertGreater(seconds(longer["confirm_until"]), seconds(until) + 1)
+        time.sleep(2.5)
+        self.restart(kill=True)
+        self.assertEqual(names(self.api), ["b"], "the time was set anew")
+        self.wait_for(lambda: names(self.api) == ["a"], 6)
+
+    def test_a_rollback_at_the_start_has_its_changes(self):
+        self.api.apply({"client": client(idle("a", description="one"))})
+        self.api.apply({"client": client(idle("a", description="two"))}, confirm_timeout="1s")
+        self.api.close()
+        self.running.kill()
+        time.sleep(1.2)
+        self.running.start()
+        self.api = self.running.client()
+        shown = self.api.call("ConfigService", "GetConfig", {"revision": 3})
+        self.assertEqual(names(self.api), ["a"])
+        ctl = subprocess.run([CTL, "--agent", f"http://{self.running.address}", "diff", "3"],
+                             capture_output=True, text=True)
+        self.assertEqual(ctl.returncode, 0, ctl.stderr)
+        self.assertIn("client/a", ctl.stdout + str(shown))
+        self.assertNotIn("no changes", ctl.stdout)
+
     def test_the_time_runs_while_the_agent_does_not(self):
         for kill in (False, True):
             self.api.apply({"client": client(idle("a"))})
@@ -475,6 +504,87 @@ class Sessions(TwoHosts):
         self.assertFalse(self.api.connection("c1")["reconciling"])
         self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
         self.wait_for(lambda: len(self.of("s1")) == 4)
+
+    def test_another_count_of_tests(self):
+        self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"]}}})
+        light = lambda count, *sessions: client(self.connection(  # noqa: E731
+            *sessions, test_count=count, control_type="CONTROL_TYPE_LIGHT"))
+        short, long = session("s1", probe_count=1), session("s2", probe_count=60, probe_interval="0.05s")
+        self.api.apply({"client": light(1, short, long)})
+        self.wait_for(lambda: len(self.of("s1")) == 1)
+        time.sleep(0.3)
+        # One has done its one test, and is to do two more; the other one is in its first.
+        self.api.apply({"client": light(3, short, long)})
+        self.wait_for(lambda: len(self.of("s1")) == 3, 5)
+        self.assertEqual(events(self.api.records(), "CONNECTION_COMPLETED"), [])
+        self.wait_for(lambda: len(self.of("s2")) == 3, 20)
+        self.wait_for(lambda: events(self.api.records(), "CONNECTION_COMPLETED"))
+        # What has done more than it is to do, once it is changed, is done.
+        self.api.apply({"client": light(0, short, long)})
+        self.wait_for(lambda: len(self.of("s1")) >= 6)
+        self.api.apply({"client": light(2, {**short, "dscp_code_points": "ef"}, long)})
+        self.wait_for(lambda: self.state() == "COMPLETED", 10)
+
+    def test_what_an_answer_says_of_what_rests(self):
+        self.up(self.connection(session("s1")))
+
+        def effect(wanted, api=None):
+            changes = (api or self.api).apply(wanted)["changes"]
+            self.assertEqual(len(changes), 1)
+            return changes[0]["effect"].removeprefix("CHANGE_EFFECT_")
+
+        def c1(dscp="be", **fields):
+            return {"client": client(self.connection(session("s1", dscp_code_points=dscp), **fields))}
+
+        def stop():
+            self.api.call("ClientService", "StopConnections", {"names": ["c1"]})
+            self.wait_for(lambda: self.state() == "STOPPED")
+
+        stop()
+        ids = self.connections()
+        self.assertEqual(effect(c1(labels={"a": "b"})), "START", "a change starts what was stopped")
+        self.wait_for(lambda: self.state() == "RUNNING" and self.connections() != ids)
+        self.assertEqual(effect(c1(test_start="TEST_START_MANUAL")), "LIVE")
+        stop()
+        self.assertEqual(effect(c1("ef", test_start="TEST_START_MANUAL")), "LIVE")
+        self.assertEqual(self.state(), "STOPPED")
+        manual = {"client": client(connection("c2", self.B, test_start="TEST_START_MANUAL"))}
+        self.assertEqual(effect({"client": client(*c1("ef", test_start="TEST_START_MANUAL")["client"]
+                                                  ["control_connections"], *manual["client"]["control_connections"])}), "LIVE")
+        # Of a server: whether it may close what is open.
+        say = lambda *lists, **fields: effect({"server": server(*lists, **fields)}, self.server)  # noqa: E731
+        self.assertEqual(say(maximum_sessions=500), "LIVE")
+        self.assertEqual(say(maximum_sessions=500, max_connection_duration="1h".replace("1h", "3600s")), "CLOSE")
+        self.assertEqual(say(maximum_sessions=500), "LIVE")
+        self.assertEqual(say("192.0.2.0/24", maximum_sessions=500), "CLOSE")
+
+    def test_a_loss_is_seen_while_a_session_is_stopped(self):
+        slow = session("s1", loss_timeout="15s", probe_count=100, source_port=5001)
+        wanted = self.connection(slow, session("s2"))
+        self.up(wanted)
+        self.inside(self.b, "nft", "add table inet x")
+        self.inside(self.b, "nft", "add chain inet x input { type filter hook input priority 0; }")
+        self.inside(self.b, "nft", "add rule inet x input udp sport 5001 drop")
+        time.sleep(0.5)
+        slow["dscp_code_points"] = "ef"
+        change = self.api.apply({"client": client(wanted)})["changes"][0]
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s1"]))
+        time.sleep(0.3)
+        killed = time.time()
+        self.agent_b.kill()
+        self.wait_for(lambda: events(self.api.records(), "CONNECTION_LOST"), 5)
+        self.assertLess(seconds(events(self.api.records(), "CONNECTION_LOST")[0]["time"]) - killed, 2)
+        # Neither waits a new server for the old answers.
+        self.agent_b.start()
+        wanted["target_address"] = "127.0.0.1"
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: not self.api.connection("c1")["reconciling"], 2)
+
+    def test_a_server_that_changes_what_holds_for_open_connections(self):
+        self.up(self.connection(session("s1")))
+        kept = lambda: self.inside(self.b, "ss", "-tno", "state", "established", check=True)  # noqa: E731
+        self.server.apply({"server": server(tcp_keepidle="3s", tcp_keepintvl="1s", tcp_keepcnt=2)})
+        self.wait_for(lambda: "keepalive,2" in (told := kept()) or "keepalive,1" in told or "keepalive,3" in told, 10)
 
     def test_who_is_taken_off_the_list_goes_and_a_life_holds_for_all(self):
         self.up(self.connection(session("s1")))

@@ -1,6 +1,7 @@
 """What goes wrong around an agent, and that it finds its way back by itself."""
 
 import os
+import shutil
 import time
 import unittest
 
@@ -215,6 +216,33 @@ class Alone(Case):
         self.wait_for(lambda: health()["status"] == "NOT_SERVING")
         api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
         self.assertTrue(api.call("AgentService", "GetAgent")["store"]["healthy"])
+
+    def test_damage_is_told_though_a_revision_was_rolled_back(self):
+        agent = self.agent()
+        api = agent.client()
+        idle = lambda name: {"client": client(connection(name, "127.0.0.1", inactive=True))}  # noqa: E731
+        api.apply(idle("a"))
+        api.apply(idle("b"), confirm_timeout="1s")
+        api.close()
+        agent.kill()
+        path = os.path.join(agent.directory, "config.sled", "db")
+        with open(path, "r+b") as file:
+            file.truncate(os.path.getsize(path) // 2)
+        time.sleep(1.2)
+        agent.start()
+        api = agent.client()
+        document = api.call("ConfigService", "GetConfig")["config"]
+        self.assertEqual([c["name"] for c in document["client"]["control_connections"]], ["a"])
+        self.assertFalse(api.call("AgentService", "GetAgent")["store"]["healthy"])
+        self.wait_for(lambda: events(api.records(), "STORE_TROUBLE"))
+        # Both gone, and results are there: that is not how an agent begins.
+        api.close()
+        agent.stop()
+        shutil.rmtree(os.path.join(agent.directory, "config.sled"))
+        os.remove(os.path.join(agent.directory, "config.last"))
+        agent.start()
+        api = agent.client()
+        self.assertIn("are gone", api.call("AgentService", "GetAgent")["store"]["detail"])
 
     def test_health_of_each_connection(self):
         port, nobody = free_port(), free_port()

@@ -356,6 +356,40 @@ class Host(TwoHosts):
         self.failing()
         self.at_once(lambda: sh("ip", "-n", self.a, "route", "add", "10.98.0.0/24", "via", self.B))
 
+    def test_a_change_of_the_network_is_nothing_to_what_waits_for_its_next_test(self):
+        self.api.apply({"client": client(connection(
+            "c1", self.B, [session("s1", probe_count=1, loss_timeout="0.1s")], test_interval="1200s"))})
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        self.wait_for(lambda: self.api.connection("c1").get("next_attempt_time"))
+        due = self.api.connection("c1")["next_attempt_time"]
+        for host in range(1, 4):
+            sh("ip", "-n", self.a, "address", "add", f"10.77.0.{host}/32", "dev", "lo")
+            time.sleep(0.4)
+        told = self.api.connection("c1")
+        self.assertEqual((self.state(), told["next_attempt_time"]), ("RUNNING", due))
+        self.assertEqual(len(tests(self.api.records(), "c1")), 1)
+        self.assertEqual(self.health("client/c1"), "SERVING", "nothing is wrong")
+
+    def test_an_attempt_that_hangs_gives_way(self):
+        for how in ("network", "hand"):
+            self.inside(self.b, "nft", "add table inet x")
+            self.inside(self.b, "nft", "add chain inet x input { type filter hook input priority 0; }")
+            self.inside(self.b, "nft", "add rule inet x input tcp dport 862 drop")
+            self.api.apply({"client": client(connection(
+                f"c-{how}", self.B, test_interval="3600s", connect_timeout="60s"))})
+            state = lambda: self.api.connection(f"c-{how}")["state"]  # noqa: E731
+            self.wait_for(lambda: state() == "CONNECTION_STATE_CONNECTING")
+            # By now the kernel waits for long before it sends another SYN.
+            time.sleep(4)
+            self.inside(self.b, "nft", "delete table inet x")
+            begun = time.monotonic()
+            if how == "network":
+                sh("ip", "-n", self.a, "address", "add", "10.78.0.1/32", "dev", "lo")
+            else:
+                self.api.call("ClientService", "StartConnections", {"names": [f"c-{how}"]})
+            self.wait_for(lambda: state() == "CONNECTION_STATE_RUNNING", 20, 0.02)
+            self.assertLess(time.monotonic() - begun, 2)
+
     def test_an_interface_that_comes_and_goes(self):
         self.api.apply({"client": client(
             connection("c1", self.B, interface="veth0", test_interval="0.5s"),

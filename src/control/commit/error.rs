@@ -27,6 +27,9 @@ pub enum ApplyError {
     /// There is no such revision.
     #[error("revision {0} was never made or is no longer kept: see ListRevisions")]
     NoRevision(u64),
+    /// There is nothing to go back to.
+    #[error("there is no revision before the current one, {0}, to go back to")]
+    NothingBefore(u64),
     /// Nothing waits to be confirmed, or something else does.
     #[error("{}", not_waiting(*.asked, *.waiting))]
     NotWaiting {

@@ -195,7 +195,10 @@ impl Actor {
     ) -> Result<ApplyConfigResponse, ApplyError> {
         let current = self.publish.borrow().revision;
         if request.revision == 0 {
-            request.revision = current.saturating_sub(1);
+            if current < 2 {
+                return Err(ApplyError::NothingBefore(current));
+            }
+            request.revision = current - 1;
         }
         let wanted = request.revision;
         if wanted == 0 || wanted > current {
@@ -278,13 +281,21 @@ impl Actor {
             self.waiting = unconfirmed.map(|waits| Waiting::new(answer.revision, waits, now.unix));
         } else {
             self.store.settle();
-            // A change that is none still says what is to become of what waits.
+            // A change that is none does not confirm: one that is pushed from time to time would
+            // take the way back away without a word.
             if let Some(waiting) = self.waiting {
-                if proposal.confirm_timeout_ns.is_none() {
-                    self.confirm(waiting.revision, &proposal.author).await?;
-                } else {
-                    answer.confirm_until = Some(until(waiting.unconfirmed));
+                let (revision, mut waits) = (waiting.revision, waiting.unconfirmed);
+                if let Some(prolonged) = unconfirmed {
+                    waits = prolonged;
+                    let store = self.store.clone();
+                    blocking(move || store.prolong(revision, waits)).await?;
+                    self.waiting = Some(Waiting::new(revision, waits, now.unix));
                 }
+                answer.confirm_until = Some(until(waits));
+                answer.warnings.push(format!(
+                    "revision {revision} still waits to be confirmed, and goes back to {} otherwise",
+                    waits.rollback_to
+                ));
             }
             if !proposal.request_id.is_empty() {
                 self.remember(&proposal, &answer).await?;
@@ -298,7 +309,8 @@ impl Actor {
     fn unconfirmed(&self, proposal: &Proposal, current: u64, now: Now) -> Option<Unconfirmed> {
         let timeout_ns = proposal.confirm_timeout_ns?;
         let rollback_to = self.waiting.map_or(current, |waiting| waiting.unconfirmed.rollback_to);
-        Some(Unconfirmed { until_unix_ns: now.unix.plus_ns(timeout_ns as i64).0, rollback_to })
+        let until_unix_ns = now.unix.plus_ns(timeout_ns as i64).0;
+        Some(Unconfirmed { until_unix_ns, rollback_to, timeout_ns })
     }
 
     /// A revision carries its answer; what made none is remembered by itself.

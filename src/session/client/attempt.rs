@@ -2,6 +2,7 @@
 //! dropped at any time; nothing of it is left then.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -14,6 +15,7 @@ use tokio::{
 use super::{
     connect::{address, connect},
     failure::Failure,
+    sender::LONGEST_GRACE_NS,
     status::Status,
 };
 use crate::{
@@ -39,6 +41,9 @@ use crate::{
 };
 
 const READ_OCTETS: usize = 1024;
+/// A port that another session of this agent gives up is waited for so long, and asked for so often.
+const PORT_LIMIT_NS: u64 = LONGEST_GRACE_NS + 500_000_000;
+const PORT_AGAIN: Duration = Duration::from_millis(50);
 /// How long the end of a connection may take that is closed anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 
@@ -141,7 +146,7 @@ async fn open_without_control(
     };
     let remote = address(config, target, port, source, turn).await?;
     let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let socket = bind(config, session, source.unwrap_or(any))?;
+    let socket = bind(config, session, source.unwrap_or(any)).await?;
     let carrier =
         session.stamp.as_ref().map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
     let name = session.name.clone();
@@ -186,7 +191,7 @@ async fn open(
             ),
         ));
     }
-    let socket = bind(config, session, source)?;
+    let socket = bind(config, session, source).await?;
     let unspecified: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let port = socket.local().port();
     let request = SessionRequest {
@@ -208,7 +213,7 @@ async fn open(
     Ok((open, request))
 }
 
-fn bind(
+async fn bind(
     config: &ControlConnection,
     session: &TestSession,
     address: IpAddr,
@@ -220,8 +225,23 @@ fn bind(
         ttl: session.ttl,
         transmit_stamps: TransmitStamps::Numbered,
     };
-    TestSocket::bind(address, &options)
-        .map_err(|error| Failure::local(&format!("{}: UDP {address}", session.name), &error))
+    let begun = clock::monotonic();
+    loop {
+        match TestSocket::bind(address, &options) {
+            // A session of ours that had the port before may yet wait for its answers.
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && clock::monotonic().since_ns(begun) < PORT_LIMIT_NS =>
+            {
+                sleep(PORT_AGAIN).await;
+            }
+            bound => return bound.map_err(|error| refused(session, address, &error)),
+        }
+    }
+}
+
+fn refused(session: &TestSession, address: SocketAddr, error: &io::Error) -> Failure {
+    Failure::local(&format!("{}: UDP {address}", session.name), error)
 }
 
 impl Established {

@@ -1,6 +1,6 @@
 //! What is wanted changes while a connection runs: as little as possible is touched.
 
-use std::{pin::pin, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::time::sleep;
@@ -63,7 +63,8 @@ impl Driver {
                 | ChangeEffect::Reconnect
                 | ChangeEffect::Start
                 | ChangeEffect::Stop
-                | ChangeEffect::Listen => return Next::Anew,
+                | ChangeEffect::Listen
+                | ChangeEffect::Close => return Next::Anew,
             }
             let transport = |config: &ControlConnection| (config.control_dscp, config.keepalive);
             let tuned = transport(&self.config) != transport(&self.current.config);
@@ -84,7 +85,7 @@ impl Driver {
                 // What was wanted in between is wanted no more.
                 self.took_up();
             }
-            if tuned && standing != Standing::Down {
+            if tuned && matches!(standing, Standing::Together | Standing::OneByOne) {
                 return Next::Tuned;
             }
             if self.current.starts != before.starts {
@@ -103,8 +104,8 @@ impl Driver {
         }
     }
 
-    /// Does what takes its time for as long as it is wanted: `None` where the connection is to stop
-    /// or to end meanwhile. Other changes wait until it is done.
+    /// Does what takes its time for as long as it is wanted: `None` where the connection is to stop,
+    /// to end or to begin anew meanwhile. Other changes wait until it is done.
     async fn while_wanted<T>(&mut self, work: impl Future<Output = T> + Send) -> Option<T> {
         let mut work = pin!(work);
         let mut news = false;
@@ -116,7 +117,12 @@ impl Driver {
                 changed = self.wanted.changed() => {
                     news = true;
                     let wanted = self.wanted.borrow();
-                    if changed.is_err() || wanted.stopped || wanted.config.inactive {
+                    let (from, to) = (&self.current.config, &wanted.config);
+                    let effect = connection_effect(from, to, Standing::OneByOne);
+                    if changed.is_err()
+                        || wanted.stopped
+                        || matches!(effect, ChangeEffect::Stop | ChangeEffect::Reconnect)
+                    {
                         break None;
                     }
                 }
@@ -148,13 +154,14 @@ impl Driver {
                     changed @ (Changed::Done | Changed::Closed | Changed::Lost(_)) => changed,
                 }
             }
-            control => {
-                let stopped = self.stop_named(&touched).await;
+            mut control => {
+                let stopped = self.stop_named(&touched, control.as_deref_mut()).await;
                 let stopping = touched.iter().filter_map(|name| self.running.remove(name)?.sid);
                 let stop: Vec<Sid> = stopping.collect();
                 self.follow_sessions().await;
                 match stopped {
-                    Some(()) => self.request_missing(control, stop).await,
+                    Some(Ok(())) => self.request_missing(control, stop).await,
+                    Some(Err(failure)) => Changed::Lost(failure),
                     None => Changed::Done,
                 }
             }
@@ -240,10 +247,26 @@ impl Driver {
     }
 
     /// Ends the tests of these sessions as STOPPED, once what is under way is answered or lost.
-    async fn stop_named(&mut self, names: &[String]) -> Option<()> {
+    async fn stop_named(
+        &mut self,
+        names: &[String],
+        control: Option<&mut Established>,
+    ) -> Option<Result<(), Failure>> {
         let which = |name: &str| names.iter().any(|wanted| wanted == name);
-        let stopped = self.ask(which, |done| Command::Stop(done, Grace::LossTimeout)).await;
-        self.while_wanted(stopped).await.map(drop)
+        let answers = self.ask(which, |done| Command::Stop(done, Grace::LossTimeout)).await;
+        let stopped = async {
+            let lost = async {
+                match control {
+                    Some(control) => control.watch().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                _ = answers => Ok(()),
+                failure = lost => Err(failure),
+            }
+        };
+        self.while_wanted(stopped).await
     }
 
     /// How sessions of what runs now can be changed.

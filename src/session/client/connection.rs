@@ -2,7 +2,13 @@
 //! as pairs of events. Changes of what is wanted while all this goes on are in
 //! [`super::changes`].
 
-use std::{collections::BTreeMap, future::pending, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{future::OptionFuture, stream::FuturesUnordered};
 use tokio::{
@@ -152,6 +158,9 @@ impl Driver {
     /// Does nothing until something else is wanted.
     async fn rest(&mut self, state: ConnectionState) -> Next {
         self.abandon();
+        for index in 0..self.sessions.len() {
+            self.tell(index, Command::Rest).await;
+        }
         self.status.state(state, clock::now());
         loop {
             let next = self.change().await;
@@ -185,7 +194,10 @@ impl Driver {
                 }
                 Next::Parked(due) => {
                     self.course.attempt_at(due);
-                    due
+                    match self.park_until(due).await {
+                        Next::Attempt => continue,
+                        next => return next,
+                    }
                 }
                 Next::Again => {
                     self.course.attempt_at(clock::monotonic());
@@ -222,20 +234,39 @@ impl Driver {
         let config = self.config.clone();
         let (status, derivation) = (self.status.clone(), self.derivation.clone());
         let extensions = self.peer.extensions(&config, clock::monotonic());
-        self.network_seen = self.network.borrow().better;
-        let establish = establish(&config, extensions, self.turn, &status, &derivation);
-        let established = tokio::select! {
-            result = establish => match result {
-                Ok(established) => {
-                    self.peer.succeeded(clock::monotonic());
-                    established
+        let established = 'attempt: loop {
+            self.network_seen = self.network.borrow().better;
+            let known = self.network_seen;
+            let mut network = self.network.clone();
+            let establish = establish(&config, extensions, self.turn, &status, &derivation);
+            let mut establish = pin!(establish);
+            loop {
+                let better = async {
+                    if network.wait_for(|changes| changes.better != known).await.is_err() {
+                        pending::<()>().await;
+                    }
+                };
+                // One that hangs in TCP gives way to one that may find its way at once.
+                tokio::select! {
+                    result = &mut establish => break 'attempt result,
+                    next = self.change() => match next {
+                        Next::Attempt if status.is_connecting() => continue 'attempt,
+                        Next::Attempt | Next::Retimed => {}
+                        next => return next,
+                    },
+                    () = better, if status.is_connecting() => continue 'attempt,
                 }
-                Err(failure) => {
-                    self.peer.failed(failure.blame, clock::monotonic());
-                    return Next::Lost(failure, false);
-                }
-            },
-            next = self.change_but_attempts() => return next,
+            }
+        };
+        let established = match established {
+            Ok(established) => {
+                self.peer.succeeded(clock::monotonic());
+                established
+            }
+            Err(failure) => {
+                self.peer.failed(failure.blame, clock::monotonic());
+                return Next::Lost(failure, false);
+            }
         };
         let (mut control, sessions, failed) = established;
         if let Some(control) = control.as_ref().filter(|_| config != self.config) {
@@ -391,6 +422,19 @@ impl Driver {
     async fn completed_by_break(&mut self) -> Next {
         self.stop_sessions().await;
         self.rest(ConnectionState::Completed).await
+    }
+
+    /// Waits for the time of the next test. Nothing is wrong: the network has no part in it.
+    async fn park_until(&mut self, due: Monotonic) -> Next {
+        self.status.parked(due, clock::now());
+        tokio::select! {
+            () = sleep(until(Some(due))) => Next::Attempt,
+            next = self.change() => match next {
+                // Counted from now on.
+                Next::Retimed => Next::Anew,
+                next => next,
+            }
+        }
     }
 
     /// Waits for the time of the next attempt, or for a change of the network that may make one

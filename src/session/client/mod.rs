@@ -23,9 +23,9 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    model::{ControlConnection, Standing, connection_effect},
+    model::{ControlConnection, Standing},
     net::{NetworkChanges, clock},
-    proto::{ChangeEffect, Connection, Statistics},
+    proto::{Connection, Statistics},
     results::Results,
     session::{Derivation, PlaneSettings, plane::Plane},
     supervise::{RestartPolicy, Tasks, keep_alive},
@@ -122,14 +122,15 @@ impl ConnectionHandle {
             if wanted.config == config {
                 return false;
             }
-            let activated =
-                connection_effect(&wanted.config, &config, Standing::Down) == ChangeEffect::Start;
+            let activated = wanted.config.inactive && !config.inactive;
             // A change starts again what was stopped by hand, but not what waits for a hand.
             wanted.stopped = config.manual_start && (wanted.stopped || activated);
             wanted.config = config;
             wanted.revision = revision;
             true
         });
+        // Seen as what is yet to be taken up, if the driver was not faster.
+        self.status.wanted();
     }
 
     /// What is configured.
@@ -206,6 +207,8 @@ async fn supervise(mut wanted: watch::Receiver<Wanted>, tools: Tools, token: Can
             outage::failed(&wanted.borrow().config, &tools, text, last);
         };
         keep_alive(token.clone(), RestartPolicy::default(), start, failed).await;
+        // The drivers saw changes by receivers of their own.
+        wanted.mark_unchanged();
         tokio::select! {
             () = token.cancelled() => return,
             changed = wanted.changed() => if changed.is_err() {

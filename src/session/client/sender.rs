@@ -27,7 +27,7 @@ pub(super) const COMMANDS: usize = 16;
 /// How long probes wait for others to fill a record.
 const BATCH_NS: u64 = 1_000_000_000;
 /// How long a test that is stopped waits for answers to what is under way, at most.
-const LONGEST_GRACE_NS: u64 = 2_000_000_000;
+pub(super) const LONGEST_GRACE_NS: u64 = 2_000_000_000;
 /// Transmit stamps are read with the replies, and where none come at the latest after so many.
 const UNREAD_STAMPS: u32 = 16;
 
@@ -48,6 +48,8 @@ pub(super) enum Command {
     Restart,
     /// No further tests; answers when the last result is reported.
     Stop(oneshot::Sender<()>, Grace),
+    /// Nothing is measured until a start by hand: what is raised does not stay so.
+    Rest,
     /// Statistics of the running test.
     Snapshot(oneshot::Sender<Option<Statistics>>),
 }
@@ -227,7 +229,11 @@ impl Session {
                 self.config = connection.sessions[index].clone();
                 self.subject = Arc::new(subject(&connection, &self.config));
                 self.iteration_done_events = connection.test_iteration_done_events;
-                self.machine.set_config(sender_config(&connection, &self.config));
+                let completed = self.machine.is_completed();
+                self.machine.set_config(sender_config(&connection, &self.config), now.monotonic);
+                if completed && !self.machine.is_completed() {
+                    self.tools.progress.set(&self.config.name, Stage::Testing);
+                }
                 if let Some(link) = &mut self.link {
                     link.packet = packet(&self.config, link.least_octets, link.padding_start);
                 }
@@ -251,6 +257,10 @@ impl Session {
                 self.machine.stop(grace_ns, now);
                 self.parked = false;
                 self.stopping = Some(done);
+            }
+            Command::Rest => {
+                let cleared = self.thresholds.rest();
+                self.tell(cleared, now);
             }
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.current(now));

@@ -139,8 +139,17 @@ impl Status {
     /// A new state; what only holds in another one is taken away.
     pub(super) fn state(&self, state: ConnectionState, now: Now) {
         let mut inner = self.lock();
-        if state != ConnectionState::Running {
-            inner.standing = Standing::Down;
+        match state {
+            ConnectionState::Running => {}
+            ConnectionState::Stopped => inner.standing = Standing::Stopped,
+            ConnectionState::Completed => inner.standing = Standing::Completed,
+            ConnectionState::Unspecified
+            | ConnectionState::Inactive
+            | ConnectionState::Resolving
+            | ConnectionState::Connecting
+            | ConnectionState::Negotiating
+            | ConnectionState::WaitingRetry
+            | ConnectionState::Failed => inner.standing = Standing::Down,
         }
         let connection = &mut inner.connection;
         if connection.state() != state || connection.state_since.is_none() {
@@ -149,15 +158,7 @@ impl Status {
         }
         connection.next_attempt_time = None;
         if !matches!(state, ConnectionState::Negotiating | ConnectionState::Running) {
-            connection.local_address.clear();
-            connection.server_address.clear();
-            connection.mode = 0;
-            for session in &mut connection.sessions {
-                session.sid.clear();
-                session.sender_address.clear();
-                session.reflector_address.clear();
-                session.started = false;
-            }
+            not_connected(connection);
         }
         drop(inner);
         self.tell();
@@ -262,6 +263,29 @@ impl Status {
         self.tell();
     }
 
+    /// All is well, and nothing is open until the next test is due.
+    pub(super) fn parked(&self, due: Monotonic, now: Now) {
+        let mut inner = self.lock();
+        inner.standing = Standing::Down;
+        let wait_ns = due.since_ns(now.monotonic);
+        let connection = &mut inner.connection;
+        not_connected(connection);
+        connection.next_attempt_time = Some(now.unix.plus_ns(wait_ns as i64).to_proto());
+        drop(inner);
+        self.tell();
+    }
+
+    /// Whether an attempt has not got as far as a TCP connection.
+    pub(super) fn is_connecting(&self) -> bool {
+        let state = self.lock().connection.state();
+        matches!(state, ConnectionState::Resolving | ConnectionState::Connecting)
+    }
+
+    /// Something is wanted that the driver has yet to take up.
+    pub(super) fn wanted(&self) {
+        self.tell();
+    }
+
     /// The task of the connection failed.
     pub(super) fn task_failed(&self, last: bool, now: Now) {
         self.state(if last { ConnectionState::Failed } else { ConnectionState::WaitingRetry }, now);
@@ -291,5 +315,17 @@ fn loss(failure: &Failure, now: Now) -> ConnectionLoss {
         accept_code: failure.accept_code.into(),
         detail: failure.detail.clone(),
         time: Some(now.unix.to_proto()),
+    }
+}
+
+fn not_connected(connection: &mut proto::Connection) {
+    connection.local_address.clear();
+    connection.server_address.clear();
+    connection.mode = 0;
+    for session in &mut connection.sessions {
+        session.sid.clear();
+        session.sender_address.clear();
+        session.reflector_address.clear();
+        session.started = false;
     }
 }

@@ -200,6 +200,10 @@ impl Connection {
                 Ok(()) = configured.changed() => {
                     let Some(config) = configured.borrow_and_update().clone() else { continue };
                     self.deadline = end_of_life(&config, self.since);
+                    self.machine.set_inactivity_timeout(config.inactivity_timeout_ns);
+                    if let Err(error) = tcp::prepare_accepted(&self.stream, config.keepalive) {
+                        tracing::debug!(client = %self.ends.client, %error, "keepalive stays");
+                    }
                     if !config.allows(self.ends.client.ip()) {
                         let reason = "its address is in no client_list any more";
                         return Reason(EndCause::Server, reason.into());

@@ -175,6 +175,11 @@ impl ControlServer {
         self.advance(now);
     }
 
+    /// Another SERVWAIT, from the latest input on; 0 is off.
+    pub fn set_inactivity_timeout(&mut self, nanoseconds: u64) {
+        self.options.inactivity_timeout_ns = nanoseconds;
+    }
+
     /// The client sends no more.
     pub fn handle_end(&mut self) {
         let error = if self.is_stop_begun() { ServerError::BrokenStop } else { ServerError::Ended };

@@ -104,6 +104,8 @@ pub struct SessionSender {
     unreachable: Option<(LossCause, u64)>,
     /// No test begins until the session is resumed.
     paused: bool,
+    /// It was told that the last test has ended.
+    completed: bool,
     test_number: u64,
     tests_finished: u64,
     next_sequence: u32,
@@ -124,6 +126,7 @@ impl SessionSender {
             phase: Phase::Idle(None),
             unreachable: Some((LossCause::Unspecified, 0)),
             paused: false,
+            completed: false,
             test_number: 0,
             tests_finished: 0,
             next_sequence: 0,
@@ -134,8 +137,8 @@ impl SessionSender {
     }
 
     /// New intervals and counts, from the next test on; one that is due later than a new pause is
-    /// long is due then.
-    pub fn set_config(&mut self, config: SenderConfig) {
+    /// long is due then. With a higher count, what was complete goes on.
+    pub fn set_config(&mut self, config: SenderConfig, now: Monotonic) {
         match &mut self.phase {
             Phase::Idle(due) => {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
@@ -143,8 +146,29 @@ impl SessionSender {
                     *due = Monotonic(due.0.saturating_sub(old_ns).saturating_add(new_ns));
                 }
                 self.config = config;
+                if self.completed && !self.is_complete() {
+                    self.completed = false;
+                    self.phase = Phase::Idle(Some(now));
+                } else if self.idle_until().is_some() {
+                    self.complete();
+                }
             }
             Phase::Testing(_) => self.next_config = Some(config),
+        }
+    }
+
+    /// Whether the last test has ended.
+    pub fn is_completed(&self) -> bool {
+        self.completed
+    }
+
+    /// Where all tests are done: there is no next one, and that is told once.
+    fn complete(&mut self) {
+        if self.is_complete() {
+            self.phase = Phase::Idle(None);
+            if !std::mem::replace(&mut self.completed, true) {
+                self.events.push_back(SenderEvent::Completed);
+            }
         }
     }
 
@@ -164,6 +188,7 @@ impl SessionSender {
     /// Begins a new run of `test_count` tests.
     pub fn restart(&mut self) {
         self.tests_finished = 0;
+        self.completed = false;
     }
 
     /// A session was started. A test begins at once or, where the session was paused, when it would
@@ -180,6 +205,7 @@ impl SessionSender {
             };
             self.phase = Phase::Idle(Some(due));
         }
+        self.complete();
         self.paused = false;
         self.handle_timeout(now);
     }
@@ -312,8 +338,7 @@ impl SessionSender {
                 );
                 let outcome = test.outcome;
                 let next = (outcome == TestOutcome::Complete).then_some(next);
-                let lost = self.outstanding.give_up();
-                self.lose(&lost);
+                self.abandon();
                 self.end(outcome, LossCause::Unspecified, next, now);
             }
             Phase::Idle(Some(due)) if *due <= now.monotonic && !self.paused => {
@@ -413,8 +438,7 @@ impl SessionSender {
             .plus_ns(self.config.test_interval_ns);
         // What is under way will not be answered any more.
         let stopped = test.outcome == TestOutcome::Stopped;
-        let lost = self.outstanding.give_up();
-        self.lose(&lost);
+        self.abandon();
         if stopped {
             self.end(TestOutcome::Stopped, LossCause::Unspecified, None, now);
         } else {
@@ -444,23 +468,33 @@ impl SessionSender {
         if let Some(config) = self.next_config.take() {
             self.config = config;
         }
-        if self.is_complete() {
-            self.phase = Phase::Idle(None);
-            self.events.push_back(SenderEvent::Completed);
-        }
+        self.complete();
     }
 
     fn lose(&mut self, probes: &[Probe]) {
+        if let Phase::Testing(test) = &mut self.phase {
+            probes.iter().for_each(|_| test.figures.lost());
+        }
+        self.tell_fates(probes, ProbeStatus::Lost);
+    }
+
+    /// What becomes of the probes under way, nobody waits to see.
+    fn abandon(&mut self) {
+        let abandoned = self.outstanding.give_up();
+        if let Phase::Testing(test) = &mut self.phase {
+            test.figures.abandoned(abandoned.len() as u64);
+        }
+        self.tell_fates(&abandoned, ProbeStatus::Abandoned);
+    }
+
+    fn tell_fates(&mut self, probes: &[Probe], status: ProbeStatus) {
         for probe in probes {
-            if let Phase::Testing(test) = &mut self.phase {
-                test.figures.lost();
-            }
             self.events.push_back(SenderEvent::Probe(ProbeResult {
                 test_number: self.test_number,
                 sequence: probe.sequence,
                 sent_unix_ns: probe.transmitted.unwrap_or(probe.t1).0,
                 transmit_stamp: stamp_source(probe.transmitted.is_some()).into(),
-                status: ProbeStatus::Lost.into(),
+                status: status.into(),
                 ..ProbeResult::default()
             }));
         }

@@ -134,7 +134,7 @@ impl Outstanding {
         lost
     }
 
-    /// All that are not answered are lost.
+    /// All that are undecided will stay so; those.
     pub(super) fn give_up(&mut self) -> Vec<Probe> {
         self.lose(|_| true)
     }
