@@ -1,213 +1,315 @@
-//! Packets per second and CPU for each packet: the reflector of the server role, beside a bare
-//! `recvmmsg`/`sendmmsg` echo on the same machine in the same run. What counts is the ratio.
+//! Packets per second, CPU for each packet and time to an answer: the reflector of the server role,
+//! beside a bare `recvmmsg`/`sendmmsg` echo on the same machine in the same run. What counts is the
+//! ratio.
 //!
 //! `cargo bench --bench reflector [-- SECONDS]`
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+mod common;
+
 use std::{
-    io::{IoSlice, IoSliceMut},
-    net::{SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-        mpsc,
-    },
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::{
-    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
-    time::{ClockId, clock_gettime},
-};
+use common::{Echo, Load, Seen, cpu_of, flow, load, median, pin};
 use tokio::sync::watch;
 use twamp_agent::{
     model::parse,
-    net::free_port,
+    net::{ThreadPlace, free_port},
     proto,
     session::{
         PlaneSettings,
         server::{Reflectors, Registry, ServerRole},
     },
     supervise::{Pulse, Tasks},
+    time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
+    twamp::control_client::{ClientAction, ClientOptions, ControlClient, SessionRequest},
+    wire::{
+        codes::Modes,
+        crypto::{SessionKeys, TokenKey},
+        format::{PacketFormat, ProbeHeader},
+    },
 };
 
-const BATCH: usize = 32;
-const OCTETS: usize = 60;
+const OCTETS: usize = 64;
 const ROUNDS: usize = 5;
-/// Packets that the generator keeps under way; more would only fill the receive buffer.
-const UNDER_WAY: u64 = 512;
+/// The subject on one core, the generator on another.
+const SUBJECT: usize = 0;
+const GENERATOR: usize = 1;
+const SECRET: &str = "correct horse battery staple";
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Figures {
     per_second: f64,
     cpu_ns: f64,
+    rtt_ns: f64,
+}
+
+/// Whether packets are of a session, and of which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Echo,
+    Light,
+    Session(Modes),
 }
 
 fn main() {
     // `cargo bench` passes options of its own.
     let seconds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(2);
     let length = Duration::from_secs(seconds);
-    let mut rounds: Vec<(Figures, Figures)> = Vec::new();
-    for round in 1..=ROUNDS {
-        let (echo, ours) = (bare_echo(length), reflector(length));
+    let server = Server::start();
+    pin(GENERATOR);
+    let cases = [
+        ("echo", Kind::Echo),
+        ("light", Kind::Light),
+        ("unauthenticated", Kind::Session(Modes::UNAUTHENTICATED)),
+        ("authenticated", Kind::Session(Modes::AUTHENTICATED)),
+        ("encrypted", Kind::Session(Modes::ENCRYPTED)),
+    ];
+    for (flows, outstanding) in [(1, 32), (16, 4), (1, 1)] {
+        let shape = Load { flows, outstanding, length };
+        let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); cases.len()];
+        for _ in 0..ROUNDS {
+            for (case, (_, kind)) in cases.iter().enumerate() {
+                rounds[case].push(server.run(*kind, shape));
+            }
+        }
+        println!("{flows} flows, {outstanding} packets of {OCTETS} octets under way in each:");
         println!(
-            "round {round}: echo {:.0} packets/s, {:.0} ns CPU each; \
-             reflector {:.0} packets/s, {:.0} ns CPU each",
-            echo.per_second, echo.cpu_ns, ours.per_second, ours.cpu_ns
+            "{:<18}{:>11}{:>8}{:>10}{:>8}{:>10}{:>8}",
+            "", "packets/s", "ratio", "ns CPU", "ratio", "ns RTT", "ratio"
         );
-        rounds.push((echo, ours));
-    }
-    let median = |ratio: fn(&(Figures, Figures)) -> f64| {
-        let mut ratios: Vec<f64> = rounds.iter().map(ratio).collect();
-        ratios.sort_by(f64::total_cmp);
-        ratios[ratios.len() / 2]
-    };
-    println!(
-        "reflector beside bare echo, medians of {ROUNDS} rounds: {:.2} times the packets/s, \
-         {:.2} times the CPU for each packet",
-        median(|(echo, ours)| ours.per_second / echo.per_second),
-        median(|(echo, ours)| ours.cpu_ns / echo.cpu_ns),
-    );
-}
-
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
-    Duration::new(time.tv_sec() as u64, time.tv_nsec() as u32)
-}
-
-/// Loads `target` for so long and returns the answers that came.
-fn load(target: SocketAddr, length: Duration) -> u64 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    socket.connect(target).expect("a route");
-    socket.set_nonblocking(true).expect("non-blocking");
-    let mut probe = [0; OCTETS];
-    probe[4] = 0xe8;
-    probe[13] = 1;
-    let slices: Vec<[IoSlice<'_>; 1]> = (0..BATCH).map(|_| [IoSlice::new(&probe)]).collect();
-    let (mut sent, mut received) = (0u64, 0u64);
-    let mut last_answer = Instant::now();
-    let end = Instant::now() + length;
-    let mut buffers = vec![[0u8; 2048]; BATCH];
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-    let mut out = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-    while Instant::now() < end {
-        if sent - received < UNDER_WAY {
-            let flags = MsgFlags::MSG_DONTWAIT;
-            let none = [None; BATCH];
-            if let Ok(results) = sendmmsg(socket.as_raw_fd(), &mut out, &slices, none, [], flags) {
-                sent += results.count() as u64;
-            }
-        }
-        let mut views: Vec<[IoSliceMut<'_>; 1]> =
-            buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-        let flags = MsgFlags::MSG_DONTWAIT;
-        match recvmmsg(socket.as_raw_fd(), &mut headers, &mut views, flags, None) {
-            Ok(results) => {
-                received += results.count() as u64;
-                last_answer = Instant::now();
-            }
-            // What was lost does not come any more.
-            Err(_) if last_answer.elapsed() > Duration::from_millis(50) => sent = received,
-            Err(_) => thread::yield_now(),
-        }
-    }
-    received
-}
-
-/// Reads a batch and sends it back, and nothing else.
-fn bare_echo(length: Duration) -> Figures {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-    let target = socket.local_addr().expect("an address");
-    let end = Arc::new(AtomicBool::new(false));
-    let handled = Arc::new(AtomicU64::new(0));
-    let echo = {
-        let (end, handled) = (end.clone(), handled.clone());
-        thread::spawn(move || {
-            let mut buffers = vec![[0u8; 2048]; BATCH];
-            while !end.load(Relaxed) {
-                let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-                let mut views: Vec<[IoSliceMut<'_>; 1]> =
-                    buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-                let flags = MsgFlags::MSG_WAITFORONE;
-                let received = recvmmsg(socket.as_raw_fd(), &mut headers, &mut views, flags, None);
-                let Ok(received) = received else { continue };
-                let answers: Vec<(usize, Option<SockaddrIn>)> =
-                    received.map(|message| (message.bytes, message.address)).collect();
-                let slices: Vec<[IoSlice<'_>; 1]> = answers
-                    .iter()
-                    .zip(&buffers)
-                    .map(|((octets, _), buffer)| [IoSlice::new(&buffer[..*octets])])
-                    .collect();
-                let to: Vec<Option<SockaddrIn>> = answers.iter().map(|(_, to)| *to).collect();
-                let mut out = MultiHeaders::<SockaddrIn>::preallocate(answers.len(), None);
-                let flags = MsgFlags::empty();
-                let sent = sendmmsg(socket.as_raw_fd(), &mut out, &slices, &to, [], flags);
-                handled.fetch_add(sent.map_or(0, Iterator::count) as u64, Relaxed);
-            }
-            thread_cpu()
-        })
-    };
-    let answers = load(target, length);
-    end.store(true, Relaxed);
-    let cpu = echo.join().expect("the echo");
-    figures(answers, handled.load(Relaxed), cpu, length)
-}
-
-/// The server role with a light reflector, on one thread.
-fn reflector(length: Duration) -> Figures {
-    let port = free_port().expect("a free port");
-    let address = proto::ListenAddress {
-        address: "127.0.0.1".into(),
-        port: Some(port.into()),
-        ..Default::default()
-    };
-    let light = proto::LightServer {
-        listen: vec![address],
-        prefixes: vec!["127.0.0.0/8".into()],
-        stateful: true,
-        ..Default::default()
-    };
-    let server = proto::ServerConfig { light: Some(light), ..Default::default() };
-    let document = proto::AgentConfig { server: Some(server), ..Default::default() };
-    let config = parse(&document).expect("a configuration").server;
-    let (ready, is_ready) = mpsc::channel();
-    let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let reflectors = Reflectors::start(PlaneSettings::default()).expect("threads");
-    let registry = Registry::new(reflectors);
-    let inside = registry.clone();
-    let role = thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async move {
-            let tasks = Tasks::new();
-            let (_config, receiver) = watch::channel(config);
-            let (applied, mut in_force) = watch::channel(None);
-            tasks.spawn(
-                "role",
-                ServerRole::new(inside, receiver, &tasks).run(applied, Pulse::default()),
+        let of = |case: usize, figure: fn(&Figures) -> f64| {
+            median(&mut rounds[case].iter().map(figure).collect::<Vec<_>>())
+        };
+        // Of each round, with the echo of that round.
+        let ratio = |case: usize, figure: fn(&Figures) -> f64| {
+            let pairs = rounds[case].iter().zip(&rounds[0]);
+            median(&mut pairs.map(|(one, echo)| figure(one) / figure(echo)).collect::<Vec<_>>())
+        };
+        for (case, (name, _)) in cases.iter().enumerate() {
+            print!(
+                "{name:<18}{:>11.0}{:>8.2}{:>10.0}{:>8.2}",
+                of(case, |f| f.per_second),
+                ratio(case, |f| f.per_second),
+                of(case, |f| f.cpu_ns),
+                ratio(case, |f| f.cpu_ns),
             );
-            in_force.wait_for(Option::is_some).await.expect("the role");
-            ready.send(()).expect("the main thread");
-            let _ = ended.await;
-            let cpu = thread_cpu();
-            tasks.end(Duration::from_secs(5)).await;
-            cpu
-        })
-    });
-    is_ready.recv().expect("the role");
-    let answers = load(SocketAddr::from(([127, 0, 0, 1], port)), length);
-    let _ = end.send(());
-    let cpu = role.join().expect("the role");
-    let packets = registry.status().packets.unwrap_or_default();
-    figures(answers, packets.reflected, cpu, length)
+            if outstanding == 1 {
+                print!("{:>10.0}{:>8.2}", of(case, |f| f.rtt_ns), ratio(case, |f| f.rtt_ns));
+            }
+            println!();
+        }
+        let cpu: fn(&Figures) -> f64 = |f| f.cpu_ns;
+        println!(
+            "authenticated and encrypted beside unauthenticated: {:.2} and {:.2} times the CPU\n",
+            of(3, cpu) / of(2, cpu),
+            of(4, cpu) / of(2, cpu)
+        );
+    }
 }
 
-fn figures(answers: u64, handled: u64, cpu: Duration, length: Duration) -> Figures {
-    Figures {
-        per_second: answers as f64 / length.as_secs_f64(),
-        cpu_ns: cpu.as_nanos() as f64 / handled.max(1) as f64,
+/// The server role on one reflector thread.
+struct Server {
+    control: SocketAddr,
+    light: SocketAddr,
+    _end: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let ports = [free_port(), free_port()].map(|port| port.expect("a free port"));
+        let at = |port: u16| proto::ListenAddress {
+            address: "127.0.0.1".into(),
+            port: Some(port.into()),
+            ..Default::default()
+        };
+        let all: Vec<String> = vec!["127.0.0.0/8".into()];
+        let modes = [
+            proto::AuthenticationMode::None,
+            proto::AuthenticationMode::Authenticated,
+            proto::AuthenticationMode::Encrypted,
+        ];
+        let key =
+            proto::Key { key_id: "bench".into(), secret: SECRET.into(), ..Default::default() };
+        let server = proto::ServerConfig {
+            listen: vec![at(ports[0])],
+            client_list: vec![proto::ClientList { name: "all".into(), prefixes: all.clone() }],
+            authentication_modes: modes.map(Into::into).to_vec(),
+            key_chains: vec![proto::KeyChain { name: "bench".into(), keys: vec![key] }],
+            light: Some(proto::LightServer {
+                listen: vec![at(ports[1])],
+                prefixes: all,
+                stateful: true,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let document = proto::AgentConfig { server: Some(server), ..Default::default() };
+        let config = parse(&document).expect("a configuration").server;
+        let place = ThreadPlace { cpus: vec![SUBJECT], ..ThreadPlace::default() };
+        let settings = PlaneSettings { place, ..PlaneSettings::default() };
+        let reflectors = Reflectors::start(settings).expect("threads");
+        let (ready, is_ready) = mpsc::channel();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async move {
+                let tasks = Tasks::new();
+                let (_config, receiver) = watch::channel(config);
+                let (applied, mut in_force) = watch::channel(None);
+                let role = ServerRole::new(Registry::new(reflectors), receiver, &tasks);
+                tasks.spawn("role", role.run(applied, Pulse::default()));
+                in_force.wait_for(Option::is_some).await.expect("the role");
+                ready.send(()).expect("the main thread");
+                let _ = ended.await;
+                tasks.end(Duration::from_secs(5)).await;
+            });
+        });
+        is_ready.recv().expect("the role");
+        let [control, light] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        Self { control, light, _end: end }
+    }
+
+    fn run(&self, kind: Kind, shape: Load) -> Figures {
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (name, seen, cpu);
+        match kind {
+            Kind::Echo => {
+                let echo = Echo::start(SUBJECT);
+                let flows: Vec<UdpSocket> =
+                    (0..shape.flows).map(|_| flow(echo.address, local)).collect();
+                name = "echo";
+                let before = cpu_of(name);
+                seen = load(&flows, &probe(&PacketFormat::open()), shape);
+                cpu = cpu_of(name) - before;
+            }
+            Kind::Light => {
+                name = "reflector-0";
+                let flows: Vec<UdpSocket> =
+                    (0..shape.flows).map(|_| flow(self.light, local)).collect();
+                let before = cpu_of(name);
+                seen = load(&flows, &probe(&PacketFormat::open()), shape);
+                cpu = cpu_of(name) - before;
+            }
+            Kind::Session(modes) => {
+                name = "reflector-0";
+                // One session for all flows to share its keys would be none: each has its own.
+                let sessions: Vec<Session> =
+                    (0..shape.flows).map(|_| Session::negotiate(self.control, modes)).collect();
+                // The generator sends one packet on all flows; the reflector tells sessions by
+                // address and opens it with the keys of each, so that each flow needs its own.
+                let before = cpu_of(name);
+                seen = load_sessions(&sessions, shape);
+                cpu = cpu_of(name) - before;
+            }
+        }
+        Figures {
+            per_second: seen.per_second,
+            cpu_ns: cpu.as_nanos() as f64 / seen.answers.max(1) as f64,
+            rtt_ns: seen.median_rtt_ns as f64,
+        }
+    }
+}
+
+/// With keys, flows take turns in slices of the time: a packet is of one session alone.
+fn load_sessions(sessions: &[Session], shape: Load) -> Seen {
+    if let [session] = sessions {
+        let sockets = [session.socket.try_clone().expect("a socket")];
+        return load(&sockets, &probe(&session.format), shape);
+    }
+    let slice = shape.length / sessions.len() as u32;
+    let mut sum = Seen::default();
+    for session in sessions {
+        let sockets = [session.socket.try_clone().expect("a socket")];
+        let outstanding = shape.outstanding * shape.flows.min(8);
+        let one = Load { flows: 1, outstanding, length: slice };
+        sum.answers += load(&sockets, &probe(&session.format), one).answers;
+    }
+    sum.per_second = sum.answers as f64 / shape.length.as_secs_f64();
+    sum
+}
+
+fn probe(format: &PacketFormat) -> Vec<u8> {
+    let mut packet = vec![0; OCTETS.max(format.probe_octets())];
+    let header = ProbeHeader {
+        sequence: 1,
+        timestamp: TimestampFormat::Ntp.encode(UnixTime(1_700_000_000_000_000_000)),
+        error_estimate: ErrorEstimate(0x8a64),
+        ssid: 0,
+    };
+    format.write_probe(&header, &mut packet);
+    packet
+}
+
+/// A negotiated session.
+struct Session {
+    _control: TcpStream,
+    socket: UdpSocket,
+    format: PacketFormat,
+}
+
+impl Session {
+    fn negotiate(server: SocketAddr, security: Modes) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let port = socket.local_addr().expect("an address").port();
+        let mut stream = TcpStream::connect(server).expect("the server");
+        let any = Ipv4Addr::UNSPECIFIED.into();
+        let request = SessionRequest {
+            sender_address: any,
+            sender_port: port,
+            receiver_address: any,
+            receiver_port: port,
+            data_size: OCTETS as u16,
+            reflected_length: 0,
+            dscp: 0,
+            timeout_ns: 1_000_000_000,
+        };
+        let options = ClientOptions {
+            security,
+            extensions: Modes::default(),
+            key_id: "bench".into(),
+            maximum_count: 1 << 20,
+            response_timeout_ns: u64::MAX / 2,
+            key_timeout_ns: u64::MAX / 2,
+            keys: SessionKeys::new([1; 16], [2; 32]),
+            client_iv: [3; 16],
+            reflected_octets: 0,
+        };
+        let now = Monotonic(0);
+        let mut machine = ControlClient::new(vec![request], options, now);
+        let mut found = None;
+        loop {
+            while let Some(action) = machine.poll_action() {
+                match action {
+                    ClientAction::Send(octets) => stream.write_all(&octets).expect("sent"),
+                    ClientAction::DeriveKey { salt, count } => {
+                        machine
+                            .key_derived(&TokenKey::derive(SECRET.as_bytes(), &salt, count), now);
+                    }
+                    ClientAction::Accepted(accepted) => found = Some(accepted),
+                    ClientAction::Started => {
+                        let accepted = found.expect("accepted");
+                        socket
+                            .connect(SocketAddr::new(server.ip(), accepted.port))
+                            .expect("a route");
+                        socket.set_nonblocking(true).expect("non-blocking");
+                        return Self { _control: stream, socket, format: accepted.format };
+                    }
+                    ClientAction::Refused(..) | ClientAction::Stopped | ClientAction::Failed(_) => {
+                        panic!("{action:?}");
+                    }
+                }
+            }
+            let mut buffer = [0; 1024];
+            let octets = stream.read(&mut buffer).expect("read");
+            assert!(octets > 0, "closed by the server");
+            machine.handle_input(&buffer[..octets], now);
+        }
     }
 }

@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
         data_size: 400,
         reflector_counts: head & 128 != 0,
     });
-    sender.session_started(carrier, now);
+    sender.session_started(carrier, now.monotonic, now);
     let mut last = vec![0; 400];
     for (choice, piece) in shared::pieces(data) {
         while sender.poll_probe(now.monotonic).is_some() {

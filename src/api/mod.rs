@@ -116,28 +116,33 @@ async fn report_health(mut health: HealthReporter, context: Context) {
     for service in ["", "twamp.agent.v1"] {
         health.set_service_status(service, Serving).await;
     }
-    let mut state = context.results.state();
+    let state = context.results.state();
     let mut changes = context.control.clients().changes();
+    // As they were at the start, before there was a change.
+    changes.mark_changed();
     let mut told: BTreeMap<String, bool> = BTreeMap::new();
     loop {
-        changes.mark_unchanged();
-        let healthy =
-            state.borrow_and_update().detail.is_empty() && context.control.damage().is_empty();
+        let healthy = state.borrow().detail.is_empty() && context.control.damage().is_empty();
         health.set_service_status("store", status(healthy)).await;
-        let running = context.control.clients().running();
-        for name in told.keys().filter(|name| !running.contains_key(*name)) {
-            // Told to those who watch it before it is gone.
-            health.set_service_status(&format!("client/{name}"), NotServing).await;
-            health.clear_service_status(&format!("client/{name}")).await;
+        if changes.has_changed().unwrap_or(false) {
+            changes.mark_unchanged();
+            let running = context.control.clients().running();
+            for name in told.keys().filter(|name| !running.contains_key(*name)) {
+                // Told to those who watch it before it is gone.
+                health.set_service_status(&format!("client/{name}"), NotServing).await;
+                health.clear_service_status(&format!("client/{name}")).await;
+            }
+            for (name, up) in running.iter().filter(|(name, up)| told.get(*name) != Some(up)) {
+                health.set_service_status(&format!("client/{name}"), status(*up)).await;
+            }
+            told = running;
         }
-        for (name, up) in running.iter().filter(|(name, up)| told.get(*name) != Some(up)) {
-            health.set_service_status(&format!("client/{name}"), status(*up)).await;
-        }
-        told = running;
         tokio::select! {
             () = sleep(HEALTH_EVERY) => {}
-            Ok(()) = changes.changed() => sleep(HEALTH_PAUSE).await,
-            Ok(()) = state.changed() => {}
+            Ok(()) = changes.changed() => {
+                sleep(HEALTH_PAUSE).await;
+                changes.mark_changed();
+            }
             () = context.token.cancelled() => return,
         }
     }

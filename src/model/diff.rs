@@ -99,9 +99,8 @@ pub fn connection_effect(
     }
     match standing {
         Standing::Stopped if new.manual_start => return ChangeEffect::Live,
-        Standing::Stopped => return ChangeEffect::Start,
         Standing::Completed if old.test_count == new.test_count => return ChangeEffect::Live,
-        Standing::Completed => return ChangeEffect::Start,
+        Standing::Stopped | Standing::Completed => return ChangeEffect::Start,
         Standing::Down | Standing::Together | Standing::OneByOne => {}
     }
     let managed = |c: &ControlConnection| c.control_type == ControlType::Managed;

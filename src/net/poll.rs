@@ -1,5 +1,6 @@
 //! How one thread waits for many sockets, for a point in time and for a bell: epoll, a timer of
-//! nanoseconds, and an eventfd.
+//! nanoseconds, and an eventfd. Sockets can be left for a while: what comes to them lies there with
+//! its stamp, and a thread that is woken for each packet does little else.
 
 use std::{
     io,
@@ -54,7 +55,10 @@ impl Bell {
 /// What a thread waits with.
 #[derive(Debug)]
 pub struct Poller {
-    epoll: Epoll,
+    /// Of sockets, timer and bell.
+    all: Epoll,
+    /// Of timer and bell.
+    calls: Epoll,
     timer: TimerFd,
     /// What the timer is set to.
     armed: Option<Monotonic>,
@@ -62,10 +66,19 @@ pub struct Poller {
     bell: Bell,
 }
 
+#[derive(Clone, Copy)]
+enum Which {
+    All,
+    Calls,
+}
+
 impl Poller {
     /// With no socket yet.
     pub fn new() -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let (all, calls) = (
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+        );
         let timer = TimerFd::new(
             ClockId::CLOCK_MONOTONIC,
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
@@ -74,10 +87,13 @@ impl Poller {
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         // Told at the edge, neither has to be read.
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(&timer, EpollEvent::new(edge, TIMER))?;
-        epoll.add(&eventfd, EpollEvent::new(edge, BELL))?;
+        for epoll in [&all, &calls] {
+            epoll.add(&timer, EpollEvent::new(edge, TIMER))?;
+            epoll.add(&eventfd, EpollEvent::new(edge, BELL))?;
+        }
         let bell = Bell { eventfd: Arc::new(eventfd), rung: Arc::default() };
-        Ok(Self { epoll, timer, armed: None, events: vec![EpollEvent::empty(); EVENTS], bell })
+        let events = vec![EpollEvent::empty(); EVENTS];
+        Ok(Self { all, calls, timer, armed: None, events, bell })
     }
 
     /// Wakes the thread that waits with this.
@@ -89,13 +105,28 @@ impl Poller {
     /// closed. `key` is below 2^63.
     pub fn add(&self, socket: impl AsFd, key: u64) -> io::Result<()> {
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        Ok(self.epoll.add(socket, EpollEvent::new(edge, key))?)
+        Ok(self.all.add(socket, EpollEvent::new(edge, key))?)
     }
 
     /// Waits for `until`, for `longest`, for the bell or for sockets, whichever is first; the keys
     /// of sockets go to `ready`.
     pub fn wait(
         &mut self,
+        until: Option<Monotonic>,
+        longest: Duration,
+        ready: &mut Vec<u64>,
+    ) -> io::Result<()> {
+        self.wait_for(Which::All, until, longest, ready)
+    }
+
+    /// The same, and leaves sockets alone.
+    pub fn wait_without_sockets(&mut self, until: Monotonic, longest: Duration) -> io::Result<()> {
+        self.wait_for(Which::Calls, Some(until), longest, &mut Vec::new())
+    }
+
+    fn wait_for(
+        &mut self,
+        which: Which,
         until: Option<Monotonic>,
         longest: Duration,
         ready: &mut Vec<u64>,
@@ -107,7 +138,11 @@ impl Poller {
             self.arm(until)?;
             EpollTimeout::try_from(longest).unwrap_or(EpollTimeout::NONE)
         };
-        let count = match self.epoll.wait(&mut self.events, timeout) {
+        let epoll = match which {
+            Which::All => &self.all,
+            Which::Calls => &self.calls,
+        };
+        let count = match epoll.wait(&mut self.events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(error) => return Err(error.into()),
@@ -115,8 +150,7 @@ impl Poller {
         for event in &self.events[..count] {
             match event.data() {
                 BELL => {}
-                // It rang, and is set anew when it is needed again.
-                TIMER => self.armed = None,
+                TIMER => {}
                 key => ready.push(key),
             }
         }
@@ -124,9 +158,11 @@ impl Poller {
     }
 
     fn arm(&mut self, until: Option<Monotonic>) -> io::Result<()> {
+        let Some(until) = until else { return Ok(()) };
         // One that rings too early costs one round more, and setting it another system call.
-        let early = |until: Monotonic| self.armed.is_some_and(|armed| armed <= until);
-        let Some(until) = until.filter(|until| !early(*until)) else { return Ok(()) };
+        if self.armed.is_some_and(|armed| clock::monotonic() < armed && armed <= until) {
+            return Ok(());
+        }
         let at = TimeSpec::from_duration(Duration::from_nanos(until.0));
         self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
         self.armed = Some(until);
@@ -165,6 +201,21 @@ mod tests {
         assert_eq!(ready, [7], "the bell is no socket");
         poller.bell().answer();
         poller.wait(None, Duration::from_millis(1), &mut ready).unwrap();
+    }
+
+    #[test]
+    fn sockets_can_be_left_alone() {
+        let mut poller = Poller::new().unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        poller.add(&socket, 7).unwrap();
+        socket.send_to(&[1], socket.local_addr().unwrap()).unwrap();
+        let due = clock::monotonic().plus_ns(5_000_000);
+        while clock::monotonic() < due {
+            poller.wait_without_sockets(due, LONG).unwrap();
+        }
+        let mut ready = Vec::new();
+        poller.wait(Some(due), LONG, &mut ready).unwrap();
+        assert_eq!(ready, [7], "it is told when it is asked for");
     }
 
     /// One deadline passes, and an earlier one than the timer was set to comes up.

@@ -103,7 +103,7 @@ impl Pair {
         let octets = config.data_size.into();
         let mut sender = SessionSender::new(config);
         let carrier = Carrier { format: format(), timestamps: timestamps[0], stamp: None };
-        sender.session_started(carrier, now);
+        sender.session_started(carrier, now.monotonic, now);
         Self {
             now,
             sender,
@@ -331,7 +331,7 @@ fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
         assert_eq!((result.cause(), result.attempts), (LossCause::Refused, 7));
         assert_eq!(result.figures.as_ref().unwrap().probes_not_sent, 100);
     }
-    pair.sender.session_started(Carrier::default(), pair.now);
+    pair.sender.session_started(Carrier::default(), pair.now.monotonic, pair.now);
     pair.run_until(Monotonic(20 * SECOND));
     assert_eq!(pair.results[3].outcome(), TestOutcome::Complete);
 }
@@ -381,7 +381,7 @@ fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
     pair.completed = false;
     pair.sender.restart();
     pair.sender.set_config(counted(1), pair.now.monotonic);
-    pair.sender.session_started(Carrier::default(), pair.now);
+    pair.sender.session_started(Carrier::default(), pair.now.monotonic, pair.now);
     pair.run_until(Monotonic(70 * SECOND));
     assert!(pair.completed);
 }

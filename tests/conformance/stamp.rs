@@ -130,7 +130,7 @@ impl Pair {
         let format = stamp.format();
         let carrier =
             Carrier { format, timestamps: TimestampFormat::Ntp, stamp: Some(Box::new(stamp)) };
-        sender.session_started(carrier, now);
+        sender.session_started(carrier, now.monotonic, now);
         Self { sender, reflector, now, octets, probes: Vec::new(), figures: None }
     }
 

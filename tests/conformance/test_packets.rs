@@ -375,7 +375,7 @@ impl Sending {
             data_size: 41,
             reflector_counts: true,
         });
-        machine.session_started(Carrier::default(), now);
+        machine.session_started(Carrier::default(), now.monotonic, now);
         Self { machine, now }
     }
 
@@ -568,7 +568,7 @@ fn a_day_without_a_server() {
     }
     assert!(unreachable.last().unwrap().attempts > 86_390);
     // Back again: it measures at once.
-    sending.machine.session_started(Carrier::default(), sending.now);
+    sending.machine.session_started(Carrier::default(), sending.now.monotonic, sending.now);
     assert!(sending.machine.poll_probe(sending.now.monotonic).is_some());
 }
 
@@ -591,11 +591,12 @@ fn a_stopped_test_waits_for_what_is_under_way() {
         assert_eq!(sending.machine.poll_event(), None, "no further test");
         result
     };
-    for (answer, received, lost) in [(true, 1, 0), (false, 0, 1)] {
+    for (answer, received, abandoned) in [(true, 1, 0), (false, 0, 1)] {
         let result = stopped(answer);
         assert_eq!(result.outcome(), TestOutcome::Stopped);
         let figures = result.figures.clone().unwrap();
-        assert_eq!((figures.probes_received, figures.probes_lost), (received, lost));
+        assert_eq!((figures.probes_received, figures.probes_abandoned), (received, abandoned));
+        assert_eq!(figures.probes_lost, 0, "nobody waited as long as it takes to be lost");
         assert_eq!((figures.probes_sent, figures.probes_not_sent), (1, 4));
     }
 }

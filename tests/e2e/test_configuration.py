@@ -131,12 +131,12 @@ class Documents(Case):
         # The time is set anew, and the way back leads to what did not wait.
         time.sleep(1.3)
         self.assertEqual(names(self.api), ["b", "c"])
-        self.api.apply({"client": client(idle("b"), idle("c"))})
+        self.api.apply({"client": client(idle("b"), idle("c"), idle("x"))})
         with self.assertRaises(grpc.RpcError):
             self.api.call("ConfigService", "ConfirmConfig")
         self.api.apply({"client": client(idle("d"))}, confirm_timeout="1s")
         self.api.apply({"client": client(idle("e"))}, confirm_timeout="1s")
-        self.wait_for(lambda: names(self.api) == ["b", "c"], 5)
+        self.wait_for(lambda: names(self.api) == ["b", "c", "x"], 5)
 
     def test_the_same_document_does_not_confirm(self):
         self.api.apply({"client": client(idle("a"))})
@@ -161,7 +161,7 @@ class Documents(Case):
         self.api = self.running.client()
         shown = self.api.call("ConfigService", "GetConfig", {"revision": 3})
         self.assertEqual(names(self.api), ["a"])
-        ctl = subprocess.run([CTL, "--agent", f"http://{self.running.address}", "diff", "3"],
+        ctl = subprocess.run([CTL, "--agent", f"127.0.0.1:{self.running.port}", "diff", "3"],
                              capture_output=True, text=True)
         self.assertEqual(ctl.returncode, 0, ctl.stderr)
         self.assertIn("client/a", ctl.stdout + str(shown))

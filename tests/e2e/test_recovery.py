@@ -90,7 +90,8 @@ class Surroundings(TwoHosts):
         send = lambda to: self.inside(self.a, "python3", "-c", script, to).strip()  # noqa: E731
         self.assertEqual(send(self.B), "44")
         self.assertEqual(send("10.99.0.255"), "nothing")
-        self.assertEqual(packets()["dropped_reflection_loop"], "1")
+        # Each thread of the reflector hears it.
+        self.assertGreaterEqual(int(packets()["dropped_reflection_loop"]), 1)
 
     def test_link_local_addresses(self):
         a, b = self.start()

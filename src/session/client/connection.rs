@@ -194,10 +194,11 @@ impl Driver {
                 }
                 Next::Parked(due) => {
                     self.course.attempt_at(due);
-                    match self.park_until(due).await {
-                        Next::Attempt => continue,
-                        next => return next,
+                    let next = self.park_until(due).await;
+                    if !matches!(next, Next::Attempt) {
+                        return next;
                     }
+                    continue;
                 }
                 Next::Again => {
                     self.course.attempt_at(clock::monotonic());
@@ -249,11 +250,14 @@ impl Driver {
                 // One that hangs in TCP gives way to one that may find its way at once.
                 tokio::select! {
                     result = &mut establish => break 'attempt result,
-                    next = self.change() => match next {
-                        Next::Attempt if status.is_connecting() => continue 'attempt,
-                        Next::Attempt | Next::Retimed => {}
-                        next => return next,
-                    },
+                    next = self.change() => {
+                        let attempt = matches!(next, Next::Attempt);
+                        if attempt && status.is_connecting() {
+                            continue 'attempt;
+                        } else if !attempt && !matches!(next, Next::Retimed) {
+                            return next;
+                        }
+                    }
                     () = better, if status.is_connecting() => continue 'attempt,
                 }
             }
@@ -429,11 +433,8 @@ impl Driver {
         self.status.parked(due, clock::now());
         tokio::select! {
             () = sleep(until(Some(due))) => Next::Attempt,
-            next = self.change() => match next {
-                // Counted from now on.
-                Next::Retimed => Next::Anew,
-                next => next,
-            }
+            // Another pace counts from now on.
+            next = self.change() => if matches!(next, Next::Retimed) { Next::Anew } else { next },
         }
     }
 

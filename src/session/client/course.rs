@@ -238,7 +238,7 @@ mod tests {
                 let longest = CAUSES.iter().map(|(_, takes)| takes).max().unwrap();
                 assert!(up - returned.ends <= 2 * INTERVAL + HANDSHAKE + longest);
             }
-            session.machine.session_started(Carrier::default(), now(up));
+            session.machine.session_started(Carrier::default(), Monotonic(up), now(up));
             let next = script.partition_point(|outage| outage.begins < up);
             let Some(outage) = script.get(next) else { break };
             session.run_until(outage.begins);

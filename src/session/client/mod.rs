@@ -9,6 +9,7 @@ mod connection;
 mod course;
 mod failure;
 mod outage;
+mod pace;
 mod peer;
 mod probe;
 mod progress;
@@ -30,6 +31,7 @@ use crate::{
     session::{Derivation, PlaneSettings, plane::Plane},
     supervise::{RestartPolicy, Tasks, keep_alive},
 };
+use pace::Pace;
 use sender::Command;
 use status::Status;
 
@@ -61,12 +63,16 @@ struct Tools {
 
 /// The threads of the test sessions.
 #[derive(Debug)]
-pub struct Senders(Plane<sender::Session>);
+pub struct Senders {
+    plane: Plane<sender::Session>,
+    pace: Arc<Pace>,
+}
 
 impl Senders {
     /// Starts them.
     pub fn start(settings: PlaneSettings) -> io::Result<Arc<Self>> {
-        Plane::start("sender", settings).map(|plane| Arc::new(Self(plane)))
+        let plane = Plane::start("sender", settings)?;
+        Ok(Arc::new(Self { pace: Pace::new(plane.threads()), plane }))
     }
 }
 

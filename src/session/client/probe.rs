@@ -126,7 +126,8 @@ async fn exchange(
     let mut packet = vec![0; carrier.format.probe_octets().max(test.data_size.into())];
     random::fill(&mut packet);
     let mut machine = SessionSender::new(sender_config(config, test));
-    machine.session_started(carrier, clock::now());
+    let begun = clock::now();
+    machine.session_started(carrier, begun.monotonic, begun);
     let now = clock::now();
     if machine.poll_probe(now.monotonic).is_none() {
         return;

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     attempt::OpenSession,
+    pace::{Pace, Share},
     progress::{Progress, Stage},
     status::Status,
 };
@@ -74,6 +75,7 @@ struct Link {
     unread_stamps: u32,
     /// Packets that the socket had no room for, so far.
     dropped: u32,
+    _share: Share,
 }
 
 /// What all sessions of a connection share.
@@ -82,6 +84,7 @@ pub(super) struct Tools {
     pub(super) results: Arc<Results>,
     pub(super) status: Arc<Status>,
     pub(super) progress: Arc<Progress>,
+    pub(super) pace: Arc<Pace>,
 }
 
 /// A test session.
@@ -104,6 +107,9 @@ pub(super) struct Session {
 
 impl Endpoint for Session {
     type Command = Command;
+
+    /// Replies carry the kernel's stamp.
+    const PATIENCE_NS: u64 = 1_000_000;
 
     fn socket(&self) -> Option<&TestSocket> {
         self.link.as_ref().map(|link| &link.socket)
@@ -203,12 +209,14 @@ impl Session {
                     packet,
                     unread_stamps: 0,
                     dropped: 0,
+                    _share: self.tools.pace.join(self.config.probe_interval_ns),
                 });
                 self.parked = false;
                 // It may have been changed while the socket was opened.
                 self.set_ttl();
                 self.thresholds.reachable(true);
-                self.machine.session_started(carrier, now);
+                let first = self.tools.pace.first(now.monotonic);
+                self.machine.session_started(carrier, first, now);
             }
             Command::Down(cause, attempts) => {
                 self.link = None;

@@ -70,10 +70,11 @@ impl Driver {
             results: self.results.clone(),
             status: self.status.clone(),
             progress: self.progress.clone(),
+            pace: self.senders.pace.clone(),
         };
         let session = Session::new(&self.config, index, tools);
         let name = self.config.sessions[index].name.clone();
-        match self.senders.0.spawn(|_| session, None, sender::COMMANDS) {
+        match self.senders.plane.spawn(|_| session, None, sender::COMMANDS) {
             Ok((handle, ended)) => {
                 self.ends.push(ended);
                 SessionTask { name, handle }

@@ -159,6 +159,8 @@ struct Round<E: Endpoint> {
 impl<E: Endpoint> Round<E> {
     fn run(mut self) {
         let mut ready = Vec::new();
+        // Before that, sockets are left alone.
+        let mut next_look = Monotonic(0);
         loop {
             self.pulse.beat();
             self.inbox.bell.answer();
@@ -170,8 +172,18 @@ impl<E: Endpoint> Round<E> {
             }
             self.do_what_is_due();
             let next = self.timers.peek().map(|Reverse((at, _))| *at);
-            let until = if self.again.is_empty() { next } else { Some(Monotonic(0)) };
-            if let Err(error) = self.poller.wait(until, self.pulse.rest(), &mut ready) {
+            let rest = self.pulse.rest();
+            let waited = if !self.again.is_empty() {
+                self.poller.wait(Some(Monotonic(0)), rest, &mut ready)
+            } else if next_look.since_ns(clock::monotonic()) > E::PATIENCE_NS / 4 {
+                let until = next.map_or(next_look, |next| next.min(next_look));
+                self.poller.wait_without_sockets(until, rest)
+            } else {
+                let waited = self.poller.wait(next, rest, &mut ready);
+                next_look = clock::monotonic().plus_ns(E::PATIENCE_NS);
+                waited
+            };
+            if let Err(error) = waited {
                 tracing::error!(%error, "a thread of the data plane cannot wait for its sockets");
                 thread::park_timeout(REST);
             }

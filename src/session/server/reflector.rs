@@ -254,6 +254,8 @@ impl SocketOfSessions {
 impl Endpoint for SocketOfSessions {
     type Command = Command;
 
+    const PATIENCE_NS: u64 = 0;
+
     fn socket(&self) -> Option<&TestSocket> {
         self.socket.as_ref()
     }

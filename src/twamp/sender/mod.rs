@@ -191,9 +191,9 @@ impl SessionSender {
         self.completed = false;
     }
 
-    /// A session was started. A test begins at once or, where the session was paused, when it would
-    /// have begun without that. Sequence numbers begin anew.
-    pub fn session_started(&mut self, carrier: Carrier, now: Now) {
+    /// A session was started. A test begins at `first` or, where the session was paused, when it
+    /// would have begun without that. Sequence numbers begin anew.
+    pub fn session_started(&mut self, carrier: Carrier, first: Monotonic, now: Now) {
         self.unreachable = None;
         self.carrier = carrier;
         self.next_sequence = 0;
@@ -201,7 +201,7 @@ impl SessionSender {
         if !self.is_complete() {
             let due = match self.phase {
                 Phase::Idle(Some(due)) if self.paused => due,
-                Phase::Idle(_) | Phase::Testing(_) => now.monotonic,
+                Phase::Idle(_) | Phase::Testing(_) => first,
             };
             self.phase = Phase::Idle(Some(due));
         }

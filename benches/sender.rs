@@ -1,0 +1,423 @@
+//! How exactly and at what cost probes are sent: the agent itself on one side, a responder on the
+//! other that does no more than answer and note the kernel's receive stamp of every probe. What is
+//! late is judged by those stamps, not by what the agent says of itself.
+//!
+//! `cargo bench --bench sender [-- SECONDS]`
+
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{IoSlice, IoSliceMut},
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{BATCH, cpu_of, pin};
+use nix::{
+    cmsg_space,
+    sys::{
+        socket::{
+            ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg,
+            setsockopt, sockopt,
+        },
+        time::TimeSpec,
+    },
+};
+use twamp_agent::{
+    agent::{Agent, Options},
+    api::{
+        ApiSettings,
+        services::{
+            agent_service_client::AgentServiceClient, client_service_client::ClientServiceClient,
+            results_service_client::ResultsServiceClient,
+        },
+    },
+    net::{ThreadPlace, free_port},
+    proto,
+    session::PlaneSettings,
+    time::{ErrorEstimate, UnixTime},
+    wire::format::{PacketFormat, ReplyHeader},
+};
+
+const SENDER: usize = 0;
+const RESPONDER: usize = 1;
+/// Sessions of one source address.
+const SESSIONS_OF_AN_ADDRESS: usize = 20_000;
+
+/// A probe as it came: from where, its number, and when.
+#[derive(Clone, Copy)]
+struct Arrival {
+    from: (u8, u16),
+    sequence: u32,
+    at_ns: u64,
+}
+
+/// How many sessions, at what pace, beside what.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    sessions: usize,
+    interval: Duration,
+    realtime_priority: u8,
+    /// Calls a second to the API, and records of every tenth session's probes.
+    beside: usize,
+}
+
+fn main() {
+    // `cargo bench` passes options of its own.
+    let seconds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10);
+    let length = Duration::from_secs(seconds);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    println!("round trip on idle loopback, 100 probes a second for 5 s, agent to agent");
+    runtime.block_on(idle_loopback());
+
+    println!(
+        "\n{:<38}{:>9}{:>8}{:>8}{:>8}{:>8}{:>8}{:>9}{:>9}",
+        "", "probes/s", "p50 us", "p99 us", "p99.9", "max us", "missed", "us CPU", "KiB"
+    );
+    let run = |sessions, interval_ms, realtime_priority, beside| Run {
+        sessions,
+        interval: Duration::from_millis(interval_ms),
+        realtime_priority,
+        beside,
+    };
+    println!("schedule");
+    for (name, one) in [
+        ("10,000 sessions, 10 probes/s each", run(10_000, 100, 0, 0)),
+        ("  the same with SCHED_FIFO", run(10_000, 100, 10, 0)),
+        ("  and 1,000 calls/s and records", run(10_000, 100, 10, 1_000)),
+    ] {
+        runtime.block_on(schedule(name, one, length));
+    }
+    println!("growth, 10,000 probes/s in all");
+    for (sessions, interval_ms) in
+        [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000), (50_000, 5_000)]
+    {
+        let name = format!("  {sessions} sessions");
+        runtime.block_on(schedule(&name, run(sessions, interval_ms, 0, 0), length));
+    }
+}
+
+fn duration(length: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(length).ok()
+}
+
+fn light(name: String, port: u16, session: proto::TestSession) -> proto::ControlConnection {
+    proto::ControlConnection {
+        name,
+        control_type: proto::ControlType::Light.into(),
+        target_address: "127.0.0.1".into(),
+        test_interval: duration(Duration::from_secs(1)),
+        test_sessions: vec![proto::TestSession {
+            name: "s".into(),
+            destination_port: Some(port.into()),
+            loss_timeout: duration(Duration::from_millis(500)),
+            ..session
+        }],
+        ..proto::ControlConnection::default()
+    }
+}
+
+struct Running {
+    agent: Agent,
+    endpoint: String,
+    _directory: tempfile::TempDir,
+}
+
+async fn start(bootstrap: proto::AgentConfig, senders: PlaneSettings) -> Running {
+    let directory = tempfile::tempdir().expect("a directory");
+    let port = free_port().expect("a free port");
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], port))];
+    let options = Options {
+        state_dir: directory.path().join("state"),
+        api: ApiSettings { listen, ..ApiSettings::default() },
+        senders,
+        reflectors: PlaneSettings::default(),
+        bootstrap: Some(bootstrap),
+    };
+    let agent = Agent::start(options).await.expect("an agent");
+    Running { agent, endpoint: format!("http://127.0.0.1:{port}"), _directory: directory }
+}
+
+/// What the agent reports of itself on a path that has no length.
+async fn idle_loopback() {
+    let port = free_port().expect("a free port");
+    let session = proto::TestSession {
+        probe_count: Some(500),
+        probe_interval: duration(Duration::from_millis(10)),
+        store_probes: proto::StoreProbes::All.into(),
+        ..proto::TestSession::default()
+    };
+    let listen = proto::ListenAddress {
+        address: "127.0.0.1".into(),
+        port: Some(port.into()),
+        ..Default::default()
+    };
+    let server = proto::LightServer {
+        listen: vec![listen],
+        prefixes: vec!["127.0.0.0/8".into()],
+        stateful: true,
+        ..Default::default()
+    };
+    let config = proto::AgentConfig {
+        client: Some(proto::ClientConfig {
+            control_connections: vec![light("c".into(), port, session)],
+        }),
+        server: Some(proto::ServerConfig { light: Some(server), ..Default::default() }),
+        ..Default::default()
+    };
+    let running = start(config, PlaneSettings::default()).await;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let mut results =
+        ResultsServiceClient::connect(running.endpoint.clone()).await.expect("the API");
+    let mut rtts: Vec<i64> = Vec::new();
+    let mut after = 0;
+    loop {
+        let request = proto::ListRecordsRequest {
+            after_cursor: after,
+            ..proto::ListRecordsRequest::default()
+        };
+        let records = results.list_records(request).await.expect("records").into_inner().records;
+        let Some(last) = records.last() else { break };
+        after = last.cursor;
+        for record in records {
+            if let Some(proto::record::Kind::ProbeResults(batch)) = record.kind {
+                rtts.extend(batch.probes.iter().filter_map(|probe| probe.rtt_ns));
+            }
+        }
+    }
+    running.agent.stop().await;
+    rtts.sort_unstable();
+    let at = |part: f64| rtts[((rtts.len() - 1) as f64 * part) as usize] as f64 / 1e3;
+    println!(
+        "twamp-agent: {} probes, RTT min {:.1} us, median {:.1} us, p99 {:.1} us",
+        rtts.len(),
+        at(0.0),
+        at(0.5),
+        at(0.99)
+    );
+    beside_irtt();
+}
+
+/// irtt from Debian, where it is installed.
+fn beside_irtt() {
+    use std::process::{Command, Stdio};
+    let port = free_port().expect("a free port");
+    let bind = format!("127.0.0.1:{port}");
+    let server = Command::new("irtt")
+        .args(["server", "-b", &bind])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut server) = server else { return println!("irtt: not installed") };
+    thread::sleep(Duration::from_millis(300));
+    let client =
+        Command::new("irtt").args(["client", "-q", "-i", "10ms", "-d", "5s", &bind]).output();
+    let _ = server.kill();
+    let _ = server.wait();
+    let text = client.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let line = text.unwrap_or_default();
+    let line =
+        line.lines().find(|line| line.trim_start().starts_with("RTT")).unwrap_or("no answer");
+    println!("irtt: min, mean, median, max, stddev: {}", line.trim());
+}
+
+async fn schedule(name: &str, run: Run, length: Duration) {
+    let arrivals = Arc::new(Mutex::new(Vec::with_capacity(2_000_000)));
+    let end = Arc::new(AtomicBool::new(false));
+    let noting = Arc::new(AtomicBool::new(false));
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let port = socket.local_addr().expect("an address").port();
+    let responder = {
+        let (arrivals, end, noting) = (arrivals.clone(), end.clone(), noting.clone());
+        let body = move || {
+            pin(RESPONDER);
+            respond(&socket, &arrivals, &noting, &end);
+        };
+        thread::Builder::new().name("responder".into()).spawn(body).expect("a thread")
+    };
+    // One test that is longer than what is looked at.
+    let probes = (length * 3).as_nanos() / run.interval.as_nanos();
+    let connections = (0..run.sessions).map(|index| {
+        let noted = run.beside > 0 && index % 10 == 0;
+        let store = if noted { proto::StoreProbes::All } else { proto::StoreProbes::None };
+        proto::ControlConnection {
+            source_address: format!("127.0.0.{}", 1 + index / SESSIONS_OF_AN_ADDRESS),
+            ..light(
+                format!("c{index}"),
+                port,
+                proto::TestSession {
+                    probe_count: Some(u32::try_from(probes).unwrap_or(1_000).clamp(3, 1_000_000)),
+                    probe_interval: duration(run.interval),
+                    store_probes: store.into(),
+                    ..proto::TestSession::default()
+                },
+            )
+        }
+    });
+    let client = proto::ClientConfig { control_connections: connections.collect() };
+    let config = proto::AgentConfig { client: Some(client), ..Default::default() };
+    let memory = resident_kib();
+    let place = ThreadPlace { cpus: vec![SENDER], realtime_priority: run.realtime_priority };
+    let running = start(config, PlaneSettings { place, ..PlaneSettings::default() }).await;
+    let mut clients = ClientServiceClient::connect(running.endpoint.clone())
+        .await
+        .expect("the API")
+        .max_decoding_message_size(256 << 20);
+    loop {
+        let request = proto::ListConnectionsRequest::default();
+        let all = clients.list_connections(request).await.expect("connections").into_inner();
+        let up = |c: &proto::Connection| c.state() == proto::ConnectionState::Running;
+        if all.connections.iter().filter(|c| up(c)).count() == run.sessions {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let flood = (run.beside > 0).then(|| tokio::spawn(flood(running.endpoint.clone(), run.beside)));
+    let memory = resident_kib().saturating_sub(memory);
+    noting.store(true, Relaxed);
+    let (begun, cpu) = (Instant::now(), cpu_of("sender-0"));
+    tokio::time::sleep(length).await;
+    let (elapsed, cpu) = (begun.elapsed(), cpu_of("sender-0") - cpu);
+    noting.store(false, Relaxed);
+    end.store(true, Relaxed);
+    let calls = match flood {
+        Some(flood) => {
+            flood.abort();
+            String::new()
+        }
+        None => String::new(),
+    };
+    responder.join().expect("the responder");
+    running.agent.stop().await;
+    let arrivals = std::mem::take(&mut *arrivals.lock().expect("arrivals"));
+    let (mut late, missed) = lateness(&arrivals, run.interval);
+    late.sort_unstable();
+    let at = |part: f64| {
+        late.get(((late.len().max(1) - 1) as f64 * part) as usize)
+            .map_or(0.0, |ns| *ns as f64 / 1e3)
+    };
+    println!(
+        "{name:<38}{:>9.0}{:>8.1}{:>8.1}{:>8.1}{:>8.1}{missed:>8}{:>9.2}{:>9.1}{calls}",
+        arrivals.len() as f64 / elapsed.as_secs_f64(),
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        at(1.0),
+        cpu.as_nanos() as f64 / 1e3 / arrivals.len().max(1) as f64,
+        memory as f64 / run.sessions as f64,
+    );
+}
+
+/// How late each probe is against the grid of its session, which is where its most punctual probe
+/// puts it, and how many numbers are missing.
+fn lateness(arrivals: &[Arrival], interval: Duration) -> (Vec<u64>, u64) {
+    let interval_ns = interval.as_nanos() as u64;
+    let mut sessions: HashMap<(u8, u16), Vec<(u32, u64)>> = HashMap::new();
+    for arrival in arrivals {
+        sessions.entry(arrival.from).or_default().push((arrival.sequence, arrival.at_ns));
+    }
+    let (mut late, mut missed) = (Vec::with_capacity(arrivals.len()), 0);
+    for probes in sessions.values() {
+        let (first, _) = probes[0];
+        let place = |(sequence, at): &(u32, u64)| at - u64::from(sequence - first) * interval_ns;
+        let grid = probes.iter().map(place).min().unwrap_or(0);
+        late.extend(probes.iter().map(|probe| place(probe) - grid));
+        let last = probes[probes.len() - 1].0;
+        missed += u64::from(last - first + 1) - probes.len() as u64;
+    }
+    (late, missed)
+}
+
+async fn flood(endpoint: String, calls_a_second: usize) {
+    let mut client = AgentServiceClient::connect(endpoint).await.expect("the API");
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    loop {
+        tick.tick().await;
+        for _ in 0..calls_a_second / 100 {
+            client.get_agent(proto::GetAgentRequest::default()).await.expect("an answer");
+        }
+    }
+}
+
+fn resident_kib() -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+fn respond(
+    socket: &UdpSocket,
+    arrivals: &Mutex<Vec<Arrival>>,
+    noting: &AtomicBool,
+    end: &AtomicBool,
+) {
+    socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    setsockopt(socket, sockopt::ReceiveTimestampns, &true).expect("stamps");
+    setsockopt(socket, sockopt::RcvBuf, &(4 << 20)).expect("a buffer");
+    let format = PacketFormat::open();
+    let mut buffers = vec![[0u8; 2048]; BATCH];
+    let mut replies = vec![[0u8; 64]; BATCH];
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, Some(cmsg_space!(TimeSpec)));
+    let mut out = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let mut arrivals = arrivals.lock().expect("arrivals");
+    while !end.load(Relaxed) {
+        let mut to = [None::<SockaddrIn>; BATCH];
+        let mut count = 0;
+        {
+            let mut views: Vec<[IoSliceMut<'_>; 1]> =
+                buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+            let flags = MsgFlags::MSG_WAITFORONE;
+            let received = recvmmsg(socket.as_raw_fd(), &mut headers, &mut views, flags, None);
+            let Ok(received) = received else { continue };
+            for message in received {
+                let mut at_ns = 0;
+                for cmsg in message.cmsgs().into_iter().flatten() {
+                    if let ControlMessageOwned::ScmTimestampns(stamp) = cmsg {
+                        at_ns = stamp.tv_sec() as u64 * 1_000_000_000 + stamp.tv_nsec() as u64;
+                    }
+                }
+                let packet = message.iovs().next().unwrap_or(&[]);
+                let (Some(from), Ok(probe)) = (message.address, format.read_probe(packet)) else {
+                    continue;
+                };
+                if noting.load(Relaxed) {
+                    let from = (from.ip().octets()[3], from.port());
+                    arrivals.push(Arrival { from, sequence: probe.sequence, at_ns });
+                }
+                let timestamp = twamp_agent::time::TimestampFormat::Ntp.encode(UnixTime(at_ns));
+                let header = ReplyHeader {
+                    sequence: probe.sequence,
+                    timestamp,
+                    error_estimate: ErrorEstimate(0x8a64),
+                    receive_timestamp: timestamp,
+                    probe,
+                    sender_ttl: 255,
+                    sender_tos: None,
+                };
+                format.write_reply(&header, &mut replies[count]);
+                format.finish_reply(timestamp, &mut replies[count]);
+                to[count] = Some(from);
+                count += 1;
+            }
+        }
+        let octets = format.reply_octets();
+        let slices: Vec<[IoSlice<'_>; 1]> =
+            replies[..count].iter().map(|reply| [IoSlice::new(&reply[..octets])]).collect();
+        let flags = MsgFlags::empty();
+        let _ = sendmmsg(socket.as_raw_fd(), &mut out, &slices, &to[..count], [], flags)
+            .map(Iterator::count);
+    }
+}
