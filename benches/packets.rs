@@ -24,8 +24,8 @@ use twamp_agent::{
     model::Secret,
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
     twamp::reflector::{
-        LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy, StampRule,
-        Verdict,
+        Allowances, LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy,
+        StampRule, Verdict,
     },
     wire::{
         codes::{Modes, Sid},
@@ -112,6 +112,7 @@ fn without_session(authenticated: Option<bool>) -> Reflector {
             prefixes: vec![prefix],
             stateful: true,
             refwait_ns: u64::MAX,
+            allowances: Allowances::default(),
         }),
         Some(authenticated) => Sessionless::Stamp(StampPolicy {
             sessions: vec![StampRule { prefix, port: None, ssid: None }],

@@ -187,7 +187,7 @@ impl Server {
                 name = "echo";
                 let before = cpu_of(name);
                 seen = load(&flows, &probe(&PacketFormat::open()), shape);
-                cpu = cpu_of(name) - before;
+                cpu = cpu_of(name).saturating_sub(before);
             }
             Kind::Light => {
                 name = "reflector-0";
@@ -195,7 +195,7 @@ impl Server {
                     (0..shape.flows).map(|_| flow(self.light, local)).collect();
                 let before = cpu_of(name);
                 seen = load(&flows, &probe(&PacketFormat::open()), shape);
-                cpu = cpu_of(name) - before;
+                cpu = cpu_of(name).saturating_sub(before);
             }
             Kind::Session(modes) => {
                 name = "reflector-0";
@@ -206,7 +206,7 @@ impl Server {
                 // address and opens it with the keys of each, so that each flow needs its own.
                 let before = cpu_of(name);
                 seen = load_sessions(&sessions, shape);
-                cpu = cpu_of(name) - before;
+                cpu = cpu_of(name).saturating_sub(before);
             }
         }
         Figures {

@@ -42,15 +42,19 @@ use twamp_agent::{
             results_service_client::ResultsServiceClient,
         },
     },
-    net::{ThreadPlace, free_port},
+    net::{
+        Poller, TestSocket, ThreadPlace, TransmitStamps, UdpOptions, clock, free_port,
+        raise_open_files,
+    },
     proto,
     session::PlaneSettings,
     time::{ErrorEstimate, UnixTime},
-    wire::format::{PacketFormat, ReplyHeader},
+    wire::format::{PacketFormat, ProbeHeader, ReplyHeader},
 };
 
 const SENDER: usize = 0;
 const RESPONDER: usize = 1;
+const SESSIONS_OF_A_CONNECTION: usize = 10;
 /// Sessions of one source address.
 const SESSIONS_OF_AN_ADDRESS: usize = 20_000;
 
@@ -79,6 +83,7 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
+    raise_open_files();
     println!("round trip on idle loopback, 100 probes a second for 5 s, agent to agent");
     runtime.block_on(idle_loopback());
 
@@ -100,6 +105,8 @@ fn main() {
     ] {
         runtime.block_on(schedule(name, one, length));
     }
+    bare_timer(length);
+    bare(10_000, Duration::from_millis(100), length);
     println!("growth, 10,000 probes/s in all");
     for (sessions, interval_ms) in
         [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000), (50_000, 5_000)]
@@ -107,24 +114,31 @@ fn main() {
         let name = format!("  {sessions} sessions");
         runtime.block_on(schedule(&name, run(sessions, interval_ms, 0, 0), length));
     }
+    bare(10_000, Duration::from_secs(1), length);
 }
 
 fn duration(length: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(length).ok()
 }
 
-fn light(name: String, port: u16, session: proto::TestSession) -> proto::ControlConnection {
+fn light(
+    name: String,
+    port: u16,
+    session: &proto::TestSession,
+    sessions: usize,
+) -> proto::ControlConnection {
+    let session = |index: usize| proto::TestSession {
+        name: format!("s{index}"),
+        destination_port: Some(port.into()),
+        loss_timeout: duration(Duration::from_millis(500)),
+        ..session.clone()
+    };
     proto::ControlConnection {
         name,
         control_type: proto::ControlType::Light.into(),
         target_address: "127.0.0.1".into(),
         test_interval: duration(Duration::from_secs(1)),
-        test_sessions: vec![proto::TestSession {
-            name: "s".into(),
-            destination_port: Some(port.into()),
-            loss_timeout: duration(Duration::from_millis(500)),
-            ..session
-        }],
+        test_sessions: (0..sessions).map(session).collect(),
         ..proto::ControlConnection::default()
     }
 }
@@ -172,7 +186,7 @@ async fn idle_loopback() {
     };
     let config = proto::AgentConfig {
         client: Some(proto::ClientConfig {
-            control_connections: vec![light("c".into(), port, session)],
+            control_connections: vec![light("c".into(), port, &session, 1)],
         }),
         server: Some(proto::ServerConfig { light: Some(server), ..Default::default() }),
         ..Default::default()
@@ -233,6 +247,111 @@ fn beside_irtt() {
     println!("irtt: min, mean, median, max, stddev: {}", line.trim());
 }
 
+/// What the kernel charges: as many sockets with the same stamps, one packet out and one in for each
+/// probe, from one thread that is woken each millisecond for what is due then.
+fn bare(sessions: usize, interval: Duration, length: Duration) {
+    let end = Arc::new(AtomicBool::new(false));
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let target = socket.local_addr().expect("an address");
+    let responder = {
+        let end = end.clone();
+        let body = move || {
+            pin(RESPONDER);
+            respond(&socket, &Mutex::default(), &AtomicBool::new(false), &end);
+        };
+        thread::Builder::new().name("responder".into()).spawn(body).expect("a thread")
+    };
+    let body = move || {
+        pin(SENDER);
+        let options =
+            UdpOptions { transmit_stamps: TransmitStamps::Numbered, ..UdpOptions::default() };
+        let bind = |index: usize| {
+            let address = [127, 0, 0, (1 + index / SESSIONS_OF_AN_ADDRESS) as u8];
+            TestSocket::bind(SocketAddr::from((address, 0)), &options).expect("a socket")
+        };
+        let sockets: Vec<TestSocket> = (0..sessions).map(bind).collect();
+        let packet = probe();
+        let (begun, mut sent, mut due, mut next) = (Instant::now(), 0u64, 0u64, 0);
+        let mut waiting: Vec<usize> = Vec::new();
+        let before = cpu_of("bare");
+        let each_ms = sessions as f64 / interval.as_secs_f64() / 1e3;
+        for tick in 1.. {
+            let at = Duration::from_millis(tick);
+            if at > length {
+                break;
+            }
+            if let Some(rest) = at.checked_sub(begun.elapsed()) {
+                thread::park_timeout(rest);
+            }
+            for index in waiting.drain(..) {
+                sockets[index].transmitted(|_, _| {});
+                let _ = sockets[index].receive(|_, _| {});
+            }
+            let until = (tick as f64 * each_ms) as u64;
+            while due < until {
+                due += 1;
+                next = (next + 1) % sessions;
+                sent += u64::from(sockets[next].send(&packet, target).is_ok());
+                waiting.push(next);
+            }
+        }
+        (sent, cpu_of("bare").saturating_sub(before))
+    };
+    let thread = thread::Builder::new().name("bare".into()).spawn(body).expect("a thread");
+    let (sent, cpu) = thread.join().expect("the bare sender");
+    end.store(true, Relaxed);
+    responder.join().expect("the responder");
+    println!(
+        "{:<38}{:>9.0}{:>50.2}",
+        format!("  bare, {sessions} sockets"),
+        sent as f64 / length.as_secs_f64(),
+        cpu.as_nanos() as f64 / 1e3 / sent.max(1) as f64,
+    );
+}
+
+/// A bare timer: how late a thread is that sleeps until each millisecond.
+fn bare_timer(length: Duration) {
+    let body = move || {
+        pin(SENDER);
+        let mut poller = Poller::new().expect("a timer");
+        let begun = Instant::now();
+        let mut late: Vec<u64> = Vec::new();
+        for tick in 1.. {
+            let at = Duration::from_millis(tick);
+            if at > length {
+                break;
+            }
+            while let Some(rest) = at.checked_sub(begun.elapsed()) {
+                let due = clock::monotonic().plus_ns(rest.as_nanos() as u64);
+                poller.wait_without_sockets(due, length).expect("a wait");
+            }
+            late.push(begun.elapsed().saturating_sub(at).as_nanos() as u64);
+        }
+        late.sort_unstable();
+        late
+    };
+    let late = thread::spawn(body).join().expect("the timer");
+    let at = |part: f64| late[((late.len() - 1) as f64 * part) as usize] as f64 / 1e3;
+    println!(
+        "{:<38}{:>9}{:>8.1}{:>8.1}{:>8.1}{:>8.1}",
+        "  a bare timer of a millisecond",
+        "1000",
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        at(1.0)
+    );
+}
+
+fn probe() -> Vec<u8> {
+    let format = PacketFormat::open();
+    let mut packet = vec![0; format.probe_octets()];
+    let header =
+        ProbeHeader { sequence: 0, timestamp: 1, error_estimate: ErrorEstimate(0x8a64), ssid: 0 };
+    format.write_probe(&header, &mut packet);
+    packet
+}
+
 async fn schedule(name: &str, run: Run, length: Duration) {
     let arrivals = Arc::new(Mutex::new(Vec::with_capacity(2_000_000)));
     let end = Arc::new(AtomicBool::new(false));
@@ -249,20 +368,22 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     };
     // One test that is longer than what is looked at.
     let probes = (length * 3).as_nanos() / run.interval.as_nanos();
-    let connections = (0..run.sessions).map(|index| {
+    let of_each = run.sessions.min(SESSIONS_OF_A_CONNECTION);
+    let connections = (0..run.sessions / of_each).map(|index| {
         let noted = run.beside > 0 && index % 10 == 0;
         let store = if noted { proto::StoreProbes::All } else { proto::StoreProbes::None };
         proto::ControlConnection {
-            source_address: format!("127.0.0.{}", 1 + index / SESSIONS_OF_AN_ADDRESS),
+            source_address: format!("127.0.0.{}", 1 + index * of_each / SESSIONS_OF_AN_ADDRESS),
             ..light(
                 format!("c{index}"),
                 port,
-                proto::TestSession {
+                &proto::TestSession {
                     probe_count: Some(u32::try_from(probes).unwrap_or(1_000).clamp(3, 1_000_000)),
                     probe_interval: duration(run.interval),
                     store_probes: store.into(),
                     ..proto::TestSession::default()
                 },
+                of_each,
             )
         }
     });
@@ -279,7 +400,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         let request = proto::ListConnectionsRequest::default();
         let all = clients.list_connections(request).await.expect("connections").into_inner();
         let up = |c: &proto::Connection| c.state() == proto::ConnectionState::Running;
-        if all.connections.iter().filter(|c| up(c)).count() == run.sessions {
+        if all.connections.iter().filter(|c| up(c)).count() == run.sessions / of_each {
             break;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -290,7 +411,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     noting.store(true, Relaxed);
     let (begun, cpu) = (Instant::now(), cpu_of("sender-0"));
     tokio::time::sleep(length).await;
-    let (elapsed, cpu) = (begun.elapsed(), cpu_of("sender-0") - cpu);
+    let (elapsed, cpu) = (begun.elapsed(), cpu_of("sender-0").saturating_sub(cpu));
     noting.store(false, Relaxed);
     end.store(true, Relaxed);
     let calls = match flood {

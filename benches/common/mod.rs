@@ -39,12 +39,12 @@ pub(crate) fn pin(cpu: usize) {
     let _ = sched_setaffinity(Pid::from_raw(0), &set);
 }
 
-/// CPU time of the threads of this process whose name begins so.
+/// CPU time of the threads of this process that have this name.
 pub(crate) fn cpu_of(name: &str) -> Duration {
     let mut sum = Duration::ZERO;
     for task in fs::read_dir("/proc/self/task").expect("tasks").flatten() {
         let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
-        if read("comm").starts_with(name) {
+        if read("comm").trim_end() == name {
             let first = read("schedstat").split(' ').next().and_then(|n| n.parse().ok());
             sum += Duration::from_nanos(first.unwrap_or(0));
         }

@@ -9,7 +9,7 @@ use twamp_agent::{
     model::Secret,
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
     twamp::reflector::{
-        LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy, StampRule,
+        Allowances, LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy, StampRule,
         Verdict,
     },
     wire::codes::Sid,
@@ -34,6 +34,7 @@ fuzz_target!(|data: &[u8]| {
             prefixes: vec![prefix],
             stateful: head & 8 != 0,
             refwait_ns: 1_000_000_000,
+            allowances: Allowances::default(),
         }),
         other => Sessionless::Stamp(stamp(other == 3)),
     };

@@ -149,8 +149,9 @@ impl Poller {
         };
         for event in &self.events[..count] {
             match event.data() {
-                BELL => {}
-                TIMER => {}
+                BELL | TIMER => {}
+                // Of the stamp of a packet that went out, which is read with the next that comes.
+                _ if !event.events().contains(EpollFlags::EPOLLIN) => {}
                 key => ready.push(key),
             }
         }

@@ -8,8 +8,8 @@ use twamp_agent::{
     time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
     twamp::{
         reflector::{
-            LightPolicy, PacketMeta, Reflector, ReflectorCounters, Sessionless, StampPolicy,
-            StampRule, Verdict,
+            Allowances, LightPolicy, PacketMeta, Reflector, ReflectorCounters, Sessionless,
+            StampPolicy, StampRule, Verdict,
         },
         sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender, StampSender},
     },
@@ -320,6 +320,7 @@ fn conformance_117_a_stamp_sender_with_a_reflector_of_twamp_light() {
         prefixes: vec!["192.0.2.0/24".parse().unwrap()],
         stateful: true,
         refwait_ns: SECOND,
+        allowances: Allowances::default(),
     };
     let light = Reflector::new(862, Sessionless::Light(policy), Arc::default());
     let pair = Pair::new(everything(), 0, light).run(|_, reply| assert_eq!(reply[14..16], [0, 0]));

@@ -11,8 +11,8 @@ use twamp_agent::{
     time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, TimestampFormat, UnixTime},
     twamp::{
         reflector::{
-            Ended, Finish, LightPolicy, PacketMeta, Reflector, ReflectorCounters, ReflectorSession,
-            Sessionless, Verdict,
+            Allowances, Ended, Finish, LightPolicy, PacketMeta, Reflector, ReflectorCounters,
+            ReflectorSession, Sessionless, Verdict,
         },
         sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender},
     },
@@ -232,6 +232,7 @@ fn conformance_093_light_without_state_copies_the_number() {
         prefixes: vec!["192.0.2.0/24".parse().unwrap()],
         stateful,
         refwait_ns: 900 * SECOND_NS,
+        allowances: Allowances::default(),
     };
     let numbers = |stateful| -> Vec<u32> {
         let mut reflector =
@@ -259,6 +260,7 @@ fn two_light_reflectors_do_not_answer_each_other() {
         prefixes: vec!["::/0".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
         stateful: false,
         refwait_ns: SECOND_NS,
+        allowances: Allowances::default(),
     };
     let mut reflector = Reflector::new(862, Sessionless::Light(everybody), Arc::default());
     let mut reply = vec![0; 64];
@@ -279,6 +281,7 @@ fn two_reflectors_on_different_ports_do_not_play_ping_pong() {
             prefixes: vec!["0.0.0.0/0".parse().unwrap()],
             stateful: true,
             refwait_ns: u64::MAX,
+            allowances: Allowances::default(),
         })
     };
     let stamp = || {
@@ -332,6 +335,7 @@ fn packets_to_many_and_from_nobody_are_not_answered() {
         prefixes: vec!["::/0".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
         stateful: false,
         refwait_ns: SECOND_NS,
+        allowances: Allowances::default(),
     };
     let counters = Arc::new(ReflectorCounters::default());
     let mut reflector = Reflector::new(862, Sessionless::Light(everybody), counters.clone());

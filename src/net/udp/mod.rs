@@ -262,18 +262,21 @@ impl TestSocket {
     }
 
     /// Gives each packet that is there to `handle`, up to a number at which others are to have
-    /// their turn.
+    /// their turn. An error of the socket stands before the packets behind it.
     pub fn receive(&self, mut handle: impl FnMut(&PacketInfo, &[u8])) -> io::Result<Drained> {
         SCRATCH.with_borrow_mut(|scratch| {
+            let mut drained = Ok(Drained::No);
             for _ in 0..ROUNDS {
                 let count = receive_batch::<FEW>(self, scratch, |info, packet, _, _| {
                     handle(info, packet);
-                })?;
-                if count < FEW {
-                    return Ok(Drained::Yes);
+                });
+                match count {
+                    Ok(FEW) => drained = Ok(Drained::No),
+                    Ok(_) => return Ok(Drained::Yes),
+                    Err(error) => drained = Err(error),
                 }
             }
-            Ok(Drained::No)
+            drained
         })
     }
 
@@ -292,7 +295,7 @@ impl TestSocket {
     /// others are to have their turn.
     pub fn reflect(&self, answers: &mut impl Answer) -> io::Result<Reflected> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut failed = 0;
+            let (mut failed, mut broken) = (0, None);
             for _ in 0..ROUNDS {
                 if self.transmit_stamps == TransmitStamps::WithPacket {
                     receive_stamps(self.io.as_raw_fd(), &mut scratch.packets[0], answers);
@@ -306,15 +309,18 @@ impl TestSocket {
                 });
                 let count = match count {
                     Ok(count) => count,
-                    Err(_) if failed > 0 => return Ok(Reflected { failed, drained: Drained::No }),
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        broken = Some(error);
+                        continue;
+                    }
                 };
+                broken = None;
                 failed += self.send_replies(&queue, scratch, answers);
                 if count < BATCH {
                     return Ok(Reflected { failed, drained: Drained::Yes });
                 }
             }
-            Ok(Reflected { failed, drained: Drained::No })
+            broken.map_or(Ok(Reflected { failed, drained: Drained::No }), Err)
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::time::{Monotonic, NANOS_PER_SECOND};
 
 /// Probes that may be due at one moment: the last waits for the others to be sent, which takes a
 /// few microseconds each.
-const TOGETHER: u64 = 8;
+const TOGETHER: u64 = 16;
 /// Tests begin so much later than they could, at most.
 const COARSEST_NS: u64 = 1_000_000;
 /// Finer is not worth it.
@@ -74,14 +74,14 @@ mod tests {
         let wait = |pace: &Pace| pace.first(now).since_ns(now);
         assert_eq!(pace.first(now), Monotonic(7 * second + 124_000_000));
         assert_eq!(pace.first(Monotonic(second)), Monotonic(second), "at once where it fits");
-        let thousands: Vec<Share> = (0..15_000).map(|_| pace.join(second)).collect();
+        let thousands: Vec<Share> = (0..30_000).map(|_| pace.join(second)).collect();
         assert_eq!(pace.first(now), Monotonic(7 * second + 123_500_000));
-        let more: Vec<Share> = (0..1_000).map(|_| pace.join(second / 100)).collect();
-        assert!(wait(&pace) < FINEST_NS, "100,000 and more");
+        let more: Vec<Share> = (0..5_000).map(|_| pace.join(second / 100)).collect();
+        assert!(wait(&pace) < FINEST_NS, "hundreds of thousands");
         drop((thousands, more));
         assert_eq!(pace.first(now), Monotonic(7 * second + 124_000_000));
         let halves = Pace::new(2);
-        let _shares: Vec<Share> = (0..15_000).map(|_| halves.join(second)).collect();
+        let _shares: Vec<Share> = (0..30_000).map(|_| halves.join(second)).collect();
         assert_eq!(halves.first(now), Monotonic(7 * second + 124_000_000), "on two threads");
     }
 }

@@ -138,7 +138,7 @@ impl Endpoint for Session {
         }
         received.unwrap_or_else(|error| {
             tracing::debug!(%error, session = self.config.name, "test socket");
-            Drained::No
+            Drained::Yes
         })
     }
 

@@ -310,7 +310,7 @@ impl Endpoint for SocketOfSessions {
             Ok(reflected) => reflected,
             Err(error) => {
                 tracing::debug!(%error, local = %socket.local(), "test socket");
-                return Drained::No;
+                return Drained::Yes;
             }
         };
         if reflected.failed > 0 {

@@ -73,6 +73,8 @@ struct Inner {
     sockets: Vec<ServerSocket>,
     keys: KeyCounters,
     irregular_stops: u64,
+    /// Sessions that are stopped and still answer.
+    draining: usize,
 }
 
 impl Registry {
@@ -307,7 +309,7 @@ impl ConnectionEntry {
         if own.filter(|own| !stopped(own)).count() >= config.maximum_sessions_per_connection {
             return Err(Accept::PERMANENT_RESOURCE_LIMIT);
         }
-        let draining = inner.sessions.values().filter(stopped).count();
+        let draining = inner.draining;
         if inner.sessions.len() - draining >= config.maximum_sessions
             || draining > config.maximum_sessions.saturating_mul(DRAINING_SHARE)
         {
@@ -341,7 +343,14 @@ pub(super) struct SessionEntry {
 
 impl SessionEntry {
     pub(super) fn set(&self, state: ServerSessionState) {
-        if let Some((session, _)) = self.registry.lock().sessions.get_mut(&self.key) {
+        let inner = &mut *self.registry.lock();
+        if let Some((session, _)) = inner.sessions.get_mut(&self.key) {
+            // Once for all threads that have the session.
+            if state == ServerSessionState::Draining
+                && session.state() != ServerSessionState::Draining
+            {
+                inner.draining += 1;
+            }
             session.state = state.into();
         }
     }
@@ -364,6 +373,11 @@ impl SessionEntry {
 
 impl Drop for SessionEntry {
     fn drop(&mut self) {
-        self.registry.lock().sessions.remove(&self.key);
+        let mut inner = self.registry.lock();
+        if let Some((session, _)) = inner.sessions.remove(&self.key)
+            && session.state() == ServerSessionState::Draining
+        {
+            inner.draining -= 1;
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     proto::ServerSocket,
     session::Derivation,
     supervise::{Pulse, Tasks},
-    twamp::reflector::{LightPolicy, Sessionless, StampPolicy, StampRule},
+    twamp::reflector::{Allowances, LightPolicy, Sessionless, StampPolicy, StampRule},
 };
 
 /// When a socket that the host refused is tried again: soon at first, for one that only waits for
@@ -182,6 +182,7 @@ fn sessionless(config: &ServerConfig, place: &UdpListen) -> Sessionless {
             stateful: light.stateful,
             maximum_packets_per_second: light.maximum_packets_per_second,
             refwait_ns: config.refwait_ns,
+            allowances: Allowances::new(light.prefixes.len()),
         });
     }
     let Some(stamp) = config.stamp.as_ref().filter(|stamp| names(&stamp.listen)) else {

@@ -1,6 +1,13 @@
 //! TWAMP Light (RFC 5357 appendix I): whoever is listed is answered, without a session.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use ipnet::IpNet;
 
@@ -20,13 +27,44 @@ pub struct LightPolicy {
     pub stateful: bool,
     /// Silence after which a sender's count is forgotten, nanoseconds.
     pub refwait_ns: u64,
+    /// What has been answered of late: one account for all machines of a clone.
+    pub allowances: Allowances,
+}
+
+/// What may still be answered to each prefix: as much as comes together in a second, up to a
+/// second's worth. Clones are one account; where it stands says nothing of a policy.
+#[derive(Clone, Debug, Default)]
+pub struct Allowances {
+    /// For each prefix, when all of it would be there again with nothing coming.
+    full_at_ns: Arc<[AtomicU64]>,
+}
+
+impl Allowances {
+    /// For so many prefixes.
+    pub fn new(prefixes: usize) -> Self {
+        Self { full_at_ns: (0..prefixes).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    fn take(&self, prefix: usize, limit: u32, now: Monotonic) -> bool {
+        let Some(account) = self.full_at_ns.get(prefix) else { return true };
+        let cost_ns = NANOS_PER_SECOND / u64::from(limit.max(1));
+        let taken = account.fetch_update(Relaxed, Relaxed, |full_at| {
+            let full_at = Monotonic(full_at).max(now).plus_ns(cost_ns);
+            (full_at.since_ns(now) <= NANOS_PER_SECOND).then_some(full_at.0)
+        });
+        taken.is_ok()
+    }
+}
+
+impl PartialEq for Allowances {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Light {
     pub(super) policy: LightPolicy,
-    /// One for each prefix.
-    allowances: Vec<Allowance>,
     senders: HashMap<SocketAddr, Sender>,
 }
 
@@ -36,34 +74,13 @@ struct Sender {
     last_packet: Monotonic,
 }
 
-/// What may still be answered: as much as comes together in a second, up to a second's worth.
-#[derive(Clone, Copy, Debug, Default)]
-struct Allowance {
-    /// When all of it would be there again, with nothing coming.
-    full_at: Monotonic,
-}
-
-impl Allowance {
-    fn take(&mut self, limit: u32, now: Monotonic) -> bool {
-        let cost_ns = NANOS_PER_SECOND / u64::from(limit);
-        let full_at = self.full_at.max(now).plus_ns(cost_ns);
-        let allowed = full_at.since_ns(now) <= NANOS_PER_SECOND;
-        if allowed {
-            self.full_at = full_at;
-        }
-        allowed
-    }
-}
-
 impl Light {
     pub(super) fn new(policy: LightPolicy) -> Self {
-        let allowances = vec![Allowance::default(); policy.prefixes.len()];
-        Self { policy, allowances, senders: HashMap::new() }
+        Self { policy, senders: HashMap::new() }
     }
 
     /// Answers by another policy; what is counted for a sender goes on.
     pub(super) fn set_policy(&mut self, policy: LightPolicy) {
-        self.allowances = vec![Allowance::default(); policy.prefixes.len()];
         if !policy.stateful {
             self.senders.clear();
         }
@@ -76,11 +93,9 @@ impl Light {
     }
 
     /// Whether one more packet of this prefix may be answered; counts it if so.
-    pub(super) fn allows(&mut self, prefix: usize, now: Monotonic) -> bool {
-        match (self.policy.maximum_packets_per_second, self.allowances.get_mut(prefix)) {
-            (Some(limit), Some(allowance)) => allowance.take(limit, now),
-            _ => true,
-        }
+    pub(super) fn allows(&self, prefix: usize, now: Monotonic) -> bool {
+        let limit = self.policy.maximum_packets_per_second;
+        limit.is_none_or(|limit| self.policy.allowances.take(prefix, limit, now))
     }
 
     /// The number of the reply: the sender's own where no count is kept.
@@ -110,20 +125,24 @@ mod tests {
     #[test]
     fn a_prefix_is_answered_at_its_rate_and_others_are_not_held_up() {
         let prefixes = ["192.0.2.0/24", "198.51.100.0/24"].map(|prefix| prefix.parse().unwrap());
-        let mut light = Light::new(LightPolicy {
+        let policy = LightPolicy {
             prefixes: prefixes.into(),
             maximum_packets_per_second: Some(100),
             stateful: false,
             refwait_ns: NANOS_PER_SECOND,
-        });
+            allowances: Allowances::new(2),
+        };
+        let (light, other) = (Light::new(policy.clone()), Light::new(policy));
         let second = |n: u64| Monotonic(n * NANOS_PER_SECOND);
-        let mut answered = |prefix, now, packets: usize| {
+        let answered = |prefix, now, packets: usize| {
             (0..packets).filter(|_| light.allows(prefix, now)).count()
         };
         assert_eq!(answered(0, second(10), 500), 100, "a second's worth at once");
         assert_eq!(answered(1, second(10), 50), 50);
         assert_eq!(answered(0, second(10).plus_ns(NANOS_PER_SECOND / 2), 500), 50);
         assert_eq!(answered(0, second(60), 500), 100, "and no more after a rest");
+        assert!(!other.allows(0, second(60)), "whichever of the threads is asked");
+        assert!(other.allows(1, second(60)));
         let lone = light.prefix_of("198.51.100.7:5".parse().unwrap());
         assert_eq!(lone, Some(1));
         assert_eq!(light.prefix_of("203.0.113.7:5".parse().unwrap()), None);

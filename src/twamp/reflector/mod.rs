@@ -25,7 +25,7 @@ use recent::RecentReplies;
 use session::{Phase, Session};
 use stamp::Stamp;
 
-pub use light::LightPolicy;
+pub use light::{Allowances, LightPolicy};
 pub use session::ReflectorSession;
 pub use stamp::{StampPolicy, StampRule};
 pub use verdict::{Finish, ReflectorCounters, SessionCounters, Verdict};
@@ -82,6 +82,8 @@ enum Open {
 pub struct Reflector {
     local_port: u16,
     sessions: HashMap<SocketAddr, Session>,
+    /// Where the session of an identifier is.
+    senders: HashMap<Sid, SocketAddr>,
     open: Open,
     recent: RecentReplies,
     counters: Arc<ReflectorCounters>,
@@ -97,6 +99,7 @@ impl Reflector {
         Self {
             local_port,
             sessions: HashMap::new(),
+            senders: HashMap::new(),
             recent: recent(&sessionless),
             open: Open::new(sessionless),
             counters,
@@ -130,13 +133,23 @@ impl Reflector {
         if self.sessions.get(&sender).is_some_and(|session| !session.is_stopped()) {
             return Err(spec);
         }
+        let sid = spec.sid;
         let before = self.sessions.insert(sender, Session::new(spec, now));
-        Ok(before.map(|session| session.spec.sid))
+        let before = before.map(|session| session.spec.sid);
+        if let Some(before) = before {
+            self.senders.remove(&before);
+        }
+        self.senders.insert(sid, sender);
+        Ok(before)
+    }
+
+    fn session(&mut self, sid: Sid) -> Option<&mut Session> {
+        self.sessions.get_mut(self.senders.get(&sid)?)
     }
 
     /// Starts a session: from now on its packets are answered.
     pub fn start(&mut self, sid: Sid, now: Monotonic) {
-        if let Some(session) = self.sessions.values_mut().find(|s| s.spec.sid == sid) {
+        if let Some(session) = self.session(sid) {
             session.phase = Phase::Started;
             session.heard(now);
         }
@@ -144,25 +157,29 @@ impl Reflector {
 
     /// Stops a session: its packets are answered until `until`.
     pub fn drain(&mut self, sid: Sid, until: Monotonic) {
-        if let Some(session) = self.sessions.values_mut().find(|s| s.spec.sid == sid) {
+        if let Some(session) = self.session(sid) {
             session.phase = Phase::DrainingUntil(until);
         }
     }
 
     /// Ends a session at once.
     pub fn remove(&mut self, sid: Sid) {
-        self.sessions.retain(|_, session| session.spec.sid != sid);
+        if let Some(sender) = self.senders.remove(&sid) {
+            self.sessions.remove(&sender);
+        }
     }
 
     /// Ends what is over and tells it to `ended`: drained sessions, and started ones that were
     /// silent for REFWAIT.
     pub fn expire(&mut self, now: Monotonic, mut ended: impl FnMut(Sid, Ended)) {
+        let senders = &mut self.senders;
         self.sessions.retain(|_, session| {
             let end = match (session.is_silent(now), session.is_over(now)) {
                 (true, _) => Ended::Silent,
                 (_, true) => Ended::Drained,
                 _ => return true,
             };
+            senders.remove(&session.spec.sid);
             ended(session.spec.sid, end);
             false
         });
