@@ -396,7 +396,9 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         .await
         .expect("the API")
         .max_decoding_message_size(256 << 20);
+    let begun = Instant::now();
     loop {
+        assert!(begun.elapsed() < Duration::from_secs(60), "they do not all run");
         let request = proto::ListConnectionsRequest::default();
         let all = clients.list_connections(request).await.expect("connections").into_inner();
         let up = |c: &proto::Connection| c.state() == proto::ConnectionState::Running;

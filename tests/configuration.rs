@@ -190,6 +190,7 @@ fn numeric_fields() -> Vec<Numeric> {
         "Thresholds" "clear_percent" "C.test_sessions[0].thresholds.clear_percent" CLEAR_PERCENT 1, |c, v| thresholds(c).clear_percent = Some(v as u32);
         "Thresholds" "clear_after" "C.test_sessions[0].thresholds.clear_after" CLEAR_AFTER 1, |c, v| thresholds(c).clear_after = Some(v as u32);
         "LightServer" "maximum_packets_per_second" "server.light.maximum_packets_per_second" PACKETS_PER_SECOND 1, |c, v| server(c).light.as_mut().unwrap().maximum_packets_per_second = Some(v as u32);
+        "ServerConfig" "maximum_packets_per_second_per_sender" "server.maximum_packets_per_second_per_sender" PACKETS_PER_SECOND 1, |c, v| server(c).maximum_packets_per_second_per_sender = Some(v as u32);
         "StorageConfig" "retention_age" "storage.retention_age" RETENTION_AGE 1, |c, v| c.storage.as_mut().unwrap().retention_age = duration(v);
         "StorageConfig" "retention_octets" "storage.retention_octets" RETENTION_OCTETS 1, |c, v| c.storage.as_mut().unwrap().retention_octets = Some(v);
     }

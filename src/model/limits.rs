@@ -145,7 +145,8 @@ pub const DELAY_THRESHOLD: Limit = limit(0..=60 * SECOND, 0, "0 to 60 s");
 pub const CLEAR_PERCENT: Limit = limit(1..=100, 90, "1 to 100");
 /// `clear_after`.
 pub const CLEAR_AFTER: Limit = limit(1..=1000, 3, "1 to 1000");
-/// `maximum_packets_per_second` of a light reflector; 0 is without limit.
+/// `maximum_packets_per_second` of a light reflector and `maximum_packets_per_second_per_sender`; 0
+/// is without limit.
 pub const PACKETS_PER_SECOND: Limit = limit(0..=10_000_000, 0, "0 to 10000000");
 /// `refwait`, nanoseconds.
 pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");

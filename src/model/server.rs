@@ -46,6 +46,8 @@ pub struct ServerConfig {
     pub timestamps: TimestampFormat,
     /// REFWAIT.
     pub refwait_ns: u64,
+    /// Probes answered in a second to each sender; `None` for any number.
+    pub maximum_packets_per_second_per_sender: Option<u32>,
 }
 
 impl ServerConfig {

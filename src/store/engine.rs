@@ -2,8 +2,10 @@
 
 use std::{
     fs::{self, File},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{SCHEMA, StoreError};
@@ -11,6 +13,9 @@ use super::{SCHEMA, StoreError};
 /// How often sled's own flusher runs; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
 const SCHEMA_KEY: &[u8] = b"schema";
+/// How often a file that is locked is tried again, and after what time: 5 s in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
 
 /// An open database.
 #[derive(Debug)]
@@ -21,6 +26,11 @@ pub(super) struct Engine {
     data: File,
     /// Where a damaged database was put, in whose place this one is.
     put_aside: Option<PathBuf>,
+}
+
+/// sled tells of its lock by the text alone.
+fn is_lock(error: &io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 impl Engine {
@@ -56,7 +66,18 @@ impl Engine {
             .cache_capacity(cache_octets)
             .flush_every_ms(Some(FLUSH_EVERY_MS));
         // sled 0.34 panics over some kinds of damage.
-        let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
+        let mut opened = open();
+        // Its threads hold the file a moment longer than the database that they were of, and so
+        // does a child of this process that has yet to become another program.
+        for _ in 0..LOCK_TRIES {
+            if !matches!(&opened, Ok(Err(sled::Error::Io(error))) if is_lock(error)) {
+                break;
+            }
+            std::thread::park_timeout(LOCK_AGAIN);
+            opened = open();
+        }
+        let db = match opened {
             Ok(Ok(db)) => db,
             Ok(Err(sled::Error::Io(source))) => {
                 return Err(StoreError::Directory { path: path.to_owned(), source });

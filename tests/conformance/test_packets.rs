@@ -576,6 +576,29 @@ fn a_day_without_a_server() {
     assert!(sending.machine.poll_probe(sending.now.monotonic).is_some());
 }
 
+/// A reply is judged by when it came, not by when it is looked at.
+#[test]
+fn a_reply_that_waited_in_the_socket_is_not_late() {
+    let answered = |waited_ns: u64| {
+        let mut sending = Sending::new(1);
+        let packet = sending.send().remove(0);
+        let reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+        // The loss timeout is 100 ms.
+        let later_ns = 100_400_000;
+        sending.now.monotonic = sending.now.monotonic.plus_ns(later_ns);
+        sending.now.unix = sending.now.unix.plus_ns(later_ns as i64);
+        assert!(sending.machine.loses(sending.now.monotonic));
+        let received = sending.now.unix.plus_ns(-(waited_ns as i64));
+        let meta = ReplyMeta { received, kernel_stamp: true, ..ReplyMeta::default() };
+        sending.machine.handle_reply(&reply, &meta, sending.now);
+        sending.machine.handle_timeout(sending.now);
+        let figures = sending.result().figures.unwrap();
+        (figures.probes_received, figures.probes_lost, figures.probes_late)
+    };
+    assert_eq!(answered(500_000), (1, 0, 0));
+    assert_eq!(answered(300_000), (0, 1, 1));
+}
+
 /// A test that is stopped counts what is under way as answered if it is.
 #[test]
 fn a_stopped_test_waits_for_what_is_under_way() {

@@ -474,6 +474,29 @@ class Host(TwoHosts):
         self.wait_for(lambda: tests(self.api.records(), "c2", "COMPLETE"))
         self.assertEqual(tests(self.api.records(), "c2", "COMPLETE")[0]["figures"]["probes_lost"], "0")
 
+    def test_a_reflector_answers_each_sender_at_its_rate(self):
+        serving = server(maximum_packets_per_second_per_sender=20)
+        self.peer.apply({"server": {**serving, "light": {
+            "listen": [{"address": self.B, "port": 4000}], "prefixes": ["0.0.0.0/0"]}}})
+        fast, slow = session("fast", probe_count=200, probe_interval="0.01s"), session("slow", probe_count=10)
+        light = [{**s, "destination_port": 4000} for s in (fast, slow)]
+        self.api.apply({"client": client(
+            connection("c1", self.B, [fast, slow], test_interval="0.1s"),
+            connection("c2", self.B, light, control_type="CONTROL_TYPE_LIGHT", test_interval="0.1s"))})
+        for name in ("c1", "c2"):
+            of = lambda s: [t["test_result"]["figures"] for t in self.api.records()  # noqa: E731
+                            if "test_result" in t and (t["connection"], t["session"]) == (name, s)]
+            self.wait_for(lambda: of("fast") and of("slow"))
+            received = int(of("fast")[0]["probes_received"])
+            self.assertTrue(40 <= received < 100, received)
+            self.assertEqual(of("slow")[0]["probes_lost"], "0", "one sender does not hold up another")
+        # Without a limit from now on, on sockets that are open.
+        self.peer.apply({"server": {**server(), "light": {
+            "listen": [{"address": self.B, "port": 4000}], "prefixes": ["0.0.0.0/0"]}}})
+        count = len(of("fast"))
+        self.wait_for(lambda: len(of("fast")) >= count + 2, 20)
+        self.assertEqual(of("fast")[-1]["probes_lost"], "0")
+
     def test_a_fleet_backs_off(self):
         """Twenty connections to nobody: attempts are spread, and come ever less often."""
         self.peer.apply({})

@@ -188,6 +188,9 @@ class KnownDelay(harness.Case):
         result = self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))[0]
         self.assertEqual(result["figures"]["probes_lost"], "0")
         self.assertEqual(result["figures"]["kernel_receive_stamps"], "100")
+        self.assertEqual(result["figures"]["kernel_transmit_stamps"], "100")
+        self.assertEqual((result["figures"]["transmit_stamp"], result["figures"]["receive_stamp"]),
+                         ("TIMESTAMP_SOURCE_KERNEL",) * 2)
         beyond = []
         for probe in probes(a.records()):
             held = relay.held[probe["sequence"]]

@@ -102,6 +102,10 @@ impl Check {
             extensions: extensions(s.extensions.as_ref(), Extensions::SERVER),
             timestamps: self.timestamp_format(s.timestamp_format),
             refwait_ns: self.duration("refwait", s.refwait, &limits::REFWAIT),
+            maximum_packets_per_second_per_sender: self.rate(
+                "maximum_packets_per_second_per_sender",
+                s.maximum_packets_per_second_per_sender,
+            ),
         };
         (!s.inactive).then_some(config)
     }
@@ -112,13 +116,14 @@ impl Check {
             listen: self.listen(if light.listen.is_empty() { &all } else { &light.listen }),
             stateful: light.stateful,
             prefixes: self.prefixes(&light.prefixes),
-            maximum_packets_per_second: Some(self.number(
-                "maximum_packets_per_second",
-                light.maximum_packets_per_second,
-                &limits::PACKETS_PER_SECOND,
-            ) as u32)
-            .filter(|limit| *limit > 0),
+            maximum_packets_per_second: self
+                .rate("maximum_packets_per_second", light.maximum_packets_per_second),
         }
+    }
+
+    fn rate(&mut self, field: &str, given: Option<u32>) -> Option<u32> {
+        let limit = self.number(field, given, &limits::PACKETS_PER_SECOND) as u32;
+        (limit > 0).then_some(limit)
     }
 
     pub(super) fn listen(&mut self, addresses: &[proto::ListenAddress]) -> Vec<ListenAddress> {

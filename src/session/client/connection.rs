@@ -1,16 +1,10 @@
 //! The driver of one control connection: attempts in their rhythm, sessions up and down, outages
-//! as pairs of events. Changes of what is wanted while all this goes on are in
-//! [`super::changes`].
+//! as pairs of events. What happens while sessions run is in [`super::running`], changes of what is
+//! wanted in [`super::changes`].
 
-use std::{
-    collections::BTreeMap,
-    future::pending,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::pending, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::{future::OptionFuture, stream::FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use tokio::{
     sync::{oneshot, watch},
     time::sleep,
@@ -20,8 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Senders, Tools, Wanted,
     attempt::{self, Established, OpenSession},
-    changes::Changed,
-    connect::names_move,
     course::{Course, Pauses},
     failure::Failure,
     peer::PeerMemory,
@@ -31,13 +23,13 @@ use super::{
     status::Status,
 };
 use crate::{
-    model::{ControlConnection, ControlType, Extensions, limits::SILENT_CONNECTION_NS},
-    net::{NetworkChanges, clock, interface_index, random},
-    proto::{ConnectionState, EventType, LossCause},
+    model::{ControlConnection, ControlType, Extensions},
+    net::{NetworkChanges, clock, random},
+    proto::{ConnectionState, EventType},
     results::Results,
     session::{Derivation, plane::Ended},
     supervise::Pulse,
-    time::{Monotonic, duration_to_proto},
+    time::Monotonic,
 };
 
 /// Runs the connection until `token` is cancelled.
@@ -111,7 +103,7 @@ pub(super) struct Driver {
     pub(super) status: Arc<Status>,
     pub(super) results: Arc<Results>,
     pub(super) derivation: Arc<Derivation>,
-    network: watch::Receiver<NetworkChanges>,
+    pub(super) network: watch::Receiver<NetworkChanges>,
     /// What was known of the network when the latest attempt began, or the connection was lost.
     network_seen: u64,
     /// Which address of a name sessions without control are sent to: the next one after a silence.
@@ -127,7 +119,7 @@ pub(super) struct Driver {
     /// Ends of sessions; one that panics takes the driver with it, which is started again.
     pub(super) ends: FuturesUnordered<oneshot::Receiver<Ended>>,
     pub(super) progress: Arc<Progress>,
-    silence: Silence,
+    pub(super) silence: Silence,
     pub(super) course: Course,
 }
 
@@ -296,132 +288,6 @@ impl Driver {
         next
     }
 
-    /// Sessions run, until they no longer can or shall.
-    async fn run_sessions(&mut self, control: &mut Option<Established>) -> Next {
-        let progress = self.progress.clone();
-        let mut network = self.network.clone();
-        network.mark_unchanged();
-        let interface = self.bound_interface();
-        let mut moved = self.names_move(control.is_none());
-        let mut missing = self.missing_due();
-        loop {
-            let watch = async {
-                match control {
-                    Some(control) => control.watch().await,
-                    None => pending().await,
-                }
-            };
-            let next = tokio::select! {
-                failure = watch => return Next::Lost(failure, true),
-                next = self.change_but_attempts() => next,
-                () = progress.changed() => match self.after_tests().await {
-                    Some(next) => return next,
-                    None => continue,
-                },
-                Some(()) = &mut moved => {
-                    tracing::info!(connection = self.config.name, "a name has another address");
-                    self.stop_sessions().await;
-                    return Next::Again;
-                }
-                () = sleep(until(missing)), if missing.is_some() => {
-                    let changed = self.request_missing(control.as_mut(), Vec::new()).await;
-                    if let Changed::Lost(failure) = changed {
-                        return Next::Lost(failure, true);
-                    }
-                    missing = self.missing_due();
-                    continue;
-                }
-                Ok(()) = network.changed() => {
-                    if interface != self.bound_interface() {
-                        return Next::Lost(self.interface_gone(), true);
-                    }
-                    continue;
-                }
-            };
-            match next {
-                Next::Sessions => {
-                    let changed = self.change_sessions(control.as_mut()).await;
-                    self.took_up();
-                    match changed {
-                        Changed::Done => {}
-                        Changed::Closed => return Next::Again,
-                        Changed::Lost(failure) => return Next::Lost(failure, true),
-                    }
-                    if let Some(control) = control {
-                        control.tune(&self.config);
-                    }
-                    moved = self.names_move(control.is_none());
-                    missing = self.missing_due();
-                    // Those that are gone may have been the last that had something to do.
-                    if let Some(next) = self.after_tests().await {
-                        return next;
-                    }
-                }
-                Next::Tuned => {
-                    if let Some(control) = control {
-                        control.tune(&self.config);
-                    }
-                }
-                next @ (Next::Anew
-                | Next::Attempt
-                | Next::Retimed
-                | Next::Lost(..)
-                | Next::Completed
-                | Next::Parked(_)
-                | Next::Again
-                | Next::End) => return next,
-            }
-        }
-    }
-
-    /// Ends when a name has another address than sessions without control are sent to.
-    fn names_move(
-        &self,
-        without_control: bool,
-    ) -> OptionFuture<Pin<Box<impl Future<Output = ()> + use<>>>> {
-        let remotes = self.running.iter().map(|(name, running)| (name.clone(), running.remote));
-        let (config, remotes) = (self.config.clone(), remotes.collect());
-        OptionFuture::from(without_control.then(|| Box::pin(names_move(config, remotes))))
-    }
-
-    /// When sessions are tried again that do not run though the others do.
-    fn missing_due(&self) -> Option<Monotonic> {
-        let due = clock::monotonic().plus_ns(self.config.test_interval_ns);
-        (!self.missing().is_empty()).then_some(due)
-    }
-
-    /// The kernel's number of the interface that sockets are bound to; another one is another
-    /// interface, whatever its name.
-    fn bound_interface(&self) -> Option<u32> {
-        self.config.interface.as_deref().and_then(interface_index)
-    }
-
-    fn interface_gone(&self) -> Failure {
-        let name = self.config.interface.as_deref().unwrap_or_default();
-        Failure::new(LossCause::Local, format!("interface {name} is gone or was replaced"))
-    }
-
-    /// All sessions are started.
-    async fn up(&mut self, control: Option<&Established>, sessions: Vec<OpenSession>) {
-        let now = clock::now();
-        self.progress.reset();
-        self.progress.forget_silence();
-        self.status.state(ConnectionState::Running, now);
-        self.status.stands(self.standing(control));
-        if let Some(outage) = self.course.ended() {
-            let length_ns = now.monotonic.since_ns(outage.since);
-            self.event(EventType::ConnectionRestored, |event| {
-                event.cause = outage.failure.cause.into();
-                event.accept_code = outage.failure.accept_code.into();
-                event.attempts = outage.attempts + 1;
-                event.duration = Some(duration_to_proto(length_ns));
-                event.since = Some(outage.began.to_proto());
-            });
-        }
-        self.status.outage_ends(now);
-        self.start_sessions(sessions).await;
-    }
-
     /// With a `test_count`, a break during the tests is their end.
     async fn completed_by_break(&mut self) -> Next {
         self.stop_sessions().await;
@@ -464,27 +330,6 @@ impl Driver {
         }
     }
 
-    /// A session ended a test: what follows from it for the connection.
-    async fn after_tests(&mut self) -> Option<Next> {
-        if self.progress.all_completed() {
-            return Some(Next::Completed);
-        }
-        if self.config.is_resolved_anew() && self.silence.is_over(&self.progress) {
-            tracing::info!(connection = self.config.name, "no reply comes: negotiating anew");
-            self.status.renegotiates();
-            self.stop_sessions().await;
-            self.turn += 1;
-            return Some(Next::Again);
-        }
-        let silent = self.config.test_interval_ns > SILENT_CONNECTION_NS
-            && self.config.control_type == ControlType::Managed;
-        let due = self.progress.idle_until().filter(|_| silent)?;
-        for index in 0..self.sessions.len() {
-            self.tell(index, Command::Park).await;
-        }
-        Some(Next::Parked(due))
-    }
-
     /// Takes up what is wanted now, from the beginning.
     async fn begin_anew(&mut self) {
         // What has no session has no test that would have to end; what is due there stays due.
@@ -509,7 +354,7 @@ impl Driver {
     }
 }
 
-fn until(due: Option<Monotonic>) -> Duration {
+pub(super) fn until(due: Option<Monotonic>) -> Duration {
     due.map_or(Duration::MAX, |due| Duration::from_nanos(due.since_ns(clock::monotonic())))
 }
 

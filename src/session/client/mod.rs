@@ -14,6 +14,7 @@ mod peer;
 mod probe;
 mod progress;
 mod rhythm;
+mod running;
 mod sender;
 mod sessions;
 mod status;

@@ -40,6 +40,8 @@ pub(super) enum Command {
     Remove(Sid),
     /// Who is answered without a session.
     SetSessionless(Sessionless),
+    /// Packets answered in a second to each sender.
+    SetSenderLimit(Option<u32>),
     /// The socket is to be closed; answers when no packet is taken any more.
     Close(oneshot::Sender<()>),
 }
@@ -75,6 +77,7 @@ impl Reflectors {
         &self,
         sockets: Vec<TestSocket>,
         sessionless: &Sessionless,
+        sender_limit: Option<u32>,
         ends_empty: bool,
     ) -> io::Result<ReflectorHandle> {
         let Some(local) = sockets.first().map(TestSocket::local) else {
@@ -84,7 +87,10 @@ impl Reflectors {
         let handles = sockets.into_iter().enumerate().map(|(index, socket)| {
             let endpoint = |thread: usize| {
                 let counters = self.counters[thread].clone();
-                SocketOfSessions::new(socket, sessionless.clone(), counters, ends_empty)
+                let mut endpoint =
+                    SocketOfSessions::new(socket, sessionless.clone(), counters, ends_empty);
+                endpoint.answers.machine.set_sender_limit(sender_limit);
+                endpoint
             };
             let on = several.then_some(index);
             self.plane.spawn(endpoint, on, COMMANDS).map(|(handle, _)| handle)
@@ -158,6 +164,12 @@ impl ReflectorHandle {
     pub(super) async fn set_sessionless(&self, sessionless: Sessionless) {
         for handle in &self.handles {
             let _ = handle.tell(Command::SetSessionless(sessionless.clone())).await;
+        }
+    }
+
+    pub(super) async fn set_sender_limit(&self, limit: Option<u32>) {
+        for handle in &self.handles {
+            let _ = handle.tell(Command::SetSenderLimit(limit)).await;
         }
     }
 
@@ -296,6 +308,7 @@ impl Endpoint for SocketOfSessions {
                 }
             }
             Command::SetSessionless(sessionless) => machine.set_sessionless(sessionless),
+            Command::SetSenderLimit(limit) => machine.set_sender_limit(limit),
             Command::Close(done) => {
                 self.close();
                 let _ = done.send(());

@@ -89,6 +89,8 @@ impl ServerRole {
         });
         let standing = config.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
         self.shared.sockets.retain(&standing).await;
+        let limit = config.and_then(|config| config.maximum_packets_per_second_per_sender);
+        self.shared.sockets.set_sender_limit(limit).await;
 
         let mut sockets = Vec::new();
         for address in listen {

@@ -21,6 +21,8 @@ pub(super) struct Sockets {
     standing: Mutex<HashMap<UdpListen, Standing>>,
     own: Mutex<HashMap<UdpListen, ReflectorHandle>>,
     reflectors: Arc<Reflectors>,
+    /// Packets answered in a second to each sender.
+    sender_limit: Mutex<Option<u32>>,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,12 @@ struct Standing {
 
 impl Sockets {
     pub(super) fn new(reflectors: Arc<Reflectors>) -> Self {
-        Self { standing: Mutex::default(), own: Mutex::default(), reflectors }
+        Self {
+            standing: Mutex::default(),
+            own: Mutex::default(),
+            reflectors,
+            sender_limit: Mutex::default(),
+        }
     }
 
     /// Opens a standing socket that is not open, on each thread.
@@ -64,9 +71,25 @@ impl Sockets {
         };
         let threads = self.reflectors.threads();
         let sockets = TestSocket::bind_group(place.address, &options, threads)?;
-        let handle = self.reflectors.open(sockets, &sessionless, false)?;
+        let handle = self.reflectors.open(sockets, &sessionless, self.sender_limit(), false)?;
         lock(&self.standing).insert(place.clone(), Standing { handle, transmit_stamps });
         Ok(())
+    }
+
+    fn sender_limit(&self) -> Option<u32> {
+        *lock(&self.sender_limit)
+    }
+
+    /// Packets answered in a second to each sender, on all sockets.
+    pub(super) async fn set_sender_limit(&self, limit: Option<u32>) {
+        if std::mem::replace(&mut *lock(&self.sender_limit), limit) == limit {
+            return;
+        }
+        let standing: Vec<_> = lock(&self.standing).values().map(|s| s.handle.clone()).collect();
+        let own: Vec<_> = lock(&self.own).values().cloned().collect();
+        for handle in standing.into_iter().chain(own) {
+            handle.set_sender_limit(limit).await;
+        }
     }
 
     /// Closes standing sockets that are not in `keep`; their sessions end.
@@ -114,7 +137,8 @@ impl Sockets {
         }
         let options = UdpOptions { interface: place.interface.as_deref(), ..UdpOptions::default() };
         let sockets = vec![TestSocket::bind(place.address, &options)?];
-        let handle = self.reflectors.open(sockets, &Sessionless::Nobody, true)?;
+        let (nobody, limit) = (Sessionless::Nobody, self.sender_limit());
+        let handle = self.reflectors.open(sockets, &nobody, limit, true)?;
         own.insert(place.clone(), handle.clone());
         Ok(handle)
     }

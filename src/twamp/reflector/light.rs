@@ -11,7 +11,8 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::time::{Monotonic, NANOS_PER_SECOND};
+use super::rate::full_again;
+use crate::time::Monotonic;
 
 /// Senders that a stateful light reflector counts for; beyond that, numbers are copied.
 const SENDERS: usize = 100_000;
@@ -47,10 +48,8 @@ impl Allowances {
 
     fn take(&self, prefix: usize, limit: u32, now: Monotonic) -> bool {
         let Some(account) = self.full_at_ns.get(prefix) else { return true };
-        let cost_ns = NANOS_PER_SECOND / u64::from(limit.max(1));
         let taken = account.fetch_update(Relaxed, Relaxed, |full_at| {
-            let full_at = Monotonic(full_at).max(now).plus_ns(cost_ns);
-            (full_at.since_ns(now) <= NANOS_PER_SECOND).then_some(full_at.0)
+            full_again(Monotonic(full_at), limit, now).map(|full_at| full_at.0)
         });
         taken.is_ok()
     }
@@ -121,6 +120,7 @@ impl Light {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::NANOS_PER_SECOND;
 
     #[test]
     fn a_prefix_is_answered_at_its_rate_and_others_are_not_held_up() {

@@ -5,6 +5,7 @@
 //! T3 written by [`Reflector::finish`] just before it hands the packet to the kernel.
 
 mod light;
+mod rate;
 mod recent;
 mod session;
 mod stamp;
@@ -21,6 +22,7 @@ use crate::{
     },
 };
 use light::Light;
+use rate::Senders;
 use recent::RecentReplies;
 use session::{Phase, Session};
 use stamp::Stamp;
@@ -86,6 +88,9 @@ pub struct Reflector {
     senders: HashMap<Sid, SocketAddr>,
     open: Open,
     recent: RecentReplies,
+    /// Packets answered in a second to each sender; `None` for any number.
+    sender_limit: Option<u32>,
+    rates: Senders,
     counters: Arc<ReflectorCounters>,
 }
 
@@ -102,6 +107,8 @@ impl Reflector {
             senders: HashMap::new(),
             recent: recent(&sessionless),
             open: Open::new(sessionless),
+            sender_limit: None,
+            rates: Senders::default(),
             counters,
         }
     }
@@ -119,6 +126,12 @@ impl Reflector {
                 self.open = Open::new(sessionless);
             }
         }
+    }
+
+    /// Packets answered in a second to each sender, whether it has a session or not; `None` for any
+    /// number.
+    pub fn set_sender_limit(&mut self, limit: Option<u32>) {
+        self.sender_limit = limit;
     }
 
     /// Takes a session, accepted and not started; `Err` if its sender has one here already. One
@@ -183,6 +196,7 @@ impl Reflector {
             ended(session.spec.sid, end);
             false
         });
+        self.rates.expire(now);
         match &mut self.open {
             Open::Nobody => {}
             Open::Light(light) => light.expire(now),
@@ -275,6 +289,9 @@ impl Reflector {
         if !session.answers(now) {
             return Verdict::NotStarted;
         }
+        if !session.allowance.take(self.sender_limit, now) {
+            return Verdict::RateLimited;
+        }
         let format = &session.spec.format;
         let probe = match read(&self.recent, format, packet) {
             Ok(probe) => probe,
@@ -315,7 +332,9 @@ impl Reflector {
                 if from_a_reflector {
                     return Verdict::ReflectionLoop;
                 }
-                if !light.allows(prefix, now) {
+                if !self.rates.allow(key(meta.source), self.sender_limit, now)
+                    || !light.allows(prefix, now)
+                {
                     return Verdict::RateLimited;
                 }
                 let format = PacketFormat::open();
@@ -331,6 +350,9 @@ impl Reflector {
                     Some(octets) => Verdict::Reply { octets, tos: 0, finish: Finish::Light },
                     None => Verdict::TooShort,
                 }
+            }
+            Open::Stamp(_) if !self.rates.allow(key(meta.source), self.sender_limit, now) => {
+                Verdict::RateLimited
             }
             Open::Stamp(stamp) => {
                 let (probe, key) = match stamp.read(meta.source, packet) {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use super::verdict::SessionCounters;
+use super::{rate::Allowance, verdict::SessionCounters};
 use crate::{
     time::{Monotonic, TimestampFormat},
     wire::{codes::Sid, format::PacketFormat},
@@ -42,11 +42,17 @@ pub(super) struct Session {
     pub(super) spec: ReflectorSession,
     pub(super) phase: Phase,
     next_sequence: u32,
+    pub(super) allowance: Allowance,
 }
 
 impl Session {
     pub(super) fn new(spec: ReflectorSession, now: Monotonic) -> Self {
-        let session = Self { spec, phase: Phase::Accepted, next_sequence: 0 };
+        let session = Self {
+            spec,
+            phase: Phase::Accepted,
+            next_sequence: 0,
+            allowance: Allowance::default(),
+        };
         session.heard(now);
         session
     }

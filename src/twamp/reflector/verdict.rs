@@ -42,7 +42,7 @@ pub enum Verdict {
     NotListed,
     /// From a reflector, or to nobody.
     ReflectionLoop,
-    /// More than may be answered to its prefix.
+    /// More than may be answered to its sender or its prefix.
     RateLimited,
 }
 

@@ -3,74 +3,31 @@
 //! while the reflector is reachable with probes, otherwise as tests that could not be run, so that
 //! availability is exact.
 
+mod fates;
 mod outstanding;
 mod reply;
 mod stamp;
+mod types;
 
 use std::collections::VecDeque;
 
 use super::schedule::gap_ns;
 use crate::{
-    model::Schedule,
-    proto::{
-        Figures, LossCause, ProbeResult, ProbeStatus, TestOutcome, TestResult, TimestampSource,
-    },
+    proto::{Figures, LossCause, TestOutcome, TestResult},
     stats::TestFigures,
-    time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
-    wire::format::{PacketFormat, ProbeHeader},
+    time::{ErrorEstimate, Monotonic, Now, UnixTime},
+    wire::format::ProbeHeader,
 };
-use outstanding::{Outstanding, Probe};
+use outstanding::Outstanding;
 use reply::Held;
 
 pub use reply::ReplyMeta;
 pub use stamp::StampSender;
+pub use types::{Carrier, SenderConfig, SenderEvent};
 
 /// A probe that is later than this and than its interval is left out: after a suspension there
 /// must not be a burst.
 const LATEST_NS: u64 = 1_000_000_000;
-
-/// How tests are run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SenderConfig {
-    /// Probes in a test.
-    pub probe_count: u32,
-    /// Gap between probes.
-    pub probe_interval_ns: u64,
-    /// Periodic or Poisson.
-    pub schedule: Schedule,
-    /// Age at which a probe is lost.
-    pub loss_timeout_ns: u64,
-    /// Pause between tests.
-    pub test_interval_ns: u64,
-    /// Tests to be run in all; 0 is without end.
-    pub test_count: u64,
-    /// Octets of payload.
-    pub data_size: u16,
-    /// The reflector counts its replies for certain.
-    pub reflector_counts: bool,
-}
-
-/// How the packets of a session that is started look.
-#[derive(Debug, Default)]
-pub struct Carrier {
-    /// Of probes and replies.
-    pub format: PacketFormat,
-    /// How T1 is written.
-    pub timestamps: TimestampFormat,
-    /// What STAMP adds.
-    pub stamp: Option<Box<StampSender>>,
-}
-
-/// What came out.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SenderEvent {
-    /// The fate of a probe.
-    Probe(ProbeResult),
-    /// A test ended.
-    Test(Box<TestResult>),
-    /// The last of `test_count` tests ended.
-    Completed,
-}
 
 #[derive(Debug)]
 struct Test {
@@ -368,6 +325,12 @@ impl SessionSender {
         }
     }
 
+    /// Whether a probe is lost now, unless its reply is where nobody has looked yet.
+    pub fn loses(&self, now: Monotonic) -> bool {
+        let sent = self.outstanding.first_undecided();
+        sent.is_some_and(|sent| now.since_ns(sent) > self.config.loss_timeout_ns)
+    }
+
     /// What came out.
     pub fn poll_event(&mut self) -> Option<SenderEvent> {
         self.events.pop_front()
@@ -470,39 +433,6 @@ impl SessionSender {
         }
         self.complete();
     }
-
-    fn lose(&mut self, probes: &[Probe]) {
-        if let Phase::Testing(test) = &mut self.phase {
-            probes.iter().for_each(|_| test.figures.lost());
-        }
-        self.tell_fates(probes, ProbeStatus::Lost);
-    }
-
-    /// What becomes of the probes under way, nobody waits to see.
-    fn abandon(&mut self) {
-        let abandoned = self.outstanding.give_up();
-        if let Phase::Testing(test) = &mut self.phase {
-            test.figures.abandoned(abandoned.len() as u64);
-        }
-        self.tell_fates(&abandoned, ProbeStatus::Abandoned);
-    }
-
-    fn tell_fates(&mut self, probes: &[Probe], status: ProbeStatus) {
-        for probe in probes {
-            self.events.push_back(SenderEvent::Probe(ProbeResult {
-                test_number: self.test_number,
-                sequence: probe.sequence,
-                sent_unix_ns: probe.transmitted.unwrap_or(probe.t1).0,
-                transmit_stamp: stamp_source(probe.transmitted.is_some()).into(),
-                status: status.into(),
-                ..ProbeResult::default()
-            }));
-        }
-    }
-}
-
-fn stamp_source(kernel: bool) -> TimestampSource {
-    if kernel { TimestampSource::Kernel } else { TimestampSource::User }
 }
 
 impl Test {

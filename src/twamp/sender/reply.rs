@@ -2,7 +2,7 @@
 
 use std::mem::swap;
 
-use super::{Phase, SenderEvent, SessionSender, outstanding::Reply, stamp_source};
+use super::{Phase, SenderEvent, SessionSender, fates::stamp_source, outstanding::Reply};
 use crate::{
     proto::{ProbeResult, ProbeStatus, TestOutcome},
     stats::Sample,
@@ -15,6 +15,9 @@ use crate::{
 const CLOCK_STEP_NS: u64 = 5_000_000;
 /// A follow-up that moves T3 by more is not believed.
 const LATEST_FOLLOW_UP_NS: i64 = 1_000_000_000;
+
+/// A reply that seems to have waited for longer was stamped by a clock that was stepped since.
+const LONGEST_WAIT_NS: i64 = 1_000_000_000;
 
 /// What the kernel tells of a reply.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,7 +72,7 @@ impl SessionSender {
             reply.probe.timestamp,
             reply.sequence,
             self.config.loss_timeout_ns,
-            now.monotonic,
+            came(meta, now),
         );
         let Phase::Testing(test) = &mut self.phase else { return };
         let probe = match taken {
@@ -173,6 +176,13 @@ impl SessionSender {
             test.figures.not_genuine();
         }
     }
+}
+
+/// When a reply came: it may have waited in the socket since.
+fn came(meta: &ReplyMeta, now: Now) -> Monotonic {
+    let waited_ns = now.unix.since_ns(meta.received);
+    let believed = meta.kernel_stamp && (0..=LONGEST_WAIT_NS).contains(&waited_ns);
+    Monotonic(now.monotonic.0 - if believed { waited_ns as u64 } else { 0 })
 }
 
 impl Held {

@@ -2,6 +2,8 @@
 //! be reported. It lives as long as the session is configured, through any number of control
 //! connections.
 
+mod report;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::oneshot;
@@ -15,18 +17,16 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
     net::{Drained, PacketInfo, TestSocket, clock, random},
-    proto::{Event, EventType, LossCause, ProbeResult, Statistics, StatisticsScope, TestResult},
-    results::{PROBES_PER_RECORD, Results, Subject},
+    proto::{LossCause, ProbeResult, Statistics},
+    results::{Results, Subject},
     session::plane::Endpoint,
     stats::ThresholdMonitor,
     time::{Monotonic, Now},
-    twamp::sender::{ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+    twamp::sender::{ReplyMeta, SenderConfig, SessionSender},
 };
 
 /// Commands that wait for a session; the driver waits where there are more.
 pub(super) const COMMANDS: usize = 16;
-/// How long probes wait for others to fill a record.
-const BATCH_NS: u64 = 1_000_000_000;
 /// How long a test that is stopped waits for answers to what is under way, at most.
 pub(super) const LONGEST_GRACE_NS: u64 = 2_000_000_000;
 /// Transmit stamps are read with the replies, and where none come at the latest after so many.
@@ -286,6 +286,10 @@ impl Session {
     /// Sends what is due, lets time pass in the machine, and reports what came out.
     fn advance(&mut self, now: Now) {
         if !self.parked {
+            if self.machine.loses(now.monotonic) {
+                // A reply that came in time may lie there.
+                self.receive();
+            }
             self.machine.handle_timeout(now);
             self.send_due();
         }
@@ -333,84 +337,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    fn report(&mut self, now: Now) {
-        while let Some(event) = self.machine.poll_event() {
-            if let SenderEvent::Probe(probe) = &event {
-                let crossed = self.thresholds.probe(probe, now.unix);
-                self.tell(crossed, now);
-            }
-            match event {
-                SenderEvent::Probe(probe) if self.config.store_probes => {
-                    if self.probes.is_empty() {
-                        self.probes_due = now.monotonic.plus_ns(BATCH_NS);
-                    }
-                    self.probes.push(probe);
-                    if self.probes.len() >= PROBES_PER_RECORD {
-                        self.flush_probes(now);
-                    }
-                }
-                SenderEvent::Probe(_) => {}
-                SenderEvent::Test(result) => {
-                    self.flush_probes(now);
-                    self.test_ended(*result, now);
-                }
-                SenderEvent::Completed => {
-                    self.tools.progress.set(&self.config.name, Stage::Completed);
-                }
-            }
-        }
-    }
-
-    fn test_ended(&mut self, result: TestResult, now: Now) {
-        let crossed = self.thresholds.test_ended(&result, now.unix);
-        let test_number = result.test_number;
-        let sent = result.figures.as_ref().filter(|figures| figures.probes_sent > 0);
-        let answered = sent.map(|figures| figures.probes_received > 0);
-        let progress = &self.tools.progress;
-        let iteration = progress.test_ended(&self.config.name, answered, now.monotonic);
-        self.tools.results.test(self.subject.clone(), result, now.unix);
-        self.tools.status.test_finished(&self.config.name);
-        let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
-        if self.config.test_done_events {
-            self.tell(vec![done(EventType::TestDone)], now);
-        }
-        self.tell(crossed, now);
-        if iteration && self.iteration_done_events {
-            let connection = Subject { session: String::new(), ..Subject::clone(&self.subject) };
-            let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
-            self.tools.results.event(connection, event, now.unix);
-        }
-        if let Some(due) = self.machine.poll_deadline() {
-            self.tools.progress.set(&self.config.name, Stage::Between(due));
-        }
-    }
-
-    fn tell(&self, events: Vec<Event>, now: Now) {
-        for event in events {
-            self.tools.results.event(self.subject.clone(), event, now.unix);
-        }
-    }
-
-    fn flush_probes(&mut self, now: Now) {
-        if !self.probes.is_empty() {
-            let probes = self.probes.drain(..).collect();
-            self.tools.results.probes(self.subject.clone(), probes, now.unix);
-        }
-    }
-
-    fn current(&self, now: Now) -> Option<Statistics> {
-        let (since, figures) = self.machine.current()?;
-        Some(Statistics {
-            connection: self.subject.connection.clone(),
-            session: self.subject.session.clone(),
-            scope: StatisticsScope::CurrentTest.into(),
-            since: Some(since.to_proto()),
-            until: Some(now.unix.to_proto()),
-            figures: Some(figures),
-            ..Statistics::default()
-        })
     }
 }
 

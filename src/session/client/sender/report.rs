@@ -1,0 +1,93 @@
+//! What a session tells: single probes in batches, results of tests, and what crossed a threshold.
+
+use super::Session;
+use crate::{
+    proto::{Event, EventType, Statistics, StatisticsScope, TestResult},
+    results::{PROBES_PER_RECORD, Subject},
+    session::client::progress::Stage,
+    time::Now,
+    twamp::sender::SenderEvent,
+};
+
+/// How long probes wait for others to fill a record.
+const BATCH_NS: u64 = 1_000_000_000;
+
+impl Session {
+    pub(super) fn report(&mut self, now: Now) {
+        while let Some(event) = self.machine.poll_event() {
+            if let SenderEvent::Probe(probe) = &event {
+                let crossed = self.thresholds.probe(probe, now.unix);
+                self.tell(crossed, now);
+            }
+            match event {
+                SenderEvent::Probe(probe) if self.config.store_probes => {
+                    if self.probes.is_empty() {
+                        self.probes_due = now.monotonic.plus_ns(BATCH_NS);
+                    }
+                    self.probes.push(probe);
+                    if self.probes.len() >= PROBES_PER_RECORD {
+                        self.flush_probes(now);
+                    }
+                }
+                SenderEvent::Probe(_) => {}
+                SenderEvent::Test(result) => {
+                    self.flush_probes(now);
+                    self.test_ended(*result, now);
+                }
+                SenderEvent::Completed => {
+                    self.tools.progress.set(&self.config.name, Stage::Completed);
+                }
+            }
+        }
+    }
+
+    fn test_ended(&mut self, result: TestResult, now: Now) {
+        let crossed = self.thresholds.test_ended(&result, now.unix);
+        let test_number = result.test_number;
+        let sent = result.figures.as_ref().filter(|figures| figures.probes_sent > 0);
+        let answered = sent.map(|figures| figures.probes_received > 0);
+        let progress = &self.tools.progress;
+        let iteration = progress.test_ended(&self.config.name, answered, now.monotonic);
+        self.tools.results.test(self.subject.clone(), result, now.unix);
+        self.tools.status.test_finished(&self.config.name);
+        let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
+        if self.config.test_done_events {
+            self.tell(vec![done(EventType::TestDone)], now);
+        }
+        self.tell(crossed, now);
+        if iteration && self.iteration_done_events {
+            let connection = Subject { session: String::new(), ..Subject::clone(&self.subject) };
+            let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
+            self.tools.results.event(connection, event, now.unix);
+        }
+        if let Some(due) = self.machine.poll_deadline() {
+            self.tools.progress.set(&self.config.name, Stage::Between(due));
+        }
+    }
+
+    pub(super) fn tell(&self, events: Vec<Event>, now: Now) {
+        for event in events {
+            self.tools.results.event(self.subject.clone(), event, now.unix);
+        }
+    }
+
+    pub(super) fn flush_probes(&mut self, now: Now) {
+        if !self.probes.is_empty() {
+            let probes = self.probes.drain(..).collect();
+            self.tools.results.probes(self.subject.clone(), probes, now.unix);
+        }
+    }
+
+    pub(super) fn current(&self, now: Now) -> Option<Statistics> {
+        let (since, figures) = self.machine.current()?;
+        Some(Statistics {
+            connection: self.subject.connection.clone(),
+            session: self.subject.session.clone(),
+            scope: StatisticsScope::CurrentTest.into(),
+            since: Some(since.to_proto()),
+            until: Some(now.unix.to_proto()),
+            figures: Some(figures),
+            ..Statistics::default()
+        })
+    }
+}
