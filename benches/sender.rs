@@ -72,6 +72,7 @@ struct Run {
     sessions: usize,
     interval: Duration,
     realtime_priority: u8,
+    awake_us: u32,
     /// Calls a second to the API, and records of every tenth session's probes.
     beside: usize,
 }
@@ -91,17 +92,25 @@ fn main() {
         "\n{:<38}{:>9}{:>8}{:>8}{:>8}{:>8}{:>8}{:>9}{:>9}",
         "", "probes/s", "p50 us", "p99 us", "p99.9", "max us", "missed", "us CPU", "KiB"
     );
-    let run = |sessions, interval_ms, realtime_priority, beside| Run {
+    let run = |sessions, interval_ms, (realtime_priority, awake_us), beside| Run {
         sessions,
         interval: Duration::from_millis(interval_ms),
         realtime_priority,
+        awake_us,
         beside,
     };
     println!("schedule");
     for (name, one) in [
-        ("10,000 sessions, 10 probes/s each", run(10_000, 100, 0, 0)),
-        ("  the same with SCHED_FIFO", run(10_000, 100, 10, 0)),
-        ("  and 1,000 calls/s and records", run(10_000, 100, 10, 1_000)),
+        ("10,000 sessions, 10 probes/s each", run(10_000, 100, (0, 0), 0)),
+        ("  the same with SCHED_FIFO", run(10_000, 100, (10, 0), 0)),
+        ("  and 1,000 calls/s and records", run(10_000, 100, (10, 0), 1_000)),
+    ] {
+        runtime.block_on(schedule(name, one, length));
+    }
+    for (name, one) in [
+        ("1,000 sessions, 1 probe/s each", run(1_000, 1_000, (0, 0), 0)),
+        ("  the same, SCHED_FIFO, awake 200 us", run(1_000, 1_000, (10, 200), 0)),
+        ("  and 1,000 calls/s and records", run(1_000, 1_000, (10, 200), 1_000)),
     ] {
         runtime.block_on(schedule(name, one, length));
     }
@@ -112,7 +121,7 @@ fn main() {
         [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000), (50_000, 5_000)]
     {
         let name = format!("  {sessions} sessions");
-        runtime.block_on(schedule(&name, run(sessions, interval_ms, 0, 0), length));
+        runtime.block_on(schedule(&name, run(sessions, interval_ms, (0, 0), 0), length));
     }
     bare(10_000, Duration::from_secs(1), length);
 }
@@ -391,7 +400,9 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     let config = proto::AgentConfig { client: Some(client), ..Default::default() };
     let memory = resident_kib();
     let place = ThreadPlace { cpus: vec![SENDER], realtime_priority: run.realtime_priority };
-    let running = start(config, PlaneSettings { place, ..PlaneSettings::default() }).await;
+    let running =
+        start(config, PlaneSettings { place, awake_us: run.awake_us, ..PlaneSettings::default() })
+            .await;
     let mut clients = ClientServiceClient::connect(running.endpoint.clone())
         .await
         .expect("the API")

@@ -40,11 +40,16 @@ pub struct ThreadSettings {
     pub realtime_priority: u8,
     /// Microseconds of SO_BUSY_POLL on their sockets; 0 for none.
     pub busy_poll_us: u32,
+    /// Microseconds for which they stay awake before a probe is due, 0 to 1000.
+    #[serde(deserialize_with = "awake")]
+    pub awake_us: u32,
 }
 
 /// Threads of one kind that are started without being asked for.
 const MOST_BY_DEFAULT: usize = 16;
 const MOST_THREADS: usize = 64;
+/// More would be a thread that never sleeps.
+const LONGEST_AWAKE_US: u32 = 1_000;
 
 fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     let threads = usize::deserialize(deserializer)?;
@@ -62,6 +67,14 @@ fn priority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> 
     Err(D::Error::custom(format!("priority {priority}: it is from 1 to 99, or 0 for none")))
 }
 
+fn awake<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let microseconds = u32::deserialize(deserializer)?;
+    if microseconds <= LONGEST_AWAKE_US {
+        return Ok(microseconds);
+    }
+    Err(D::Error::custom(format!("awake_us {microseconds}: it is from 0 to {LONGEST_AWAKE_US}")))
+}
+
 impl ThreadSettings {
     fn plane(&self, threads_by_default: usize) -> PlaneSettings {
         PlaneSettings {
@@ -71,6 +84,7 @@ impl ThreadSettings {
                 realtime_priority: self.realtime_priority,
             },
             busy_poll_us: self.busy_poll_us,
+            awake_us: self.awake_us,
         }
     }
 }
@@ -157,12 +171,12 @@ mod tests {
              allow_remote_without_tls = true\n\
              [api.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n\
              [log]\nfilter = \"debug\"\nformat = \"json\"\n\
-             [senders]\nthreads = 2\ncpus = [0, 1]\nrealtime_priority = 10\nbusy_poll_us = 50\n\
+             [senders]\nthreads = 2\ncpus = [0, 1]\nrealtime_priority = 10\nbusy_poll_us = 50\nawake_us = 200\n\
              [reflectors]\nthreads = 3\n",
         )
         .unwrap();
         let senders = settings.sender_plane();
-        assert_eq!((senders.threads, senders.busy_poll_us), (2, 50));
+        assert_eq!((senders.threads, senders.busy_poll_us, senders.awake_us), (2, 50, 200));
         assert_eq!((senders.place.cpus, senders.place.realtime_priority), (vec![0, 1], 10));
         assert_eq!(settings.reflector_plane().threads, 3);
         assert!(settings.api.allow_remote_without_tls);
@@ -176,6 +190,7 @@ mod tests {
             ("[reflectors]\nthreads = 65\n", "from 1 to 64"),
             ("[senders]\nrealtime_priority = 100\n", "from 1 to 99"),
             ("[senders]\ncpus = [-1]\n", "-1"),
+            ("[senders]\nawake_us = 1001\n", "from 0 to 1000"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("line 2"), "{error}");

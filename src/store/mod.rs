@@ -18,6 +18,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -32,6 +33,9 @@ pub use writer::{Retention, StoreState};
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
 /// Version of the layout on disk.
 const SCHEMA: u32 = 1;
+/// How often a directory that another agent has is tried again, and after what time: 2 s in all.
+const LOCK_TRIES: u32 = 40;
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why the store did not do what it was asked for.
 #[derive(Debug, Error)]
@@ -109,7 +113,18 @@ impl StateDirectory {
             .open(path.join("lock"))
             .map_err(failed)?;
         check_room(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        // An agent that was killed holds it until the last of its threads is gone.
+        for _ in 0..LOCK_TRIES {
+            locked = match locked {
+                Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    std::thread::park_timeout(LOCK_AGAIN);
+                    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+                }
+                done => done,
+            };
+        }
+        match locked {
             Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
             Err((_, errno)) => Err(failed(errno.into())),

@@ -81,6 +81,7 @@ impl<E: Endpoint> Shard<E> {
             timers: BinaryHeap::new(),
             again: Vec::new(),
             busy_poll_us,
+            awake_ns: u64::from(settings.awake_us) * 1_000,
         };
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
             for refused in take_place(&place) {
@@ -154,6 +155,8 @@ struct Round<E: Endpoint> {
     /// Places that have more to read.
     again: Vec<u64>,
     busy_poll_us: u32,
+    /// So long before something is due it sleeps no more.
+    awake_ns: u64,
 }
 
 impl<E: Endpoint> Round<E> {
@@ -171,7 +174,9 @@ impl<E: Endpoint> Round<E> {
                 return;
             }
             self.do_what_is_due();
-            let next = self.timers.peek().map(|Reverse((at, _))| *at);
+            let next =
+                self.timers.peek().map(|Reverse((at, _))| at.0.saturating_sub(self.awake_ns));
+            let next = next.map(Monotonic);
             let rest = self.pulse.rest();
             let waited = if !self.again.is_empty() {
                 self.poller.wait(Some(Monotonic(0)), rest, &mut ready)
