@@ -20,6 +20,13 @@ KEYS = [{"name": "k", "keys": [{"key_id": "k", "secret": "secret"}]}]
 KEYED = {"authentication_mode": "AUTHENTICATION_MODE_ENCRYPTED", "key_id": "k", "secret": "secret"}
 
 
+def health(api, service):
+    try:
+        return api.call("Health", "Check", {"service": service}, "grpc.health.v1")["status"]
+    except grpc.RpcError as error:
+        return error.code().name
+
+
 class Watcher:
     """Follows WatchConnections of one connection."""
 
@@ -77,12 +84,6 @@ class Table(TwoHosts):
     def state(self):
         return self.api.connection("c1")["state"].removeprefix("CONNECTION_STATE_")
 
-    def health(self, service):
-        try:
-            return self.api.call("Health", "Check", {"service": service}, "grpc.health.v1")["status"]
-        except grpc.RpcError as error:
-            return error.code().name
-
     def nft(self, *rules):
         for command in ("add table inet x",
                         "add chain inet x input { type filter hook input priority 0; }",
@@ -104,7 +105,7 @@ class Table(TwoHosts):
         self.assertIn(told["state"].removeprefix("CONNECTION_STATE_"),
                       ("WAITING_RETRY", "CONNECTING", "NEGOTIATING", "RESOLVING"))
         self.assertEqual((told["outages"], told["server_address"] if told["state"].endswith("RETRY") else ""), ("1", ""))
-        self.wait_for(lambda: self.health("client/c1") == "NOT_SERVING", 5)
+        self.wait_for(lambda: health(self.api, "client/c1") == "NOT_SERVING", 5)
         begun = seconds(lost()[0]["time"])
         self.wait_for(lambda: len([at for at in watcher.due() if at > begun]) >= 2)
         mend()
@@ -368,7 +369,7 @@ class Host(TwoHosts):
         told = self.api.connection("c1")
         self.assertEqual((self.state(), told["next_attempt_time"]), ("RUNNING", due))
         self.assertEqual(len(tests(self.api.records(), "c1")), 1)
-        self.assertEqual(self.health("client/c1"), "SERVING", "nothing is wrong")
+        self.assertEqual(health(self.api, "client/c1"), "SERVING", "nothing is wrong")
 
     def test_an_attempt_that_hangs_gives_way(self):
         for how in ("network", "hand"):

@@ -203,6 +203,9 @@ impl<E: Endpoint> Round<E> {
 
     /// Takes up newcomers, and what endpoints were told.
     fn take_calls(&mut self) {
+        // In this order: whoever is called is among the newcomers by then, and a call that finds
+        // nobody is lost, and with it each later one.
+        let calls = std::mem::take(&mut *lock(&self.inbox.calls));
         let newcomers = std::mem::take(&mut *lock(&self.inbox.newcomers));
         for (id, newcomer) in newcomers {
             let Newcomer { endpoint, commands, rung, ended } = newcomer;
@@ -211,7 +214,6 @@ impl<E: Endpoint> Round<E> {
             self.names.insert(id, index);
             self.visit(index, |_, _| {});
         }
-        let calls = std::mem::take(&mut *lock(&self.inbox.calls));
         for id in calls {
             let Some(index) = self.names.get(&id).copied() else { continue };
             // What was told before a call that was left out, because of this one, is in the queue.
