@@ -117,9 +117,7 @@ fn main() {
     bare_timer(length);
     bare(10_000, Duration::from_millis(100), length);
     println!("growth, 10,000 probes/s in all");
-    for (sessions, interval_ms) in
-        [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000)]
-    {
+    for (sessions, interval_ms) in [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000)] {
         let name = format!("  {sessions} sessions");
         runtime.block_on(schedule(&name, run(sessions, interval_ms, (0, 0), 0), length));
     }
