@@ -425,13 +425,9 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     let (elapsed, cpu) = (begun.elapsed(), cpu_of("sender-0").saturating_sub(cpu));
     noting.store(false, Relaxed);
     end.store(true, Relaxed);
-    let calls = match flood {
-        Some(flood) => {
-            flood.abort();
-            String::new()
-        }
-        None => String::new(),
-    };
+    if let Some(flood) = flood {
+        flood.abort();
+    }
     responder.join().expect("the responder");
     running.agent.stop().await;
     let arrivals = std::mem::take(&mut *arrivals.lock().expect("arrivals"));
@@ -442,7 +438,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
             .map_or(0.0, |ns| *ns as f64 / 1e3)
     };
     println!(
-        "{name:<38}{:>9.0}{:>8.1}{:>8.1}{:>8.1}{:>8.1}{missed:>8}{:>9.2}{:>9.1}{calls}",
+        "{name:<38}{:>9.0}{:>8.1}{:>8.1}{:>8.1}{:>8.1}{missed:>8}{:>9.2}{:>9.1}",
         arrivals.len() as f64 / elapsed.as_secs_f64(),
         at(0.5),
         at(0.99),

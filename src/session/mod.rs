@@ -7,5 +7,12 @@ mod modes;
 mod plane;
 pub mod server;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use derivation::Derivation;
 pub use plane::PlaneSettings;
+
+/// What a panic left behind is whole: nothing is half done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

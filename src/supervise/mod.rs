@@ -6,5 +6,5 @@ mod restart;
 mod tasks;
 
 pub use pulse::Pulse;
-pub use restart::{RestartPolicy, keep_alive};
+pub use restart::{RestartPolicy, keep_alive, panic_text};
 pub use tasks::Tasks;

@@ -113,6 +113,7 @@ pub struct TestSocket {
     first_number: AtomicU32,
     sent: AtomicU32,
     dropped: AtomicU32,
+    dropped_told: AtomicU32,
     /// Packets tell of drops: from the first one on all do.
     drops: AtomicBool,
 }
@@ -183,6 +184,7 @@ impl TestSocket {
             first_number: AtomicU32::new(0),
             sent: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
+            dropped_told: AtomicU32::new(0),
             drops: AtomicBool::new(false),
         })
     }
@@ -202,9 +204,11 @@ impl TestSocket {
         self.io.set_busy_poll(microseconds)
     }
 
-    /// Packets that found no room in the receive buffer, as far as later ones told.
-    pub fn dropped(&self) -> u32 {
-        self.dropped.load(Relaxed)
+    /// Packets that found no room in the receive buffer since this was asked last, as far as later
+    /// ones told.
+    pub fn newly_dropped(&self) -> u64 {
+        let dropped = self.dropped.load(Relaxed);
+        dropped.wrapping_sub(self.dropped_told.swap(dropped, Relaxed)).into()
     }
 
     /// Sets the TTL or hop limit of what is sent.

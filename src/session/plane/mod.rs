@@ -9,7 +9,7 @@ mod tests;
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     net::{Bell, Drained, TestSocket, ThreadPlace},
+    session::lock,
     supervise::Pulse,
     time::{Monotonic, Now},
 };
@@ -85,7 +86,7 @@ struct Caller {
 impl Caller {
     fn call(&self) {
         if !self.rung.swap(true, Ordering::AcqRel) {
-            self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
+            lock(&self.calls).push(self.id);
             self.bell.ring();
         }
     }
@@ -195,7 +196,7 @@ impl<E: Endpoint> Plane<E> {
         on: Option<usize>,
         commands: usize,
     ) -> io::Result<Spawned<E::Command>> {
-        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shards = lock(&self.shards);
         let fewest = (0..shards.len()).min_by_key(|index| shards[*index].endpoints());
         let index = on.or(fewest).unwrap_or(0) % shards.len();
         if shards[index].has_stalled() {

@@ -1,13 +1,12 @@
 //! One thread of the data plane.
 
 use std::{
-    any::Any,
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -23,7 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Ended, Endpoint, PlaneSettings};
 use crate::{
     net::{Bell, Drained, Poller, clock, take_place},
-    supervise::Pulse,
+    session::lock,
+    supervise::{Pulse, panic_text},
     time::Monotonic,
 };
 
@@ -258,7 +258,7 @@ impl<E: Endpoint> Round<E> {
             place.endpoint.advance(clock::now());
         }));
         if let Err(panic) = acted {
-            let text = panic_text(panic.as_ref());
+            let text = panic_text(panic.as_ref()).to_owned();
             self.remove(index, |_| Ended::Panicked(text));
             return;
         }
@@ -302,7 +302,7 @@ impl<E: Endpoint> Round<E> {
             }));
             match ended {
                 Ok(()) => Ended::InForm,
-                Err(panic) => Ended::Panicked(panic_text(panic.as_ref())),
+                Err(panic) => Ended::Panicked(panic_text(panic.as_ref()).to_owned()),
             }
         });
     }
@@ -317,15 +317,4 @@ impl<E: Endpoint> Round<E> {
         drop((endpoint, commands));
         let _ = told.send(ended);
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("panic without a message")
-        .to_owned()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    reflector::{NotTaken, ReflectorHandle},
+    reflector::ReflectorHandle,
     registry::{ConnectionEntry, SessionEnd},
     sockets::Sockets,
 };
@@ -92,9 +92,8 @@ pub(super) async fn place(
     let bound = (receiver, interface);
     for reflector in Candidates::new(config, sockets, ends.local, bound, request.receiver_port) {
         entry.placed(SocketAddr::new(receiver, reflector.local.port()));
-        match reflector.add(&session, &entry).await {
-            Ok(()) => return Ok(Placed { sid, reflector, drain_ns }),
-            Err(NotTaken::SenderHasOne | NotTaken::Closed) => {}
+        if reflector.add(&session, &entry).await {
+            return Ok(Placed { sid, reflector, drain_ns });
         }
     }
     // No free port, or this sender has a session on each.

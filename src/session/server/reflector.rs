@@ -107,36 +107,19 @@ pub(super) struct ReflectorHandle {
     pub(super) local: SocketAddr,
 }
 
-/// Why a session was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotTaken {
-    /// Its sender has one here already.
-    SenderHasOne,
-    /// The socket is no more.
-    Closed,
-}
-
 impl ReflectorHandle {
     /// Takes a session, on each thread: only the kernel knows to which its packets will come.
-    pub(super) async fn add(
-        &self,
-        session: &ReflectorSession,
-        entry: &Arc<SessionEntry>,
-    ) -> Result<(), NotTaken> {
+    /// `false` where its sender has one here already, or the socket is no more.
+    pub(super) async fn add(&self, session: &ReflectorSession, entry: &Arc<SessionEntry>) -> bool {
         for handle in &self.handles {
             let (answer, answered) = oneshot::channel();
             let add = Command::Add(Box::new(session.clone()), entry.clone(), answer);
-            let told = handle.tell(add).await;
-            let taken = match told {
-                Ok(()) => answered.await.map_err(|_| NotTaken::Closed),
-                Err(_) => Err(NotTaken::Closed),
-            };
-            if taken != Ok(true) {
+            if handle.tell(add).await.is_err() || !answered.await.unwrap_or(false) {
                 self.remove(session.sid);
-                return taken.and(Err(NotTaken::SenderHasOne));
+                return false;
             }
         }
-        Ok(())
+        true
     }
 
     pub(super) async fn start(&self, sid: Sid) {
@@ -199,7 +182,6 @@ struct SocketOfSessions {
     ends_empty: bool,
     empty_looks: u32,
     next_look: Monotonic,
-    dropped: u32,
 }
 
 /// The machine as the socket needs it.
@@ -228,7 +210,6 @@ impl SocketOfSessions {
             ends_empty,
             empty_looks: 0,
             next_look: clock::monotonic().plus_ns(EXPIRY_NS),
-            dropped: 0,
         }
     }
 
@@ -329,11 +310,9 @@ impl Endpoint for SocketOfSessions {
         if reflected.failed > 0 {
             self.counters.send_failed.fetch_add(reflected.failed as u64, Relaxed);
         }
-        let dropped = socket.dropped();
-        if dropped != self.dropped {
-            let more = dropped.wrapping_sub(self.dropped);
-            self.counters.no_room.fetch_add(more.into(), Relaxed);
-            self.dropped = dropped;
+        let dropped = socket.newly_dropped();
+        if dropped > 0 {
+            self.counters.no_room.fetch_add(dropped, Relaxed);
         }
         reflected.drained
     }

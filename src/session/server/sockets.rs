@@ -5,13 +5,14 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use super::reflector::{ReflectorHandle, Reflectors};
 use crate::{
     model::UdpListen,
     net::{TestSocket, TransmitStamps, UdpOptions},
+    session::lock,
     twamp::reflector::Sessionless,
 };
 
@@ -142,8 +143,4 @@ impl Sockets {
         own.insert(place.clone(), handle.clone());
         Ok(handle)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

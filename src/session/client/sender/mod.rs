@@ -73,8 +73,6 @@ struct Link {
     packet: Vec<u8>,
     /// Sent since transmit stamps were read.
     unread_stamps: u32,
-    /// Packets that the socket had no room for, so far.
-    dropped: u32,
     _share: Share,
 }
 
@@ -131,11 +129,7 @@ impl Endpoint for Session {
                 machine.ignored();
             }
         });
-        let dropped = link.socket.dropped();
-        if dropped != link.dropped {
-            machine.dropped(dropped.wrapping_sub(link.dropped).into());
-            link.dropped = dropped;
-        }
+        machine.dropped(link.socket.newly_dropped());
         received.unwrap_or_else(|error| {
             tracing::debug!(%error, session = self.config.name, "test socket");
             Drained::Yes
@@ -208,7 +202,6 @@ impl Session {
                     padding_start,
                     packet,
                     unread_stamps: 0,
-                    dropped: 0,
                     _share: self.tools.pace.join(self.config.probe_interval_ns),
                 });
                 self.parked = false;
