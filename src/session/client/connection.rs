@@ -234,11 +234,7 @@ impl Driver {
             let establish = establish(&config, extensions, self.turn, &status, &derivation);
             let mut establish = pin!(establish);
             loop {
-                let better = async {
-                    if network.wait_for(|changes| changes.better != known).await.is_err() {
-                        pending::<()>().await;
-                    }
-                };
+                let better = gets_better(&mut network, known);
                 // One that hangs in TCP gives way to one that may find its way at once.
                 tokio::select! {
                     result = &mut establish => break 'attempt result,
@@ -311,11 +307,7 @@ impl Driver {
         loop {
             self.status.waiting(due, clock::now());
             let mut network = self.network.clone();
-            let better = async {
-                if network.wait_for(|changes| changes.better != known).await.is_err() {
-                    pending::<()>().await;
-                }
-            };
+            let better = gets_better(&mut network, known);
             tokio::select! {
                 () = sleep(until(Some(due))) => return Next::Attempt,
                 () = better => return Next::Attempt,
@@ -351,6 +343,14 @@ impl Driver {
             }
             self.progress.reset();
         }
+    }
+}
+
+/// Waits for a change of the network, behind the ones that are known, that may make an attempt
+/// succeed.
+async fn gets_better(network: &mut watch::Receiver<NetworkChanges>, known: u64) {
+    if network.wait_for(|changes| changes.better != known).await.is_err() {
+        pending::<()>().await;
     }
 }
 

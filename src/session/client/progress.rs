@@ -1,4 +1,4 @@
-//! How far the sessions of a connection are: written by their tasks, read by the driver. A value
+//! How far the sessions of a connection are: written by their threads, read by the driver. A value
 //! and a bell rather than a queue: nothing waits for the driver, and nothing piles up.
 
 use std::{

@@ -1,4 +1,4 @@
-//! The tasks of a connection's sessions: made, told, looked after and ended.
+//! The sessions of a connection on their threads: made, told, looked after and ended.
 
 use std::net::IpAddr;
 
@@ -34,7 +34,7 @@ pub(super) struct Running {
 }
 
 impl Driver {
-    /// Takes up the configuration that is wanted: sessions that are gone end, new ones get a task,
+    /// Takes up the configuration that is wanted: sessions that are gone end, new ones get a place,
     /// the others are told what is new for them.
     pub(super) async fn follow_sessions(&mut self) {
         self.config = self.current.config.clone();
@@ -50,7 +50,7 @@ impl Driver {
                 Some(place) => {
                     let session = known.swap_remove(place);
                     let configure = Command::Configure(self.config.clone(), index);
-                    // One whose task is gone is found by `change`.
+                    // One that is gone is found by `change`.
                     let _ = session.handle.tell(configure).await;
                     session
                 }
@@ -130,7 +130,7 @@ impl Driver {
     }
 
     pub(super) async fn tell(&self, index: usize, command: Command) {
-        // A session whose task is gone is found by `change`.
+        // A session that is gone is found by `change`.
         let _ = self.sessions[index].handle.tell(command).await;
     }
 

@@ -114,7 +114,7 @@ impl Status {
         self.tell();
     }
 
-    /// The tasks of the sessions, for questions about the tests that run.
+    /// The sessions, for questions about the tests that run.
     pub(super) fn set_session_handles(&self, sessions: Vec<Handle<Command>>) {
         self.lock().sessions = sessions;
     }
