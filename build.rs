@@ -23,6 +23,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new()
         .out_dir(&messages)
         .btree_map(["."])
+        // A session has several of these, most of them without delays for most of the time.
+        .boxed("Figures.rtt")
+        .boxed("Figures.egress")
+        .boxed("Figures.ingress")
+        .boxed("Figures.rtt_jitter")
+        .boxed("Figures.egress_jitter")
+        .boxed("Figures.ingress_jitter")
+        .boxed("Figures.reflector_processing")
+        .boxed("Figures.schedule_error")
+        .boxed("Figures.egress_variation")
+        .boxed("Figures.ingress_variation")
+        .boxed("Figures.stamp")
+        .boxed("TestResult.figures")
+        .boxed("IntervalResult.figures")
+        .boxed("Statistics.figures")
         // Records are made one at a time; a box for each would only cost.
         .enum_attribute(".", "#[allow(clippy::large_enum_variant)]")
         .compile_fds(descriptors.clone())?;

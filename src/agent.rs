@@ -103,7 +103,7 @@ impl Agent {
         let results = Results::open(result_store, uuid::Uuid::new_v4().to_string())?;
 
         let tasks = Tasks::new();
-        tasks.spawn("statistics", results.clone().keep_statistics(tasks.token()));
+        tasks.spawn("statistics", results.clone().keep_statistics(clock::now, tasks.token()));
         let version = format!("version {}", env!("CARGO_PKG_VERSION"));
         results.agent_event(EventType::AgentStarted, revision, version, started.unix);
         if let Some(detail) = committed.rolled_back() {

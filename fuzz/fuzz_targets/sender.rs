@@ -53,11 +53,12 @@ fuzz_target!(|data: &[u8]| {
         test_count: 0,
         data_size: 400,
         reflector_counts: head & 128 != 0,
+        availability: Default::default(),
     });
     sender.session_started(carrier, now.monotonic, now);
     let mut last = vec![0; 400];
     for (choice, piece) in shared::pieces(data) {
-        while sender.poll_probe(now.monotonic).is_some() {
+        while sender.poll_probe(now).is_some() {
             sender.write_probe(now.unix, ErrorEstimate(0x8001), &mut last, now.monotonic);
             sender.probe_sent(now.unix, 1 << 20, now);
         }

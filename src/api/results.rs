@@ -11,14 +11,15 @@ use crate::{
     model::{check_name, limits},
     net::clock,
     proto::{
-        AckRecordsRequest, AckRecordsResponse, Consumer, DeleteConsumerRequest,
-        DeleteConsumerResponse, GetStatisticsRequest, GetStatisticsResponse, Heartbeat,
-        ListConsumersRequest, ListConsumersResponse, ListRecordsRequest, ListRecordsResponse,
-        RecordBatch, RecordFilter, StatisticsScope, StreamOpening, StreamRecordsRequest,
-        StreamRecordsResponse, StreamSync, stream_records_request::From as From_,
-        stream_records_response::Message,
+        AckRecordsRequest, AckRecordsResponse, ClearStatisticsRequest, ClearStatisticsResponse,
+        Consumer, DeleteConsumerRequest, DeleteConsumerResponse, GetStatisticsRequest,
+        GetStatisticsResponse, Heartbeat, ListConsumersRequest, ListConsumersResponse,
+        ListRecordsRequest, ListRecordsResponse, RecordBatch, RecordFilter, Statistics,
+        StatisticsScope, StreamOpening, StreamRecordsRequest, StreamRecordsResponse, StreamSync,
+        stream_records_request::From as From_, stream_records_response::Message,
     },
-    results::{Filter, Reader, Start, StreamItem, page},
+    results::{Filter, Reader, Start, StatisticsQuery, StreamItem, page},
+    stats::clear_histograms,
 };
 
 type Records = Pin<Box<dyn Stream<Item = Result<StreamRecordsResponse, Status>> + Send>>;
@@ -30,28 +31,48 @@ impl ResultsService for Context {
         request: Request<GetStatisticsRequest>,
     ) -> Result<Response<GetStatisticsResponse>, Status> {
         let request = request.into_inner();
-        for scope in &request.scopes {
-            if StatisticsScope::try_from(*scope).is_err() {
-                return Err(error::invalid("scopes", format!("{scope} is no scope: 1, 2 or 3")));
+        let mut query = query(request.connections, request.sessions);
+        for number in request.scopes {
+            match StatisticsScope::try_from(number) {
+                Ok(StatisticsScope::Unspecified) => query.scopes.extend(ALL_SCOPES),
+                Ok(scope) => drop(query.scopes.insert(scope)),
+                Err(_) => {
+                    return Err(error::invalid("scopes", format!("{number} is no scope: 1 to 8")));
+                }
             }
         }
-        let any = request.scopes.is_empty() || request.scopes.contains(&0);
-        let wanted = |scope: i32| any || request.scopes.contains(&scope);
-        let mut statistics = self.results.statistics();
-        if wanted(StatisticsScope::CurrentTest.into()) {
-            let current = self.control.clients().current_tests(&request.connections).await;
+        (query.running, query.history) = (request.running_intervals, request.history);
+        let (results, selected) = (self.results.clone(), query.clone());
+        let read = tokio::task::spawn_blocking(move || results.statistics(&selected));
+        let mut statistics = read.await.map_err(|_| error::ending())?;
+        if query.wants_scope(StatisticsScope::CurrentTest) {
+            let connections: Vec<String> = query.connections.iter().cloned().collect();
+            let mut current = self.control.clients().current_tests(&connections).await;
+            current.retain(|entry| query.wants(&entry.connection, &entry.session));
             statistics.extend(current);
         }
-        statistics.retain(|entry| {
-            let named = |names: &[String], name| names.is_empty() || names.contains(name);
-            wanted(entry.scope)
-                && named(&request.connections, &entry.connection)
-                && named(&request.sessions, &entry.session)
-        });
+        if !request.histograms {
+            let figures = statistics.iter_mut().filter_map(|one| one.figures.as_deref_mut());
+            figures.for_each(clear_histograms);
+        }
         statistics.sort_by(|a, b| {
-            (&a.connection, &a.session, a.scope).cmp(&(&b.connection, &b.session, b.scope))
+            let order =
+                |one: &Statistics| (one.scope, one.running, one.interval_start.map(seconds));
+            (&a.connection, &a.session, order(a)).cmp(&(&b.connection, &b.session, order(b)))
         });
         Ok(Response::new(GetStatisticsResponse { statistics }))
+    }
+
+    async fn clear_statistics(
+        &self,
+        request: Request<ClearStatisticsRequest>,
+    ) -> Result<Response<ClearStatisticsResponse>, Status> {
+        let request = request.into_inner();
+        let query = query(request.connections, request.sessions);
+        match self.results.clear_statistics(&query, clock::unix()) {
+            0 => Err(Status::not_found("no session is selected: see the names in GetConfig")),
+            sessions => Ok(Response::new(ClearStatisticsResponse { sessions: sessions as u32 })),
+        }
     }
 
     async fn list_records(
@@ -184,6 +205,29 @@ impl Follow {
         };
         StreamRecordsResponse { message: Some(message) }
     }
+}
+
+const ALL_SCOPES: [StatisticsScope; 8] = [
+    StatisticsScope::CurrentTest,
+    StatisticsScope::LastTest,
+    StatisticsScope::AllTests,
+    StatisticsScope::MovingAverage,
+    StatisticsScope::Interval1Minute,
+    StatisticsScope::Interval15Minutes,
+    StatisticsScope::Interval1Hour,
+    StatisticsScope::Interval1Day,
+];
+
+fn query(connections: Vec<String>, sessions: Vec<String>) -> StatisticsQuery {
+    StatisticsQuery {
+        connections: connections.into_iter().collect(),
+        sessions: sessions.into_iter().collect(),
+        ..StatisticsQuery::default()
+    }
+}
+
+fn seconds(time: prost_types::Timestamp) -> i64 {
+    time.seconds
 }
 
 fn filter(filter: Option<RecordFilter>) -> Result<Filter, Status> {

@@ -16,10 +16,10 @@ use super::{
 use crate::{
     document::{Fields, to_value, to_yaml},
     proto::{
-        AckRecordsRequest, CloseServerConnectionsRequest, GetAgentRequest, GetConfigRequest,
-        GetServerStatusRequest, GetStatisticsRequest, ListConnectionsRequest, ListRecordsRequest,
-        ListServerConnectionsRequest, ListServerSessionsRequest, ProbeStage, RecordFilter,
-        RecordKind, StartConnectionsRequest, StatisticsScope, StopConnectionsRequest,
+        AckRecordsRequest, ClearStatisticsRequest, CloseServerConnectionsRequest, GetAgentRequest,
+        GetConfigRequest, GetServerStatusRequest, GetStatisticsRequest, ListConnectionsRequest,
+        ListRecordsRequest, ListServerConnectionsRequest, ListServerSessionsRequest, ProbeStage,
+        RecordFilter, RecordKind, StartConnectionsRequest, StatisticsScope, StopConnectionsRequest,
         StreamRecordsRequest, WatchConnectionsRequest, stream_records_request::From as StreamFrom,
         stream_records_response::Message,
     },
@@ -56,6 +56,14 @@ pub enum Command {
         /// Only this scope
         #[arg(long, value_enum)]
         scope: Option<Scope>,
+        /// Intervals that are not over as well
+        #[arg(long)]
+        running: bool,
+    },
+    /// Begin statistics anew
+    Clear {
+        /// Connections [default: all]
+        names: Vec<String>,
     },
     /// List records of the result log
     Records {
@@ -150,6 +158,16 @@ pub enum Scope {
     Last,
     /// All finished ones
     All,
+    /// The latest ones, `moving_average_size` of them
+    Moving,
+    /// The latest minute by the clock
+    Minute,
+    /// The latest quarter of an hour by the clock
+    Quarter,
+    /// The latest hour by the clock
+    Hour,
+    /// The latest day, UTC
+    Day,
 }
 
 /// Which records.
@@ -228,20 +246,15 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             let answer = agent.client().stop_connections(request).await?.into_inner();
             print(format, &answer, "StopConnectionsResponse", || named("stopped", &answer.names))
         }
-        Command::Stats { names, scope } => {
-            let scope = scope.map(|scope| match scope {
-                Scope::Current => StatisticsScope::CurrentTest.into(),
-                Scope::Last => StatisticsScope::LastTest.into(),
-                Scope::All => StatisticsScope::AllTests.into(),
-            });
-            let request = GetStatisticsRequest {
-                connections: names,
-                sessions: Vec::new(),
-                scopes: scope.into_iter().collect(),
-            };
-            let answer = agent.results().get_statistics(request).await?.into_inner();
-            print(format, &answer, "GetStatisticsResponse", || {
-                tables::statistics_table(&answer.statistics)
+        Command::Stats { names, scope, running } => {
+            statistics(agent, names, scope, running, format).await
+        }
+        Command::Clear { names } => {
+            let request =
+                ClearStatisticsRequest { connections: names, ..ClearStatisticsRequest::default() };
+            let answer = agent.results().clear_statistics(request).await?.into_inner();
+            print(format, &answer, "ClearStatisticsResponse", || {
+                format!("the statistics of {} sessions begin anew", answer.sessions)
             })
         }
         Command::Records { filter, count, after } => {
@@ -303,6 +316,33 @@ async fn probe_server(
 }
 
 /// Prints a page of the log; returns the cursor up to which it was looked at.
+async fn statistics(
+    agent: &Connection,
+    names: Vec<String>,
+    scope: Option<Scope>,
+    running: bool,
+    format: Format,
+) -> Result<(), CtlError> {
+    let scope = scope.map(|scope| match scope {
+        Scope::Current => StatisticsScope::CurrentTest.into(),
+        Scope::Last => StatisticsScope::LastTest.into(),
+        Scope::All => StatisticsScope::AllTests.into(),
+        Scope::Moving => StatisticsScope::MovingAverage.into(),
+        Scope::Minute => StatisticsScope::Interval1Minute.into(),
+        Scope::Quarter => StatisticsScope::Interval15Minutes.into(),
+        Scope::Hour => StatisticsScope::Interval1Hour.into(),
+        Scope::Day => StatisticsScope::Interval1Day.into(),
+    });
+    let request = GetStatisticsRequest {
+        connections: names,
+        scopes: scope.into_iter().collect(),
+        running_intervals: running,
+        ..GetStatisticsRequest::default()
+    };
+    let answer = agent.results().get_statistics(request).await?.into_inner();
+    print(format, &answer, "GetStatisticsResponse", || tables::statistics_table(&answer.statistics))
+}
+
 async fn records(
     agent: &Connection,
     filter: RecordFilter,

@@ -126,7 +126,7 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
             let stats = stats.filter(|stats| stats.samples > 0);
             stats.map_or_else(|| "-".into(), |stats| nanoseconds(stats.mean_ns))
         };
-        let deviation = figures.rtt.as_ref().filter(|rtt| rtt.samples > 0);
+        let deviation = figures.rtt.as_deref().filter(|rtt| rtt.samples > 0);
         rows.add_row([
             s.connection.clone(),
             s.session.clone(),
@@ -136,10 +136,10 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
             figures.probes_sent.to_string(),
             lost(&figures),
             loss_ratio(&figures),
-            range(figures.rtt.as_ref()),
+            range(figures.rtt.as_deref()),
             deviation.map_or_else(|| "-".into(), |rtt| nanoseconds(rtt.stddev_ns)),
-            mean(figures.egress.as_ref()),
-            mean(figures.ingress.as_ref()),
+            mean(figures.egress.as_deref()),
+            mean(figures.ingress.as_deref()),
             short(figures.one_way_validity().as_str_name(), "ONE_WAY_VALIDITY_")
                 .replace("UNSPECIFIED", "-"),
         ]);
@@ -175,12 +175,27 @@ pub fn record_line(record: &Record) -> String {
         Some(record::Kind::TestResult(result)) => test_text(result),
         Some(record::Kind::ProbeResults(batch)) => probes_text(batch),
         Some(record::Kind::Event(event)) => event_text(event),
+        Some(record::Kind::IntervalResult(interval)) => interval_text(interval),
         Some(record::Kind::Gap(gap)) => {
             format!("GAP      cursors {} to {} are gone", gap.first_cursor, gap.last_cursor)
         }
         None => "unknown kind of record".into(),
     };
     format!("{:>8}  {}  {who:<16}  {what}", record.cursor, time(record.time.as_ref()))
+}
+
+fn interval_text(interval: &proto::IntervalResult) -> String {
+    let figures = interval.figures.clone().unwrap_or_default();
+    let scope = short(interval.scope().as_str_name(), "STATISTICS_SCOPE_INTERVAL_");
+    let suspect = if interval.suspect { ", not whole" } else { "" };
+    format!(
+        "INTERVAL {scope} from {}{suspect}, sent {}, lost {} ({}), rtt {}",
+        time(interval.start.as_ref()),
+        figures.probes_sent,
+        lost(&figures),
+        loss_ratio(&figures),
+        range(figures.rtt.as_deref()),
+    )
 }
 
 fn test_text(result: &proto::TestResult) -> String {
@@ -199,7 +214,7 @@ fn test_text(result: &proto::TestResult) -> String {
         figures.probes_sent,
         lost(&figures),
         loss_ratio(&figures),
-        range(figures.rtt.as_ref()),
+        range(figures.rtt.as_deref()),
     )
 }
 

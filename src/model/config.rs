@@ -100,6 +100,10 @@ pub struct ControlConnection {
     pub retry_backoff_max_ns: u64,
     /// An event when every session has finished a test.
     pub test_iteration_done_events: bool,
+    /// Tests of the moving average; 0 is off.
+    pub moving_average_size: usize,
+    /// Where results are kept.
+    pub results: ResultKeeping,
 }
 
 impl ControlConnection {
@@ -127,6 +131,15 @@ impl ControlConnection {
     pub fn reflects(&self) -> bool {
         self.sessions.iter().any(|session| session.reflected_padding > 0)
     }
+}
+
+/// Where results are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResultKeeping {
+    /// In the store.
+    Stored,
+    /// In memory, so many of each session.
+    InMemory(usize),
 }
 
 /// When the probes of a test are sent.
@@ -181,6 +194,35 @@ pub struct TestSession {
     pub thresholds: Thresholds,
     /// An event when a test has ended.
     pub test_done_events: bool,
+    /// Percentiles that are told of delays, rising.
+    pub percentiles: Vec<f64>,
+    /// When the path counts as unavailable.
+    pub availability: AvailabilityRule,
+}
+
+/// When a path counts as unavailable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AvailabilityRule {
+    /// Probes in an interval.
+    pub probes_per_interval: u64,
+    /// Lost probes, in percent, from which on an interval is one of high loss.
+    pub loss_percent: u64,
+    /// Intervals in a row that change the state.
+    pub consecutive_intervals: u64,
+    /// Intervals of high loss in a row that count as a run.
+    pub consecutive_high_loss: u64,
+}
+
+impl Default for AvailabilityRule {
+    fn default() -> Self {
+        let consecutive_intervals = super::limits::AVAILABILITY_INTERVALS.default;
+        Self {
+            probes_per_interval: super::limits::AVAILABILITY_PROBES.default,
+            loss_percent: super::limits::AVAILABILITY_LOSS_PERCENT.default,
+            consecutive_intervals,
+            consecutive_high_loss: consecutive_intervals / 2,
+        }
+    }
 }
 
 impl TestSession {

@@ -143,6 +143,20 @@ pub const TOTAL_LOSS: Limit = limit(0..=1_000_000, 1, "0 to 1000000");
 pub const DELAY_THRESHOLD: Limit = limit(0..=60 * SECOND, 0, "0 to 60 s");
 /// `clear_percent`.
 pub const CLEAR_PERCENT: Limit = limit(1..=100, 90, "1 to 100");
+/// Percentiles of a session.
+pub const MAXIMUM_PERCENTILES: usize = 10;
+/// `probes_per_interval` of the availability.
+pub const AVAILABILITY_PROBES: Limit = limit(1..=1000, 1, "1 to 1000");
+/// `loss_percent` of the availability.
+pub const AVAILABILITY_LOSS_PERCENT: Limit = limit(1..=100, 50, "1 to 100");
+/// `consecutive_intervals` of the availability.
+pub const AVAILABILITY_INTERVALS: Limit = limit(2..=1000, 10, "2 to 1000");
+/// `consecutive_high_loss` of the availability; the default follows `consecutive_intervals`.
+pub const AVAILABILITY_HIGH_LOSS: Limit = limit(1..=999, 0, "1 to 999");
+/// `moving_average_size`.
+pub const MOVING_AVERAGE_SIZE: Limit = limit(0..=1024, 0, "0 to 1024");
+/// `history_size`.
+pub const HISTORY_SIZE: Limit = limit(0..=512, 50, "0 to 512");
 /// `clear_after`.
 pub const CLEAR_AFTER: Limit = limit(1..=1000, 3, "1 to 1000");
 /// `maximum_packets_per_second` of a light reflector and `maximum_packets_per_second_per_sender`; 0

@@ -17,8 +17,8 @@ mod stamp;
 mod thresholds;
 
 pub use config::{
-    AgentConfig, ControlConnection, ControlType, Endpoint, Keepalive, Schedule, StorageConfig,
-    TestSession,
+    AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, Keepalive,
+    ResultKeeping, Schedule, StorageConfig, TestSession,
 };
 pub use diff::{Standing, changes, connection_effect, touched_sessions};
 pub use dscp::Dscp;

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::proto::{Record, RecordFilter, RecordKind, record};
+use super::content;
+use crate::{
+    proto::{RecordFilter, RecordKind},
+    store::Entry,
+};
 
 /// A filter; empty sets select everything.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +25,8 @@ impl Filter {
             .iter()
             .map(|number| match RecordKind::try_from(*number) {
                 Ok(RecordKind::Unspecified) | Err(_) => Err(format!(
-                    "{number} is no kind of record: 1 (TEST_RESULT), 2 (PROBE_RESULTS), 3 (EVENT)"
+                    "{number} is no kind of record: 1 (TEST_RESULT), 2 (PROBE_RESULTS), 3 (EVENT), \
+                     4 (INTERVAL_RESULT)"
                 )),
                 Ok(kind) => Ok(kind),
             })
@@ -34,39 +39,42 @@ impl Filter {
         })
     }
 
-    /// Whether a record is wanted. A gap always is.
-    pub fn wants(&self, record: &Record) -> bool {
-        let kind = match &record.kind {
-            Some(record::Kind::TestResult(_)) => RecordKind::TestResult,
-            Some(record::Kind::ProbeResults(_)) => RecordKind::ProbeResults,
-            Some(record::Kind::Event(_)) => RecordKind::Event,
-            Some(record::Kind::Gap(_)) | None => return true,
-        };
+    /// Whether an entry of the log is wanted; one without content never is.
+    pub(super) fn wants(&self, entry: &Entry) -> bool {
+        let Some(kind) = content::kind(entry) else { return false };
         let any = |set: &HashSet<String>, name: &String| set.is_empty() || set.contains(name);
-        any(&self.connections, &record.connection)
-            && any(&self.sessions, &record.session)
+        let subject = &entry.subject;
+        any(&self.connections, &subject.connection)
+            && any(&self.sessions, &subject.session)
             && (self.kinds.is_empty() || self.kinds.contains(&kind))
-            && self.labels.iter().all(|(key, value)| record.labels.get(key) == Some(value))
+            && self.labels.iter().all(|(key, value)| subject.labels.get(key) == Some(value))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{Event, Gap};
+    use crate::store::{Subject, content};
+    use std::sync::Arc;
 
-    fn event(connection: &str, label: &str) -> Record {
-        Record {
+    fn event(connection: &str, label: &str) -> Entry {
+        let subject = Subject {
             connection: connection.into(),
+            session: String::new(),
             labels: [("site".to_owned(), label.to_owned())].into(),
-            kind: Some(record::Kind::Event(Event::default())),
-            ..Record::default()
+        };
+        Entry {
+            cursor: 1,
+            time: Default::default(),
+            subject: Arc::new(subject),
+            kind: content::EVENT,
+            content: Default::default(),
         }
     }
 
     #[test]
     fn selects_by_all_that_is_given() {
-        let wants = |filter, record: &Record| Filter::new(filter).unwrap().wants(record);
+        let wants = |filter, record: &Entry| Filter::new(filter).unwrap().wants(record);
         let record = event("c1", "a");
         assert!(wants(RecordFilter::default(), &record));
         let by_name = RecordFilter { connections: vec!["c1".into()], ..RecordFilter::default() };
@@ -76,9 +84,9 @@ mod tests {
         let by_label = RecordFilter { labels, ..RecordFilter::default() };
         assert!(!wants(by_label, &record));
         let by_kind = RecordFilter { kinds: vec![1], ..RecordFilter::default() };
-        assert!(!wants(by_kind.clone(), &record));
-        let gap = Record { kind: Some(record::Kind::Gap(Gap::default())), ..Record::default() };
-        assert!(wants(by_kind, &gap), "a gap concerns every reader");
+        assert!(!wants(by_kind, &record));
+        let nothing = Entry { kind: content::NOTHING, ..record };
+        assert!(!wants(RecordFilter::default(), &nothing));
         assert!(Filter::new(RecordFilter { kinds: vec![9], ..RecordFilter::default() }).is_err());
     }
 }

@@ -1,32 +1,40 @@
-//! Records into the store and into statistics, by one writer.
+//! Reports become records: numbered, folded into statistics, handed to the store and kept for
+//! readers that follow. By one thread.
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use prost::Message;
-
-use super::{reports::Report, statistics::Fold};
+use super::{
+    Subject, content as record_content,
+    reports::{Report, Told},
+    statistics::Fold,
+    tail::Tail,
+};
 use crate::{
-    proto::{Event, LossCause, Record, record},
-    store::{Entry, MAXIMUM_VALUE_OCTETS, ResultStore, StoreError},
+    proto::{Event, LossCause, record},
+    store::{Entry, ResultStore, StoreError, content},
+    time::UnixTime,
 };
 
 /// The store with what is folded from it.
 #[derive(Debug)]
 pub(super) struct Log {
     pub(super) store: ResultStore,
+    pub(super) tail: Tail,
     /// Folding and handing to the store happen under one lock, so that a snapshot of statistics
     /// and its place in the log agree.
     fold: Mutex<Fold>,
+    next_cursor: AtomicU64,
     dropped: AtomicU64,
 }
 
 impl Log {
     pub(super) fn open(store: ResultStore) -> Result<Self, StoreError> {
         let fold = Mutex::new(Fold::load(&store)?);
-        Ok(Self { store, fold, dropped: AtomicU64::new(0) })
+        let next_cursor = store.next_cursor().into();
+        Ok(Self { store, tail: Tail::default(), fold, next_cursor, dropped: AtomicU64::new(0) })
     }
 
     /// What the store did not take.
@@ -34,26 +42,56 @@ impl Log {
         self.dropped.load(Relaxed) + self.store.state().borrow().dropped
     }
 
-    pub(super) fn take(&self, Report { subject, kind, time }: Report) {
-        if let record::Kind::Event(event) = &kind {
-            tell(&subject.connection, event);
-        }
-        let record = Record {
-            // The store numbers it.
-            cursor: 0,
-            time: Some(time.to_proto()),
-            connection: subject.connection.clone(),
-            session: subject.session.clone(),
-            labels: subject.labels.clone(),
-            kind: Some(kind),
-        };
-        let octets = record.encode_to_vec();
+    pub(super) fn take(&self, Report { subject, told, time }: Report) {
         let mut fold = self.fold();
-        fold.take(&record);
-        let fits = octets.len() <= MAXIMUM_VALUE_OCTETS;
-        debug_assert!(fits, "a record of {} octets", octets.len());
-        if !fits || self.store.append(Entry { time, octets }).is_err() {
-            self.count_dropped();
+        let kind = match told {
+            Told::Record(kind) => *kind,
+            Told::Test(result, minute) => {
+                fold.test(&subject, &result, minute);
+                record::Kind::TestResult(*result)
+            }
+            Told::Minute(minute, figures) => {
+                return fold.minute(&subject.key, minute, &figures);
+            }
+        };
+        if let record::Kind::Event(event) = &kind {
+            tell(subject.connection(), event);
+        }
+        self.append(&subject, kind, time);
+    }
+
+    /// Intervals that are over become records.
+    pub(super) fn close_intervals(&self, now: UnixTime) {
+        let mut fold = self.fold();
+        for (key, interval) in fold.close(now) {
+            let subject = fold.subject(&key);
+            self.append(&subject, record::Kind::IntervalResult(interval), now);
+        }
+    }
+
+    /// Under the lock of the statistics: cursors rise in the order in which records are handed on.
+    fn append(&self, subject: &Subject, kind: record::Kind, time: UnixTime) {
+        // What the store keeps of it.
+        let time = UnixTime(time.0 / 1_000 * 1_000);
+        for (kind, octets) in record_content::encode(kind) {
+            let entry = Entry {
+                cursor: self.next_cursor.load(Relaxed),
+                time,
+                subject: subject.stored.clone(),
+                kind,
+                content: octets,
+            };
+            let stored = if subject.persistent {
+                entry.clone()
+            } else {
+                Entry { kind: content::NOTHING, content: Default::default(), ..entry.clone() }
+            };
+            if self.store.append(stored).is_ok() {
+                self.next_cursor.fetch_add(1, Relaxed);
+                self.tail.push(entry);
+            } else {
+                self.count_dropped();
+            }
         }
     }
 

@@ -1,46 +1,91 @@
 //! Results on their way: from the sessions into the store, folded into statistics, and back out to
 //! readers. Reporting never waits; what the store cannot take is dropped and counted.
 
+mod block;
+mod content;
 mod filter;
 mod log;
 mod reader;
 mod reports;
 mod statistics;
 mod surroundings;
+mod tail;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use filter::Filter;
 pub use reader::{Page, Reader, Start, StreamItem, page};
+pub use statistics::StatisticsQuery;
 pub use surroundings::{watch_clock, watch_store};
 
 use crate::{
-    model::{AgentConfig, StorageConfig},
-    proto::{Event, EventType, ProbeResult, ProbeResults, Statistics, TestResult, record},
-    store::{ResultStore, Retention, StoreError, StoreState},
-    time::UnixTime,
+    model::{AgentConfig, ResultKeeping, StorageConfig},
+    proto::{Event, EventType, Figures, ProbeResult, ProbeResults, Statistics, TestResult, record},
+    stats,
+    store::{self, ResultStore, Retention, StoreError, StoreState},
+    time::{Now, UnixTime},
 };
 use log::Log;
-use reports::{Report, Reports};
+use reports::{Report, Reports, Told};
+use statistics::{Key, Plan};
 
-/// Largest number of probes in one record: with the longest names and labels it stays below what
-/// the store takes as a value.
-pub const PROBES_PER_RECORD: usize = 30;
+/// Probes that wait for others to fill a record, at most.
+pub const PROBES_PER_RECORD: usize = 64;
 /// How often statistics are handed to the store. What a crash costs is replayed from the log.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(5);
 
-/// To whom a record belongs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// How often intervals are looked at that may be over.
+const CLOSE_EVERY: Duration = Duration::from_secs(1);
+
+/// To whom a record belongs, and whether it is stored.
+#[derive(Clone, Debug)]
 pub struct Subject {
+    key: Key,
+    stored: Arc<store::Subject>,
+    persistent: bool,
+}
+
+impl Subject {
+    /// Of a session; with an empty name, of a connection as a whole.
+    pub fn new(
+        connection: &str,
+        session: &str,
+        labels: BTreeMap<String, String>,
+        keeping: ResultKeeping,
+    ) -> Self {
+        let key = (connection.to_owned(), session.to_owned());
+        let stored = store::Subject { connection: key.0.clone(), session: key.1.clone(), labels };
+        Self { key, stored: Arc::new(stored), persistent: keeping == ResultKeeping::Stored }
+    }
+
+    /// The agent as a whole.
+    pub fn agent() -> Self {
+        Self::new("", "", BTreeMap::new(), ResultKeeping::Stored)
+    }
+
+    /// The connection that the session is of.
+    pub fn of_connection(&self) -> Self {
+        let stored = store::Subject { session: String::new(), ..(*self.stored).clone() };
+        let key = (stored.connection.clone(), String::new());
+        Self { key, stored: Arc::new(stored), persistent: self.persistent }
+    }
+
     /// Name of the connection; empty for the agent as a whole.
-    pub connection: String,
+    pub fn connection(&self) -> &str {
+        &self.key.0
+    }
+
     /// Name of the session; empty for a connection.
-    pub session: String,
-    /// What its records carry.
-    pub labels: BTreeMap<String, String>,
+    pub fn session(&self) -> &str {
+        &self.key.1
+    }
 }
 
 /// The result log with its statistics.
@@ -49,6 +94,7 @@ pub struct Results {
     log: Arc<Log>,
     reports: Reports,
     boot_id: String,
+    plans: RwLock<HashMap<Key, Plan>>,
 }
 
 impl Results {
@@ -57,7 +103,7 @@ impl Results {
         let log = Arc::new(Log::open(store)?);
         let reports = Reports::start(log.clone())
             .map_err(|error| StoreError::Database(format!("its thread: {error}")))?;
-        Ok(Arc::new(Self { log, reports, boot_id }))
+        Ok(Arc::new(Self { log, reports, boot_id, plans: RwLock::default() }))
     }
 
     /// The agent, for ever.
@@ -85,50 +131,99 @@ impl Results {
         self.reports.dropped() + self.log.dropped()
     }
 
-    /// Reports a finished test.
-    pub fn test(&self, subject: impl Into<Arc<Subject>>, result: TestResult, time: UnixTime) {
-        self.report(subject, record::Kind::TestResult(result), time);
+    /// Reports a finished test, and the minute by the clock that all of it was in, if it was one.
+    pub fn test(
+        &self,
+        subject: impl Into<Arc<Subject>>,
+        result: Box<TestResult>,
+        minute: Option<u64>,
+        time: UnixTime,
+    ) {
+        self.report(subject, Told::Test(result, minute), time);
     }
 
-    /// Reports single probes, at most [`PROBES_PER_RECORD`].
+    /// Reports what was sent in a minute of a test that has part in several.
+    pub fn minute(
+        &self,
+        subject: impl Into<Arc<Subject>>,
+        minute: u64,
+        figures: Box<Figures>,
+        time: UnixTime,
+    ) {
+        self.report(subject, Told::Minute(minute, figures), time);
+    }
+
+    /// Reports single probes.
     pub fn probes(
         &self,
         subject: impl Into<Arc<Subject>>,
         probes: Vec<ProbeResult>,
         time: UnixTime,
     ) {
-        self.report(subject, record::Kind::ProbeResults(ProbeResults { probes }), time);
+        let kind = record::Kind::ProbeResults(ProbeResults { probes });
+        self.report(subject, Told::Record(Box::new(kind)), time);
     }
 
     /// Reports something that happened.
     pub fn event(&self, subject: impl Into<Arc<Subject>>, event: Event, time: UnixTime) {
-        self.report(subject, record::Kind::Event(event), time);
+        self.report(subject, Told::Record(Box::new(record::Kind::Event(event))), time);
     }
 
-    fn report(&self, subject: impl Into<Arc<Subject>>, kind: record::Kind, time: UnixTime) {
-        self.reports.send(Report { subject: subject.into(), kind, time });
+    fn report(&self, subject: impl Into<Arc<Subject>>, told: Told, time: UnixTime) {
+        self.reports.send(Report { subject: subject.into(), told, time });
     }
 
     /// Reports that the agent started, or that a configuration was committed.
     pub fn agent_event(&self, kind: EventType, revision: u64, detail: String, time: UnixTime) {
         let event = Event { r#type: kind.into(), revision, detail, ..Event::default() };
-        self.event(Subject::default(), event, time);
+        self.event(Subject::agent(), event, time);
     }
 
-    /// Statistics over finished tests, by connection, session and scope.
-    pub fn statistics(&self) -> Vec<Statistics> {
-        self.log.fold().all()
+    /// Statistics over finished tests and intervals, by connection, session and scope, with
+    /// percentiles.
+    pub fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
+        let mut found = self.log.fold().statistics(query);
+        for statistics in &mut found {
+            let percentiles = self.plan(&statistics.connection, &statistics.session).percentiles;
+            if let Some(figures) = statistics.figures.as_deref_mut() {
+                stats::complete(figures, &percentiles);
+            }
+        }
+        found
     }
 
-    /// Forgets the statistics of sessions that are no longer configured, and keeps records as
-    /// long as is configured now.
+    /// Begins the statistics of sessions anew, and writes that into the log; how many.
+    pub fn clear_statistics(&self, query: &StatisticsQuery, time: UnixTime) -> usize {
+        let cleared = self.log.fold().clear(query);
+        for ((connection, session), epoch) in &cleared {
+            let event = Event {
+                r#type: EventType::StatisticsCleared.into(),
+                value: epoch.cast_signed(),
+                ..Event::default()
+            };
+            let plan = self.plan(connection, session);
+            let subject = Subject::new(connection, session, BTreeMap::new(), plan.keeping);
+            self.event(subject, event, time);
+        }
+        cleared.len()
+    }
+
+    /// What happened at this time makes intervals other than whole.
+    fn disturbed(&self, at: UnixTime) {
+        self.log.fold().disturbed(at);
+    }
+
+    fn plan(&self, connection: &str, session: &str) -> Plan {
+        let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
+        plans.get(&(connection.to_owned(), session.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Takes up how statistics are made, forgets those of sessions that are no longer configured,
+    /// and keeps records as long as is configured now.
     pub fn follow_config(&self, config: &AgentConfig) {
-        let configured = config.connections.values().flat_map(|connection| {
-            let active = connection.sessions.iter().map(|session| &session.name);
-            let names = active.chain(&connection.inactive_sessions);
-            names.map(|session| (connection.name.clone(), session.clone()))
-        });
-        self.log.fold().retain(configured.collect());
+        let plans = statistics::plans(config);
+        self.log.fold().follow(plans.clone());
+        *self.plans.write().unwrap_or_else(PoisonError::into_inner) = plans;
         if let Err(error) = self.log.store.set_retention(retention(&config.storage)) {
             tracing::warn!(%error, "the new retention does not hold yet");
         }
@@ -149,12 +244,22 @@ impl Results {
         self.log.store.delete_consumer(name).await
     }
 
-    /// Hands statistics to the store, again and again until the end, and once more then.
-    pub async fn keep_statistics(self: Arc<Self>, token: CancellationToken) {
-        let mut tick = tokio::time::interval(SNAPSHOT_EVERY);
+    /// Closes intervals that are over, and hands statistics to the store, again and again until
+    /// the end.
+    pub async fn keep_statistics(self: Arc<Self>, now: fn() -> Now, token: CancellationToken) {
+        let mut save = tokio::time::interval(SNAPSHOT_EVERY);
+        let mut close = tokio::time::interval(CLOSE_EVERY);
+        let mut dropped = 0;
         loop {
             tokio::select! {
-                _ = tick.tick() => self.log.save_statistics(),
+                _ = save.tick() => self.log.save_statistics(),
+                _ = close.tick() => {
+                    let now = now().unix;
+                    if std::mem::replace(&mut dropped, self.reports.dropped()) != dropped {
+                        self.disturbed(now);
+                    }
+                    self.log.close_intervals(now);
+                }
                 () = token.cancelled() => return,
             }
         }

@@ -3,15 +3,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use prost::Message;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 
-use super::{Filter, Results};
+use super::{Filter, Results, content};
 use crate::{
-    proto::{Gap, Record, record},
+    proto::{Record, record},
+    stats,
     store::{StoreError, StoreState},
 };
 
@@ -182,26 +182,30 @@ impl Results {
         limit: usize,
         mut gaps_count: bool,
     ) -> Result<Page, StoreError> {
-        let entries = self.log.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?;
         let mut page = Page { records: Vec::new(), looked_at: after };
+        let entries = match self.log.tail.entries(after, newest, READ_RECORDS) {
+            Some(entries) => entries,
+            None => self.log.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?,
+        };
         let nothing_left = entries.is_empty();
-        for (cursor, octets) in entries {
-            if page.records.len() >= limit {
+        let mut octets = 0;
+        for entry in entries {
+            octets += entry.content.len();
+            if page.records.len() >= limit || octets > READ_OCTETS && !page.records.is_empty() {
                 return Ok(page);
             }
-            if gaps_count && cursor > page.looked_at + 1 {
-                page.records.push(gap(page.looked_at + 1, cursor - 1));
+            if gaps_count && entry.cursor > page.looked_at + 1 {
+                page.records.push(content::gap(page.looked_at + 1, entry.cursor - 1));
             }
             gaps_count = true;
-            let record = decode(cursor, &octets)?;
-            if filter.wants(&record) {
-                page.records.push(record);
+            if filter.wants(&entry) {
+                page.records.push(self.complete(content::decode(&entry)?));
             }
-            page.looked_at = cursor;
+            page.looked_at = entry.cursor;
         }
         if nothing_left {
             if gaps_count && after < newest {
-                page.records.push(gap(after + 1, newest));
+                page.records.push(content::gap(after + 1, newest));
             }
             page.looked_at = after.max(newest);
         }
@@ -220,12 +224,11 @@ impl Results {
         let mut up_to = newest;
         'reading: loop {
             let entries = self.log.store.entries(after, up_to, READ_RECORDS, READ_OCTETS, true)?;
-            let Some((last, _)) = entries.last() else { break };
-            up_to = last.saturating_sub(1);
-            for (cursor, octets) in entries {
-                let record = decode(cursor, &octets)?;
-                if filter.wants(&record) {
-                    records.push(record);
+            let Some(last) = entries.last() else { break };
+            up_to = last.cursor.saturating_sub(1);
+            for entry in entries {
+                if filter.wants(&entry) {
+                    records.push(self.complete(content::decode(&entry)?));
                     if records.len() >= limit {
                         break 'reading;
                     }
@@ -235,17 +238,20 @@ impl Results {
         records.reverse();
         Ok(Page { records, looked_at: newest.max(after) })
     }
-}
 
-fn decode(cursor: u64, octets: &[u8]) -> Result<Record, StoreError> {
-    let record = Record::decode(octets).map_err(|_| StoreError::Damaged("record"))?;
-    Ok(Record { cursor, ..record })
-}
-
-/// A gap stands at its last cursor, so that whoever acknowledges it is behind it.
-fn gap(first_cursor: u64, last_cursor: u64) -> Record {
-    let kind = Some(record::Kind::Gap(Gap { first_cursor, last_cursor }));
-    Record { cursor: last_cursor, kind, ..Record::default() }
+    /// Adds what is never stored.
+    fn complete(&self, mut record: Record) -> Record {
+        let figures = match &mut record.kind {
+            Some(record::Kind::TestResult(result)) => result.figures.as_deref_mut(),
+            Some(record::Kind::IntervalResult(result)) => result.figures.as_deref_mut(),
+            Some(record::Kind::ProbeResults(_) | record::Kind::Event(_) | record::Kind::Gap(_))
+            | None => None,
+        };
+        if let Some(figures) = figures {
+            stats::complete(figures, &self.plan(&record.connection, &record.session).percentiles);
+        }
+        record
+    }
 }
 
 /// The store reads from the disk.

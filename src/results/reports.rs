@@ -14,7 +14,10 @@ use std::{
 };
 
 use super::{Subject, log::Log};
-use crate::{proto::record, time::UnixTime};
+use crate::{
+    proto::{Figures, TestResult, record},
+    time::UnixTime,
+};
 
 /// Reports on their way; what does not fit is dropped and counted. At a few hundred octets each,
 /// some megabytes.
@@ -23,12 +26,22 @@ const REPORTS: usize = 16_384;
 /// A reader hears of a record as much later.
 const REST: Duration = Duration::from_millis(5);
 
-/// A record to be.
+/// A record to be, or a part of statistics.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) subject: Arc<Subject>,
-    pub(super) kind: record::Kind,
+    pub(super) told: Told,
     pub(super) time: UnixTime,
+}
+
+/// What is reported; small, because the queue has room for many.
+#[derive(Debug)]
+pub(super) enum Told {
+    Record(Box<record::Kind>),
+    /// A test that ended, and the minute that all of it was in.
+    Test(Box<TestResult>, Option<u64>),
+    /// What was sent in a minute of a longer test.
+    Minute(u64, Box<Figures>),
 }
 
 /// The queue with its thread.

@@ -28,7 +28,7 @@ pub async fn watch_store(
             since: since.map(UnixTime::to_proto),
             ..Event::default()
         };
-        results.event(Subject::default(), event, now().unix);
+        results.event(Subject::agent(), event, now().unix);
     };
     for told in [damage(), results.damage().to_owned()] {
         if !told.is_empty() {
@@ -72,7 +72,8 @@ pub async fn watch_clock(results: Arc<Results>, now: fn() -> Now, token: Cancell
             let detail = format!("by {:.3} ms", step_ns as f64 / 1e6);
             let kind = EventType::ClockStepped.into();
             let event = Event { r#type: kind, value: step_ns, detail, ..Event::default() };
-            results.event(Subject::default(), event, now.unix);
+            results.disturbed(now.unix);
+            results.event(Subject::agent(), event, now.unix);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Figures of several tests together.
 
-use super::Moments;
+use super::{BUCKETS_OF_MANY, Histogram, Moments, bursts, reordering, voice_quality};
 use crate::proto::{
-    DelayStats, Figures, StampFigures, Statistics, TestOutcome, TestResult, TimestampSource,
+    DelayStats, Figures, Percentile, StampFigures, Statistics, TestOutcome, TestResult,
+    TimestampSource,
 };
 
 /// Adds the figures of a later test. Counts add up, delays merge; what describes the latest packet
@@ -27,6 +28,16 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.probes_abandoned, later.probes_abandoned);
     sum(&mut into.packets_not_genuine, later.packets_not_genuine);
     sum(&mut into.reflector_stamps_corrected, later.reflector_stamps_corrected);
+    sum(&mut into.egress_ttl_changes, later.egress_ttl_changes);
+    sum(&mut into.ingress_ttl_changes, later.ingress_ttl_changes);
+    sum(&mut into.egress_tos_changes, later.egress_tos_changes);
+    sum(&mut into.ingress_tos_changes, later.ingress_tos_changes);
+    bursts::merge_bursts(&mut into.loss_bursts, later.loss_bursts.as_ref());
+    bursts::merge_availability(&mut into.availability, later.availability.as_ref());
+    reordering::merge(&mut into.reordering, later.reordering.as_ref());
+    into.clock_error_ns = into.clock_error_ns.max(later.clock_error_ns);
+    into.reflector_clock_error_ns =
+        into.reflector_clock_error_ns.max(later.reflector_clock_error_ns);
     // A direction that one test cannot tell leaves that of the others as they were.
     for (into, later) in
         [(&mut into.lost_egress, later.lost_egress), (&mut into.lost_ingress, later.lost_ingress)]
@@ -44,8 +55,10 @@ pub fn merge(into: &mut Figures, later: &Figures) {
         (&mut into.ingress_jitter, &later.ingress_jitter),
         (&mut into.reflector_processing, &later.reflector_processing),
         (&mut into.schedule_error, &later.schedule_error),
+        (&mut into.egress_variation, &later.egress_variation),
+        (&mut into.ingress_variation, &later.ingress_variation),
     ] {
-        merge_stats(into, later.as_ref());
+        merge_stats(into, later.as_deref());
     }
     if later.probes_received > 0 {
         into.interarrival_jitter_ns = later.interarrival_jitter_ns;
@@ -55,7 +68,8 @@ pub fn merge(into: &mut Figures, later: &Figures) {
         into.egress_tos = later.egress_tos;
     }
     if let Some(later) = &later.stamp {
-        into.stamp = Some(merge_stamp(&into.stamp.take().unwrap_or_default(), later));
+        let merged = merge_stamp(&into.stamp.take().unwrap_or_default(), later);
+        into.stamp = Some(Box::new(merged));
     }
     into.transmit_stamp = source(into.transmit_stamp(), later.transmit_stamp()).into();
     into.receive_stamp = source(into.receive_stamp(), later.receive_stamp()).into();
@@ -83,11 +97,78 @@ fn merge_stamp(into: &StampFigures, later: &StampFigures) -> StampFigures {
     }
 }
 
-fn merge_stats(into: &mut Option<DelayStats>, later: Option<&DelayStats>) {
+fn merge_stats(into: &mut Option<Box<DelayStats>>, later: Option<&DelayStats>) {
     let Some(later) = later else { return };
-    let mut moments = into.as_ref().map_or_else(Moments::default, Moments::from);
+    let Some(stats) = into else {
+        *into = Some(Box::new(later.clone()));
+        return;
+    };
+    if later.samples == 0 {
+        return;
+    }
+    let mut moments = Moments::from(&**stats);
     moments.merge(&Moments::from(later));
-    *into = Some((&moments).into());
+    let mut histogram = stats.histogram.as_ref().map(Histogram::from);
+    if let Some(later) = &later.histogram {
+        histogram
+            .get_or_insert_with(Histogram::default)
+            .merge(&Histogram::from(later), BUCKETS_OF_MANY);
+    }
+    **stats = DelayStats { histogram: histogram.as_ref().map(Into::into), ..(&moments).into() };
+}
+
+/// Takes the delays out; how many samples were in them is counted.
+pub(super) fn clear_delays(figures: &mut Figures) {
+    figures.samples_other_stamps += figures.rtt.as_ref().map_or(0, |rtt| rtt.samples);
+    for stats in all_delays(figures) {
+        *stats = None;
+    }
+}
+
+/// Adds what is never stored: percentiles, and what a voice call would be like.
+pub fn complete(figures: &mut Figures, percentiles: &[f64]) {
+    figures.voice = voice_quality(figures);
+    for stats in all_delays(figures).into_iter().flatten() {
+        let Some(histogram) = stats.histogram.as_ref().map(Histogram::from) else { continue };
+        let value = |percent: &f64| {
+            let value_ns = histogram.percentile(*percent)?.clamp(stats.min_ns, stats.max_ns);
+            Some(Percentile { percent: *percent, value_ns })
+        };
+        stats.percentiles = percentiles.iter().filter_map(value).collect();
+    }
+}
+
+/// Makes histograms so coarse that together they have at most so many buckets in each.
+pub fn coarsen(figures: &mut Figures, most: usize) {
+    for stats in all_delays(figures).into_iter().flatten() {
+        if let Some(told) = &mut stats.histogram
+            && told.counts.len() > most
+        {
+            let mut histogram = Histogram::from(&*told);
+            histogram.keep_to(most);
+            *told = (&histogram).into();
+        }
+    }
+}
+
+/// Takes the histograms out.
+pub fn clear_histograms(figures: &mut Figures) {
+    all_delays(figures).into_iter().flatten().for_each(|stats| stats.histogram = None);
+}
+
+/// What comes of the times in samples.
+fn all_delays(figures: &mut Figures) -> [&mut Option<Box<DelayStats>>; 9] {
+    [
+        &mut figures.rtt,
+        &mut figures.egress,
+        &mut figures.ingress,
+        &mut figures.rtt_jitter,
+        &mut figures.egress_jitter,
+        &mut figures.ingress_jitter,
+        &mut figures.reflector_processing,
+        &mut figures.egress_variation,
+        &mut figures.ingress_variation,
+    ]
 }
 
 /// Adds the result of a later test to statistics.
@@ -104,6 +185,6 @@ pub fn add_result(statistics: &mut Statistics, result: &TestResult) {
         TestOutcome::Unspecified => {}
     }
     if let Some(figures) = &result.figures {
-        merge(statistics.figures.get_or_insert_with(Figures::default), figures);
+        merge(statistics.figures.get_or_insert_with(Default::default), figures);
     }
 }

@@ -32,6 +32,16 @@ impl Moments {
         self.samples
     }
 
+    /// Those of how much each value is above the smallest.
+    pub fn above_minimum(&self) -> Self {
+        Self {
+            minimum: 0,
+            maximum: self.maximum.saturating_sub(self.minimum),
+            mean: self.mean - self.minimum as f64,
+            ..*self
+        }
+    }
+
     /// The moments of both series together.
     pub fn merge(&mut self, other: &Self) {
         if other.samples == 0 {
@@ -61,6 +71,7 @@ impl From<&Moments> for DelayStats {
             mean_ns: moments.mean,
             stddev_ns: (moments.squares / samples).max(0.0).sqrt(),
             peak_to_peak_ns: moments.maximum.abs_diff(moments.minimum),
+            ..Self::default()
         }
     }
 }

@@ -1,285 +1,307 @@
-//! Figures of one test while it runs.
+//! Figures of one test while it runs, in one piece for each minute by the clock: what a probe comes
+//! to counts in the minute in which it was sent. A test is the sum of its pieces, and so is a minute.
 
-use super::{Moments, direction::Attribution};
-use crate::proto::{Figures, OneWayValidity, TimestampSource};
+use std::collections::VecDeque;
 
-/// Replies remembered for the variation between neighbours: a reply that comes later than so
-/// many after its neighbour adds none.
-const NEIGHBOURS: usize = 16;
+use super::{
+    Moments, Sample,
+    bursts::Fates,
+    delays::{Delays, Neighbours, StampSources},
+    direction::Attribution,
+    figures::{clear_delays, merge},
+    reordering::{self, Arrivals},
+};
+use crate::{
+    model::AvailabilityRule,
+    proto::Figures,
+    time::{NANOS_PER_SECOND, UnixTime},
+};
 
-/// One answered probe.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
-pub struct Sample {
-    /// Sequence Number of the probe.
-    pub sequence: u32,
-    /// (T4-T1)-(T3-T2), nanoseconds.
-    pub rtt_ns: i64,
-    /// T2-T1, nanoseconds.
-    pub egress_ns: i64,
-    /// T4-T3, nanoseconds.
-    pub ingress_ns: i64,
-    /// T3-T2, nanoseconds.
-    pub processing_ns: i64,
-    /// T4 came from the kernel.
-    pub kernel_receive_stamp: bool,
-    /// T1 came from the kernel.
-    pub kernel_transmit_stamp: bool,
-    /// Both ends say that their clocks are synchronised.
-    pub synchronised: bool,
-    /// The local clock was stepped between T1 and T4.
-    pub clock_stepped: bool,
-    /// Sender TTL of the reply.
-    pub egress_ttl: u8,
-    /// TOS with which the probe came to the reflector, where it tells.
-    pub egress_tos: Option<u8>,
-    /// T3 was corrected by what the reflector told later.
-    pub t3_followed_up: bool,
-    /// TTL of the reply's own packet.
-    pub ingress_ttl: Option<u8>,
-    /// TOS of the reply's own packet.
-    pub ingress_tos: Option<u8>,
+/// Nanoseconds of a minute.
+pub const MINUTE_NS: u64 = 60 * NANOS_PER_SECOND;
+
+/// Losses by direction among the probes that were sent in a minute.
+pub type Placed = (u64, Attribution);
+
+/// What goes on from one test of a session to the next.
+#[derive(Clone, Debug, Default)]
+pub struct Track {
+    /// Runs of losses, and availability.
+    pub fates: Fates,
+    arrivals: Arrivals,
+    path: Path,
 }
 
-impl Sample {
-    /// A sample from which delays can be taken: time passed on both clocks.
-    pub fn is_valid(&self) -> bool {
-        self.rtt_ns >= 0 && self.processing_ns >= 0 && !self.clock_stepped
-    }
+/// How the latest answer and its probe came.
+#[derive(Clone, Copy, Debug, Default)]
+struct Path {
+    egress_ttl: Option<u8>,
+    egress_tos: Option<u8>,
+    ingress_ttl: Option<u8>,
+    ingress_tos: Option<u8>,
+}
 
-    fn validity(&self) -> OneWayValidity {
-        if self.clock_stepped {
-            OneWayValidity::ClockStepped
-        } else if self.egress_ns < 0 || self.ingress_ns < 0 {
-            OneWayValidity::Negative
-        } else if self.synchronised {
-            OneWayValidity::Valid
-        } else {
-            OneWayValidity::ClockUnsynchronised
-        }
+impl Track {
+    /// Numbers begin anew.
+    pub fn session_started(&mut self) {
+        self.arrivals = Arrivals::default();
     }
 }
 
 /// Gathers the figures of one test.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TestFigures {
+    probes_scheduled: u64,
+    /// Where something may still come, the oldest first.
+    pieces: VecDeque<Piece>,
+    /// What is behind, if the test is longer than a minute.
+    closed: Option<Box<Figures>>,
+    /// Of all samples so far.
+    sources: Option<StampSources>,
+    neighbours: Neighbours,
+}
+
+/// What was sent in one minute.
+#[derive(Clone, Debug, Default)]
+struct Piece {
+    minute: u64,
     counts: Figures,
     delays: Delays,
     schedule_error: Moments,
-    highest_sequence: Option<u32>,
 }
 
-/// What is made of the times in samples, all of the same sources.
-#[derive(Clone, Debug, Default)]
-struct Delays {
-    /// Of all samples so far.
-    sources: Option<StampSources>,
-    rtt: Moments,
-    egress: Moments,
-    ingress: Moments,
-    rtt_jitter: Moments,
-    egress_jitter: Moments,
-    ingress_jitter: Moments,
-    processing: Moments,
-    neighbours: Vec<Option<Neighbour>>,
-    previous_rtt_ns: Option<i64>,
-    /// Interarrival jitter times 16, as in the sample code of RFC 3550 appendix A.8.
-    jitter_16_ns: u64,
-}
-
-/// What is remembered of a sample for the variation against its neighbours.
-#[derive(Clone, Copy, Debug)]
-struct Neighbour {
-    sequence: u32,
-    rtt_ns: i64,
-    egress_ns: i64,
-    ingress_ns: i64,
-}
-
-/// Whether T1 and T4 are the kernel's; the more of them, the better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct StampSources {
-    transmit: bool,
-    receive: bool,
+/// The minute of a time.
+pub fn minute_of(time: UnixTime) -> u64 {
+    time.0 / MINUTE_NS
 }
 
 impl TestFigures {
     /// For a test of so many probes.
     pub fn new(probes_scheduled: u64) -> Self {
-        Self { counts: Figures { probes_scheduled, ..Figures::default() }, ..Self::default() }
+        Self {
+            probes_scheduled,
+            pieces: VecDeque::new(),
+            closed: None,
+            sources: None,
+            neighbours: Neighbours::default(),
+        }
     }
 
-    /// A probe was sent, so late against its schedule.
-    pub fn sent(&mut self, schedule_error_ns: u64) {
-        self.counts.probes_sent += 1;
-        self.schedule_error.add(schedule_error_ns as i64);
+    /// A probe was sent at `t1`, so late against its schedule. Whether that began a minute.
+    pub fn sent(&mut self, t1: UnixTime, schedule_error_ns: u64) -> bool {
+        let minute = minute_of(t1);
+        let begins = self.pieces.back().is_none_or(|piece| piece.minute < minute);
+        let piece = self.piece(minute);
+        piece.counts.probes_sent += 1;
+        piece.schedule_error.add(schedule_error_ns as i64);
+        begins
     }
 
-    /// Probes that were due will not be sent.
-    pub fn not_sent(&mut self, probes: u64) {
-        self.counts.probes_not_sent += probes;
+    /// Probes that were due will not be sent. Where it is `unreachable` that nobody can be sent
+    /// anything, they are no less missing than lost ones.
+    pub fn not_sent(&mut self, probes: u64, now: UnixTime) {
+        self.piece(minute_of(now)).counts.probes_not_sent += probes;
     }
 
-    /// A probe was lost.
-    pub fn lost(&mut self) {
-        self.counts.probes_lost += 1;
+    /// Nobody could be sent these.
+    pub fn unreachable(
+        &mut self,
+        probes: u64,
+        track: &mut Track,
+        rule: &AvailabilityRule,
+        now: UnixTime,
+    ) {
+        let counts = &mut self.piece(minute_of(now)).counts;
+        track.fates.unreachable(probes, rule, counts);
     }
 
-    /// Probes of which nobody waits to see what becomes.
-    pub fn abandoned(&mut self, probes: u64) {
-        self.counts.probes_abandoned += probes;
+    /// The probe that was sent at `t1` was lost.
+    pub fn lost(&mut self, t1: UnixTime) {
+        self.piece(minute_of(t1)).counts.probes_lost += 1;
+    }
+
+    /// The next probe, in the order of the probes, was answered or lost.
+    pub fn fate(&mut self, t1: UnixTime, lost: bool, track: &mut Track, rule: &AvailabilityRule) {
+        track.fates.fate(lost, rule, &mut self.piece(minute_of(t1)).counts);
+    }
+
+    /// Of the probe that was sent at `t1`, nobody waits to see what becomes.
+    pub fn abandoned(&mut self, t1: UnixTime) {
+        self.piece(minute_of(t1)).counts.probes_abandoned += 1;
     }
 
     /// An answer came after the loss timeout.
     pub fn late(&mut self) {
-        self.counts.probes_late += 1;
+        self.latest().probes_late += 1;
     }
 
     /// One more answer to an answered probe.
     pub fn duplicate(&mut self) {
-        self.counts.probes_duplicate += 1;
+        self.latest().probes_duplicate += 1;
     }
 
     /// A datagram that answers no probe.
     pub fn ignored(&mut self) {
-        self.counts.packets_ignored += 1;
+        self.latest().packets_ignored += 1;
     }
 
     /// Packets that the socket had no room for.
     pub fn dropped(&mut self, packets: u64) {
-        self.counts.packets_dropped += packets;
+        if packets > 0 {
+            self.latest().packets_dropped += packets;
+        }
     }
 
     /// A packet with a wrong HMAC.
     pub fn not_genuine(&mut self) {
-        self.counts.packets_not_genuine += 1;
+        self.latest().packets_not_genuine += 1;
     }
 
     /// The first answer to a probe, in order of arrival.
-    pub fn received(&mut self, sample: &Sample) {
-        self.counts.probes_received += 1;
-        self.counts.kernel_receive_stamps += u64::from(sample.kernel_receive_stamp);
-        self.counts.kernel_transmit_stamps += u64::from(sample.kernel_transmit_stamp);
-        self.counts.reflector_stamps_corrected += u64::from(sample.t3_followed_up);
-        self.counts.egress_ttl = sample.egress_ttl.into();
-        self.counts.egress_tos = sample.egress_tos.map(u32::from);
-        self.counts.ingress_ttl = sample.ingress_ttl.map_or(0, u32::from);
-        self.counts.ingress_tos = sample.ingress_tos.map_or(0, u32::from);
-        if self
-            .highest_sequence
-            .is_some_and(|highest| sample.sequence.wrapping_sub(highest) as i32 <= 0)
-        {
-            self.counts.probes_reordered += 1;
-        } else {
-            self.highest_sequence = Some(sample.sequence);
+    pub fn received(&mut self, sample: &Sample, track: &mut Track) {
+        let sources = StampSources::of(sample);
+        let lesser = sample.is_valid() && self.sources.is_some_and(|known| sources < known);
+        if sample.is_valid() && self.sources.is_some_and(|known| sources > known) {
+            // Better ones come after all: what was before them is left out.
+            self.begin_delays_anew();
         }
-        let validity = (sample.validity() as i32).max(self.counts.one_way_validity);
-        self.counts.one_way_validity = validity;
+        let extent = track.arrivals.take(sample.sequence);
+        let minute = minute_of(sample.t1);
+        let known = self.pieces.iter().rposition(|piece| piece.minute == minute);
+        let known = known.unwrap_or_else(|| self.index(minute));
+        let Piece { counts, delays, .. } = &mut self.pieces[known];
+        counts.probes_received += 1;
+        counts.kernel_receive_stamps += u64::from(sample.kernel_receive_stamp);
+        counts.kernel_transmit_stamps += u64::from(sample.kernel_transmit_stamp);
+        counts.reflector_stamps_corrected += u64::from(sample.t3_followed_up);
+        counts.clock_error_ns = counts.clock_error_ns.max(sample.clock_error_ns);
+        counts.reflector_clock_error_ns =
+            counts.reflector_clock_error_ns.max(sample.reflector_clock_error_ns);
+        track.path.follow(sample, counts);
+        if let Some(extent) = extent {
+            counts.probes_reordered += 1;
+            reordering::count(&mut counts.reordering, extent);
+        }
+        counts.one_way_validity = (sample.validity() as i32).max(counts.one_way_validity);
         if !sample.is_valid() {
-            self.counts.samples_invalid += 1;
-            return;
+            counts.samples_invalid += 1;
+        } else if lesser {
+            counts.samples_other_stamps += 1;
+        } else {
+            self.sources = Some(sources);
+            delays.add(sample, &mut self.neighbours);
         }
-        let sources = StampSources {
-            transmit: sample.kernel_transmit_stamp,
-            receive: sample.kernel_receive_stamp,
-        };
-        match self.delays.sources {
-            Some(known) if sources < known => {
-                self.counts.samples_other_stamps += 1;
-                return;
-            }
-            Some(known) if sources > known => {
-                // Better ones come after all: what was before them is left out.
-                self.counts.samples_other_stamps += self.delays.rtt.count();
-                self.delays = Delays::default();
-            }
-            _ => {}
-        }
-        self.delays.sources = Some(sources);
-        self.delays.add(sample);
     }
 
-    /// The figures so far. `attribution` is `None` where directions cannot be told.
-    pub fn figures(&self, attribution: Option<Attribution>) -> Figures {
-        let placed = attribution.unwrap_or_default();
-        let delays = &self.delays;
-        let source = |of: fn(StampSources) -> bool| match delays.sources.map(of) {
-            None => TimestampSource::Unspecified,
-            Some(false) => TimestampSource::User,
-            Some(true) => TimestampSource::Kernel,
-        };
-        Figures {
-            lost_egress: attribution.map(|placed| placed.egress),
-            lost_ingress: attribution.map(|placed| placed.ingress),
-            lost_unattributed: self
-                .counts
-                .probes_lost
-                .saturating_sub(placed.egress + placed.ingress),
-            rtt: Some((&delays.rtt).into()),
-            egress: Some((&delays.egress).into()),
-            ingress: Some((&delays.ingress).into()),
-            rtt_jitter: Some((&delays.rtt_jitter).into()),
-            egress_jitter: Some((&delays.egress_jitter).into()),
-            ingress_jitter: Some((&delays.ingress_jitter).into()),
-            reflector_processing: Some((&delays.processing).into()),
-            schedule_error: Some((&self.schedule_error).into()),
-            interarrival_jitter_ns: delays.jitter_16_ns >> 4,
-            transmit_stamp: source(|sources| sources.transmit).into(),
-            receive_stamp: source(|sources| sources.receive).into(),
-            ..self.counts.clone()
+    /// The figures so far. `placed` is `None` where directions cannot be told.
+    pub fn figures(&self, placed: Option<&[Placed]>) -> Figures {
+        let mut whole = self.closed.as_deref().cloned();
+        for piece in &self.pieces {
+            let figures = self.of_piece(piece, placed);
+            match &mut whole {
+                None => whole = Some(figures),
+                Some(whole) => merge(whole, &figures),
+            }
         }
+        let whole = whole.unwrap_or_else(|| self.of_piece(&Piece::default(), placed));
+        Figures { probes_scheduled: self.probes_scheduled, ..whole }
+    }
+
+    /// Takes the oldest piece out if nothing more can come to it, or everything has: `minute` and
+    /// those before it are over.
+    pub fn close(&mut self, minute: u64, placed: Option<&[Placed]>) -> Option<(u64, Figures)> {
+        self.pieces.front().filter(|piece| piece.minute <= minute)?;
+        let piece = self.pieces.pop_front()?;
+        let figures = self.of_piece(&piece, placed);
+        match &mut self.closed {
+            None => self.closed = Some(Box::new(figures.clone())),
+            Some(closed) => merge(closed, &figures),
+        }
+        Some((piece.minute, figures))
+    }
+
+    /// The oldest minute to which something may still come.
+    pub fn first_minute(&self) -> Option<u64> {
+        self.pieces.front().map(|piece| piece.minute)
+    }
+
+    /// The minute that all of it is in, if it is one.
+    pub fn only_minute(&self) -> Option<u64> {
+        match (&self.closed, self.pieces.len()) {
+            (None, 1) => Some(self.pieces[0].minute),
+            _ => None,
+        }
+    }
+
+    fn of_piece(&self, piece: &Piece, placed: Option<&[Placed]>) -> Figures {
+        let mut figures = piece.counts.clone();
+        figures.probes_scheduled = figures.probes_sent + figures.probes_not_sent;
+        let mut by_direction = 0;
+        if let Some(placed) = placed {
+            let mine = placed.iter().filter(|(minute, _)| *minute == piece.minute);
+            let (egress, ingress) = mine.fold((0, 0), |(egress, ingress), (_, placed)| {
+                (egress + placed.egress, ingress + placed.ingress)
+            });
+            (figures.lost_egress, figures.lost_ingress) = (Some(egress), Some(ingress));
+            by_direction = egress + ingress;
+        }
+        figures.lost_unattributed = figures.probes_lost.saturating_sub(by_direction);
+        piece.delays.tell(&mut figures);
+        figures.schedule_error = Some(Box::new((&piece.schedule_error).into()));
+        figures.interarrival_jitter_ns = self.neighbours.interarrival_jitter_ns();
+        StampSources::tell(self.sources.filter(|_| piece.delays.count() > 0), &mut figures);
+        figures
+    }
+
+    fn begin_delays_anew(&mut self) {
+        for piece in &mut self.pieces {
+            piece.counts.samples_other_stamps += piece.delays.count();
+            piece.delays = Delays::default();
+        }
+        self.closed.as_deref_mut().map(clear_delays);
+        self.neighbours = Neighbours::default();
+    }
+
+    fn latest(&mut self) -> &mut Figures {
+        let minute = self.pieces.back().map_or(0, |piece| piece.minute);
+        &mut self.piece(minute).counts
+    }
+
+    fn piece(&mut self, minute: u64) -> &mut Piece {
+        let index = self.index(minute);
+        &mut self.pieces[index]
+    }
+
+    /// Where the piece of a minute is, or what is nearest to it; a later minute begins one.
+    fn index(&mut self, minute: u64) -> usize {
+        if self.pieces.back().is_none_or(|latest| latest.minute < minute) {
+            self.pieces.push_back(Piece { minute, ..Piece::default() });
+        }
+        self.pieces.iter().position(|piece| piece.minute >= minute).unwrap_or(0)
     }
 }
 
-impl Delays {
-    fn add(&mut self, sample: &Sample) {
-        self.rtt.add(sample.rtt_ns);
-        self.egress.add(sample.egress_ns);
-        self.ingress.add(sample.ingress_ns);
-        self.processing.add(sample.processing_ns);
-        self.interarrival(sample.rtt_ns);
-        self.neighbouring(sample);
-    }
-
-    fn interarrival(&mut self, rtt_ns: i64) {
-        if let Some(previous) = self.previous_rtt_ns.replace(rtt_ns) {
-            let distance = rtt_ns.abs_diff(previous);
-            self.jitter_16_ns =
-                (self.jitter_16_ns + distance).saturating_sub((self.jitter_16_ns + 8) >> 4);
-        }
-    }
-
-    /// Variation against the probes just before and just after, if their answers are here.
-    fn neighbouring(&mut self, sample: &Sample) {
-        self.neighbours.resize(NEIGHBOURS, None);
-        let at = |sequence: u32| sequence as usize % NEIGHBOURS;
-        let sample = &Neighbour {
-            sequence: sample.sequence,
-            rtt_ns: sample.rtt_ns,
-            egress_ns: sample.egress_ns,
-            ingress_ns: sample.ingress_ns,
+impl Path {
+    fn follow(&mut self, sample: &Sample, counts: &mut Figures) {
+        counts.egress_ttl = sample.egress_ttl.into();
+        counts.egress_tos = sample.egress_tos.map(u32::from);
+        counts.ingress_ttl = sample.ingress_ttl.map_or(0, u32::from);
+        counts.ingress_tos = sample.ingress_tos.map_or(0, u32::from);
+        let follow = |known: &mut Option<u8>, now: Option<u8>, changes: &mut u64| {
+            *changes += u64::from(now.is_some() && known.is_some_and(|known| Some(known) != now));
+            *known = now.or(*known);
         };
-        let mut pair = |earlier: &Neighbour, later: &Neighbour| {
-            self.rtt_jitter.add(later.rtt_ns - earlier.rtt_ns);
-            self.egress_jitter.add(later.egress_ns - earlier.egress_ns);
-            self.ingress_jitter.add(later.ingress_ns - earlier.ingress_ns);
-        };
-        let before = sample.sequence.wrapping_sub(1);
-        let after = sample.sequence.wrapping_add(1);
-        let of = |sequence: u32| self.neighbours[at(sequence)].filter(|s| s.sequence == sequence);
-        if let Some(earlier) = of(before) {
-            pair(&earlier, sample);
-        }
-        if let Some(later) = of(after) {
-            pair(sample, &later);
-        }
-        self.neighbours[at(sample.sequence)] = Some(*sample);
+        follow(&mut self.egress_ttl, Some(sample.egress_ttl), &mut counts.egress_ttl_changes);
+        follow(&mut self.ingress_ttl, sample.ingress_ttl, &mut counts.ingress_ttl_changes);
+        follow(&mut self.egress_tos, sample.egress_tos, &mut counts.egress_tos_changes);
+        follow(&mut self.ingress_tos, sample.ingress_tos, &mut counts.ingress_tos_changes);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::{OneWayValidity, TimestampSource};
 
     /// `metrics/worked-example` of the reference vectors.
     #[test]
@@ -292,6 +314,7 @@ mod tests {
             .iter()
             .find(|vector| vector["name"] == "metrics/worked-example")
             .unwrap();
+        let mut track = Track::default();
         let mut figures = TestFigures::new(8);
         let mut seen = Vec::new();
         for record in example["in"]["records"].as_array().unwrap() {
@@ -302,14 +325,17 @@ mod tests {
                 continue;
             }
             seen.push(field("sseq"));
-            figures.received(&Sample {
-                sequence: field("sseq") as u32,
-                rtt_ns: (t4 - t1) - (t3 - t2),
-                egress_ns: t2 - t1,
-                ingress_ns: t4 - t3,
-                processing_ns: t3 - t2,
-                ..Sample::default()
-            });
+            figures.received(
+                &Sample {
+                    sequence: field("sseq") as u32,
+                    rtt_ns: (t4 - t1) - (t3 - t2),
+                    egress_ns: t2 - t1,
+                    ingress_ns: t4 - t3,
+                    processing_ns: t3 - t2,
+                    ..Sample::default()
+                },
+                &mut track,
+            );
         }
         let (got, expected) = (figures.figures(None), &example["out"]);
         assert_eq!(got.probes_received, expected["received_unique"].as_u64().unwrap());
@@ -326,10 +352,14 @@ mod tests {
 
     #[test]
     fn validity_is_that_of_the_worst_sample() {
+        let mut track = Track::default();
         let mut figures = TestFigures::new(2);
-        figures.received(&Sample { synchronised: true, ..Sample::default() });
+        figures.received(&Sample { synchronised: true, ..Sample::default() }, &mut track);
         assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Valid);
-        figures.received(&Sample { sequence: 1, egress_ns: -5, rtt_ns: 3, ..Sample::default() });
+        figures.received(
+            &Sample { sequence: 1, egress_ns: -5, rtt_ns: 3, ..Sample::default() },
+            &mut track,
+        );
         assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Negative);
     }
 
@@ -342,15 +372,16 @@ mod tests {
             kernel_receive_stamp: true,
             ..Sample::default()
         };
+        let mut track = Track::default();
         let mut figures = TestFigures::new(5);
-        figures.received(&sample(0, 90, false));
+        figures.received(&sample(0, 90, false), &mut track);
         let source = figures.figures(None).transmit_stamp();
         assert_eq!(source, TimestampSource::User, "as long as there is nothing better");
-        figures.received(&sample(1, 10, true));
-        figures.received(&sample(2, 80, false));
-        figures.received(&sample(3, 20, true));
+        figures.received(&sample(1, 10, true), &mut track);
+        figures.received(&sample(2, 80, false), &mut track);
+        figures.received(&sample(3, 20, true), &mut track);
         let got = figures.figures(None);
-        let (rtt, jitter) = (got.rtt.unwrap(), got.rtt_jitter.unwrap());
+        let (rtt, jitter) = (got.rtt.as_ref().unwrap(), got.rtt_jitter.as_ref().unwrap());
         assert_eq!((rtt.samples, rtt.min_ns, rtt.max_ns), (2, 10, 20));
         assert_eq!(jitter.samples, 0, "the two are no neighbours");
         assert_eq!((got.samples_other_stamps, got.kernel_transmit_stamps), (2, 2));
@@ -362,10 +393,71 @@ mod tests {
 
     #[test]
     fn a_sample_that_cannot_be_is_counted_and_left_out() {
+        let mut track = Track::default();
         let mut figures = TestFigures::new(1);
-        figures.received(&Sample { rtt_ns: -1, ..Sample::default() });
+        figures.received(&Sample { rtt_ns: -1, ..Sample::default() }, &mut track);
         let got = figures.figures(None);
         assert_eq!((got.probes_received, got.samples_invalid), (1, 1));
         assert_eq!(got.rtt.unwrap().samples, 0);
+    }
+
+    #[test]
+    fn a_probe_counts_in_the_minute_in_which_it_was_sent() {
+        let at = |seconds: u64| UnixTime(seconds * NANOS_PER_SECOND);
+        let sample = |sequence, seconds, rtt_ns| Sample {
+            sequence,
+            t1: at(seconds),
+            rtt_ns,
+            egress_ns: rtt_ns - 5,
+            ..Sample::default()
+        };
+        let mut track = Track::default();
+        let mut figures = TestFigures::new(4);
+        for seconds in [58, 59, 60, 61] {
+            assert_eq!(figures.sent(at(seconds), 7), seconds == 58 || seconds == 60);
+        }
+        assert_eq!(figures.only_minute(), None);
+        // The first answers of the later minute are here before the last of the earlier.
+        figures.received(&sample(2, 60, 30), &mut track);
+        figures.received(&sample(1, 59, 20), &mut track);
+        figures.lost(at(58));
+        figures.received(&sample(3, 61, 50), &mut track);
+        let placed = [(0, Attribution { egress: 1, ..Attribution::default() })];
+        let so_far = figures.figures(Some(&placed));
+        let (minute, first) = figures.close(0, Some(&placed)).unwrap();
+        assert_eq!((minute, first.probes_sent, first.probes_received), (0, 2, 1));
+        assert_eq!((first.probes_lost, first.lost_egress, first.probes_reordered), (1, Some(1), 1));
+        assert!(figures.close(0, None).is_none(), "the next minute is open");
+        let (_, second) = figures.close(1, Some(&placed)).unwrap();
+        assert_eq!((second.probes_sent, second.lost_egress), (2, Some(0)));
+        let jitter = |figures: &Figures| figures.rtt_jitter.as_ref().unwrap().samples;
+        assert_eq!(jitter(&first) + jitter(&second), 2, "also across the boundary");
+        assert_eq!(second.egress_variation.as_ref().unwrap().max_ns, 20);
+        let whole = figures.figures(Some(&placed));
+        assert_eq!(whole.rtt, so_far.rtt);
+        assert_eq!((whole.probes_scheduled, whole.probes_sent, whole.probes_lost), (4, 4, 1));
+        assert_eq!((whole.rtt.unwrap().samples, whole.lost_egress), (3, Some(1)));
+    }
+
+    #[test]
+    fn changes_of_the_path_are_counted() {
+        let mut track = Track::default();
+        let mut figures = TestFigures::new(4);
+        for (sequence, ttl, tos) in [(0, 60, Some(0)), (1, 60, None), (2, 59, Some(4))] {
+            let sample = Sample {
+                sequence,
+                egress_ttl: ttl,
+                ingress_tos: tos,
+                egress_tos: tos,
+                ..Sample::default()
+            };
+            figures.received(&sample, &mut track);
+        }
+        let got = figures.figures(None);
+        assert_eq!((got.egress_ttl_changes, got.ingress_ttl_changes), (1, 0));
+        assert_eq!((got.egress_tos_changes, got.ingress_tos_changes), (1, 1));
+        let mut next = TestFigures::new(1);
+        next.received(&Sample { egress_ttl: 60, ..Sample::default() }, &mut track);
+        assert_eq!(next.figures(None).egress_ttl_changes, 1, "and from test to test");
     }
 }

@@ -115,7 +115,8 @@ impl ThresholdMonitor {
             return Vec::new();
         };
         let mut events = Vec::new();
-        let some = |stats: &Option<DelayStats>| stats.filter(|stats| stats.samples > 0);
+        let some =
+            |stats: &Option<Box<DelayStats>>| stats.clone().filter(|stats| stats.samples > 0);
         let jitter = |stats| some(stats).map(|stats| stats.peak_to_peak_ns);
         let deviation = |stats| some(stats).map(|stats| stats.stddev_ns as u64);
         for index in 0..self.states.len() {
@@ -214,7 +215,11 @@ mod tests {
 
     fn test(outcome: TestOutcome, figures: Figures) -> TestResult {
         let figures = Some(Figures { probes_sent: 10, ..figures });
-        TestResult { outcome: outcome.into(), figures, ..TestResult::default() }
+        TestResult {
+            outcome: outcome.into(),
+            figures: figures.map(Box::new),
+            ..TestResult::default()
+        }
     }
 
     fn complete() -> TestResult {

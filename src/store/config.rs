@@ -120,6 +120,8 @@ impl ConfigStore {
     }
 
     fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
+        // Its layout is as it was.
+        engine.set_schema()?;
         let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
         let answers = engine.tree("answers")?;
         let current = match meta.get(CURRENT)? {

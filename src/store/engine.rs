@@ -26,6 +26,7 @@ pub(super) struct Engine {
     data: File,
     /// Where a damaged database was put, in whose place this one is.
     put_aside: Option<PathBuf>,
+    schema: u32,
 }
 
 /// sled tells of its lock by the text alone.
@@ -87,18 +88,33 @@ impl Engine {
         };
         let data = File::open(path.join("db"))
             .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
-        let engine = Self { db, path: path.to_owned(), data, put_aside: None };
-        engine.check_schema(existed)?;
+        let mut engine = Self { db, path: path.to_owned(), data, put_aside: None, schema: SCHEMA };
+        engine.schema = engine.check_schema(existed)?;
         Ok(engine)
     }
 
-    fn check_schema(&self, existed: bool) -> Result<(), StoreError> {
+    /// The layout that was found.
+    pub(super) fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    /// The layout is this agent's from now on.
+    pub(super) fn set_schema(&self) -> Result<(), StoreError> {
+        if self.schema == SCHEMA { Ok(()) } else { self.set_schema_to(SCHEMA) }
+    }
+
+    pub(super) fn set_schema_to(&self, schema: u32) -> Result<(), StoreError> {
+        self.db.insert(SCHEMA_KEY, &schema.to_be_bytes())?;
+        self.flush_durably()
+    }
+
+    fn check_schema(&self, existed: bool) -> Result<u32, StoreError> {
         match self.db.get(SCHEMA_KEY)? {
             // sled forgets what it cannot read: a database that was there has a schema.
             None if existed => Err(StoreError::Damaged("database")),
             None => {
-                self.db.insert(SCHEMA_KEY, &SCHEMA.to_be_bytes())?;
-                self.flush_durably()
+                self.set_schema_to(SCHEMA)?;
+                Ok(SCHEMA)
             }
             Some(value) => {
                 let found = value
@@ -109,7 +125,7 @@ impl Engine {
                 if found > SCHEMA {
                     return Err(StoreError::NewerSchema { path: self.path.clone(), found });
                 }
-                Ok(())
+                Ok(found)
             }
         }
     }

@@ -7,9 +7,12 @@
 //! own, windows that are dropped as whole trees, and values of at most 4 KiB.
 
 mod config;
+pub mod content;
 mod engine;
 mod high_water;
 mod last_good;
+mod migrate;
+mod page;
 mod results;
 mod window;
 mod writer;
@@ -25,14 +28,15 @@ use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
 pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
-pub use results::{ResultStore, StoredStatistics};
-pub use window::Entry;
+pub use page::MAXIMUM_CONTENT_OCTETS;
+pub use results::{ResultStore, Snapshot};
+pub use window::{Entry, Subject};
 pub use writer::{Retention, StoreState};
 
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
 /// Version of the layout on disk.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// How often a directory that another agent has is tried again, and after what time: 2 s in all.
 const LOCK_TRIES: u32 = 40;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);

@@ -6,21 +6,21 @@ use std::{
     thread::JoinHandle,
 };
 
-use prost::Message;
 use tokio::sync::{oneshot, watch};
 
 use super::{
     Entry, Retention, StateDirectory, StoreError, StoreState,
     engine::Engine,
     high_water::HighWater,
+    migrate,
     window::{self, WindowList, Windows},
-    writer::{Command, Writer},
+    writer::{Command, Open, Writer},
 };
-use crate::{proto, time::Now};
+use crate::time::Now;
 
-const CACHE_OCTETS: u64 = 16 << 20;
-/// Commands that wait for the writer. At 4 KiB each this bounds the memory of a disk that stalls;
-/// beyond it, records are dropped and counted.
+pub(super) const CACHE_OCTETS: u64 = 16 << 20;
+/// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
+/// memory of a disk that stalls; beyond it, records are dropped and counted.
 const QUEUE: usize = 16_384;
 /// How far cursors jump when the host went down with cursors that readers may have seen and the
 /// disk may not: far more than can be written between two syncs.
@@ -31,18 +31,18 @@ pub(super) const NEXT_CURSOR: &[u8] = b"next-cursor";
 const AGENT: &[u8] = b"agent-id";
 const KERNEL_BOOT: &[u8] = b"kernel-boot-id";
 
-/// Statistics of a session as they are kept.
-#[derive(Clone, PartialEq, Message)]
-pub struct StoredStatistics {
-    /// Over all tests.
-    #[prost(message, optional, tag = "1")]
-    pub all: Option<proto::Statistics>,
-    /// Of the last test.
-    #[prost(message, optional, tag = "2")]
-    pub last: Option<proto::Statistics>,
-    /// Results behind this cursor are not in them. Set by the writer.
-    #[prost(uint64, tag = "3")]
+/// Octets of value in front of what is kept: the cursor that it is as of.
+const AS_OF_OCTETS: usize = 8;
+
+/// A part of the statistics as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whose, and which part.
+    pub key: Vec<u8>,
+    /// Records behind this cursor are not in it.
     pub as_of_cursor: u64,
+    /// What it is; the store does not look at it.
+    pub content: Vec<u8>,
 }
 
 /// The trees beside the log.
@@ -53,15 +53,30 @@ pub(super) struct Trees {
     pub(super) statistics: sled::Tree,
 }
 
+/// Shared with the writer, who takes them away before it opens the database anew.
+pub(super) type SharedTrees = Arc<RwLock<Option<Trees>>>;
+
+impl Trees {
+    pub(super) fn open(engine: &Engine) -> Result<Self, StoreError> {
+        Ok(Self {
+            meta: engine.tree("meta")?,
+            consumers: engine.tree("consumers")?,
+            statistics: engine.tree("statistics")?,
+        })
+    }
+}
+
 /// The result database. Reading blocks on the disk; writing is handed to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
     commands: mpsc::SyncSender<Command>,
     windows: Arc<RwLock<WindowList>>,
-    trees: Trees,
+    /// Not there while the database is opened anew.
+    trees: SharedTrees,
     state: watch::Receiver<StoreState>,
     agent_id: String,
     damage: String,
+    next_cursor: u64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -76,11 +91,8 @@ impl ResultStore {
     ) -> Result<Self, StoreError> {
         let path = directory.path().join("results.sled");
         let engine = Engine::open(&path, CACHE_OCTETS)?;
-        let trees = Trees {
-            meta: engine.tree("meta")?,
-            consumers: engine.tree("consumers")?,
-            statistics: engine.tree("statistics")?,
-        };
+        let trees = Trees::open(&engine)?;
+        migrate::forward(&engine, &trees)?;
         let agent_id = agent_id(&trees.meta, new_agent_id)?;
         let mark = HighWater::new(directory.path());
         let known = mark.read();
@@ -113,10 +125,13 @@ impl ResultStore {
         let (publish, state) = watch::channel(state);
         let (commands, receiver) = mpsc::sync_channel(QUEUE);
         let shared = windows.shared();
+        let next_cursor = windows.next_cursor();
+        let trees: SharedTrees = Arc::new(RwLock::new(Some(trees)));
         let writer = Writer {
-            engine,
+            open: Some(Open { windows, engine }),
+            list: shared.clone(),
             trees: trees.clone(),
-            windows,
+            newest: next_cursor - 1,
             retention,
             state: publish,
             now,
@@ -126,13 +141,15 @@ impl ResultStore {
             unsynced: false,
             dropped: 0,
             failure: None,
+            try_again: None,
         };
         let thread = std::thread::Builder::new()
             .name("result-writer".into())
             .spawn(move || writer.run(&receiver))
             .map_err(|source| StoreError::Directory { path: directory.path().into(), source })?;
         let thread = Mutex::new(Some(thread));
-        Ok(Self { commands, windows: shared, trees, state, agent_id, damage, thread })
+        let windows = shared;
+        Ok(Self { commands, windows, trees, state, agent_id, damage, next_cursor, thread })
     }
 
     /// What was wrong when it was opened; empty when nothing was.
@@ -145,20 +162,26 @@ impl ResultStore {
         &self.agent_id
     }
 
+    /// The cursor of the first entry that is to come.
+    pub fn next_cursor(&self) -> u64 {
+        self.next_cursor
+    }
+
     /// What the store holds; changes when there is more to read.
     pub fn state(&self) -> watch::Receiver<StoreState> {
         self.state.clone()
     }
 
-    /// Hands an entry to the writer; an error where the queue is full.
+    /// Hands an entry to the writer; an error where the queue is full. Cursors rise by one.
     pub fn append(&self, entry: Entry) -> Result<(), StoreError> {
         self.command(Command::Append(entry))
     }
 
-    /// Hands statistics to the writer, as of the entries handed to it so far; `None` removes.
+    /// Hands parts of statistics to the writer, as of the entries handed to it so far; `None`
+    /// removes.
     pub fn save_statistics(
         &self,
-        statistics: Vec<(Vec<u8>, Option<StoredStatistics>)>,
+        statistics: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     ) -> Result<(), StoreError> {
         self.command(Command::SaveStatistics(statistics))
     }
@@ -168,18 +191,18 @@ impl ResultStore {
         self.command(Command::SetRetention(retention))
     }
 
-    /// All statistics with their keys.
-    pub fn statistics(&self) -> Result<Vec<(Vec<u8>, StoredStatistics)>, StoreError> {
-        self.trees
-            .statistics
-            .iter()
-            .map(|entry| {
-                let (key, value) = entry?;
-                let stored = StoredStatistics::decode(value.as_ref())
-                    .map_err(|_| StoreError::Damaged("statistics"))?;
-                Ok((key.to_vec(), stored))
-            })
-            .collect()
+    /// All that is kept of statistics.
+    pub fn statistics(&self) -> Result<Vec<Snapshot>, StoreError> {
+        let trees = self.trees()?;
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (key, value) = entry?;
+            let (as_of, content) = value
+                .split_first_chunk::<AS_OF_OCTETS>()
+                .ok_or(StoreError::Damaged("statistics"))?;
+            let as_of_cursor = u64::from_be_bytes(*as_of);
+            Ok(Snapshot { key: key.to_vec(), as_of_cursor, content: content.to_vec() })
+        };
+        trees.statistics.iter().map(read).collect()
     }
 
     /// Entries behind `after` and up to `up_to`, at most so many records and octets. Rising; with
@@ -191,14 +214,15 @@ impl ResultStore {
         records: usize,
         octets: usize,
         backwards: bool,
-    ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    ) -> Result<Vec<Entry>, StoreError> {
         let list = window::read(&self.windows);
         window::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
     }
 
     /// The consumers with their positions.
     pub fn consumers(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        self.trees
+        let trees = self.trees()?;
+        trees
             .consumers
             .iter()
             .map(|entry| {
@@ -212,7 +236,7 @@ impl ResultStore {
 
     /// Position of a consumer.
     pub fn consumer(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        position(&self.trees.consumers, name)
+        position(&self.trees()?.consumers, name)
     }
 
     /// Moves a consumer forward, never back; returns where it is then.
@@ -239,6 +263,11 @@ impl ResultStore {
         }
     }
 
+    fn trees(&self) -> Result<Trees, StoreError> {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
+        trees.clone().ok_or(StoreError::Unavailable)
+    }
+
     fn command(&self, command: Command) -> Result<(), StoreError> {
         self.commands.try_send(command).map_err(|_| StoreError::Unavailable)
     }
@@ -248,6 +277,11 @@ impl Drop for ResultStore {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// A value of a part of the statistics.
+pub(super) fn snapshot_value(as_of_cursor: u64, content: &[u8]) -> Vec<u8> {
+    [as_of_cursor.to_be_bytes().as_slice(), content].concat()
 }
 
 /// Position of a consumer.

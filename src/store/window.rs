@@ -1,35 +1,69 @@
-//! The log in windows: one tree for each span of time or octets. Removing records one by one would
-//! never give room back; a window goes as a whole.
+//! The log in windows: one tree of pages for each span of time or octets, and one beside it of the
+//! subjects that they name. Removing records one by one would never give room back; a window goes as
+//! a whole.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
-use super::{Retention, StoreError, engine::Engine};
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    Retention, StoreError,
+    engine::Engine,
+    page::{PageBuilder, Records},
+};
 use crate::time::{NANOS_PER_SECOND, UnixTime};
 
-const PREFIX: &[u8] = b"log/";
+const PAGES: &[u8] = b"page/";
+const SUBJECTS: &[u8] = b"subject/";
 /// No record gets a cursor below this: written before windows go.
 const FLOOR: &[u8] = b"cursor-floor";
 /// Windows that the retention age and the quota are divided into: what goes at once is a sixteenth.
 const WINDOWS: u64 = 16;
 const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
-const TIME_OCTETS: usize = 8;
 
-/// An entry of the log to be written.
+/// To whom a record belongs.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Subject {
+    /// Name of the connection; empty for the agent as a whole.
+    #[prost(string, tag = "1")]
+    pub connection: String,
+    /// Name of the session; empty for a connection.
+    #[prost(string, tag = "2")]
+    pub session: String,
+    /// What its records carry.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// When it was made.
+    /// Its place.
+    pub cursor: u64,
+    /// When it was made; whole microseconds are kept.
     pub time: UnixTime,
-    /// What it holds; at most [`super::MAXIMUM_VALUE_OCTETS`].
-    pub octets: Vec<u8>,
+    /// To whom it belongs.
+    pub subject: Arc<Subject>,
+    /// What its content is; the store does not look at it.
+    pub kind: u8,
+    /// At most [`super::MAXIMUM_CONTENT_OCTETS`].
+    pub content: Bytes,
 }
 
 /// One tree of the log.
 #[derive(Debug)]
 pub(super) struct Window {
-    tree: sled::Tree,
+    pages: sled::Tree,
+    subjects: sled::Tree,
+    /// Those that were read.
+    known: RwLock<HashMap<u32, Arc<Subject>>>,
     first_cursor: u64,
     first_time_ns: u64,
     last_time_ns: AtomicU64,
@@ -39,7 +73,7 @@ pub(super) struct Window {
 
 /// What is known of a window that gets no more records, kept beside the log: a start need not read
 /// all that is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Summary {
     last_cursor: u64,
     records: u64,
@@ -66,16 +100,17 @@ impl Summary {
 }
 
 impl Window {
-    fn summarised(tree: sled::Tree, first_cursor: u64, summary: Summary) -> (Self, u64) {
-        let window = Self {
-            tree,
+    fn new(engine: &Engine, first_cursor: u64, summary: Summary) -> Result<Self, StoreError> {
+        Ok(Self {
+            pages: engine.tree(tree_name(PAGES, first_cursor))?,
+            subjects: engine.tree(tree_name(SUBJECTS, first_cursor))?,
+            known: RwLock::default(),
             first_cursor,
             first_time_ns: summary.first_time_ns,
             last_time_ns: summary.last_time_ns.into(),
             records: summary.records.into(),
             octets: summary.octets.into(),
-        };
-        (window, summary.last_cursor)
+        })
     }
 
     fn summary(&self, last_cursor: u64) -> Summary {
@@ -88,30 +123,50 @@ impl Window {
         }
     }
 
-    /// Reads a tree to know what is in it: the newest one, when the log is opened.
-    fn measured(tree: sled::Tree, first_cursor: u64) -> Result<(Self, u64), StoreError> {
+    /// Reads the trees to know what is in them: of the newest window, when the log is opened.
+    fn measured(engine: &Engine, first_cursor: u64) -> Result<(Self, u64), StoreError> {
+        let mut window = Self::new(engine, first_cursor, Summary::default())?;
         let (mut records, mut octets, mut last) = (0, 0, first_cursor.saturating_sub(1));
         let mut times = None;
-        for entry in &tree {
+        for entry in &window.pages {
             let (key, value) = entry?;
-            last = cursor_of(&key)?;
-            let time = time_of(&value)?;
-            let (first, _) = times.unwrap_or((time, time));
-            times = Some((first, time));
-            records += 1;
+            octets += (key.len() + value.len()) as u64;
+            for record in records_of(&key, &value)? {
+                let record = record?;
+                last = record.cursor;
+                let (first, _) = times.unwrap_or((record.time.0, record.time.0));
+                times = Some((first, record.time.0));
+                records += 1;
+            }
+        }
+        for entry in &window.subjects {
+            let (key, value) = entry?;
             octets += (key.len() + value.len()) as u64;
         }
         let (first_time_ns, last_time_ns) = times.unwrap_or_default();
-        let window = Self {
-            tree,
-            first_cursor,
-            first_time_ns,
-            last_time_ns: last_time_ns.into(),
-            records: records.into(),
-            octets: octets.into(),
-        };
+        window.first_time_ns = first_time_ns;
+        window.last_time_ns = last_time_ns.into();
+        (window.records, window.octets) = (AtomicU64::new(records), AtomicU64::new(octets));
         Ok((window, last))
     }
+
+    fn subject(&self, number: u32) -> Result<Arc<Subject>, StoreError> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(subject) = known.get(&number) {
+            return Ok(subject.clone());
+        }
+        drop(known);
+        let damaged = || StoreError::Damaged("subject of a record");
+        let octets = self.subjects.get(number.to_be_bytes())?.ok_or_else(damaged)?;
+        let subject = Arc::new(Subject::decode(octets.as_ref()).map_err(|_| damaged())?);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(known.entry(number).or_insert(subject).clone())
+    }
+}
+
+/// The records of a page as a tree has it.
+fn records_of(key: &[u8], page: &[u8]) -> Result<Records, StoreError> {
+    Records::of(cursor_of(key)?, Bytes::copy_from_slice(page))
 }
 
 /// The windows that are there, oldest first. Whoever holds a copy of the list may read.
@@ -125,11 +180,29 @@ pub(super) struct Windows {
     list: Arc<RwLock<WindowList>>,
     /// Out of the list, but a reader still holds them.
     leaving: Vec<Arc<Window>>,
+    /// What is not in a tree yet, of the newest window.
+    page: PageBuilder,
+    /// Numbers of the subjects in the newest window, where it was begun by this.
+    numbers: HashMap<Arc<Subject>, u32>,
     next_cursor: u64,
     newest: u64,
 }
 
 impl Windows {
+    /// After a failure: with the list that readers share already.
+    pub(super) fn reopen(
+        engine: &Engine,
+        meta: &sled::Tree,
+        at_least: u64,
+        list: Arc<RwLock<WindowList>>,
+    ) -> Result<Self, StoreError> {
+        let found = Self::open(engine, meta, at_least)?;
+        let windows = read(&found.list);
+        let reopened = Self { list, ..found };
+        reopened.replace(windows);
+        Ok(reopened)
+    }
+
     /// Finds what is stored. Cursors go on at `at_least`, or behind the newest record that there is
     /// or was.
     pub(super) fn open(
@@ -142,31 +215,54 @@ impl Windows {
         let mut firsts: Vec<u64> = engine
             .tree_names()
             .iter()
-            .filter_map(|name| name.strip_prefix(PREFIX)?.try_into().ok().map(u64::from_be_bytes))
+            .filter_map(|name| name.strip_prefix(PAGES)?.try_into().ok().map(u64::from_be_bytes))
             .collect();
         firsts.sort_unstable();
         let (mut windows, mut newest) = (Vec::new(), 0);
         for first in firsts {
-            let (name, tree) = (tree_name(first), engine.tree(tree_name(first))?);
+            let name = tree_name(PAGES, first);
             let summary = meta.get(&name)?.and_then(|octets| Summary::from_octets(&octets));
             let (window, last) = match summary {
-                Some(summary) => Window::summarised(tree, first, summary),
-                None => Window::measured(tree, first)?,
+                Some(summary) => (Window::new(engine, first, summary)?, summary.last_cursor),
+                None => Window::measured(engine, first)?,
             };
             if window.records.load(Relaxed) == 0 {
+                drop(window);
                 engine.drop_tree(&name)?;
+                engine.drop_tree(&tree_name(SUBJECTS, first))?;
                 continue;
             }
             newest = last;
             windows.push(Arc::new(window));
         }
         Ok(Self {
-            meta: meta.clone(),
             list: Arc::new(RwLock::new(windows.into())),
-            leaving: Vec::new(),
             next_cursor: at_least.max(newest + 1),
             newest: newest.max(at_least.saturating_sub(1)),
+            ..Self::beginning(meta.clone())
         })
+    }
+
+    /// With nothing yet; what is appended begins a window.
+    pub(super) fn beginning(meta: sled::Tree) -> Self {
+        Self {
+            meta,
+            list: Arc::default(),
+            leaving: Vec::new(),
+            page: PageBuilder::default(),
+            numbers: HashMap::new(),
+            next_cursor: 1,
+            newest: 0,
+        }
+    }
+
+    /// The newest window gets no more records.
+    pub(super) fn summarise(&self) -> Result<(), StoreError> {
+        if let Some(full) = read(&self.list).last() {
+            let summary = full.summary(self.newest);
+            self.meta.insert(tree_name(PAGES, full.first_cursor), summary.to_octets())?;
+        }
+        Ok(())
     }
 
     /// What readers share.
@@ -184,26 +280,68 @@ impl Windows {
         self.newest
     }
 
-    /// Writes an entry and returns its cursor.
+    /// Takes an entry; it is in a tree once [`Self::write_page`] was called. Its cursor is not below
+    /// [`Self::next_cursor`].
     pub(super) fn append(
         &mut self,
         engine: &Engine,
         retention: Retention,
         entry: &Entry,
-    ) -> Result<u64, StoreError> {
-        let window = self.window(engine, retention, entry.time)?;
-        let cursor = self.next_cursor;
-        let mut value = Vec::with_capacity(TIME_OCTETS + entry.octets.len());
-        value.extend_from_slice(&entry.time.0.to_be_bytes());
-        value.extend_from_slice(&entry.octets);
-        let octets = (size_of::<u64>() + value.len()) as u64;
-        window.tree.insert(cursor.to_be_bytes(), value)?;
-        self.newest = cursor;
-        self.next_cursor += 1;
+    ) -> Result<(), StoreError> {
+        if !self.page.takes(entry) {
+            self.write_page()?;
+        }
+        let window = self.window(engine, retention, entry)?;
+        let subject = self.number(&window, &entry.subject)?;
+        self.page.push(entry, subject);
+        self.next_cursor = entry.cursor + 1;
         window.last_time_ns.fetch_max(entry.time.0, Relaxed);
-        window.records.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Puts what was taken into a tree.
+    pub(super) fn write_page(&mut self) -> Result<(), StoreError> {
+        if self.page.is_empty() {
+            return Ok(());
+        }
+        let list = read(&self.list);
+        let Some(window) = list.last() else { return Ok(()) };
+        let (first, records, page) = self.page.take();
+        let octets = (size_of::<u64>() + page.len()) as u64;
+        window.pages.insert(first.to_be_bytes(), page)?;
+        self.newest = first + records - 1;
+        window.records.fetch_add(records, Relaxed);
         window.octets.fetch_add(octets, Relaxed);
-        Ok(cursor)
+        Ok(())
+    }
+
+    /// A cursor that has no record.
+    pub(super) fn pass(&mut self, cursor: u64) {
+        self.next_cursor = self.next_cursor.max(cursor + 1);
+        self.newest = self.newest.max(cursor);
+    }
+
+    fn number(&mut self, window: &Window, subject: &Arc<Subject>) -> Result<u32, StoreError> {
+        if let Some(number) = self.numbers.get(subject) {
+            return Ok(*number);
+        }
+        if self.numbers.is_empty() {
+            // It was begun before this agent was.
+            for entry in &window.subjects {
+                let number = entry?.0.as_ref().try_into().map(u32::from_be_bytes);
+                let number = number.map_err(|_| StoreError::Damaged("subject of a record"))?;
+                self.numbers.insert(window.subject(number)?, number);
+            }
+            if let Some(number) = self.numbers.get(subject) {
+                return Ok(*number);
+            }
+        }
+        let number = self.numbers.values().max().map_or(0, |most| most + 1);
+        let octets = subject.encode_to_vec();
+        window.octets.fetch_add((size_of::<u32>() + octets.len()) as u64, Relaxed);
+        window.subjects.insert(number.to_be_bytes(), octets)?;
+        self.numbers.insert(subject.clone(), number);
+        Ok(number)
     }
 
     /// The newest window, or a new one where that has had its share.
@@ -211,28 +349,22 @@ impl Windows {
         &mut self,
         engine: &Engine,
         retention: Retention,
-        time: UnixTime,
+        entry: &Entry,
     ) -> Result<Arc<Window>, StoreError> {
         let list = read(&self.list);
         let span_ns = (retention.age_ns / WINDOWS).max(SHORTEST_WINDOW_NS);
         if let Some(window) = list.last()
-            && time.0.saturating_sub(window.first_time_ns) < span_ns
+            && entry.time.0.saturating_sub(window.first_time_ns) < span_ns
             && window.octets.load(Relaxed) < retention.octets / WINDOWS
         {
             return Ok(window.clone());
         }
-        if let Some(full) = list.last() {
-            let summary = full.summary(self.newest);
-            self.meta.insert(tree_name(full.first_cursor), summary.to_octets())?;
-        }
-        let window = Arc::new(Window {
-            tree: engine.tree(tree_name(self.next_cursor))?,
-            first_cursor: self.next_cursor,
-            first_time_ns: time.0,
-            last_time_ns: time.0.into(),
-            records: 0.into(),
-            octets: 0.into(),
-        });
+        self.write_page()?;
+        self.summarise()?;
+        let (first_time_ns, last_time_ns) = (entry.time.0, entry.time.0);
+        let summary = Summary { first_time_ns, last_time_ns, ..Summary::default() };
+        let window = Arc::new(Window::new(engine, entry.cursor, summary)?);
+        self.numbers.clear();
         let longer = list.iter().cloned().chain([window.clone()]).collect();
         self.replace(longer);
         Ok(window)
@@ -246,6 +378,7 @@ impl Windows {
         now: UnixTime,
     ) -> Result<(), StoreError> {
         let list = read(&self.list);
+        // What is being filled goes with the others.
         let mut octets: u64 = list.iter().map(|window| window.octets.load(Relaxed)).sum();
         let outdated = |window: &Window| {
             now.0.saturating_sub(window.last_time_ns.load(Relaxed)) > retention.age_ns
@@ -259,6 +392,9 @@ impl Windows {
             keep_from += 1;
         }
         if keep_from > 0 {
+            if keep_from == list.len() {
+                self.write_page()?;
+            }
             // Where nothing is left that tells, this does: no cursor may ever name two records.
             self.meta.insert(FLOOR, &self.next_cursor.to_be_bytes())?;
             engine.flush_durably()?;
@@ -270,8 +406,11 @@ impl Windows {
             self.leaving.drain(..).partition(|window| Arc::strong_count(window) == 1);
         self.leaving = held;
         for window in free {
-            let name = tree_name(window.first_cursor);
+            let first = window.first_cursor;
+            drop(window);
+            let name = tree_name(PAGES, first);
             engine.drop_tree(&name)?;
+            engine.drop_tree(&tree_name(SUBJECTS, first))?;
             self.meta.remove(name)?;
         }
         Ok(())
@@ -305,62 +444,83 @@ pub(super) fn entries(
     records: usize,
     octets: usize,
     backwards: bool,
-) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-    let (first, last) = (range.start().to_be_bytes(), range.end().to_be_bytes());
-    let mut found = Vec::new();
-    let mut size = 0;
-    let mut take = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
-        let (key, value) = entry?;
-        size += value.len();
-        if !found.is_empty() && (size > octets || found.len() >= records) {
-            return Ok(false);
-        }
-        let content = value.get(TIME_OCTETS..).ok_or(StoreError::Damaged("record"))?;
-        found.push((cursor_of(&key)?, content.to_vec()));
-        Ok::<bool, StoreError>(true)
-    };
-    let mut through = |window: &Arc<Window>| -> Result<bool, StoreError> {
-        let mut range = window.tree.range(first..=last);
-        while let Some(entry) = if backwards { range.next_back() } else { range.next() } {
-            if !take(entry)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    };
+) -> Result<Vec<Entry>, StoreError> {
+    let mut found = Found { entries: Vec::new(), octets: 0, most: (records, octets) };
     if range.is_empty() {
-        return Ok(found);
+        return Ok(found.entries);
     }
     // Windows in front of the one that the range begins in hold nothing of it.
     let from = list.partition_point(|window| window.first_cursor <= *range.start()).max(1) - 1;
     let windows = list.get(from..).unwrap_or_default();
     if backwards {
         for window in windows.iter().rev() {
-            if !through(window)? {
-                break;
+            for page in window.pages.range(..=range.end().to_be_bytes()).rev() {
+                let (key, page) = page?;
+                let records: Vec<_> = records_of(&key, &page)?.collect();
+                for record in records.into_iter().rev() {
+                    let record = record?;
+                    if record.cursor < *range.start() {
+                        return Ok(found.entries);
+                    }
+                    if range.contains(&record.cursor)
+                        && !found.take(record.subject, window, |subject| record.entry(subject))?
+                    {
+                        return Ok(found.entries);
+                    }
+                }
             }
         }
-    } else {
-        for window in windows {
-            if !through(window)? {
-                break;
+        return Ok(found.entries);
+    }
+    for window in windows {
+        // The page that the range begins in may begin before it.
+        let before = window.pages.range(..=range.start().to_be_bytes()).next_back().transpose()?;
+        let first = before.map_or_else(|| range.start().to_be_bytes().to_vec(), |p| p.0.to_vec());
+        for page in window.pages.range(first..=range.end().to_be_bytes().to_vec()) {
+            let (key, page) = page?;
+            for record in records_of(&key, &page)? {
+                let record = record?;
+                if range.contains(&record.cursor)
+                    && !found.take(record.subject, window, |subject| record.entry(subject))?
+                {
+                    return Ok(found.entries);
+                }
             }
         }
     }
-    Ok(found)
+    Ok(found.entries)
 }
 
-fn tree_name(first_cursor: u64) -> Vec<u8> {
-    [PREFIX, &first_cursor.to_be_bytes()].concat()
+/// What was found so far.
+struct Found {
+    entries: Vec<Entry>,
+    octets: usize,
+    most: (usize, usize),
+}
+
+impl Found {
+    /// Whether it took one more.
+    fn take(
+        &mut self,
+        subject: u32,
+        window: &Window,
+        entry: impl FnOnce(Arc<Subject>) -> Entry,
+    ) -> Result<bool, StoreError> {
+        let entry = entry(window.subject(subject)?);
+        self.octets += entry.content.len();
+        let (records, octets) = self.most;
+        if !self.entries.is_empty() && (self.octets > octets || self.entries.len() >= records) {
+            return Ok(false);
+        }
+        self.entries.push(entry);
+        Ok(true)
+    }
+}
+
+fn tree_name(prefix: &[u8], first_cursor: u64) -> Vec<u8> {
+    [prefix, &first_cursor.to_be_bytes()].concat()
 }
 
 fn cursor_of(key: &[u8]) -> Result<u64, StoreError> {
     key.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::Damaged("cursor"))
-}
-
-fn time_of(value: &[u8]) -> Result<u64, StoreError> {
-    value
-        .first_chunk()
-        .map(|octets| u64::from_be_bytes(*octets))
-        .ok_or(StoreError::Damaged("record"))
 }

@@ -4,7 +4,10 @@
 
 use std::{
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError},
+    sync::{
+        Arc, PoisonError, RwLock,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     time::Duration,
 };
 
@@ -12,20 +15,22 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Entry, StoreError, StoredStatistics,
+    Entry, StoreError,
     engine::Engine,
     high_water::HighWater,
-    results::{NEXT_CURSOR, Trees},
-    window::Windows,
+    results::{CACHE_OCTETS, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
+    window::{WindowList, Windows},
 };
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
-    time::{Now, UnixTime},
+    time::{Monotonic, Now},
 };
 
-const FLUSH_NS: u64 = 50_000_000;
+const FLUSH_NS: u64 = 20_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
 const RETENTION_EVERY_NS: u64 = 1_000_000_000;
+/// How often a database that failed is opened anew.
+const OPEN_AGAIN_NS: u64 = 2_000_000_000;
 /// Free octets on the disk below which nothing is written: a database that hits the end of the
 /// disk is worse than one that misses records.
 pub(super) const RESERVE_OCTETS: u64 = 16 << 20;
@@ -62,18 +67,28 @@ pub struct StoreState {
 #[derive(Debug)]
 pub(super) enum Command {
     Append(Entry),
-    SaveStatistics(Vec<(Vec<u8>, Option<StoredStatistics>)>),
+    SaveStatistics(Vec<(Vec<u8>, Option<Vec<u8>>)>),
     MoveConsumer(String, u64, oneshot::Sender<Result<u64, StoreError>>),
     DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
     SetRetention(Retention),
     End,
 }
 
+/// The database while it is open.
+pub(super) struct Open {
+    pub(super) windows: Windows,
+    pub(super) engine: Engine,
+}
+
 /// The state of the thread.
 pub(super) struct Writer {
-    pub(super) engine: Engine,
-    pub(super) trees: Trees,
-    pub(super) windows: Windows,
+    /// `None` after a failure, until it could be opened anew.
+    pub(super) open: Option<Open>,
+    /// What readers share.
+    pub(super) list: Arc<RwLock<WindowList>>,
+    pub(super) trees: SharedTrees,
+    /// The newest cursor that came, stored or not.
+    pub(super) newest: u64,
     pub(super) retention: Retention,
     pub(super) state: watch::Sender<StoreState>,
     pub(super) now: fn() -> Now,
@@ -85,6 +100,8 @@ pub(super) struct Writer {
     pub(super) unsynced: bool,
     pub(super) dropped: u64,
     pub(super) failure: Option<String>,
+    /// When a database that failed is opened anew.
+    pub(super) try_again: Option<Monotonic>,
 }
 
 impl Writer {
@@ -97,7 +114,7 @@ impl Writer {
             let now = (self.now)();
             if retention_due <= now.monotonic {
                 retention_due = now.monotonic.plus_ns(RETENTION_EVERY_NS);
-                self.keep_house(now.unix);
+                self.keep_house(now);
             }
             if sync_due <= now.monotonic {
                 sync_due = now.monotonic.plus_ns(SYNC_NS);
@@ -129,45 +146,51 @@ impl Writer {
                 let _ = answer.send(self.move_consumer(&name, cursor));
             }
             Command::DeleteConsumer(name, answer) => {
-                let removed = self.trees.consumers.remove(name.as_bytes());
-                self.unflushed = true;
-                let _ = answer.send(removed.map(|old| old.is_some()).map_err(Into::into));
+                let _ = answer.send(self.delete_consumer(&name));
             }
             Command::SetRetention(retention) => {
                 self.retention = retention;
-                self.keep_house((self.now)().unix);
+                self.keep_house((self.now)());
             }
             Command::End => {}
         }
     }
 
     fn append(&mut self, entry: &Entry) {
-        if self.failure.is_some() {
-            self.dropped += 1;
-            return;
-        }
-        match self.windows.append(&self.engine, self.retention, entry) {
-            Ok(_) => self.unflushed = true,
-            Err(error) => {
+        self.newest = entry.cursor;
+        self.unflushed = true;
+        let stored = match (&self.failure, &mut self.open) {
+            (None, Some(Open { engine, windows })) => windows.append(engine, self.retention, entry),
+            (_, open) => {
                 self.dropped += 1;
-                self.fail(&error);
+                // Readers that are there see it all the same.
+                if let Some(open) = open {
+                    open.windows.pass(entry.cursor);
+                }
+                return;
             }
+        };
+        if let Err(error) = stored {
+            self.dropped += 1;
+            self.fail(&error);
         }
     }
 
-    fn save(&mut self, statistics: Vec<(Vec<u8>, Option<StoredStatistics>)>) {
+    fn save(&mut self, statistics: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
         if self.failure.is_some() {
             return;
         }
-        let as_of_cursor = self.windows.next_cursor() - 1;
-        for (key, stored) in statistics {
-            let tree = &self.trees.statistics;
-            let done = match stored {
-                Some(stored) => {
-                    let stored = StoredStatistics { as_of_cursor, ..stored };
-                    tree.insert(key, prost::Message::encode_to_vec(&stored))
+        let Some(trees) = self.trees() else { return };
+        // What they are as of is in the log before they are.
+        if let Err(error) = self.open.as_mut().map_or(Ok(()), |open| open.windows.write_page()) {
+            return self.fail(&error);
+        }
+        for (key, content) in statistics {
+            let done = match content {
+                Some(content) => {
+                    trees.statistics.insert(key, snapshot_value(self.newest, &content))
                 }
-                None => tree.remove(key),
+                None => trees.statistics.remove(key),
             };
             if let Err(error) = done {
                 return self.fail(&error.into());
@@ -177,49 +200,103 @@ impl Writer {
     }
 
     fn move_consumer(&mut self, name: &str, cursor: u64) -> Result<u64, StoreError> {
-        if let Some(failure) = &self.failure {
-            return Err(StoreError::Database(failure.clone()));
-        }
-        let known = super::results::position(&self.trees.consumers, name)?;
-        if known.is_none() && self.trees.consumers.len() >= MAXIMUM_CONSUMERS {
+        let trees = self.working_trees()?;
+        let known = super::results::position(&trees.consumers, name)?;
+        if known.is_none() && trees.consumers.len() >= MAXIMUM_CONSUMERS {
             return Err(StoreError::TooManyConsumers(MAXIMUM_CONSUMERS));
         }
         let old = known.unwrap_or(0);
         if cursor > old {
-            self.trees.consumers.insert(name.as_bytes(), &cursor.to_be_bytes())?;
-            self.engine.flush()?;
+            trees.consumers.insert(name.as_bytes(), &cursor.to_be_bytes())?;
+            if let Some(open) = &self.open {
+                open.engine.flush()?;
+            }
             self.unsynced = true;
         }
         Ok(cursor.max(old))
     }
 
-    /// Retention, and whether the disk has room.
-    fn keep_house(&mut self, now: UnixTime) {
-        match free_octets(&self.path) {
-            Some(free) if free < RESERVE_OCTETS => {
-                self.failure = Some(full(free));
-            }
-            _ if self.failure.as_ref().is_some_and(|failure| failure.starts_with(FULL)) => {
+    fn delete_consumer(&mut self, name: &str) -> Result<bool, StoreError> {
+        let removed = self.working_trees()?.consumers.remove(name.as_bytes())?;
+        self.unflushed = true;
+        Ok(removed.is_some())
+    }
+
+    fn working_trees(&self) -> Result<Trees, StoreError> {
+        match &self.failure {
+            Some(failure) => Err(StoreError::Database(failure.clone())),
+            None => self.trees().ok_or(StoreError::Unavailable),
+        }
+    }
+
+    fn trees(&self) -> Option<Trees> {
+        self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Retention, and whether the disk has room; and a database that failed is tried again.
+    fn keep_house(&mut self, now: Now) {
+        let room = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
+        match (room, &self.failure) {
+            (Some(free), _) => self.failure = Some(full(free)),
+            (None, Some(failure)) if failure.starts_with(FULL) && self.open.is_some() => {
                 self.failure = None;
                 tracing::info!("the disk has room again; results are stored");
             }
-            _ => {}
+            (None, Some(_)) if self.try_again.is_none_or(|again| again <= now.monotonic) => {
+                self.try_again = Some(now.monotonic.plus_ns(OPEN_AGAIN_NS));
+                self.open_anew();
+            }
+            (None, _) => {}
         }
-        if let Err(error) = self.windows.retain(&self.engine, self.retention, now) {
+        if let Some(Open { engine, windows }) = &mut self.open
+            && let Err(error) = windows.retain(engine, self.retention, now.unix)
+        {
             self.fail(&error);
         }
         self.publish();
     }
 
+    /// After an error sled takes nothing more: only a database that is opened anew does.
+    fn open_anew(&mut self) {
+        *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.list.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        self.open = None;
+        let opened = Engine::open(&self.path, CACHE_OCTETS).and_then(|engine| {
+            let trees = Trees::open(&engine)?;
+            let windows =
+                Windows::reopen(&engine, &trees.meta, self.newest + 1, self.list.clone())?;
+            engine.flush_durably()?;
+            Ok((trees, Open { windows, engine }))
+        });
+        match opened {
+            Ok((trees, open)) => {
+                *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(trees);
+                self.open = Some(open);
+                self.failure = None;
+                self.try_again = None;
+                tracing::info!("results are stored again");
+            }
+            Err(error) => self.failure = Some(error.to_string()),
+        }
+    }
+
     fn flush(&mut self, durably: bool) {
         let mut result = Ok(());
-        if std::mem::take(&mut self.unflushed) {
-            result = self.engine.flush();
+        let failed = self.failure.is_some();
+        if std::mem::take(&mut self.unflushed)
+            && let (false, Some(Open { engine, windows })) = (failed, &mut self.open)
+        {
+            result = windows.write_page().and_then(|()| engine.flush());
             self.unsynced = true;
         }
-        if durably && result.is_ok() && std::mem::take(&mut self.unsynced) {
-            result = self.engine.flush_durably();
-            if let Err(error) = self.mark.write(self.windows.newest()) {
+        if durably && result.is_ok() {
+            if std::mem::take(&mut self.unsynced)
+                && let (false, Some(open)) = (failed, &self.open)
+            {
+                result = open.engine.flush_durably();
+            }
+            // Also of what is not stored: a reader may have seen it.
+            if let Err(error) = self.mark.write(self.newest) {
                 tracing::warn!(%error, "the newest cursor was not noted");
             }
         }
@@ -230,16 +307,16 @@ impl Writer {
     }
 
     fn publish(&mut self) {
-        let (records, live_octets, earliest) = self.windows.figures();
-        let newest =
-            if self.unflushed { self.state.borrow().newest } else { self.windows.newest() };
+        let figures = self.open.as_ref().map(|open| open.windows.figures());
+        let (records, live_octets, earliest) = figures.unwrap_or_default();
+        let newest = if self.unflushed { self.state.borrow().newest } else { self.newest };
         let state = StoreState {
             detail: self.failure.clone().unwrap_or_default(),
             earliest: earliest.unwrap_or(0),
             newest,
             records,
             live_octets,
-            disk_octets: self.engine.disk_octets(),
+            disk_octets: self.open.as_ref().map_or(0, |open| open.engine.disk_octets()),
             dropped: self.dropped,
         };
         self.state.send_if_modified(|old| {
@@ -253,18 +330,26 @@ impl Writer {
     fn fail(&mut self, error: &StoreError) {
         if self.failure.is_none() {
             tracing::error!(%error, "results are no longer stored");
+            // What is in it is lost to readers, not to the log.
+            self.try_again = Some((self.now)().monotonic.plus_ns(OPEN_AGAIN_NS));
         }
         self.failure = Some(error.to_string());
         self.publish();
     }
 
     fn end(mut self) {
-        let next = self.windows.next_cursor().to_be_bytes();
-        if let Err(error) = self.trees.meta.insert(NEXT_CURSOR, &next) {
-            tracing::error!(%error, "cannot mark the results as cleanly closed");
-        }
-        self.unflushed = true;
         self.flush(true);
+        if let (None, Some(open), Some(trees)) = (&self.failure, &self.open, self.trees()) {
+            let next = (self.newest + 1).to_be_bytes();
+            let marked = trees.meta.insert(NEXT_CURSOR, &next);
+            if let Err(error) =
+                marked.map_err(StoreError::from).and_then(|_| open.engine.flush_durably())
+            {
+                tracing::error!(%error, "cannot mark the results as cleanly closed");
+            }
+        }
+        self.publish();
+        *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

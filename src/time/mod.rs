@@ -53,6 +53,13 @@ impl UnixTime {
             nanos: (self.0 % NANOS_PER_SECOND) as i32,
         }
     }
+
+    /// From the form of the API; what is before 1970 is 1970.
+    pub fn from_proto(time: &prost_types::Timestamp) -> Self {
+        let seconds = u64::try_from(time.seconds).unwrap_or(0);
+        let nanos = u64::try_from(time.nanos).unwrap_or(0);
+        Self(seconds.saturating_mul(NANOS_PER_SECOND).saturating_add(nanos))
+    }
 }
 
 /// How a point in time is written in a test packet (RFC 8186 §2.3).

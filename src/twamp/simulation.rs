@@ -12,8 +12,8 @@ use super::{
     sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender},
 };
 use crate::{
-    model::Schedule,
-    proto::{Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
+    model::{AvailabilityRule, Schedule},
+    proto::{DelayStats, Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
     time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
     wire::{
         codes::{Modes, Sid},
@@ -48,6 +48,7 @@ struct Pair {
     flown: u64,
     reflected: u32,
     results: Vec<TestResult>,
+    minutes: Vec<(u64, Figures)>,
     completed: bool,
     octets: usize,
 }
@@ -62,7 +63,12 @@ fn config(probe_count: u32) -> SenderConfig {
         test_count: 0,
         data_size: 60,
         reflector_counts: true,
+        availability: AvailabilityRule::default(),
     }
+}
+
+fn delay(stats: Option<&DelayStats>) -> &DelayStats {
+    stats.unwrap()
 }
 
 fn lossless(delay_ns: u64) -> Path {
@@ -117,6 +123,7 @@ impl Pair {
             flown: 0,
             reflected: 0,
             results: Vec::new(),
+            minutes: Vec::new(),
             completed: false,
             octets,
         }
@@ -135,7 +142,7 @@ impl Pair {
 
     /// Sends what is due and takes out what happened.
     fn settle(&mut self) {
-        while let Some(sequence) = self.sender.poll_probe(self.now.monotonic) {
+        while let Some(sequence) = self.sender.poll_probe(self.now) {
             let mut packet = vec![0; self.octets];
             let t1 = self.now.unix;
             let now = self.now.monotonic;
@@ -147,8 +154,9 @@ impl Pair {
         }
         while let Some(event) = self.sender.poll_event() {
             match event {
-                SenderEvent::Test(result) => self.results.push(*result),
+                SenderEvent::Test(result, _) => self.results.push(*result),
                 SenderEvent::Completed => self.completed = true,
+                SenderEvent::Minute(minute, figures) => self.minutes.push((minute, *figures)),
                 SenderEvent::Probe(_) => {}
             }
         }
@@ -239,8 +247,11 @@ fn delays_are_those_of_the_path_whatever_the_reflectors_clock() {
     let figures = pair.only();
     assert_eq!((figures.probes_sent, figures.probes_received, figures.probes_lost), (10, 10, 0));
     // Timestamps on the wire resolve 0.23 ns.
-    let (rtt, egress, ingress) =
-        (figures.rtt.unwrap(), figures.egress.unwrap(), figures.ingress.unwrap());
+    let (rtt, egress, ingress) = (
+        delay(figures.rtt.as_deref()),
+        delay(figures.egress.as_deref()),
+        delay(figures.ingress.as_deref()),
+    );
     assert!((rtt.mean_ns - 9_999_000.0).abs() < 2.0, "{rtt:?}");
     assert!((egress.mean_ns - 3_001_000.0).abs() < 2.0, "{egress:?}");
     assert!((ingress.mean_ns - 6_998_000.0).abs() < 2.0, "{ingress:?}");
@@ -254,7 +265,7 @@ fn an_offset_beyond_the_path_makes_one_way_delays_negative_and_says_so() {
     pair.reflector_offset_ns = -(SECOND as i64);
     pair.run_until(Monotonic(2 * SECOND));
     assert_eq!(pair.only().one_way_validity(), OneWayValidity::Negative);
-    assert!(pair.only().rtt.unwrap().min_ns > 0);
+    assert!(delay(pair.only().rtt.as_deref()).min_ns > 0);
 }
 
 #[test]
@@ -429,7 +440,7 @@ fn a_step_of_the_local_clock_spoils_no_delay() {
     let figures = pair.only();
     assert_eq!(figures.one_way_validity(), OneWayValidity::ClockStepped);
     assert!(figures.samples_invalid > 0);
-    assert_eq!(figures.rtt.unwrap().max_ns, 39_999_000);
+    assert_eq!(delay(figures.rtt.as_deref()).max_ns, 39_999_000);
 }
 
 #[test]
@@ -532,7 +543,7 @@ fn conformance_082_the_era_of_2036_in_every_mode() {
         pair.run_until(Monotonic(2 * SECOND));
         let figures = pair.only();
         assert_eq!((figures.probes_received, figures.samples_invalid), (10, 0), "{mode}");
-        let (rtt, egress) = (figures.rtt.unwrap(), figures.egress.unwrap());
+        let (rtt, egress) = (delay(figures.rtt.as_deref()), delay(figures.egress.as_deref()));
         assert!((rtt.max_ns - 9_999_000).abs() <= 2 && (rtt.min_ns - 9_999_000).abs() <= 2);
         assert!((egress.mean_ns - 3_000_000.0).abs() < 2.0);
     }
@@ -548,7 +559,8 @@ fn conformance_111_delays_are_right_whatever_format_each_end_writes() {
         pair.run_until(Monotonic(2 * SECOND));
         let figures = pair.only();
         assert_eq!(figures.probes_received, 5, "{timestamps:?}");
-        let means = [figures.egress, figures.ingress, figures.rtt].map(|d| d.unwrap().mean_ns);
+        let means =
+            [&figures.egress, &figures.ingress, &figures.rtt].map(|d| delay(d.as_deref()).mean_ns);
         for (mean, expected) in means.into_iter().zip([3_000_000.0, 6_999_000.0, 9_999_000.0]) {
             assert!((mean - expected).abs() < 2.0, "{timestamps:?}: {means:?}");
         }
@@ -563,7 +575,7 @@ fn a_skewed_reflector_does_not_change_the_round_trip() {
     pair.reflector_skew_ppm = 100;
     pair.run_until(Monotonic(12 * SECOND));
     let figures = pair.only();
-    let (rtt, egress) = (figures.rtt.unwrap(), figures.egress.unwrap());
+    let (rtt, egress) = (delay(figures.rtt.as_deref()), delay(figures.egress.as_deref()));
     assert!((rtt.max_ns - rtt.min_ns).abs() <= 4, "{rtt:?}");
     // Over the ten seconds of the test.
     assert!((egress.peak_to_peak_ns as f64 - 999_000.0).abs() < 2_000.0, "{egress:?}");
@@ -578,8 +590,43 @@ fn a_step_of_the_reflectors_clock() {
     pair.reflector_offset_ns = -(SECOND as i64);
     pair.run_until(Monotonic(3 * SECOND));
     let figures = pair.only();
-    let rtt = figures.rtt.unwrap();
+    let rtt = delay(figures.rtt.as_deref());
     assert_eq!((figures.probes_received, figures.samples_invalid), (20, 0));
     assert!((rtt.max_ns - rtt.min_ns).abs() <= 2, "{rtt:?}");
     assert_eq!(figures.one_way_validity(), OneWayValidity::Negative);
+}
+
+#[test]
+fn a_test_over_minutes_is_told_by_minutes() {
+    let mut path = 0;
+    let egress: Path = Box::new(move |_| {
+        path += 1;
+        // Every fortieth is lost on its way there.
+        if path % 40 == 0 { vec![] } else { vec![2 * MS] }
+    });
+    let config = SenderConfig { probe_interval_ns: 500 * MS, ..config(300) };
+    let mut pair = Pair::new(config, egress, lossless(3 * MS));
+    // The clock stands at some time within a minute.
+    let begun = pair.now.unix;
+    pair.run_until(Monotonic(151 * SECOND));
+    let whole = pair.only().clone();
+    let minutes = &pair.minutes;
+    let first = crate::stats::minute_of(begun);
+    let numbers: Vec<u64> = minutes.iter().map(|(minute, _)| *minute).collect();
+    assert_eq!(numbers, (first..first + numbers.len() as u64).collect::<Vec<_>>());
+    assert!((3..=4).contains(&numbers.len()), "{numbers:?}");
+    let sum = |of: fn(&Figures) -> u64| minutes.iter().map(|(_, figures)| of(figures)).sum::<u64>();
+    assert_eq!(sum(|f| f.probes_sent), 300);
+    assert_eq!(sum(|f| f.probes_lost), 7);
+    assert_eq!(sum(|f| f.lost_egress.unwrap()), whole.lost_egress.unwrap());
+    assert_eq!(whole.lost_egress, Some(7));
+    assert_eq!(sum(|f| f.rtt.as_ref().unwrap().samples), delay(whole.rtt.as_deref()).samples);
+    let jitter = delay(whole.rtt_jitter.as_deref()).samples;
+    assert_eq!(sum(|f| f.rtt_jitter.as_ref().unwrap().samples), jitter);
+    assert_eq!(jitter, 299 - 2 * 7);
+    assert_eq!(whole.loss_bursts.unwrap().by_length, [7]);
+    assert_eq!(whole.availability.unwrap().available_intervals, 300);
+    // In the middle of a minute all 120 probes of it are told of.
+    assert_eq!(minutes[1].1.probes_sent, 120);
+    assert_eq!(minutes[1].1.probes_lost, 3);
 }

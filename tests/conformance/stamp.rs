@@ -125,6 +125,7 @@ impl Pair {
             test_count: 1,
             data_size: octets as u16,
             reflector_counts: false,
+            availability: Default::default(),
         });
         let now = Now { monotonic: Monotonic(SECOND), unix: START };
         let format = stamp.format();
@@ -144,7 +145,7 @@ impl Pair {
         mut on_the_way: impl FnMut(&mut Reflector, &mut Vec<u8>, &mut Vec<u8>),
     ) -> Self {
         while self.figures.is_none() {
-            while self.sender.poll_probe(self.now.monotonic).is_some() {
+            while self.sender.poll_probe(self.now).is_some() {
                 let mut packet = vec![0; self.octets];
                 let estimate = ErrorEstimate::new(true, 10);
                 self.sender.write_probe(self.now.unix, estimate, &mut packet, self.now.monotonic);
@@ -164,8 +165,10 @@ impl Pair {
             while let Some(event) = self.sender.poll_event() {
                 match event {
                     SenderEvent::Probe(probe) => self.probes.push(probe),
-                    SenderEvent::Test(result) => self.figures = result.figures,
-                    SenderEvent::Completed => {}
+                    SenderEvent::Test(result, _) => {
+                        self.figures = result.figures.map(|figures| *figures);
+                    }
+                    SenderEvent::Completed | SenderEvent::Minute(..) => {}
                 }
             }
             // All probes carry the same time of day: only waiting passes.
@@ -176,7 +179,7 @@ impl Pair {
     }
 
     fn stamp(&self) -> StampFigures {
-        self.figures.clone().unwrap().stamp.unwrap()
+        *self.figures.clone().unwrap().stamp.unwrap()
     }
 }
 

@@ -378,6 +378,7 @@ impl Sending {
             test_count: 0,
             data_size: 41,
             reflector_counts: true,
+            availability: Default::default(),
         });
         machine.session_started(Carrier::default(), now.monotonic, now);
         Self { machine, now }
@@ -392,7 +393,7 @@ impl Sending {
     /// Sends what is due; the packets.
     fn send(&mut self) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
-        while self.machine.poll_probe(self.now.monotonic).is_some() {
+        while self.machine.poll_probe(self.now).is_some() {
             let mut packet = vec![0; 41];
             let t1 = self.now.unix;
             let (estimate, now) = (ErrorEstimate::new(true, 10), self.now.monotonic);
@@ -413,7 +414,7 @@ impl Sending {
         for _ in 0..1000 {
             self.pass(10_000_000);
             while let Some(event) = self.machine.poll_event() {
-                if let SenderEvent::Test(result) = event {
+                if let SenderEvent::Test(result, _) = event {
                     return *result;
                 }
             }
@@ -553,9 +554,9 @@ fn a_day_without_a_server() {
         sending.pass(SECOND_NS);
         sending.machine.session_lost(LossCause::Refused, attempt, sending.now);
         sending.machine.handle_timeout(sending.now);
-        assert_eq!(sending.machine.poll_probe(sending.now.monotonic), None, "nothing is sent");
+        assert_eq!(sending.machine.poll_probe(sending.now), None, "nothing is sent");
         while let Some(event) = sending.machine.poll_event() {
-            if let SenderEvent::Test(result) = event {
+            if let SenderEvent::Test(result, _) = event {
                 results.push(*result);
             }
         }
@@ -573,7 +574,7 @@ fn a_day_without_a_server() {
     assert!(unreachable.last().unwrap().attempts > 86_390);
     // Back again: it measures at once.
     sending.machine.session_started(Carrier::default(), sending.now.monotonic, sending.now);
-    assert!(sending.machine.poll_probe(sending.now.monotonic).is_some());
+    assert!(sending.machine.poll_probe(sending.now).is_some());
 }
 
 /// A reply is judged by when it came, not by when it is looked at.

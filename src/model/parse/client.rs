@@ -117,6 +117,12 @@ impl Check {
             labels,
             retry_backoff_max_ns,
             test_iteration_done_events: c.traps.is_some_and(|traps| traps.test_iteration_done),
+            moving_average_size: self.number(
+                "moving_average_size",
+                c.moving_average_size,
+                &limits::MOVING_AVERAGE_SIZE,
+            ) as usize,
+            results: self.result_keeping(c),
         }
     }
 
@@ -194,6 +200,8 @@ impl Check {
                 != proto::StoreProbes::None,
             thresholds: self.thresholds(s.thresholds.as_ref()),
             test_done_events: s.traps.is_some_and(|traps| traps.test_completion),
+            percentiles: self.percentiles(&s.percentiles),
+            availability: self.availability(s.availability.unwrap_or_default()),
         }
     }
 }

@@ -6,6 +6,7 @@ mod fields;
 mod security;
 mod server;
 mod stamp;
+mod statistics;
 mod thresholds;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -84,7 +84,7 @@ impl Course {
 mod tests {
     use super::*;
     use crate::{
-        model::Schedule,
+        model::{AvailabilityRule, Schedule},
         proto::{LossCause, TestOutcome},
         twamp::sender::{Carrier, SenderConfig, SenderEvent, SessionSender},
     };
@@ -147,7 +147,7 @@ mod tests {
             while let Some(due) = self.machine.poll_deadline().filter(|due| due.0 <= end) {
                 self.at = self.at.max(due.0);
                 self.machine.handle_timeout(now(self.at));
-                while self.machine.poll_probe(Monotonic(self.at)).is_some() {
+                while self.machine.poll_probe(now(self.at)).is_some() {
                     self.machine.probe_sent(now(self.at).unix, 0, now(self.at));
                 }
                 self.collect();
@@ -157,7 +157,7 @@ mod tests {
 
         fn collect(&mut self) {
             while let Some(event) = self.machine.poll_event() {
-                let SenderEvent::Test(result) = event else { continue };
+                let SenderEvent::Test(result, _) = event else { continue };
                 *self.outcomes.entry(result.outcome).or_default() += 1;
                 let figures = result.figures.unwrap();
                 self.scheduled += figures.probes_scheduled;
@@ -188,6 +188,7 @@ mod tests {
                 test_count: 0,
                 data_size: 41,
                 reflector_counts: true,
+                availability: AvailabilityRule::default(),
             }),
             at: 0,
             outcomes: Default::default(),

@@ -85,10 +85,6 @@ fn event(
 ) {
     let mut event = Event { r#type: kind.into(), ..Event::default() };
     fill(&mut event);
-    let subject = Subject {
-        connection: config.name.clone(),
-        session: String::new(),
-        labels: config.labels.clone(),
-    };
+    let subject = Subject::new(&config.name, "", config.labels.clone(), config.results);
     results.event(subject, event, clock::now().unix);
 }

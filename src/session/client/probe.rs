@@ -129,7 +129,7 @@ async fn exchange(
     let begun = clock::now();
     machine.session_started(carrier, begun.monotonic, begun);
     let now = clock::now();
-    if machine.poll_probe(now.monotonic).is_none() {
+    if machine.poll_probe(now).is_none() {
         return;
     }
     machine.write_probe(now.unix, clock::error_estimate(), &mut packet, now.monotonic);

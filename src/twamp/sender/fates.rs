@@ -1,13 +1,18 @@
 //! What becomes of probes that are not answered in time.
 
 use super::{Phase, SenderEvent, SessionSender, outstanding::Probe};
-use crate::proto::{ProbeResult, ProbeStatus, TimestampSource};
+use crate::{
+    proto::{ProbeResult, ProbeStatus, TimestampSource},
+    stats::minute_of,
+    time::{Now, UnixTime},
+};
 
 impl SessionSender {
     pub(super) fn lose(&mut self, probes: &[Probe]) {
         if let Phase::Testing(test) = &mut self.phase {
-            probes.iter().for_each(|_| test.figures.lost());
+            probes.iter().for_each(|probe| test.figures.lost(probe.t1));
         }
+        self.settle_fates();
         self.tell_fates(probes, ProbeStatus::Lost);
     }
 
@@ -15,9 +20,32 @@ impl SessionSender {
     pub(super) fn abandon(&mut self) {
         let abandoned = self.outstanding.give_up();
         if let Phase::Testing(test) = &mut self.phase {
-            test.figures.abandoned(abandoned.len() as u64);
+            abandoned.iter().for_each(|probe| test.figures.abandoned(probe.t1));
         }
+        self.settle_fates();
         self.tell_fates(&abandoned, ProbeStatus::Abandoned);
+    }
+
+    /// Fates that are known now, in the order of the probes, into runs and availability.
+    pub(super) fn settle_fates(&mut self) {
+        let Self { outstanding, track, phase, config, .. } = self;
+        while let Some((t1, lost)) = outstanding.poll_fate() {
+            if let Phase::Testing(test) = phase {
+                test.figures.fate(t1, lost, track, &config.availability);
+            }
+        }
+    }
+
+    /// What was sent in minutes that are over is complete.
+    pub(super) fn close_minutes(&mut self, now: Now) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        let over = UnixTime(now.unix.0.saturating_sub(self.config.loss_timeout_ns));
+        let Some(minute) = minute_of(over).checked_sub(1) else { return };
+        let placed = self.outstanding.placed();
+        while let Some((minute, figures)) = test.figures.close(minute, placed) {
+            self.events.push_back(SenderEvent::Minute(minute, Box::new(figures)));
+        }
+        test.set_minute_closes(self.config.loss_timeout_ns, now);
     }
 
     fn tell_fates(&mut self, probes: &[Probe], status: ProbeStatus) {

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use super::schedule::gap_ns;
 use crate::{
     proto::{Figures, LossCause, TestOutcome, TestResult},
-    stats::TestFigures,
+    stats::{MINUTE_NS, TestFigures, Track, minute_of},
     time::{ErrorEstimate, Monotonic, Now, UnixTime},
     wire::format::ProbeHeader,
 };
@@ -29,6 +29,9 @@ pub use types::{Carrier, SenderConfig, SenderEvent};
 /// must not be a burst.
 const LATEST_NS: u64 = 1_000_000_000;
 
+/// So long after the last fate of its probes a minute is over.
+const CLOSES_BEHIND_NS: u64 = 1_000_000;
+
 #[derive(Debug)]
 struct Test {
     started: Now,
@@ -41,6 +44,8 @@ struct Test {
     ends: Option<Monotonic>,
     /// How it will end, if nothing happens.
     outcome: TestOutcome,
+    /// When all is known of the probes that were sent in the minute before this one.
+    minute_closes: Option<Monotonic>,
 }
 
 #[derive(Debug)]
@@ -68,6 +73,7 @@ pub struct SessionSender {
     next_sequence: u32,
     carrier: Carrier,
     outstanding: Outstanding,
+    track: Track,
     /// Answered, and waiting to hear when the reflector really answered.
     held: VecDeque<Held>,
     events: VecDeque<SenderEvent>,
@@ -88,6 +94,7 @@ impl SessionSender {
             tests_finished: 0,
             next_sequence: 0,
             carrier: Carrier::default(),
+            track: Track::default(),
             held: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -155,6 +162,7 @@ impl SessionSender {
         self.carrier = carrier;
         self.next_sequence = 0;
         self.outstanding = Outstanding::new(self.config.reflector_counts);
+        self.track.session_started();
         if !self.is_complete() {
             let due = match self.phase {
                 Phase::Idle(Some(due)) if self.paused => due,
@@ -198,7 +206,7 @@ impl SessionSender {
             return;
         };
         let left = self.config.probe_count - test.dealt_with;
-        test.figures.not_sent(left.into());
+        test.figures.not_sent(left.into(), now.unix);
         test.dealt_with = self.config.probe_count;
         test.outcome = TestOutcome::Stopped;
         let undecided = self.outstanding.first_undecided().is_some();
@@ -211,15 +219,15 @@ impl SessionSender {
     }
 
     /// The sequence number of a probe that is to be sent now.
-    pub fn poll_probe(&mut self, now: Monotonic) -> Option<u32> {
+    pub fn poll_probe(&mut self, now: Now) -> Option<u32> {
         let Phase::Testing(test) = &mut self.phase else { return None };
-        while test.dealt_with < self.config.probe_count && test.next_due <= now {
-            let late = now.since_ns(test.next_due);
+        while test.dealt_with < self.config.probe_count && test.next_due <= now.monotonic {
+            let late = now.monotonic.since_ns(test.next_due);
             if late <= LATEST_NS.max(self.config.probe_interval_ns) {
                 return Some(self.next_sequence);
             }
-            test.figures.not_sent(1);
-            test.advance(&self.config, self.config.probe_interval_ns, now);
+            test.figures.not_sent(1, now.unix);
+            test.advance(&self.config, self.config.probe_interval_ns, now.monotonic);
         }
         None
     }
@@ -248,7 +256,9 @@ impl SessionSender {
     /// The probe of [`Self::poll_probe`] went out at `t1`. `random` is uniform, for the schedule.
     pub fn probe_sent(&mut self, t1: UnixTime, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
-        test.figures.sent(now.monotonic.since_ns(test.next_due));
+        if test.figures.sent(t1, now.monotonic.since_ns(test.next_due)) {
+            test.set_minute_closes(self.config.loss_timeout_ns, now);
+        }
         let wire = self.carrier.timestamps.encode(t1);
         self.outstanding.sent(self.next_sequence, t1, wire, now.monotonic);
         self.next_sequence = self.next_sequence.wrapping_add(1);
@@ -269,11 +279,11 @@ impl SessionSender {
     }
 
     /// The socket did not take the probe of [`Self::poll_probe`].
-    pub fn probe_refused(&mut self, random: u64, now: Monotonic) {
+    pub fn probe_refused(&mut self, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
-        test.figures.not_sent(1);
+        test.figures.not_sent(1, now.unix);
         let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
-        test.advance(&self.config, gap, now);
+        test.advance(&self.config, gap, now.monotonic);
     }
 
     /// A datagram that is no answer, or from elsewhere.
@@ -288,6 +298,11 @@ impl SessionSender {
         let lost = self.outstanding.time_out(self.config.loss_timeout_ns, now.monotonic);
         self.lose(&lost);
         self.release_overdue(now.monotonic);
+        if let Phase::Testing(test) = &self.phase
+            && test.minute_closes.is_some_and(|closes| closes <= now.monotonic)
+        {
+            self.close_minutes(now);
+        }
         match &self.phase {
             Phase::Testing(test) if test.ends.is_some_and(|ends| ends <= now.monotonic) => {
                 let next = test.last_due.plus_ns(
@@ -320,7 +335,12 @@ impl SessionSender {
                     .map(|sent| sent.plus_ns(self.config.loss_timeout_ns + 1));
                 let due = (test.dealt_with < self.config.probe_count).then_some(test.next_due);
                 let held = self.held.front().map(|held| self.release_due(held));
-                fate.into_iter().chain(due).chain(test.ends).chain(held).min()
+                fate.into_iter()
+                    .chain(due)
+                    .chain(test.ends)
+                    .chain(test.minute_closes)
+                    .chain(held)
+                    .min()
             }
         }
     }
@@ -339,8 +359,8 @@ impl SessionSender {
     /// Figures and start of the running test.
     pub fn current(&self) -> Option<(UnixTime, Figures)> {
         let Phase::Testing(test) = &self.phase else { return None };
-        let stamp = self.carrier.stamp.as_ref().map(|stamp| stamp.figures());
-        let figures = test.figures.figures(self.outstanding.attribution());
+        let stamp = self.carrier.stamp.as_ref().map(|stamp| Box::new(stamp.figures()));
+        let figures = test.figures.figures(self.outstanding.attribution().as_deref());
         Some((test.started.unix, Figures { stamp, ..figures }))
     }
 
@@ -360,6 +380,7 @@ impl SessionSender {
             last_due: start,
             ends: None,
             outcome: TestOutcome::Complete,
+            minute_closes: None,
         }));
     }
 
@@ -367,19 +388,20 @@ impl SessionSender {
         self.test_number += 1;
         let probes = u64::from(self.config.probe_count);
         let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
-        self.events.push_back(SenderEvent::Test(Box::new(TestResult {
+        let mut figures =
+            Figures { probes_scheduled: probes, probes_not_sent: probes, ..Figures::default() };
+        self.track.fates.unreachable(probes, &self.config.availability, &mut figures);
+        let result = TestResult {
             test_number: self.test_number,
             outcome: TestOutcome::Unreachable.into(),
             start: Some(start.to_proto()),
             end: Some(now.unix.to_proto()),
             cause: cause.into(),
             attempts,
-            figures: Some(Figures {
-                probes_scheduled: probes,
-                probes_not_sent: probes,
-                ..Figures::default()
-            }),
-        })));
+            figures: Some(Box::new(figures)),
+        };
+        let minute = Some(minute_of(start));
+        self.events.push_back(SenderEvent::Test(Box::new(result), minute));
         let duration = self
             .config
             .probe_interval_ns
@@ -393,7 +415,11 @@ impl SessionSender {
     fn end_early(&mut self, outcome: TestOutcome, cause: LossCause, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         let left = self.config.probe_count - test.dealt_with;
-        test.figures.not_sent(left.into());
+        test.figures.not_sent(left.into(), now.unix);
+        if left > 0 && test.outcome == TestOutcome::Complete {
+            let (track, rule) = (&mut self.track, &self.config.availability);
+            test.figures.unreachable(left.into(), track, rule, now.unix);
+        }
         let next = test
             .last_due
             .plus_ns(self.config.probe_interval_ns.saturating_mul(left.into()))
@@ -414,19 +440,25 @@ impl SessionSender {
         let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(next)) else {
             return;
         };
-        let attribution = self.outstanding.end_test();
-        self.events.push_back(SenderEvent::Test(Box::new(TestResult {
+        let (mut test, placed) = (test, self.outstanding.end_test());
+        let stamp = self.carrier.stamp.as_mut().map(|stamp| Box::new(stamp.take_figures()));
+        let figures = Figures { stamp, ..test.figures.figures(placed.as_deref()) };
+        let minute = test.figures.only_minute();
+        while minute.is_none()
+            && let Some((minute, figures)) = test.figures.close(u64::MAX, placed.as_deref())
+        {
+            self.events.push_back(SenderEvent::Minute(minute, Box::new(figures)));
+        }
+        let result = TestResult {
             test_number: self.test_number,
             outcome: outcome.into(),
             start: Some(test.started.unix.to_proto()),
             end: Some(now.unix.to_proto()),
             cause: cause.into(),
             attempts: 0,
-            figures: Some(Figures {
-                stamp: self.carrier.stamp.as_mut().map(|stamp| stamp.take_figures()),
-                ..test.figures.figures(attribution)
-            }),
-        })));
+            figures: Some(Box::new(figures)),
+        };
+        self.events.push_back(SenderEvent::Test(Box::new(result), minute));
         self.tests_finished += 1;
         if let Some(config) = self.next_config.take() {
             self.config = config;
@@ -436,6 +468,14 @@ impl SessionSender {
 }
 
 impl Test {
+    /// The oldest minute that is open closes first.
+    fn set_minute_closes(&mut self, loss_timeout_ns: u64, now: Now) {
+        self.minute_closes = self.figures.first_minute().map(|minute| {
+            let closes = UnixTime((minute + 1) * MINUTE_NS + loss_timeout_ns + CLOSES_BEHIND_NS);
+            now.monotonic.plus_ns(closes.0.saturating_sub(now.unix.0))
+        });
+    }
+
     fn advance(&mut self, config: &SenderConfig, gap_ns: u64, now: Monotonic) {
         self.dealt_with += 1;
         self.last_due = self.next_due;

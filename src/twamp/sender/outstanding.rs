@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    stats::{Attribution, LossDirection},
+    stats::{LossDirection, Placed, minute_of},
     time::{Monotonic, UnixTime},
 };
 
@@ -24,6 +24,8 @@ pub(super) struct Probe {
     /// The reply's number, once there is one.
     answer: Option<u32>,
     lost: bool,
+    /// Nobody waited for its answer.
+    abandoned: bool,
 }
 
 /// What a reply is.
@@ -47,6 +49,12 @@ pub(super) struct Outstanding {
     /// How many, from the front, have been given to `direction`.
     settled: usize,
     direction: LossDirection,
+    /// The minute in which the probes were sent whose losses are in `direction`.
+    minute: u64,
+    /// Losses of the test by direction, of minutes that are behind.
+    placed: Vec<Placed>,
+    /// Whether probes were lost, with their T1: not yet asked for.
+    fates: VecDeque<(UnixTime, bool)>,
 }
 
 impl Outstanding {
@@ -55,6 +63,9 @@ impl Outstanding {
             probes: VecDeque::new(),
             settled: 0,
             direction: LossDirection::new(reflector_counts),
+            minute: 0,
+            placed: Vec::new(),
+            fates: VecDeque::new(),
         }
     }
 
@@ -68,6 +79,7 @@ impl Outstanding {
             t1_wire,
             answer: None,
             lost: false,
+            abandoned: false,
         });
     }
 
@@ -136,6 +148,9 @@ impl Outstanding {
 
     /// All that are undecided will stay so; those.
     pub(super) fn give_up(&mut self) -> Vec<Probe> {
+        self.probes.iter_mut().skip(self.settled).for_each(|probe| {
+            probe.abandoned = probe.answer.is_none() && !probe.lost;
+        });
         self.lose(|_| true)
     }
 
@@ -157,13 +172,36 @@ impl Outstanding {
     /// Gives fates to the direction of losses, in the order of the probes.
     fn settle(&mut self) {
         while let Some(probe) = self.probes.get(self.settled) {
+            let (t1, lost, minute) = (probe.t1, probe.answer.is_none(), minute_of(probe.t1));
             match probe.answer {
-                Some(number) => self.direction.received(probe.sequence, number),
-                None if probe.lost => self.direction.lost(),
+                // It tells of losses before it: those of the minute before are placed by it.
+                Some(number) => {
+                    self.direction.received(probe.sequence, number);
+                    self.begin_minute(minute);
+                }
+                None if probe.lost => {
+                    self.begin_minute(minute);
+                    self.direction.lost();
+                }
                 None => return,
             }
             self.settled += 1;
+            if !self.probes[self.settled - 1].abandoned {
+                self.fates.push_back((t1, lost));
+            }
         }
+    }
+
+    fn begin_minute(&mut self, minute: u64) {
+        if minute > self.minute {
+            let before = std::mem::replace(&mut self.minute, minute);
+            self.placed.push((before, self.direction.end_test()));
+        }
+    }
+
+    /// Whether the next probe was lost, with its T1, once that is known.
+    pub(super) fn poll_fate(&mut self) -> Option<(UnixTime, bool)> {
+        self.fates.pop_front()
     }
 
     /// When the first probe that is undecided was sent.
@@ -171,14 +209,21 @@ impl Outstanding {
         self.probes.get(self.settled).map(|probe| probe.sent)
     }
 
+    /// Losses by direction in the minutes of the test that are behind, where they can be told.
+    pub(super) fn placed(&self) -> Option<&[Placed]> {
+        self.direction.is_known().then_some(&self.placed)
+    }
+
     /// Directions of the losses so far, where they can be told.
-    pub(super) fn attribution(&self) -> Option<Attribution> {
-        self.direction.is_known().then(|| self.direction.clone().end_test())
+    pub(super) fn attribution(&self) -> Option<Vec<Placed>> {
+        let so_far = (self.minute, self.direction.clone().end_test());
+        self.direction.is_known().then(|| self.placed.iter().copied().chain([so_far]).collect())
     }
 
     /// Directions of the losses of a test that ends here.
-    pub(super) fn end_test(&mut self) -> Option<Attribution> {
-        let attribution = self.direction.end_test();
-        self.direction.is_known().then_some(attribution)
+    pub(super) fn end_test(&mut self) -> Option<Vec<Placed>> {
+        let mut placed = std::mem::take(&mut self.placed);
+        placed.push((self.minute, self.direction.end_test()));
+        self.direction.is_known().then_some(placed)
     }
 }

@@ -6,7 +6,7 @@ use super::{Phase, SenderEvent, SessionSender, fates::stamp_source, outstanding:
 use crate::{
     proto::{ProbeResult, ProbeStatus, TestOutcome},
     stats::Sample,
-    time::{Monotonic, Now, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, UnixTime},
     wire::format::{ReplyHeader, Unreadable},
 };
 
@@ -74,6 +74,7 @@ impl SessionSender {
             self.config.loss_timeout_ns,
             came(meta, now),
         );
+        self.settle_fates();
         let Phase::Testing(test) = &mut self.phase else { return };
         let probe = match taken {
             Reply::First(probe) => probe,
@@ -93,6 +94,9 @@ impl SessionSender {
         let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
         let sample = Sample {
             sequence: probe.sequence,
+            t1: probe.t1,
+            clock_error_ns: known_error(reply.probe.error_estimate),
+            reflector_clock_error_ns: known_error(reply.error_estimate),
             kernel_receive_stamp: meta.kernel_stamp,
             kernel_transmit_stamp: probe.transmitted.is_some(),
             synchronised: is_synchronised(&reply),
@@ -151,7 +155,7 @@ impl SessionSender {
     fn release(&mut self) {
         let Some(Held { sample, number, t1, .. }) = self.held.pop_front() else { return };
         let Phase::Testing(test) = &mut self.phase else { return };
-        test.figures.received(&sample);
+        test.figures.received(&sample, &mut self.track);
         self.events.push_back(SenderEvent::Probe(ProbeResult {
             test_number: self.test_number,
             sequence: sample.sequence,
@@ -206,6 +210,12 @@ fn delays([t1, t2, t3, t4]: [UnixTime; 4]) -> Sample {
         processing_ns,
         ..Sample::default()
     }
+}
+
+/// The error of a clock that says that it is synchronised: any other says nothing that means
+/// something.
+fn known_error(estimate: ErrorEstimate) -> Option<u64> {
+    estimate.is_synchronised().then(|| estimate.error_ns())
 }
 
 fn is_synchronised(reply: &ReplyHeader) -> bool {

@@ -2,8 +2,8 @@
 
 use super::StampSender;
 use crate::{
-    model::Schedule,
-    proto::{ProbeResult, TestResult},
+    model::{AvailabilityRule, Schedule},
+    proto::{Figures, ProbeResult, TestResult},
     time::TimestampFormat,
     wire::format::PacketFormat,
 };
@@ -27,6 +27,8 @@ pub struct SenderConfig {
     pub data_size: u16,
     /// The reflector counts its replies for certain.
     pub reflector_counts: bool,
+    /// When the path counts as unavailable.
+    pub availability: AvailabilityRule,
 }
 
 /// How the packets of a session that is started look.
@@ -45,8 +47,11 @@ pub struct Carrier {
 pub enum SenderEvent {
     /// The fate of a probe.
     Probe(ProbeResult),
-    /// A test ended.
-    Test(Box<TestResult>),
+    /// A test ended. All of it is in one minute by the clock, counted from 1970, or what there was
+    /// of it in each was told by [`Self::Minute`].
+    Test(Box<TestResult>, Option<u64>),
+    /// What there was in one minute of a test that has part in several.
+    Minute(u64, Box<Figures>),
     /// The last of `test_count` tests ended.
     Completed,
 }

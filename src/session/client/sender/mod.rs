@@ -307,13 +307,17 @@ impl Session {
 
     fn send_due(&mut self) {
         let Some(link) = &mut self.link else { return };
-        while self.machine.poll_probe(clock::monotonic()).is_some() {
+        loop {
+            // Both clocks at one moment: what passes between two readings would look like a step.
+            let now = clock::now();
+            if self.machine.poll_probe(now).is_none() {
+                return;
+            }
             let random = match self.config.schedule {
                 Schedule::Poisson => u64::from_ne_bytes(random::octets()),
                 Schedule::Periodic => 0,
             };
             let error_estimate = clock::error_estimate();
-            // Both clocks at one moment: what passes between two readings would look like a step.
             let now = clock::now();
             self.machine.write_probe(now.unix, error_estimate, &mut link.packet, now.monotonic);
             match link.socket.send(&link.packet, link.remote) {
@@ -326,7 +330,7 @@ impl Session {
                 }
                 Err(error) => {
                     tracing::trace!(%error, session = self.config.name, "probe not sent");
-                    self.machine.probe_refused(random, clock::monotonic());
+                    self.machine.probe_refused(random, now);
                 }
             }
         }
@@ -349,11 +353,7 @@ fn packet(config: &TestSession, least_octets: usize, padding_start: Option<[u8; 
 }
 
 fn subject(connection: &ControlConnection, session: &TestSession) -> Subject {
-    Subject {
-        connection: connection.name.clone(),
-        session: session.name.clone(),
-        labels: session.labels.clone(),
-    }
+    Subject::new(&connection.name, &session.name, session.labels.clone(), connection.results)
 }
 
 pub(super) fn sender_config(connection: &ControlConnection, session: &TestSession) -> SenderConfig {
@@ -367,6 +367,7 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         data_size: session.data_size,
         // A negotiated reflector does (RFC 5357 §4.2.1); a light one may copy the sender's number.
         reflector_counts: connection.control_type == ControlType::Managed,
+        availability: session.availability,
     }
 }
 

@@ -3,14 +3,15 @@
 use super::Session;
 use crate::{
     proto::{Event, EventType, Statistics, StatisticsScope, TestResult},
-    results::{PROBES_PER_RECORD, Subject},
+    results::PROBES_PER_RECORD,
     session::client::progress::Stage,
+    stats,
     time::Now,
     twamp::sender::SenderEvent,
 };
 
 /// How long probes wait for others to fill a record.
-const BATCH_NS: u64 = 1_000_000_000;
+const BATCH_NS: u64 = 40_000_000;
 
 impl Session {
     pub(super) fn report(&mut self, now: Now) {
@@ -30,9 +31,12 @@ impl Session {
                     }
                 }
                 SenderEvent::Probe(_) => {}
-                SenderEvent::Test(result) => {
+                SenderEvent::Test(result, minute) => {
                     self.flush_probes(now);
-                    self.test_ended(*result, now);
+                    self.test_ended(result, minute, now);
+                }
+                SenderEvent::Minute(minute, figures) => {
+                    self.tools.results.minute(self.subject.clone(), minute, figures, now.unix);
                 }
                 SenderEvent::Completed => {
                     self.tools.progress.set(&self.config.name, Stage::Completed);
@@ -41,14 +45,14 @@ impl Session {
         }
     }
 
-    fn test_ended(&mut self, result: TestResult, now: Now) {
+    fn test_ended(&mut self, result: Box<TestResult>, minute: Option<u64>, now: Now) {
         let crossed = self.thresholds.test_ended(&result, now.unix);
         let test_number = result.test_number;
         let sent = result.figures.as_ref().filter(|figures| figures.probes_sent > 0);
         let answered = sent.map(|figures| figures.probes_received > 0);
         let progress = &self.tools.progress;
         let iteration = progress.test_ended(&self.config.name, answered, now.monotonic);
-        self.tools.results.test(self.subject.clone(), result, now.unix);
+        self.tools.results.test(self.subject.clone(), result, minute, now.unix);
         self.tools.status.test_finished(&self.config.name);
         let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
         if self.config.test_done_events {
@@ -56,7 +60,7 @@ impl Session {
         }
         self.tell(crossed, now);
         if iteration && self.iteration_done_events {
-            let connection = Subject { session: String::new(), ..Subject::clone(&self.subject) };
+            let connection = self.subject.of_connection();
             let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
             self.tools.results.event(connection, event, now.unix);
         }
@@ -79,14 +83,15 @@ impl Session {
     }
 
     pub(super) fn current(&self, now: Now) -> Option<Statistics> {
-        let (since, figures) = self.machine.current()?;
+        let (since, mut figures) = self.machine.current()?;
+        stats::complete(&mut figures, &self.config.percentiles);
         Some(Statistics {
-            connection: self.subject.connection.clone(),
-            session: self.subject.session.clone(),
+            connection: self.subject.connection().to_owned(),
+            session: self.subject.session().to_owned(),
             scope: StatisticsScope::CurrentTest.into(),
             since: Some(since.to_proto()),
             until: Some(now.unix.to_proto()),
-            figures: Some(figures),
+            figures: Some(Box::new(figures)),
             ..Statistics::default()
         })
     }

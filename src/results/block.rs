@@ -1,0 +1,311 @@
+//! Single probes as they are stored: each as what it differs by from the one before.
+//!
+//! A probe is one octet of flags, then for each of these that the flags name: what its test number,
+//! and its sequence number beyond the next one, are more than those before; then always the time
+//! sent, as what the gap to the one before is more than the gap before that. Answered ones go on
+//! with RTT, egress and processing time, each as what it is more than before; where the flags say
+//! that they are new, TTLs and TOS octets; and where they say so, what the number of the reply is
+//! beyond the next one. Ingress is RTT less egress. All numbers are zigzag varints.
+
+use bytes::Buf;
+use prost::encoding::{decode_varint, encode_varint};
+
+use crate::proto::{ProbeResult, ProbeStatus, TimestampSource};
+
+const STATUS: u8 = 0b0000_0011;
+const OTHER_TEST: u8 = 0b0000_0100;
+const OTHER_SEQUENCE: u8 = 0b0000_1000;
+const KERNEL_TRANSMIT: u8 = 0b0001_0000;
+const KERNEL_RECEIVE: u8 = 0b0010_0000;
+const OTHER_PATH: u8 = 0b0100_0000;
+const OTHER_REPLY: u8 = 0b1000_0000;
+
+/// What the next probe is told against.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    test_number: u64,
+    sequence: u32,
+    sent_ns: u64,
+    gap_ns: i64,
+    rtt_ns: i64,
+    egress_ns: i64,
+    processing_ns: i64,
+    reply: u32,
+    path: Path,
+}
+
+/// TTL and TOS there and back, as [`ProbeResult`] has them.
+type Path = [Option<u32>; 4];
+
+/// The block of some probes; `None` where one is not of the regular kind, which a block cannot hold.
+pub(super) fn encode(probes: &[ProbeResult]) -> Option<Vec<u8>> {
+    let mut octets = Vec::with_capacity(probes.len() * 14);
+    let mut before = Before::default();
+    for probe in probes {
+        before = put(probe, &before, &mut octets)?;
+    }
+    Some(octets)
+}
+
+/// The probes of a block; `None` where it is damaged.
+pub(super) fn decode(mut block: impl Buf) -> Option<Vec<ProbeResult>> {
+    let mut probes = Vec::with_capacity(block.remaining() / 10);
+    let mut before = Before::default();
+    while block.has_remaining() {
+        probes.push(take(&mut before, &mut block)?);
+    }
+    Some(probes)
+}
+
+fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Before> {
+    let received = probe.status() == ProbeStatus::Received;
+    let kernel = |source: TimestampSource| match source {
+        TimestampSource::Kernel => Some(true),
+        TimestampSource::User => Some(false),
+        TimestampSource::Unspecified | TimestampSource::Mixed => None,
+    };
+    let mut flags = probe.status as u8 & STATUS;
+    let mut flag = |is: bool, flag: u8| flags |= if is { flag } else { 0 };
+    flag(probe.test_number != before.test_number, OTHER_TEST);
+    flag(probe.sequence != before.sequence.wrapping_add(1), OTHER_SEQUENCE);
+    flag(kernel(probe.transmit_stamp())?, KERNEL_TRANSMIT);
+    let mut now = Before {
+        test_number: probe.test_number,
+        sequence: probe.sequence,
+        sent_ns: probe.sent_unix_ns,
+        gap_ns: probe.sent_unix_ns.wrapping_sub(before.sent_ns).cast_signed(),
+        ..*before
+    };
+    if received {
+        let (rtt_ns, egress_ns) = (probe.rtt_ns?, probe.egress_ns?);
+        if probe.ingress_ns? != rtt_ns.wrapping_sub(egress_ns) {
+            return None;
+        }
+        now.rtt_ns = rtt_ns;
+        now.egress_ns = egress_ns;
+        now.processing_ns = probe.reflector_processing_ns?;
+        now.reply = probe.reflector_sequence?;
+        now.path = [probe.egress_ttl, probe.ingress_ttl, probe.ingress_tos, probe.egress_tos];
+        if now.path.iter().flatten().any(|octet| *octet > u8::MAX.into()) {
+            return None;
+        }
+        flag(kernel(TimestampSource::try_from(probe.receive_stamp?).ok()?)?, KERNEL_RECEIVE);
+        flag(now.path != before.path, OTHER_PATH);
+        flag(now.reply != before.reply.wrapping_add(1), OTHER_REPLY);
+    } else if probe.rtt_ns.is_some() || probe.reflector_sequence.is_some() {
+        return None;
+    }
+    octets.push(flags);
+    let more = |now: u64, before: u64| now.wrapping_sub(before).cast_signed();
+    if flags & OTHER_TEST != 0 {
+        number(more(now.test_number, before.test_number), octets);
+    }
+    if flags & OTHER_SEQUENCE != 0 {
+        number(next(now.sequence, before.sequence), octets);
+    }
+    number(now.gap_ns.wrapping_sub(before.gap_ns), octets);
+    if received {
+        number(now.rtt_ns.wrapping_sub(before.rtt_ns), octets);
+        number(now.egress_ns.wrapping_sub(before.egress_ns), octets);
+        number(now.processing_ns.wrapping_sub(before.processing_ns), octets);
+        if flags & OTHER_PATH != 0 {
+            put_path(now.path, octets);
+        }
+        if flags & OTHER_REPLY != 0 {
+            number(next(now.reply, before.reply), octets);
+        }
+    }
+    Some(now)
+}
+
+fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
+    let flags = block.try_get_u8().ok()?;
+    let before = *state;
+    let status = ProbeStatus::try_from(i32::from(flags & STATUS)).ok()?;
+    if flags & OTHER_TEST != 0 {
+        state.test_number = before.test_number.wrapping_add_signed(read(block)?);
+    }
+    state.sequence = before.sequence.wrapping_add(1);
+    if flags & OTHER_SEQUENCE != 0 {
+        state.sequence = behind(before.sequence, read(block)?);
+    }
+    state.gap_ns = before.gap_ns.wrapping_add(read(block)?);
+    state.sent_ns = before.sent_ns.wrapping_add_signed(state.gap_ns);
+    let source = |kernel| if kernel { TimestampSource::Kernel } else { TimestampSource::User };
+    let probe = ProbeResult {
+        test_number: state.test_number,
+        sequence: state.sequence,
+        sent_unix_ns: state.sent_ns,
+        status: status.into(),
+        transmit_stamp: source(flags & KERNEL_TRANSMIT != 0).into(),
+        ..ProbeResult::default()
+    };
+    if status != ProbeStatus::Received {
+        return Some(probe);
+    }
+    state.rtt_ns = before.rtt_ns.wrapping_add(read(block)?);
+    state.egress_ns = before.egress_ns.wrapping_add(read(block)?);
+    state.processing_ns = before.processing_ns.wrapping_add(read(block)?);
+    if flags & OTHER_PATH != 0 {
+        state.path = take_path(block)?;
+    }
+    state.reply = before.reply.wrapping_add(1);
+    if flags & OTHER_REPLY != 0 {
+        state.reply = behind(before.reply, read(block)?);
+    }
+    let [egress_ttl, ingress_ttl, ingress_tos, egress_tos] = state.path;
+    Some(ProbeResult {
+        rtt_ns: Some(state.rtt_ns),
+        egress_ns: Some(state.egress_ns),
+        ingress_ns: Some(state.rtt_ns.wrapping_sub(state.egress_ns)),
+        reflector_processing_ns: Some(state.processing_ns),
+        reflector_sequence: Some(state.reply),
+        egress_ttl,
+        ingress_ttl,
+        ingress_tos,
+        egress_tos,
+        receive_stamp: Some(source(flags & KERNEL_RECEIVE != 0).into()),
+        ..probe
+    })
+}
+
+/// How far a number is beyond the one that would be next.
+fn next(now: u32, before: u32) -> i64 {
+    now.wrapping_sub(before).wrapping_sub(1).cast_signed().into()
+}
+
+fn behind(before: u32, beyond: i64) -> u32 {
+    before.wrapping_add(1).wrapping_add(beyond as u32)
+}
+
+/// Which there are, as bits, and those.
+fn put_path(path: Path, octets: &mut Vec<u8>) {
+    let there = path.iter().rev().fold(0, |bits, octet| bits << 1 | u8::from(octet.is_some()));
+    octets.push(there);
+    octets.extend(path.iter().flatten().map(|octet| *octet as u8));
+}
+
+fn take_path(block: &mut impl Buf) -> Option<Path> {
+    let there = block.try_get_u8().ok()?;
+    let mut path = Path::default();
+    for (place, octet) in path.iter_mut().enumerate() {
+        if there >> place & 1 != 0 {
+            *octet = Some(block.try_get_u8().ok()?.into());
+        }
+    }
+    Some(path)
+}
+
+fn number(value: i64, octets: &mut Vec<u8>) {
+    encode_varint(((value << 1) ^ (value >> 63)).cast_unsigned(), octets);
+}
+
+fn read(block: &mut impl Buf) -> Option<i64> {
+    let value = decode_varint(block).ok()?;
+    Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn probe() -> impl Strategy<Value = ProbeResult> {
+        let times = (any::<i64>(), any::<i64>(), any::<i64>());
+        let octet = || prop::option::of(0u32..256);
+        let path = (octet(), octet(), octet(), octet());
+        let numbers = (0u64..3, any::<u32>(), any::<u64>(), any::<u32>());
+        (1i32..4, numbers, times, path, any::<(bool, bool)>()).prop_map(
+            |(
+                status,
+                (test_number, sequence, sent_unix_ns, reply),
+                (rtt, egress, processing),
+                path,
+                (t, r),
+            )| {
+                let source = |kernel| {
+                    i32::from(if kernel { TimestampSource::Kernel } else { TimestampSource::User })
+                };
+                let lost = ProbeResult {
+                    test_number,
+                    sequence,
+                    sent_unix_ns,
+                    status,
+                    transmit_stamp: source(t),
+                    ..ProbeResult::default()
+                };
+                if status != i32::from(ProbeStatus::Received) {
+                    return lost;
+                }
+                ProbeResult {
+                    rtt_ns: Some(rtt),
+                    egress_ns: Some(egress),
+                    ingress_ns: Some(rtt.wrapping_sub(egress)),
+                    reflector_processing_ns: Some(processing),
+                    reflector_sequence: Some(reply),
+                    egress_ttl: path.0,
+                    ingress_ttl: path.1,
+                    ingress_tos: path.2,
+                    egress_tos: path.3,
+                    receive_stamp: Some(source(r)),
+                    ..lost
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn probes_come_out_as_they_went_in(probes in prop::collection::vec(probe(), 0..30)) {
+            let block = encode(&probes).unwrap();
+            prop_assert_eq!(decode(block.as_slice()).unwrap(), probes);
+        }
+
+        #[test]
+        fn what_is_no_block_does_no_harm(block in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode(block.as_slice());
+        }
+    }
+
+    /// A session of 100 probes a second, with jitter of some ten microseconds and clocks that are
+    /// an hour apart, in blocks of four.
+    #[test]
+    fn a_regular_probe_takes_few_octets() {
+        let probes: Vec<ProbeResult> = (0..400u32)
+            .map(|n| {
+                let jitter = i64::from(n.wrapping_mul(2_654_435_761) >> 16);
+                let (rtt, egress) = (1_000_000 + jitter, 3_600_000_000_000 + jitter / 2);
+                ProbeResult {
+                    test_number: 1,
+                    sequence: n,
+                    sent_unix_ns: 1_790_000_000_000_000_000
+                        + u64::from(n) * 10_000_000
+                        + jitter as u64,
+                    status: ProbeStatus::Received.into(),
+                    rtt_ns: Some(rtt),
+                    egress_ns: Some(egress),
+                    ingress_ns: Some(rtt - egress),
+                    reflector_processing_ns: Some(5_000 + jitter / 10),
+                    reflector_sequence: Some(n),
+                    egress_ttl: Some(255),
+                    ingress_ttl: Some(255),
+                    ingress_tos: Some(0),
+                    egress_tos: None,
+                    transmit_stamp: TimestampSource::Kernel.into(),
+                    receive_stamp: Some(TimestampSource::Kernel.into()),
+                }
+            })
+            .collect();
+        let octets: usize = probes.chunks(16).map(|chunk| encode(chunk).unwrap().len()).sum();
+        assert!(octets <= 400 * 14, "{}", octets as f64 / 400.0);
+    }
+
+    #[test]
+    fn an_irregular_probe_is_refused() {
+        let lost = ProbeResult { status: 2, transmit_stamp: 1, ..ProbeResult::default() };
+        assert!(encode(&[lost]).is_some());
+        assert!(encode(&[ProbeResult { transmit_stamp: 0, ..lost }]).is_none());
+        assert!(encode(&[ProbeResult { rtt_ns: Some(1), ..lost }]).is_none());
+        assert!(encode(&[ProbeResult { status: 1, ..lost }]).is_none());
+    }
+}

@@ -1,0 +1,113 @@
+//! What a record tells, as it is stored, and back.
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::block;
+use crate::{
+    proto::{
+        Event, Gap, IntervalResult, ProbeResult, ProbeResults, Record, RecordKind, TestResult,
+        record,
+    },
+    stats,
+    store::{Entry, MAXIMUM_CONTENT_OCTETS, StoreError, content},
+};
+
+/// Makes the contents of the records that a report becomes: more than one only where many probes
+/// are more than a record holds.
+pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
+    match kind {
+        record::Kind::TestResult(mut result) => {
+            let octets = fitting(|most| {
+                if let (Some(most), Some(figures)) = (most, result.figures.as_deref_mut()) {
+                    stats::coarsen(figures, most);
+                }
+                result.encode_to_vec()
+            });
+            vec![(content::TEST_RESULT, octets)]
+        }
+        record::Kind::IntervalResult(mut result) => {
+            let octets = fitting(|most| {
+                if let (Some(most), Some(figures)) = (most, result.figures.as_deref_mut()) {
+                    stats::coarsen(figures, most);
+                }
+                result.encode_to_vec()
+            });
+            vec![(content::INTERVAL_RESULT, octets)]
+        }
+        record::Kind::Event(event) => vec![(content::EVENT, event.encode_to_vec().into())],
+        record::Kind::ProbeResults(results) => probes(results.probes),
+        record::Kind::Gap(_) => Vec::new(),
+    }
+}
+
+/// With histograms as coarse as the store needs them to be.
+pub(super) fn fitting(mut encode: impl FnMut(Option<usize>) -> Vec<u8>) -> Bytes {
+    let mut octets = encode(None);
+    let mut buckets = 128;
+    while octets.len() > MAXIMUM_CONTENT_OCTETS && buckets > 1 {
+        octets = encode(Some(buckets));
+        buckets /= 2;
+    }
+    octets.into()
+}
+
+fn probes(mut probes: Vec<ProbeResult>) -> Vec<(u8, Bytes)> {
+    let (kind, octets) = match block::encode(&probes) {
+        Some(block) => (content::PROBE_BLOCK, block),
+        None => {
+            let results = ProbeResults { probes: probes.clone() };
+            (content::PROBE_RESULTS, results.encode_to_vec())
+        }
+    };
+    if octets.len() <= MAXIMUM_CONTENT_OCTETS || probes.len() < 2 {
+        return vec![(kind, octets.into())];
+    }
+    let rest = probes.split_off(probes.len() / 2);
+    [self::probes(probes), self::probes(rest)].concat()
+}
+
+/// The kind of a record, as a filter knows it; `None` for a record without content.
+pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
+    match entry.kind {
+        content::TEST_RESULT => Some(RecordKind::TestResult),
+        content::PROBE_BLOCK | content::PROBE_RESULTS => Some(RecordKind::ProbeResults),
+        content::EVENT => Some(RecordKind::Event),
+        content::INTERVAL_RESULT => Some(RecordKind::IntervalResult),
+        _ => None,
+    }
+}
+
+/// The record of an entry, but for what is never stored.
+pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
+    let damaged = || StoreError::Damaged("record");
+    let content = entry.content.clone();
+    let read = match kind(entry).ok_or_else(damaged)? {
+        RecordKind::TestResult => TestResult::decode(content).map(record::Kind::TestResult),
+        RecordKind::Event => Event::decode(content).map(record::Kind::Event),
+        RecordKind::IntervalResult => {
+            IntervalResult::decode(content).map(record::Kind::IntervalResult)
+        }
+        RecordKind::ProbeResults if entry.kind == content::PROBE_BLOCK => {
+            let probes = block::decode(content).ok_or_else(damaged)?;
+            Ok(record::Kind::ProbeResults(ProbeResults { probes }))
+        }
+        RecordKind::ProbeResults | RecordKind::Unspecified => {
+            ProbeResults::decode(content).map(record::Kind::ProbeResults)
+        }
+    };
+    Ok(Record {
+        cursor: entry.cursor,
+        time: Some(entry.time.to_proto()),
+        connection: entry.subject.connection.clone(),
+        session: entry.subject.session.clone(),
+        labels: entry.subject.labels.clone(),
+        kind: Some(read.map_err(|_| damaged())?),
+    })
+}
+
+/// A gap stands at its last cursor, so that whoever acknowledges it is behind it.
+pub(super) fn gap(first_cursor: u64, last_cursor: u64) -> Record {
+    let kind = Some(record::Kind::Gap(Gap { first_cursor, last_cursor }));
+    Record { cursor: last_cursor, kind, ..Record::default() }
+}

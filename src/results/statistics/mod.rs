@@ -1,0 +1,341 @@
+//! Statistics over tests and intervals, kept as results come and found again after a restart.
+
+mod part;
+mod session;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use prost::Message;
+
+use super::Subject;
+use crate::{
+    model::{AgentConfig, ResultKeeping},
+    proto::{Figures, IntervalResult, Statistics, StatisticsScope, TestResult},
+    store::{ResultStore, StoreError, content},
+    time::UnixTime,
+};
+use part::Part;
+use session::Session;
+
+/// Octets and records read at once while the log is replayed.
+const REPLAY_OCTETS: usize = 1 << 20;
+const REPLAY_RECORDS: usize = 4096;
+/// Stands under every snapshot: the place in the log up to which all statistics reach.
+const SNAPSHOT_KEY: &[u8] = b"";
+/// Times that disturbed all measurements, remembered for intervals that have yet to begin.
+const DISTURBANCES: usize = 64;
+
+/// Connection and session.
+pub(super) type Key = (String, String);
+
+/// What the configuration says of a session's statistics.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) percentiles: Arc<[f64]>,
+    pub(super) loss_timeout_ns: u64,
+    pub(super) moving_average_size: usize,
+    pub(super) keeping: ResultKeeping,
+}
+
+impl Plan {
+    pub(super) fn is_persistent(&self) -> bool {
+        self.keeping == ResultKeeping::Stored
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            percentiles: Arc::new([]),
+            loss_timeout_ns: crate::model::limits::LOSS_TIMEOUT.default,
+            moving_average_size: 0,
+            keeping: ResultKeeping::Stored,
+        }
+    }
+}
+
+/// The plans of all sessions that are configured.
+pub(super) fn plans(config: &AgentConfig) -> HashMap<Key, Plan> {
+    // Most sessions have the same percentiles.
+    let mut known: Vec<Arc<[f64]>> = Vec::new();
+    let mut percentiles = |wanted: &[f64]| {
+        if let Some(same) = known.iter().find(|known| ***known == *wanted) {
+            return same.clone();
+        }
+        known.push(wanted.into());
+        known[known.len() - 1].clone()
+    };
+    let mut plans = HashMap::new();
+    for connection in config.connections.values() {
+        let plan = Plan {
+            moving_average_size: connection.moving_average_size,
+            keeping: connection.results,
+            ..Plan::default()
+        };
+        for session in &connection.sessions {
+            let plan = Plan {
+                percentiles: percentiles(&session.percentiles),
+                loss_timeout_ns: session.loss_timeout_ns,
+                ..plan.clone()
+            };
+            plans.insert((connection.name.clone(), session.name.clone()), plan);
+        }
+        for session in &connection.inactive_sessions {
+            plans.insert((connection.name.clone(), session.clone()), plan.clone());
+        }
+    }
+    plans
+}
+
+/// Which statistics are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct StatisticsQuery {
+    /// Names of connections; empty for all.
+    pub connections: BTreeSet<String>,
+    /// Names of sessions; empty for all.
+    pub sessions: BTreeSet<String>,
+    /// Scopes; empty for all.
+    pub scopes: BTreeSet<StatisticsScope>,
+    /// Intervals that are not over as well.
+    pub running: bool,
+    /// The latest results, where they are not stored.
+    pub history: bool,
+}
+
+impl StatisticsQuery {
+    /// Whether a session is asked for.
+    pub fn wants(&self, connection: &str, session: &str) -> bool {
+        let named = |names: &BTreeSet<String>, name| names.is_empty() || names.contains(name);
+        named(&self.connections, connection) && named(&self.sessions, session)
+    }
+
+    /// Whether a scope is asked for.
+    pub fn wants_scope(&self, scope: StatisticsScope) -> bool {
+        self.scopes.is_empty() || self.scopes.contains(&scope)
+    }
+}
+
+/// What a snapshot is made of, as the store takes it; `None` stands for "forgotten".
+pub(super) type Changed = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// The statistics of all sessions.
+#[derive(Debug, Default)]
+pub(super) struct Fold {
+    sessions: BTreeMap<Key, Session>,
+    changed: BTreeSet<Key>,
+    /// Of sessions that are gone.
+    forgotten: Vec<Vec<u8>>,
+    /// Sessions that are configured, once that is known. A connection that was removed may still
+    /// report how its last test ended.
+    configured: Option<HashMap<Key, Plan>>,
+    disturbed: VecDeque<u64>,
+}
+
+impl Fold {
+    /// From the store: the last snapshot, and the results behind it.
+    pub(super) fn load(store: &ResultStore) -> Result<Self, StoreError> {
+        let mut fold = Self::default();
+        let mut as_of: HashMap<(Key, Part), u64> = HashMap::new();
+        let mut after = 0;
+        for kept in store.statistics()? {
+            if kept.key == SNAPSHOT_KEY {
+                after = kept.as_of_cursor;
+                continue;
+            }
+            let (key, part) = Part::of_key(&kept.key).ok_or(StoreError::Damaged("statistics"))?;
+            fold.session(&key).restore(part, kept.content);
+            as_of.insert((key, part), kept.as_of_cursor);
+        }
+        let newest = store.state().borrow().newest;
+        loop {
+            let entries = store.entries(after, newest, REPLAY_RECORDS, REPLAY_OCTETS, false)?;
+            let Some(last) = entries.last() else { break };
+            after = last.cursor;
+            for entry in entries.into_iter().filter(|entry| entry.kind == content::TEST_RESULT) {
+                let result =
+                    TestResult::decode(entry.content).map_err(|_| StoreError::Damaged("record"))?;
+                let key = (entry.subject.connection.clone(), entry.subject.session.clone());
+                let minute = only_minute(&result);
+                let has = |part| {
+                    as_of.get(&(key.clone(), part)).is_some_and(|as_of| entry.cursor <= *as_of)
+                };
+                let disturbed = VecDeque::new();
+                fold.session(&key).test(&result, minute, &disturbed, has);
+                fold.changed.insert(key);
+            }
+        }
+        // The agent was not there for some time.
+        for session in fold.sessions.values_mut() {
+            session.paused();
+        }
+        Ok(fold)
+    }
+
+    fn session(&mut self, key: &Key) -> &mut Session {
+        let plan = || {
+            let known = self.configured.as_ref().and_then(|plans| plans.get(key));
+            known.cloned().unwrap_or_default()
+        };
+        self.sessions.entry(key.clone()).or_insert_with(|| Session::new(plan()))
+    }
+
+    /// To whom records of a session's intervals belong.
+    pub(super) fn subject(&mut self, key: &Key) -> Arc<Subject> {
+        self.session(key).subject(key)
+    }
+
+    fn is_gone(&self, key: &Key) -> bool {
+        self.configured.as_ref().is_some_and(|plans| !plans.contains_key(key))
+    }
+
+    /// Takes the result of a test, and the minute that it is in, where it is in one.
+    pub(super) fn test(
+        &mut self,
+        subject: &Arc<Subject>,
+        result: &TestResult,
+        minute: Option<u64>,
+    ) {
+        let key = &subject.key;
+        if self.is_gone(key) {
+            return;
+        }
+        let disturbed = std::mem::take(&mut self.disturbed);
+        let session = self.session(key);
+        session.of(subject);
+        session.test(result, minute, &disturbed, |_| false);
+        self.disturbed = disturbed;
+        self.note_changed(key);
+    }
+
+    /// Takes what was sent in a minute of a longer test.
+    pub(super) fn minute(&mut self, key: &Key, minute: u64, figures: &Figures) {
+        if self.is_gone(key) {
+            return;
+        }
+        let disturbed = std::mem::take(&mut self.disturbed);
+        self.session(key).minute(minute, figures, &disturbed);
+        self.disturbed = disturbed;
+        self.note_changed(key);
+    }
+
+    fn note_changed(&mut self, key: &Key) {
+        if !self.changed.contains(key) {
+            self.changed.insert(key.clone());
+        }
+    }
+
+    /// Intervals that are over, of all sessions.
+    pub(super) fn close(&mut self, now: UnixTime) -> Vec<(Key, IntervalResult)> {
+        let Self { sessions, changed, disturbed, .. } = self;
+        let mut closed = Vec::new();
+        for (key, session) in sessions {
+            let of_session = session.close(now.0, disturbed);
+            if !of_session.is_empty() {
+                changed.insert(key.clone());
+                closed.extend(of_session.into_iter().map(|interval| (key.clone(), interval)));
+            }
+        }
+        closed
+    }
+
+    /// Something happened to all measurements: intervals that it falls into are not whole.
+    pub(super) fn disturbed(&mut self, at: UnixTime) {
+        if self.disturbed.len() >= DISTURBANCES {
+            self.disturbed.pop_front();
+        }
+        self.disturbed.push_back(at.0);
+        for (key, session) in &mut self.sessions {
+            session.not_whole(at.0);
+            self.changed.insert(key.clone());
+        }
+    }
+
+    /// Begins the statistics of sessions anew: their new epochs.
+    pub(super) fn clear(&mut self, query: &StatisticsQuery) -> Vec<(Key, u64)> {
+        // Also of what has had no result yet.
+        let known = self.configured.iter().flat_map(HashMap::keys);
+        let keys: BTreeSet<Key> = known
+            .chain(self.sessions.keys())
+            .filter(|(connection, session)| query.wants(connection, session))
+            .cloned()
+            .collect();
+        let clear = |key: Key| {
+            let epoch = self.session(&key).clear();
+            self.changed.insert(key.clone());
+            (key, epoch)
+        };
+        keys.into_iter().map(clear).collect()
+    }
+
+    /// Statistics, sorted by connection and session.
+    pub(super) fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
+        let wanted = self
+            .sessions
+            .iter()
+            .filter(|((connection, session), _)| query.wants(connection, session));
+        wanted
+            .flat_map(|((connection, session), statistics)| {
+                let scopes = |scope| query.wants_scope(scope);
+                let found = statistics.statistics(scopes, query.running, query.history);
+                found.into_iter().map(|one| Statistics {
+                    connection: connection.clone(),
+                    session: session.clone(),
+                    ..one
+                })
+            })
+            .collect()
+    }
+
+    /// Takes up the plans of what is configured, and forgets what is not.
+    pub(super) fn follow(&mut self, plans: HashMap<Key, Plan>) {
+        let Self { sessions, changed, forgotten, .. } = self;
+        sessions.retain(|key, session| {
+            if let Some(plan) = plans.get(key) {
+                if session.plan.is_persistent() && !plan.is_persistent() {
+                    forgotten.extend(session.all_parts().into_iter().map(|part| part.key(key)));
+                }
+                session.set_plan(plan.clone());
+                changed.insert(key.clone());
+                return true;
+            }
+            forgotten.extend(session.all_parts().into_iter().map(|part| part.key(key)));
+            changed.remove(key);
+            false
+        });
+        self.configured = Some(plans);
+    }
+
+    /// What changed since the last call.
+    pub(super) fn take_changed(&mut self) -> Changed {
+        let mut all: Changed =
+            std::mem::take(&mut self.forgotten).into_iter().map(|key| (key, None)).collect();
+        for key in std::mem::take(&mut self.changed) {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let parts = session.take_changed().into_iter();
+            all.extend(parts.map(|(part, content)| (part.key(&key), content)));
+        }
+        if !all.is_empty() {
+            // Last: it says that all before it are there.
+            all.push((SNAPSHOT_KEY.to_vec(), Some(Vec::new())));
+        }
+        all
+    }
+
+    /// All are to be saved again.
+    pub(super) fn mark_all_changed(&mut self) {
+        self.sessions.values_mut().for_each(Session::mark_all_changed);
+        self.changed = self.sessions.keys().cloned().collect();
+    }
+}
+
+/// The minute that a test of the log was in, where it can only be one.
+fn only_minute(result: &TestResult) -> Option<u64> {
+    let minute = |time: Option<prost_types::Timestamp>| {
+        Some(crate::stats::minute_of(UnixTime::from_proto(&time?)))
+    };
+    let (start, end) = (minute(result.start)?, minute(result.end)?);
+    (start == end).then_some(start)
+}

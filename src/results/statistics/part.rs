@@ -1,0 +1,169 @@
+//! The parts that the statistics of a session are kept in, in memory and in the store: encoded,
+//! because thousands of sessions have a dozen each and look at few of them at a time.
+
+use prost::Message;
+
+use super::{super::content::fitting, Key};
+use crate::{
+    proto::{Statistics, StatisticsScope},
+    stats,
+    store::content::{STATISTICS_ALL, STATISTICS_LAST},
+    time::NANOS_PER_SECOND,
+};
+
+/// An interval by the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Level {
+    Minute,
+    Quarter,
+    Hour,
+    Day,
+}
+
+impl Level {
+    pub(super) const ALL: [Self; 4] = [Self::Minute, Self::Quarter, Self::Hour, Self::Day];
+
+    pub(super) fn length_ns(self) -> u64 {
+        let seconds = match self {
+            Self::Minute => 60,
+            Self::Quarter => 900,
+            Self::Hour => 3_600,
+            Self::Day => 86_400,
+        };
+        seconds * NANOS_PER_SECOND
+    }
+
+    /// When the interval began that a time is in.
+    pub(super) fn start_ns(self, time_ns: u64) -> u64 {
+        time_ns - time_ns % self.length_ns()
+    }
+
+    pub(super) fn scope(self) -> StatisticsScope {
+        match self {
+            Self::Minute => StatisticsScope::Interval1Minute,
+            Self::Quarter => StatisticsScope::Interval15Minutes,
+            Self::Hour => StatisticsScope::Interval1Hour,
+            Self::Day => StatisticsScope::Interval1Day,
+        }
+    }
+}
+
+/// What a part is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Part {
+    /// What is told of the session itself.
+    Head,
+    /// All tests.
+    All,
+    /// The last test.
+    Last,
+    /// An interval that is not over, by its start.
+    Running(Level, u64),
+    /// The latest interval that is over.
+    Finished(Level),
+    /// A test of the moving average, by its place in the ring.
+    Moving(u16),
+}
+
+const HEAD: &[u8] = b"head";
+const RUNNING: &[u8] = b"run";
+const FINISHED: &[u8] = b"end";
+const MOVING: &[u8] = b"test";
+
+impl Part {
+    /// Level and start of an interval that is not over.
+    pub(super) fn running(self) -> Option<(Level, u64)> {
+        match self {
+            Self::Running(level, start_ns) => Some((level, start_ns)),
+            Self::Head | Self::All | Self::Last | Self::Finished(_) | Self::Moving(_) => None,
+        }
+    }
+
+    /// The key in the store. Names hold no NUL.
+    pub(super) fn key(self, (connection, session): &Key) -> Vec<u8> {
+        let level = |level: Level| [level as u8];
+        let part = match self {
+            Self::Head => HEAD.to_vec(),
+            Self::All => STATISTICS_ALL.to_vec(),
+            Self::Last => STATISTICS_LAST.to_vec(),
+            Self::Running(of, start_ns) => [RUNNING, &level(of), &start_ns.to_be_bytes()].concat(),
+            Self::Finished(of) => [FINISHED, &level(of)].concat(),
+            Self::Moving(place) => [MOVING, &place.to_be_bytes()].concat(),
+        };
+        [connection.as_bytes(), b"\0", session.as_bytes(), b"\0", &part].concat()
+    }
+
+    /// Whose, and which, a key of the store is.
+    pub(super) fn of_key(key: &[u8]) -> Option<(Key, Self)> {
+        let mut parts = key.splitn(3, |octet| *octet == 0);
+        let mut name = || Some(std::str::from_utf8(parts.next()?).ok()?.to_owned());
+        let names = (name()?, name()?);
+        let part = parts.next()?;
+        let level = |octet: &u8| Level::ALL.get(usize::from(*octet)).copied();
+        let part = match part {
+            HEAD => Self::Head,
+            STATISTICS_ALL => Self::All,
+            STATISTICS_LAST => Self::Last,
+            _ => {
+                if let Some([of, start @ ..]) = part.strip_prefix(RUNNING) {
+                    Self::Running(level(of)?, u64::from_be_bytes(start.try_into().ok()?))
+                } else if let Some([of]) = part.strip_prefix(FINISHED) {
+                    Self::Finished(level(of)?)
+                } else {
+                    let place = part.strip_prefix(MOVING)?.try_into().ok()?;
+                    Self::Moving(u16::from_be_bytes(place))
+                }
+            }
+        };
+        Some((names, part))
+    }
+}
+
+/// Statistics, encoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Packed(pub(super) Box<[u8]>);
+
+impl Packed {
+    pub(super) fn of(mut statistics: Statistics) -> Self {
+        let octets = fitting(|most| {
+            if let (Some(most), Some(figures)) = (most, statistics.figures.as_deref_mut()) {
+                stats::coarsen(figures, most);
+            }
+            statistics.encode_to_vec()
+        });
+        Self(octets.as_ref().into())
+    }
+
+    /// What was packed. It was packed by this agent, or read as it was: what cannot be read counts
+    /// as nothing.
+    pub(super) fn unpack(&self) -> Statistics {
+        Statistics::decode(self.0.as_ref()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_back() {
+        let names = ("c:1".to_owned(), "s-1".to_owned());
+        let parts = [
+            Part::Head,
+            Part::All,
+            Part::Last,
+            Part::Finished(Level::Minute),
+            Part::Finished(Level::Day),
+            Part::Running(Level::Minute, 0),
+            Part::Running(Level::Hour, u64::MAX),
+            Part::Moving(0),
+            Part::Moving(1023),
+        ];
+        for part in parts {
+            assert_eq!(Part::of_key(&part.key(&names)), Some((names.clone(), part)));
+        }
+        for wrong in [&b""[..], b"c", b"c\0s", b"c\0s\0", b"c\0s\0run\x09", b"c\0s\0end\x04"] {
+            assert_eq!(Part::of_key(wrong), None, "{wrong:?}");
+        }
+    }
+}

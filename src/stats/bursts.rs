@@ -1,0 +1,206 @@
+//! Runs of losses, and availability: both follow the fates of probes in the order of the probes, and
+//! go on from one test to the next.
+
+use crate::{
+    model::AvailabilityRule,
+    proto::{Availability, Figures, LossBursts},
+};
+
+/// Follows the fates of a session's probes.
+#[derive(Clone, Debug, Default)]
+pub struct Fates {
+    /// Losses in a row, up to now.
+    run: u64,
+    interval: Interval,
+    availability: Window,
+}
+
+/// Probes of the interval that is being filled.
+#[derive(Clone, Copy, Debug, Default)]
+struct Interval {
+    probes: u64,
+    lost: u64,
+}
+
+/// The sliding window of availability.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    unavailable: bool,
+    /// Intervals in a row that speak against the present state, not yet enough to change it.
+    against: u64,
+    /// Intervals of high loss in a row while available.
+    high_loss: u64,
+}
+
+impl Fates {
+    /// The next probe was answered, or lost. Counts go into the figures.
+    pub fn fate(&mut self, lost: bool, rule: &AvailabilityRule, figures: &mut Figures) {
+        if lost {
+            self.run += 1;
+            let bursts = figures.loss_bursts.get_or_insert_with(LossBursts::default);
+            bursts.longest = bursts.longest.max(self.run);
+        } else {
+            self.end_run(figures);
+        }
+        self.interval.probes += 1;
+        self.interval.lost += u64::from(lost);
+        if self.interval.probes >= rule.probes_per_interval {
+            let Interval { probes, lost } = std::mem::take(&mut self.interval);
+            let high = lost * 100 >= rule.loss_percent * probes;
+            self.availability.take(high, rule, figures);
+        }
+    }
+
+    /// So many probes were not sent, because there was nobody to send them to.
+    pub fn unreachable(&mut self, probes: u64, rule: &AvailabilityRule, figures: &mut Figures) {
+        self.interval.probes += probes;
+        self.interval.lost += probes;
+        let intervals = self.interval.probes / rule.probes_per_interval;
+        if intervals == 0 {
+            return;
+        }
+        self.interval.probes %= rule.probes_per_interval;
+        self.interval.lost = self.interval.lost.min(self.interval.probes);
+        // Once unavailable, the rest only counts.
+        let singly = intervals.min(rule.consecutive_intervals * 2);
+        for _ in 0..singly {
+            self.availability.take(true, rule, figures);
+        }
+        let counts = figures.availability.get_or_insert_with(Availability::default);
+        counts.unavailable_intervals += intervals - singly;
+    }
+
+    fn end_run(&mut self, figures: &mut Figures) {
+        let run = std::mem::take(&mut self.run);
+        if run == 0 {
+            return;
+        }
+        let bursts = figures.loss_bursts.get_or_insert_with(LossBursts::default);
+        let class = run.ilog2() as usize;
+        if bursts.by_length.len() <= class {
+            bursts.by_length.resize(class + 1, 0);
+        }
+        bursts.by_length[class] += 1;
+        bursts.bursts += 1;
+        bursts.longest = bursts.longest.max(run);
+    }
+}
+
+impl Window {
+    fn take(&mut self, high_loss: bool, rule: &AvailabilityRule, figures: &mut Figures) {
+        let counts = figures.availability.get_or_insert_with(Availability::default);
+        if high_loss != self.unavailable {
+            self.against += 1;
+            self.high_loss += u64::from(high_loss);
+            if self.against >= rule.consecutive_intervals {
+                // The change holds from the first of them on.
+                let changed = std::mem::take(&mut self.against);
+                self.unavailable = high_loss;
+                if high_loss {
+                    counts.unavailable_intervals += changed;
+                    self.high_loss = 0;
+                } else {
+                    counts.available_intervals += changed;
+                }
+            }
+            return;
+        }
+        // Those that spoke against it were not enough.
+        let against = std::mem::take(&mut self.against) + 1;
+        if self.unavailable {
+            counts.unavailable_intervals += against;
+            return;
+        }
+        counts.available_intervals += against;
+        let high_loss = std::mem::take(&mut self.high_loss);
+        counts.high_loss_intervals += high_loss;
+        counts.consecutive_high_loss += u64::from(high_loss >= rule.consecutive_high_loss);
+    }
+}
+
+/// Adds the bursts of a later test.
+pub(super) fn merge_bursts(into: &mut Option<LossBursts>, later: Option<&LossBursts>) {
+    let Some(later) = later else { return };
+    let into = into.get_or_insert_with(LossBursts::default);
+    into.bursts += later.bursts;
+    into.longest = into.longest.max(later.longest);
+    if into.by_length.len() < later.by_length.len() {
+        into.by_length.resize(later.by_length.len(), 0);
+    }
+    into.by_length.iter_mut().zip(&later.by_length).for_each(|(into, later)| *into += later);
+}
+
+/// Adds the availability of a later test.
+pub(super) fn merge_availability(into: &mut Option<Availability>, later: Option<&Availability>) {
+    let Some(later) = later else { return };
+    let into = into.get_or_insert_with(Availability::default);
+    into.available_intervals += later.available_intervals;
+    into.unavailable_intervals += later.unavailable_intervals;
+    into.high_loss_intervals += later.high_loss_intervals;
+    into.consecutive_high_loss += later.consecutive_high_loss;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(probes_per_interval: u64, consecutive_intervals: u64) -> AvailabilityRule {
+        AvailabilityRule {
+            probes_per_interval,
+            loss_percent: 50,
+            consecutive_intervals,
+            consecutive_high_loss: 2,
+        }
+    }
+
+    /// Fates as a string: `.` answered, `x` lost, `u` not sent.
+    fn of(fates: &str, rule: &AvailabilityRule) -> Figures {
+        let (mut state, mut figures) = (Fates::default(), Figures::default());
+        for fate in fates.chars() {
+            match fate {
+                'u' => state.unreachable(1, rule, &mut figures),
+                fate => state.fate(fate == 'x', rule, &mut figures),
+            }
+        }
+        figures
+    }
+
+    fn availability(fates: &str, rule: &AvailabilityRule) -> [u64; 4] {
+        let a = of(fates, rule).availability.unwrap();
+        [
+            a.available_intervals,
+            a.unavailable_intervals,
+            a.high_loss_intervals,
+            a.consecutive_high_loss,
+        ]
+    }
+
+    #[test]
+    fn runs_are_counted_by_length() {
+        let bursts = of("x.xx..xxxxx.xx", &rule(1, 10)).loss_bursts.unwrap();
+        assert_eq!((bursts.bursts, bursts.longest), (3, 5), "the last one has not ended");
+        assert_eq!(bursts.by_length, [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_change_holds_from_the_first_interval_that_spoke_for_it() {
+        let rule = rule(1, 3);
+        assert_eq!(availability("..x..xx...", &rule), [10, 0, 3, 1]);
+        assert_eq!(availability("..xxx", &rule), [2, 3, 0, 0]);
+        assert_eq!(availability("..xxx..x...", &rule), [5, 6, 0, 0]);
+        assert_eq!(availability(".uuu", &rule), [1, 3, 0, 0]);
+    }
+
+    #[test]
+    fn intervals_of_several_probes_are_of_high_loss_from_the_share_on() {
+        let rule = rule(4, 2);
+        assert_eq!(availability("...x..xx....", &rule), [3, 0, 1, 0]);
+        let mut figures = Figures::default();
+        let mut fates = Fates::default();
+        fates.fate(false, &rule, &mut figures);
+        fates.unreachable(4_000_000, &rule, &mut figures);
+        assert_eq!(figures.availability.unwrap().unavailable_intervals, 1_000_000);
+        // The remainder stays.
+        assert_eq!(fates.interval.probes, 1);
+    }
+}

@@ -1,0 +1,266 @@
+//! Histograms of signed nanoseconds, log-linear as HDR histograms are, of few buckets: each power of
+//! two is divided into equal parts, and where the buckets become too many, two are made one. Any two
+//! merge, however fine each is.
+
+use crate::proto;
+
+/// Parts of a power of two at first, as a power of two.
+const FINEST: u32 = 7;
+/// Buckets of a test.
+pub const BUCKETS_OF_A_TEST: usize = 96;
+/// Buckets of statistics over many tests.
+pub const BUCKETS_OF_MANY: usize = 192;
+
+/// Values by buckets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histogram {
+    precision: u32,
+    /// Rising. 0 holds the value 0, `i + 1` bucket `i` of the positive values, `-(i + 1)` that of
+    /// the negative ones.
+    buckets: Vec<(i16, u64)>,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { precision: FINEST, buckets: Vec::new() }
+    }
+}
+
+impl Histogram {
+    /// Takes one more value; there are never more than `most` buckets.
+    pub fn add(&mut self, value: i64, most: usize) {
+        let bucket = bucket(value, self.precision);
+        match self.buckets.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+            Ok(at) => self.buckets[at].1 += 1,
+            Err(at) => {
+                self.buckets.insert(at, (bucket, 1));
+                self.keep_to(most);
+            }
+        }
+    }
+
+    /// Values so far.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Takes the values of another one.
+    pub fn merge(&mut self, other: &Self, most: usize) {
+        while self.precision > other.precision {
+            self.coarsen();
+        }
+        let steps = other.precision - self.precision;
+        let mine = std::mem::take(&mut self.buckets);
+        let theirs = other.buckets.iter().map(|(bucket, count)| (coarser(*bucket, steps), *count));
+        let mut all: Vec<(i16, u64)> = mine.into_iter().chain(theirs).collect();
+        all.sort_unstable_by_key(|(bucket, _)| *bucket);
+        self.buckets = all;
+        self.unite();
+        self.keep_to(most);
+    }
+
+    /// The value that so many percent of the values do not exceed (nearest rank): the middle of its
+    /// bucket. `None` without values.
+    pub fn percentile(&self, percent: f64) -> Option<i64> {
+        let count = self.count();
+        let rank = ((percent / 100.0 * count as f64).ceil() as u64).clamp(1, count.max(1));
+        let mut seen = 0;
+        self.buckets.iter().find_map(|(bucket, count)| {
+            seen += count;
+            (seen >= rank).then(|| middle(*bucket, self.precision))
+        })
+    }
+
+    /// Makes room until there are at most so many buckets.
+    pub fn keep_to(&mut self, most: usize) {
+        while self.buckets.len() > most.max(2) && self.precision > 0 {
+            self.coarsen();
+        }
+    }
+
+    /// How many values are at most each limit of a rising series; exact where limits are powers of
+    /// two.
+    pub fn cumulative(&self, limits: &[i64]) -> Vec<u64> {
+        let mut counts = vec![0; limits.len()];
+        for (bucket, count) in &self.buckets {
+            let highest = edges(*bucket, self.precision).1 - 1;
+            let from = limits.partition_point(|limit| *limit < highest);
+            counts[from..].iter_mut().for_each(|sum| *sum += count);
+        }
+        counts
+    }
+
+    fn coarsen(&mut self) {
+        self.precision -= 1;
+        self.buckets.iter_mut().for_each(|(bucket, _)| *bucket = coarser(*bucket, 1));
+        self.unite();
+    }
+
+    /// One bucket where several are the same.
+    fn unite(&mut self) {
+        self.buckets.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                earlier.1 += later.1;
+            }
+            same
+        });
+    }
+}
+
+/// The bucket of a value.
+fn bucket(value: i64, precision: u32) -> i16 {
+    let size = value.unsigned_abs();
+    if size == 0 {
+        return 0;
+    }
+    let exponent = size.ilog2();
+    let rest = u128::from(size - (1 << exponent));
+    // At most 64 * 128.
+    let index = (exponent << precision) + ((rest << precision) >> exponent) as u32;
+    let number = index as i16 + 1;
+    if value < 0 { -number } else { number }
+}
+
+fn coarser(bucket: i16, steps: u32) -> i16 {
+    match bucket {
+        0 => 0,
+        positive if positive > 0 => ((positive - 1) >> steps) + 1,
+        negative => -(((-negative - 1) >> steps) + 1),
+    }
+}
+
+/// The smallest value of a bucket, and the smallest beyond it, by size.
+fn edges_by_size(index: u32, precision: u32) -> (u64, u64) {
+    let edge = |index: u32| {
+        let (exponent, part) = (index >> precision, u128::from(index & ((1 << precision) - 1)));
+        let beyond = ((part << exponent).div_ceil(1 << precision)) + (1u128 << exponent.min(100));
+        u64::try_from(beyond).unwrap_or(u64::MAX)
+    };
+    (edge(index), edge(index + 1))
+}
+
+/// The smallest value of a bucket, and the smallest beyond it.
+fn edges(bucket: i16, precision: u32) -> (i64, i64) {
+    let limit = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    if bucket == 0 {
+        return (0, 1);
+    }
+    let (low, high) = edges_by_size(u32::from(bucket.unsigned_abs()) - 1, precision);
+    if bucket > 0 { (limit(low), limit(high)) } else { (1 - limit(high), 1 - limit(low)) }
+}
+
+fn middle(bucket: i16, precision: u32) -> i64 {
+    let (low, beyond) = edges(bucket, precision);
+    low.midpoint(beyond - 1)
+}
+
+impl From<&Histogram> for proto::Histogram {
+    fn from(histogram: &Histogram) -> Self {
+        let mut before = 0;
+        let steps = histogram.buckets.iter().map(|(bucket, _)| {
+            let bucket = i32::from(*bucket);
+            bucket - std::mem::replace(&mut before, bucket)
+        });
+        Self {
+            precision: histogram.precision,
+            bucket_steps: steps.collect(),
+            counts: histogram.buckets.iter().map(|(_, count)| *count).collect(),
+        }
+    }
+}
+
+impl From<&proto::Histogram> for Histogram {
+    /// What no histogram can be becomes an empty one.
+    fn from(histogram: &proto::Histogram) -> Self {
+        let proto::Histogram { precision, bucket_steps, counts } = histogram;
+        let mut bucket = 0i32;
+        let buckets: Option<Vec<(i16, u64)>> = bucket_steps
+            .iter()
+            .zip(counts)
+            .enumerate()
+            .map(|(place, (step, count))| {
+                bucket = bucket.checked_add(*step)?;
+                let rises = place == 0 || *step > 0;
+                rises.then_some((i16::try_from(bucket).ok()?, *count))
+            })
+            .collect();
+        match buckets {
+            Some(buckets) if *precision <= FINEST => Self { precision: *precision, buckets },
+            _ => Self::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(values: &[i64], most: usize) -> Histogram {
+        let mut histogram = Histogram::default();
+        values.iter().for_each(|value| histogram.add(*value, most));
+        histogram
+    }
+
+    #[test]
+    fn every_value_is_within_the_edges_of_its_bucket() {
+        for precision in 0..=FINEST {
+            for size in (0..62).flat_map(|e| [(1i64 << e) - 1, 1 << e, (1 << e) + 1, 3 << (e / 2)])
+            {
+                for value in [size, -size] {
+                    let (low, beyond) = edges(bucket(value, precision), precision);
+                    assert!((low..beyond).contains(&value), "{value} in {low}..{beyond}");
+                    let wide = (beyond - 1 - low) as f64;
+                    assert!(wide <= size as f64 / f64::from(1 << precision), "{value}: {wide}");
+                }
+            }
+        }
+        for extreme in [i64::MAX, i64::MIN, i64::MIN + 1] {
+            let histogram = of(&[extreme], 4);
+            assert_eq!(histogram.percentile(50.0).unwrap().signum(), extreme.signum());
+        }
+    }
+
+    #[test]
+    fn limits_that_are_powers_of_two_are_exact() {
+        let values: Vec<i64> = (1..5000).map(|n| n * n).collect();
+        let histogram = of(&values, 48);
+        let limits: Vec<i64> = (4..26).map(|e| (1 << e) - 1).collect();
+        let exact = limits.iter().map(|limit| values.iter().filter(|v| *v <= limit).count() as u64);
+        assert_eq!(histogram.cumulative(&limits), exact.collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn merged_parts_are_the_whole_and_percentiles_are_near(
+            values in prop::collection::vec(-50_000_000i64..2_000_000_000, 1..400),
+            cut in 0usize..400,
+            percent in 0.0f64..100.0,
+        ) {
+            let cut = cut.min(values.len());
+            let mut parts = of(&values[..cut], BUCKETS_OF_A_TEST);
+            // Through the form of the API and back.
+            let rest = proto::Histogram::from(&of(&values[cut..], 24));
+            parts.merge(&Histogram::from(&rest), BUCKETS_OF_A_TEST);
+            prop_assert!(parts.buckets.len() <= BUCKETS_OF_A_TEST);
+            prop_assert_eq!(parts.count(), values.len() as u64);
+            let mut sorted = values.clone();
+            sorted.sort_unstable();
+            let rank = ((percent / 100.0 * sorted.len() as f64).ceil() as usize).max(1);
+            let (exact, got) = (sorted[rank - 1], parts.percentile(percent).unwrap());
+            let (low, beyond) = edges(bucket(exact, parts.precision), parts.precision);
+            prop_assert!((low..beyond).contains(&got), "{} and {}", exact, got);
+        }
+
+        #[test]
+        fn what_is_no_histogram_is_empty_or_taken(
+            precision in 0u32..20,
+            bucket_steps in prop::collection::vec(any::<i32>(), 0..6),
+            counts in prop::collection::vec(any::<u32>().prop_map(u64::from), 0..6),
+        ) {
+            let histogram = Histogram::from(&proto::Histogram { precision, bucket_steps, counts });
+            let _ = (histogram.percentile(99.0), histogram.cumulative(&[0, 1 << 40]));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Reordering (RFC 4737): an answer to a probe that comes behind the answer to a later one, and its
+//! extent: how many answers to later probes came before it (§4.2.2).
+
+use std::collections::VecDeque;
+
+use crate::proto;
+
+/// Answers looked back at.
+const LOOKED_BACK: usize = 64;
+
+/// Follows the numbers of answered probes as the answers arrive.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Arrivals {
+    /// In the order of arrival, the latest last; only from the first that a straggler could be
+    /// behind.
+    latest: VecDeque<u32>,
+    highest: Option<u32>,
+}
+
+impl Arrivals {
+    /// The next answer is to this probe: the extent, where it is out of order.
+    pub(super) fn take(&mut self, sequence: u32) -> Option<u32> {
+        let in_order =
+            self.highest.is_none_or(|highest| sequence.wrapping_sub(highest).cast_signed() > 0);
+        let extent = (!in_order).then(|| {
+            // To the earliest arrival with a later number.
+            let earliest = self
+                .latest
+                .iter()
+                .position(|earlier| earlier.wrapping_sub(sequence).cast_signed() > 0);
+            earliest.map_or(LOOKED_BACK, |earliest| self.latest.len() - earliest) as u32
+        });
+        if in_order {
+            self.highest = Some(sequence);
+        }
+        if self.latest.len() >= LOOKED_BACK {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(sequence);
+        extent
+    }
+}
+
+/// Adds one extent.
+pub(super) fn count(into: &mut Option<proto::Reordering>, extent: u32) {
+    merge(into, Some(&proto::Reordering { extent_max: extent, extent_sum: extent.into() }));
+}
+
+/// Adds the reordering of a later test.
+pub(super) fn merge(into: &mut Option<proto::Reordering>, later: Option<&proto::Reordering>) {
+    let Some(later) = later else { return };
+    let into = into.get_or_insert_with(proto::Reordering::default);
+    into.extent_max = into.extent_max.max(later.extent_max);
+    into.extent_sum += later.extent_sum;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_as_in_the_examples_of_the_standard() {
+        let extents = |numbers: &[u32]| -> Vec<Option<u32>> {
+            let mut arrivals = Arrivals::default();
+            numbers.iter().map(|number| arrivals.take(*number)).collect()
+        };
+        // RFC 4737 §7.1, table 1: 4 comes behind 5 to 8.
+        let late = extents(&[1, 2, 3, 5, 6, 7, 8, 4, 9, 10]);
+        assert_eq!(late.iter().flatten().collect::<Vec<_>>(), [&4]);
+        // §7.2, table 2: 4 is reordered with extent 5, 5 with 6, 6 with 7... by the rule alone.
+        let several = extents(&[1, 2, 3, 7, 8, 9, 10, 4, 5, 6, 11]);
+        assert_eq!(several.iter().flatten().copied().collect::<Vec<_>>(), [4, 5, 6]);
+        assert_eq!(extents(&[u32::MAX, 0, 1]), [None; 3], "numbers go round");
+    }
+}

@@ -1,0 +1,62 @@
+//! One answered probe.
+
+use crate::{proto::OneWayValidity, time::UnixTime};
+
+/// One answered probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
+pub struct Sample {
+    /// Sequence Number of the probe.
+    pub sequence: u32,
+    /// When it was sent.
+    pub t1: UnixTime,
+    /// (T4-T1)-(T3-T2), nanoseconds.
+    pub rtt_ns: i64,
+    /// T2-T1, nanoseconds.
+    pub egress_ns: i64,
+    /// T4-T3, nanoseconds.
+    pub ingress_ns: i64,
+    /// T3-T2, nanoseconds.
+    pub processing_ns: i64,
+    /// T4 came from the kernel.
+    pub kernel_receive_stamp: bool,
+    /// T1 came from the kernel.
+    pub kernel_transmit_stamp: bool,
+    /// Both ends say that their clocks are synchronised.
+    pub synchronised: bool,
+    /// The error that the clock of this host is estimated to have.
+    pub clock_error_ns: Option<u64>,
+    /// The error that the reflector says its clock to have.
+    pub reflector_clock_error_ns: Option<u64>,
+    /// The local clock was stepped between T1 and T4.
+    pub clock_stepped: bool,
+    /// Sender TTL of the reply.
+    pub egress_ttl: u8,
+    /// TOS with which the probe came to the reflector, where it tells.
+    pub egress_tos: Option<u8>,
+    /// T3 was corrected by what the reflector told later.
+    pub t3_followed_up: bool,
+    /// TTL of the reply's own packet.
+    pub ingress_ttl: Option<u8>,
+    /// TOS of the reply's own packet.
+    pub ingress_tos: Option<u8>,
+}
+
+impl Sample {
+    /// A sample from which delays can be taken: time passed on both clocks.
+    pub fn is_valid(&self) -> bool {
+        self.rtt_ns >= 0 && self.processing_ns >= 0 && !self.clock_stepped
+    }
+
+    pub(super) fn validity(&self) -> OneWayValidity {
+        if self.clock_stepped {
+            OneWayValidity::ClockStepped
+        } else if self.egress_ns < 0 || self.ingress_ns < 0 {
+            OneWayValidity::Negative
+        } else if self.synchronised {
+            OneWayValidity::Valid
+        } else {
+            OneWayValidity::ClockUnsynchronised
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! What the contents of records and of statistics are. The store does not look at them; migrations
+//! do.
+
+/// No content: the record was not to be stored.
+pub const NOTHING: u8 = 0;
+/// A `TestResult`.
+pub const TEST_RESULT: u8 = 1;
+/// Probes, delta-encoded.
+pub const PROBE_BLOCK: u8 = 2;
+/// An `Event`.
+pub const EVENT: u8 = 3;
+/// An `IntervalResult`.
+pub const INTERVAL_RESULT: u8 = 4;
+/// `ProbeResults`, where a block cannot hold them.
+pub const PROBE_RESULTS: u8 = 5;
+
+/// Statistics over all tests, behind the names of connection and session.
+pub const STATISTICS_ALL: &[u8] = b"all";
+/// Of the last test.
+pub const STATISTICS_LAST: &[u8] = b"last";
