@@ -7,6 +7,7 @@ use thiserror::Error;
 use crate::{
     api::{self, AgentFacts, ApiListener, ApiSettings, Context, ListenError},
     control::{ApplyError, Committed, Control, LoadError, Planes},
+    export::{ExporterStates, Exporters, Sources},
     net::{self, clock},
     proto::{AgentConfig, ApplyConfigRequest, EventType},
     results::{Results, retention, watch_clock, watch_store},
@@ -74,6 +75,17 @@ fn violations(error: &ApplyError) -> String {
     }
 }
 
+/// What the page of metrics tells of.
+fn sources(control: &Control, results: &Arc<Results>, states: &Arc<ExporterStates>) -> Sources {
+    let (clients, server) = (control.clone(), control.clone());
+    Sources {
+        results: results.clone(),
+        states: states.clone(),
+        connections: Arc::new(move || clients.clients().list(&[]).unwrap_or_default()),
+        server: Arc::new(move || Some(server.server().status())),
+    }
+}
+
 /// An agent that runs.
 #[derive(Debug)]
 pub struct Agent {
@@ -122,8 +134,13 @@ impl Agent {
         let told = watch_store(results.clone(), damage, clock::now, tasks.token());
         tasks.spawn("store trouble", told);
         tasks.spawn("clock", watch_clock(results.clone(), clock::now, tasks.token()));
+        let exporters = Arc::new(ExporterStates::default());
+        let sources = sources(&control, &results, &exporters);
+        let export = Exporters::new(results.clone(), sources, &tasks);
+        tasks.spawn("export", export.follow(control.exported()));
         let context = Context {
             control: control.clone(),
+            exporters,
             results: results.clone(),
             facts: Arc::new(AgentFacts { started, host_name: net::host_name() }),
             token: tasks.token(),

@@ -22,6 +22,7 @@ pub mod control;
 pub mod ctl;
 pub mod demo;
 pub mod document;
+pub mod export;
 pub mod model;
 pub mod net;
 pub mod proto;

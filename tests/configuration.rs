@@ -18,10 +18,11 @@ use twamp_agent::{
         parse,
     },
     proto::{
-        AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode, ClientConfig,
-        ClientList, ControlConnection, ControlType, DESCRIPTORS, Key, KeyChain, LightServer,
-        ListenAddress, ServerConfig, StampServer, StampServerSession, StampSession, StorageConfig,
-        TestPort, TestPortMode, TestSession, Thresholds,
+        AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode,
+        AvailabilityRule, ClientConfig, ClientList, ControlConnection, ControlType, DESCRIPTORS,
+        ExportConfig, Key, KeyChain, LightServer, ListenAddress, NatsExport, OtlpExport,
+        PrometheusExport, RecordFilter, ServerConfig, StampServer, StampServerSession,
+        StampSession, StorageConfig, TestPort, TestPortMode, TestSession, Thresholds,
     },
 };
 
@@ -121,7 +122,32 @@ fn good() -> AgentConfig {
             ..Default::default()
         }),
         storage: Some(StorageConfig::default()),
+        export: Some(ExportConfig {
+            prometheus: Some(PrometheusExport::default()),
+            otlp: vec![OtlpExport {
+                name: "o1".into(),
+                endpoint: "http://collector.example:4317".into(),
+                ..Default::default()
+            }],
+            nats: vec![NatsExport {
+                name: "n1".into(),
+                servers: vec!["nats://[2001:db8::1]:4222".into()],
+                ..Default::default()
+            }],
+        }),
     }
+}
+
+fn otlp(config: &mut AgentConfig) -> &mut OtlpExport {
+    &mut config.export.as_mut().unwrap().otlp[0]
+}
+
+fn nats(config: &mut AgentConfig) -> &mut NatsExport {
+    &mut config.export.as_mut().unwrap().nats[0]
+}
+
+fn rule(config: &mut AgentConfig) -> &mut AvailabilityRule {
+    session(config).availability.get_or_insert_default()
 }
 
 macro_rules! fields {
@@ -189,6 +215,16 @@ fn numeric_fields() -> Vec<Numeric> {
         "Thresholds" "std_dev_ingress" "C.test_sessions[0].thresholds.std_dev_ingress" DELAY_THRESHOLD 1, |c, v| thresholds(c).std_dev_ingress = duration(v);
         "Thresholds" "clear_percent" "C.test_sessions[0].thresholds.clear_percent" CLEAR_PERCENT 1, |c, v| thresholds(c).clear_percent = Some(v as u32);
         "Thresholds" "clear_after" "C.test_sessions[0].thresholds.clear_after" CLEAR_AFTER 1, |c, v| thresholds(c).clear_after = Some(v as u32);
+        "ControlConnection" "moving_average_size" "C.moving_average_size" MOVING_AVERAGE_SIZE 1, |c, v| connection(c).moving_average_size = Some(v as u32);
+        "ControlConnection" "history_size" "C.history_size" HISTORY_SIZE 1, |c, v| connection(c).history_size = Some(v as u32);
+        "AvailabilityRule" "probes_per_interval" "C.test_sessions[0].availability.probes_per_interval" AVAILABILITY_PROBES 1, |c, v| rule(c).probes_per_interval = Some(v as u32);
+        "AvailabilityRule" "loss_percent" "C.test_sessions[0].availability.loss_percent" AVAILABILITY_LOSS_PERCENT 1, |c, v| rule(c).loss_percent = Some(v as u32);
+        "AvailabilityRule" "consecutive_intervals" "C.test_sessions[0].availability.consecutive_intervals" AVAILABILITY_INTERVALS 1, |c, v| rule(c).consecutive_intervals = Some(v as u32);
+        "AvailabilityRule" "consecutive_high_loss" "C.test_sessions[0].availability.consecutive_high_loss" AVAILABILITY_HIGH_LOSS 1, |c, v| {
+            rule(c).consecutive_intervals = Some(1000);
+            rule(c).consecutive_high_loss = Some(v as u32);
+        };
+        "PrometheusExport" "port" "export.prometheus.port" PROMETHEUS_PORT 1, |c, v| c.export.as_mut().unwrap().prometheus.as_mut().unwrap().port = Some(v as u32);
         "LightServer" "maximum_packets_per_second" "server.light.maximum_packets_per_second" PACKETS_PER_SECOND 1, |c, v| server(c).light.as_mut().unwrap().maximum_packets_per_second = Some(v as u32);
         "ServerConfig" "maximum_packets_per_second_per_sender" "server.maximum_packets_per_second_per_sender" PACKETS_PER_SECOND 1, |c, v| server(c).maximum_packets_per_second_per_sender = Some(v as u32);
         "StorageConfig" "retention_age" "storage.retention_age" RETENTION_AGE 1, |c, v| c.storage.as_mut().unwrap().retention_age = duration(v);
@@ -404,6 +440,47 @@ fn every_other_field_is_checked() {
             let (range_min, range_max) = (Some(0), Some(5000));
             server(c).test_port = Some(TestPort { mode, shared_port: None, range_min, range_max });
         }),
+        ("C.test_sessions[0].percentiles[0]", |c| session(c).percentiles = vec![0.0]),
+        ("C.test_sessions[0].percentiles[1]", |c| session(c).percentiles = vec![50.0, 100.1]),
+        ("C.test_sessions[0].percentiles[1]", |c| session(c).percentiles = vec![50.0, 50.0]),
+        ("C.test_sessions[0].percentiles[0]", |c| session(c).percentiles = vec![f64::NAN]),
+        ("C.test_sessions[0].percentiles", |c| {
+            session(c).percentiles = (1..12).map(f64::from).collect();
+        }),
+        ("C.test_sessions[0].availability.consecutive_high_loss", |c| {
+            *rule(c) = AvailabilityRule {
+                consecutive_intervals: Some(5),
+                consecutive_high_loss: Some(5),
+                ..Default::default()
+            };
+        }),
+        ("export.prometheus.address", |c| {
+            c.export.as_mut().unwrap().prometheus.as_mut().unwrap().address = "here".into();
+        }),
+        ("export.otlp[0].name", |c| otlp(c).name = "x".repeat(51)),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "collector:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "grpc://collector:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://collector".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://a b:1".into()),
+        ("export.otlp[0].filter.kinds[0]", |c| {
+            otlp(c).filter = Some(RecordFilter { kinds: vec![0], ..Default::default() });
+        }),
+        ("export.otlp[0].filter.kinds[0]", |c| {
+            otlp(c).filter = Some(RecordFilter { kinds: vec![77], ..Default::default() });
+        }),
+        ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "none".into()),
+        ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "x".repeat(65_537)),
+        ("export.otlp[0].secret", |c| otlp(c).secret = "two\nlines".into()),
+        ("export.otlp[0].secret_digest", |c| otlp(c).secret_digest = "00".into()),
+        ("export.nats[0].name", |c| nats(c).name = "o1".into()),
+        ("export.nats[0].servers", |c| nats(c).servers.clear()),
+        ("export.nats[0].servers[0]", |c| nats(c).servers[0] = "http://host:4222".into()),
+        ("export.nats[0].subject_prefix", |c| nats(c).subject_prefix = "a..b".into()),
+        ("export.nats[0].subject_prefix", |c| nats(c).subject_prefix = "a.>".into()),
+        ("export.nats[0].stream", |c| nats(c).stream = "a.b".into()),
+        ("export.nats[0].format", |c| nats(c).format = 9),
+        ("export.nats[0].user", |c| nats(c).user = "u".repeat(257)),
+        ("export.nats[0].secret", |c| nats(c).secret = "x".repeat(4097)),
         ("server.test_port", |c| {
             let mode = TestPortMode::Range.into();
             let (range_min, range_max) = (Some(5000), Some(4999));
@@ -435,6 +512,17 @@ fn counts_of_things_end_where_they_are_said_to_end() {
     parse(&config).unwrap();
     connection(&mut config).test_sessions = sessions(limits::MAXIMUM_SESSIONS_PER_CONNECTION + 1);
     assert_eq!(wrong_fields(&config), [format!("{C}.test_sessions")]);
+
+    let mut config = good();
+    let exporters = |count: usize| -> Vec<OtlpExport> {
+        let one = otlp(&mut good()).clone();
+        // One is the other kind.
+        (1..count).map(|i| OtlpExport { name: format!("e{i}"), ..one.clone() }).collect()
+    };
+    config.export.as_mut().unwrap().otlp = exporters(limits::MAXIMUM_EXPORTERS);
+    parse(&config).unwrap();
+    config.export.as_mut().unwrap().otlp = exporters(limits::MAXIMUM_EXPORTERS + 1);
+    assert_eq!(wrong_fields(&config), ["export"]);
 
     let mut config = good();
     let connections = |count: usize| -> Vec<ControlConnection> {
@@ -488,6 +576,7 @@ fn the_proto_says_what_the_model_does() {
             "client.control_connections[1].test_sessions[0].stamp.ssid",
             "server.stamp.sessions[0].port",
             "server.stamp.sessions[0].ssid",
+            "C.test_sessions[0].availability.consecutive_high_loss",
         ];
         if in_words.contains(&field.path) {
             assert!(comment.contains("efault"), "{name}");

@@ -46,7 +46,7 @@ impl AgentService for Context {
     ) -> Result<Response<GetAgentResponse>, Status> {
         let clock = clock::state();
         let store = self.results.state().borrow().clone();
-        let detail = [self.control.damage(), store.detail].join(" ").trim().to_owned();
+        let detail = [self.control.damage(), store.detail.clone()].join(" ").trim().to_owned();
         let uptime_ns = clock::monotonic().since_ns(self.facts.started.monotonic);
         Ok(Response::new(GetAgentResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -73,6 +73,7 @@ impl AgentService for Context {
             }),
             capabilities: CAPABILITIES.map(String::from).to_vec(),
             maximum_request_octets: MAXIMUM_REQUEST_OCTETS as u64,
+            exporters: self.exporters.list(store.newest),
         }))
     }
 }

@@ -23,8 +23,8 @@ pub use listen::{ApiListener, ApiSettings, ListenError, TlsSettings};
 pub use tls::TlsError;
 
 use crate::{
-    control::Control, model::limits::MAXIMUM_REQUEST_OCTETS, proto::DESCRIPTORS, results::Results,
-    supervise::Tasks,
+    control::Control, export::ExporterStates, model::limits::MAXIMUM_REQUEST_OCTETS,
+    proto::DESCRIPTORS, results::Results, supervise::Tasks,
 };
 use services::{
     agent_service_server::AgentServiceServer, client_service_server::ClientServiceServer,
@@ -56,6 +56,8 @@ pub struct Context {
     pub control: Control,
     /// The log.
     pub results: Arc<Results>,
+    /// How exporters are.
+    pub exporters: Arc<ExporterStates>,
     /// What does not change.
     pub facts: Arc<AgentFacts>,
     /// Ends streams.

@@ -15,7 +15,7 @@ pub use clients::{ByHandError, Clients};
 pub use commit::ApplyError;
 
 use crate::{
-    model::{AgentConfig, ServerConfig, StorageConfig, Violation, parse},
+    model::{AgentConfig, ExportConfig, ServerConfig, StorageConfig, Violation, parse},
     net::{NetworkChanges, clock, follow_network, random},
     proto,
     results::Results,
@@ -116,9 +116,15 @@ pub struct Control {
     clients: Arc<Clients>,
     registry: Arc<Registry>,
     server_applied: watch::Receiver<Option<Arc<ServerConfig>>>,
+    exported: watch::Receiver<Arc<ExportConfig>>,
 }
 
 impl Control {
+    /// What is to be exported, as it is committed.
+    pub fn exported(&self) -> watch::Receiver<Arc<ExportConfig>> {
+        self.exported.clone()
+    }
+
     /// Takes up the stored configuration and follows every later one.
     pub fn start(
         store: ConfigStore,
@@ -176,10 +182,12 @@ impl Control {
                 |text, last| tracing::error!(text, last, "the server role failed"),
             ),
         );
+        let (export, exported) = watch::channel(Arc::default());
         let reconciler = reconcile::Reconciler {
             committed: committed_receiver.clone(),
             clients: clients.clone(),
             server: Arc::new(server),
+            export: Arc::new(export),
             server_applied: server_applied.clone(),
             results: results.clone(),
             token: tasks.token(),
@@ -194,7 +202,16 @@ impl Control {
             ),
         );
         let committed = committed_receiver;
-        Ok(Self { store, digester, commits, committed, clients, registry, server_applied })
+        Ok(Self {
+            store,
+            digester,
+            commits,
+            committed,
+            clients,
+            registry,
+            server_applied,
+            exported,
+        })
     }
 
     /// Checks a change and makes it. `author` is who asks.

@@ -10,7 +10,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Committed};
-use crate::{model::ServerConfig, results::Results, supervise::Pulse};
+use crate::{
+    model::{ExportConfig, ServerConfig},
+    results::Results,
+    supervise::Pulse,
+};
 
 /// How long the client role waits for the server role.
 const SERVER_FIRST: Duration = Duration::from_millis(50);
@@ -23,6 +27,7 @@ pub(super) struct Reconciler {
     pub(super) server: Arc<watch::Sender<Option<Arc<ServerConfig>>>>,
     pub(super) server_applied: watch::Receiver<Option<Arc<ServerConfig>>>,
     pub(super) results: Arc<Results>,
+    pub(super) export: Arc<watch::Sender<Arc<ExportConfig>>>,
     pub(super) token: CancellationToken,
 }
 
@@ -39,8 +44,14 @@ impl Reconciler {
             // An agent that measures to itself finds its server open.
             let applied = self.server_applied.wait_for(|applied| *applied == config.server);
             let _ = timeout(SERVER_FIRST, applied).await;
-            self.clients.follow(&config, revision);
+            // Before the first result comes.
             self.results.follow_config(&config);
+            self.clients.follow(&config, revision);
+            self.export.send_if_modified(|running| {
+                let differs = *running != config.export;
+                running.clone_from(&config.export);
+                differs
+            });
             loop {
                 pulse.beat();
                 tokio::select! {

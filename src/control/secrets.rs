@@ -88,6 +88,10 @@ fn each_secret(document: &mut AgentConfig, mut visit: impl FnMut(&mut String, &m
         let stamp = server.stamp.iter_mut().flat_map(|stamp| &mut stamp.keys);
         keys.chain(stamp).for_each(|key| visit(&mut key.secret, &mut key.secret_digest));
     }
+    if let Some(export) = &mut document.export {
+        export.otlp.iter_mut().for_each(|e| visit(&mut e.secret, &mut e.secret_digest));
+        export.nats.iter_mut().for_each(|e| visit(&mut e.secret, &mut e.secret_digest));
+    }
 }
 
 #[cfg(test)]

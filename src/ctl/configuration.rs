@@ -31,7 +31,7 @@ pub enum ConfigurationCommand {
         /// The parts in the file take the place of those of the same name; the rest stays
         #[arg(long)]
         merge: bool,
-        /// Remove this part: client/NAME, server or storage; may be given several times
+        /// Remove this part: client/NAME, server, export or storage; may be given several times
         #[arg(long, value_name = "PART", requires = "merge")]
         delete: Vec<String>,
         /// How it is made

@@ -302,7 +302,19 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
     if agent.applied_revision != agent.revision {
         text += &format!(" committed, {} applied", agent.applied_revision);
     }
-    text + &format!("\nclock     {clock}\nresults   {health}\n")
+    text += &format!("\nclock     {clock}\nresults   {health}\n");
+    for exporter in &agent.exporters {
+        let state = short(exporter.state().as_str_name(), "EXPORTER_STATE_");
+        text += &format!(
+            "export    {} ({}) {state}, {} delivered, {} behind",
+            exporter.name, exporter.kind, exporter.delivered, exporter.lag
+        );
+        if !exporter.detail.is_empty() {
+            text += &format!(": {}", exporter.detail);
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// The server role.

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{AuthenticationMode, Dscp, Extensions, Secret, ServerConfig, StampSession, Thresholds};
+use super::{
+    AuthenticationMode, Dscp, ExportConfig, Extensions, Secret, ServerConfig, StampSession,
+    Thresholds,
+};
 use crate::time::TimestampFormat;
 
 /// The whole configuration of an agent.
@@ -14,6 +17,8 @@ pub struct AgentConfig {
     pub server: Option<Arc<ServerConfig>>,
     /// How long results are kept.
     pub storage: StorageConfig,
+    /// Where results go of themselves.
+    pub export: Arc<ExportConfig>,
 }
 
 /// How test sessions come about.

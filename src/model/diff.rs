@@ -21,7 +21,8 @@ pub enum Standing {
     Completed,
 }
 
-/// The differences from `old` to `new`: connections by name, then the server, then storage.
+/// The differences from `old` to `new`: connections by name, then the server, export and
+/// storage.
 /// `standing` tells how each connection stands.
 pub fn changes(
     old: &AgentConfig,
@@ -76,6 +77,9 @@ pub fn changes(
             changes.push(change("server".into(), ChangeKind::Changed, effect));
         }
         _ => {}
+    }
+    if old.export != new.export {
+        changes.push(change("export".into(), ChangeKind::Changed, ChangeEffect::Live));
     }
     if old.storage != new.storage {
         changes.push(change("storage".into(), ChangeKind::Changed, ChangeEffect::Live));

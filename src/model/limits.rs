@@ -55,6 +55,19 @@ pub const MAXIMUM_FIELD_CHANGES: usize = 100;
 /// Revisions kept.
 pub const REVISIONS_KEPT: usize = 50;
 
+/// Exporters that push.
+pub const MAXIMUM_EXPORTERS: usize = 16;
+/// Octets of the name of an exporter: its consumer has a few more.
+pub const MAXIMUM_EXPORTER_NAME_OCTETS: usize = 50;
+/// Servers of a NATS exporter.
+pub const MAXIMUM_NATS_SERVERS: usize = 16;
+/// Octets of a user name.
+pub const MAXIMUM_USER_OCTETS: usize = 256;
+/// Octets of a token or password.
+pub const MAXIMUM_TOKEN_OCTETS: usize = 4096;
+/// Octets of certificates.
+pub const MAXIMUM_PEM_OCTETS: usize = 65_536;
+
 /// The port of TWAMP-Control and TWAMP-Test (RFC 8545).
 pub const TWAMP_PORT: u16 = 862;
 
@@ -75,6 +88,8 @@ const fn limit(range: RangeInclusive<u64>, default: u64, words: &'static str) ->
 
 /// Any port.
 pub const PORT: Limit = limit(1..=65_535, TWAMP_PORT as u64, "1 to 65535");
+/// `port` of the metrics.
+pub const PROMETHEUS_PORT: Limit = limit(1..=65_535, 9863, "1 to 65535");
 /// `test_count`.
 pub const TEST_COUNT: Limit = limit(0..=4_294_967_290, 0, "0 to 4294967290");
 /// `test_interval`, nanoseconds.

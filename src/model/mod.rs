@@ -8,6 +8,7 @@
 mod config;
 mod diff;
 mod dscp;
+mod export;
 pub mod limits;
 mod parse;
 mod secret;
@@ -22,6 +23,7 @@ pub use config::{
 };
 pub use diff::{Standing, changes, connection_effect, touched_sessions};
 pub use dscp::Dscp;
+pub use export::{ExportConfig, ExportTarget, Exporter};
 pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, warnings};
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};

@@ -52,6 +52,12 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             }
         }
     }
+    if let Some(wanted) =
+        new.export.prometheus.filter(|_| new.export.prometheus != old.export.prometheus)
+        && let Err(error) = tcp::bound(wanted, None)
+    {
+        refuse("export.prometheus".into(), format!("TCP {wanted}"), &error);
+    }
     for (name, connection) in &new.connections {
         if connection.inactive || old.connections.get(name) == Some(connection) {
             continue;

@@ -192,6 +192,14 @@ impl Results {
         found
     }
 
+    /// The same, by session and without percentiles, with what their records carry.
+    pub fn session_statistics(
+        &self,
+        query: &StatisticsQuery,
+    ) -> Vec<(Arc<store::Subject>, Vec<Statistics>)> {
+        self.log.fold().session_statistics(query)
+    }
+
     /// Begins the statistics of sessions anew, and writes that into the log; how many.
     pub fn clear_statistics(&self, query: &StatisticsQuery, time: UnixTime) -> usize {
         let cleared = self.log.fold().clear(query);

@@ -127,6 +127,11 @@ impl Reader {
         })
     }
 
+    /// Everything up to here was delivered, or is not wanted.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     /// The next item. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<StreamItem, StoreError> {
         let item = self.find_next().await?;
@@ -183,7 +188,10 @@ impl Results {
         mut gaps_count: bool,
     ) -> Result<Page, StoreError> {
         let mut page = Page { records: Vec::new(), looked_at: after };
-        let entries = match self.log.tail.entries(after, newest, READ_RECORDS) {
+        // What retention took is gone, also where it is still in memory.
+        let kept = after + 1 >= self.log.store.state().borrow().earliest;
+        let live = self.log.tail.entries(after, newest, READ_RECORDS).filter(|_| kept);
+        let entries = match live {
             Some(entries) => entries,
             None => self.log.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?,
         };

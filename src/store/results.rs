@@ -215,6 +215,8 @@ impl ResultStore {
         octets: usize,
         backwards: bool,
     ) -> Result<Vec<Entry>, StoreError> {
+        // While it is opened anew nothing is known of what it holds.
+        self.trees()?;
         let list = window::read(&self.windows);
         window::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
     }

@@ -604,11 +604,13 @@ fn a_test_over_minutes_is_told_by_minutes() {
         // Every fortieth is lost on its way there.
         if path % 40 == 0 { vec![] } else { vec![2 * MS] }
     });
-    let config = SenderConfig { probe_interval_ns: 500 * MS, ..config(300) };
+    let pause = 100 * SECOND;
+    let config =
+        SenderConfig { probe_interval_ns: 500 * MS, test_interval_ns: pause, ..config(300) };
     let mut pair = Pair::new(config, egress, lossless(3 * MS));
     // The clock stands at some time within a minute.
     let begun = pair.now.unix;
-    pair.run_until(Monotonic(151 * SECOND));
+    pair.run_until(Monotonic(200 * SECOND));
     let whole = pair.only().clone();
     let minutes = &pair.minutes;
     let first = crate::stats::minute_of(begun);

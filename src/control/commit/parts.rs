@@ -34,6 +34,9 @@ pub(super) fn name_fields(
             None if change.path == "server" => {
                 of_messages(before.server.as_ref(), after.server.as_ref(), "ServerConfig")
             }
+            None if change.path == "export" => {
+                of_messages(before.export.as_ref(), after.export.as_ref(), "ExportConfig")
+            }
             None => of_messages(before.storage.as_ref(), after.storage.as_ref(), "StorageConfig"),
         };
         change.fields = fields;

@@ -204,12 +204,14 @@ fn merged(
         let name = part.strip_prefix("client/");
         let also_given = match (part.as_str(), name) {
             ("server", _) => given.server.is_some(),
+            ("export", _) => given.export.is_some(),
             ("storage", _) => given.storage.is_some(),
             (_, Some(name)) => given_connections.iter().any(|c| c.name == name),
             _ => false,
         };
         let there = match (part.as_str(), name) {
             ("server", _) => document.server.take().is_some(),
+            ("export", _) => document.export.take().is_some(),
             ("storage", _) => document.storage.take().is_some(),
             (_, Some(name)) => match places.remove(name) {
                 Some(place) => {
@@ -225,7 +227,7 @@ fn merged(
         if also_given {
             report(violations, &field, format!("{shown:?} is in the document as well"));
         } else if !there {
-            let right = "parts are `client/NAME`, `server` and `storage`, each once";
+            let right = "parts are `client/NAME`, `server`, `export` and `storage`, each once";
             report(violations, &field, format!("{shown:?} is not configured; {right}"));
         }
     }
@@ -241,6 +243,7 @@ fn merged(
     let mut doomed = doomed.into_iter();
     connections.retain(|_| !doomed.next().unwrap_or(false));
     document.server = given.server.or(document.server);
+    document.export = given.export.or(document.export);
     document.storage = given.storage.or(document.storage);
     document
 }

@@ -2,6 +2,7 @@
 //! pass, each with the path of its field as the `.proto` spells it.
 
 mod client;
+mod export;
 mod fields;
 mod security;
 mod server;
@@ -41,8 +42,11 @@ pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation
         .storage
         .as_ref()
         .map_or_else(StorageConfig::default, |s| check.at("storage", |check| check.storage(s)));
+    let export = document.export.as_ref();
+    let export = export.map(|export| check.at("export", |check| check.export(export)));
+    let export = Arc::new(export.unwrap_or_default());
     if check.violations.is_empty() {
-        Ok(AgentConfig { connections, server, storage })
+        Ok(AgentConfig { connections, server, storage, export })
     } else {
         Err(check.violations)
     }

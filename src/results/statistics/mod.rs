@@ -14,7 +14,7 @@ use super::Subject;
 use crate::{
     model::{AgentConfig, ResultKeeping},
     proto::{Figures, IntervalResult, Statistics, StatisticsScope, TestResult},
-    store::{ResultStore, StoreError, content},
+    store::{self, ResultStore, StoreError, content},
     time::UnixTime,
 };
 use part::Part;
@@ -272,21 +272,31 @@ impl Fold {
 
     /// Statistics, sorted by connection and session.
     pub(super) fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
-        let wanted = self
-            .sessions
-            .iter()
-            .filter(|((connection, session), _)| query.wants(connection, session));
-        wanted
-            .flat_map(|((connection, session), statistics)| {
-                let scopes = |scope| query.wants_scope(scope);
-                let found = statistics.statistics(scopes, query.running, query.history);
-                found.into_iter().map(|one| Statistics {
-                    connection: connection.clone(),
-                    session: session.clone(),
+        let sessions = self.session_statistics(query).into_iter();
+        sessions
+            .flat_map(|(subject, statistics)| {
+                statistics.into_iter().map(move |one| Statistics {
+                    connection: subject.connection.clone(),
+                    session: subject.session.clone(),
                     ..one
                 })
             })
             .collect()
+    }
+
+    /// The same, without names, by what the records of each session carry.
+    pub(super) fn session_statistics(
+        &self,
+        query: &StatisticsQuery,
+    ) -> Vec<(Arc<store::Subject>, Vec<Statistics>)> {
+        let wanted = self.sessions.iter();
+        let wanted = wanted.filter(|((connection, session), _)| query.wants(connection, session));
+        let of_session = |(key, session): (&Key, &Session)| {
+            let scopes = |scope| query.wants_scope(scope);
+            let found = session.statistics(scopes, query.running, query.history);
+            (session.subject(key).stored.clone(), found)
+        };
+        wanted.map(of_session).collect()
     }
 
     /// Takes up the plans of what is configured, and forgets what is not.

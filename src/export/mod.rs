@@ -1,0 +1,165 @@
+//! Results go out of themselves: pushed from the log to collectors, each by a consumer of its own,
+//! and on a page for Prometheus.
+
+mod limits;
+mod nats;
+mod otlp;
+mod prometheus;
+mod ship;
+mod state;
+mod tls;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use tokio::sync::watch;
+
+pub use prometheus::Sources;
+pub use state::ExporterStates;
+
+use crate::{
+    model::{ExportConfig, ExportTarget, Exporter},
+    results::{Filter, Results},
+    supervise::{Pulse, RestartPolicy, Tasks, keep_alive},
+};
+use nats::NatsSink;
+use otlp::OtlpSink;
+use ship::{Shipment, ship};
+
+/// Name of the page of metrics among the exporters.
+const PROMETHEUS: &str = "prometheus";
+
+/// The consumer of an exporter.
+pub fn consumer(name: &str) -> String {
+    format!("export:{name}")
+}
+
+/// Makes what runs follow what is committed.
+#[derive(Debug)]
+pub struct Exporters {
+    results: Arc<Results>,
+    states: Arc<ExporterStates>,
+    sources: Sources,
+    tasks: Tasks,
+    running: BTreeMap<String, (Exporter, Tasks)>,
+    page: Option<(SocketAddr, Tasks)>,
+}
+
+impl Exporters {
+    /// None yet.
+    pub fn new(results: Arc<Results>, sources: Sources, tasks: &Tasks) -> Self {
+        Self {
+            results,
+            states: sources.states.clone(),
+            sources,
+            tasks: tasks.clone(),
+            running: BTreeMap::new(),
+            page: None,
+        }
+    }
+
+    /// Until the end of the agent.
+    pub async fn follow(mut self, mut config: watch::Receiver<Arc<ExportConfig>>) {
+        let token = self.tasks.token();
+        loop {
+            let wanted = config.borrow_and_update().clone();
+            self.set(&wanted).await;
+            tokio::select! {
+                changed = config.changed() => if changed.is_err() {
+                    return;
+                },
+                () = token.cancelled() => return,
+            }
+        }
+    }
+
+    async fn set(&mut self, wanted: &ExportConfig) {
+        let gone: Vec<String> = self
+            .running
+            .iter()
+            .filter(|(name, (old, _))| wanted.exporters.get(*name) != Some(old))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            if let Some((_, tasks)) = self.running.remove(&name) {
+                tasks.token().cancel();
+            }
+            if !wanted.exporters.contains_key(&name) {
+                self.states.remove(&name);
+                if let Err(error) = self.results.delete_consumer(&consumer(&name)).await {
+                    tracing::warn!(%error, exporter = name, "its position is still stored");
+                }
+            }
+        }
+        for (name, exporter) in &wanted.exporters {
+            if !self.running.contains_key(name) {
+                let tasks = self.start(name, exporter);
+                self.running.insert(name.clone(), (exporter.clone(), tasks));
+            }
+        }
+        if self.page.as_ref().map(|(address, _)| *address) != wanted.prometheus {
+            if let Some((_, tasks)) = self.page.take() {
+                tasks.token().cancel();
+                self.states.remove(PROMETHEUS);
+            }
+            if let Some(address) = wanted.prometheus {
+                let tasks = self.tasks.child();
+                let (sources, token) = (self.sources.clone(), tasks.token());
+                self.states.add(PROMETHEUS, PROMETHEUS, false);
+                tasks.spawn("metrics", prometheus::serve(address, sources, token));
+                self.page = Some((address, tasks));
+            }
+        }
+    }
+
+    fn start(&self, name: &str, exporter: &Exporter) -> Tasks {
+        let tasks = self.tasks.child();
+        self.states.add(name, exporter.target.kind(), exporter.inactive);
+        if exporter.inactive {
+            return tasks;
+        }
+        let (results, states) = (self.results.clone(), self.states.clone());
+        let (name, exporter, token) = (name.to_owned(), exporter.clone(), tasks.token());
+        let failed = {
+            let (name, states) = (name.clone(), self.states.clone());
+            move |text: &str, last: bool| {
+                tracing::error!(exporter = name, text, last, "an exporter failed");
+                states.failed(&name, &format!("it failed and is started again: {text}"));
+            }
+        };
+        let run = move |pulse: Pulse| {
+            let shipment = Shipment {
+                name: name.clone(),
+                filter: Filter::new(exporter.filter.clone()).unwrap_or_default(),
+                results: results.clone(),
+                states: states.clone(),
+                token: token.clone(),
+                pulse,
+            };
+            run(shipment, exporter.clone())
+        };
+        tasks.spawn("exporter", keep_alive(tasks.token(), RestartPolicy::default(), run, failed));
+        tasks
+    }
+}
+
+async fn run(shipment: Shipment, exporter: Exporter) {
+    let agent_id = shipment.results.agent_id().to_owned();
+    match &exporter.target {
+        ExportTarget::Otlp { endpoint } => {
+            let sink = OtlpSink::new(endpoint.clone(), &exporter, agent_id);
+            ship(shipment, sink).await;
+        }
+        ExportTarget::Nats { servers, prefix, stream, json, user } => {
+            let sink = NatsSink::new(
+                servers.clone(),
+                format!("{prefix}.{agent_id}"),
+                stream.as_ref().map(|stream| (stream.clone(), format!("{prefix}.>"))),
+                *json,
+                user.clone(),
+                &exporter,
+                agent_id,
+            );
+            ship(shipment, sink).await;
+        }
+    }
+}

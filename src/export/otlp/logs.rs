@@ -1,0 +1,127 @@
+//! Events and single probes as logs.
+
+use opentelemetry_proto::tonic::{
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    logs::v1::{LogRecord, SeverityNumber},
+};
+
+use super::values::{self, number, text};
+use crate::{
+    proto::{Event, EventType, LossCause, ProbeResult, Record, Threshold, record},
+    time::UnixTime,
+};
+
+/// The logs of a record: one, or one for each probe.
+pub(super) fn of(record: &Record) -> Vec<LogRecord> {
+    let mut attributes = values::of_record(record);
+    attributes.push(number("twamp.cursor", record.cursor.cast_signed()));
+    let time_ns = record.time.as_ref().map_or(0, |time| UnixTime::from_proto(time).0);
+    match &record.kind {
+        Some(record::Kind::Event(event)) => vec![of_event(event, attributes, time_ns)],
+        Some(record::Kind::ProbeResults(results)) => {
+            results.probes.iter().map(|probe| of_probe(probe, &attributes)).collect()
+        }
+        Some(record::Kind::Gap(gap)) => {
+            let body = format!(
+                "records {} to {} are gone: retention took them",
+                gap.first_cursor, gap.last_cursor
+            );
+            attributes.push(number("twamp.gap.first_cursor", gap.first_cursor.cast_signed()));
+            attributes.push(number("twamp.gap.last_cursor", gap.last_cursor.cast_signed()));
+            vec![log("twamp.gap", SeverityNumber::Warn, body, attributes, time_ns)]
+        }
+        Some(record::Kind::TestResult(_) | record::Kind::IntervalResult(_)) | None => Vec::new(),
+    }
+}
+
+fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRecord {
+    let name = event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_");
+    let severity = match event.r#type() {
+        EventType::ConnectionLost
+        | EventType::ConnectionAbandoned
+        | EventType::ThresholdRaised
+        | EventType::StoreTrouble
+        | EventType::ClockStepped => SeverityNumber::Warn,
+        EventType::Unspecified
+        | EventType::AgentStarted
+        | EventType::ConfigurationCommitted
+        | EventType::ConnectionRestored
+        | EventType::ConnectionCompleted
+        | EventType::TestDone
+        | EventType::TestIterationDone
+        | EventType::ThresholdCleared
+        | EventType::StoreRecovered
+        | EventType::AgentStopped
+        | EventType::StatisticsCleared => SeverityNumber::Info,
+    };
+    if event.cause() != LossCause::Unspecified {
+        let cause = event.cause().as_str_name().trim_start_matches("LOSS_CAUSE_");
+        attributes.push(text("twamp.cause", cause));
+    }
+    if event.threshold() != Threshold::Unspecified {
+        let threshold = event.threshold().as_str_name().trim_start_matches("THRESHOLD_");
+        attributes.push(text("twamp.threshold", threshold));
+        attributes.push(number("twamp.limit", event.limit));
+    }
+    for (key, value) in [
+        ("twamp.value", event.value),
+        ("twamp.attempts", event.attempts.cast_signed()),
+        ("twamp.revision", event.revision.cast_signed()),
+        ("twamp.test", event.test_number.cast_signed()),
+    ] {
+        if value != 0 {
+            attributes.push(number(key, value));
+        }
+    }
+    if let Some(duration) = &event.duration {
+        let nanoseconds = duration.seconds * 1_000_000_000 + i64::from(duration.nanos);
+        attributes.push(number("twamp.duration_ns", nanoseconds));
+    }
+    let body = match event.detail.as_str() {
+        "" => name.to_owned(),
+        detail => format!("{name}: {detail}"),
+    };
+    let event_name = format!("twamp.{}", name.to_ascii_lowercase());
+    log(&event_name, severity, body, attributes, time_ns)
+}
+
+fn of_probe(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
+    let status = probe.status().as_str_name().trim_start_matches("PROBE_STATUS_");
+    let mut attributes = attributes.to_vec();
+    attributes.push(number("twamp.test", probe.test_number.cast_signed()));
+    attributes.push(number("twamp.sequence", probe.sequence.into()));
+    for (key, value) in [
+        ("twamp.rtt_ns", probe.rtt_ns),
+        ("twamp.egress_ns", probe.egress_ns),
+        ("twamp.ingress_ns", probe.ingress_ns),
+        ("twamp.reflector_processing_ns", probe.reflector_processing_ns),
+        ("twamp.egress_ttl", probe.egress_ttl.map(i64::from)),
+        ("twamp.ingress_ttl", probe.ingress_ttl.map(i64::from)),
+        ("twamp.egress_tos", probe.egress_tos.map(i64::from)),
+        ("twamp.ingress_tos", probe.ingress_tos.map(i64::from)),
+    ] {
+        if let Some(value) = value {
+            attributes.push(number(key, value));
+        }
+    }
+    log("twamp.probe", SeverityNumber::Info, status.to_owned(), attributes, probe.sent_unix_ns)
+}
+
+fn log(
+    event_name: &str,
+    severity: SeverityNumber,
+    body: String,
+    attributes: Vec<KeyValue>,
+    time_unix_nano: u64,
+) -> LogRecord {
+    LogRecord {
+        time_unix_nano,
+        observed_time_unix_nano: time_unix_nano,
+        severity_number: severity.into(),
+        severity_text: if severity == SeverityNumber::Warn { "WARN" } else { "INFO" }.into(),
+        body: Some(AnyValue { value: Some(Value::StringValue(body)) }),
+        attributes,
+        event_name: event_name.to_owned(),
+        ..LogRecord::default()
+    }
+}

@@ -1,0 +1,181 @@
+//! Results of tests and intervals as metrics: what was counted in each, from its start to its end.
+
+use opentelemetry_proto::tonic::{
+    common::v1::KeyValue,
+    metrics::v1::{
+        AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum,
+        metric::Data, number_data_point::Value,
+    },
+};
+
+use super::{
+    super::limits::{limits_ns, limits_seconds, seconds},
+    values,
+};
+use crate::{
+    proto::{DelayStats, Figures, Record, record},
+    stats,
+    time::UnixTime,
+};
+
+/// One result with what its points have in common.
+struct Told<'a> {
+    figures: &'a Figures,
+    attributes: Vec<KeyValue>,
+    start_ns: u64,
+    end_ns: u64,
+}
+
+/// The metrics of some results; those of intervals have names of their own, because the tests are
+/// in them.
+pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
+    let (mut tests, mut intervals) = (Vec::new(), Vec::new());
+    let mut ended = Vec::new();
+    let time =
+        |time: Option<&prost_types::Timestamp>| time.map_or(0, |time| UnixTime::from_proto(time).0);
+    for record in records {
+        let mut attributes = values::of_record(record);
+        match &record.kind {
+            Some(record::Kind::TestResult(result)) => {
+                let (start_ns, end_ns) = (time(result.start.as_ref()), time(result.end.as_ref()));
+                let outcome = result.outcome().as_str_name().trim_start_matches("TEST_OUTCOME_");
+                let outcome = [values::text("twamp.outcome", outcome)];
+                let of_test = attributes.iter().cloned().chain(outcome).collect();
+                ended.push(number(of_test, start_ns, end_ns, Value::AsInt(1)));
+                if let Some(figures) = result.figures.as_deref() {
+                    tests.push(Told { figures, attributes, start_ns, end_ns });
+                }
+            }
+            Some(record::Kind::IntervalResult(result)) => {
+                let scope = result.scope().as_str_name();
+                let scope = scope.trim_start_matches("STATISTICS_SCOPE_INTERVAL_");
+                attributes.push(values::text("twamp.interval", scope));
+                attributes.push(values::boolean("twamp.suspect", result.suspect));
+                let (start_ns, end_ns) = (time(result.start.as_ref()), time(result.end.as_ref()));
+                if let Some(figures) = result.figures.as_deref() {
+                    intervals.push(Told { figures, attributes, start_ns, end_ns });
+                }
+            }
+            Some(record::Kind::ProbeResults(_) | record::Kind::Event(_) | record::Kind::Gap(_))
+            | None => {}
+        }
+    }
+    let mut metrics = vec![sum("twamp.tests", "{test}", "Tests that ended", ended)];
+    metrics.extend(figures("twamp", &tests));
+    metrics.extend(figures("twamp.interval", &intervals));
+    metrics.retain(|metric| !is_empty(metric));
+    metrics
+}
+
+fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
+    let mut probes = Vec::new();
+    let mut quality = Vec::new();
+    for one in told {
+        let figures = one.figures;
+        for (state, count) in [
+            ("sent", figures.probes_sent),
+            ("not_sent", figures.probes_not_sent),
+            ("received", figures.probes_received),
+            ("lost", figures.probes_lost),
+            ("late", figures.probes_late),
+            ("duplicate", figures.probes_duplicate),
+            ("reordered", figures.probes_reordered),
+            ("abandoned", figures.probes_abandoned),
+        ] {
+            let state = [values::text("twamp.state", state)];
+            let attributes = one.attributes.iter().cloned().chain(state).collect();
+            let count = Value::AsInt(count.cast_signed());
+            probes.push(number(attributes, one.start_ns, one.end_ns, count));
+        }
+        if let Some(voice) = &figures.voice {
+            let mos = Value::AsDouble(voice.mos);
+            quality.push(number(one.attributes.clone(), one.start_ns, one.end_ns, mos));
+        }
+    }
+    let histogram = |name: &str, description: &str, of: fn(&Figures) -> Option<&DelayStats>| {
+        let points = told.iter().filter_map(|one| point(of(one.figures)?, one)).collect();
+        let data = Histogram {
+            data_points: points,
+            aggregation_temporality: AggregationTemporality::Delta.into(),
+        };
+        metric(&format!("{prefix}.{name}"), "s", description, Data::Histogram(data))
+    };
+    vec![
+        sum(&format!("{prefix}.probes"), "{probe}", "Probes by what became of them", probes),
+        histogram("rtt", "Round-trip time without the time in the reflector", |f| f.rtt.as_deref()),
+        histogram("egress", "Delay to the reflector", |f| f.egress.as_deref()),
+        histogram("ingress", "Delay from the reflector", |f| f.ingress.as_deref()),
+        metric(
+            &format!("{prefix}.mos"),
+            "1",
+            "Estimated quality of a voice call (G.107)",
+            Data::Gauge(Gauge { data_points: quality }),
+        ),
+    ]
+}
+
+fn point(stats: &DelayStats, told: &Told<'_>) -> Option<HistogramDataPoint> {
+    let histogram = stats::Histogram::from(stats.histogram.as_ref()?);
+    let mut below = 0;
+    let mut bucket_counts: Vec<u64> = histogram
+        .cumulative(&limits_ns())
+        .into_iter()
+        .map(|count| count - std::mem::replace(&mut below, count))
+        .collect();
+    bucket_counts.push(histogram.count() - below);
+    Some(HistogramDataPoint {
+        attributes: told.attributes.clone(),
+        start_time_unix_nano: told.start_ns,
+        time_unix_nano: told.end_ns,
+        count: histogram.count(),
+        sum: Some(stats.mean_ns * stats.samples as f64 / 1e9),
+        bucket_counts,
+        explicit_bounds: limits_seconds(),
+        min: Some(seconds(stats.min_ns)),
+        max: Some(seconds(stats.max_ns)),
+        ..HistogramDataPoint::default()
+    })
+}
+
+fn number(
+    attributes: Vec<KeyValue>,
+    start_time_unix_nano: u64,
+    time_unix_nano: u64,
+    value: Value,
+) -> NumberDataPoint {
+    NumberDataPoint {
+        attributes,
+        start_time_unix_nano,
+        time_unix_nano,
+        value: Some(value),
+        ..NumberDataPoint::default()
+    }
+}
+
+fn sum(name: &str, unit: &str, description: &str, data_points: Vec<NumberDataPoint>) -> Metric {
+    let data = Sum {
+        data_points,
+        aggregation_temporality: AggregationTemporality::Delta.into(),
+        is_monotonic: true,
+    };
+    metric(name, unit, description, Data::Sum(data))
+}
+
+fn metric(name: &str, unit: &str, description: &str, data: Data) -> Metric {
+    Metric {
+        name: name.to_owned(),
+        unit: unit.to_owned(),
+        description: description.to_owned(),
+        data: Some(data),
+        ..Metric::default()
+    }
+}
+
+fn is_empty(metric: &Metric) -> bool {
+    match &metric.data {
+        Some(Data::Sum(sum)) => sum.data_points.is_empty(),
+        Some(Data::Gauge(gauge)) => gauge.data_points.is_empty(),
+        Some(Data::Histogram(histogram)) => histogram.data_points.is_empty(),
+        Some(Data::ExponentialHistogram(_) | Data::Summary(_)) | None => true,
+    }
+}

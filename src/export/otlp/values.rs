@@ -1,0 +1,53 @@
+//! Attributes.
+
+use opentelemetry_proto::tonic::{
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
+    resource::v1::Resource,
+};
+
+use crate::proto::Record;
+
+pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
+    attribute(key, Value::StringValue(value.into()))
+}
+
+pub(super) fn number(key: &str, value: i64) -> KeyValue {
+    attribute(key, Value::IntValue(value))
+}
+
+pub(super) fn boolean(key: &str, value: bool) -> KeyValue {
+    attribute(key, Value::BoolValue(value))
+}
+
+fn attribute(key: &str, value: Value) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue { value: Some(value) }),
+        ..KeyValue::default()
+    }
+}
+
+/// Connection and session, and the labels, as they are.
+pub(super) fn of_record(record: &Record) -> Vec<KeyValue> {
+    let names = [("twamp.connection", &record.connection), ("twamp.session", &record.session)];
+    let names = names.into_iter().filter(|(_, name)| !name.is_empty());
+    let labels = record.labels.iter().map(|(key, value)| text(key, value));
+    names.map(|(key, name)| text(key, name)).chain(labels).collect()
+}
+
+pub(super) fn resource(agent_id: &str) -> Resource {
+    let attributes = vec![
+        text("service.name", "twamp-agent"),
+        text("service.instance.id", agent_id),
+        text("service.version", env!("CARGO_PKG_VERSION")),
+    ];
+    Resource { attributes, ..Resource::default() }
+}
+
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "twamp-agent".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..InstrumentationScope::default()
+    }
+}

@@ -1,0 +1,420 @@
+//! The families of metrics.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+
+use super::{
+    super::limits::{limits_ns, limits_seconds},
+    Sources,
+};
+use crate::{
+    net::clock,
+    proto::{self, ConnectionState, DelayStats, Figures, Statistics, StatisticsScope},
+    results::StatisticsQuery,
+    stats,
+    store::Subject,
+};
+
+/// Names that a label of the configuration must not take.
+const RESERVED: [&str; 8] =
+    ["connection", "session", "le", "outcome", "direction", "state", "job", "instance"];
+
+/// The page.
+pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("twamp");
+    let query = StatisticsQuery {
+        scopes: [StatisticsScope::AllTests, StatisticsScope::LastTest].into(),
+        ..StatisticsQuery::default()
+    };
+    let sessions = sources.results.session_statistics(&query);
+    registry.register_collector(Box::new(Sessions::new(sessions)));
+    registry.register_collector(Box::new(Agent::new(sources)));
+    let mut page = String::new();
+    encode(&mut page, &registry)?;
+    Ok(page)
+}
+
+type Labels = Vec<(String, String)>;
+/// A label more, and what is counted under it.
+type Count<'a> = (Option<(&'a str, &'a str)>, fn(&Figures) -> u64);
+
+/// Statistics of sessions.
+#[derive(Debug)]
+struct Sessions {
+    sessions: Vec<(Labels, Option<Statistics>, Option<Statistics>)>,
+}
+
+impl Sessions {
+    fn new(sessions: Vec<(Arc<Subject>, Vec<Statistics>)>) -> Self {
+        let of = |(subject, statistics): (Arc<Subject>, Vec<Statistics>)| {
+            let (mut all, mut last) = (None, None);
+            for one in statistics {
+                if one.scope() == StatisticsScope::AllTests {
+                    all = Some(one);
+                } else {
+                    last = Some(one);
+                }
+            }
+            (labels(&subject), all, last)
+        };
+        Self { sessions: sessions.into_iter().map(of).collect() }
+    }
+
+    fn counter(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        of: &[Count<'_>],
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, all, _) in &self.sessions {
+            let figures = all.as_ref().and_then(|all| all.figures.as_deref());
+            for (label, value) in of {
+                let Some(figures) = figures else { continue };
+                let labels = with(labels, *label);
+                counter(&mut family, &labels, value(figures))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn histogram(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        of: fn(&Figures) -> Option<&DelayStats>,
+    ) -> fmt::Result {
+        let seconds = Some(&Unit::Seconds);
+        let mut family = encoder.encode_descriptor(name, help, seconds, MetricType::Histogram)?;
+        let (limits_ns, mut limits) = (limits_ns(), limits_seconds());
+        limits.push(f64::MAX);
+        for (labels, all, _) in &self.sessions {
+            let figures = all.as_ref().and_then(|all| all.figures.as_deref());
+            let Some(stats) = figures.and_then(of) else { continue };
+            let Some(histogram) = stats.histogram.as_ref().map(stats::Histogram::from) else {
+                continue;
+            };
+            // Here each bucket counts what is beyond the one before.
+            let mut below = 0;
+            let each = histogram.cumulative(&limits_ns).into_iter().chain([histogram.count()]);
+            let each = each.map(|count| count - std::mem::replace(&mut below, count));
+            let buckets: Vec<(f64, u64)> = limits.iter().copied().zip(each).collect();
+            let sum = stats.mean_ns * stats.samples as f64 / 1e9;
+            family.encode_family(labels)?.encode_histogram::<NoLabelSet>(
+                sum,
+                histogram.count(),
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn last(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help, unit): (&str, &str, Option<&Unit>),
+        of: fn(&Figures) -> Option<f64>,
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (labels, _, last) in &self.sessions {
+            let figures = last.as_ref().and_then(|last| last.figures.as_deref());
+            if let Some(value) = figures.and_then(of) {
+                family.encode_family(labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Tests that ended";
+        let mut family = encoder.encode_descriptor("tests", help, None, MetricType::Counter)?;
+        for (labels, all, _) in &self.sessions {
+            let Some(all) = all else { continue };
+            for (outcome, count) in [
+                ("complete", all.tests_complete),
+                ("interrupted", all.tests_interrupted),
+                ("unreachable", all.tests_unreachable),
+                ("stopped", all.tests_stopped),
+            ] {
+                counter(&mut family, &with(labels, Some(("outcome", outcome))), count)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Sessions {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let e = &mut encoder;
+        self.tests(e)?;
+        self.counter(e, "probes_sent", "Probes sent", &[(None, |f| f.probes_sent)])?;
+        let not_sent = "Probes that should have been sent and were not";
+        self.counter(e, "probes_not_sent", not_sent, &[(None, |f| f.probes_not_sent)])?;
+        let received = "Probes answered in time";
+        self.counter(e, "probes_received", received, &[(None, |f| f.probes_received)])?;
+        self.counter(
+            e,
+            "probes_lost",
+            "Probes not answered in time, by the way on which they were lost",
+            &[
+                (Some(("direction", "egress")), |f| f.lost_egress.unwrap_or(0)),
+                (Some(("direction", "ingress")), |f| f.lost_ingress.unwrap_or(0)),
+                (Some(("direction", "unknown")), |f| f.lost_unattributed),
+            ],
+        )?;
+        let late = "Answers that came after the loss timeout";
+        self.counter(e, "probes_late", late, &[(None, |f| f.probes_late)])?;
+        let duplicate = "Further answers to answered probes";
+        self.counter(e, "probes_duplicate", duplicate, &[(None, |f| f.probes_duplicate)])?;
+        let reordered = "Answers that arrived after that to a later probe";
+        self.counter(e, "probes_reordered", reordered, &[(None, |f| f.probes_reordered)])?;
+        self.counter(
+            e,
+            "loss_bursts",
+            "Runs of lost probes",
+            &[(None, |f| f.loss_bursts.as_ref().map_or(0, |bursts| bursts.bursts))],
+        )?;
+        self.counter(
+            e,
+            "availability_intervals",
+            "Intervals in which the path was available, and was not",
+            &[
+                (Some(("state", "available")), |f| {
+                    f.availability.as_ref().map_or(0, |a| a.available_intervals)
+                }),
+                (Some(("state", "unavailable")), |f| {
+                    f.availability.as_ref().map_or(0, |a| a.unavailable_intervals)
+                }),
+            ],
+        )?;
+        let dropped = "Packets that found no room in the receive buffer of a session";
+        self.counter(e, "packets_dropped", dropped, &[(None, |f| f.packets_dropped)])?;
+        let rtt = ("rtt", "Round-trip time without the time in the reflector");
+        self.histogram(e, rtt, |f| f.rtt.as_deref())?;
+        let egress = ("egress_delay", "Delay to the reflector; needs synchronised clocks");
+        self.histogram(e, egress, |f| f.egress.as_deref())?;
+        let ingress = ("ingress_delay", "Delay from the reflector; needs synchronised clocks");
+        self.histogram(e, ingress, |f| f.ingress.as_deref())?;
+        let seconds = Some(&Unit::Seconds);
+        let mean = ("last_test_rtt_mean", "Mean round-trip time of the last test", seconds);
+        self.last(e, mean, |f| answered(f.rtt.as_deref()).map(|rtt| rtt.mean_ns / 1e9))?;
+        let jitter = ("last_test_rtt_peak_to_peak", "Largest less smallest of it", seconds);
+        self.last(e, jitter, |f| {
+            answered(f.rtt.as_deref()).map(|rtt| rtt.peak_to_peak_ns as f64 / 1e9)
+        })?;
+        let loss = ("last_test_loss", "Lost probes of those decided", Some(&Unit::Ratios));
+        self.last(e, loss, |f| {
+            let decided = f.probes_received + f.probes_lost;
+            (decided > 0).then(|| f.probes_lost as f64 / decided as f64)
+        })?;
+        let mos = ("last_test_mos", "Estimated quality of a voice call (G.107)", None);
+        self.last(e, mos, |f| stats::voice_quality(f).map(|voice| voice.mos))
+    }
+}
+
+/// The agent, its connections, its server role and its exporters.
+#[derive(Debug)]
+struct Agent {
+    sources: Sources,
+    connections: Vec<proto::Connection>,
+}
+
+impl Agent {
+    fn new(sources: &Sources) -> Self {
+        Self { sources: sources.clone(), connections: (sources.connections)() }
+    }
+
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let name = |connection: &proto::Connection| {
+            vec![("connection".to_owned(), connection.name.clone())]
+        };
+        let help = "1 while the server is reached and sessions run";
+        let mut family =
+            encoder.encode_descriptor("connection_up", help, None, MetricType::Gauge)?;
+        for connection in &self.connections {
+            let up = connection.state() == ConnectionState::Running;
+            family.encode_family(&name(connection))?.encode_gauge(&i64::from(up))?;
+        }
+        let help = "Outages since the agent started";
+        let mut family =
+            encoder.encode_descriptor("connection_outages", help, None, MetricType::Counter)?;
+        for connection in &self.connections {
+            counter(&mut family, &name(connection), connection.outages)?;
+        }
+        let (help, seconds) = ("Time without the server", Some(&Unit::Seconds));
+        let mut family =
+            encoder.encode_descriptor("connection_outage", help, seconds, MetricType::Counter)?;
+        for connection in &self.connections {
+            let duration = connection.outage_duration.unwrap_or_default();
+            let seconds = duration.seconds as f64 + f64::from(duration.nanos) / 1e9;
+            family
+                .encode_family(&name(connection))?
+                .encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
+        }
+        Ok(())
+    }
+
+    fn server(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(status) = (self.sources.server)() else { return Ok(()) };
+        let gauge = |encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_gauge(&value.cast_signed())
+        };
+        let (connections, sessions) = (status.connections.into(), status.sessions.into());
+        gauge(encoder, "server_connections", "Control connections of clients", connections)?;
+        gauge(encoder, "server_sessions", "Test sessions of clients", sessions)?;
+        let packets = status.packets.unwrap_or_default();
+        let help = "Probes that came to the reflector";
+        let mut family = encoder.encode_descriptor(
+            "reflector_packets_received",
+            help,
+            None,
+            MetricType::Counter,
+        )?;
+        family.encode_counter::<NoLabelSet, _, u64>(&packets.received, None)?;
+        let help = "Replies of the reflector";
+        let mut family = encoder.encode_descriptor(
+            "reflector_packets_reflected",
+            help,
+            None,
+            MetricType::Counter,
+        )?;
+        family.encode_counter::<NoLabelSet, _, u64>(&packets.reflected, None)
+    }
+
+    fn store(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let results = &self.sources.results;
+        let state = results.state().borrow().clone();
+        let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: u64| {
+            encoder
+                .encode_descriptor(name, help, unit, MetricType::Gauge)?
+                .encode_gauge(&value.cast_signed())
+        };
+        let bytes = Some(&Unit::Bytes);
+        let healthy = u64::from(state.detail.is_empty());
+        gauge("store_healthy", "1 while records are stored", None, healthy)?;
+        gauge("store_records", "Records stored", None, state.records)?;
+        gauge("store_live", "Size of what is stored", bytes, state.live_octets)?;
+        gauge("store_disk", "Size of the files", bytes, state.disk_octets)?;
+        gauge("store_newest_cursor", "Newest cursor of the log", None, state.newest)?;
+        let clock = clock::state();
+        let synchronised = u64::from(clock.synchronised);
+        gauge("clock_synchronised", "1 while the clock is synchronised", None, synchronised)?;
+        let help = "Records that were not stored";
+        let mut family =
+            encoder.encode_descriptor("records_dropped", help, None, MetricType::Counter)?;
+        family.encode_counter::<NoLabelSet, _, u64>(&results.dropped(), None)
+    }
+
+    fn exporters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let newest = self.sources.results.state().borrow().newest;
+        let states = self.sources.states.list(newest);
+        let name = |status: &proto::ExporterStatus| {
+            vec![
+                ("exporter".to_owned(), status.name.clone()),
+                ("kind".to_owned(), status.kind.clone()),
+            ]
+        };
+        let help = "Records between what is delivered and the newest";
+        let mut family =
+            encoder.encode_descriptor("exporter_lag", help, None, MetricType::Gauge)?;
+        for status in &states {
+            family.encode_family(&name(status))?.encode_gauge(&status.lag.cast_signed())?;
+        }
+        let help = "Failed attempts to deliver";
+        let mut family =
+            encoder.encode_descriptor("exporter_failures", help, None, MetricType::Counter)?;
+        for status in &states {
+            counter(&mut family, &name(status), status.failures)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Agent {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.connections(&mut encoder)?;
+        self.server(&mut encoder)?;
+        self.store(&mut encoder)?;
+        self.exporters(&mut encoder)?;
+        let help = "The agent";
+        let labels = vec![
+            ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("agent_id".to_owned(), self.sources.results.agent_id().to_owned()),
+        ];
+        encoder.encode_descriptor("agent", help, None, MetricType::Info)?.encode_info(&labels)
+    }
+}
+
+fn counter(family: &mut MetricEncoder<'_>, labels: &Labels, value: u64) -> fmt::Result {
+    family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn answered(stats: Option<&DelayStats>) -> Option<&DelayStats> {
+    stats.filter(|stats| stats.samples > 0)
+}
+
+fn with(labels: &Labels, more: Option<(&str, &str)>) -> Labels {
+    let more = more.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    labels.iter().cloned().chain(more).collect()
+}
+
+/// Names, and the labels of the configuration under names that Prometheus takes.
+fn labels(subject: &Subject) -> Labels {
+    let mut labels = vec![
+        ("connection".to_owned(), subject.connection.clone()),
+        ("session".to_owned(), subject.session.clone()),
+    ];
+    for (key, value) in &subject.labels {
+        let name: String =
+            key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let plain = !name.starts_with(|c: char| c.is_ascii_digit() || c == '_');
+        let taken = |name: &str| labels.iter().any(|(known, _)| known == name);
+        let name = if plain && !RESERVED.contains(&name.as_str()) && !taken(&name) {
+            name
+        } else {
+            format!("label_{name}")
+        };
+        if !taken(&name) {
+            labels.push((name, value.clone()));
+        }
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_get_names_that_prometheus_takes() {
+        let given = ["site", "site-name", "1st", "le", "__x", "a b", "a_b"];
+        let subject = Subject {
+            connection: "c".into(),
+            session: "s".into(),
+            labels: given.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect(),
+        };
+        let names: Vec<String> = labels(&subject).into_iter().map(|(name, _)| name).collect();
+        let expected = [
+            "connection",
+            "session",
+            "label_1st",
+            "label___x",
+            "a_b",
+            "label_a_b",
+            "label_le",
+            "site",
+            "site_name",
+        ];
+        assert_eq!(names, expected);
+    }
+}
