@@ -20,6 +20,7 @@ pub mod agent;
 pub mod api;
 pub mod control;
 pub mod ctl;
+pub mod db;
 pub mod demo;
 pub mod document;
 pub mod export;

@@ -16,11 +16,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use twamp_agent::{
     agent::{Agent, Options, StartError},
     api::ListenError,
-    demo,
+    db, demo,
     document::read_config,
     model::{parse, warnings},
     proto::AgentConfig,
-    settings::Settings,
+    settings::{DEFAULT_STATE_DIR, Settings},
     telemetry::{self, LogSettings},
 };
 
@@ -59,11 +59,37 @@ enum Command {
         #[arg(long, default_value = "20s", value_parser = length)]
         duration: Duration,
     },
+    /// Work on a state directory while no agent runs on it
+    Db {
+        #[command(subcommand)]
+        command: DbCommand,
+        /// The directory
+        #[arg(long, value_name = "DIR", global = true, default_value = DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+    },
     /// Check a configuration (YAML or JSON) without an agent
     Check {
         /// The file
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum DbCommand {
+    /// Read everything that is stored, and tell what there is
+    Verify,
+    /// Write everything into a file
+    Export {
+        /// The file, which must not be there
+        file: PathBuf,
+    },
+    /// Make a state directory, which must be empty or not there, of such a file
+    Import {
+        /// The file
+        file: PathBuf,
+    },
+    /// Give back to the disk what the databases no longer need
+    Compact,
 }
 
 fn length(text: &str) -> Result<Duration, String> {
@@ -88,6 +114,7 @@ fn main() -> ExitCode {
             run(settings.as_deref(), state_dir, listen, bootstrap_config.as_deref())
         }
         Command::Demo { duration } => run_demo(duration),
+        Command::Db { command, state_dir } => work_on(&command, &state_dir),
         Command::Check { file } => check(&file),
     };
     match done {
@@ -175,6 +202,17 @@ fn run_demo(duration: Duration) -> Result<(), Failure> {
     runtime()?
         .block_on(demo::run(duration, stop, print))
         .map_err(|error| Failure(FAILED, error.to_string()))
+}
+
+fn work_on(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
+    let done = match command {
+        DbCommand::Verify => db::verify(directory),
+        DbCommand::Export { file } => db::export(directory, file),
+        DbCommand::Import { file } => db::import(directory, file),
+        DbCommand::Compact => db::compact(directory),
+    };
+    let told = done.map_err(|error| Failure(FAILED, error.to_string()))?;
+    writeln!(io::stdout().lock(), "{told}").map_err(|error| Failure(FAILED, error.to_string()))
 }
 
 fn check(file: &Path) -> Result<(), Failure> {

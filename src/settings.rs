@@ -10,6 +10,9 @@ use thiserror::Error;
 
 use crate::{api::ApiSettings, net::ThreadPlace, session::PlaneSettings, telemetry::LogSettings};
 
+/// Where configuration and results are kept, if nothing else is said.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/twamp-agent";
+
 /// Settings of an agent. Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,7 +95,7 @@ impl ThreadSettings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            state_dir: "/var/lib/twamp-agent".into(),
+            state_dir: DEFAULT_STATE_DIR.into(),
             api: ApiSettings::default(),
             log: LogSettings::default(),
             senders: ThreadSettings::default(),

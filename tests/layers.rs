@@ -17,7 +17,7 @@ const LAYERS: [(u8, &[&str]); 9] = [
     (5, &["control", "export", "telemetry"]),
     (6, &["api"]),
     (7, &["settings", "agent", "ctl"]),
-    (8, &["demo", "service"]),
+    (8, &["db", "demo", "service"]),
 ];
 
 /// Within a layer, from left to right.

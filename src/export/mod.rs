@@ -104,8 +104,8 @@ impl Exporters {
             if let Some(address) = wanted.prometheus {
                 let tasks = self.tasks.child();
                 let (sources, token) = (self.sources.clone(), tasks.token());
-                self.states.add(PROMETHEUS, PROMETHEUS, false);
-                tasks.spawn("metrics", prometheus::serve(address, sources, token));
+                let run = self.states.begin(PROMETHEUS, PROMETHEUS, false);
+                tasks.spawn("metrics", prometheus::serve(address, sources, run, token));
                 self.page = Some((address, tasks));
             }
         }
@@ -113,25 +113,21 @@ impl Exporters {
 
     fn start(&self, name: &str, exporter: &Exporter) -> Tasks {
         let tasks = self.tasks.child();
-        self.states.add(name, exporter.target.kind(), exporter.inactive);
+        let state = self.states.begin(name, exporter.target.kind(), exporter.inactive);
         if exporter.inactive {
             return tasks;
         }
-        let (results, states) = (self.results.clone(), self.states.clone());
-        let (name, exporter, token) = (name.to_owned(), exporter.clone(), tasks.token());
-        let failed = {
-            let (name, states) = (name.clone(), self.states.clone());
-            move |text: &str, last: bool| {
-                tracing::error!(exporter = name, text, last, "an exporter failed");
-                states.failed(&name, &format!("it failed and is started again: {text}"));
-            }
+        let (results, exporter, token) = (self.results.clone(), exporter.clone(), tasks.token());
+        let failing = state.clone();
+        let failed = move |text: &str, last: bool| {
+            tracing::error!(exporter = failing.name(), text, last, "an exporter failed");
+            failing.failed(&format!("it failed and is started again: {text}"));
         };
         let run = move |pulse: Pulse| {
             let shipment = Shipment {
-                name: name.clone(),
+                run: state.clone(),
                 filter: Filter::new(exporter.filter.clone()).unwrap_or_default(),
                 results: results.clone(),
-                states: states.clone(),
                 token: token.clone(),
                 pulse,
             };

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{ExporterStates, consumer};
+use super::{consumer, state::Run};
 use crate::{
     net::random,
     proto::Record,
@@ -42,10 +42,9 @@ pub(super) trait Sink: Send {
 
 /// What is shipped.
 pub(super) struct Shipment {
-    pub(super) name: String,
+    pub(super) run: Run,
     pub(super) filter: Filter,
     pub(super) results: Arc<Results>,
-    pub(super) states: Arc<ExporterStates>,
     pub(super) token: CancellationToken,
     pub(super) pulse: Pulse,
 }
@@ -55,7 +54,7 @@ pub(super) async fn ship(shipment: Shipment, mut sink: impl Sink) {
     let mut pause = FIRST_PAUSE;
     while !shipment.token.is_cancelled() {
         let failure = shipment.ship_on(&mut sink, &mut pause).await;
-        shipment.states.failed(&shipment.name, &failure);
+        shipment.run.failed(&failure);
         shipment.rest(&mut pause).await;
     }
 }
@@ -63,7 +62,7 @@ pub(super) async fn ship(shipment: Shipment, mut sink: impl Sink) {
 impl Shipment {
     /// From the position that is stored, until something fails.
     async fn ship_on(&self, sink: &mut impl Sink, pause: &mut Duration) -> String {
-        let start = Start::Consumer(consumer(&self.name));
+        let start = Start::Consumer(consumer(self.run.name()));
         let opened = Reader::open(self.results.clone(), self.filter.clone(), start, HEARTBEAT);
         let mut reader = match opened.await {
             Ok(reader) => reader,
@@ -77,7 +76,7 @@ impl Shipment {
             };
             let position = match item {
                 Ok(StreamItem::Opening(first)) => {
-                    self.states.at(&self.name, first.saturating_sub(1));
+                    self.run.at(first.saturating_sub(1));
                     continue;
                 }
                 Ok(StreamItem::Batch(records)) => {
@@ -90,9 +89,11 @@ impl Shipment {
                 Err(error) => return error.to_string(),
             };
             // Where it cannot be stored, the same records come again after a restart.
-            match self.results.acknowledge(&consumer(&self.name), position).await {
-                Ok(_) => self.states.at(&self.name, position),
-                Err(error) => tracing::debug!(%error, exporter = self.name, "position not stored"),
+            match self.results.acknowledge(&consumer(self.run.name()), position).await {
+                Ok(_) => self.run.at(position),
+                Err(error) => {
+                    tracing::debug!(%error, exporter = self.run.name(), "position not stored");
+                }
             }
         }
     }
@@ -113,12 +114,12 @@ impl Shipment {
                 Ok(Taken { rejected, detail }) => {
                     *pause = FIRST_PAUSE;
                     let rejected = rejected.min(records.len() as u64);
-                    self.states.delivered(&self.name, records.len() as u64, rejected, &detail);
+                    self.run.delivered(records.len() as u64, rejected, &detail);
                     return true;
                 }
                 Err(SendFailure(why)) => {
-                    tracing::debug!(exporter = self.name, why, "records were not taken");
-                    self.states.failed(&self.name, &why);
+                    tracing::debug!(exporter = self.run.name(), why, "records were not taken");
+                    self.run.failed(&why);
                     self.rest(pause).await;
                 }
             }

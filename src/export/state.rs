@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use crate::{
@@ -13,13 +16,24 @@ use crate::{
 /// The states of all exporters.
 #[derive(Debug, Default)]
 pub struct ExporterStates {
-    states: Mutex<BTreeMap<String, ExporterStatus>>,
+    /// Each with the number of the run that it is of.
+    states: Mutex<BTreeMap<String, (u64, ExporterStatus)>>,
+    runs: AtomicU64,
+}
+
+/// The state of one run of an exporter: once there is another run, what is told of this one is too
+/// late.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    states: Arc<ExporterStates>,
+    name: String,
+    number: u64,
 }
 
 impl ExporterStates {
     /// As the API tells them; `newest` is the newest cursor of the log.
     pub fn list(&self, newest: u64) -> Vec<ExporterStatus> {
-        let with_lag = |status: &ExporterStatus| {
+        let with_lag = |(_, status): &(u64, ExporterStatus)| {
             let pushes = status.kind != super::PROMETHEUS;
             let lag = if pushes { newest.saturating_sub(status.cursor) } else { 0 };
             ExporterStatus { lag, ..status.clone() }
@@ -27,7 +41,7 @@ impl ExporterStates {
         self.lock().values().map(with_lag).collect()
     }
 
-    pub(super) fn add(&self, name: &str, kind: &str, inactive: bool) {
+    pub(super) fn begin(self: &Arc<Self>, name: &str, kind: &str, inactive: bool) -> Run {
         let state = if inactive { ExporterState::Inactive } else { ExporterState::Failing };
         let detail = if inactive { "" } else { "not connected yet" };
         let status = ExporterStatus {
@@ -38,36 +52,50 @@ impl ExporterStates {
             since: Some(clock::unix().to_proto()),
             ..ExporterStatus::default()
         };
-        self.lock().insert(name.to_owned(), status);
+        let number = self.runs.fetch_add(1, Relaxed);
+        self.lock().insert(name.to_owned(), (number, status));
+        Run { states: self.clone(), name: name.to_owned(), number }
     }
 
     pub(super) fn remove(&self, name: &str) {
         self.lock().remove(name);
     }
 
-    pub(super) fn at(&self, name: &str, cursor: u64) {
-        self.update(name, |status| status.cursor = cursor);
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (u64, ExporterStatus)>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Run {
+    /// Of which exporter.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    pub(super) fn delivered(&self, name: &str, records: u64, rejected: u64, detail: &str) {
-        self.update(name, |status| {
+    /// Everything up to here is delivered.
+    pub(super) fn at(&self, cursor: u64) {
+        self.update(|status| status.cursor = cursor);
+    }
+
+    pub(super) fn delivered(&self, records: u64, rejected: u64, detail: &str) {
+        self.update(|status| {
             status.delivered += records - rejected;
             status.rejected += rejected;
         });
-        self.set(name, ExporterState::Running, detail);
+        self.set(ExporterState::Running, detail);
     }
 
-    pub(super) fn running(&self, name: &str) {
-        self.set(name, ExporterState::Running, "");
+    pub(super) fn running(&self) {
+        self.set(ExporterState::Running, "");
     }
 
-    pub(super) fn failed(&self, name: &str, detail: &str) {
-        self.update(name, |status| status.failures += 1);
-        self.set(name, ExporterState::Failing, detail);
+    pub(super) fn failed(&self, detail: &str) {
+        self.update(|status| status.failures += 1);
+        self.set(ExporterState::Failing, detail);
     }
 
-    fn set(&self, name: &str, state: ExporterState, detail: &str) {
-        self.update(name, |status| {
+    fn set(&self, state: ExporterState, detail: &str) {
+        self.update(|status| {
             if status.state() != state {
                 status.since = Some(clock::unix().to_proto());
             }
@@ -78,13 +106,11 @@ impl ExporterStates {
         });
     }
 
-    fn update(&self, name: &str, update: impl FnOnce(&mut ExporterStatus)) {
-        if let Some(status) = self.lock().get_mut(name) {
+    fn update(&self, update: impl FnOnce(&mut ExporterStatus)) {
+        if let Some((number, status)) = self.states.lock().get_mut(&self.name)
+            && *number == self.number
+        {
             update(status);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ExporterStatus>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -86,10 +86,12 @@ impl Log {
             } else {
                 Entry { kind: content::NOTHING, content: Default::default(), ..entry.clone() }
             };
+            // Before the store tells of it: whoever hears of it looks here.
+            self.tail.push(entry);
             if self.store.append(stored).is_ok() {
                 self.next_cursor.fetch_add(1, Relaxed);
-                self.tail.push(entry);
             } else {
+                self.tail.take_back();
                 self.count_dropped();
             }
         }

@@ -88,6 +88,14 @@ impl Subject {
     }
 }
 
+/// Reads the content of a record as the store has it.
+pub fn check_content(entry: &store::Entry) -> Result<(), StoreError> {
+    if entry.kind == store::content::NOTHING {
+        return Ok(());
+    }
+    content::decode(entry).map(drop)
+}
+
 /// The result log with its statistics.
 #[derive(Debug)]
 pub struct Results {

@@ -35,6 +35,14 @@ impl Tail {
         }
     }
 
+    /// The newest is none after all; nobody was told of it.
+    pub(super) fn take_back(&self) {
+        let mut kept = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(newest) = kept.entries.pop_back() {
+            kept.octets -= newest.content.len();
+        }
+    }
+
     /// At most so many entries behind `after` and up to `up_to`; `None` where they do not begin
     /// here.
     pub(super) fn entries(&self, after: u64, up_to: u64, most: usize) -> Option<Vec<Entry>> {
@@ -68,6 +76,9 @@ mod tests {
         assert_eq!(cursors(10, most, 3), Some(vec![11, 12, 13]));
         assert_eq!(cursors(most - 2, most - 1, 9), Some(vec![most - 1]));
         assert_eq!(cursors(most, most, 9), Some(vec![]));
+        tail.push(Entry { cursor: most + 1, ..entry() });
+        tail.take_back();
+        assert_eq!(cursors(most - 1, most + 1, 9), Some(vec![most]));
         tail.push(Entry { cursor: most + 1, content: vec![0; OCTETS].into(), ..entry() });
         assert_eq!(cursors(most, most + 1, 9), Some(vec![most + 1]));
         assert_eq!(cursors(most - 1, most + 1, 9), None);

@@ -119,6 +119,12 @@ impl ConfigStore {
         Ok(store)
     }
 
+    /// Opens the database as it is; one that is damaged is left alone.
+    pub(super) fn open_whole(directory: &StateDirectory) -> Result<Self, StoreError> {
+        let path = directory.path().join("config.sled");
+        Self::with(Engine::open_whole(&path, CACHE_OCTETS)?, directory.path())
+    }
+
     fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
         // Its layout is as it was.
         engine.set_schema()?;

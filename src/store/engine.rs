@@ -47,6 +47,11 @@ impl Engine {
         }
     }
 
+    /// Opens a database as it is; one that is damaged is left alone.
+    pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        Self::try_open(path, cache_octets)
+    }
+
     /// Puts a damaged database aside and begins a new one.
     pub(super) fn open_anew(
         path: &Path,
@@ -132,6 +137,16 @@ impl Engine {
 
     pub(super) fn tree(&self, name: impl AsRef<[u8]>) -> Result<sled::Tree, StoreError> {
         Ok(self.db.open_tree(name)?)
+    }
+
+    pub(super) fn put(
+        &self,
+        tree: &[u8],
+        key: impl AsRef<[u8]>,
+        value: impl Into<sled::IVec>,
+    ) -> Result<(), StoreError> {
+        self.tree(tree)?.insert(key, value)?;
+        Ok(())
     }
 
     pub(super) fn drop_tree(&self, name: &[u8]) -> Result<(), StoreError> {

@@ -11,6 +11,7 @@ pub mod content;
 mod engine;
 mod high_water;
 mod last_good;
+pub mod maintenance;
 mod migrate;
 mod page;
 mod results;
@@ -129,7 +130,10 @@ impl StateDirectory {
             };
         }
         match locked {
-            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(lock) => {
+                maintenance::settle(path).map_err(failed)?;
+                Ok(Self { path: path.to_owned(), _lock: lock })
+            }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
             Err((_, errno)) => Err(failed(errno.into())),
         }

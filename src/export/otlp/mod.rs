@@ -4,7 +4,7 @@ mod logs;
 mod metrics;
 mod values;
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use opentelemetry_proto::tonic::{
     collector::{
@@ -172,10 +172,14 @@ fn taken(answer: Result<(i64, String), Status>) -> Result<Taken, SendFailure> {
             Ok(Taken { rejected: u64::MAX, detail: format!("refused: {}", status.message()) })
         }
         Err(status) => {
-            let source = std::error::Error::source(&status);
-            let cause = source.and_then(|source| source.source());
-            let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
-            Err(SendFailure(format!("{:?}: {}{cause}", status.code(), status.message())))
+            let mut text = format!("{:?}: {}", status.code(), status.message());
+            // What the system said stands last.
+            let mut cause: &dyn Error = &status;
+            while let Some(source) = cause.source() {
+                cause = source;
+            }
+            text += &format!(": {cause}");
+            Err(SendFailure(text))
         }
     }
 }

@@ -94,7 +94,7 @@ impl Sessions {
         let seconds = Some(&Unit::Seconds);
         let mut family = encoder.encode_descriptor(name, help, seconds, MetricType::Histogram)?;
         let (limits_ns, mut limits) = (limits_ns(), limits_seconds());
-        limits.push(f64::MAX);
+        limits.push(f64::INFINITY);
         for (labels, all, _) in &self.sessions {
             let figures = all.as_ref().and_then(|all| all.figures.as_deref());
             let Some(stats) = figures.and_then(of) else { continue };
@@ -210,7 +210,7 @@ impl Collector for Sessions {
         self.last(e, jitter, |f| {
             answered(f.rtt.as_deref()).map(|rtt| rtt.peak_to_peak_ns as f64 / 1e9)
         })?;
-        let loss = ("last_test_loss", "Lost probes of those decided", Some(&Unit::Ratios));
+        let loss = ("last_test_loss_ratio", "Lost probes of those decided", None);
         self.last(e, loss, |f| {
             let decided = f.probes_received + f.probes_lost;
             (decided > 0).then(|| f.probes_lost as f64 / decided as f64)

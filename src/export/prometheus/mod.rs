@@ -10,10 +10,15 @@ use hyper::{
     server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    task::JoinSet,
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{ExporterStates, PROMETHEUS};
+use super::{ExporterStates, state::Run};
 use crate::{net::tcp, proto, results::Results};
 
 /// Connections at a time; others wait.
@@ -43,18 +48,23 @@ impl std::fmt::Debug for Sources {
 }
 
 /// Serves until the token is cancelled; an address that is not there is waited for.
-pub(super) async fn serve(address: SocketAddr, sources: Sources, token: CancellationToken) {
+pub(super) async fn serve(
+    address: SocketAddr,
+    sources: Sources,
+    run: Run,
+    token: CancellationToken,
+) {
     let listener = loop {
         match tcp::listen(address, None) {
             Ok(listener) => break listener,
-            Err(error) => sources.states.failed(PROMETHEUS, &format!("{address}: {error}")),
+            Err(error) => run.failed(&format!("{address}: {error}")),
         }
         tokio::select! {
             () = sleep(LISTEN_AGAIN) => {}
             () = token.cancelled() => return,
         }
     };
-    sources.states.running(PROMETHEUS);
+    run.running();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -70,9 +80,9 @@ pub(super) async fn serve(address: SocketAddr, sources: Sources, token: Cancella
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                let sources = sources.clone();
+                let (sources, run) = (sources.clone(), run.clone());
                 connections.spawn(async move {
-                    answer(stream, sources).await;
+                    answer(stream, sources, run).await;
                     drop(place);
                 });
             }
@@ -84,8 +94,11 @@ pub(super) async fn serve(address: SocketAddr, sources: Sources, token: Cancella
     }
 }
 
-async fn answer(stream: TcpStream, sources: Sources) {
-    let service = service_fn(move |request| respond(request, sources.clone()));
+async fn answer<S>(stream: S, sources: Sources, run: Run)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| respond(request, sources.clone(), run.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
@@ -98,6 +111,7 @@ async fn answer(stream: TcpStream, sources: Sources) {
 async fn respond(
     request: Request<Incoming>,
     sources: Sources,
+    run: Run,
 ) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
     let told = |status: StatusCode, text: String| {
         let mut response = Response::new(Full::new(text.into()));
@@ -110,12 +124,11 @@ async fn respond(
     if request.method() != Method::GET {
         return Ok(told(StatusCode::METHOD_NOT_ALLOWED, "GET alone\n".into()));
     }
-    let states = sources.states.clone();
     // It may be megabytes of text.
     let page = tokio::task::spawn_blocking(move || families::page(&sources)).await;
     Ok(match page {
         Ok(Ok(page)) => {
-            states.delivered(PROMETHEUS, 1, 0, "");
+            run.delivered(1, 0, "");
             let mut response = told(StatusCode::OK, page);
             let content = hyper::header::HeaderValue::from_static(OPENMETRICS);
             response.headers_mut().insert(CONTENT_TYPE, content);

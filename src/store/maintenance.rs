@@ -1,0 +1,415 @@
+//! What is done to a state directory while no agent runs on it: looked through, written to a file,
+//! read from one, and made as small as what is in it.
+//!
+//! A file is `TWAMPDB1` and items: length (4 octets, big-endian), a message, and its CRC-32 (4
+//! octets). It knows nothing of sled, and is how a state leaves it.
+
+use std::{
+    fs, io,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use prost::Message;
+use thiserror::Error;
+
+use super::{
+    Entry, StateDirectory, StoreError,
+    config::ConfigStore,
+    engine::Engine,
+    results::Trees,
+    window::{self, Windows},
+};
+
+const MAGIC: &[u8] = b"TWAMPDB1";
+const DATABASES: [&str; 2] = ["config", "results"];
+const CACHE_OCTETS: u64 = 16 << 20;
+/// Largest item: a key and a value, and names.
+const MAXIMUM_ITEM_OCTETS: usize = 1 << 20;
+/// Entries flushed at once while a database is written.
+const FLUSH_EVERY: u64 = 50_000;
+
+/// Why a state directory could not be worked on.
+#[derive(Debug, Error)]
+pub enum MaintenanceError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The file is not what it should be.
+    #[error("the file is damaged behind {0} items: {1}")]
+    Damaged(u64, &'static str),
+    /// There is something already.
+    #[error("{} holds a state already: give a directory that does not exist or is empty", .0.display())]
+    NotEmpty(PathBuf),
+    /// A record that cannot be read.
+    #[error("record {0}: {1}")]
+    Record(u64, StoreError),
+}
+
+/// What is in a file.
+#[derive(Clone, PartialEq, Message)]
+struct Item {
+    #[prost(string, tag = "1")]
+    database: String,
+    #[prost(bytes = "vec", tag = "2")]
+    tree: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    value: Vec<u8>,
+    /// In the last item alone: how many were before it.
+    #[prost(uint64, optional, tag = "5")]
+    items: Option<u64>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Revisions of the configuration.
+    pub revisions: usize,
+    /// Records of the log.
+    pub records: u64,
+    /// Their earliest and newest cursor; 0 where there is none.
+    pub cursors: (u64, u64),
+    /// Cursors between those that have no record.
+    pub missing: u64,
+    /// Octets of them.
+    pub live_octets: u64,
+    /// Octets of the files.
+    pub disk_octets: u64,
+}
+
+/// Reads everything that is stored; `check` reads the content of a record.
+pub fn verify(
+    directory: &StateDirectory,
+    check: impl Fn(&Entry) -> Result<(), StoreError>,
+) -> Result<Verified, MaintenanceError> {
+    let config = ConfigStore::open_whole(directory)?;
+    let revisions = config.revisions()?;
+    for revision in &revisions {
+        config.revision(revision.revision)?;
+    }
+    config.answers()?;
+    let engine = Engine::open_whole(&path(directory, "results"), CACHE_OCTETS)?;
+    let trees = Trees::open(&engine)?;
+    let windows = Windows::open(&engine, &trees.meta, 1)?;
+    let list = window::read(&windows.shared());
+    let (records, live_octets, _) = windows.figures();
+    let mut found = Verified {
+        revisions: revisions.len(),
+        live_octets,
+        disk_octets: engine.disk_octets(),
+        ..Verified::default()
+    };
+    let mut after = 0;
+    loop {
+        let entries = window::entries(&list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;
+        let Some(last) = entries.last() else { break };
+        for entry in &entries {
+            check(entry).map_err(|error| MaintenanceError::Record(entry.cursor, error))?;
+            let (first, newest) = found.cursors;
+            if newest > 0 {
+                found.missing += entry.cursor - newest - 1;
+            }
+            found.cursors = (if first == 0 { entry.cursor } else { first }, entry.cursor);
+            found.records += 1;
+        }
+        after = last.cursor;
+    }
+    if found.records != records {
+        return Err(StoreError::Damaged("log").into());
+    }
+    for consumer in &trees.consumers {
+        let (name, _) = consumer.map_err(StoreError::from)?;
+        let name = String::from_utf8(name.to_vec()).map_err(|_| StoreError::Damaged("consumer"))?;
+        super::results::position(&trees.consumers, &name)?;
+    }
+    Ok(found)
+}
+
+/// Writes everything into a file; how many items.
+pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
+    out.write_all(MAGIC)?;
+    let mut items = 0;
+    for database in DATABASES {
+        let engine = Engine::open_whole(&path(directory, database), CACHE_OCTETS)?;
+        each(&engine, |tree, key, value| {
+            let (tree, key, value) = (tree.to_vec(), key.to_vec(), value.to_vec());
+            let item = Item { database: database.to_owned(), tree, key, value, items: None };
+            items += 1;
+            write_item(out, &item)
+        })?;
+    }
+    write_item(out, &Item { items: Some(items), ..Item::default() })?;
+    out.flush()?;
+    Ok(items)
+}
+
+/// Makes a state directory of a file; how many items. What is not whole leaves nothing behind.
+pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
+    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(MaintenanceError::NotEmpty(directory.to_owned()));
+    }
+    let state = StateDirectory::open(directory)?;
+    let imported = import_into(&state, from);
+    if imported.is_err() {
+        for database in DATABASES {
+            let _ = fs::remove_dir_all(path(&state, database));
+        }
+    }
+    imported
+}
+
+fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, MaintenanceError> {
+    let mut magic = [0; MAGIC.len()];
+    from.read_exact(&mut magic)
+        .ok()
+        .filter(|()| magic == MAGIC)
+        .ok_or(MaintenanceError::Damaged(0, "it is no export of a state directory"))?;
+    let mut engines = Vec::new();
+    for database in DATABASES {
+        engines.push((database, Engine::open_whole(&path(directory, database), CACHE_OCTETS)?));
+    }
+    let mut items = 0;
+    loop {
+        let item = read_item(from, items)?;
+        if let Some(count) = item.items {
+            if count != items {
+                return Err(MaintenanceError::Damaged(items, "some are missing"));
+            }
+            break;
+        }
+        let engine = engines.iter().find(|(name, _)| *name == item.database);
+        let (_, engine) =
+            engine.ok_or(MaintenanceError::Damaged(items, "it is of an unknown database"))?;
+        engine.put(&item.tree, item.key, item.value)?;
+        items += 1;
+        if items.is_multiple_of(FLUSH_EVERY) {
+            engine.flush()?;
+        }
+    }
+    for (_, engine) in &engines {
+        engine.flush_durably()?;
+    }
+    Ok(items)
+}
+
+/// Writes each database anew, without what sled has not given back; octets before and after.
+pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceError> {
+    let (mut before, mut after) = (0, 0);
+    for database in DATABASES {
+        let whole = path(directory, database);
+        let (small, old) = (whole.with_extension("compact"), whole.with_extension("old"));
+        if small.exists() {
+            fs::remove_dir_all(&small)?;
+        }
+        let engine = Engine::open_whole(&whole, CACHE_OCTETS)?;
+        before += engine.disk_octets();
+        let copy = Engine::open_whole(&small, CACHE_OCTETS)?;
+        let (mut items, mut copied) = (0u64, 0u64);
+        each(&engine, |tree, key, value| {
+            copy.put(tree, key, value)?;
+            items += 1;
+            if items.is_multiple_of(FLUSH_EVERY) {
+                copy.flush()?;
+            }
+            Ok(())
+        })?;
+        copy.flush_durably()?;
+        each(&copy, |_, _, _| {
+            copied += 1;
+            Ok(())
+        })?;
+        if copied != items {
+            return Err(StoreError::Damaged("copy").into());
+        }
+        after += copy.disk_octets();
+        drop((engine, copy));
+        fs::rename(&whole, &old)?;
+        fs::rename(&small, &whole)?;
+        fs::File::open(directory.path())?.sync_all()?;
+        fs::remove_dir_all(&old)?;
+    }
+    Ok((before, after))
+}
+
+/// A step that was cut short is undone or ended, before anything is opened.
+pub(super) fn settle(directory: &Path) -> io::Result<()> {
+    for database in DATABASES {
+        let whole = directory.join(format!("{database}.sled"));
+        let old = whole.with_extension("old");
+        if old.exists() {
+            if whole.exists() {
+                fs::remove_dir_all(&old)?;
+            } else {
+                fs::rename(&old, &whole)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn path(directory: &StateDirectory, database: &str) -> PathBuf {
+    directory.path().join(format!("{database}.sled"))
+}
+
+fn each(
+    engine: &Engine,
+    mut visit: impl FnMut(&[u8], &[u8], &[u8]) -> Result<(), MaintenanceError>,
+) -> Result<(), MaintenanceError> {
+    for name in engine.tree_names() {
+        for entry in &engine.tree(&name)? {
+            let (key, value) = entry.map_err(StoreError::from)?;
+            visit(&name, &key, &value)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_item(out: &mut impl Write, item: &Item) -> Result<(), MaintenanceError> {
+    let octets = item.encode_to_vec();
+    out.write_all(&(octets.len() as u32).to_be_bytes())?;
+    out.write_all(&octets)?;
+    out.write_all(&crc32fast::hash(&octets).to_be_bytes())?;
+    Ok(())
+}
+
+fn read_item(from: &mut impl Read, items: u64) -> Result<Item, MaintenanceError> {
+    let cut = |_| MaintenanceError::Damaged(items, "it ends too early");
+    let mut number = [0; 4];
+    from.read_exact(&mut number).map_err(cut)?;
+    let length = u32::from_be_bytes(number) as usize;
+    if length > MAXIMUM_ITEM_OCTETS {
+        return Err(MaintenanceError::Damaged(items, "an item is longer than any can be"));
+    }
+    let mut octets = vec![0; length];
+    from.read_exact(&mut octets).map_err(cut)?;
+    from.read_exact(&mut number).map_err(cut)?;
+    let whole = crc32fast::hash(&octets) == u32::from_be_bytes(number);
+    let item = Item::decode(octets.as_slice()).ok().filter(|_| whole);
+    item.ok_or(MaintenanceError::Damaged(items, "a checksum is wrong"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        proto,
+        store::{ConfigStore, ResultStore, Retention, StoredRevision, Subject},
+        time::{Monotonic, Now, UnixTime},
+    };
+    use std::sync::Arc;
+
+    const RETENTION: Retention = Retention { age_ns: u64::MAX, octets: 1 << 30 };
+
+    fn now() -> Now {
+        Now { monotonic: Monotonic(1), unix: UnixTime(1_790_000_000_000_000_000) }
+    }
+
+    fn filled(directory: &Path, records: u64) -> StateDirectory {
+        let state = StateDirectory::open(directory).unwrap();
+        let config = ConfigStore::open(&state).unwrap();
+        let revision = Some(proto::Revision { revision: 1, ..Default::default() });
+        let stored = StoredRevision {
+            revision,
+            config: Some(proto::AgentConfig::default()),
+            ..StoredRevision::default()
+        };
+        config.commit(1, &stored).unwrap();
+        drop(config);
+        let store = ResultStore::open(&state, RETENTION, "agent", now).unwrap();
+        let subject = Arc::new(Subject { connection: "c".into(), ..Subject::default() });
+        for cursor in 1..=records {
+            let entry = Entry {
+                cursor,
+                time: now().unix,
+                subject: subject.clone(),
+                kind: 1,
+                content: vec![cursor as u8; 200].into(),
+            };
+            // The queue takes so many at once.
+            while store.append(entry.clone()).is_err() {
+                std::thread::yield_now();
+            }
+        }
+        drop(store);
+        state
+    }
+
+    fn verified(state: &StateDirectory) -> Verified {
+        verify(state, |_| Ok(())).unwrap()
+    }
+
+    #[test]
+    fn a_state_goes_through_a_file_and_is_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = filled(&directory.path().join("a"), 1000);
+        let before = verified(&state);
+        assert_eq!((before.records, before.cursors, before.missing), (1000, (1, 1000), 0));
+        assert_eq!(before.revisions, 1);
+        let mut file = Vec::new();
+        let items = export(&state, &mut file).unwrap();
+        let other = directory.path().join("b");
+        assert_eq!(import(&other, &mut file.as_slice()).unwrap(), items);
+        let imported = StateDirectory::open(&other).unwrap();
+        let after = verified(&imported);
+        assert_eq!((after.records, after.cursors), (before.records, before.cursors));
+        assert_eq!((after.revisions, after.live_octets), (1, before.live_octets));
+        let refused = import(&other, &mut file.as_slice());
+        assert!(matches!(refused, Err(MaintenanceError::NotEmpty(_))), "{refused:?}");
+        let store = ResultStore::open(&imported, RETENTION, "another", now).unwrap();
+        assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001));
+    }
+
+    #[test]
+    fn a_file_that_is_not_whole_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = filled(&directory.path().join("a"), 50);
+        let mut file = Vec::new();
+        export(&state, &mut file).unwrap();
+        for (index, place) in [0, 9, 13, file.len() / 2, file.len() - 3].into_iter().enumerate() {
+            let target = directory.path().join(format!("b{index}"));
+            let mut flipped = file.clone();
+            flipped[place] ^= 0x40;
+            for damaged in [&flipped[..], &file[..place]] {
+                let refused = import(&target, &mut &*damaged);
+                assert!(matches!(refused, Err(MaintenanceError::Damaged(..))), "{refused:?}");
+                assert!(!target.join("results.sled").exists());
+                fs::remove_dir_all(&target).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = filled(directory.path(), 20_000);
+        let before = verified(&state);
+        compact(&state).unwrap();
+        let after = verified(&state);
+        assert_eq!(Verified { disk_octets: 0, ..after }, Verified { disk_octets: 0, ..before });
+        drop(state);
+        // Between the two renames.
+        let results = directory.path().join("results.sled");
+        fs::rename(&results, results.with_extension("old")).unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        assert_eq!(verified(&state).records, 20_000);
+    }
+
+    #[test]
+    fn damage_is_found_and_nothing_is_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = filled(directory.path(), 100);
+        let damaged = |_: &Entry| Err(StoreError::Damaged("record"));
+        let found = verify(&state, damaged);
+        assert!(matches!(found, Err(MaintenanceError::Record(1, _))), "{found:?}");
+        let file = directory.path().join("results.sled/db");
+        let octets = fs::metadata(&file).unwrap().len();
+        fs::write(&file, vec![0xa5; octets as usize]).unwrap();
+        assert!(verify(&state, |_| Ok(())).is_err());
+        assert!(!directory.path().join("results.damaged").exists());
+    }
+}

@@ -1,0 +1,443 @@
+"""Exporters against real parts: an OpenTelemetry collector, Prometheus, and a NATS server, each
+stopped for a while under load and started again. Nothing is lost, and nothing is double once what
+came twice is left out."""
+
+import asyncio
+import glob
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import unittest
+import urllib.error
+import urllib.request
+from concurrent import futures
+
+import grpc
+import harness
+from harness import Case, client, connection, free_port, need, server, session
+
+OUTAGE_SECONDS = float(os.environ.get("TWAMP_OUTAGE_SECONDS", "60"))
+
+
+class Export(Case):
+    """One agent that measures to itself: some twenty tests and a thousand probes a second."""
+
+    CONNECTIONS = 10
+
+    def setUp(self):
+        super().setUp()
+        self.process = self.agent()
+        self.api = self.process.client()
+        self.port = free_port()
+
+    def load(self, export, **storage):
+        sessions = [session("s", probe_count=50, probe_interval="0.01s", loss_timeout="0.1s",
+                            labels={"site": "lab"})]
+        self.api.apply({
+            "server": server(port=self.port),
+            "client": client(*(
+                connection(f"c{i}", "127.0.0.1", sessions, destination_port=self.port, test_interval="0.01s")
+                for i in range(self.CONNECTIONS)
+            )),
+            "export": export,
+            "storage": storage,
+        })
+
+    def exporter(self, name):
+        agent = self.api.call("AgentService", "GetAgent")
+        return next(e for e in agent["exporters"] if e["name"] == name)
+
+    def state(self, name):
+        return self.exporter(name)["state"].removeprefix("EXPORTER_STATE_")
+
+    def stop_and_drain(self, name):
+        """Ends the load; the cursors of the records that are stored then."""
+        self.api.call("ClientService", "StopConnections")
+        time.sleep(1)
+        self.wait_for(lambda: int(self.exporter(name)["lag"]) == 0, 60)
+        return self.api.records()
+
+
+class Otlp(Export):
+    def test_a_collector_that_goes_and_comes_loses_nothing(self):
+        sink = Sink()
+        self.stack.callback(sink.stop)
+        port = free_port()
+        collector = Collector(port, sink.port)
+        self.stack.callback(collector.stop)
+        kinds = ["RECORD_KIND_TEST_RESULT", "RECORD_KIND_EVENT"]
+        self.load({"otlp": [{
+            "name": "collector", "endpoint": f"http://127.0.0.1:{port}", "filter": {"kinds": kinds},
+            "secret": "Bearer t0ken",
+        }]})
+        self.wait_for(lambda: self.state("collector") == "RUNNING")
+        self.wait_for(lambda: len(sink.tests) > 50)
+        collector.stop()
+        self.wait_for(lambda: self.state("collector") == "FAILING")
+        detail = self.exporter("collector")["detail"]
+        self.assertIn("UNAVAILABLE", detail.upper())
+        self.assertIn("refused", detail)
+        time.sleep(OUTAGE_SECONDS)
+        behind = int(self.exporter("collector")["lag"])
+        self.assertGreater(behind, 100)
+        collector.start()
+        self.wait_for(lambda: self.state("collector") == "RUNNING", 60)
+        records = self.stop_and_drain("collector")
+        wanted = {
+            (r["connection"], harness.seconds(r["test_result"]["end"])): r["test_result"]
+            for r in records if "test_result" in r
+        }
+        # The collector passes on what it has in batches.
+        self.wait_for(lambda: len(sink.tests) >= len(wanted), 30)
+        self.assertEqual(set(sink.tests), set(wanted))
+        twice = sink.test_points - len(wanted)
+        print(f"\nOTLP: {len(wanted)} results of tests through a collector that was away for "
+              f"{OUTAGE_SECONDS:.0f} s and {behind} records: none lost, {twice} twice")
+        sent = sum(int(t["figures"]["probes_sent"]) for t in wanted.values())
+        self.assertEqual(sum(sink.sent.values()), sent)
+        self.assertEqual(sum(sink.rtt.values()), sum(int(t["figures"]["rtt"]["samples"]) for t in wanted.values()))
+        cursors = {int(r["cursor"]) for r in records if "event" in r}
+        self.assertEqual(set(sink.events), cursors)
+        self.assertIn("twamp.agent_started", sink.events.values())
+        self.assertEqual(sink.labels, {"lab"})
+        # Never given back.
+        shown = self.api.call("ConfigService", "GetConfig")["config"]["export"]["otlp"][0]
+        self.assertEqual(shown["secret"], "")
+        self.assertTrue(shown["secret_digest"])
+
+    def test_the_sink_sees_the_token_and_refusals_are_counted(self):
+        sink = Sink(token="Bearer t0ken")
+        self.stack.callback(sink.stop)
+        one = {"name": "direct", "endpoint": f"http://127.0.0.1:{sink.port}",
+               "filter": {"kinds": ["RECORD_KIND_PROBE_RESULTS", "RECORD_KIND_EVENT"]}}
+        self.load({"otlp": [one]})
+        self.wait_for(lambda: "nauthenticated" in self.exporter("direct")["detail"])
+        self.assertEqual(self.state("direct"), "FAILING")
+        answer = self.api.apply({"export": {"otlp": [{**one, "secret": "Bearer t0ken"}]}}, mode="APPLY_MODE_MERGE")
+        self.assertEqual([c["path"] for c in answer["changes"]], ["export"])
+        self.wait_for(lambda: sink.probes > 1000)
+        self.assertEqual(self.state("direct"), "RUNNING")
+        sink.refuse = True
+        self.wait_for(lambda: int(self.exporter("direct")["rejected"]) > 0)
+        self.assertIn("no thank you", self.exporter("direct")["detail"])
+        sink.refuse = False
+        # One that is taken out has no position any more; with it goes its consumer.
+        names = lambda: [c["name"] for c in self.api.call("ResultsService", "ListConsumers")["consumers"]]
+        self.assertIn("export:direct", names())
+        self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["export"])
+        self.wait_for(lambda: "export:direct" not in names())
+        self.assertEqual(self.api.call("AgentService", "GetAgent")["exporters"], [])
+
+
+class Nats(Export):
+    def test_a_server_that_goes_and_comes_has_every_record_once(self):
+        need("nats-server")
+        nats = NatsServer(os.path.join(self.directory, "nats"))
+        self.stack.callback(nats.stop)
+        self.load({"nats": [{
+            "name": "fleet", "servers": [f"nats://127.0.0.1:{nats.port}"], "stream": "TWAMP",
+            "subject_prefix": "net.twamp", "format": "NATS_FORMAT_JSON", "user": "agent", "secret": "pass word",
+        }]})
+        self.wait_for(lambda: self.state("fleet") == "RUNNING")
+        self.wait_for(lambda: int(self.exporter("fleet")["delivered"]) > 500)
+        nats.kill()
+        self.wait_for(lambda: self.state("fleet") == "FAILING", 30)
+        time.sleep(OUTAGE_SECONDS)
+        behind = int(self.exporter("fleet")["lag"])
+        # The agent goes in the middle, too.
+        self.process.kill()
+        self.process.start()
+        self.api.close()
+        self.api = self.process.client()
+        nats.start()
+        self.wait_for(lambda: self.state("fleet") == "RUNNING", 60)
+        records = self.stop_and_drain("fleet")
+        messages = asyncio.run(nats.messages("TWAMP"))
+        cursors = [int(json.loads(data)["cursor"]) for _, _, data in messages]
+        self.assertEqual(len(cursors), len(set(cursors)), "each once")
+        stored = {int(r["cursor"]) for r in records}
+        self.assertEqual(stored - set(cursors), set(), "none lost")
+        agent_id = self.api.call("AgentService", "GetAgent")["agent_id"]
+        for subject, message_id, data in messages:
+            self.assertTrue(subject.startswith(f"net.twamp.{agent_id}."), subject)
+        kinds = {subject.rsplit(".", 1)[1] for subject, _, _ in messages}
+        self.assertLessEqual({"test", "probes", "event"}, kinds)
+        by_cursor = {int(r["cursor"]): r for r in records}
+        _, message_id, data = messages[-1]
+        last = json.loads(data)
+        self.assertEqual(message_id, f"{agent_id}-{last['cursor']}")
+        self.assertEqual(last.get("connection", ""), by_cursor[int(last["cursor"])]["connection"])
+        print(f"\nNATS: {len(cursors)} records in a stream of a server that was killed for "
+              f"{OUTAGE_SECONDS:.0f} s, {behind} records, and an agent that was killed meanwhile: none lost, none twice")
+
+    def test_what_is_wrong_is_said(self):
+        need("nats-server")
+        nats = NatsServer(os.path.join(self.directory, "nats"))
+        self.stack.callback(nats.stop)
+        one = {"name": "n", "servers": [f"nats://127.0.0.1:{nats.port}"]}
+        self.load({"nats": [one]})
+        self.wait_for(lambda: "uthorization" in self.exporter("n")["detail"])
+        self.load({"nats": [{**one, "user": "agent", "secret": "pass word"}]})
+        # No stream takes the subjects.
+        self.wait_for(lambda: "not stored" in self.exporter("n")["detail"], 30)
+        self.load({"nats": [{**one, "user": "agent", "secret": "pass word", "inactive": True}]})
+        self.wait_for(lambda: self.state("n") == "INACTIVE")
+
+
+class Prometheus(Export):
+    def test_prometheus_scrapes_and_its_counts_are_those_of_the_statistics(self):
+        need("prometheus", "promtool")
+        page = free_port()
+        self.load({"prometheus": {"port": page}})
+        prometheus = PrometheusServer(os.path.join(self.directory, "prometheus"), page)
+        self.stack.callback(prometheus.stop)
+        query = prometheus.query
+        self.wait_for(lambda: query("up") == [1.0], 30)
+        self.wait_for(lambda: sum(query("twamp_probes_sent_total")) > 500, 30)
+        # A scraper that is away misses nothing of what is counted, and neither does a restart.
+        prometheus.stop()
+        time.sleep(min(OUTAGE_SECONDS, 10))
+        self.assertEqual(self.process.stop(), 0)
+        self.process.start()
+        self.api.close()
+        self.api = self.process.client()
+        prometheus.start()
+        self.wait_for(lambda: query("up") == [1.0], 30)
+        self.api.call("ClientService", "StopConnections")
+        time.sleep(3)
+        statistics = self.api.call("ResultsService", "GetStatistics",
+                                   {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"], "histograms": True})["statistics"]
+        sent = sum(int(s["figures"]["probes_sent"]) for s in statistics)
+        self.wait_for(lambda: sum(query("twamp_probes_sent_total")) == sent, 20)
+        samples = sum(int(s["figures"]["rtt"]["samples"]) for s in statistics)
+        self.assertEqual(sum(query("twamp_rtt_seconds_count")), samples)
+        self.assertEqual(sum(query('twamp_rtt_seconds_bucket{le="+Inf"}')), samples)
+        total = sum(float(s["figures"]["rtt"]["mean_ns"]) * int(s["figures"]["rtt"]["samples"]) for s in statistics) / 1e9
+        self.assertAlmostEqual(sum(query("twamp_rtt_seconds_sum")), total, delta=total * 1e-6)
+        self.assertEqual(len(query('twamp_connection_up{connection="c0"}')), 1)
+        self.assertEqual(len(query('twamp_probes_received_total{site="lab"}')), self.CONNECTIONS)
+        quantile = query("histogram_quantile(0.5, sum by (le) (twamp_rtt_seconds_bucket))")[0]
+        self.assertTrue(0 < quantile < 0.1, quantile)
+        text = self.fetch(f"http://127.0.0.1:{page}/metrics")
+        self.assertTrue(text.endswith("# EOF\n"))
+        # promtool knows the older text form: without units and the mark of the end.
+        plain = "\n".join(line for line in text.splitlines() if not line.startswith(("# UNIT", "# EOF"))) + "\n"
+        plain = plain.replace("# TYPE twamp_agent info", "# TYPE twamp_agent_info gauge")
+        told = subprocess.run(["promtool", "check", "metrics"], input=plain, capture_output=True, text=True)
+        self.assertNotIn("error", told.stderr.lower())
+        for path, code in (("/", 404), ("/metrics/x", 404)):
+            with self.assertRaises(urllib.error.HTTPError) as refused:
+                self.fetch(f"http://127.0.0.1:{page}{path}")
+            self.assertEqual(refused.exception.code, code)
+
+    def test_a_port_in_use_is_refused_at_the_commit(self):
+        import socket
+
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            code, _, why = self.api.refused({"export": {"prometheus": {"port": port}}})
+            self.assertEqual(code, grpc.StatusCode.FAILED_PRECONDITION)
+            self.assertIn("in use", why["export.prometheus"])
+
+    @staticmethod
+    def fetch(url):
+        request = urllib.request.Request(url)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+
+
+class Sink:
+    """An OTLP receiver, by the messages that OpenTelemetry publishes for Python."""
+
+    def __init__(self, token=None):
+        from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
+        from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc as logs_grpc
+        from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
+        from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
+
+        self.token, self.refuse, self.lock = token, False, threading.Lock()
+        self.tests, self.sent, self.rtt, self.events, self.labels = {}, {}, {}, {}, set()
+        self.probes = self.test_points = 0
+        sink = self
+
+        class Metrics(metrics_grpc.MetricsServiceServicer):
+            def Export(self, request, context):
+                sink.authorise(context)
+                sink.take_metrics(request)
+                return metrics.ExportMetricsServiceResponse()
+
+        class Logs(logs_grpc.LogsServiceServicer):
+            def Export(self, request, context):
+                sink.authorise(context)
+                answer = logs.ExportLogsServiceResponse()
+                if sink.refuse:
+                    answer.partial_success.rejected_log_records = 1
+                    answer.partial_success.error_message = "no thank you"
+                sink.take_logs(request)
+                return answer
+
+        self.server = grpc.server(futures.ThreadPoolExecutor(4))
+        metrics_grpc.add_MetricsServiceServicer_to_server(Metrics(), self.server)
+        logs_grpc.add_LogsServiceServicer_to_server(Logs(), self.server)
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+
+    def stop(self):
+        self.server.stop(0)
+
+    def authorise(self, context):
+        given = dict(context.invocation_metadata()).get("authorization")
+        if self.token and given != self.token:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+    def take_metrics(self, request):
+        with self.lock:
+            for of_scope in (s for r in request.resource_metrics for s in r.scope_metrics):
+                for metric in of_scope.metrics:
+                    if metric.name == "twamp.tests":
+                        for point in metric.sum.data_points:
+                            self.test_points += 1
+                            self.tests[self.key(point)] = attributes(point)
+                            self.labels.add(attributes(point).get("site"))
+                    elif metric.name == "twamp.probes":
+                        for point in metric.sum.data_points:
+                            if attributes(point)["twamp.state"] == "sent":
+                                self.sent[self.key(point)] = point.as_int
+                    elif metric.name == "twamp.rtt":
+                        for point in metric.histogram.data_points:
+                            assert sum(point.bucket_counts) == point.count
+                            assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
+                            self.rtt[self.key(point)] = point.count
+
+    def take_logs(self, request):
+        with self.lock:
+            for log in (l for r in request.resource_logs for s in r.scope_logs for l in s.log_records):
+                if log.event_name == "twamp.probe":
+                    self.probes += 1
+                else:
+                    self.events[attributes(log)["twamp.cursor"]] = log.event_name
+
+    @staticmethod
+    def key(point):
+        return attributes(point)["twamp.connection"], point.time_unix_nano / 1e9
+
+
+def attributes(point):
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in point.attributes}
+
+
+class Collector:
+    """rotel, a collector written in Rust by others."""
+
+    def __init__(self, port, sink_port):
+        import rotel
+
+        self.program = glob.glob(os.path.join(os.path.dirname(rotel.__file__), "rotel-agent"))[0]
+        self.port, self.sink_port, self.process = port, sink_port, None
+        self.start()
+
+    def start(self):
+        http = free_port()
+        self.process = subprocess.Popen(
+            [self.program, "start", "--otlp-grpc-endpoint", f"127.0.0.1:{self.port}",
+             "--otlp-http-endpoint", f"127.0.0.1:{http}", "--exporter", "otlp",
+             "--otlp-exporter-endpoint", f"http://127.0.0.1:{self.sink_port}",
+             "--otlp-exporter-protocol", "grpc", "--batch-timeout", "200ms"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+
+    def stop(self):
+        """In good order: it passes on what it has taken."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=30)
+
+
+class NatsServer:
+    def __init__(self, directory):
+        self.directory, self.port = directory, free_port()
+        os.makedirs(directory)
+        self.path = os.path.join(directory, "nats.conf")
+        with open(self.path, "w") as file:
+            file.write(
+                f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}" }}\n'
+                'authorization { users: [{user: agent, password: "pass word"}] }\n'
+            )
+        self.start()
+
+    def start(self):
+        log = open(os.path.join(self.directory, "log"), "ab")
+        self.process = subprocess.Popen(["nats-server", "-c", self.path], stdout=log, stderr=log)
+        log.close()
+        harness.dial(self.port).close()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=20)
+
+    async def messages(self, stream):
+        """Subject, message id and payload of all that is in a stream."""
+        import nats
+
+        connected = await nats.connect(f"nats://127.0.0.1:{self.port}", user="agent", password="pass word")
+        context = connected.jetstream()
+        subscription = await context.pull_subscribe("", durable=None, stream=stream)
+        found = []
+        total = (await context.stream_info(stream)).state.messages
+        while len(found) < total:
+            for message in await subscription.fetch(min(500, total - len(found)), timeout=10):
+                found.append((message.subject, message.headers["Nats-Msg-Id"], message.data))
+                await message.ack()
+        await connected.close()
+        return found
+
+
+class PrometheusServer:
+    def __init__(self, directory, target):
+        self.directory, self.port = directory, free_port()
+        os.makedirs(directory)
+        self.path = os.path.join(directory, "prometheus.yml")
+        with open(self.path, "w") as file:
+            file.write(
+                "global: {scrape_interval: 1s}\nscrape_configs:\n"
+                f"  - job_name: twamp\n    static_configs: [{{targets: ['127.0.0.1:{target}']}}]\n"
+            )
+        self.start()
+
+    def start(self):
+        log = open(os.path.join(self.directory, "log"), "ab")
+        self.process = subprocess.Popen(
+            ["prometheus", f"--config.file={self.path}", f"--storage.tsdb.path={self.directory}/data",
+             f"--web.listen-address=127.0.0.1:{self.port}"],
+            stdout=log, stderr=log,
+        )
+        log.close()
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=30)
+
+    def query(self, text):
+        """The values of an instant query."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?query={urllib.request.quote(text)}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                result = json.load(answer)["data"]["result"]
+        except (OSError, urllib.error.URLError):
+            return []
+        return [float(sample["value"][1]) for sample in result]
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())

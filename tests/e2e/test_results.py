@@ -1,0 +1,401 @@
+"""Results: that numbers are what an independent computation makes of the single probes, that
+intervals go by the clock, and that nothing that a consumer was given is ever lost."""
+
+import collections
+import os
+import random
+import subprocess
+import threading
+import time
+import unittest
+
+import grpc
+import harness
+from harness import Case, client, connection, events, free_port, need, server, session, sh
+
+KILLS = int(os.environ.get("TWAMP_RESULT_KILLS", "50"))
+PROBES = int(float(os.environ.get("TWAMP_STATISTICS_PROBES", "1000000")))
+
+
+class Numbers(harness.TwoHosts):
+    """A million probes over a link that loses some both ways."""
+
+    SESSIONS = 10
+
+    def test_numbers_are_those_of_numpy(self):
+        need("nft")
+        import numpy
+
+        far = self.agent("far", namespace=self.b).client()
+        near = self.agent("near", namespace=self.a).client()
+        far.apply({"server": server(maximum_sessions=64)})
+        # In runs now and then: one in fifty, and all of some in a row.
+        for namespace in (self.a, self.b):
+            self.inside(namespace, "nft", "add", "table", "inet", "t")
+            self.inside(namespace, "nft", "add", "chain", "inet", "t", "c",
+                        "{ type filter hook input priority 0; }")
+            self.inside(namespace, "nft", "add", "rule", "inet", "t", "c", "udp", "length", "gt", "60",
+                        "numgen", "random", "mod", "1000", "<", "8", "drop")
+        seconds = max(5, PROBES // (self.SESSIONS * 1000))
+        sessions = [
+            session("s", probe_count=5000, probe_interval="0.001s", loss_timeout="0.3s", data_size=100,
+                    percentiles=[50, 90, 99, 99.9])
+        ]
+        near.apply({"client": client(*(
+            connection(f"c{i}", self.B, sessions, test_interval="0.1s", test_count=str(max(1, seconds // 5)),
+                       moving_average_size=3)
+            for i in range(self.SESSIONS)
+        ))})
+        states = lambda: {c["state"] for c in near.call("ClientService", "ListConnections")["connections"]}
+        self.wait_for(lambda: states() == {"CONNECTION_STATE_COMPLETED"}, seconds * 3 + 60, 1)
+        time.sleep(65)  # the last minute closes
+
+        probes, tests, minutes = collections.defaultdict(list), {}, collections.defaultdict(list)
+        stream = near.stream({"earliest": True})
+        for message in stream:
+            if message.WhichOneof("message") == "sync":
+                break
+            for record in message.batch.records:
+                kind = record.WhichOneof("kind")
+                if kind == "probe_results":
+                    probes[record.connection] += list(record.probe_results.probes)
+                elif kind == "test_result":
+                    tests[record.connection, record.test_result.test_number] = record.test_result
+                elif kind == "interval_result" and record.interval_result.scope == 5:
+                    minutes[record.connection].append(record.interval_result)
+        stream.cancel()
+        total = sum(map(len, probes.values()))
+        self.assertEqual(total, sum(t.figures.probes_sent for t in tests.values()))
+        self.assertGreaterEqual(total, PROBES * 0.9)
+
+        worst = 0.0
+        for name, all_probes in probes.items():
+            all_probes.sort(key=lambda p: p.sent_unix_ns)
+            by_test = collections.defaultdict(list)
+            for probe in all_probes:
+                by_test[probe.test_number].append(probe)
+            for number, of_test in by_test.items():
+                worst = max(worst, self.compare(numpy, of_test, tests[name, number].figures))
+            # Every probe counts in the minute in which it was sent.
+            by_minute = collections.Counter(p.sent_unix_ns // 60_000_000_000 for p in all_probes)
+            told = {m.start.seconds // 60: m.figures.probes_sent for m in minutes[name] if m.figures.probes_sent}
+            self.assertEqual(told, dict(by_minute))
+        print(f"\n{total} probes in {len(tests)} tests: counts, extremes, moments, jitters, bursts as numpy has them; "
+              f"percentiles within {worst * 100:.2f} % of the exact ones")
+
+        # All tests, and the last three, are what their tests are together.
+        for scope, last in (("ALL_TESTS", None), ("MOVING_AVERAGE", 3)):
+            answer = near.call("ResultsService", "GetStatistics", {"scopes": [f"STATISTICS_SCOPE_{scope}"]})
+            self.assertEqual(len(answer["statistics"]), self.SESSIONS)
+            for one in answer["statistics"]:
+                numbers = sorted(n for c, n in tests if c == one["connection"])[-(last or len(tests)):]
+                taken = [p for p in probes[one["connection"]] if p.test_number in numbers and p.status == 1]
+                rtt = numpy.array([p.rtt_ns for p in taken], dtype=float)
+                told = one["figures"]["rtt"]
+                self.assertEqual(int(told["samples"]), len(rtt))
+                self.assertEqual((int(told["min_ns"]), int(told["max_ns"])), (rtt.min(), rtt.max()))
+                self.assertAlmostEqual(told["mean_ns"], rtt.mean(), delta=1e-6 * rtt.mean())
+                self.assertAlmostEqual(told["stddev_ns"], rtt.std(), delta=1e-4 * rtt.std())
+
+    def compare(self, numpy, probes, figures):
+        """The largest relative error of a percentile."""
+        received = [p for p in probes if p.status == 1]
+        lost = [p.status == 2 for p in probes]
+        self.assertEqual(figures.probes_received, len(received))
+        self.assertEqual(figures.probes_lost, sum(lost))
+        self.assertEqual(figures.lost_egress + figures.lost_ingress + figures.lost_unattributed, sum(lost))
+        worst = 0.0
+        for field in ("rtt", "egress", "ingress"):
+            values = numpy.array([getattr(p, f"{field}_ns") for p in received], dtype=float)
+            told = getattr(figures, field)
+            self.moments(numpy, told, values)
+            ordered = numpy.sort(values)
+            for percentile in told.percentiles:
+                exact = ordered[max(int(numpy.ceil(percentile.percent / 100 * len(ordered))), 1) - 1]
+                error = abs(percentile.value_ns - exact) / max(abs(exact), 1)
+                # Half of a bucket.
+                self.assertLess(error, 2.0 ** -told.histogram.precision, (field, percentile, exact))
+                worst = max(worst, error)
+            self.assertEqual(sum(told.histogram.counts), len(values))
+            pairs = [
+                getattr(b, f"{field}_ns") - getattr(a, f"{field}_ns")
+                for a, b in zip(probes, probes[1:]) if a.status == b.status == 1
+            ]
+            self.moments(numpy, getattr(figures, f"{field}_jitter"), numpy.array(pairs, dtype=float))
+        # RFC 3550, section 6.4.1; answers came in order.
+        jitter = 0.0
+        for a, b in zip(received, received[1:]):
+            jitter += (abs(b.rtt_ns - a.rtt_ns) - jitter) / 16
+        if figures.probes_reordered == 0:
+            self.assertAlmostEqual(figures.interarrival_jitter_ns, jitter, delta=20 + jitter * 0.02)
+        runs, run = [], 0
+        for is_lost in lost:
+            if is_lost:
+                run += 1
+            elif run:
+                runs.append(run)
+                run = 0
+        # Those at the ends may go on in the tests before and behind.
+        self.assertLessEqual(abs(figures.loss_bursts.bursts - len(runs)), 1)
+        self.assertGreaterEqual(figures.loss_bursts.longest, max(runs, default=0))
+        return worst
+
+    def moments(self, numpy, told, values):
+        self.assertEqual(told.samples, len(values))
+        self.assertEqual((told.min_ns, told.max_ns), (values.min(), values.max()))
+        self.assertAlmostEqual(told.mean_ns, values.mean(), delta=1 + 1e-9 * abs(values.mean()))
+        self.assertAlmostEqual(told.stddev_ns, values.std(), delta=1 + 1e-6 * values.std())
+        self.assertEqual(told.peak_to_peak_ns, values.max() - values.min())
+
+
+class Intervals(Case):
+    def test_minutes_go_by_the_clock_and_say_whether_they_are_whole(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        api.apply({
+            "server": server(port=port),
+            "client": client(connection("c", "127.0.0.1", [session("s", probe_count=10)], destination_port=port,
+                                        test_interval="0.1s")),
+        })
+        scope = "STATISTICS_SCOPE_INTERVAL_1_MINUTE"
+        kinds = {"kinds": ["RECORD_KIND_INTERVAL_RESULT"]}
+        found = self.wait_for(
+            lambda: len(r := api.records(filter=kinds)) >= 2 and r, 200, 2)
+        first, second = (r["interval_result"] for r in found[:2])
+        self.assertTrue(first["suspect"], "the session began in it")
+        self.assertFalse(second["suspect"])
+        begins, ends = harness.seconds(second["start"]), harness.seconds(second["end"])
+        self.assertEqual((begins % 60, ends - begins), (0, 60))
+        self.assertEqual(harness.seconds(first["end"]), begins)
+        # 10 probes in 1.5 s: 0.9 s, the loss timeout, the interval.
+        self.assertTrue(360 <= int(second["figures"]["probes_sent"]) <= 410, second["figures"]["probes_sent"])
+        running = api.call("ResultsService", "GetStatistics", {"running_intervals": True})["statistics"]
+        scopes = collections.Counter(s["scope"] for s in running)
+        self.assertEqual(scopes[scope], 2)
+        for longer in ("15_MINUTES", "1_HOUR", "1_DAY"):
+            self.assertGreaterEqual(scopes[f"STATISTICS_SCOPE_INTERVAL_{longer}"], 1)
+        day = next(s for s in running if s["scope"] == "STATISTICS_SCOPE_INTERVAL_1_DAY")
+        self.assertTrue(day["running"] and day["suspect"])
+        self.assertGreaterEqual(int(day["figures"]["probes_sent"]),
+                                sum(int(r["interval_result"]["figures"]["probes_sent"]) for r in found[:2]))
+        # A restart, without warning: what was counted goes on, and the minute is not whole.
+        agent.kill()
+        agent.start()
+        api.close()
+        api = agent.client()
+        after = api.call("ResultsService", "GetStatistics",
+                         {"scopes": ["STATISTICS_SCOPE_INTERVAL_1_DAY"], "running_intervals": True})["statistics"]
+        self.assertGreaterEqual(int(after[-1]["figures"]["probes_sent"]), int(day["figures"]["probes_sent"]) * 0.8)
+        time.sleep(2)
+        now = api.call("ResultsService", "GetStatistics", {"scopes": [scope], "running_intervals": True})["statistics"]
+        self.assertTrue(now[-1]["suspect"] and now[-1]["running"])
+
+    def test_statistics_begin_anew_and_history_is_kept_in_memory(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        sessions = [session("s", probe_count=2, probe_interval="0.01s", loss_timeout="0.05s")]
+        common = {"destination_port": port, "test_interval": "0.05s"}
+        api.apply({
+            "server": server(port=port),
+            "client": client(
+                connection("kept", "127.0.0.1", sessions, **common),
+                connection("passing", "127.0.0.1", sessions, persistent_results=False, history_size=5, **common),
+            ),
+        })
+        statistics = lambda **f: {
+            (s["connection"], s["scope"].removeprefix("STATISTICS_SCOPE_")): s
+            for s in api.call("ResultsService", "GetStatistics", f)["statistics"]
+        }
+        tests = lambda name: int(statistics().get((name, "ALL_TESTS"), {"tests_complete": 0})["tests_complete"])
+        self.wait_for(lambda: tests("kept") > 10 and tests("passing") > 10)
+        history = statistics(history=True)
+        self.assertEqual(len(history["passing", "LAST_TEST"]["history"]), 5)
+        numbers = [int(r["test_number"]) for r in history["passing", "LAST_TEST"]["history"]]
+        self.assertEqual(numbers, list(range(numbers[0], numbers[0] + 5)))
+        self.assertEqual(history["kept", "LAST_TEST"]["history"], [])
+        # Streams carry what is not stored.
+        live = api.stream({"latest": True, "filter": {"connections": ["passing"]}})
+        batch = next(m for m in live if m.WhichOneof("message") == "batch")
+        self.assertEqual(batch.batch.records[0].connection, "passing")
+        live.cancel()
+
+        self.assertEqual(api.call("ResultsService", "ClearStatistics", {"connections": ["kept"]}), {"sessions": 1})
+        self.assertLess(tests("kept"), 10)
+        self.wait_for(lambda: tests("kept") > 0)
+        self.assertEqual(statistics()["kept", "ALL_TESTS"]["epoch"], "1")
+        self.assertEqual(statistics()["passing", "ALL_TESTS"]["epoch"], "0")
+        cleared = self.wait_for(lambda: events(api.records(), "STATISTICS_CLEARED"))
+        self.assertEqual(cleared[0]["value"], "1")
+        with self.assertRaises(grpc.RpcError) as refused:
+            api.call("ResultsService", "ClearStatistics", {"connections": ["nobody"]})
+        self.assertEqual(refused.exception.code(), grpc.StatusCode.NOT_FOUND)
+
+        self.wait_for(lambda: tests("kept") > 20)
+        before = tests("kept")
+        self.assertEqual(agent.stop(), 0)
+        agent.start()
+        api.close()
+        api = agent.client()
+        self.wait_for(lambda: ("passing", "ALL_TESTS") in statistics())
+        self.assertGreaterEqual(tests("kept"), before)
+        self.assertEqual(statistics()["kept", "ALL_TESTS"]["epoch"], "1")
+        self.assertLess(tests("passing"), 10)
+        self.assertEqual([r for r in api.records(filter={"connections": ["passing"]})
+                          if "event" not in r and harness.seconds(r["time"]) < time.time() - 60], [])
+
+
+class Crash(Case):
+    """SIGKILL at random moments, while twenty thousand results of probes are written each second."""
+
+    def test_what_a_consumer_was_given_is_there(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        sessions = [session("s", probe_count=100000, probe_interval="0.002s", loss_timeout="0.2s")]
+        api.apply({
+            "server": server(port=port, maximum_sessions=64, maximum_connections=64,
+                             maximum_connections_per_client=64),
+            "client": client(*(
+                connection(f"c{i}", "127.0.0.1", sessions, destination_port=port, test_interval="0.1s")
+                for i in range(40)
+            )),
+        })
+        generator = random.Random(7)
+        given, position, longest, rates, opened = {}, 0, 0.0, [], []
+        for _ in range(KILLS):
+            collector = Collector(api, position)
+            begun = time.monotonic()
+            time.sleep(generator.uniform(0.7, 2.5))
+            agent.kill()
+            length = time.monotonic() - begun
+            collector.join()
+            self.assertIsNone(collector.failure)
+            self.assertEqual(collector.gaps, [])
+            rates.append(collector.probes / length)
+            given = collector.given
+            position = max(given, default=position)
+            killed = time.monotonic()
+            agent.start()
+            api.close()
+            api = agent.client()
+            opened.append(time.monotonic() - killed)
+            newest = int(api.call("AgentService", "GetAgent")["store"]["newest_cursor"])
+            self.assertGreaterEqual(newest, position)
+            found = Collector(api, min(given, default=1) - 1, until=position)
+            found.join()
+            self.assertEqual(found.gaps, [])
+            self.assertEqual(set(given) - set(found.given), set())
+            changed = [cursor for cursor, octets in given.items() if found.given[cursor] != octets]
+            self.assertEqual(changed, [])
+        records = self.cursors(api)
+        self.assertEqual(records, list(range(records[0], records[0] + len(records))), "no hole")
+        store = api.call("AgentService", "GetAgent")["store"]
+        print(f"\n{KILLS} kills at {sum(rates) / len(rates):.0f} probe results/s in the mean (at most {max(rates):.0f}): "
+              f"{len(records)} records, no hole, nothing lost that was given; up again after at most {max(opened):.2f} s; "
+              f"{int(store['live_octets']) / 1e6:.0f} MB live")
+
+    def cursors(self, api):
+        found = []
+        stream = api.stream({"earliest": True})
+        for message in stream:
+            if message.WhichOneof("message") == "sync":
+                break
+            found += [record.cursor for record in message.batch.records]
+        stream.cancel()
+        return found
+
+
+class Collector(threading.Thread):
+    """Takes all records behind a cursor, as octets."""
+
+    def __init__(self, api, after, until=None):
+        super().__init__(daemon=True)
+        self.given, self.gaps, self.failure, self.probes, self.until = {}, [], None, 0, until
+        self.messages = api.stream({"after_cursor": after})
+        self.start()
+
+    def run(self):
+        try:
+            for message in self.messages:
+                for record in message.batch.records:
+                    if record.WhichOneof("kind") == "gap":
+                        self.gaps.append((record.gap.first_cursor, record.gap.last_cursor))
+                    self.probes += len(record.probe_results.probes)
+                    self.given[record.cursor] = record.SerializeToString(deterministic=True)
+                if self.until is not None and (max(self.given, default=0) >= self.until or message.HasField("sync")):
+                    self.messages.cancel()
+                    return
+        except grpc.RpcError as error:
+            # The agent is gone.
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                self.failure = error
+
+
+class FullDisk(Case):
+    """A file system of its own, that is filled to the last octet."""
+
+    def test_measurement_and_streams_go_on_and_the_store_recovers(self):
+        disk = os.path.join(self.directory, "disk")
+        os.makedirs(disk)
+        sh("mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", disk)
+        self.stack.callback(sh, "umount", "-l", disk, check=False)
+        port = free_port()
+        agent = self.agent("disk/agent")
+        api = agent.client()
+        sessions = [session("s", probe_count=50, probe_interval="0.01s", loss_timeout="0.1s")]
+        api.apply({
+            "server": server(port=port),
+            "client": client(*(connection(f"c{i}", "127.0.0.1", sessions, destination_port=port, test_interval="0.05s")
+                               for i in range(5))),
+        })
+        store = lambda: api.call("AgentService", "GetAgent")["store"]
+        sent = lambda: sum(int(s["figures"]["probes_sent"]) for s in api.call(
+            "ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})["statistics"])
+        self.wait_for(lambda: int(store()["records"]) > 500)
+        live = api.stream({"latest": True})
+        position = lambda: next(m for m in live if m.WhichOneof("message") == "batch").batch.records[-1].cursor
+        filling = os.path.join(disk, "filling")
+        with open(filling, "wb") as file:
+            try:
+                while file.write(bytes(1 << 20)):
+                    file.flush()
+            except OSError:
+                pass
+        full = self.wait_for(lambda: not (s := store())["healthy"] and s)
+        self.assertTrue("full" in full["detail"] or "space" in full["detail"].lower(), full["detail"])
+        before, cursor = sent(), position()
+        time.sleep(5)
+        self.assertGreater(sent(), before + 500, "measured")
+        for _ in range(50):
+            later = position()
+        self.assertGreater(later, cursor, "told to who follows")
+        code, why, _ = api.refused({"client": client()})
+        self.assertEqual(code, grpc.StatusCode.UNAVAILABLE, why)
+        dropped = int(store()["records_dropped"])
+        self.assertGreater(dropped, 0)
+        os.unlink(filling)
+        self.wait_for(lambda: store()["healthy"], 30)
+        newest = int(store()["newest_cursor"])
+        self.wait_for(lambda: int(store()["newest_cursor"]) > newest + 100)
+        live.cancel()
+        self.assertTrue(self.wait_for(lambda: events(api.records(), "STORE_RECOVERED")))
+        self.assertGreater(sent(), before)
+        api.apply({"client": client()})
+        self.assertEqual(agent.stop(), 0)
+        # What was told and not stored is gone with the memory, and that is said.
+        agent.start()
+        again = agent.client()
+        self.assertTrue(again.call("AgentService", "GetAgent")["store"]["healthy"])
+        records = again.records()
+        gaps = [r["gap"] for r in records if "gap" in r]
+        self.assertGreaterEqual(len(gaps), 1)
+        gone = sum(int(g["last_cursor"]) - int(g["first_cursor"]) + 1 for g in gaps)
+        self.assertGreaterEqual(gone, dropped)
+        first, last = int(records[0]["cursor"]), int(records[-1]["cursor"])
+        self.assertEqual(last - first + 1, len(records) - len(gaps) + gone, "every cursor is there or told to be gone")
+
+
+if __name__ == "__main__":
+    unittest.main()
