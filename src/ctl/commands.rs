@@ -193,6 +193,8 @@ pub enum KindArgument {
     Probes,
     /// Events
     Event,
+    /// Statistics of minutes, quarters of an hour, hours and days
+    Interval,
 }
 
 impl From<FilterArguments> for RecordFilter {
@@ -201,6 +203,7 @@ impl From<FilterArguments> for RecordFilter {
             KindArgument::Test => RecordKind::TestResult.into(),
             KindArgument::Probes => RecordKind::ProbeResults.into(),
             KindArgument::Event => RecordKind::Event.into(),
+            KindArgument::Interval => RecordKind::IntervalResult.into(),
         };
         Self {
             connections: arguments.connection,

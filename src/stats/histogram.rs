@@ -7,9 +7,9 @@ use crate::proto;
 /// Parts of a power of two at first, as a power of two.
 const FINEST: u32 = 7;
 /// Buckets of a test.
-pub const BUCKETS_OF_A_TEST: usize = 96;
+pub const BUCKETS_OF_A_TEST: usize = 160;
 /// Buckets of statistics over many tests.
-pub const BUCKETS_OF_MANY: usize = 192;
+pub const BUCKETS_OF_MANY: usize = 224;
 
 /// Values by buckets.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -161,7 +161,8 @@ class Intervals(Case):
         scope = "STATISTICS_SCOPE_INTERVAL_1_MINUTE"
         kinds = {"kinds": ["RECORD_KIND_INTERVAL_RESULT"]}
         found = self.wait_for(
-            lambda: len(r := api.records(filter=kinds)) >= 2 and r, 200, 2)
+            lambda: len(r := [r for r in api.records(filter=kinds)
+                              if r["interval_result"]["scope"] == scope]) >= 2 and r, 200, 2)
         first, second = (r["interval_result"] for r in found[:2])
         self.assertTrue(first["suspect"], "the session began in it")
         self.assertFalse(second["suspect"])
