@@ -46,6 +46,8 @@ const PROBES: usize = 40;
 const UNDER_WAY: u64 = 4_000;
 const RETENTION: Retention = Retention { age_ns: u64::MAX, octets: 1 << 40 };
 const READERS: usize = 50;
+/// Probes that each of them reads.
+const OF_EACH: u64 = 400_000;
 const LIVE_PROBES_PER_SECOND: u64 = 50_000;
 
 fn main() {
@@ -170,7 +172,7 @@ async fn replayed(directory: &Path, records: u64) {
     });
     let agent = agent.await.expect("an agent");
     let address = agent.addresses()[0];
-    let (one, messages) = read(address, true).await;
+    let (one, messages) = read(address, u64::MAX, true).await;
     println!("replayed to one reader: {:.0} probe results/s of {records} records", one.rate());
     let all = fifty(address).await;
     println!("replayed to {READERS} readers: {:.0} probe results/s in all", all.rate());
@@ -183,7 +185,7 @@ async fn replayed(directory: &Path, records: u64) {
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { server.await.expect("a server") });
-    let (bare, _) = read(address, false).await;
+    let (bare, _) = read(address, u64::MAX, false).await;
     println!("  bare stream of the same messages: {:.0}; ratio {:.2}", bare.rate(), {
         one.rate() / bare.rate()
     });
@@ -204,8 +206,12 @@ impl Read {
     }
 }
 
-/// Reads all that is stored; keeps the messages.
-async fn read(address: SocketAddr, keep: bool) -> (Read, Vec<proto::StreamRecordsResponse>) {
+/// Reads what is stored, up to so many probes; keeps the messages.
+async fn read(
+    address: SocketAddr,
+    most: u64,
+    keep: bool,
+) -> (Read, Vec<proto::StreamRecordsResponse>) {
     let mut client = ResultsServiceClient::connect(format!("http://{address}"))
         .await
         .expect("a connection")
@@ -232,6 +238,9 @@ async fn read(address: SocketAddr, keep: bool) -> (Read, Vec<proto::StreamRecord
         if keep && kept.len() < 400 {
             kept.push(message);
         }
+        if probes >= most {
+            break;
+        }
     }
     (Read { probes, took: begun.elapsed() }, kept)
 }
@@ -240,7 +249,7 @@ async fn read(address: SocketAddr, keep: bool) -> (Read, Vec<proto::StreamRecord
 async fn fifty(address: SocketAddr) -> Read {
     let (begun, mut readers, mut probes) = (Instant::now(), JoinSet::new(), 0);
     for _ in 0..READERS {
-        readers.spawn(async move { read(address, false).await.0.probes });
+        readers.spawn(async move { read(address, OF_EACH, false).await.0.probes });
     }
     while let Some(read) = readers.join_next().await {
         probes += read.expect("a reader");

@@ -18,13 +18,7 @@ use crate::{
 pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
     match kind {
         record::Kind::TestResult(mut result) => {
-            let octets = fitting(|most| {
-                if let (Some(most), Some(figures)) = (most, result.figures.as_deref_mut()) {
-                    stats::coarsen(figures, most);
-                }
-                result.encode_to_vec()
-            });
-            vec![(content::TEST_RESULT, octets)]
+            vec![(content::TEST_RESULT, test_result(&mut result))]
         }
         record::Kind::IntervalResult(mut result) => {
             let octets = fitting(|most| {
@@ -39,6 +33,16 @@ pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
         record::Kind::ProbeResults(results) => probes(results.probes),
         record::Kind::Gap(_) => Vec::new(),
     }
+}
+
+/// The content of the result of a test.
+pub(super) fn test_result(result: &mut TestResult) -> Bytes {
+    fitting(|most| {
+        if let (Some(most), Some(figures)) = (most, result.figures.as_deref_mut()) {
+            stats::coarsen(figures, most);
+        }
+        result.encode_to_vec()
+    })
 }
 
 /// With histograms as coarse as the store needs them to be.

@@ -6,6 +6,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use bytes::Bytes;
+
 use super::{
     Subject, content as record_content,
     reports::{Report, Told},
@@ -46,9 +48,10 @@ impl Log {
         let mut fold = self.fold();
         let kind = match told {
             Told::Record(kind) => *kind,
-            Told::Test(result, minute) => {
-                fold.test(&subject, &result, minute);
-                record::Kind::TestResult(*result)
+            Told::Test(mut result, minute) => {
+                let content = record_content::test_result(&mut result);
+                fold.test(&subject, &result, &content, minute);
+                return self.append(&subject, content::TEST_RESULT, content, time);
             }
             Told::Minute(minute, figures) => {
                 return fold.minute(&subject.key, minute, &figures);
@@ -57,7 +60,7 @@ impl Log {
         if let record::Kind::Event(event) = &kind {
             tell(subject.connection(), event);
         }
-        self.append(&subject, kind, time);
+        self.append_all(&subject, kind, time);
     }
 
     /// Intervals that are over become records.
@@ -65,35 +68,38 @@ impl Log {
         let mut fold = self.fold();
         for (key, interval) in fold.close(now) {
             let subject = fold.subject(&key);
-            self.append(&subject, record::Kind::IntervalResult(interval), now);
+            self.append_all(&subject, record::Kind::IntervalResult(interval), now);
         }
     }
 
     /// Under the lock of the statistics: cursors rise in the order in which records are handed on.
-    fn append(&self, subject: &Subject, kind: record::Kind, time: UnixTime) {
-        // What the store keeps of it.
-        let time = UnixTime(time.0 / 1_000 * 1_000);
-        for (kind, octets) in record_content::encode(kind) {
-            let entry = Entry {
-                cursor: self.next_cursor.load(Relaxed),
-                time,
-                subject: subject.stored.clone(),
-                kind,
-                content: octets,
-            };
-            let stored = if subject.persistent {
-                entry.clone()
-            } else {
-                Entry { kind: content::NOTHING, content: Default::default(), ..entry.clone() }
-            };
-            // Before the store tells of it: whoever hears of it looks here.
-            self.tail.push(entry);
-            if self.store.append(stored).is_ok() {
-                self.next_cursor.fetch_add(1, Relaxed);
-            } else {
-                self.tail.take_back();
-                self.count_dropped();
-            }
+    fn append_all(&self, subject: &Subject, kind: record::Kind, time: UnixTime) {
+        for (kind, content) in record_content::encode(kind) {
+            self.append(subject, kind, content, time);
+        }
+    }
+
+    fn append(&self, subject: &Subject, kind: u8, content: Bytes, time: UnixTime) {
+        let entry = Entry {
+            cursor: self.next_cursor.load(Relaxed),
+            // What the store keeps of it.
+            time: UnixTime(time.0 / 1_000 * 1_000),
+            subject: subject.stored.clone(),
+            kind,
+            content,
+        };
+        let stored = if subject.persistent {
+            entry.clone()
+        } else {
+            Entry { kind: content::NOTHING, content: Bytes::new(), ..entry.clone() }
+        };
+        // Before the store tells of it: whoever hears of it looks here.
+        self.tail.push(entry);
+        if self.store.append(stored).is_ok() {
+            self.next_cursor.fetch_add(1, Relaxed);
+        } else {
+            self.tail.take_back();
+            self.count_dropped();
         }
     }
 

@@ -20,6 +20,11 @@ impl Series {
         self.histogram.add(value, BUCKETS_OF_A_TEST);
     }
 
+    fn clear(&mut self) {
+        self.moments = Moments::default();
+        self.histogram.clear();
+    }
+
     fn told(&self) -> Option<Box<DelayStats>> {
         let histogram = (self.moments.count() > 0).then(|| (&self.histogram).into());
         Some(Box::new(DelayStats { histogram, ..(&self.moments).into() }))
@@ -44,6 +49,16 @@ pub(super) struct Delays {
 }
 
 impl Delays {
+    /// Without samples, and with the room that there was.
+    pub(super) fn clear(&mut self) {
+        let Self { rtt, egress, ingress, rtt_jitter, egress_jitter, ingress_jitter, processing } =
+            self;
+        for series in [rtt, egress, ingress, rtt_jitter, egress_jitter, ingress_jitter] {
+            series.clear();
+        }
+        *processing = Moments::default();
+    }
+
     /// Samples so far.
     pub(super) fn count(&self) -> u64 {
         self.rtt.moments.count()
@@ -92,6 +107,12 @@ struct Neighbour {
 }
 
 impl Neighbours {
+    pub(super) fn clear(&mut self) {
+        self.latest.fill(None);
+        self.previous_rtt_ns = None;
+        self.jitter_16_ns = 0;
+    }
+
     /// RFC 3550 §6.4.1.
     pub(super) fn interarrival_jitter_ns(&self) -> u64 {
         self.jitter_16_ns >> 4

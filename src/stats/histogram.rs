@@ -39,6 +39,12 @@ impl Histogram {
         }
     }
 
+    /// Without values, and with the room that it had.
+    pub fn clear(&mut self) {
+        self.precision = FINEST;
+        self.buckets.clear();
+    }
+
     /// Values so far.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|(_, count)| count).sum()

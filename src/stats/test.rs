@@ -59,6 +59,8 @@ pub struct TestFigures {
     /// Of all samples so far.
     sources: Option<StampSources>,
     neighbours: Neighbours,
+    /// Room for the next piece.
+    spare: Option<Piece>,
 }
 
 /// What was sent in one minute.
@@ -84,7 +86,16 @@ impl TestFigures {
             closed: None,
             sources: None,
             neighbours: Neighbours::default(),
+            spare: None,
         }
+    }
+
+    /// For the next test, in the room of this one.
+    pub fn again(mut self, probes_scheduled: u64) -> Self {
+        self.neighbours.clear();
+        self.spare = self.pieces.pop_front().or(self.spare);
+        self.pieces.clear();
+        Self { probes_scheduled, closed: None, sources: None, ..self }
     }
 
     /// A probe was sent at `t1`, so late against its schedule. Whether that began a minute.
@@ -217,7 +228,9 @@ impl TestFigures {
             None => self.closed = Some(Box::new(figures.clone())),
             Some(closed) => merge(closed, &figures),
         }
-        Some((piece.minute, figures))
+        let minute = piece.minute;
+        self.spare = Some(piece);
+        Some((minute, figures))
     }
 
     /// The oldest minute to which something may still come.
@@ -259,7 +272,7 @@ impl TestFigures {
             piece.delays = Delays::default();
         }
         self.closed.as_deref_mut().map(clear_delays);
-        self.neighbours = Neighbours::default();
+        self.neighbours.clear();
     }
 
     fn latest(&mut self) -> &mut Figures {
@@ -275,7 +288,9 @@ impl TestFigures {
     /// Where the piece of a minute is, or what is nearest to it; a later minute begins one.
     fn index(&mut self, minute: u64) -> usize {
         if self.pieces.back().is_none_or(|latest| latest.minute < minute) {
-            self.pieces.push_back(Piece { minute, ..Piece::default() });
+            let Piece { mut delays, .. } = self.spare.take().unwrap_or_default();
+            delays.clear();
+            self.pieces.push_back(Piece { minute, delays, ..Piece::default() });
         }
         self.pieces.iter().position(|piece| piece.minute >= minute).unwrap_or(0)
     }

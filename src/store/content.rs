@@ -16,5 +16,5 @@ pub const PROBE_RESULTS: u8 = 5;
 
 /// Statistics over all tests, behind the names of connection and session.
 pub const STATISTICS_ALL: &[u8] = b"all";
-/// Of the last test.
+/// The last `TestResult`.
 pub const STATISTICS_LAST: &[u8] = b"last";

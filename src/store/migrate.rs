@@ -95,6 +95,7 @@ fn statistics_of_1(trees: &Trees) -> Result<(), StoreError> {
             tree.insert(key, snapshot_value(as_of_cursor, &[]))?;
             continue;
         }
+        let last = last.map(|last| result_of(&last)).transpose()?;
         for (part, content) in [(content::STATISTICS_ALL, all), (content::STATISTICS_LAST, last)] {
             if let Some(content) = content {
                 let key = [key.as_ref(), &[0], part].concat();
@@ -104,6 +105,26 @@ fn statistics_of_1(trees: &Trees) -> Result<(), StoreError> {
         tree.remove(key)?;
     }
     Ok(())
+}
+
+/// The result that the statistics of the last test were made of, but for its number.
+fn result_of(statistics: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let last = proto::Statistics::decode(statistics);
+    let last = last.map_err(|_| StoreError::Damaged("statistics"))?;
+    let outcome = match () {
+        () if last.tests_complete > 0 => proto::TestOutcome::Complete,
+        () if last.tests_interrupted > 0 => proto::TestOutcome::Interrupted,
+        () if last.tests_unreachable > 0 => proto::TestOutcome::Unreachable,
+        () => proto::TestOutcome::Stopped,
+    };
+    let result = proto::TestResult {
+        outcome: outcome.into(),
+        start: last.since,
+        end: last.until,
+        figures: last.figures,
+        ..proto::TestResult::default()
+    };
+    Ok(result.encode_to_vec())
 }
 
 #[cfg(test)]
@@ -149,8 +170,9 @@ mod tests {
                 cursor += 1;
             }
         }
-        let statistics =
-            StatisticsOf1 { all: Some(vec![1]), last: Some(vec![2]), as_of_cursor: 77 };
+        let last = proto::Statistics { tests_interrupted: 1, ..Default::default() };
+        let last = Some(last.encode_to_vec());
+        let statistics = StatisticsOf1 { all: Some(vec![1]), last, as_of_cursor: 77 };
         trees.statistics.insert(b"c\0s", statistics.encode_to_vec()).unwrap();
         let mark = StatisticsOf1 { as_of_cursor: 77, ..Default::default() };
         trees.statistics.insert(b"", mark.encode_to_vec()).unwrap();
@@ -172,7 +194,9 @@ mod tests {
             kept.sort_by_key(|snapshot| snapshot.content.clone());
             assert!(kept.iter().all(|snapshot| snapshot.as_of_cursor == 77));
             let contents: Vec<_> = kept.into_iter().map(|snapshot| snapshot.content).collect();
-            assert_eq!(contents, [vec![], vec![1], vec![2]]);
+            let interrupted = proto::TestOutcome::Interrupted.into();
+            let last = proto::TestResult { outcome: interrupted, ..Default::default() };
+            assert_eq!(contents, [vec![], vec![1], last.encode_to_vec()]);
             store.close();
         }
     }

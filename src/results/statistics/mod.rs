@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::Subject;
@@ -155,15 +156,16 @@ impl Fold {
             let Some(last) = entries.last() else { break };
             after = last.cursor;
             for entry in entries.into_iter().filter(|entry| entry.kind == content::TEST_RESULT) {
-                let result =
-                    TestResult::decode(entry.content).map_err(|_| StoreError::Damaged("record"))?;
+                let result = TestResult::decode(entry.content.clone())
+                    .map_err(|_| StoreError::Damaged("record"))?;
                 let key = (entry.subject.connection.clone(), entry.subject.session.clone());
                 let minute = only_minute(&result);
                 let has = |part| {
                     as_of.get(&(key.clone(), part)).is_some_and(|as_of| entry.cursor <= *as_of)
                 };
                 let disturbed = VecDeque::new();
-                fold.session(&key).test(&result, minute, &disturbed, has);
+                let session = fold.session(&key);
+                session.test(&result, &entry.content, minute, &disturbed, has);
                 fold.changed.insert(key);
             }
         }
@@ -196,6 +198,7 @@ impl Fold {
         &mut self,
         subject: &Arc<Subject>,
         result: &TestResult,
+        content: &Bytes,
         minute: Option<u64>,
     ) {
         let key = &subject.key;
@@ -205,7 +208,7 @@ impl Fold {
         let disturbed = std::mem::take(&mut self.disturbed);
         let session = self.session(key);
         session.of(subject);
-        session.test(result, minute, &disturbed, |_| false);
+        session.test(result, content, minute, &disturbed, |_| false);
         self.disturbed = disturbed;
         self.note_changed(key);
     }

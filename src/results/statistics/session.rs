@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::{
@@ -42,8 +43,10 @@ pub(super) struct Session {
     /// The latest intervals that are over: what comes late for one of them is left out.
     finished: [Option<u64>; 4],
     changed: Vec<Part>,
+    /// The last result, encoded: as it is in the log.
+    last: Option<Bytes>,
     /// Encoded results, the latest last, where they are not stored.
-    history: VecDeque<Box<[u8]>>,
+    history: VecDeque<Bytes>,
     /// Intervals that began before this are not whole; `None` until the next result tells.
     since_ns: Option<u64>,
     /// To whom its latest result belonged.
@@ -58,6 +61,7 @@ impl Session {
             parts: BTreeMap::new(),
             finished: [None; 4],
             changed: Vec::new(),
+            last: None,
             history: VecDeque::new(),
             since_ns: None,
             subject: None,
@@ -78,9 +82,16 @@ impl Session {
 
     /// Takes up a part as it was kept.
     pub(super) fn restore(&mut self, part: Part, content: Vec<u8>) {
-        if part == Part::Head {
-            self.head = Head::decode(content.as_slice()).unwrap_or_default();
-            return;
+        match part {
+            Part::Head => {
+                self.head = Head::decode(content.as_slice()).unwrap_or_default();
+                return;
+            }
+            Part::Last => {
+                self.last = Some(content.into());
+                return;
+            }
+            Part::All | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {}
         }
         let packed = Packed(content.into());
         if let Part::Finished(level) = part {
@@ -95,22 +106,21 @@ impl Session {
     pub(super) fn test(
         &mut self,
         result: &TestResult,
+        content: &Bytes,
         minute: Option<u64>,
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
         let start_ns = time_ns(result.start.as_ref());
         self.seen(start_ns);
-        for (part, scope) in
-            [(Part::All, StatisticsScope::AllTests), (Part::Last, StatisticsScope::LastTest)]
-        {
-            if !has(part) {
-                let kept = self.parts.get(&part).filter(|_| part == Part::All);
-                let mut statistics = kept.map_or_else(|| empty(scope), Packed::unpack);
-                add_result(&mut statistics, result);
-                self.set(part, statistics);
-            }
+        if !has(Part::All) {
+            let kept = self.parts.get(&Part::All);
+            let mut all = kept.map_or_else(|| empty(StatisticsScope::AllTests), Packed::unpack);
+            add_result(&mut all, result);
+            self.set(Part::All, all);
         }
+        self.last = Some(content.clone());
+        self.changed.push(Part::Last);
         if !has(Part::Head) {
             self.moving(result);
         }
@@ -127,7 +137,7 @@ impl Session {
             self.since_ns = None;
         }
         if let ResultKeeping::InMemory(most) = self.plan.keeping {
-            self.history.push_back(result.encode_to_vec().into());
+            self.history.push_back(content.clone());
             self.history.drain(..self.history.len().saturating_sub(most));
         }
     }
@@ -204,6 +214,8 @@ impl Session {
     pub(super) fn clear(&mut self) -> u64 {
         self.changed.extend(self.parts.keys());
         self.parts.clear();
+        self.changed.push(Part::Last);
+        self.last = None;
         self.history.clear();
         self.head = Head { epoch: self.head.epoch + 1, tests: 0 };
         self.changed.push(Part::Head);
@@ -221,10 +233,12 @@ impl Session {
         let unpack = |part| self.parts.get(&part).map(Packed::unpack);
         let mut found = Vec::new();
         if wanted(StatisticsScope::LastTest) {
-            found.extend(unpack(Part::Last).map(|last| {
-                let results = self.history.iter().filter(|_| history);
-                let results = results.filter_map(|octets| TestResult::decode(octets.as_ref()).ok());
-                Statistics { history: results.collect(), ..last }
+            let read = |octets: &Bytes| TestResult::decode(octets.clone()).ok();
+            found.extend(self.last.as_ref().and_then(read).map(|last| {
+                let results = self.history.iter().filter(|_| history).filter_map(read);
+                let mut statistics = empty(StatisticsScope::LastTest);
+                add_result(&mut statistics, &last);
+                Statistics { history: results.collect(), ..statistics }
             }));
         }
         if wanted(StatisticsScope::AllTests) {
@@ -253,7 +267,8 @@ impl Session {
         changed.dedup();
         let content = |part: Part| match part {
             Part::Head => Some(self.head.encode_to_vec()),
-            Part::All | Part::Last | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {
+            Part::Last => self.last.as_ref().map(|last| last.to_vec()),
+            Part::All | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {
                 self.parts.get(&part).map(|packed| packed.0.to_vec())
             }
         };
@@ -262,7 +277,12 @@ impl Session {
 
     /// All parts, to be removed from the store.
     pub(super) fn all_parts(&self) -> Vec<Part> {
-        self.parts.keys().copied().chain([Part::Head]).chain(self.changed.iter().copied()).collect()
+        self.parts
+            .keys()
+            .copied()
+            .chain([Part::Head, Part::Last])
+            .chain(self.changed.iter().copied())
+            .collect()
     }
 
     /// Everything is to be stored again.

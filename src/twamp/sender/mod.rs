@@ -74,6 +74,8 @@ pub struct SessionSender {
     carrier: Carrier,
     outstanding: Outstanding,
     track: Track,
+    /// Of the last test: its room is for the next one.
+    spare: Option<TestFigures>,
     /// Answered, and waiting to hear when the reflector really answered.
     held: VecDeque<Held>,
     events: VecDeque<SenderEvent>,
@@ -95,6 +97,7 @@ impl SessionSender {
             next_sequence: 0,
             carrier: Carrier::default(),
             track: Track::default(),
+            spare: None,
             held: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -374,7 +377,10 @@ impl SessionSender {
         let start = if now.monotonic.since_ns(due) > LATEST_NS { now.monotonic } else { due };
         self.phase = Phase::Testing(Box::new(Test {
             started: now,
-            figures: TestFigures::new(self.config.probe_count.into()),
+            figures: match self.spare.take() {
+                Some(figures) => figures.again(self.config.probe_count.into()),
+                None => TestFigures::new(self.config.probe_count.into()),
+            },
             dealt_with: 0,
             next_due: start,
             last_due: start,
@@ -449,6 +455,7 @@ impl SessionSender {
         {
             self.events.push_back(SenderEvent::Minute(minute, Box::new(figures)));
         }
+        self.spare = Some(test.figures);
         let result = TestResult {
             test_number: self.test_number,
             outcome: outcome.into(),

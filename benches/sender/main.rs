@@ -6,6 +6,8 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+mod bare;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::{
@@ -22,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bare::Wake;
 use common::{BATCH, cpu_of, pin};
 use nix::{
     cmsg_space,
@@ -42,16 +45,14 @@ use twamp_agent::{
             results_service_client::ResultsServiceClient,
         },
     },
-    net::{
-        Poller, TestSocket, ThreadPlace, TransmitStamps, UdpOptions, clock, free_port,
-        raise_open_files,
-    },
+    net::{ThreadPlace, free_port, raise_open_files},
     proto,
     session::PlaneSettings,
     time::{ErrorEstimate, UnixTime},
-    wire::format::{PacketFormat, ProbeHeader, ReplyHeader},
+    wire::format::{PacketFormat, ReplyHeader},
 };
 
+const MILLISECOND: Duration = Duration::from_millis(1);
 const SENDER: usize = 0;
 const RESPONDER: usize = 1;
 const SESSIONS_OF_A_CONNECTION: usize = 10;
@@ -114,14 +115,15 @@ fn main() {
     ] {
         runtime.block_on(schedule(name, one, length));
     }
-    bare_timer(length);
-    bare(10_000, Duration::from_millis(100), length);
+    bare::timer(length);
+    bare::sockets(10_000, Duration::from_millis(100), Wake::Each(MILLISECOND), length);
     println!("growth, 10,000 probes/s in all");
     for (sessions, interval_ms) in [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000)] {
         let name = format!("  {sessions} sessions");
         runtime.block_on(schedule(&name, run(sessions, interval_ms, (0, 0), 0), length));
     }
-    bare(10_000, Duration::from_secs(1), length);
+    bare::sockets(10_000, Duration::from_secs(1), Wake::Each(MILLISECOND), length);
+    bare::sockets(10_000, Duration::from_secs(1), Wake::ForEachProbe, length);
 }
 
 fn duration(length: Duration) -> Option<prost_types::Duration> {
@@ -252,111 +254,6 @@ fn beside_irtt() {
     let line =
         line.lines().find(|line| line.trim_start().starts_with("RTT")).unwrap_or("no answer");
     println!("irtt: min, mean, median, max, stddev: {}", line.trim());
-}
-
-/// What the kernel charges: as many sockets with the same stamps, one packet out and one in for each
-/// probe, from one thread that is woken each millisecond for what is due then.
-fn bare(sessions: usize, interval: Duration, length: Duration) {
-    let end = Arc::new(AtomicBool::new(false));
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    let target = socket.local_addr().expect("an address");
-    let responder = {
-        let end = end.clone();
-        let body = move || {
-            pin(RESPONDER);
-            respond(&socket, &Mutex::default(), &AtomicBool::new(false), &end);
-        };
-        thread::Builder::new().name("responder".into()).spawn(body).expect("a thread")
-    };
-    let body = move || {
-        pin(SENDER);
-        let options =
-            UdpOptions { transmit_stamps: TransmitStamps::Numbered, ..UdpOptions::default() };
-        let bind = |index: usize| {
-            let address = [127, 0, 0, (1 + index / SESSIONS_OF_AN_ADDRESS) as u8];
-            TestSocket::bind(SocketAddr::from((address, 0)), &options).expect("a socket")
-        };
-        let sockets: Vec<TestSocket> = (0..sessions).map(bind).collect();
-        let packet = probe();
-        let (begun, mut sent, mut due, mut next) = (Instant::now(), 0u64, 0u64, 0);
-        let mut waiting: Vec<usize> = Vec::new();
-        let before = cpu_of("bare");
-        let each_ms = sessions as f64 / interval.as_secs_f64() / 1e3;
-        for tick in 1.. {
-            let at = Duration::from_millis(tick);
-            if at > length {
-                break;
-            }
-            if let Some(rest) = at.checked_sub(begun.elapsed()) {
-                thread::park_timeout(rest);
-            }
-            for index in waiting.drain(..) {
-                sockets[index].transmitted(|_, _| {});
-                let _ = sockets[index].receive(|_, _| {});
-            }
-            let until = (tick as f64 * each_ms) as u64;
-            while due < until {
-                due += 1;
-                next = (next + 1) % sessions;
-                sent += u64::from(sockets[next].send(&packet, target).is_ok());
-                waiting.push(next);
-            }
-        }
-        (sent, cpu_of("bare").saturating_sub(before))
-    };
-    let thread = thread::Builder::new().name("bare".into()).spawn(body).expect("a thread");
-    let (sent, cpu) = thread.join().expect("the bare sender");
-    end.store(true, Relaxed);
-    responder.join().expect("the responder");
-    println!(
-        "{:<38}{:>9.0}{:>50.2}",
-        format!("  bare, {sessions} sockets"),
-        sent as f64 / length.as_secs_f64(),
-        cpu.as_nanos() as f64 / 1e3 / sent.max(1) as f64,
-    );
-}
-
-/// A bare timer: how late a thread is that sleeps until each millisecond.
-fn bare_timer(length: Duration) {
-    let body = move || {
-        pin(SENDER);
-        let mut poller = Poller::new().expect("a timer");
-        let begun = Instant::now();
-        let mut late: Vec<u64> = Vec::new();
-        for tick in 1.. {
-            let at = Duration::from_millis(tick);
-            if at > length {
-                break;
-            }
-            while let Some(rest) = at.checked_sub(begun.elapsed()) {
-                let due = clock::monotonic().plus_ns(rest.as_nanos() as u64);
-                poller.wait_without_sockets(due, length).expect("a wait");
-            }
-            late.push(begun.elapsed().saturating_sub(at).as_nanos() as u64);
-        }
-        late.sort_unstable();
-        late
-    };
-    let late = thread::spawn(body).join().expect("the timer");
-    let at = |part: f64| late[((late.len() - 1) as f64 * part) as usize] as f64 / 1e3;
-    println!(
-        "{:<38}{:>9}{:>8.1}{:>8.1}{:>8.1}{:>8.1}",
-        "  a bare timer of a millisecond",
-        "1000",
-        at(0.5),
-        at(0.99),
-        at(0.999),
-        at(1.0)
-    );
-}
-
-fn probe() -> Vec<u8> {
-    let format = PacketFormat::open();
-    let mut packet = vec![0; format.probe_octets()];
-    let header =
-        ProbeHeader { sequence: 0, timestamp: 1, error_estimate: ErrorEstimate(0x8a64), ssid: 0 };
-    format.write_probe(&header, &mut packet);
-    packet
 }
 
 async fn schedule(name: &str, run: Run, length: Duration) {
