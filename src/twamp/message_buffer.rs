@@ -12,7 +12,8 @@ pub(super) struct MessageBuffer {
     octets: Vec<u8>,
     /// Less than a block that waits for the rest to be decrypted; always empty without `opener`.
     sealed: Vec<u8>,
-    opener: Option<Opener>,
+    /// Large, and most connections have none.
+    opener: Option<Box<Opener>>,
 }
 
 impl MessageBuffer {
@@ -28,7 +29,7 @@ impl MessageBuffer {
 
     /// From here on messages are encrypted and have an HMAC; what came already included.
     pub(super) fn protect(&mut self, opener: Opener) {
-        self.opener = Some(opener);
+        self.opener = Some(Box::new(opener));
         let early = std::mem::take(&mut self.octets);
         self.push(&early);
     }

@@ -232,7 +232,8 @@ impl Driver {
             let known = self.network_seen;
             let mut network = self.network.clone();
             let establish = establish(&config, extensions, self.turn, &status, &derivation);
-            let mut establish = pin!(establish);
+            // Thousands of octets, which a connection that is up does not need.
+            let mut establish = Box::pin(establish);
             loop {
                 let better = gets_better(&mut network, known);
                 // One that hangs in TCP gives way to one that may find its way at once.
@@ -278,7 +279,7 @@ impl Driver {
                 self.stop_sessions().await;
             }
             if let Some(control) = control {
-                control.stop().await;
+                Box::pin(control.stop()).await;
             }
         }
         next

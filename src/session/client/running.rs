@@ -49,7 +49,7 @@ impl Driver {
                     return Next::Again;
                 }
                 () = sleep(until(missing)), if missing.is_some() => {
-                    let changed = self.request_missing(control.as_mut(), Vec::new()).await;
+                    let changed = Box::pin(self.request_missing(control.as_mut(), Vec::new())).await;
                     if let Changed::Lost(failure) = changed {
                         return Next::Lost(failure, true);
                     }
@@ -65,7 +65,7 @@ impl Driver {
             };
             match next {
                 Next::Sessions => {
-                    let changed = self.change_sessions(control.as_mut()).await;
+                    let changed = Box::pin(self.change_sessions(control.as_mut())).await;
                     self.took_up();
                     match changed {
                         Changed::Done => {}

@@ -74,7 +74,8 @@ pub struct ControlClient {
     unacknowledged: Vec<Sid>,
     /// What is stopped is not the end.
     renegotiating: bool,
-    sealer: Option<Sealer>,
+    /// Large, and most connections have none.
+    sealer: Option<Box<Sealer>>,
     input: MessageBuffer,
     actions: VecDeque<ClientAction>,
 }
@@ -134,7 +135,8 @@ impl ControlClient {
         let token = key.seal(&greeting.challenge, keys);
         let response = SetUpResponse::protected(self.mode.0, key_id.as_bytes(), token, *client_iv);
         self.send(&response);
-        self.sealer = Some(Sealer::new(&self.options.keys, self.options.client_iv));
+        let sealer = Sealer::new(&self.options.keys, self.options.client_iv);
+        self.sealer = Some(Box::new(sealer));
         self.enter(State::ServerStart, now);
         self.advance(now);
     }

@@ -124,7 +124,8 @@ pub struct ControlServer {
     /// When the message that is being received began.
     partial_since: Option<Monotonic>,
     sessions: Sessions,
-    sealer: Option<Sealer>,
+    /// Large, and most connections have none.
+    sealer: Option<Box<Sealer>>,
     input: MessageBuffer,
     actions: VecDeque<ServerAction>,
 }

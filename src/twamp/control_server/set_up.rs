@@ -43,7 +43,7 @@ impl ControlServer {
         sealer.seal_part(&mut octets[ServerStart::CLEAR_OCTETS..]);
         self.actions.push_back(ServerAction::Send(octets));
         self.input.protect(Opener::new(&keys, client_iv));
-        self.sealer = Some(sealer);
+        self.sealer = Some(Box::new(sealer));
         self.keys = Some(keys);
         self.state = State::Request;
         self.advance(now);
