@@ -68,8 +68,12 @@ fn main() {
 }
 
 fn open(directory: &Path) -> Arc<Results> {
+    open_with(directory, RETENTION)
+}
+
+fn open_with(directory: &Path, retention: Retention) -> Arc<Results> {
     let state = StateDirectory::open(directory).expect("a directory");
-    let store = ResultStore::open(&state, RETENTION, "agent", clock::now).expect("a store");
+    let store = ResultStore::open(&state, retention, "agent", clock::now).expect("a store");
     Results::open(store, "boot".into()).expect("results")
 }
 
@@ -314,7 +318,9 @@ async fn live(directory: &Path, length: Duration) {
 
 /// How long a store takes to open that holds so much.
 fn reopened(directory: &Path, mib: u64) {
-    let results = open(directory);
+    // As a quota of that size has its windows.
+    let retention = Retention { octets: (mib << 20) * 17 / 16, ..RETENTION };
+    let results = open_with(directory, retention);
     let (subjects, state) = (subjects(), results.state());
     let mut sent = 0u64;
     while state.borrow().live_octets < mib << 20 {
@@ -327,7 +333,7 @@ fn reopened(directory: &Path, mib: u64) {
     results.close();
     drop(results);
     let begun = Instant::now();
-    let results = open(directory);
+    let results = open_with(directory, retention);
     let took = begun.elapsed();
     let octets = results.state().borrow().live_octets;
     println!("opened again with {} MiB live: {:.2} s", octets >> 20, took.as_secs_f64());

@@ -102,7 +102,7 @@ pub struct Results {
     log: Arc<Log>,
     reports: Reports,
     boot_id: String,
-    plans: RwLock<HashMap<Key, Plan>>,
+    plans: RwLock<Arc<HashMap<Key, Plan>>>,
 }
 
 impl Results {

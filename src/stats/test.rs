@@ -82,7 +82,8 @@ impl TestFigures {
     pub fn new(probes_scheduled: u64) -> Self {
         Self {
             probes_scheduled,
-            pieces: VecDeque::new(),
+            // Most tests have one.
+            pieces: VecDeque::with_capacity(1),
             closed: None,
             sources: None,
             neighbours: Neighbours::default(),

@@ -334,6 +334,71 @@ class Collector(threading.Thread):
                 self.failure = error
 
 
+class Database(Case):
+    """What is done to a state directory while no agent runs on it."""
+
+    def db(self, *arguments, code=0):
+        done = subprocess.run([harness.AGENT, "db", *arguments], capture_output=True, text=True)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def test_a_state_is_verified_exported_imported_and_compacted(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        sessions = [session("s", probe_count=20, probe_interval="0.01s", loss_timeout="0.05s")]
+        api.apply({"server": server(port=port), "client": client(
+            connection("c", "127.0.0.1", sessions, destination_port=port, test_interval="0.02s"))})
+        self.wait_for(lambda: int(api.call("AgentService", "GetAgent")["store"]["records"]) > 100)
+        api.call("ResultsService", "AckRecords", {"consumer": "mine", "cursor": 7})
+        here = ("--state-dir", agent.directory)
+        self.assertIn("in use by another agent", self.db("verify", *here, code=1))
+        self.assertEqual(agent.stop(), 0)
+        records = self.records_of(agent)
+        told = self.db("verify", *here)
+        self.assertIn("whole; 1 revisions", told)
+        self.assertIn(f"cursors 1 to {records[-1]}", told)
+        self.assertIn("octets on disk before", self.db("compact", *here))
+        self.assertIn("whole", self.db("verify", *here))
+        file = os.path.join(self.directory, "state.export")
+        self.assertIn("items", self.db("export", file, *here))
+        self.assertIn("exists", self.db("export", file, *here, code=1))
+        self.assertIn("holds a state already", self.db("import", file, *here, code=1))
+        there = os.path.join(self.directory, "there")
+        self.db("import", file, "--state-dir", there)
+        os.rename(agent.directory, agent.directory + ".before")
+        os.rename(there, agent.directory)
+        again = self.records_of(agent, consumer=7)
+        self.assertEqual(again[: len(records)], records)
+        # Wrong input says what is wrong, and leaves nothing behind.
+        with open(file, "r+b") as damaged:
+            damaged.seek(os.path.getsize(file) // 2)
+            damaged.write(b"\xff" * 8)
+        self.assertIn("checksum is wrong", self.db("import", file, "--state-dir", there, code=1))
+        self.assertIn("no export", self.db("import", harness.AGENT, "--state-dir", there, code=1))
+        self.assertIn("holds no state", self.db("verify", "--state-dir", there, code=1))
+        self.assertIn("No such file", self.db("import", file + ".x", "--state-dir", there, code=1))
+        self.db("verify", "--state-dir", self.directory, code=1)
+
+    def records_of(self, agent, consumer=None):
+        """The cursors of an agent that does nothing more."""
+        agent.start()
+        api = agent.client()
+        api.call("ClientService", "StopConnections")
+        found = [int(r["cursor"]) for r in api.records()]
+        if consumer:
+            kept = api.call("ResultsService", "ListConsumers")["consumers"]
+            self.assertEqual([(c["name"], int(c["cursor"])) for c in kept], [("mine", consumer)])
+        self.assertEqual(agent.stop(), 0)
+        api.close()
+        agent.start()
+        api = agent.client()
+        found = [int(r["cursor"]) for r in api.records()]
+        api.close()
+        self.assertEqual(agent.stop(), 0)
+        return found
+
+
 class FullDisk(Case):
     """A file system of its own, that is filled to the last octet."""
 

@@ -59,7 +59,7 @@ impl Default for Plan {
 }
 
 /// The plans of all sessions that are configured.
-pub(super) fn plans(config: &AgentConfig) -> HashMap<Key, Plan> {
+pub(super) fn plans(config: &AgentConfig) -> Arc<HashMap<Key, Plan>> {
     // Most sessions have the same percentiles.
     let mut known: Vec<Arc<[f64]>> = Vec::new();
     let mut percentiles = |wanted: &[f64]| {
@@ -88,7 +88,7 @@ pub(super) fn plans(config: &AgentConfig) -> HashMap<Key, Plan> {
             plans.insert((connection.name.clone(), session.clone()), plan.clone());
         }
     }
-    plans
+    Arc::new(plans)
 }
 
 /// Which statistics are asked for.
@@ -131,7 +131,7 @@ pub(super) struct Fold {
     forgotten: Vec<Vec<u8>>,
     /// Sessions that are configured, once that is known. A connection that was removed may still
     /// report how its last test ended.
-    configured: Option<HashMap<Key, Plan>>,
+    configured: Option<Arc<HashMap<Key, Plan>>>,
     disturbed: VecDeque<u64>,
 }
 
@@ -259,7 +259,7 @@ impl Fold {
     /// Begins the statistics of sessions anew: their new epochs.
     pub(super) fn clear(&mut self, query: &StatisticsQuery) -> Vec<(Key, u64)> {
         // Also of what has had no result yet.
-        let known = self.configured.iter().flat_map(HashMap::keys);
+        let known = self.configured.iter().flat_map(|plans| plans.keys());
         let keys: BTreeSet<Key> = known
             .chain(self.sessions.keys())
             .filter(|(connection, session)| query.wants(connection, session))
@@ -303,7 +303,7 @@ impl Fold {
     }
 
     /// Takes up the plans of what is configured, and forgets what is not.
-    pub(super) fn follow(&mut self, plans: HashMap<Key, Plan>) {
+    pub(super) fn follow(&mut self, plans: Arc<HashMap<Key, Plan>>) {
         let Self { sessions, changed, forgotten, .. } = self;
         sessions.retain(|key, session| {
             if let Some(plan) = plans.get(key) {

@@ -8,6 +8,7 @@ use crate::{
 use std::{
     cell::Cell,
     ops::Deref,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -274,4 +275,58 @@ fn a_database_that_lost_its_end_says_so() {
     assert!(store.damage().contains("behind cursor 1, up to 101"), "{}", store.damage());
     store.append(now().unix.0, 10);
     wait_for(&store, |state| state.newest > CURSOR_JUMP);
+}
+
+/// What the clock of the day shows, nanoseconds.
+static OF_THE_DAY: AtomicU64 = AtomicU64::new(0);
+
+fn now_of_the_day() -> Now {
+    let ns = OF_THE_DAY.load(Relaxed);
+    Now { monotonic: Monotonic(ns), unix: UnixTime(ns) }
+}
+
+#[test]
+fn the_disk_stays_small_over_a_day_of_sliding_windows() {
+    const HOUR_NS: u64 = 60 * MINUTE_NS;
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let retention = Retention { age_ns: HOUR_NS, octets: 1 << 30 };
+    OF_THE_DAY.store(1_790_000_000_000_000_000, Relaxed);
+    let store = ResultStore::open(&state, retention, "agent", now_of_the_day).unwrap();
+    let (mut cursor, mut noise, mut written) = (0, 1u64, 0);
+    for minute in (5..=24 * 60).step_by(5) {
+        for _ in 0..1000 {
+            cursor += 1;
+            // Nothing that could be made smaller.
+            let content: Vec<u8> = (0..128)
+                .flat_map(|_| {
+                    noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    noise.to_be_bytes()
+                })
+                .collect();
+            written += content.len() as u64;
+            let entry = Entry {
+                cursor,
+                time: now_of_the_day().unix,
+                subject: Arc::default(),
+                kind: 1,
+                content: content.into(),
+            };
+            store.append(entry).unwrap();
+        }
+        OF_THE_DAY.fetch_add(5 * MINUTE_NS, Relaxed);
+        let kept = wait_for(&store, |state| {
+            // The writer waits by this clock.
+            OF_THE_DAY.fetch_add(25_000_000, Relaxed);
+            state.newest == cursor
+        });
+        if minute % 60 == 0 {
+            let limit = 3 * kept.live_octets + (64 << 20);
+            assert!(kept.disk_octets <= limit, "after {minute} minutes: {kept:?}");
+        }
+    }
+    let kept = store.state().borrow().clone();
+    // An hour, and what is in a window with it.
+    assert!((11_000..=14_000).contains(&kept.records), "{kept:?}");
+    assert!(written > 10 * kept.live_octets);
 }
