@@ -4,6 +4,7 @@ intervals go by the clock, and that nothing that a consumer was given is ever lo
 import collections
 import os
 import random
+import re
 import subprocess
 import threading
 import time
@@ -357,7 +358,8 @@ class Database(Case):
         records = self.records_of(agent)
         told = self.db("verify", *here)
         self.assertIn("whole; 1 revisions", told)
-        self.assertIn(f"cursors 1 to {records[-1]}", told)
+        newest = int(re.search(r"cursors 1 to (\d+);", told)[1])
+        self.assertGreaterEqual(newest, records[-1])
         self.assertIn("octets on disk before", self.db("compact", *here))
         self.assertIn("whole", self.db("verify", *here))
         file = os.path.join(self.directory, "state.export")
