@@ -45,8 +45,9 @@ impl Reconciler {
             let applied = self.server_applied.wait_for(|applied| *applied == config.server);
             let _ = timeout(SERVER_FIRST, applied).await;
             // Before the first result comes.
-            self.results.follow_config(&config);
+            self.results.expect(&config);
             self.clients.follow(&config, revision);
+            self.results.follow_config(&config);
             self.export.send_if_modified(|running| {
                 let differs = *running != config.export;
                 running.clone_from(&config.export);

@@ -2,7 +2,7 @@
 //! readers that follow. By one thread.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     Subject, content as record_content,
     reports::{Report, Told},
-    statistics::Fold,
+    statistics::{Fold, Plans},
     tail::Tail,
 };
 use crate::{
@@ -33,8 +33,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn open(store: ResultStore) -> Result<Self, StoreError> {
-        let fold = Mutex::new(Fold::load(&store)?);
+    pub(super) fn open(store: ResultStore, plans: Arc<Plans>) -> Result<Self, StoreError> {
+        let fold = Mutex::new(Fold::load(&store, plans)?);
         let next_cursor = store.next_cursor().into();
         Ok(Self { store, tail: Tail::default(), fold, next_cursor, dropped: AtomicU64::new(0) })
     }

@@ -11,11 +11,7 @@ mod statistics;
 mod surroundings;
 mod tail;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +30,7 @@ use crate::{
 };
 use log::Log;
 use reports::{Report, Reports, Told};
-use statistics::{Key, Plan};
+use statistics::{Key, Plan, Plans};
 
 /// Probes that wait for others to fill a record, at most.
 pub const PROBES_PER_RECORD: usize = 64;
@@ -102,16 +98,17 @@ pub struct Results {
     log: Arc<Log>,
     reports: Reports,
     boot_id: String,
-    plans: RwLock<Arc<HashMap<Key, Plan>>>,
+    plans: Arc<Plans>,
 }
 
 impl Results {
     /// Takes up statistics where they were left, and replays what the log has beyond.
     pub fn open(store: ResultStore, boot_id: String) -> Result<Arc<Self>, StoreError> {
-        let log = Arc::new(Log::open(store)?);
+        let plans = Arc::new(Plans::default());
+        let log = Arc::new(Log::open(store, plans.clone())?);
         let reports = Reports::start(log.clone())
             .map_err(|error| StoreError::Database(format!("its thread: {error}")))?;
-        Ok(Arc::new(Self { log, reports, boot_id, plans: RwLock::default() }))
+        Ok(Arc::new(Self { log, reports, boot_id, plans }))
     }
 
     /// The agent, for ever.
@@ -230,16 +227,18 @@ impl Results {
     }
 
     fn plan(&self, connection: &str, session: &str) -> Plan {
-        let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
-        plans.get(&(connection.to_owned(), session.to_owned())).cloned().unwrap_or_default()
+        self.plans.of(&(connection.to_owned(), session.to_owned()))
     }
 
-    /// Takes up how statistics are made, forgets those of sessions that are no longer configured,
-    /// and keeps records as long as is configured now.
+    /// What comes from now on is of this configuration. Quick: others wait.
+    pub fn expect(&self, config: &AgentConfig) {
+        self.plans.set(statistics::plans(config));
+    }
+
+    /// Forgets statistics of sessions that are no longer expected, makes the others as is configured
+    /// now, and keeps records as long.
     pub fn follow_config(&self, config: &AgentConfig) {
-        let plans = statistics::plans(config);
-        self.log.fold().follow(plans.clone());
-        *self.plans.write().unwrap_or_else(PoisonError::into_inner) = plans;
+        self.log.fold().follow();
         if let Err(error) = self.log.store.set_retention(retention(&config.storage)) {
             tracing::warn!(%error, "the new retention does not hold yet");
         }

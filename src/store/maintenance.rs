@@ -150,14 +150,18 @@ pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, M
 
 /// Makes a state directory of a file; how many items. What is not whole leaves nothing behind.
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
-    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+    let state = StateDirectory::open(directory)?;
+    // The file that holds other agents off is there in any case.
+    let mut names = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.file_name());
+    if names.any(|name| name != super::LOCK_FILE) {
         return Err(MaintenanceError::NotEmpty(directory.to_owned()));
     }
-    let state = StateDirectory::open(directory)?;
     let imported = import_into(&state, from);
     if imported.is_err() {
         for database in DATABASES {
-            let _ = fs::remove_dir_all(path(&state, database));
+            if let Err(error) = fs::remove_dir_all(path(&state, database)) {
+                tracing::debug!(%error, database, "nothing to remove");
+            }
         }
     }
     imported
@@ -354,12 +358,12 @@ mod tests {
         let items = export(&state, &mut file).unwrap();
         let other = directory.path().join("b");
         assert_eq!(import(&other, &mut file.as_slice()).unwrap(), items);
+        let refused = import(&other, &mut file.as_slice());
+        assert!(matches!(refused, Err(MaintenanceError::NotEmpty(_))), "{refused:?}");
         let imported = StateDirectory::open(&other).unwrap();
         let after = verified(&imported);
         assert_eq!((after.records, after.cursors), (before.records, before.cursors));
         assert_eq!((after.revisions, after.live_octets), (1, before.live_octets));
-        let refused = import(&other, &mut file.as_slice());
-        assert!(matches!(refused, Err(MaintenanceError::NotEmpty(_))), "{refused:?}");
         let store = ResultStore::open(&imported, RETENTION, "another", now).unwrap();
         assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001));
     }

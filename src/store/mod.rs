@@ -38,6 +38,8 @@ pub use writer::{Retention, StoreState};
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
 /// Version of the layout on disk.
 const SCHEMA: u32 = 2;
+/// In a state directory, held by the agent that runs on it.
+const LOCK_FILE: &str = "lock";
 /// How often a directory that another agent has is tried again, and after what time: 2 s in all.
 const LOCK_TRIES: u32 = 40;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
@@ -115,7 +117,7 @@ impl StateDirectory {
             .create(true)
             .truncate(false)
             .write(true)
-            .open(path.join("lock"))
+            .open(path.join(LOCK_FILE))
             .map_err(failed)?;
         check_room(path)?;
         let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);

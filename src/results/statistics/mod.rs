@@ -5,7 +5,7 @@ mod session;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -91,6 +91,33 @@ pub(super) fn plans(config: &AgentConfig) -> Arc<HashMap<Key, Plan>> {
     Arc::new(plans)
 }
 
+/// What is configured, once that is known: shared between whoever makes statistics and whoever
+/// tells of them, and set before the first result comes.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    known: RwLock<Option<Arc<HashMap<Key, Plan>>>>,
+}
+
+impl Plans {
+    pub(super) fn set(&self, plans: Arc<HashMap<Key, Plan>>) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(plans);
+    }
+
+    fn all(&self) -> Option<Arc<HashMap<Key, Plan>>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// That of a session; one that is not configured has the defaults.
+    pub(super) fn of(&self, key: &Key) -> Plan {
+        self.all().and_then(|plans| plans.get(key).cloned()).unwrap_or_default()
+    }
+
+    /// A connection that was removed may still report how its last test ended.
+    fn is_gone(&self, key: &Key) -> bool {
+        self.all().is_some_and(|plans| !plans.contains_key(key))
+    }
+}
+
 /// Which statistics are asked for.
 #[derive(Clone, Debug, Default)]
 pub struct StatisticsQuery {
@@ -129,16 +156,14 @@ pub(super) struct Fold {
     changed: BTreeSet<Key>,
     /// Of sessions that are gone.
     forgotten: Vec<Vec<u8>>,
-    /// Sessions that are configured, once that is known. A connection that was removed may still
-    /// report how its last test ended.
-    configured: Option<Arc<HashMap<Key, Plan>>>,
+    plans: Arc<Plans>,
     disturbed: VecDeque<u64>,
 }
 
 impl Fold {
     /// From the store: the last snapshot, and the results behind it.
-    pub(super) fn load(store: &ResultStore) -> Result<Self, StoreError> {
-        let mut fold = Self::default();
+    pub(super) fn load(store: &ResultStore, plans: Arc<Plans>) -> Result<Self, StoreError> {
+        let mut fold = Self { plans, ..Self::default() };
         let mut as_of: HashMap<(Key, Part), u64> = HashMap::new();
         let mut after = 0;
         for kept in store.statistics()? {
@@ -177,20 +202,13 @@ impl Fold {
     }
 
     fn session(&mut self, key: &Key) -> &mut Session {
-        let plan = || {
-            let known = self.configured.as_ref().and_then(|plans| plans.get(key));
-            known.cloned().unwrap_or_default()
-        };
-        self.sessions.entry(key.clone()).or_insert_with(|| Session::new(plan()))
+        let plans = &self.plans;
+        self.sessions.entry(key.clone()).or_insert_with(|| Session::new(plans.of(key)))
     }
 
     /// To whom records of a session's intervals belong.
     pub(super) fn subject(&mut self, key: &Key) -> Arc<Subject> {
         self.session(key).subject(key)
-    }
-
-    fn is_gone(&self, key: &Key) -> bool {
-        self.configured.as_ref().is_some_and(|plans| !plans.contains_key(key))
     }
 
     /// Takes the result of a test, and the minute that it is in, where it is in one.
@@ -202,7 +220,7 @@ impl Fold {
         minute: Option<u64>,
     ) {
         let key = &subject.key;
-        if self.is_gone(key) {
+        if self.plans.is_gone(key) {
             return;
         }
         let disturbed = std::mem::take(&mut self.disturbed);
@@ -215,7 +233,7 @@ impl Fold {
 
     /// Takes what was sent in a minute of a longer test.
     pub(super) fn minute(&mut self, key: &Key, minute: u64, figures: &Figures) {
-        if self.is_gone(key) {
+        if self.plans.is_gone(key) {
             return;
         }
         let disturbed = std::mem::take(&mut self.disturbed);
@@ -259,7 +277,8 @@ impl Fold {
     /// Begins the statistics of sessions anew: their new epochs.
     pub(super) fn clear(&mut self, query: &StatisticsQuery) -> Vec<(Key, u64)> {
         // Also of what has had no result yet.
-        let known = self.configured.iter().flat_map(|plans| plans.keys());
+        let plans = self.plans.all();
+        let known = plans.iter().flat_map(|plans| plans.keys());
         let keys: BTreeSet<Key> = known
             .chain(self.sessions.keys())
             .filter(|(connection, session)| query.wants(connection, session))
@@ -303,7 +322,8 @@ impl Fold {
     }
 
     /// Takes up the plans of what is configured, and forgets what is not.
-    pub(super) fn follow(&mut self, plans: Arc<HashMap<Key, Plan>>) {
+    pub(super) fn follow(&mut self) {
+        let Some(plans) = self.plans.all() else { return };
         let Self { sessions, changed, forgotten, .. } = self;
         sessions.retain(|key, session| {
             if let Some(plan) = plans.get(key) {
@@ -318,7 +338,6 @@ impl Fold {
             changed.remove(key);
             false
         });
-        self.configured = Some(plans);
     }
 
     /// What changed since the last call.

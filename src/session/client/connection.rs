@@ -2,7 +2,7 @@
 //! as pairs of events. What happens while sessions run is in [`super::running`], changes of what is
 //! wanted in [`super::changes`].
 
-use std::{collections::BTreeMap, future::pending, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
 use futures_util::stream::FuturesUnordered;
 use tokio::{
