@@ -10,7 +10,10 @@
 use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
 
-use crate::proto::{ProbeResult, ProbeStatus, TimestampSource};
+use crate::{
+    proto::{ProbeResult, ProbeStatus, TimestampSource},
+    store::zigzag,
+};
 
 const STATUS: u8 = 0b0000_0011;
 const OTHER_TEST: u8 = 0b0000_0100;
@@ -197,12 +200,11 @@ fn take_path(block: &mut impl Buf) -> Option<Path> {
 }
 
 fn number(value: i64, octets: &mut Vec<u8>) {
-    encode_varint(((value << 1) ^ (value >> 63)).cast_unsigned(), octets);
+    encode_varint(zigzag::encode(value), octets);
 }
 
 fn read(block: &mut impl Buf) -> Option<i64> {
-    let value = decode_varint(block).ok()?;
-    Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    decode_varint(block).ok().map(zigzag::decode)
 }
 
 #[cfg(test)]

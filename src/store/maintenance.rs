@@ -17,6 +17,7 @@ use super::{
     Entry, StateDirectory, StoreError,
     config::ConfigStore,
     engine::Engine,
+    entries,
     results::Trees,
     window::{self, Windows},
 };
@@ -106,7 +107,7 @@ pub fn verify(
     };
     let mut after = 0;
     loop {
-        let entries = window::entries(&list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;
+        let entries = entries::entries(&list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;
         let Some(last) = entries.last() else { break };
         for entry in &entries {
             check(entry).map_err(|error| MaintenanceError::Record(entry.cursor, error))?;

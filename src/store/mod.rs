@@ -9,6 +9,7 @@
 mod config;
 pub mod content;
 mod engine;
+mod entries;
 mod high_water;
 mod last_good;
 pub mod maintenance;
@@ -17,6 +18,7 @@ mod page;
 mod results;
 mod window;
 mod writer;
+pub mod zigzag;
 
 use std::{
     fs, io,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
-use super::{Entry, MAXIMUM_VALUE_OCTETS, StoreError, Subject};
+use super::{Entry, MAXIMUM_VALUE_OCTETS, StoreError, Subject, zigzag};
 use crate::time::UnixTime;
 
 const NANOS_PER_MICRO: u64 = 1_000;
@@ -53,7 +53,7 @@ impl PageBuilder {
         self.last_us = time_us;
         self.octets.push(entry.kind);
         encode_varint(subject.into(), &mut self.octets);
-        encode_varint(zigzag(later_us), &mut self.octets);
+        encode_varint(zigzag::encode(later_us), &mut self.octets);
         encode_varint(entry.content.len() as u64, &mut self.octets);
         self.octets.extend_from_slice(&entry.content);
         debug_assert!(encoded_len_varint(entry.content.len() as u64) <= 2);
@@ -100,7 +100,7 @@ impl Records {
     fn read(&mut self) -> Option<Stored> {
         let kind = self.rest.try_get_u8().ok()?;
         let subject = u32::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
-        let later_us = unzigzag(decode_varint(&mut self.rest).ok()?);
+        let later_us = zigzag::decode(decode_varint(&mut self.rest).ok()?);
         let length = usize::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
         let content = (length <= self.rest.len()).then(|| self.rest.split_to(length))?;
         self.time_us = self.time_us.checked_add_signed(later_us)?;
@@ -124,14 +124,6 @@ impl Iterator for Records {
         }
         Some(record.ok_or(StoreError::Damaged("record")))
     }
-}
-
-fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)).cast_unsigned()
-}
-
-fn unzigzag(value: u64) -> i64 {
-    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Entry, Retention, StateDirectory, StoreError, StoreState,
     engine::Engine,
+    entries,
     high_water::HighWater,
     migrate,
     window::{self, WindowList, Windows},
@@ -218,7 +219,7 @@ impl ResultStore {
         // While it is opened anew nothing is known of what it holds.
         self.trees()?;
         let list = window::read(&self.windows);
-        window::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
+        entries::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
     }
 
     /// The consumers with their positions.
