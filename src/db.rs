@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -63,7 +64,9 @@ pub fn verify(directory: &Path) -> Result<String, DbError> {
 pub fn export(directory: &Path, file: &Path) -> Result<String, DbError> {
     let state = open(directory)?;
     let failed = |source| DbError::File { path: file.to_owned(), source };
-    let out = File::create_new(file).map_err(failed)?;
+    // The secrets of the configuration are in it.
+    let mut private = File::options();
+    let out = private.write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
     let mut out = BufWriter::new(out);
     let items = maintenance::export(&state, &mut out).map_err(of(directory))?;
     let out = out.into_inner().map_err(|error| failed(error.into_error()))?;

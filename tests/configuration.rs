@@ -458,6 +458,7 @@ fn every_other_field_is_checked() {
             c.export.as_mut().unwrap().prometheus.as_mut().unwrap().address = "here".into();
         }),
         ("export.otlp[0].name", |c| otlp(c).name = "x".repeat(51)),
+        ("export.otlp[0].name", |c| otlp(c).name = "prometheus".into()),
         ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "collector:4317".into()),
         ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "grpc://collector:4317".into()),
         ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://collector".into()),

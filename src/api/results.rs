@@ -129,6 +129,10 @@ impl ResultsService for Context {
     ) -> Result<Response<AckRecordsResponse>, Status> {
         let AckRecordsRequest { consumer, cursor } = request.into_inner();
         check_name(&consumer).map_err(|why| error::invalid("consumer", why))?;
+        if consumer.starts_with(limits::EXPORT_CONSUMER) {
+            let why = format!("{consumer:?} is an exporter's, which moves it by itself");
+            return Err(error::invalid("consumer", why));
+        }
         let newest = self.results.state().borrow().newest;
         if cursor > newest {
             let why = format!("{cursor} is newer than the newest record, {newest}");

@@ -17,7 +17,10 @@ pub use prometheus::Sources;
 pub use state::ExporterStates;
 
 use crate::{
-    model::{ExportConfig, ExportTarget, Exporter},
+    model::{
+        ExportConfig, ExportTarget, Exporter,
+        limits::{EXPORT_CONSUMER, PROMETHEUS_NAME as PROMETHEUS},
+    },
     results::{Filter, Results},
     supervise::{Pulse, RestartPolicy, Tasks, keep_alive},
 };
@@ -25,12 +28,9 @@ use nats::NatsSink;
 use otlp::OtlpSink;
 use ship::{Shipment, ship};
 
-/// Name of the page of metrics among the exporters.
-const PROMETHEUS: &str = "prometheus";
-
 /// The consumer of an exporter.
 pub fn consumer(name: &str) -> String {
-    format!("export:{name}")
+    format!("{EXPORT_CONSUMER}{name}")
 }
 
 /// Makes what runs follow what is committed.

@@ -108,6 +108,8 @@ impl Shipment {
         loop {
             let sent = tokio::select! {
                 sent = sink.send(records) => sent,
+                // Each call has its time; many calls may have more than one task is to be silent.
+                () = self.beat() => return false,
                 () = self.token.cancelled() => return false,
             };
             match sent {
@@ -123,6 +125,14 @@ impl Shipment {
                     self.rest(pause).await;
                 }
             }
+        }
+    }
+
+    /// For ever.
+    async fn beat(&self) {
+        loop {
+            self.pulse.beat();
+            sleep(self.pulse.rest()).await;
         }
     }
 

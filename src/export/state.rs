@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    model::limits::PROMETHEUS_NAME,
     net::clock,
     proto::{ExporterState, ExporterStatus},
 };
@@ -34,7 +35,7 @@ impl ExporterStates {
     /// As the API tells them; `newest` is the newest cursor of the log.
     pub fn list(&self, newest: u64) -> Vec<ExporterStatus> {
         let with_lag = |(_, status): &(u64, ExporterStatus)| {
-            let pushes = status.kind != super::PROMETHEUS;
+            let pushes = status.kind != PROMETHEUS_NAME;
             let lag = if pushes { newest.saturating_sub(status.cursor) } else { 0 };
             ExporterStatus { lag, ..status.clone() }
         };

@@ -55,6 +55,10 @@ pub const MAXIMUM_FIELD_CHANGES: usize = 100;
 /// Revisions kept.
 pub const REVISIONS_KEPT: usize = 50;
 
+/// What the page of metrics is called among the exporters.
+pub const PROMETHEUS_NAME: &str = "prometheus";
+/// What the names of the consumers of exporters begin with.
+pub const EXPORT_CONSUMER: &str = "export:";
 /// Exporters that push.
 pub const MAXIMUM_EXPORTERS: usize = 16;
 /// Octets of the name of an exporter: its consumer has a few more.

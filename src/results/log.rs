@@ -54,7 +54,7 @@ impl Log {
                 return self.append(&subject, content::TEST_RESULT, content, time);
             }
             Told::Minute(minute, figures) => {
-                return fold.minute(&subject.key, minute, &figures);
+                return fold.minute(&subject, minute, &figures);
             }
         };
         if let record::Kind::Event(event) = &kind {

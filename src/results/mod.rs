@@ -208,6 +208,8 @@ impl Results {
     /// Begins the statistics of sessions anew, and writes that into the log; how many.
     pub fn clear_statistics(&self, query: &StatisticsQuery, time: UnixTime) -> usize {
         let cleared = self.log.fold().clear(query);
+        // At once: the log is to say nothing that a restart takes back.
+        self.log.save_statistics();
         for ((connection, session), epoch) in &cleared {
             let event = Event {
                 r#type: EventType::StatisticsCleared.into(),
@@ -215,7 +217,7 @@ impl Results {
                 ..Event::default()
             };
             let plan = self.plan(connection, session);
-            let subject = Subject::new(connection, session, BTreeMap::new(), plan.keeping);
+            let subject = Subject::new(connection, session, (*plan.labels).clone(), plan.keeping);
             self.event(subject, event, time);
         }
         cleared.len()

@@ -72,6 +72,8 @@ pub async fn watch_clock(results: Arc<Results>, now: fn() -> Now, token: Cancell
             let detail = format!("by {:.3} ms", step_ns as f64 / 1e6);
             let kind = EventType::ClockStepped.into();
             let event = Event { r#type: kind, value: step_ns, detail, ..Event::default() };
+            // What it showed before, and what it shows now.
+            results.disturbed(now.unix.plus_ns(-step_ns));
             results.disturbed(now.unix);
             results.event(Subject::agent(), event, now.unix);
         }

@@ -45,22 +45,35 @@ impl Fates {
         self.interval.probes += 1;
         self.interval.lost += u64::from(lost);
         if self.interval.probes >= rule.probes_per_interval {
-            let Interval { probes, lost } = std::mem::take(&mut self.interval);
-            let high = lost * 100 >= rule.loss_percent * probes;
-            self.availability.take(high, rule, figures);
+            self.end_interval(rule, figures);
         }
+    }
+
+    fn end_interval(&mut self, rule: &AvailabilityRule, figures: &mut Figures) {
+        let Interval { probes, lost } = std::mem::take(&mut self.interval);
+        let high = lost * 100 >= rule.loss_percent * probes;
+        self.availability.take(high, rule, figures);
     }
 
     /// So many probes were not sent, because there was nobody to send them to.
     pub fn unreachable(&mut self, probes: u64, rule: &AvailabilityRule, figures: &mut Figures) {
-        self.interval.probes += probes;
-        self.interval.lost += probes;
-        let intervals = self.interval.probes / rule.probes_per_interval;
+        // What was begun ends as any other.
+        let open = self.interval.probes.min(1) * (rule.probes_per_interval - self.interval.probes);
+        let first = probes.min(open);
+        self.interval.probes += first;
+        self.interval.lost += first;
+        if first > 0 && self.interval.probes >= rule.probes_per_interval {
+            self.end_interval(rule, figures);
+        }
+        let rest = probes - first;
+        let intervals = rest / rule.probes_per_interval;
+        let left = rest % rule.probes_per_interval;
+        if rest > 0 {
+            self.interval = Interval { probes: left, lost: left };
+        }
         if intervals == 0 {
             return;
         }
-        self.interval.probes %= rule.probes_per_interval;
-        self.interval.lost = self.interval.lost.min(self.interval.probes);
         // Once unavailable, the rest only counts.
         let singly = intervals.min(rule.consecutive_intervals * 2);
         for _ in 0..singly {
@@ -200,7 +213,9 @@ mod tests {
         fates.fate(false, &rule, &mut figures);
         fates.unreachable(4_000_000, &rule, &mut figures);
         assert_eq!(figures.availability.unwrap().unavailable_intervals, 1_000_000);
-        // The remainder stays.
+        // The remainder stays: the first interval was begun by an answered probe.
         assert_eq!(fates.interval.probes, 1);
+        // One that was begun well is not of high loss because of one probe that was not sent.
+        assert_eq!(availability("...u....", &rule), [2, 0, 0, 0]);
     }
 }

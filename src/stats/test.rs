@@ -52,6 +52,8 @@ impl Track {
 #[derive(Clone, Debug)]
 pub struct TestFigures {
     probes_scheduled: u64,
+    /// What belongs to no probe of its own counts in this minute.
+    minute: u64,
     /// Where something may still come, the oldest first.
     pieces: VecDeque<Piece>,
     /// What is behind, if the test is longer than a minute.
@@ -78,10 +80,11 @@ pub fn minute_of(time: UnixTime) -> u64 {
 }
 
 impl TestFigures {
-    /// For a test of so many probes.
-    pub fn new(probes_scheduled: u64) -> Self {
+    /// For a test of so many probes that begins now.
+    pub fn new(probes_scheduled: u64, now: UnixTime) -> Self {
         Self {
             probes_scheduled,
+            minute: minute_of(now),
             // Most tests have one.
             pieces: VecDeque::with_capacity(1),
             closed: None,
@@ -92,11 +95,16 @@ impl TestFigures {
     }
 
     /// For the next test, in the room of this one.
-    pub fn again(mut self, probes_scheduled: u64) -> Self {
+    pub fn again(mut self, probes_scheduled: u64, now: UnixTime) -> Self {
         self.neighbours.clear();
         self.spare = self.pieces.pop_front().or(self.spare);
         self.pieces.clear();
-        Self { probes_scheduled, closed: None, sources: None, ..self }
+        Self { probes_scheduled, minute: minute_of(now), closed: None, sources: None, ..self }
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, now: UnixTime) {
+        self.minute = self.minute.max(minute_of(now));
     }
 
     /// A probe was sent at `t1`, so late against its schedule. Whether that began a minute.
@@ -277,7 +285,7 @@ impl TestFigures {
     }
 
     fn latest(&mut self) -> &mut Figures {
-        let minute = self.pieces.back().map_or(0, |piece| piece.minute);
+        let minute = self.pieces.back().map_or(self.minute, |piece| piece.minute.max(self.minute));
         &mut self.piece(minute).counts
     }
 
@@ -331,7 +339,7 @@ mod tests {
             .find(|vector| vector["name"] == "metrics/worked-example")
             .unwrap();
         let mut track = Track::default();
-        let mut figures = TestFigures::new(8);
+        let mut figures = TestFigures::new(8, UnixTime(0));
         let mut seen = Vec::new();
         for record in example["in"]["records"].as_array().unwrap() {
             let field = |name: &str| record[name].as_i64().unwrap();
@@ -369,7 +377,7 @@ mod tests {
     #[test]
     fn validity_is_that_of_the_worst_sample() {
         let mut track = Track::default();
-        let mut figures = TestFigures::new(2);
+        let mut figures = TestFigures::new(2, UnixTime(0));
         figures.received(&Sample { synchronised: true, ..Sample::default() }, &mut track);
         assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Valid);
         figures.received(
@@ -389,7 +397,7 @@ mod tests {
             ..Sample::default()
         };
         let mut track = Track::default();
-        let mut figures = TestFigures::new(5);
+        let mut figures = TestFigures::new(5, UnixTime(0));
         figures.received(&sample(0, 90, false), &mut track);
         let source = figures.figures(None).transmit_stamp();
         assert_eq!(source, TimestampSource::User, "as long as there is nothing better");
@@ -410,7 +418,7 @@ mod tests {
     #[test]
     fn a_sample_that_cannot_be_is_counted_and_left_out() {
         let mut track = Track::default();
-        let mut figures = TestFigures::new(1);
+        let mut figures = TestFigures::new(1, UnixTime(0));
         figures.received(&Sample { rtt_ns: -1, ..Sample::default() }, &mut track);
         let got = figures.figures(None);
         assert_eq!((got.probes_received, got.samples_invalid), (1, 1));
@@ -428,7 +436,7 @@ mod tests {
             ..Sample::default()
         };
         let mut track = Track::default();
-        let mut figures = TestFigures::new(4);
+        let mut figures = TestFigures::new(4, UnixTime(0));
         for seconds in [58, 59, 60, 61] {
             assert_eq!(figures.sent(at(seconds), 7), seconds == 58 || seconds == 60);
         }
@@ -458,7 +466,7 @@ mod tests {
     #[test]
     fn changes_of_the_path_are_counted() {
         let mut track = Track::default();
-        let mut figures = TestFigures::new(4);
+        let mut figures = TestFigures::new(4, UnixTime(0));
         for (sequence, ttl, tos) in [(0, 60, Some(0)), (1, 60, None), (2, 59, Some(4))] {
             let sample = Sample {
                 sequence,
@@ -472,7 +480,7 @@ mod tests {
         let got = figures.figures(None);
         assert_eq!((got.egress_ttl_changes, got.ingress_ttl_changes), (1, 0));
         assert_eq!((got.egress_tos_changes, got.ingress_tos_changes), (1, 1));
-        let mut next = TestFigures::new(1);
+        let mut next = TestFigures::new(1, UnixTime(0));
         next.received(&Sample { egress_ttl: 60, ..Sample::default() }, &mut track);
         assert_eq!(next.figures(None).egress_ttl_changes, 1, "and from test to test");
     }

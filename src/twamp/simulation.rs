@@ -632,3 +632,22 @@ fn a_test_over_minutes_is_told_by_minutes() {
     assert_eq!(minutes[1].1.probes_sent, 120);
     assert_eq!(minutes[1].1.probes_lost, 3);
 }
+
+#[test]
+fn an_outage_lowers_availability_by_as_long_as_it_was() {
+    let config = SenderConfig { probe_interval_ns: 100 * MS, ..config(1000) };
+    let mut pair = Pair::new(config, lossless(MS), lossless(MS));
+    pair.run_until(Monotonic(5 * SECOND));
+    pair.sender.session_lost(LossCause::Reset, 1, pair.now);
+    // The test that was cut short had 95 s to go; the outage takes four.
+    // Nothing happens meanwhile.
+    let passed = 9 * SECOND - pair.now.monotonic.0;
+    pair.now.monotonic = Monotonic(9 * SECOND);
+    pair.now.unix = pair.now.unix.plus_ns(passed as i64);
+    let carrier = Carrier { format: PacketFormat::open(), ..Carrier::default() };
+    pair.sender.session_started(carrier, pair.now.monotonic, pair.now);
+    pair.run_until(Monotonic(12 * SECOND));
+    let (_, figures) = pair.sender.current().unwrap();
+    let unavailable = figures.availability.unwrap().unavailable_intervals;
+    assert!((38..=42).contains(&unavailable), "{unavailable}");
+}

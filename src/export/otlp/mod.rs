@@ -39,6 +39,16 @@ pub(super) struct OtlpSink {
     secret: Option<Secret>,
     agent_id: String,
     channel: Option<Channel>,
+    begun: Option<Begun>,
+}
+
+/// How far a batch came that is to be sent again.
+struct Begun {
+    /// Its first and last cursor.
+    batch: (u64, u64),
+    /// Calls that were taken.
+    calls: usize,
+    taken: Taken,
 }
 
 impl OtlpSink {
@@ -49,6 +59,7 @@ impl OtlpSink {
             secret: exporter.secret.clone(),
             agent_id,
             channel: None,
+            begun: None,
         }
     }
 
@@ -132,6 +143,12 @@ impl OtlpSink {
     }
 }
 
+/// What goes in one call.
+enum Call<'a> {
+    Metrics(&'a [&'a Record]),
+    Logs(Vec<LogRecord>),
+}
+
 impl Sink for OtlpSink {
     async fn send(&mut self, records: &[Record]) -> Result<Taken, SendFailure> {
         let is_result = |record: &&Record| {
@@ -140,24 +157,40 @@ impl Sink for OtlpSink {
                 Some(record::Kind::TestResult(_) | record::Kind::IntervalResult(_))
             )
         };
-        let mut all = Taken::default();
-        let mut add = |taken: Taken| {
-            all.rejected += taken.rejected;
-            if !taken.detail.is_empty() {
-                all.detail = taken.detail;
-            }
-        };
         let results: Vec<&Record> = records.iter().filter(is_result).collect();
-        for results in results.chunks(RESULTS_OF_A_CALL) {
-            add(self.send_metrics(metrics::of(results)).await?);
-        }
+        let mut calls: Vec<Call<'_>> =
+            results.chunks(RESULTS_OF_A_CALL).map(Call::Metrics).collect();
         let logs: Vec<LogRecord> =
             records.iter().filter(|record| !is_result(record)).flat_map(logs::of).collect();
         let mut logs = logs.into_iter().peekable();
         while logs.peek().is_some() {
-            add(self.send_logs(logs.by_ref().take(LOGS_OF_A_CALL).collect()).await?);
+            calls.push(Call::Logs(logs.by_ref().take(LOGS_OF_A_CALL).collect()));
         }
-        Ok(all)
+        // The same records again: what was taken of them is not sent twice, for sums would double.
+        let batch = records.first().zip(records.last()).map(|(a, b)| (a.cursor, b.cursor));
+        if self.begun.as_ref().map(|begun| begun.batch) != batch {
+            self.begun = batch.map(|batch| Begun { batch, calls: 0, taken: Taken::default() });
+        }
+        let done = self.begun.as_ref().map_or(0, |begun| begun.calls);
+        for call in calls.into_iter().skip(done) {
+            let (taken, all) = match call {
+                Call::Metrics(results) => {
+                    (self.send_metrics(metrics::of(results)).await?, results.len())
+                }
+                Call::Logs(logs) => {
+                    let all = logs.len();
+                    (self.send_logs(logs).await?, all)
+                }
+            };
+            if let Some(begun) = &mut self.begun {
+                begun.calls += 1;
+                begun.taken.rejected += taken.rejected.min(all as u64);
+                if !taken.detail.is_empty() {
+                    begun.taken.detail = taken.detail;
+                }
+            }
+        }
+        Ok(self.begun.take().map(|begun| begun.taken).unwrap_or_default())
     }
 }
 
@@ -168,8 +201,13 @@ fn taken(answer: Result<(i64, String), Status>) -> Result<Taken, SendFailure> {
         Ok((rejected, detail)) => {
             Ok(Taken { rejected: u64::try_from(rejected).unwrap_or(0), detail })
         }
-        Err(status) if status.code() == Code::InvalidArgument => {
-            Ok(Taken { rejected: u64::MAX, detail: format!("refused: {}", status.message()) })
+        Err(status) if matches!(status.code(), Code::InvalidArgument | Code::Unimplemented) => {
+            let detail = if status.code() == Code::Unimplemented {
+                "it takes no such kind: leave it out by `filter`".to_owned()
+            } else {
+                format!("refused: {}", status.message())
+            };
+            Ok(Taken { rejected: u64::MAX, detail })
         }
         Err(status) => {
             let mut text = format!("{:?}: {}", status.code(), status.message());

@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,9 +22,11 @@ use super::{ExporterStates, state::Run};
 use crate::{net::tcp, proto, results::Results};
 
 /// Connections at a time; others wait.
-const CONNECTIONS: usize = 8;
+const CONNECTIONS: usize = 16;
 /// How long a client may take to ask.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long all of it may take, the reading of the page included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -102,9 +104,13 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        // One page, and the place is free.
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "metrics: connection");
+    match timeout(ANSWER_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "metrics: connection"),
+        Err(_) => tracing::debug!("metrics: a client did not take its page in time"),
     }
 }
 

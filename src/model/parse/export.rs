@@ -45,7 +45,9 @@ impl Check {
 
     fn exporter_name(&mut self, name: &str) {
         let most = limits::MAXIMUM_EXPORTER_NAME_OCTETS;
-        if check_name(name).is_err() || name.len() > most {
+        if name == limits::PROMETHEUS_NAME {
+            self.report("name", format!("{name:?} is the name of the page of metrics"));
+        } else if check_name(name).is_err() || name.len() > most {
             self.report(
                 "name",
                 format!("{name:?} is not a name: 1 to {most} characters from A-Z a-z 0-9 . _ : -"),

@@ -39,6 +39,8 @@ pub(super) struct Plan {
     pub(super) loss_timeout_ns: u64,
     pub(super) moving_average_size: usize,
     pub(super) keeping: ResultKeeping,
+    /// What the records of the session carry.
+    pub(super) labels: Arc<BTreeMap<String, String>>,
 }
 
 impl Plan {
@@ -54,6 +56,7 @@ impl Default for Plan {
             loss_timeout_ns: crate::model::limits::LOSS_TIMEOUT.default,
             moving_average_size: 0,
             keeping: ResultKeeping::Stored,
+            labels: Arc::default(),
         }
     }
 }
@@ -80,6 +83,11 @@ pub(super) fn plans(config: &AgentConfig) -> Arc<HashMap<Key, Plan>> {
             let plan = Plan {
                 percentiles: percentiles(&session.percentiles),
                 loss_timeout_ns: session.loss_timeout_ns,
+                labels: if session.labels.is_empty() {
+                    plan.labels.clone()
+                } else {
+                    Arc::new(session.labels.clone())
+                },
                 ..plan.clone()
             };
             plans.insert((connection.name.clone(), session.name.clone()), plan);
@@ -232,12 +240,15 @@ impl Fold {
     }
 
     /// Takes what was sent in a minute of a longer test.
-    pub(super) fn minute(&mut self, key: &Key, minute: u64, figures: &Figures) {
+    pub(super) fn minute(&mut self, subject: &Arc<Subject>, minute: u64, figures: &Figures) {
+        let key = &subject.key;
         if self.plans.is_gone(key) {
             return;
         }
         let disturbed = std::mem::take(&mut self.disturbed);
-        self.session(key).minute(minute, figures, &disturbed);
+        let session = self.session(key);
+        session.of(subject);
+        session.minute(minute, figures, &disturbed);
         self.disturbed = disturbed;
         self.note_changed(key);
     }

@@ -24,6 +24,9 @@ use crate::{
 /// How long after the last fate of its probes an interval is closed: reports may be on their way.
 const REPORTS_NS: u64 = 2 * NANOS_PER_SECOND;
 
+/// An interval that is so many behind the latest one is made anew.
+const CLOCK_WAS_WRONG: u64 = 3;
+
 /// What is told of the session itself.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 struct Head {
@@ -33,6 +36,9 @@ struct Head {
     /// Tests that went into the moving average.
     #[prost(uint64, tag = "2")]
     tests: u64,
+    /// Places in the ring that they stand in.
+    #[prost(uint64, tag = "3")]
+    ring: u64,
 }
 
 /// Statistics in parts, and which of them changed.
@@ -57,7 +63,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(plan: Plan) -> Self {
         Self {
-            head: Head::default(),
+            head: Head { ring: plan.moving_average_size as u64, ..Head::default() },
             parts: BTreeMap::new(),
             finished: [None; 4],
             changed: Vec::new(),
@@ -71,8 +77,9 @@ impl Session {
 
     /// To whom its records belong.
     pub(super) fn subject(&self, (connection, session): &Key) -> Arc<Subject> {
-        let of_names =
-            || Subject::new(connection, session, BTreeMap::new(), self.plan.keeping).into();
+        let of_names = || {
+            Subject::new(connection, session, (*self.plan.labels).clone(), self.plan.keeping).into()
+        };
         self.subject.clone().unwrap_or_else(of_names)
     }
 
@@ -113,10 +120,11 @@ impl Session {
     ) {
         let start_ns = time_ns(result.start.as_ref());
         self.seen(start_ns);
+        // What was sent in it was told by the minute, where there was more than one.
+        let counted = TestResult { figures: None, ..result.clone() };
         if !has(Part::All) {
-            let kept = self.parts.get(&Part::All);
-            let mut all = kept.map_or_else(|| empty(StatisticsScope::AllTests), Packed::unpack);
-            add_result(&mut all, result);
+            let mut all = self.all();
+            add_result(&mut all, if minute.is_some() { result } else { &counted });
             self.set(Part::All, all);
         }
         self.last = Some(content.clone());
@@ -127,10 +135,9 @@ impl Session {
         if let Some(minute) = minute {
             self.in_minute(minute, disturbed, &has, |statistics| add_result(statistics, result));
         } else {
-            // What was sent in it was told by the minute; that it ended is told by the last one.
+            // That it ended is told by the last one.
             let minute = time_ns(result.end.as_ref()) / MINUTE_NS;
-            let counts = TestResult { figures: None, ..result.clone() };
-            self.in_minute(minute, disturbed, &has, |statistics| add_result(statistics, &counts));
+            self.in_minute(minute, disturbed, &has, |statistics| add_result(statistics, &counted));
         }
         if result.outcome() == TestOutcome::Stopped {
             self.not_whole(time_ns(result.end.as_ref()));
@@ -145,6 +152,10 @@ impl Session {
     /// What was sent in one minute of a test that is longer.
     pub(super) fn minute(&mut self, minute: u64, figures: &Figures, disturbed: &VecDeque<u64>) {
         self.seen(minute * MINUTE_NS);
+        let mut all = self.all();
+        merge(all.figures.get_or_insert_with(Default::default), figures);
+        all.since.get_or_insert_with(|| UnixTime(minute * MINUTE_NS).to_proto());
+        self.set(Part::All, all);
         self.in_minute(minute, disturbed, &|_| false, |statistics| {
             merge(statistics.figures.get_or_insert_with(Default::default), figures);
         });
@@ -217,7 +228,8 @@ impl Session {
         self.changed.push(Part::Last);
         self.last = None;
         self.history.clear();
-        self.head = Head { epoch: self.head.epoch + 1, tests: 0 };
+        self.head = Head { epoch: self.head.epoch + 1, tests: 0, ring: self.head.ring };
+        self.finished = [None; 4];
         self.changed.push(Part::Head);
         self.since_ns = None;
         self.head.epoch
@@ -290,6 +302,11 @@ impl Session {
         self.changed = self.all_parts();
     }
 
+    fn all(&self) -> Statistics {
+        let kept = self.parts.get(&Part::All);
+        kept.map_or_else(|| empty(StatisticsScope::AllTests), Packed::unpack)
+    }
+
     fn set(&mut self, part: Part, statistics: Statistics) {
         self.parts.insert(part, Packed::of(statistics));
         self.changed.push(part);
@@ -312,13 +329,21 @@ impl Session {
     ) {
         let start_ns = minute * MINUTE_NS;
         let part = Part::Running(Level::Minute, start_ns);
-        let late = self.finished[0].is_some_and(|finished| start_ns <= finished);
-        if late || has(part) {
+        if self.is_late(Level::Minute, start_ns) || has(part) {
             return;
         }
         let mut statistics = self.interval(Level::Minute, start_ns, disturbed);
         add(&mut statistics);
         self.set(part, statistics);
+    }
+
+    /// Whether an interval is over. One that is far behind the latest is not late: the clock was
+    /// wrong then.
+    fn is_late(&self, level: Level, start_ns: u64) -> bool {
+        let finished = self.finished[level as usize];
+        finished.is_some_and(|finished| {
+            (start_ns..=start_ns + CLOCK_WAS_WRONG * level.length_ns()).contains(&finished)
+        })
     }
 
     fn add_to_longer(
@@ -329,7 +354,7 @@ impl Session {
         disturbed: &VecDeque<u64>,
     ) {
         let start_ns = level.start_ns(minute_ns);
-        if self.finished[level as usize].is_some_and(|finished| start_ns <= finished) {
+        if self.is_late(level, start_ns) {
             return;
         }
         let mut statistics = self.interval(level, start_ns, disturbed);
@@ -376,7 +401,7 @@ impl Session {
     }
 
     fn moving(&mut self, result: &TestResult) {
-        let size = self.plan.moving_average_size as u64;
+        let size = self.head.ring;
         if size == 0 || result.outcome() == TestOutcome::Unreachable {
             return;
         }
@@ -389,7 +414,7 @@ impl Session {
     }
 
     fn moving_average(&self) -> Option<Statistics> {
-        let size = self.plan.moving_average_size as u64;
+        let size = self.head.ring;
         let oldest = self.head.tests.saturating_sub(size);
         let mut average: Option<Statistics> = None;
         for test in oldest..self.head.tests {
@@ -406,7 +431,7 @@ impl Session {
 
     /// Another size makes a ring of another length: it begins anew.
     pub(super) fn set_plan(&mut self, plan: Plan) {
-        if plan.moving_average_size != self.plan.moving_average_size {
+        if plan.moving_average_size as u64 != self.head.ring {
             let ring: Vec<Part> = self
                 .parts
                 .range(Part::Moving(0)..=Part::Moving(u16::MAX))
@@ -416,6 +441,7 @@ impl Session {
             self.changed.extend(ring);
             self.changed.push(Part::Head);
             self.head.tests = 0;
+            self.head.ring = plan.moving_average_size as u64;
         }
         if plan.is_persistent() && !self.plan.is_persistent() {
             self.mark_all_changed();

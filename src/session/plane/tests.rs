@@ -94,7 +94,12 @@ async fn an_endpoint_is_told_of_commands_packets_times_and_its_end() {
     let clone = handle.clone();
     drop(handle);
     assert!(clone.try_tell(12), "one handle is left");
-    assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Obeyed(12)));
+    // It may have looked once more, and found nothing.
+    let mut next = saw.recv_timeout(LIMIT);
+    if next == Ok(Seen::Received(0)) {
+        next = saw.recv_timeout(LIMIT);
+    }
+    assert_eq!(next, Ok(Seen::Obeyed(12)));
     drop(clone);
     assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Over));
     assert!(matches!(ended.await, Ok(Ended::InForm)));

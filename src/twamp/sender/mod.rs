@@ -76,6 +76,10 @@ pub struct SessionSender {
     track: Track,
     /// Of the last test: its room is for the next one.
     spare: Option<TestFigures>,
+    /// Since when probes are due that nobody can be sent, and how many at most.
+    missing: Option<(Monotonic, u64)>,
+    /// Of these, what has yet to lower availability.
+    missed: u64,
     /// Answered, and waiting to hear when the reflector really answered.
     held: VecDeque<Held>,
     events: VecDeque<SenderEvent>,
@@ -98,6 +102,8 @@ impl SessionSender {
             carrier: Carrier::default(),
             track: Track::default(),
             spare: None,
+            missing: None,
+            missed: 0,
             held: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -162,6 +168,7 @@ impl SessionSender {
     /// would have begun without that. Sequence numbers begin anew.
     pub fn session_started(&mut self, carrier: Carrier, first: Monotonic, now: Now) {
         self.unreachable = None;
+        self.miss(now.monotonic);
         self.carrier = carrier;
         self.next_sequence = 0;
         self.outstanding = Outstanding::new(self.config.reflector_counts);
@@ -298,6 +305,9 @@ impl SessionSender {
 
     /// Call at or after [`Self::poll_deadline`].
     pub fn handle_timeout(&mut self, now: Now) {
+        if let Phase::Testing(test) = &mut self.phase {
+            test.figures.pass(now.unix);
+        }
         let lost = self.outstanding.time_out(self.config.loss_timeout_ns, now.monotonic);
         self.lose(&lost);
         self.release_overdue(now.monotonic);
@@ -378,8 +388,8 @@ impl SessionSender {
         self.phase = Phase::Testing(Box::new(Test {
             started: now,
             figures: match self.spare.take() {
-                Some(figures) => figures.again(self.config.probe_count.into()),
-                None => TestFigures::new(self.config.probe_count.into()),
+                Some(figures) => figures.again(self.config.probe_count.into(), now.unix),
+                None => TestFigures::new(self.config.probe_count.into(), now.unix),
             },
             dealt_with: 0,
             next_due: start,
@@ -388,15 +398,34 @@ impl SessionSender {
             outcome: TestOutcome::Complete,
             minute_closes: None,
         }));
+        let missed = std::mem::take(&mut self.missed);
+        if let (1.., Phase::Testing(test)) = (missed, &mut self.phase) {
+            let (track, rule) = (&mut self.track, &self.config.availability);
+            test.figures.unreachable(missed, track, rule, now.unix);
+        }
+    }
+
+    /// Counts the probes that were due until now and that nobody could be sent.
+    fn miss(&mut self, now: Monotonic) {
+        if let Some((since, most)) = self.missing.take()
+            && since <= now
+        {
+            let due = now.since_ns(since) / self.config.probe_interval_ns + 1;
+            self.missed += due.min(most);
+        }
     }
 
     fn unreachable_test(&mut self, cause: LossCause, attempts: u64, due: Monotonic, now: Now) {
         self.test_number += 1;
         let probes = u64::from(self.config.probe_count);
         let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
+        // What is due in this one lowers availability as time passes, not before.
+        self.miss(due);
+        self.missing = Some((due, probes));
         let mut figures =
             Figures { probes_scheduled: probes, probes_not_sent: probes, ..Figures::default() };
-        self.track.fates.unreachable(probes, &self.config.availability, &mut figures);
+        let missed = std::mem::take(&mut self.missed);
+        self.track.fates.unreachable(missed, &self.config.availability, &mut figures);
         let result = TestResult {
             test_number: self.test_number,
             outcome: TestOutcome::Unreachable.into(),
@@ -423,8 +452,7 @@ impl SessionSender {
         let left = self.config.probe_count - test.dealt_with;
         test.figures.not_sent(left.into(), now.unix);
         if left > 0 && test.outcome == TestOutcome::Complete {
-            let (track, rule) = (&mut self.track, &self.config.availability);
-            test.figures.unreachable(left.into(), track, rule, now.unix);
+            self.missing = Some((test.next_due, left.into()));
         }
         let next = test
             .last_due
