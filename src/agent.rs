@@ -112,7 +112,16 @@ impl Agent {
         let revision = committed.revision();
         let keep = retention(committed.storage());
         let result_store = ResultStore::open(&directory, keep, &new_agent_id, clock::now)?;
-        let results = Results::open(result_store, uuid::Uuid::new_v4().to_string())?;
+        let boot_id = uuid::Uuid::new_v4().to_string();
+        let results = match Results::open(result_store, boot_id.clone()) {
+            Err(error @ StoreError::Damaged(_)) => {
+                // What was stored is whole and makes no sense: it costs no measurement.
+                let anew = ResultStore::open_anew;
+                let store = anew(&directory, keep, &new_agent_id, clock::now, &error)?;
+                Results::open(store, boot_id)?
+            }
+            opened => opened?,
+        };
 
         let tasks = Tasks::new();
         tasks.spawn("statistics", results.clone().keep_statistics(clock::now, tasks.token()));

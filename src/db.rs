@@ -10,7 +10,7 @@ use std::{
 use thiserror::Error;
 
 use crate::{
-    results::check_content,
+    results::{check_content, is_statistics_key},
     store::{
         StateDirectory,
         maintenance::{self, MaintenanceError},
@@ -43,7 +43,8 @@ pub enum DbError {
 
 /// Reads everything that is stored; what there is, in words.
 pub fn verify(directory: &Path) -> Result<String, DbError> {
-    let found = maintenance::verify(&open(directory)?, check_content).map_err(of(directory))?;
+    let found = maintenance::verify(&open(directory)?, check_content, is_statistics_key)
+        .map_err(of(directory))?;
     let (first, last) = found.cursors;
     let missing = match found.missing {
         0 => String::new(),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use filter::Filter;
 pub use reader::{Page, Reader, Start, StreamItem, page};
-pub use statistics::StatisticsQuery;
+pub use statistics::{StatisticsQuery, is_statistics_key};
 pub use surroundings::{watch_clock, watch_store};
 
 use crate::{

@@ -83,10 +83,12 @@ pub struct Verified {
     pub disk_octets: u64,
 }
 
-/// Reads everything that is stored; `check` reads the content of a record.
+/// Reads everything that is stored; `check` reads the content of a record, and `is_key` whether a key
+/// of statistics is one.
 pub fn verify(
     directory: &StateDirectory,
     check: impl Fn(&Entry) -> Result<(), StoreError>,
+    is_key: impl Fn(&[u8]) -> bool,
 ) -> Result<Verified, MaintenanceError> {
     let config = ConfigStore::open_whole(directory)?;
     let revisions = config.revisions()?;
@@ -122,6 +124,12 @@ pub fn verify(
     }
     if found.records != records {
         return Err(StoreError::Damaged("log").into());
+    }
+    for kept in &trees.statistics {
+        let (key, value) = kept.map_err(StoreError::from)?;
+        if !is_key(&key) || value.len() < size_of::<u64>() {
+            return Err(StoreError::Damaged("statistics").into());
+        }
     }
     for consumer in &trees.consumers {
         let (name, _) = consumer.map_err(StoreError::from)?;
@@ -345,7 +353,7 @@ mod tests {
     }
 
     fn verified(state: &StateDirectory) -> Verified {
-        verify(state, |_| Ok(())).unwrap()
+        verify(state, |_| Ok(()), |_| true).unwrap()
     }
 
     #[test]
@@ -409,12 +417,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = filled(directory.path(), 100);
         let damaged = |_: &Entry| Err(StoreError::Damaged("record"));
-        let found = verify(&state, damaged);
+        let found = verify(&state, damaged, |_| true);
         assert!(matches!(found, Err(MaintenanceError::Record(1, _))), "{found:?}");
         let file = directory.path().join("results.sled/db");
         let octets = fs::metadata(&file).unwrap().len();
         fs::write(&file, vec![0xa5; octets as usize]).unwrap();
-        assert!(verify(&state, |_| Ok(())).is_err());
+        assert!(verify(&state, |_| Ok(()), |_| true).is_err());
         assert!(!directory.path().join("results.damaged").exists());
     }
 }

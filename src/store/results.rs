@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, mpsc},
     thread::JoinHandle,
 };
@@ -90,8 +91,36 @@ impl ResultStore {
         new_agent_id: &str,
         now: fn() -> Now,
     ) -> Result<Self, StoreError> {
-        let path = directory.path().join("results.sled");
+        let path = path(directory);
         let engine = Engine::open(&path, CACHE_OCTETS)?;
+        match Self::with(engine, directory, retention, new_agent_id, now) {
+            Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
+                Self::open_anew(directory, retention, new_agent_id, now, &error)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Puts a database aside whose content cannot be read, and begins a new one.
+    pub fn open_anew(
+        directory: &StateDirectory,
+        retention: Retention,
+        new_agent_id: &str,
+        now: fn() -> Now,
+        error: &StoreError,
+    ) -> Result<Self, StoreError> {
+        let engine = Engine::open_anew(&path(directory), CACHE_OCTETS, error)?;
+        Self::with(engine, directory, retention, new_agent_id, now)
+    }
+
+    fn with(
+        engine: Engine,
+        directory: &StateDirectory,
+        retention: Retention,
+        new_agent_id: &str,
+        now: fn() -> Now,
+    ) -> Result<Self, StoreError> {
+        let path = path(directory);
         let trees = Trees::open(&engine)?;
         migrate::forward(&engine, &trees)?;
         let agent_id = agent_id(&trees.meta, new_agent_id)?;
@@ -280,6 +309,10 @@ impl Drop for ResultStore {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn path(directory: &StateDirectory) -> PathBuf {
+    directory.path().join("results.sled")
 }
 
 /// A value of a part of the statistics.

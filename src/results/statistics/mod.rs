@@ -29,6 +29,11 @@ const SNAPSHOT_KEY: &[u8] = b"";
 /// Times that disturbed all measurements, remembered for intervals that have yet to begin.
 const DISTURBANCES: usize = 64;
 
+/// Whether the store has a key of statistics that means something.
+pub fn is_statistics_key(key: &[u8]) -> bool {
+    key == SNAPSHOT_KEY || Part::of_key(key).is_some()
+}
+
 /// Connection and session.
 pub(super) type Key = (String, String);
 

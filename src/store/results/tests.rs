@@ -330,3 +330,21 @@ fn the_disk_stays_small_over_a_day_of_sliding_windows() {
     assert!((11_000..=14_000).contains(&kept.records), "{kept:?}");
     assert!(written > 10 * kept.live_octets);
 }
+
+#[test]
+fn a_page_that_makes_no_sense_is_put_aside_with_its_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    drop(store);
+    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    let name = engine.tree_names().into_iter().find(|name| name.starts_with(b"page/")).unwrap();
+    engine.put(&name, 1u64.to_be_bytes(), b"no page").unwrap();
+    engine.flush_durably().unwrap();
+    drop(engine);
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    wait_for(&store, |state| state.newest > CURSOR_JUMP && state.records == 1);
+    assert!(store.damage().contains("put aside"), "{}", store.damage());
+}
