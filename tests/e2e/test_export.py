@@ -48,7 +48,9 @@ class Export(Case):
 
     def exporter(self, name):
         agent = self.api.call("AgentService", "GetAgent")
-        return next(e for e in agent["exporters"] if e["name"] == name)
+        # One that was just committed may not be there yet.
+        nothing = {"state": "", "detail": "", "lag": "0", "delivered": "0", "rejected": "0"}
+        return next((e for e in agent["exporters"] if e["name"] == name), nothing)
 
     def state(self, name):
         return self.exporter(name)["state"].removeprefix("EXPORTER_STATE_")
@@ -57,7 +59,7 @@ class Export(Case):
         """Ends the load; the cursors of the records that are stored then."""
         self.api.call("ClientService", "StopConnections")
         time.sleep(1)
-        self.wait_for(lambda: int(self.exporter(name)["lag"]) == 0, 60)
+        self.wait_for(lambda: self.state(name) and int(self.exporter(name)["lag"]) == 0, 60)
         return self.api.records()
 
 
