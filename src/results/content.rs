@@ -6,8 +6,8 @@ use prost::Message;
 use super::block;
 use crate::{
     proto::{
-        Event, Gap, IntervalResult, ProbeResult, ProbeResults, Record, RecordKind, TestResult,
-        record,
+        Event, Figures, Gap, IntervalResult, ProbeResult, ProbeResults, Record, RecordKind,
+        TestResult, record,
     },
     stats,
     store::{Entry, MAXIMUM_CONTENT_OCTETS, StoreError, content},
@@ -21,12 +21,7 @@ pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
             vec![(content::TEST_RESULT, test_result(&mut result))]
         }
         record::Kind::IntervalResult(mut result) => {
-            let octets = fitting(|most| {
-                if let (Some(most), Some(figures)) = (most, result.figures.as_deref_mut()) {
-                    stats::coarsen(figures, most);
-                }
-                result.encode_to_vec()
-            });
+            let octets = fitting(&mut result, |result| result.figures.as_deref_mut());
             vec![(content::INTERVAL_RESULT, octets)]
         }
         record::Kind::Event(event) => vec![(content::EVENT, event.encode_to_vec().into())],
@@ -37,20 +32,21 @@ pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
 
 /// The content of the result of a test.
 pub(super) fn test_result(result: &mut TestResult) -> Bytes {
-    fitting(|most| {
-        if let (Some(most), Some(figures)) = (most, result.figures.as_deref_mut()) {
-            stats::coarsen(figures, most);
-        }
-        result.encode_to_vec()
-    })
+    fitting(result, |result| result.figures.as_deref_mut())
 }
 
-/// With histograms as coarse as the store needs them to be.
-pub(super) fn fitting(mut encode: impl FnMut(Option<usize>) -> Vec<u8>) -> Bytes {
-    let mut octets = encode(None);
+/// A message with histograms as coarse as the store needs them to be.
+pub(super) fn fitting<M: Message>(
+    message: &mut M,
+    figures: fn(&mut M) -> Option<&mut Figures>,
+) -> Bytes {
+    let mut octets = message.encode_to_vec();
     let mut buckets = 128;
     while octets.len() > MAXIMUM_CONTENT_OCTETS && buckets > 1 {
-        octets = encode(Some(buckets));
+        if let Some(figures) = figures(message) {
+            stats::coarsen(figures, buckets);
+        }
+        octets = message.encode_to_vec();
         buckets /= 2;
     }
     octets.into()

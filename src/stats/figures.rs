@@ -173,6 +173,14 @@ fn all_delays(figures: &mut Figures) -> [&mut Option<Box<DelayStats>>; 9] {
 
 /// Adds the result of a later test to statistics.
 pub fn add_result(statistics: &mut Statistics, result: &TestResult) {
+    add_outcome(statistics, result);
+    if let Some(figures) = &result.figures {
+        merge(statistics.figures.get_or_insert_with(Default::default), figures);
+    }
+}
+
+/// Adds that a later test ended, without what was sent in it.
+pub fn add_outcome(statistics: &mut Statistics, result: &TestResult) {
     if statistics.since.is_none() {
         statistics.since = result.start;
     }
@@ -183,8 +191,5 @@ pub fn add_result(statistics: &mut Statistics, result: &TestResult) {
         TestOutcome::Unreachable => statistics.tests_unreachable += 1,
         TestOutcome::Stopped => statistics.tests_stopped += 1,
         TestOutcome::Unspecified => {}
-    }
-    if let Some(figures) = &result.figures {
-        merge(statistics.figures.get_or_insert_with(Default::default), figures);
     }
 }

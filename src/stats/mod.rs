@@ -15,7 +15,7 @@ mod voice;
 
 pub use bursts::Fates;
 pub use direction::{Attribution, LossDirection};
-pub use figures::{add_result, clear_histograms, coarsen, complete, merge};
+pub use figures::{add_outcome, add_result, clear_histograms, coarsen, complete, merge};
 pub use histogram::{BUCKETS_OF_A_TEST, BUCKETS_OF_MANY, Histogram};
 pub use moments::Moments;
 pub use sample::Sample;

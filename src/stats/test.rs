@@ -117,13 +117,12 @@ impl TestFigures {
         begins
     }
 
-    /// Probes that were due will not be sent. Where it is `unreachable` that nobody can be sent
-    /// anything, they are no less missing than lost ones.
+    /// Probes that were due will not be sent.
     pub fn not_sent(&mut self, probes: u64, now: UnixTime) {
         self.piece(minute_of(now)).counts.probes_not_sent += probes;
     }
 
-    /// Nobody could be sent these.
+    /// Nobody could be sent these: availability counts them as lost.
     pub fn unreachable(
         &mut self,
         probes: u64,

@@ -38,18 +38,13 @@ impl Engine {
     /// Opens a database. One that is damaged is renamed and a new one begun; one of a newer schema
     /// is left alone.
     pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        match Self::try_open(path, cache_octets) {
+        match Self::open_whole(path, cache_octets) {
             Ok(engine) => Ok(engine),
             Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
                 Err(error)
             }
             Err(error) => Self::open_anew(path, cache_octets, &error),
         }
-    }
-
-    /// Opens a database as it is; one that is damaged is left alone.
-    pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        Self::try_open(path, cache_octets)
     }
 
     /// Puts a damaged database aside and begins a new one.
@@ -61,11 +56,12 @@ impl Engine {
         let aside = quarantine(path)?;
         let kept = aside.display();
         tracing::error!(%error, %kept, "database was damaged; a new one is begun");
-        let engine = Self::try_open(path, cache_octets)?;
+        let engine = Self::open_whole(path, cache_octets)?;
         Ok(Self { put_aside: Some(aside), ..engine })
     }
 
-    fn try_open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+    /// Opens a database as it is; one that is damaged is left alone.
+    pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         let existed = path.join("db").exists();
         let config = sled::Config::new()
             .path(path)

@@ -232,20 +232,18 @@ impl Fold {
         content: &Bytes,
         minute: Option<u64>,
     ) {
-        let key = &subject.key;
-        if self.plans.is_gone(key) {
-            return;
-        }
-        let disturbed = std::mem::take(&mut self.disturbed);
-        let session = self.session(key);
-        session.of(subject);
-        session.test(result, content, minute, &disturbed, |_| false);
-        self.disturbed = disturbed;
-        self.note_changed(key);
+        self.take(subject, |session, disturbed| {
+            session.test(result, content, minute, disturbed, |_| false);
+        });
     }
 
     /// Takes what was sent in a minute of a longer test.
     pub(super) fn minute(&mut self, subject: &Arc<Subject>, minute: u64, figures: &Figures) {
+        self.take(subject, |session, disturbed| session.minute(minute, figures, disturbed));
+    }
+
+    /// Gives a session something, unless it is no longer configured.
+    fn take(&mut self, subject: &Arc<Subject>, give: impl FnOnce(&mut Session, &VecDeque<u64>)) {
         let key = &subject.key;
         if self.plans.is_gone(key) {
             return;
@@ -253,12 +251,8 @@ impl Fold {
         let disturbed = std::mem::take(&mut self.disturbed);
         let session = self.session(key);
         session.of(subject);
-        session.minute(minute, figures, &disturbed);
+        give(session, &disturbed);
         self.disturbed = disturbed;
-        self.note_changed(key);
-    }
-
-    fn note_changed(&mut self, key: &Key) {
         if !self.changed.contains(key) {
             self.changed.insert(key.clone());
         }

@@ -6,7 +6,6 @@ use prost::Message;
 use super::{super::content::fitting, Key};
 use crate::{
     proto::{Statistics, StatisticsScope},
-    stats,
     store::content::{STATISTICS_ALL, STATISTICS_LAST},
     time::NANOS_PER_SECOND,
 };
@@ -125,12 +124,7 @@ pub(super) struct Packed(pub(super) Box<[u8]>);
 
 impl Packed {
     pub(super) fn of(mut statistics: Statistics) -> Self {
-        let octets = fitting(|most| {
-            if let (Some(most), Some(figures)) = (most, statistics.figures.as_deref_mut()) {
-                stats::coarsen(figures, most);
-            }
-            statistics.encode_to_vec()
-        });
+        let octets = fitting(&mut statistics, |statistics| statistics.figures.as_deref_mut());
         Self(octets.as_ref().into())
     }
 

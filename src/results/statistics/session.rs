@@ -17,7 +17,7 @@ use super::{
 use crate::{
     model::ResultKeeping,
     proto::{Figures, IntervalResult, Statistics, StatisticsScope, TestOutcome, TestResult},
-    stats::{MINUTE_NS, add_result, merge},
+    stats::{MINUTE_NS, add_outcome, add_result, merge},
     time::{NANOS_PER_SECOND, UnixTime},
 };
 
@@ -120,11 +120,15 @@ impl Session {
     ) {
         let start_ns = time_ns(result.start.as_ref());
         self.seen(start_ns);
-        // What was sent in it was told by the minute, where there was more than one.
-        let counted = TestResult { figures: None, ..result.clone() };
+        // What was sent in it was told by the minute, where there was more than one; that it ended
+        // counts in the last of them.
+        let (minute, add): (u64, fn(&mut Statistics, &TestResult)) = match minute {
+            Some(minute) => (minute, add_result),
+            None => (time_ns(result.end.as_ref()) / MINUTE_NS, add_outcome),
+        };
         if !has(Part::All) {
             let mut all = self.all();
-            add_result(&mut all, if minute.is_some() { result } else { &counted });
+            add(&mut all, result);
             self.set(Part::All, all);
         }
         self.last = Some(content.clone());
@@ -132,13 +136,7 @@ impl Session {
         if !has(Part::Head) {
             self.moving(result);
         }
-        if let Some(minute) = minute {
-            self.in_minute(minute, disturbed, &has, |statistics| add_result(statistics, result));
-        } else {
-            // That it ended is told by the last one.
-            let minute = time_ns(result.end.as_ref()) / MINUTE_NS;
-            self.in_minute(minute, disturbed, &has, |statistics| add_result(statistics, &counted));
-        }
+        self.in_minute(minute, disturbed, &has, |statistics| add(statistics, result));
         if result.outcome() == TestOutcome::Stopped {
             self.not_whole(time_ns(result.end.as_ref()));
             self.since_ns = None;
