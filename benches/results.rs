@@ -44,7 +44,6 @@ const SESSIONS: usize = 1_000;
 const PROBES: usize = 40;
 /// Records on their way to the store at a time.
 const UNDER_WAY: u64 = 4_000;
-const RETENTION: Retention = Retention { age_ns: u64::MAX, octets: 1 << 40 };
 const READERS: usize = 50;
 /// Probes that each of them reads.
 const OF_EACH: u64 = 400_000;
@@ -68,7 +67,7 @@ fn main() {
 }
 
 fn open(directory: &Path) -> Arc<Results> {
-    open_with(directory, RETENTION)
+    open_with(directory, Retention::of_all(u64::MAX, 1 << 40))
 }
 
 fn open_with(directory: &Path, retention: Retention) -> Arc<Results> {
@@ -319,8 +318,8 @@ async fn live(directory: &Path, length: Duration) {
 /// How long a store takes to open that holds so much.
 fn reopened(directory: &Path, mib: u64) {
     // As a quota of that size has its windows.
-    let retention = Retention { octets: (mib << 20) * 17 / 16, ..RETENTION };
-    let results = open_with(directory, retention);
+    let retention = Retention::of_all(u64::MAX, (mib << 20) * 17 / 16);
+    let results = open_with(directory, retention.clone());
     let (subjects, state) = (subjects(), results.state());
     let mut sent = 0u64;
     while state.borrow().live_octets < mib << 20 {

@@ -110,8 +110,8 @@ impl Agent {
         let new_agent_id = uuid::Uuid::new_v4().to_string();
         let committed = Committed::load(&config_store)?;
         let revision = committed.revision();
-        let keep = retention(committed.storage());
-        let result_store = ResultStore::open(&directory, keep, &new_agent_id, clock::now)?;
+        let keep = retention(committed.config());
+        let result_store = ResultStore::open(&directory, keep.clone(), &new_agent_id, clock::now)?;
         let boot_id = uuid::Uuid::new_v4().to_string();
         let results = match Results::open(result_store, boot_id.clone()) {
             Err(error @ StoreError::Damaged(_)) => {

@@ -217,6 +217,10 @@ fn numeric_fields() -> Vec<Numeric> {
         "Thresholds" "clear_after" "C.test_sessions[0].thresholds.clear_after" CLEAR_AFTER 1, |c, v| thresholds(c).clear_after = Some(v as u32);
         "ControlConnection" "moving_average_size" "C.moving_average_size" MOVING_AVERAGE_SIZE 1, |c, v| connection(c).moving_average_size = Some(v as u32);
         "ControlConnection" "history_size" "C.history_size" HISTORY_SIZE 1, |c, v| connection(c).history_size = Some(v as u32);
+        "ControlConnection" "retention_age" "C.retention_age" CONNECTION_RETENTION_AGE 1, |c, v| {
+            connection(c).retention_age = duration(v);
+            c.storage.as_mut().unwrap().retention_age = duration(v.clamp(60_000_000_000, 366 * 86_400_000_000_000));
+        };
         "AvailabilityRule" "probes_per_interval" "C.test_sessions[0].availability.probes_per_interval" AVAILABILITY_PROBES 1, |c, v| rule(c).probes_per_interval = Some(v as u32);
         "AvailabilityRule" "loss_percent" "C.test_sessions[0].availability.loss_percent" AVAILABILITY_LOSS_PERCENT 1, |c, v| rule(c).loss_percent = Some(v as u32);
         "AvailabilityRule" "consecutive_intervals" "C.test_sessions[0].availability.consecutive_intervals" AVAILABILITY_INTERVALS 1, |c, v| rule(c).consecutive_intervals = Some(v as u32);
@@ -441,6 +445,9 @@ fn every_other_field_is_checked() {
             server(c).test_port = Some(TestPort { mode, shared_port: None, range_min, range_max });
         }),
         ("C.test_sessions[0].percentiles[0]", |c| session(c).percentiles = vec![0.0]),
+        ("C.retention_age", |c| {
+            connection(c).retention_age = duration(7 * 86_400_000_000_001);
+        }),
         ("C.test_sessions[0].percentiles[1]", |c| session(c).percentiles = vec![50.0, 100.1]),
         ("C.test_sessions[0].percentiles[1]", |c| session(c).percentiles = vec![50.0, 50.0]),
         ("C.test_sessions[0].percentiles[0]", |c| session(c).percentiles = vec![f64::NAN]),
@@ -578,6 +585,7 @@ fn the_proto_says_what_the_model_does() {
             "server.stamp.sessions[0].port",
             "server.stamp.sessions[0].ssid",
             "C.test_sessions[0].availability.consecutive_high_loss",
+            "C.retention_age",
         ];
         if in_words.contains(&field.path) {
             assert!(comment.contains("efault"), "{name}");

@@ -50,7 +50,7 @@ async fn events(results: &Arc<Results>, name: &str, kind: EventType) -> Vec<prot
 async fn a_session_that_panics_restarts_its_connection_alone() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
-    let keep = retention(&twamp_agent::model::StorageConfig::default());
+    let keep = retention(&twamp_agent::model::AgentConfig::default());
     let store = ResultStore::open(&state, keep, "agent", clock::now).unwrap();
     let results = Results::open(store, "boot".into()).unwrap();
     let (_network, network) = watch::channel(NetworkChanges::default());

@@ -15,7 +15,7 @@ pub use clients::{ByHandError, Clients};
 pub use commit::ApplyError;
 
 use crate::{
-    model::{AgentConfig, ExportConfig, ServerConfig, StorageConfig, Violation, parse},
+    model::{AgentConfig, ExportConfig, ServerConfig, Violation, parse},
     net::{NetworkChanges, clock, follow_network, random},
     proto,
     results::Results,
@@ -75,9 +75,9 @@ impl Committed {
         self.rolled_back.as_deref()
     }
 
-    /// How long results are to be kept.
-    pub fn storage(&self) -> &StorageConfig {
-        &self.config.storage
+    /// What it is.
+    pub fn config(&self) -> &AgentConfig {
+        &self.config
     }
 }
 

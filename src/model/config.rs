@@ -109,6 +109,8 @@ pub struct ControlConnection {
     pub moving_average_size: usize,
     /// Where results are kept.
     pub results: ResultKeeping,
+    /// How long records are kept, where that is less than others are.
+    pub retention_age_ns: Option<u64>,
 }
 
 impl ControlConnection {

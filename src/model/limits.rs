@@ -185,6 +185,8 @@ pub const PACKETS_PER_SECOND: Limit = limit(0..=10_000_000, 0, "0 to 10000000");
 pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");
 /// `retention_age`, nanoseconds.
 pub const RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 7 * DAY, "1 min to 366 days");
+/// `retention_age` of a connection, nanoseconds; the default is that of the storage.
+pub const CONNECTION_RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 0, "1 min to 366 days");
 /// `retention_octets`.
 pub const RETENTION_OCTETS: Limit =
     limit(1 << 20..=1 << 40, 1 << 30, "1 MiB (1048576) to 1 TiB (1099511627776)");

@@ -67,9 +67,9 @@ fn probes(mut probes: Vec<ProbeResult>) -> Vec<(u8, Bytes)> {
     [self::probes(probes), self::probes(rest)].concat()
 }
 
-/// The kind of a record, as a filter knows it; `None` for a record without content.
+/// The kind of a record, as a filter knows it; `None` for a record that never had content.
 pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
-    match entry.kind {
+    match entry.kind & !content::REMOVED {
         content::TEST_RESULT => Some(RecordKind::TestResult),
         content::PROBE_BLOCK | content::PROBE_RESULTS => Some(RecordKind::ProbeResults),
         content::EVENT => Some(RecordKind::Event),
@@ -78,11 +78,16 @@ pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
     }
 }
 
+/// Whether retention took the content of a record.
+pub(super) fn is_removed(entry: &Entry) -> bool {
+    entry.kind & content::REMOVED != 0
+}
+
 /// The record of an entry, but for what is never stored.
 pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
     let damaged = || StoreError::Damaged("record");
     let content = entry.content.clone();
-    let read = match kind(entry).ok_or_else(damaged)? {
+    let read = match kind(entry).filter(|_| !is_removed(entry)).ok_or_else(damaged)? {
         RecordKind::TestResult => TestResult::decode(content).map(record::Kind::TestResult),
         RecordKind::Event => Event::decode(content).map(record::Kind::Event),
         RecordKind::IntervalResult => {

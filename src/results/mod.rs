@@ -22,7 +22,7 @@ pub use statistics::{StatisticsQuery, is_statistics_key};
 pub use surroundings::{watch_clock, watch_store};
 
 use crate::{
-    model::{AgentConfig, ResultKeeping, StorageConfig},
+    model::{AgentConfig, ResultKeeping},
     proto::{Event, EventType, Figures, ProbeResult, ProbeResults, Statistics, TestResult, record},
     stats,
     store::{self, ResultStore, Retention, StoreError, StoreState},
@@ -86,7 +86,7 @@ impl Subject {
 
 /// Reads the content of a record as the store has it.
 pub fn check_content(entry: &store::Entry) -> Result<(), StoreError> {
-    if entry.kind == store::content::NOTHING {
+    if entry.kind == store::content::NOTHING || content::is_removed(entry) {
         return Ok(());
     }
     content::decode(entry).map(drop)
@@ -241,7 +241,7 @@ impl Results {
     /// now, and keeps records as long.
     pub fn follow_config(&self, config: &AgentConfig) {
         self.log.fold().follow();
-        if let Err(error) = self.log.store.set_retention(retention(&config.storage)) {
+        if let Err(error) = self.log.store.set_retention(retention(config)) {
             tracing::warn!(%error, "the new retention does not hold yet");
         }
     }
@@ -291,6 +291,14 @@ impl Results {
 }
 
 /// How long records are kept, in the words of the store.
-pub fn retention(storage: &StorageConfig) -> Retention {
-    Retention { age_ns: storage.retention_age_ns, octets: storage.retention_octets }
+pub fn retention(config: &AgentConfig) -> Retention {
+    let ages = config
+        .connections
+        .iter()
+        .filter_map(|(name, connection)| Some((name.clone(), connection.retention_age_ns?)));
+    Retention {
+        age_ns: config.storage.retention_age_ns,
+        octets: config.storage.retention_octets,
+        connection_ages_ns: Arc::new(ages.collect()),
+    }
 }

@@ -31,6 +31,18 @@ pub struct Page {
     pub looked_at: u64,
 }
 
+impl Page {
+    /// Nothing that is wanted is between a gap and one right behind it: they are told as one.
+    fn push_gap(&mut self, first_cursor: u64, last_cursor: u64) {
+        let before = self.records.pop_if(|last| matches!(last.kind, Some(record::Kind::Gap(_))));
+        let first_cursor = match before.and_then(|before| before.kind) {
+            Some(record::Kind::Gap(gap)) => gap.first_cursor,
+            _ => first_cursor,
+        };
+        self.records.push(content::gap(first_cursor, last_cursor));
+    }
+}
+
 /// Where a stream starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -189,7 +201,11 @@ impl Results {
     ) -> Result<Page, StoreError> {
         let mut page = Page { records: Vec::new(), looked_at: after };
         // What retention took is gone, also where it is still in memory.
-        let kept = after + 1 >= self.log.store.state().borrow().earliest;
+        let kept = {
+            let state = self.log.store.state();
+            let state = state.borrow();
+            after + 1 >= state.earliest && after >= state.trimmed_up_to
+        };
         let live = self.log.tail.entries(after, newest, READ_RECORDS).filter(|_| kept);
         let entries = match live {
             Some(entries) => entries,
@@ -203,17 +219,21 @@ impl Results {
                 return Ok(page);
             }
             if gaps_count && entry.cursor > page.looked_at + 1 {
-                page.records.push(content::gap(page.looked_at + 1, entry.cursor - 1));
+                page.push_gap(page.looked_at + 1, entry.cursor - 1);
+            }
+            if !filter.wants(&entry) {
+                // Neither here nor missing.
+            } else if !content::is_removed(&entry) {
+                page.records.push(self.complete(content::decode(&entry)?));
+            } else if gaps_count {
+                page.push_gap(entry.cursor, entry.cursor);
             }
             gaps_count = true;
-            if filter.wants(&entry) {
-                page.records.push(self.complete(content::decode(&entry)?));
-            }
             page.looked_at = entry.cursor;
         }
         if nothing_left {
             if gaps_count && after < newest {
-                page.records.push(content::gap(after + 1, newest));
+                page.push_gap(after + 1, newest);
             }
             page.looked_at = after.max(newest);
         }
@@ -235,7 +255,7 @@ impl Results {
             let Some(last) = entries.last() else { break };
             up_to = last.cursor.saturating_sub(1);
             for entry in entries {
-                if filter.wants(&entry) {
+                if filter.wants(&entry) && !content::is_removed(&entry) {
                     records.push(self.complete(content::decode(&entry)?));
                     if records.len() >= limit {
                         break 'reading;

@@ -14,6 +14,9 @@ pub const INTERVAL_RESULT: u8 = 4;
 /// `ProbeResults`, where a block cannot hold them.
 pub const PROBE_RESULTS: u8 = 5;
 
+/// Added to any other: the content was taken away, the connection has its records kept for less.
+pub const REMOVED: u8 = 0x80;
+
 /// Statistics over all tests, behind the names of connection and session.
 pub const STATISTICS_ALL: &[u8] = b"all";
 /// The last `TestResult`.

@@ -173,11 +173,6 @@ impl Engine {
         self.put_aside.as_deref()
     }
 
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Octets on disk.
     pub(super) fn disk_octets(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::{
     Entry, StoreError, Subject,
     page::Records,
-    window::{Window, WindowList, cursor_of},
+    window::{Window, cursor_of},
+    windows::WindowList,
 };
 
 /// Entries with cursors in `range`, at most so many records and octets; the newest of them, in
@@ -24,7 +25,7 @@ pub(super) fn entries(
         return Ok(found.entries);
     }
     // Windows in front of the one that the range begins in hold nothing of it.
-    let from = list.partition_point(|window| window.first_cursor <= *range.start()).max(1) - 1;
+    let from = list.partition_point(|window| window.name.first_cursor <= *range.start()).max(1) - 1;
     let windows = list.get(from..).unwrap_or_default();
     if backwards {
         for window in windows.iter().rev() {

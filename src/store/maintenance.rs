@@ -19,7 +19,7 @@ use super::{
     engine::Engine,
     entries,
     results::Trees,
-    window::{self, Windows},
+    windows::{self, Windows},
 };
 
 const MAGIC: &[u8] = b"TWAMPDB1";
@@ -99,7 +99,7 @@ pub fn verify(
     let engine = Engine::open_whole(&path(directory, "results"), CACHE_OCTETS)?;
     let trees = Trees::open(&engine)?;
     let windows = Windows::open(&engine, &trees.meta, 1)?;
-    let list = window::read(&windows.shared());
+    let list = windows::read(&windows.shared());
     let (records, live_octets, _) = windows.figures();
     let mut found = Verified {
         revisions: revisions.len(),
@@ -316,8 +316,6 @@ mod tests {
     };
     use std::sync::Arc;
 
-    const RETENTION: Retention = Retention { age_ns: u64::MAX, octets: 1 << 30 };
-
     fn now() -> Now {
         Now { monotonic: Monotonic(1), unix: UnixTime(1_790_000_000_000_000_000) }
     }
@@ -333,7 +331,8 @@ mod tests {
         };
         config.commit(1, &stored).unwrap();
         drop(config);
-        let store = ResultStore::open(&state, RETENTION, "agent", now).unwrap();
+        let store =
+            ResultStore::open(&state, Retention::of_all(u64::MAX, 1 << 30), "agent", now).unwrap();
         let subject = Arc::new(Subject { connection: "c".into(), ..Subject::default() });
         for cursor in 1..=records {
             let entry = Entry {
@@ -373,7 +372,9 @@ mod tests {
         let after = verified(&imported);
         assert_eq!((after.records, after.cursors), (before.records, before.cursors));
         assert_eq!((after.revisions, after.live_octets), (1, before.live_octets));
-        let store = ResultStore::open(&imported, RETENTION, "another", now).unwrap();
+        let store =
+            ResultStore::open(&imported, Retention::of_all(u64::MAX, 1 << 30), "another", now)
+                .unwrap();
         assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001));
     }
 

@@ -10,7 +10,7 @@ use super::{
     Entry, Retention, StoreError, Subject, content,
     engine::Engine,
     results::{Trees, snapshot_value},
-    window::Windows,
+    windows::Windows,
 };
 use crate::{
     proto::{self, record},
@@ -46,13 +46,13 @@ fn records_of_1(engine: &Engine, trees: &Trees) -> Result<(), StoreError> {
     names.retain(|name| name.starts_with(RECORDS_OF_1));
     names.sort_unstable();
     // Every old window becomes one: what made it end was its age or its size.
-    let whole = Retention { age_ns: u64::MAX, octets: u64::MAX };
+    let whole = Retention::forever();
     for name in names {
         let mut windows = Windows::beginning(trees.meta.clone());
         for entry in &engine.tree(&name)? {
             let (key, value) = entry?;
             let entry = entry_of_1(&key, &value).ok_or(StoreError::Damaged("record"))?;
-            windows.append(engine, whole, &entry)?;
+            windows.append(engine, &whole, &entry)?;
         }
         windows.write_page()?;
         windows.summarise()?;
@@ -181,7 +181,7 @@ mod tests {
         drop(engine);
 
         for _ in 0..2 {
-            let retention = Retention { age_ns: u64::MAX, octets: 1 << 30 };
+            let retention = Retention::of_all(u64::MAX, 1 << 30);
             let store = ResultStore::open(&state, retention, "agent", now).unwrap();
             assert_eq!(store.state().borrow().newest, 80);
             let entries = store.entries(0, 80, 1000, 1 << 20, false).unwrap();

@@ -16,7 +16,11 @@ pub mod maintenance;
 mod migrate;
 mod page;
 mod results;
+mod retention;
+mod revisions;
+mod trim;
 mod window;
+mod windows;
 mod writer;
 pub mod zigzag;
 
@@ -33,8 +37,9 @@ use thiserror::Error;
 pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
 pub use page::MAXIMUM_CONTENT_OCTETS;
 pub use results::{ResultStore, Snapshot};
+pub use retention::Retention;
 pub use window::{Entry, Subject};
-pub use writer::{Retention, StoreState};
+pub use writer::StoreState;
 
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;

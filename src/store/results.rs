@@ -15,7 +15,7 @@ use super::{
     entries,
     high_water::HighWater,
     migrate,
-    window::{self, WindowList, Windows},
+    windows::{self, WindowList, Windows},
     writer::{Command, Open, Writer},
 };
 use crate::time::Now;
@@ -93,7 +93,7 @@ impl ResultStore {
     ) -> Result<Self, StoreError> {
         let path = path(directory);
         let engine = Engine::open(&path, CACHE_OCTETS)?;
-        match Self::with(engine, directory, retention, new_agent_id, now) {
+        match Self::with(engine, directory, retention.clone(), new_agent_id, now) {
             Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
                 Self::open_anew(directory, retention, new_agent_id, now, &error)
             }
@@ -247,7 +247,7 @@ impl ResultStore {
     ) -> Result<Vec<Entry>, StoreError> {
         // While it is opened anew nothing is known of what it holds.
         self.trees()?;
-        let list = window::read(&self.windows);
+        let list = windows::read(&self.windows);
         entries::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
     }
 

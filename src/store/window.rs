@@ -1,4 +1,4 @@
-//! The log in windows: one tree of pages for each span of time or octets, and one beside it of the
+//! A window of the log: one tree of pages for a span of time or octets, and one beside it of the
 //! subjects that they name. Removing records one by one would never give room back; a window goes as
 //! a whole.
 
@@ -13,16 +13,11 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Retention, StoreError, engine::Engine, entries::records_of, page::PageBuilder};
-use crate::time::{NANOS_PER_SECOND, UnixTime};
+use super::{StoreError, engine::Engine, entries::records_of};
+use crate::time::UnixTime;
 
 const PAGES: &[u8] = b"page/";
 const SUBJECTS: &[u8] = b"subject/";
-/// No record gets a cursor below this: written before windows go.
-const FLOOR: &[u8] = b"cursor-floor";
-/// Windows that the retention age and the quota are divided into: what goes at once is a sixteenth.
-const WINDOWS: u64 = 16;
-const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// To whom a record belongs.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
@@ -53,25 +48,74 @@ pub struct Entry {
     pub content: Bytes,
 }
 
-/// One tree of the log.
+/// The names of the two trees of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct WindowName {
+    pub(super) first_cursor: u64,
+    /// How often records were taken out of it.
+    generation: u32,
+}
+
+impl WindowName {
+    /// Of a window that begins with this cursor.
+    pub(super) fn new(first_cursor: u64) -> Self {
+        Self { first_cursor, generation: 0 }
+    }
+
+    /// Of a tree of pages; `None` for any other.
+    pub(super) fn of(tree: &[u8]) -> Option<Self> {
+        let (first_cursor, generation) = tree.strip_prefix(PAGES)?.split_first_chunk()?;
+        let generation = match generation {
+            [] => 0,
+            number => u32::from_be_bytes(number.try_into().ok()?),
+        };
+        Some(Self { first_cursor: u64::from_be_bytes(*first_cursor), generation })
+    }
+
+    pub(super) fn pages(self) -> Vec<u8> {
+        self.tree(PAGES)
+    }
+
+    fn subjects(self) -> Vec<u8> {
+        self.tree(SUBJECTS)
+    }
+
+    fn tree(self, prefix: &[u8]) -> Vec<u8> {
+        let mut name = [prefix, &self.first_cursor.to_be_bytes()].concat();
+        if self.generation > 0 {
+            name.extend_from_slice(&self.generation.to_be_bytes());
+        }
+        name
+    }
+
+    /// Removes the trees.
+    pub(super) fn remove(self, engine: &Engine) -> Result<(), StoreError> {
+        engine.drop_tree(&self.pages())?;
+        engine.drop_tree(&self.subjects())
+    }
+}
+
+/// One window.
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) pages: sled::Tree,
     subjects: sled::Tree,
     /// Those that were read.
     known: RwLock<HashMap<u32, Arc<Subject>>>,
-    pub(super) first_cursor: u64,
+    pub(super) name: WindowName,
     first_time_ns: u64,
     last_time_ns: AtomicU64,
     records: AtomicU64,
     octets: AtomicU64,
+    /// Age at which records of connections are to be taken out of it.
+    pub(super) trim_at_age_ns: AtomicU64,
 }
 
 /// What is known of a window that gets no more records, kept beside the log: a start need not read
 /// all that is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Summary {
-    last_cursor: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Summary {
+    pub(super) last_cursor: u64,
     records: u64,
     octets: u64,
     first_time_ns: u64,
@@ -79,7 +123,12 @@ struct Summary {
 }
 
 impl Summary {
-    fn to_octets(self) -> Vec<u8> {
+    /// Of one that is begun.
+    pub(super) fn beginning_at(time: UnixTime) -> Self {
+        Self { first_time_ns: time.0, last_time_ns: time.0, ..Self::default() }
+    }
+
+    pub(super) fn to_octets(self) -> Vec<u8> {
         let Self { last_cursor, records, octets, first_time_ns, last_time_ns } = self;
         [last_cursor, records, octets, first_time_ns, last_time_ns]
             .iter()
@@ -87,7 +136,7 @@ impl Summary {
             .collect()
     }
 
-    fn from_octets(octets: &[u8]) -> Option<Self> {
+    pub(super) fn from_octets(octets: &[u8]) -> Option<Self> {
         let (fields, []) = octets.as_chunks::<8>() else { return None };
         let [last_cursor, records, octets, first_time_ns, last_time_ns] =
             fields.iter().map(|f| u64::from_be_bytes(*f)).collect::<Vec<_>>().try_into().ok()?;
@@ -96,20 +145,35 @@ impl Summary {
 }
 
 impl Window {
-    fn new(engine: &Engine, first_cursor: u64, summary: Summary) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        engine: &Engine,
+        name: WindowName,
+        summary: Summary,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
-            pages: engine.tree(tree_name(PAGES, first_cursor))?,
-            subjects: engine.tree(tree_name(SUBJECTS, first_cursor))?,
+            pages: engine.tree(name.pages())?,
+            subjects: engine.tree(name.subjects())?,
             known: RwLock::default(),
-            first_cursor,
+            name,
             first_time_ns: summary.first_time_ns,
             last_time_ns: summary.last_time_ns.into(),
             records: summary.records.into(),
             octets: summary.octets.into(),
+            trim_at_age_ns: AtomicU64::default(),
         })
     }
 
-    fn summary(&self, last_cursor: u64) -> Summary {
+    /// An empty one that is to take the place of this.
+    pub(super) fn successor(&self, engine: &Engine) -> Result<Self, StoreError> {
+        let generation = self.name.generation + 1;
+        let name = WindowName { generation, ..self.name };
+        // What is there of it was not finished.
+        name.remove(engine)?;
+        let times = Summary { records: 0, octets: 0, ..self.summary(0) };
+        Self::open(engine, name, times)
+    }
+
+    pub(super) fn summary(&self, last_cursor: u64) -> Summary {
         Summary {
             last_cursor,
             records: self.records.load(Relaxed),
@@ -120,9 +184,9 @@ impl Window {
     }
 
     /// Reads the trees to know what is in them: of the newest window, when the log is opened.
-    fn measured(engine: &Engine, first_cursor: u64) -> Result<(Self, u64), StoreError> {
-        let mut window = Self::new(engine, first_cursor, Summary::default())?;
-        let (mut records, mut octets, mut last) = (0, 0, first_cursor.saturating_sub(1));
+    pub(super) fn measured(engine: &Engine, name: WindowName) -> Result<(Self, u64), StoreError> {
+        let mut window = Self::open(engine, name, Summary::default())?;
+        let (mut records, mut octets, mut last) = (0, 0, name.first_cursor.saturating_sub(1));
         let mut times = None;
         for entry in &window.pages {
             let (key, value) = entry?;
@@ -158,277 +222,57 @@ impl Window {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         Ok(known.entry(number).or_insert(subject).clone())
     }
-}
 
-/// The windows that are there, oldest first. Whoever holds a copy of the list may read.
-pub(super) type WindowList = Arc<[Arc<Window>]>;
-
-/// The log. Written by one thread; the list of windows is shared with readers.
-#[derive(Debug)]
-pub(super) struct Windows {
-    /// Summaries of windows that get no more records, by tree name; and [`FLOOR`].
-    meta: sled::Tree,
-    list: Arc<RwLock<WindowList>>,
-    /// Out of the list, but a reader still holds them.
-    leaving: Vec<Arc<Window>>,
-    /// What is not in a tree yet, of the newest window.
-    page: PageBuilder,
-    /// Numbers of the subjects in the newest window, where it was begun by this.
-    numbers: HashMap<Arc<Subject>, u32>,
-    next_cursor: u64,
-    newest: u64,
-}
-
-impl Windows {
-    /// After a failure: with the list that readers share already.
-    pub(super) fn reopen(
-        engine: &Engine,
-        meta: &sled::Tree,
-        at_least: u64,
-        list: Arc<RwLock<WindowList>>,
-    ) -> Result<Self, StoreError> {
-        let found = Self::open(engine, meta, at_least)?;
-        let windows = read(&found.list);
-        let reopened = Self { list, ..found };
-        reopened.replace(windows);
-        Ok(reopened)
-    }
-
-    /// Finds what is stored. Cursors go on at `at_least`, or behind the newest record that there is
-    /// or was.
-    pub(super) fn open(
-        engine: &Engine,
-        meta: &sled::Tree,
-        at_least: u64,
-    ) -> Result<Self, StoreError> {
-        let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
-        let at_least = at_least.max(floor);
-        let mut firsts: Vec<u64> = engine
-            .tree_names()
-            .iter()
-            .filter_map(|name| name.strip_prefix(PAGES)?.try_into().ok().map(u64::from_be_bytes))
-            .collect();
-        firsts.sort_unstable();
-        let (mut windows, mut newest) = (Vec::new(), 0);
-        for first in firsts {
-            let name = tree_name(PAGES, first);
-            let summary = meta.get(&name)?.and_then(|octets| Summary::from_octets(&octets));
-            let (window, last) = match summary {
-                Some(summary) => (Window::new(engine, first, summary)?, summary.last_cursor),
-                None => Window::measured(engine, first)?,
-            };
-            if window.records.load(Relaxed) == 0 {
-                drop(window);
-                engine.drop_tree(&name)?;
-                engine.drop_tree(&tree_name(SUBJECTS, first))?;
-                continue;
-            }
-            newest = last;
-            windows.push(Arc::new(window));
-        }
-        Ok(Self {
-            list: Arc::new(RwLock::new(windows.into())),
-            next_cursor: at_least.max(newest + 1),
-            newest: newest.max(at_least.saturating_sub(1)),
-            ..Self::beginning(meta.clone())
+    /// The subjects as they are stored, with their numbers.
+    pub(super) fn stored_subjects(
+        &self,
+    ) -> impl Iterator<Item = Result<(u32, sled::IVec), StoreError>> {
+        self.subjects.iter().map(|entry| {
+            let (key, octets) = entry?;
+            let number = key.as_ref().try_into().map(u32::from_be_bytes);
+            Ok((number.map_err(|_| StoreError::Damaged("subject of a record"))?, octets))
         })
     }
 
-    /// With nothing yet; what is appended begins a window.
-    pub(super) fn beginning(meta: sled::Tree) -> Self {
-        Self {
-            meta,
-            list: Arc::default(),
-            leaving: Vec::new(),
-            page: PageBuilder::default(),
-            numbers: HashMap::new(),
-            next_cursor: 1,
-            newest: 0,
-        }
-    }
-
-    /// The newest window gets no more records.
-    pub(super) fn summarise(&self) -> Result<(), StoreError> {
-        if let Some(full) = read(&self.list).last() {
-            let summary = full.summary(self.newest);
-            self.meta.insert(tree_name(PAGES, full.first_cursor), summary.to_octets())?;
-        }
+    pub(super) fn put_subject(&self, number: u32, octets: Vec<u8>) -> Result<(), StoreError> {
+        self.octets.fetch_add((size_of::<u32>() + octets.len()) as u64, Relaxed);
+        self.subjects.insert(number.to_be_bytes(), octets)?;
         Ok(())
     }
 
-    /// What readers share.
-    pub(super) fn shared(&self) -> Arc<RwLock<WindowList>> {
-        self.list.clone()
-    }
-
-    /// The cursor that the next record gets.
-    pub(super) fn next_cursor(&self) -> u64 {
-        self.next_cursor
-    }
-
-    /// The newest cursor that was given to a record, or that may have been.
-    pub(super) fn newest(&self) -> u64 {
-        self.newest
-    }
-
-    /// Takes an entry; it is in a tree once [`Self::write_page`] was called. Its cursor is not below
-    /// [`Self::next_cursor`].
-    pub(super) fn append(
-        &mut self,
-        engine: &Engine,
-        retention: Retention,
-        entry: &Entry,
+    /// Stores a page that begins with a cursor and has so many records.
+    pub(super) fn put_page(
+        &self,
+        (first_cursor, records, page): (u64, u64, Vec<u8>),
     ) -> Result<(), StoreError> {
-        if !self.page.takes(entry) {
-            self.write_page()?;
-        }
-        let window = self.window(engine, retention, entry)?;
-        let subject = self.number(&window, &entry.subject)?;
-        self.page.push(entry, subject);
-        self.next_cursor = entry.cursor + 1;
-        window.last_time_ns.fetch_max(entry.time.0, Relaxed);
-        Ok(())
-    }
-
-    /// Puts what was taken into a tree.
-    pub(super) fn write_page(&mut self) -> Result<(), StoreError> {
-        if self.page.is_empty() {
-            return Ok(());
-        }
-        let list = read(&self.list);
-        let Some(window) = list.last() else { return Ok(()) };
-        let (first, records, page) = self.page.take();
         let octets = (size_of::<u64>() + page.len()) as u64;
-        window.pages.insert(first.to_be_bytes(), page)?;
-        self.newest = first + records - 1;
-        window.records.fetch_add(records, Relaxed);
-        window.octets.fetch_add(octets, Relaxed);
+        self.pages.insert(first_cursor.to_be_bytes(), page)?;
+        self.records.fetch_add(records, Relaxed);
+        self.octets.fetch_add(octets, Relaxed);
         Ok(())
     }
 
-    /// A cursor that has no record.
-    pub(super) fn pass(&mut self, cursor: u64) {
-        self.next_cursor = self.next_cursor.max(cursor + 1);
-        self.newest = self.newest.max(cursor);
+    /// Notes the time of a record.
+    pub(super) fn saw(&self, time: UnixTime) {
+        self.last_time_ns.fetch_max(time.0, Relaxed);
     }
 
-    fn number(&mut self, window: &Window, subject: &Arc<Subject>) -> Result<u32, StoreError> {
-        if let Some(number) = self.numbers.get(subject) {
-            return Ok(*number);
-        }
-        if self.numbers.is_empty() {
-            // It was begun before this agent was.
-            for entry in &window.subjects {
-                let number = entry?.0.as_ref().try_into().map(u32::from_be_bytes);
-                let number = number.map_err(|_| StoreError::Damaged("subject of a record"))?;
-                self.numbers.insert(window.subject(number)?, number);
-            }
-            if let Some(number) = self.numbers.get(subject) {
-                return Ok(*number);
-            }
-        }
-        let number = self.numbers.values().max().map_or(0, |most| most + 1);
-        let octets = subject.encode_to_vec();
-        window.octets.fetch_add((size_of::<u32>() + octets.len()) as u64, Relaxed);
-        window.subjects.insert(number.to_be_bytes(), octets)?;
-        self.numbers.insert(subject.clone(), number);
-        Ok(number)
+    /// Whether a record of a time is so near the first one, before or behind it.
+    pub(super) fn is_within(&self, time: UnixTime, span_ns: u64) -> bool {
+        time.0.abs_diff(self.first_time_ns) < span_ns
     }
 
-    /// The newest window, or a new one where that has had its share.
-    fn window(
-        &mut self,
-        engine: &Engine,
-        retention: Retention,
-        entry: &Entry,
-    ) -> Result<Arc<Window>, StoreError> {
-        let list = read(&self.list);
-        let span_ns = (retention.age_ns / WINDOWS).max(SHORTEST_WINDOW_NS);
-        if let Some(window) = list.last()
-            && entry.time.0.saturating_sub(window.first_time_ns) < span_ns
-            && window.octets.load(Relaxed) < retention.octets / WINDOWS
-        {
-            return Ok(window.clone());
-        }
-        self.write_page()?;
-        self.summarise()?;
-        let (first_time_ns, last_time_ns) = (entry.time.0, entry.time.0);
-        let summary = Summary { first_time_ns, last_time_ns, ..Summary::default() };
-        let window = Arc::new(Window::new(engine, entry.cursor, summary)?);
-        self.numbers.clear();
-        let longer = list.iter().cloned().chain([window.clone()]).collect();
-        self.replace(longer);
-        Ok(window)
+    pub(super) fn last_time(&self) -> UnixTime {
+        UnixTime(self.last_time_ns.load(Relaxed))
     }
 
-    /// Removes windows that are too old or too much, whole, and trees that nobody reads any more.
-    pub(super) fn retain(
-        &mut self,
-        engine: &Engine,
-        retention: Retention,
-        now: UnixTime,
-    ) -> Result<(), StoreError> {
-        let list = read(&self.list);
-        // What is being filled goes with the others.
-        let mut octets: u64 = list.iter().map(|window| window.octets.load(Relaxed)).sum();
-        let outdated = |window: &Window| {
-            now.0.saturating_sub(window.last_time_ns.load(Relaxed)) > retention.age_ns
-        };
-        let mut keep_from = 0;
-        for window in list.iter() {
-            if !outdated(window) && octets <= retention.octets {
-                break;
-            }
-            octets -= window.octets.load(Relaxed);
-            keep_from += 1;
-        }
-        if keep_from > 0 {
-            if keep_from == list.len() {
-                self.write_page()?;
-            }
-            // Where nothing is left that tells, this does: no cursor may ever name two records.
-            self.meta.insert(FLOOR, &self.next_cursor.to_be_bytes())?;
-            engine.flush_durably()?;
-            self.leaving.extend_from_slice(&list[..keep_from]);
-            self.replace(list[keep_from..].into());
-        }
-        drop(list);
-        let (free, held): (Vec<_>, Vec<_>) =
-            self.leaving.drain(..).partition(|window| Arc::strong_count(window) == 1);
-        self.leaving = held;
-        for window in free {
-            let first = window.first_cursor;
-            drop(window);
-            let name = tree_name(PAGES, first);
-            engine.drop_tree(&name)?;
-            engine.drop_tree(&tree_name(SUBJECTS, first))?;
-            self.meta.remove(name)?;
-        }
-        Ok(())
+    pub(super) fn records(&self) -> u64 {
+        self.records.load(Relaxed)
     }
 
-    /// Records and octets that are stored, and the earliest cursor.
-    pub(super) fn figures(&self) -> (u64, u64, Option<u64>) {
-        let list = read(&self.list);
-        (
-            list.iter().map(|window| window.records.load(Relaxed)).sum(),
-            list.iter().map(|window| window.octets.load(Relaxed)).sum(),
-            list.first().map(|window| window.first_cursor),
-        )
+    pub(super) fn octets(&self) -> u64 {
+        self.octets.load(Relaxed)
     }
-
-    fn replace(&self, list: WindowList) {
-        *self.list.write().unwrap_or_else(PoisonError::into_inner) = list;
-    }
-}
-
-/// The list as it is now.
-pub(super) fn read(list: &RwLock<WindowList>) -> WindowList {
-    list.read().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-fn tree_name(prefix: &[u8], first_cursor: u64) -> Vec<u8> {
-    [prefix, &first_cursor.to_be_bytes()].concat()
 }
 
 pub(super) fn cursor_of(key: &[u8]) -> Result<u64, StoreError> {

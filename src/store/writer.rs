@@ -19,7 +19,8 @@ use super::{
     engine::Engine,
     high_water::HighWater,
     results::{CACHE_OCTETS, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
-    window::{WindowList, Windows},
+    retention::Retention,
+    windows::{WindowList, Windows},
 };
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
@@ -29,20 +30,13 @@ use crate::{
 const FLUSH_NS: u64 = 20_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
 const RETENTION_EVERY_NS: u64 = 1_000_000_000;
+/// Between two steps of taking records out of a window: what is to be written comes first.
+const TRIM_EVERY_NS: u64 = 100_000_000;
 /// How often a database that failed is opened anew.
 const OPEN_AGAIN_NS: u64 = 2_000_000_000;
 /// Free octets on the disk below which nothing is written: a database that hits the end of the
 /// disk is worse than one that misses records.
 pub(super) const RESERVE_OCTETS: u64 = 16 << 20;
-
-/// How long records are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// Age at which records go, nanoseconds.
-    pub age_ns: u64,
-    /// Octets beyond which the oldest go.
-    pub octets: u64,
-}
 
 /// What the store holds and how it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +45,8 @@ pub struct StoreState {
     pub detail: String,
     /// Cursor of the earliest record; 0 where there is none.
     pub earliest: u64,
+    /// Up to this cursor records of some connections may be gone.
+    pub trimmed_up_to: u64,
     /// Cursor of the newest record that may be read; 0 where there never was one.
     pub newest: u64,
     /// Records stored.
@@ -113,8 +109,10 @@ impl Writer {
         loop {
             let now = (self.now)();
             if retention_due <= now.monotonic {
-                retention_due = now.monotonic.plus_ns(RETENTION_EVERY_NS);
                 self.keep_house(now);
+                let trimming = self.open.as_ref().is_some_and(|open| open.windows.is_trimming());
+                let wait_ns = if trimming { TRIM_EVERY_NS } else { RETENTION_EVERY_NS };
+                retention_due = now.monotonic.plus_ns(wait_ns);
             }
             if sync_due <= now.monotonic {
                 sync_due = now.monotonic.plus_ns(SYNC_NS);
@@ -149,6 +147,9 @@ impl Writer {
                 let _ = answer.send(self.delete_consumer(&name));
             }
             Command::SetRetention(retention) => {
+                if let Some(open) = &self.open {
+                    open.windows.look_for_what_goes();
+                }
                 self.retention = retention;
                 self.keep_house((self.now)());
             }
@@ -160,7 +161,9 @@ impl Writer {
         self.newest = entry.cursor;
         self.unflushed = true;
         let stored = match (&self.failure, &mut self.open) {
-            (None, Some(Open { engine, windows })) => windows.append(engine, self.retention, entry),
+            (None, Some(Open { engine, windows })) => {
+                windows.append(engine, &self.retention, entry)
+            }
             (_, open) => {
                 self.dropped += 1;
                 // Readers that are there see it all the same.
@@ -249,7 +252,7 @@ impl Writer {
             (None, _) => {}
         }
         if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) = windows.retain(engine, self.retention, now.unix)
+            && let Err(error) = windows.retain(engine, &self.retention, now.unix)
         {
             self.fail(&error);
         }
@@ -309,10 +312,12 @@ impl Writer {
     fn publish(&mut self) {
         let figures = self.open.as_ref().map(|open| open.windows.figures());
         let (records, live_octets, earliest) = figures.unwrap_or_default();
+        let trimmed_up_to = self.open.as_ref().map_or(0, |open| open.windows.trimmed_up_to());
         let newest = if self.unflushed { self.state.borrow().newest } else { self.newest };
         let state = StoreState {
             detail: self.failure.clone().unwrap_or_default(),
             earliest: earliest.unwrap_or(0),
+            trimmed_up_to,
             newest,
             records,
             live_octets,

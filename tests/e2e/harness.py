@@ -149,6 +149,7 @@ class Agent:
         self.port = port
         self.log_path = directory.rstrip("/") + ".log"
         self.arguments = list(arguments)
+        self.environment = {}
         self.process = None
 
     def command(self, *command):
@@ -164,6 +165,7 @@ class Agent:
                 ),
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
             )
         return self
 
@@ -215,7 +217,7 @@ class Case(unittest.TestCase):
         self.addCleanup(self.stack.close)
         self.agents = []
 
-    def agent(self, name="agent", namespace=None, port=None, settings="", arguments=()):
+    def agent(self, name="agent", namespace=None, port=None, settings="", arguments=(), environment=None):
         """Starts an agent. Its API is also on a Unix socket, which namespaces do not divide."""
         directory = os.path.join(self.directory, name)
         agent = Agent(directory, namespace, port or free_port())
@@ -223,6 +225,7 @@ class Case(unittest.TestCase):
         with open(path, "w") as file:
             file.write(f'[api]\nunix_socket = "{agent.socket}"\n{settings}')
         agent.arguments = ["--settings", path, *arguments]
+        agent.environment = environment or {}
         agent.start()
         self.agents.append(agent)
         self.stack.callback(agent.stop)

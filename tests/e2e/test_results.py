@@ -2,6 +2,7 @@
 intervals go by the clock, and that nothing that a consumer was given is ever lost."""
 
 import collections
+import errno
 import os
 import random
 import re
@@ -156,11 +157,16 @@ class Intervals(Case):
         api = agent.client()
         api.apply({
             "server": server(port=port),
-            "client": client(connection("c", "127.0.0.1", [session("s", probe_count=10)], destination_port=port,
-                                        test_interval="0.1s")),
+            "client": client(
+                connection("c", "127.0.0.1", [session("s", probe_count=10)], destination_port=port,
+                           test_interval="0.1s"),
+                connection("brief", "127.0.0.1", [session("s", probe_count=10)], destination_port=port,
+                           test_interval="0.1s", retention_age="60s"),
+            ),
+            "storage": {"retention_age": "600s"},
         })
         scope = "STATISTICS_SCOPE_INTERVAL_1_MINUTE"
-        kinds = {"kinds": ["RECORD_KIND_INTERVAL_RESULT"]}
+        kinds = {"kinds": ["RECORD_KIND_INTERVAL_RESULT"], "connections": ["c"]}
         found = self.wait_for(
             lambda: len(r := [r for r in api.records(filter=kinds)
                               if r["interval_result"]["scope"] == scope]) >= 2 and r, 200, 2)
@@ -172,7 +178,8 @@ class Intervals(Case):
         self.assertEqual(harness.seconds(first["end"]), begins)
         # 10 probes in 1.5 s: 0.9 s, the loss timeout, the interval.
         self.assertTrue(360 <= int(second["figures"]["probes_sent"]) <= 410, second["figures"]["probes_sent"])
-        running = api.call("ResultsService", "GetStatistics", {"running_intervals": True})["statistics"]
+        self.brief_records_go(api)
+        running = api.call("ResultsService", "GetStatistics", {"running_intervals": True, "connections": ["c"]})["statistics"]
         scopes = collections.Counter(s["scope"] for s in running)
         self.assertEqual(scopes[scope], 2)
         for longer in ("15_MINUTES", "1_HOUR", "1_DAY"):
@@ -187,11 +194,34 @@ class Intervals(Case):
         api.close()
         api = agent.client()
         after = api.call("ResultsService", "GetStatistics",
-                         {"scopes": ["STATISTICS_SCOPE_INTERVAL_1_DAY"], "running_intervals": True})["statistics"]
+                         {"scopes": ["STATISTICS_SCOPE_INTERVAL_1_DAY"], "running_intervals": True,
+                          "connections": ["c"]})["statistics"]
         self.assertGreaterEqual(int(after[-1]["figures"]["probes_sent"]), int(day["figures"]["probes_sent"]) * 0.8)
         time.sleep(2)
-        now = api.call("ResultsService", "GetStatistics", {"scopes": [scope], "running_intervals": True})["statistics"]
+        now = api.call("ResultsService", "GetStatistics", {"scopes": [scope], "running_intervals": True,
+                                                               "connections": ["c"]})["statistics"]
         self.assertTrue(now[-1]["suspect"] and now[-1]["running"])
+
+    def brief_records_go(self, api):
+        """Of the connection whose records are kept for a minute none is left that is older than a
+        minute and a window of ten seconds, with some seconds to copy the rest."""
+        oldest = self.wait_for(
+            lambda: (r := [r for r in api.records(filter={"connections": ["brief"]}) if "gap" not in r]) and
+            (age := time.time() - harness.seconds(r[0]["time"])) < 80 and age, 60, 1)
+        self.assertGreater(oldest, 50)
+        brief = api.records(filter={"connections": ["brief"]})
+        gap, rest = brief[0]["gap"], brief[1:]
+        self.assertTrue(all(r["connection"] == "brief" for r in rest))
+        # The other has all of its own, and hears nothing of what went.
+        other = api.records(filter={"connections": ["c"]})
+        self.assertFalse([r for r in other if "gap" in r])
+        self.assertLess(int(other[0]["cursor"]), int(gap["last_cursor"]))
+        self.assertGreater(time.time() - harness.seconds(other[0]["time"]), 100)
+        # Statistics are of everything.
+        whole = api.call("ResultsService", "GetStatistics",
+                         {"connections": ["brief"], "scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})["statistics"][0]
+        kept = sum("test_result" in r for r in rest)
+        self.assertGreater(int(whole["tests_complete"]), kept + 10)
 
     def test_statistics_begin_anew_and_history_is_kept_in_memory(self):
         port = free_port()
@@ -402,38 +432,64 @@ class Database(Case):
         return found
 
 
-class FullDisk(Case):
-    """A file system of its own, that is filled to the last octet."""
+class Disks(Case):
+    """What the agent does on a disk that takes nothing more, and when that is over."""
 
-    def test_measurement_and_streams_go_on_and_the_store_recovers(self):
+    def test_a_full_disk(self):
         disk = os.path.join(self.directory, "disk")
         os.makedirs(disk)
         sh("mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", disk)
         self.stack.callback(sh, "umount", "-l", disk, check=False)
+        filling = os.path.join(disk, "filling")
+
+        def fill():
+            with open(filling, "wb") as file:
+                try:
+                    while file.write(bytes(1 << 20)):
+                        file.flush()
+                except OSError:
+                    pass
+
+        self.goes_on_and_recovers(self.agent("disk/agent"), fill, lambda: os.unlink(filling), ("full", "space"))
+
+    def test_a_disk_that_fails(self):
+        self.faulty(errno.EIO)
+
+    def test_a_disk_that_became_read_only(self):
+        self.faulty(errno.EROFS)
+
+    def faulty(self, number):
+        harness.need("gcc")
+        library, fault = (os.path.join(self.directory, name) for name in ("faults.so", "fault"))
+        source = os.path.join(harness.ROOT, "tests", "e2e", "disk_faults.c")
+        sh("gcc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl")
+        below = os.path.join(self.directory, "agent", "")
+        agent = self.agent(environment={"LD_PRELOAD": library, "DISK_FAULT": fault, "DISK_FAULT_BELOW": below})
+
+        def fail():
+            with open(fault + ".new", "w") as file:
+                file.write(str(number))
+            os.rename(fault + ".new", fault)
+
+        self.goes_on_and_recovers(agent, fail, lambda: os.unlink(fault), (os.strerror(number).lower(),))
+
+    def goes_on_and_recovers(self, agent, disturb, mend, words):
         port = free_port()
-        agent = self.agent("disk/agent")
         api = agent.client()
         sessions = [session("s", probe_count=50, probe_interval="0.01s", loss_timeout="0.1s")]
-        api.apply({
-            "server": server(port=port),
-            "client": client(*(connection(f"c{i}", "127.0.0.1", sessions, destination_port=port, test_interval="0.05s")
-                               for i in range(5))),
-        })
+        connections = [connection(f"c{i}", "127.0.0.1", sessions, destination_port=port, test_interval="0.05s")
+                       for i in range(5)]
+        config = {"server": server(port=port), "client": client(*connections)}
+        api.apply(config)
         store = lambda: api.call("AgentService", "GetAgent")["store"]
         sent = lambda: sum(int(s["figures"]["probes_sent"]) for s in api.call(
             "ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})["statistics"])
         self.wait_for(lambda: int(store()["records"]) > 500)
         live = api.stream({"latest": True})
         position = lambda: next(m for m in live if m.WhichOneof("message") == "batch").batch.records[-1].cursor
-        filling = os.path.join(disk, "filling")
-        with open(filling, "wb") as file:
-            try:
-                while file.write(bytes(1 << 20)):
-                    file.flush()
-            except OSError:
-                pass
-        full = self.wait_for(lambda: not (s := store())["healthy"] and s)
-        self.assertTrue("full" in full["detail"] or "space" in full["detail"].lower(), full["detail"])
+        disturb()
+        wrong = self.wait_for(lambda: not (s := store())["healthy"] and s)
+        self.assertTrue(any(word in wrong["detail"].lower() for word in words), wrong["detail"])
         before, cursor = sent(), position()
         time.sleep(5)
         self.assertGreater(sent(), before + 500, "measured")
@@ -444,19 +500,24 @@ class FullDisk(Case):
         self.assertEqual(code, grpc.StatusCode.UNAVAILABLE, why)
         dropped = int(store()["records_dropped"])
         self.assertGreater(dropped, 0)
-        os.unlink(filling)
+        mend()
         self.wait_for(lambda: store()["healthy"], 30)
         newest = int(store()["newest_cursor"])
         self.wait_for(lambda: int(store()["newest_cursor"]) > newest + 100)
         live.cancel()
         self.assertTrue(self.wait_for(lambda: events(api.records(), "STORE_RECOVERED")))
         self.assertGreater(sent(), before)
+        api.apply({"client": client(*connections[1:]), "server": config["server"]})
+        revision = api.call("ConfigService", "GetConfig")["revision"]
         api.apply({"client": client()})
         self.assertEqual(agent.stop(), 0)
         # What was told and not stored is gone with the memory, and that is said.
         agent.start()
+        api.close()
         again = agent.client()
         self.assertTrue(again.call("AgentService", "GetAgent")["store"]["healthy"])
+        revisions = again.call("ConfigService", "ListRevisions")["revisions"]
+        self.assertIn(revision["revision"], [r["revision"] for r in revisions])
         records = again.records()
         gaps = [r["gap"] for r in records if "gap" in r]
         self.assertGreaterEqual(len(gaps), 1)

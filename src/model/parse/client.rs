@@ -123,6 +123,9 @@ impl Check {
                 &limits::MOVING_AVERAGE_SIZE,
             ) as usize,
             results: self.result_keeping(c),
+            retention_age_ns: c.retention_age.map(|age| {
+                self.duration("retention_age", Some(age), &limits::CONNECTION_RETENTION_AGE)
+            }),
         }
     }
 

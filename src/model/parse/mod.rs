@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub use fields::parse_duration;
 
 use super::{AgentConfig, ControlConnection, StorageConfig, limits};
-use crate::proto;
+use crate::{proto, time::NANOS_PER_SECOND};
 
 /// One thing that is wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,17 @@ pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation
         .storage
         .as_ref()
         .map_or_else(StorageConfig::default, |s| check.at("storage", |check| check.storage(s)));
+    let given = document.client.iter().flat_map(|client| &client.control_connections);
+    for (index, connection) in given.enumerate() {
+        let age_ns = connections.get(&connection.name).and_then(|c| c.retention_age_ns);
+        if age_ns.is_some_and(|age_ns| age_ns > storage.retention_age_ns) {
+            let most_s = storage.retention_age_ns / NANOS_PER_SECOND;
+            check.report(
+                &format!("client.control_connections[{index}].retention_age"),
+                format!("it is above the retention_age of the storage, {most_s} s"),
+            );
+        }
+    }
     let export = document.export.as_ref();
     let export = export.map(|export| check.at("export", |check| check.export(export)));
     let export = Arc::new(export.unwrap_or_default());

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
+    store::{Subject, content},
     time::{Monotonic, UnixTime},
 };
 use std::{
@@ -13,7 +14,9 @@ use std::{
 };
 
 const MINUTE_NS: u64 = 60_000_000_000;
-const RETENTION: Retention = Retention { age_ns: 16 * MINUTE_NS, octets: 1 << 30 };
+fn retention() -> Retention {
+    Retention::of_all(16 * MINUTE_NS, 1 << 30)
+}
 
 #[allow(clippy::disallowed_methods)]
 fn now() -> Now {
@@ -43,10 +46,15 @@ impl Opened {
     }
 
     fn append(&self, time_ns: u64, octets: usize) {
+        self.append_of("", time_ns, octets);
+    }
+
+    fn append_of(&self, connection: &str, time_ns: u64, octets: usize) {
+        let subject = Subject { connection: connection.to_owned(), ..Subject::default() };
         let entry = Entry {
             cursor: self.next.replace(self.next.get() + 1),
             time: UnixTime(time_ns),
-            subject: Arc::default(),
+            subject: Arc::new(subject),
             kind: 1,
             content: vec![7; octets].into(),
         };
@@ -55,7 +63,7 @@ impl Opened {
 }
 
 fn open(directory: &StateDirectory) -> Opened {
-    Opened::with(directory, RETENTION)
+    Opened::with(directory, retention())
 }
 
 fn wait_for(store: &ResultStore, what: impl Fn(&StoreState) -> bool) -> StoreState {
@@ -114,7 +122,7 @@ fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
 fn windows_go_whole_by_age_and_by_octets() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
-    let retention = Retention { age_ns: 16 * MINUTE_NS, octets: 160_000 };
+    let retention = Retention::of_all(16 * MINUTE_NS, 160_000);
     let store = Opened::with(&state, retention);
     // Windows of three pages, by octets.
     for _ in 0..80 {
@@ -124,7 +132,7 @@ fn windows_go_whole_by_age_and_by_octets() {
     assert!(kept.records >= 34, "{kept:?}");
     assert_eq!(kept.earliest, 80 - kept.records + 1);
     // All of it is older than the new age allows; the cursors go on.
-    store.set_retention(Retention { age_ns: 1, octets: 160_000 }).unwrap();
+    store.set_retention(Retention::of_all(1, 160_000)).unwrap();
     let empty = wait_for(&store, |state| state.records == 0);
     assert_eq!((empty.newest, empty.earliest), (80, 0));
     store.close();
@@ -144,7 +152,7 @@ fn reads_forwards_and_backwards_over_windows() {
         store.append(now().unix.0 + minute * 2 * MINUTE_NS, 10);
     }
     wait_for(&store, |state| state.newest == 10);
-    assert_eq!(window::read(&store.store.windows).len(), 10);
+    assert_eq!(windows::read(&store.store.windows).len(), 10);
     let store_entries = |after, up_to, count, backwards| -> Vec<u64> {
         let entries = store.entries(after, up_to, count, 1 << 20, backwards).unwrap();
         entries.into_iter().map(|entry| entry.cursor).collect()
@@ -290,7 +298,7 @@ fn the_disk_stays_small_over_a_day_of_sliding_windows() {
     const HOUR_NS: u64 = 60 * MINUTE_NS;
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
-    let retention = Retention { age_ns: HOUR_NS, octets: 1 << 30 };
+    let retention = Retention::of_all(HOUR_NS, 1 << 30);
     OF_THE_DAY.store(1_790_000_000_000_000_000, Relaxed);
     let store = ResultStore::open(&state, retention, "agent", now_of_the_day).unwrap();
     let (mut cursor, mut noise, mut written) = (0, 1u64, 0);
@@ -347,4 +355,90 @@ fn a_page_that_makes_no_sense_is_put_aside_with_its_database() {
     store.append(now().unix.0, 10);
     wait_for(&store, |state| state.newest > CURSOR_JUMP && state.records == 1);
     assert!(store.damage().contains("put aside"), "{}", store.damage());
+}
+
+/// What is kept of a connection that has an age of its own, and of others.
+#[test]
+fn a_connection_has_its_records_kept_for_less() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let ages = [("brief".to_owned(), 4 * MINUTE_NS)].into();
+    let retention = Retention { connection_ages_ns: Arc::new(ages), ..retention() };
+    let store = Opened::with(&state, retention.clone());
+    let begun_ns = now().unix.0;
+    // Ten minutes of them, with windows of a quarter of a minute.
+    let age_ns = |cursor: u64| (400 - cursor) * MINUTE_NS / 40;
+    for cursor in 1..=400 {
+        let connection = if cursor % 2 == 0 { "brief" } else { "other" };
+        store.append_of(connection, begun_ns - age_ns(cursor), 300);
+    }
+    let full = wait_for(&store, |state| state.newest == 400).live_octets;
+    let check = |store: &ResultStore| {
+        let entries = store.entries(0, 400, 1000, 1 << 20, false).unwrap();
+        assert_eq!(entries.len(), 400);
+        let mut gone = 0;
+        for (entry, cursor) in entries.iter().zip(1..) {
+            let is_brief = entry.subject.connection == "brief";
+            assert_eq!((entry.cursor, is_brief), (cursor, cursor % 2 == 0));
+            let taken = entry.kind == 1 | content::REMOVED && entry.content.is_empty();
+            assert!(taken || entry.kind == 1 && entry.content.len() == 300, "{entry:?}");
+            assert!(!taken || is_brief && age_ns(cursor) > 3 * MINUTE_NS, "{entry:?}");
+            assert!(taken || !is_brief || age_ns(cursor) < 5 * MINUTE_NS, "{entry:?}");
+            gone += u64::from(taken);
+        }
+        gone
+    };
+    // The windows whose latest record is more than four minutes old.
+    let kept = wait_for(&store, |state| state.trimmed_up_to == 240);
+    let gone = check(&store);
+    assert_eq!((gone, kept.records), (120, 400));
+    let live_octets = store.state().borrow().live_octets;
+    assert!(live_octets < full - gone * 280, "{live_octets} of {full}");
+    store.close();
+    drop(store);
+
+    // A copy that was under way when the agent was killed; and nothing is copied again.
+    let pages = |engine: &Engine| {
+        let mut names = engine.tree_names();
+        names.retain(|name| name.starts_with(b"page/"));
+        names.sort();
+        names
+    };
+    let path = directory.path().join("results.sled");
+    let engine = Engine::open(&path, CACHE_OCTETS).unwrap();
+    let whole = pages(&engine);
+    let unfinished = [&whole[0][..13], &7u32.to_be_bytes()].concat();
+    engine.put(&unfinished, 1u64.to_be_bytes(), b"half").unwrap();
+    engine.flush_durably().unwrap();
+    drop(engine);
+    let store = Opened::with(&state, retention);
+    assert_eq!(check(&store), gone);
+    let again = wait_for(&store, |state| state.records == 400);
+    assert!(again.live_octets == live_octets, "{again:?} {live_octets}");
+    store.close();
+    drop(store);
+    assert_eq!(pages(&Engine::open(&path, CACHE_OCTETS).unwrap()), whole);
+}
+
+/// The clock was ahead for a while: what was written then goes with what came behind it, and holds
+/// up nothing.
+#[test]
+fn records_from_the_future_do_not_stay_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    let now_ns = now().unix.0;
+    let hours = |hours: u64| hours * 60 * MINUTE_NS;
+    for time_ns in [now_ns - hours(3), now_ns + hours(9), now_ns - hours(2), now_ns] {
+        store.append(time_ns, 10);
+    }
+    let left = wait_for(&store, |state| state.newest == 4 && state.records == 1);
+    assert_eq!(left.earliest, 4);
+    // What is filled while the clock is ahead is ended when it is right again.
+    store.append(now_ns + hours(9), 10);
+    store.append(now_ns, 10);
+    wait_for(&store, |state| state.newest == 6);
+    let windows: Vec<_> =
+        windows::read(&store.store.windows).iter().map(|w| w.name.first_cursor).collect();
+    assert_eq!(windows, [4, 5, 6]);
 }

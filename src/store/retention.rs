@@ -1,0 +1,86 @@
+//! How long records are kept.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::time::NANOS_PER_SECOND;
+
+/// Windows that the retention age and the quota are divided into: what goes at once is a sixteenth.
+const WINDOWS: u64 = 16;
+/// Windows of the retention age at most, where records of a connection go sooner.
+const MOST_WINDOWS: u64 = 256;
+const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
+
+/// How long records are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Age at which records go, nanoseconds.
+    pub age_ns: u64,
+    /// Octets beyond which the oldest go.
+    pub octets: u64,
+    /// Age at which records of connections go, by their names, where that is sooner, nanoseconds.
+    pub connection_ages_ns: Arc<BTreeMap<String, u64>>,
+}
+
+impl Retention {
+    /// The same for all connections.
+    pub fn of_all(age_ns: u64, octets: u64) -> Self {
+        Self { age_ns, octets, connection_ages_ns: Arc::default() }
+    }
+
+    /// Nothing goes.
+    pub(super) fn forever() -> Self {
+        Self::of_all(u64::MAX, u64::MAX)
+    }
+
+    /// The time that a window has records of.
+    pub(super) fn window_span_ns(&self) -> u64 {
+        let shortest_age_ns =
+            self.connection_ages_ns.values().min().map_or(self.age_ns, |age| self.age_ns.min(*age));
+        (shortest_age_ns / WINDOWS).max(self.age_ns / MOST_WINDOWS).max(SHORTEST_WINDOW_NS)
+    }
+
+    /// The octets that a window has.
+    pub(super) fn window_octets(&self) -> u64 {
+        self.octets / WINDOWS
+    }
+
+    /// Whether a record of a connection is kept that has this age.
+    pub(super) fn keeps(&self, connection: &str, age_ns: u64) -> bool {
+        self.connection_ages_ns.get(connection).is_none_or(|most| age_ns <= *most)
+    }
+
+    /// The age behind this one at which records of more connections go.
+    pub(super) fn next_age_ns(&self, age_ns: u64) -> u64 {
+        let ages = self.connection_ages_ns.values().copied();
+        ages.filter(|age| *age >= age_ns).min().unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_NS: u64 = 86_400 * NANOS_PER_SECOND;
+
+    #[test]
+    fn windows_are_as_short_as_the_shortest_age_asks_for_and_not_too_many() {
+        let mut retention = Retention::of_all(16 * DAY_NS, 1 << 30);
+        assert_eq!(retention.window_span_ns(), DAY_NS);
+        for (age_ns, span_ns) in
+            [(8 * DAY_NS, DAY_NS / 2), (60, DAY_NS / 16), (99 * DAY_NS, DAY_NS)]
+        {
+            retention.connection_ages_ns = Arc::new([("c".to_owned(), age_ns)].into());
+            assert_eq!(retention.window_span_ns(), span_ns);
+        }
+    }
+
+    #[test]
+    fn ages_of_connections_come_one_after_the_other() {
+        let ages = [("a".to_owned(), 20), ("b".to_owned(), 40)].into();
+        let retention =
+            Retention { connection_ages_ns: Arc::new(ages), ..Retention::of_all(100, 100) };
+        assert_eq!([0, 20, 21, 41].map(|age| retention.next_age_ns(age)), [20, 20, 40, u64::MAX]);
+        assert!(retention.keeps("a", 20) && !retention.keeps("a", 21));
+        assert!(retention.keeps("b", 21) && retention.keeps("other", 99));
+    }
+}

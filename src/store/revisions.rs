@@ -1,0 +1,281 @@
+//! Revisions of the configuration as a database has them. A revision is written in pieces, and one
+//! small key that names the current revision is the commit point: whatever happens between two steps, a
+//! start finds the revision before or the one after.
+
+use prost::Message;
+
+use super::{
+    MAXIMUM_VALUE_OCTETS, StoreError,
+    config::{StoredAnswer, StoredRevision, Unconfirmed},
+    engine::Engine,
+};
+use crate::{model::limits::REVISIONS_KEPT, proto};
+
+const CURRENT: &[u8] = b"current";
+/// Answers kept for requests that come again.
+const ANSWERS_KEPT: usize = 256;
+const DIGEST_KEY: &[u8] = b"digest-key";
+/// The latest revision that was confirmed.
+const CONFIRMED: &[u8] = b"confirmed";
+const PROLONGED: &[u8] = b"prolonged";
+
+/// The database while it is open. Each method is one step.
+#[derive(Debug)]
+pub(super) struct Revisions {
+    engine: Engine,
+    meta: sled::Tree,
+    pieces: sled::Tree,
+    answers: sled::Tree,
+}
+
+impl Revisions {
+    /// Of a database.
+    pub(super) fn of(engine: Engine) -> Result<Self, StoreError> {
+        // Its layout is as it was.
+        engine.set_schema()?;
+        let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
+        let answers = engine.tree("answers")?;
+        Ok(Self { engine, meta, pieces, answers })
+    }
+
+    /// Number of the current revision; 0 where nothing was ever committed.
+    pub(super) fn current(&self) -> Result<u64, StoreError> {
+        let stored = self.meta.get(CURRENT)?;
+        stored.map_or(Ok(0), |value| number(&value).ok_or(StoreError::Damaged("revision number")))
+    }
+
+    /// Reads whatever the agent cannot do without.
+    pub(super) fn check(&self, current: u64) -> Result<(), StoreError> {
+        self.remove_beyond(current)?;
+        if current > 0 && self.revision(current)?.is_none() {
+            return Err(StoreError::Damaged("configuration"));
+        }
+        self.answers()?;
+        self.unconfirmed(current)?;
+        self.stored_digest_key()?;
+        Ok(())
+    }
+
+    /// After a failure: what is current stays so, whatever the disk made of a commit that did not end.
+    pub(super) fn stay_at(&self, current: u64) -> Result<(), StoreError> {
+        if self.current()? != current {
+            self.meta.insert(CURRENT, &current.to_be_bytes())?;
+        }
+        self.remove_beyond(current)
+    }
+
+    /// Remembers the answer to a request that made no revision, for when the request comes again.
+    pub(super) fn remember(
+        &self,
+        request_id: &str,
+        answered: &StoredAnswer,
+    ) -> Result<(), StoreError> {
+        let next = match self.answers.last()? {
+            Some((key, _)) => number(&key).ok_or(StoreError::Damaged("answers"))? + 1,
+            None => 1,
+        };
+        let answered = StoredAnswer { request_id: request_id.to_owned(), ..answered.clone() };
+        let octets = answered.encode_to_vec();
+        if octets.len() > MAXIMUM_VALUE_OCTETS {
+            // Many warnings: such an answer is remembered until the agent ends.
+            return Ok(());
+        }
+        self.answers.insert(next.to_be_bytes(), octets)?;
+        if self.answers.len() > ANSWERS_KEPT {
+            self.answers.pop_min()?;
+        }
+        self.engine.flush_durably()
+    }
+
+    /// The remembered answers, oldest first.
+    pub(super) fn answers(&self) -> Result<Vec<StoredAnswer>, StoreError> {
+        let decode = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (_, octets) = entry?;
+            StoredAnswer::decode(octets.as_ref()).map_err(|_| StoreError::Damaged("answers"))
+        };
+        self.answers.iter().map(decode).collect()
+    }
+
+    /// The key of digests that stand for secrets: `fresh`, random, where there is none yet.
+    pub(super) fn digest_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        if let Some(stored) = self.stored_digest_key()? {
+            return Ok(stored);
+        }
+        self.meta.insert(DIGEST_KEY, &fresh)?;
+        self.engine.flush_durably()?;
+        Ok(fresh)
+    }
+
+    pub(super) fn stored_digest_key(&self) -> Result<Option<[u8; 32]>, StoreError> {
+        let stored = self.meta.get(DIGEST_KEY)?;
+        let key = stored.map(|stored| stored.as_ref().try_into());
+        key.transpose().map_err(|_| StoreError::Damaged("digest key"))
+    }
+
+    /// A kept revision.
+    pub(super) fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
+        let mut octets = Vec::new();
+        for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
+            octets.extend_from_slice(&piece?.1);
+        }
+        if octets.is_empty() {
+            return Ok(None);
+        }
+        StoredRevision::decode(octets.as_slice())
+            .map(Some)
+            .map_err(|_| StoreError::Damaged("configuration"))
+    }
+
+    /// The kept revisions without their documents, newest first. One that does not read back is
+    /// left out.
+    pub(super) fn revisions(&self, current: u64) -> Result<Vec<proto::Revision>, StoreError> {
+        let oldest = current.saturating_sub(REVISIONS_KEPT as u64 - 1).max(1);
+        let mut revisions = Vec::new();
+        for number in (oldest..=current).rev() {
+            match self.revision(number) {
+                Ok(stored) => revisions.extend(stored.and_then(|stored| stored.revision)),
+                Err(error @ StoreError::Damaged(_)) => tracing::warn!(%error, number),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(revisions)
+    }
+
+    /// The current revision, where it waits to be confirmed.
+    pub(super) fn unconfirmed(
+        &self,
+        current: u64,
+    ) -> Result<Option<(u64, Unconfirmed)>, StoreError> {
+        if current == 0 || self.confirmed()? >= current {
+            return Ok(None);
+        }
+        let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed);
+        let Some(unconfirmed) = unconfirmed else { return Ok(None) };
+        Ok(Some((current, self.prolonged(current)?.unwrap_or(unconfirmed))))
+    }
+
+    fn prolonged(&self, current: u64) -> Result<Option<Unconfirmed>, StoreError> {
+        let Some(value) = self.meta.get(PROLONGED)? else { return Ok(None) };
+        let damaged = StoreError::Damaged("confirmation");
+        let (revision, message) = value.split_at_checked(8).ok_or(damaged)?;
+        let of_current = number(revision) == Some(current);
+        let unconfirmed = Unconfirmed::decode(message);
+        let unconfirmed = unconfirmed.map_err(|_| StoreError::Damaged("confirmation"))?;
+        Ok(of_current.then_some(unconfirmed))
+    }
+
+    /// Revision `revision`, which waits to be confirmed, waits for another time. That is on the disk
+    /// when this returns.
+    pub(super) fn prolong(
+        &self,
+        revision: u64,
+        unconfirmed: Unconfirmed,
+    ) -> Result<(), StoreError> {
+        let value = [&revision.to_be_bytes()[..], &unconfirmed.encode_to_vec()].concat();
+        self.meta.insert(PROLONGED, value)?;
+        self.engine.flush_durably()
+    }
+
+    pub(super) fn confirmed(&self) -> Result<u64, StoreError> {
+        let value = self.meta.get(CONFIRMED)?;
+        value.map_or(Ok(0), |value| number(&value).ok_or(StoreError::Damaged("confirmation")))
+    }
+
+    /// Revision `revision` stays. That is on the disk when this returns.
+    pub(super) fn confirm(&self, revision: u64) -> Result<(), StoreError> {
+        self.meta.insert(CONFIRMED, &revision.to_be_bytes())?;
+        self.engine.flush_durably()
+    }
+
+    /// Makes `stored` the current revision, up to a step of that. It is on the disk when this
+    /// returns.
+    pub(super) fn commit(
+        &self,
+        revision: u64,
+        stored: &StoredRevision,
+        last: Step,
+    ) -> Result<(), StoreError> {
+        self.write_pieces(revision, stored, last)?;
+        if last == Step::HalfWritten {
+            return Ok(());
+        }
+        self.engine.flush_durably()?;
+        if last == Step::Written {
+            return Ok(());
+        }
+        self.meta.insert(CURRENT, &revision.to_be_bytes())?;
+        self.engine.flush_durably()
+    }
+
+    /// Removes what a new revision leaves no room for, but for the one that may be gone back to.
+    pub(super) fn prune(
+        &self,
+        revision: u64,
+        unconfirmed: Option<Unconfirmed>,
+    ) -> Result<(), StoreError> {
+        match revision.checked_sub(REVISIONS_KEPT as u64) {
+            Some(old) => self.remove_up_to(old, unconfirmed),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn write_pieces(
+        &self,
+        revision: u64,
+        stored: &StoredRevision,
+        last: Step,
+    ) -> Result<(), StoreError> {
+        let octets = stored.encode_to_vec();
+        for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
+            self.pieces.insert(piece_key(revision, index as u32), piece)?;
+            if last == Step::HalfWritten {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_up_to(
+        &self,
+        oldest: u64,
+        unconfirmed: Option<Unconfirmed>,
+    ) -> Result<(), StoreError> {
+        let kept = unconfirmed.map(|unconfirmed| unconfirmed.rollback_to.to_be_bytes());
+        for piece in self.pieces.range(..piece_key(oldest + 1, 0)) {
+            let key = piece?.0;
+            if !kept.is_some_and(|kept| key.starts_with(&kept)) {
+                self.pieces.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a commit left that did not come to its end.
+    fn remove_beyond(&self, current: u64) -> Result<(), StoreError> {
+        for piece in self.pieces.range(piece_key(current + 1, 0)..) {
+            self.pieces.remove(piece?.0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Steps of a commit, in order; a test ends a commit behind each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) enum Step {
+    HalfWritten,
+    Written,
+    Named,
+    Prune,
+}
+
+fn piece_key(revision: u64, index: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&revision.to_be_bytes());
+    key[8..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    value.try_into().map(u64::from_be_bytes).ok()
+}
