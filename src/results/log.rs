@@ -109,7 +109,7 @@ impl Log {
 
     pub(super) fn save_statistics(&self) {
         let mut fold = self.fold();
-        let changed = fold.take_changed();
+        let changed = fold.take_changed(self.next_cursor.load(Relaxed) - 1);
         if !changed.is_empty()
             && let Err(error) = self.store.save_statistics(changed)
         {

@@ -171,6 +171,8 @@ pub(super) struct Fold {
     forgotten: Vec<Vec<u8>>,
     plans: Arc<Plans>,
     disturbed: VecDeque<u64>,
+    /// Up to which cursor the store was told that they are whole.
+    marked: u64,
 }
 
 impl Fold {
@@ -350,8 +352,8 @@ impl Fold {
         });
     }
 
-    /// What changed since the last call.
-    pub(super) fn take_changed(&mut self) -> Changed {
+    /// What changed since the last call. `newest` is the cursor up to which records are in them.
+    pub(super) fn take_changed(&mut self, newest: u64) -> Changed {
         let mut all: Changed =
             std::mem::take(&mut self.forgotten).into_iter().map(|key| (key, None)).collect();
         for key in std::mem::take(&mut self.changed) {
@@ -359,7 +361,8 @@ impl Fold {
             let parts = session.take_changed().into_iter();
             all.extend(parts.map(|(part, content)| (part.key(&key), content)));
         }
-        if !all.is_empty() {
+        // Also where nothing changed: records that are in no statistics need not be read again.
+        if std::mem::replace(&mut self.marked, newest) != newest || !all.is_empty() {
             // Last: it says that all before it are there.
             all.push((SNAPSHOT_KEY.to_vec(), Some(Vec::new())));
         }
