@@ -47,6 +47,7 @@ const UNDER_WAY: u64 = 4_000;
 const READERS: usize = 50;
 /// Probes that each of them reads.
 const OF_EACH: u64 = 400_000;
+const REOPENED_WITHIN: Duration = Duration::from_secs(4);
 const LIVE_PROBES_PER_SECOND: u64 = 50_000;
 
 fn main() {
@@ -336,6 +337,8 @@ fn reopened(directory: &Path, mib: u64) {
     let took = begun.elapsed();
     let octets = results.state().borrow().live_octets;
     println!("opened again with {} MiB live: {:.2} s", octets >> 20, took.as_secs_f64());
+    assert!(octets >> 20 >= mib, "{octets} octets are left");
+    assert!(took < REOPENED_WITHIN, "twice what it may take on a machine that does nothing else");
     results.close();
 }
 

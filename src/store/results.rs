@@ -147,9 +147,13 @@ impl ResultStore {
             windows = Windows::open(&engine, &trees.meta, beyond)?;
         }
         engine.flush_durably()?;
+        let (records, live_octets, earliest) = windows.figures();
         let state = StoreState {
             newest: windows.newest(),
-            earliest: windows.figures().2.unwrap_or(0),
+            earliest: earliest.unwrap_or(0),
+            records,
+            live_octets,
+            disk_octets: engine.disk_octets(),
             ..StoreState::default()
         };
         let (publish, state) = watch::channel(state);
