@@ -179,6 +179,7 @@ fn numeric_fields() -> Vec<Numeric> {
         "TestSession" "data_size" "C.test_sessions[0].data_size" DATA_SIZE 1, |c, v| session(c).data_size = Some(v as u32);
         "TestSession" "ttl" "C.test_sessions[0].ttl" TTL 1, |c, v| session(c).ttl = Some(v as u32);
         "TestSession" "probe_count" "C.test_sessions[0].probe_count" PROBE_COUNT 1, |c, v| session(c).probe_count = Some(v as u32);
+        "TestSession" "burst_size" "C.test_sessions[0].burst_size" BURST_SIZE 1, |c, v| session(c).burst_size = Some(v as u32);
         "TestSession" "probe_interval" "C.test_sessions[0].probe_interval" PROBE_INTERVAL 1, |c, v| session(c).probe_interval = duration(v);
         "TestSession" "loss_timeout" "C.test_sessions[0].loss_timeout" LOSS_TIMEOUT 1, |c, v| session(c).loss_timeout = duration(v);
         "ControlConnection" "maximum_key_derivation_count" "C.maximum_key_derivation_count" MAXIMUM_KEY_DERIVATION_COUNT 1, |c, v| connection(c).maximum_key_derivation_count = Some(v as u32);

@@ -6,9 +6,11 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+mod accuracy;
 mod bare;
 #[path = "../common/mod.rs"]
 mod common;
+mod relay;
 
 use std::{
     collections::HashMap,
@@ -42,7 +44,6 @@ use twamp_agent::{
         ApiSettings,
         services::{
             agent_service_client::AgentServiceClient, client_service_client::ClientServiceClient,
-            results_service_client::ResultsServiceClient,
         },
     },
     net::{ThreadPlace, free_port, raise_open_files},
@@ -87,7 +88,11 @@ fn main() {
     let runtime = runtime.expect("a runtime");
     raise_open_files();
     println!("round trip on idle loopback, 100 probes a second for 5 s, agent to agent");
-    runtime.block_on(idle_loopback());
+    runtime.block_on(accuracy::idle_loopback());
+    println!(
+        "\nthrough a relay that holds each packet for 10 ms, 100 probes a second for {seconds} s"
+    );
+    runtime.block_on(accuracy::known_delays(length));
 
     println!(
         "\n{:<38}{:>9}{:>8}{:>8}{:>8}{:>8}{:>8}{:>9}{:>9}",
@@ -118,7 +123,9 @@ fn main() {
     bare::timer(length);
     bare::sockets(10_000, Duration::from_millis(100), Wake::Each(MILLISECOND), length);
     println!("growth, 10,000 probes/s in all");
-    for (sessions, interval_ms) in [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000)] {
+    for (sessions, interval_ms) in
+        [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000), (50_000, 5_000)]
+    {
         let name = format!("  {sessions} sessions");
         runtime.block_on(schedule(&name, run(sessions, interval_ms, (0, 0), 0), length));
     }
@@ -173,89 +180,6 @@ async fn start(bootstrap: proto::AgentConfig, senders: PlaneSettings) -> Running
     Running { agent, endpoint: format!("http://127.0.0.1:{port}"), _directory: directory }
 }
 
-/// What the agent reports of itself on a path that has no length.
-async fn idle_loopback() {
-    let port = free_port().expect("a free port");
-    let session = proto::TestSession {
-        probe_count: Some(500),
-        probe_interval: duration(Duration::from_millis(10)),
-        store_probes: proto::StoreProbes::All.into(),
-        ..proto::TestSession::default()
-    };
-    let listen = proto::ListenAddress {
-        address: "127.0.0.1".into(),
-        port: Some(port.into()),
-        ..Default::default()
-    };
-    let server = proto::LightServer {
-        listen: vec![listen],
-        prefixes: vec!["127.0.0.0/8".into()],
-        stateful: true,
-        ..Default::default()
-    };
-    let config = proto::AgentConfig {
-        client: Some(proto::ClientConfig {
-            control_connections: vec![light("c".into(), port, &session, 1)],
-        }),
-        server: Some(proto::ServerConfig { light: Some(server), ..Default::default() }),
-        ..Default::default()
-    };
-    let running = start(config, PlaneSettings::default()).await;
-    tokio::time::sleep(Duration::from_secs(7)).await;
-    let mut results =
-        ResultsServiceClient::connect(running.endpoint.clone()).await.expect("the API");
-    let mut rtts: Vec<i64> = Vec::new();
-    let mut after = 0;
-    loop {
-        let request = proto::ListRecordsRequest {
-            after_cursor: after,
-            ..proto::ListRecordsRequest::default()
-        };
-        let records = results.list_records(request).await.expect("records").into_inner().records;
-        let Some(last) = records.last() else { break };
-        after = last.cursor;
-        for record in records {
-            if let Some(proto::record::Kind::ProbeResults(batch)) = record.kind {
-                rtts.extend(batch.probes.iter().filter_map(|probe| probe.rtt_ns));
-            }
-        }
-    }
-    running.agent.stop().await;
-    rtts.sort_unstable();
-    let at = |part: f64| rtts[((rtts.len() - 1) as f64 * part) as usize] as f64 / 1e3;
-    println!(
-        "twamp-agent: {} probes, RTT min {:.1} us, median {:.1} us, p99 {:.1} us",
-        rtts.len(),
-        at(0.0),
-        at(0.5),
-        at(0.99)
-    );
-    beside_irtt();
-}
-
-/// irtt from Debian, where it is installed.
-fn beside_irtt() {
-    use std::process::{Command, Stdio};
-    let port = free_port().expect("a free port");
-    let bind = format!("127.0.0.1:{port}");
-    let server = Command::new("irtt")
-        .args(["server", "-b", &bind])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(mut server) = server else { return println!("irtt: not installed") };
-    thread::sleep(Duration::from_millis(300));
-    let client =
-        Command::new("irtt").args(["client", "-q", "-i", "10ms", "-d", "5s", &bind]).output();
-    let _ = server.kill();
-    let _ = server.wait();
-    let text = client.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let line = text.unwrap_or_default();
-    let line =
-        line.lines().find(|line| line.trim_start().starts_with("RTT")).unwrap_or("no answer");
-    println!("irtt: min, mean, median, max, stddev: {}", line.trim());
-}
-
 async fn schedule(name: &str, run: Run, length: Duration) {
     let arrivals = Arc::new(Mutex::new(Vec::with_capacity(2_000_000)));
     let end = Arc::new(AtomicBool::new(false));
@@ -304,13 +228,14 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         .max_decoding_message_size(256 << 20);
     let begun = Instant::now();
     loop {
-        assert!(begun.elapsed() < Duration::from_secs(60), "they do not all run");
         let request = proto::ListConnectionsRequest::default();
         let all = clients.list_connections(request).await.expect("connections").into_inner();
         let up = |c: &proto::Connection| c.state() == proto::ConnectionState::Running;
-        if all.connections.iter().filter(|c| up(c)).count() == run.sessions / of_each {
+        let not_up = all.connections.iter().find(|c| !up(c));
+        if not_up.is_none() && all.connections.len() == run.sessions / of_each {
             break;
         }
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not run: {not_up:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -47,6 +47,7 @@ fuzz_target!(|data: &[u8]| {
     let mut sender = SessionSender::new(SenderConfig {
         probe_count: 16,
         probe_interval_ns: 10_000_000,
+        burst_size: 1,
         schedule: Schedule::Periodic,
         loss_timeout_ns: 50_000_000,
         test_interval_ns: 10_000_000,

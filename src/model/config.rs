@@ -183,8 +183,10 @@ pub struct TestSession {
     pub ttl: u8,
     /// Probes in a test.
     pub probe_count: u32,
-    /// Gap between probes.
+    /// Gap between probes, or between bursts.
     pub probe_interval_ns: u64,
+    /// Probes at each time of the schedule.
+    pub burst_size: u32,
     /// Periodic or Poisson.
     pub schedule: Schedule,
     /// Age at which a probe is lost.
@@ -233,11 +235,15 @@ impl Default for AvailabilityRule {
 }
 
 impl TestSession {
-    /// How long a test takes: the gaps between its probes and the loss timeout of the last.
+    /// How long a test takes: the gaps between its bursts and the loss timeout of the last.
     pub fn nominal_duration_ns(&self) -> u64 {
-        self.probe_interval_ns
-            .saturating_mul(u64::from(self.probe_count - 1))
-            .saturating_add(self.loss_timeout_ns)
+        let gaps = self.probe_count.div_ceil(self.burst_size) - 1;
+        self.probe_interval_ns.saturating_mul(gaps.into()).saturating_add(self.loss_timeout_ns)
+    }
+
+    /// The gap between two probes in the mean.
+    pub fn mean_gap_ns(&self) -> u64 {
+        self.probe_interval_ns / u64::from(self.burst_size)
     }
 
     /// Whether a change to `other` must be spoken of on the wire, or needs another socket. Of the

@@ -136,6 +136,8 @@ pub const RETRANSMISSIONS: Limit = limit(0..=1000, 4, "0 to 1000");
 pub const TTL: Limit = limit(1..=255, 255, "1 to 255");
 /// `probe_count`.
 pub const PROBE_COUNT: Limit = limit(1..=1_000_000, 1, "1 to 1000000");
+/// `burst_size`.
+pub const BURST_SIZE: Limit = limit(1..=1000, 1, "1 to 1000");
 /// `probe_interval`, nanoseconds.
 pub const PROBE_INTERVAL: Limit = limit(MS..=HOUR, SECOND, "1 ms to 1 h");
 /// `loss_timeout`, nanoseconds.

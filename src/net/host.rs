@@ -2,12 +2,15 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Raises the number of open files to what is allowed at most: each connection and each session
-/// has a socket.
+/// Raises the number of open files to what is allowed at most, which for root is what the kernel
+/// allows: each connection and each session has a socket.
 pub fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
-        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
-        false => Ok(()),
+    let of_kernel = std::fs::read_to_string("/proc/sys/fs/nr_open").ok();
+    let of_kernel = of_kernel.and_then(|most| most.trim().parse().ok());
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        let most = hard.max(of_kernel.unwrap_or(hard));
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
     });
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the number of open files");

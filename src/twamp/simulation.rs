@@ -57,6 +57,7 @@ fn config(probe_count: u32) -> SenderConfig {
     SenderConfig {
         probe_count,
         probe_interval_ns: 10 * MS,
+        burst_size: 1,
         schedule: Schedule::Periodic,
         loss_timeout_ns: 500 * MS,
         test_interval_ns: SECOND,
@@ -453,6 +454,32 @@ fn conformance_097_foreign_datagrams_are_counted_and_end_nothing() {
     pair.sender.handle_reply(&[0xff; 1400], &meta, pair.now);
     pair.run_until(Monotonic(2 * SECOND));
     assert_eq!((pair.only().packets_ignored, pair.only().probes_received), (3, 2));
+}
+
+/// Five at once every 10 ms, and in the last burst what is left.
+#[test]
+fn bursts_keep_the_time_of_the_schedule() {
+    let config = SenderConfig { burst_size: 5, test_interval_ns: SECOND, ..config(18) };
+    let queue = Box::new(|n: u32| vec![MS + u64::from(n % 5) * 20_000]);
+    let mut pair = Pair::new(config.clone(), queue, lossless(MS));
+    pair.run_until(Monotonic(3 * SECOND));
+    let figures = pair.results[0].figures.as_ref().unwrap();
+    assert_eq!((figures.probes_sent, figures.probes_received), (18, 18));
+    // What waits in the queue of the path: 20 us for each that is before it.
+    let ipdv = delay(figures.egress_jitter.as_deref());
+    let near = |ns: i64, expected: i64| ns.abs_diff(expected) < 2;
+    assert!(near(ipdv.max_ns, 20_000) && near(ipdv.min_ns, -80_000), "{ipdv:?}");
+    let length = |result: &TestResult| {
+        let time = |time: Option<prost_types::Timestamp>| UnixTime::from_proto(&time.unwrap());
+        time(result.end).since_ns(time(result.start))
+    };
+    assert_eq!(length(&pair.results[0]).cast_unsigned() / MS, 30 + 500);
+    // Tests that nobody answers take as long, and count what was due by then.
+    pair.sender.session_lost(LossCause::Unspecified, 0, pair.now);
+    let begun = pair.results.len();
+    pair.run_until(Monotonic(10 * SECOND));
+    let start = |index: usize| UnixTime::from_proto(&pair.results[begun + index].start.unwrap());
+    assert_eq!(start(2).since_ns(start(1)).cast_unsigned(), 30 * MS + 500 * MS + SECOND);
 }
 
 #[test]

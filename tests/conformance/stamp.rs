@@ -119,6 +119,7 @@ impl Pair {
         let mut sender = SessionSender::new(SenderConfig {
             probe_count: 4,
             probe_interval_ns: SECOND,
+            burst_size: 1,
             schedule: Schedule::Periodic,
             loss_timeout_ns: 2 * SECOND,
             test_interval_ns: SECOND,

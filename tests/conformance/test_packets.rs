@@ -372,6 +372,7 @@ impl Sending {
         let mut machine = SessionSender::new(SenderConfig {
             probe_count,
             probe_interval_ns: 10_000_000,
+            burst_size: 1,
             schedule: Schedule::Periodic,
             loss_timeout_ns: 100_000_000,
             test_interval_ns: SECOND_NS,

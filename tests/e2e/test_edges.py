@@ -57,6 +57,22 @@ class Edges(Case):
         lost = [e for e in events(self.api.records(), "CONNECTION_LOST") if e["cause"] == "LOSS_CAUSE_LOCAL"]
         self.assertEqual(lost, [])
 
+    def test_bursts_go_out_at_once_and_keep_the_rhythm(self):
+        burst = {"probe_count": 23, "burst_size": 5, "probe_interval": "0.05s"}
+        self.api.apply({"server": server(port=self.port), "client": self.measured(session=burst)})
+        results = self.wait_for(lambda: len(r := [r for r in self.api.records() if "test_result" in r]) >= 3 and r)
+        figures = results[1]["test_result"]["figures"]
+        self.assertEqual((figures["probes_sent"], figures["probes_received"]), ("23", "23"))
+        probes = [p for r in self.api.records() if "probe_results" in r for p in r["probe_results"]["probes"]]
+        first, second = (int(r["test_result"]["figures"]["probes_sent"]) for r in results[:2])
+        sent = [int(p["sent_unix_ns"]) for p in sorted(probes, key=lambda p: p["sequence"])[first:first + second]]
+        bursts = [sent[i:i + 5] for i in range(0, 23, 5)]
+        self.assertEqual([len(b) for b in bursts], [5, 5, 5, 5, 3])
+        widest = max(b[-1] - b[0] for b in bursts)
+        gaps = [after[0] - before[0] for before, after in zip(bursts, bursts[1:])]
+        self.assertLess(widest, min(gaps) / 2, (widest, gaps))
+        self.assertLess(abs(sum(gaps) / 4e6 - 50), 12, gaps)
+
     def test_watchers_of_health_hear_of_the_end(self):
         self.api.apply({"server": server(port=self.port)})
         self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")

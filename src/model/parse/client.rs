@@ -194,6 +194,8 @@ impl Check {
                 s.probe_interval,
                 &limits::PROBE_INTERVAL,
             ),
+            burst_size: (self.number("burst_size", s.burst_size, &limits::BURST_SIZE) as u32)
+                .max(1),
             schedule: match self.enumeration("schedule", s.schedule) {
                 proto::Schedule::Poisson => Schedule::Poisson,
                 proto::Schedule::Unspecified | proto::Schedule::Periodic => Schedule::Periodic,

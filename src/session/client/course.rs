@@ -182,6 +182,7 @@ mod tests {
             machine: SessionSender::new(SenderConfig {
                 probe_count: 5,
                 probe_interval_ns: 10 * MS,
+                burst_size: 1,
                 schedule: Schedule::Periodic,
                 loss_timeout_ns: 20 * MS,
                 test_interval_ns: INTERVAL,

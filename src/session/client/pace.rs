@@ -38,9 +38,9 @@ impl Pace {
         Arc::new(Self { threads: threads.max(1) as u64, rate: AtomicU64::new(0) })
     }
 
-    /// A session sends at this interval from now on.
-    pub(super) fn join(self: &Arc<Self>, probe_interval_ns: u64) -> Share {
-        let rate = SECONDS * NANOS_PER_SECOND / probe_interval_ns.max(1);
+    /// A session sends at this interval in the mean from now on.
+    pub(super) fn join(self: &Arc<Self>, mean_gap_ns: u64) -> Share {
+        let rate = SECONDS * NANOS_PER_SECOND / mean_gap_ns.max(1);
         self.rate.fetch_add(rate, Relaxed);
         Share { pace: self.clone(), rate }
     }

@@ -11,7 +11,6 @@ mod types;
 
 use std::collections::VecDeque;
 
-use super::schedule::gap_ns;
 use crate::{
     proto::{Figures, LossCause, TestOutcome, TestResult},
     stats::{MINUTE_NS, TestFigures, Track, minute_of},
@@ -237,7 +236,9 @@ impl SessionSender {
                 return Some(self.next_sequence);
             }
             test.figures.not_sent(1, now.unix);
-            test.advance(&self.config, self.config.probe_interval_ns, now.monotonic);
+            let ends_burst = (test.dealt_with + 1).is_multiple_of(self.config.burst_size);
+            let gap_ns = if ends_burst { self.config.probe_interval_ns } else { 0 };
+            test.advance(&self.config, gap_ns, now.monotonic);
         }
         None
     }
@@ -272,8 +273,8 @@ impl SessionSender {
         let wire = self.carrier.timestamps.encode(t1);
         self.outstanding.sent(self.next_sequence, t1, wire, now.monotonic);
         self.next_sequence = self.next_sequence.wrapping_add(1);
-        let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
-        test.advance(&self.config, gap, now.monotonic);
+        let gap_ns = self.config.gap_ns(test.dealt_with, random);
+        test.advance(&self.config, gap_ns, now.monotonic);
     }
 
     /// The kernel tells when the probe of this number went out: that is its T1 from now on.
@@ -292,8 +293,8 @@ impl SessionSender {
     pub fn probe_refused(&mut self, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.not_sent(1, now.unix);
-        let gap = gap_ns(self.config.schedule, self.config.probe_interval_ns, random);
-        test.advance(&self.config, gap, now.monotonic);
+        let gap_ns = self.config.gap_ns(test.dealt_with, random);
+        test.advance(&self.config, gap_ns, now.monotonic);
     }
 
     /// A datagram that is no answer, or from elsewhere.
@@ -410,8 +411,8 @@ impl SessionSender {
         if let Some((since, most)) = self.missing.take()
             && since <= now
         {
-            let due = now.since_ns(since) / self.config.probe_interval_ns + 1;
-            self.missed += due.min(most);
+            let bursts = now.since_ns(since) / self.config.probe_interval_ns + 1;
+            self.missed += bursts.saturating_mul(self.config.burst_size.into()).min(most);
         }
     }
 
@@ -439,8 +440,8 @@ impl SessionSender {
         self.events.push_back(SenderEvent::Test(Box::new(result), minute));
         let duration = self
             .config
-            .probe_interval_ns
-            .saturating_mul(probes - 1)
+            .span_ns(self.config.probe_count)
+            .saturating_sub(self.config.probe_interval_ns)
             .saturating_add(self.config.loss_timeout_ns)
             .saturating_add(self.config.test_interval_ns);
         self.phase = Phase::Idle(Some(due.plus_ns(duration)));
@@ -456,7 +457,7 @@ impl SessionSender {
         }
         let next = test
             .last_due
-            .plus_ns(self.config.probe_interval_ns.saturating_mul(left.into()))
+            .plus_ns(self.config.span_ns(left))
             .plus_ns(self.config.loss_timeout_ns)
             .plus_ns(self.config.test_interval_ns);
         // What is under way will not be answered any more.

@@ -1,6 +1,6 @@
 //! What goes into a Session-Sender, and what comes out of it.
 
-use super::StampSender;
+use super::{super::schedule::gap_ns, StampSender};
 use crate::{
     model::{AvailabilityRule, Schedule},
     proto::{Figures, ProbeResult, TestResult},
@@ -13,8 +13,10 @@ use crate::{
 pub struct SenderConfig {
     /// Probes in a test.
     pub probe_count: u32,
-    /// Gap between probes.
+    /// Gap between probes, or between bursts.
     pub probe_interval_ns: u64,
+    /// Probes at each time of the schedule; at least 1.
+    pub burst_size: u32,
     /// Periodic or Poisson.
     pub schedule: Schedule,
     /// Age at which a probe is lost.
@@ -29,6 +31,22 @@ pub struct SenderConfig {
     pub reflector_counts: bool,
     /// When the path counts as unavailable.
     pub availability: AvailabilityRule,
+}
+
+impl SenderConfig {
+    /// The gap behind the probe of this place in a test, counted from 0. `random` is uniform.
+    pub(super) fn gap_ns(&self, place: u32, random: u64) -> u64 {
+        if (place + 1).is_multiple_of(self.burst_size) {
+            gap_ns(self.schedule, self.probe_interval_ns, random)
+        } else {
+            0
+        }
+    }
+
+    /// The time that so many probes take, in the mean, the gap behind them included.
+    pub(super) fn span_ns(&self, probes: u32) -> u64 {
+        self.probe_interval_ns.saturating_mul(probes.div_ceil(self.burst_size).into())
+    }
 }
 
 /// How the packets of a session that is started look.

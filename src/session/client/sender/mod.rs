@@ -202,7 +202,7 @@ impl Session {
                     padding_start,
                     packet,
                     unread_stamps: 0,
-                    _share: self.tools.pace.join(self.config.probe_interval_ns),
+                    _share: self.tools.pace.join(self.config.mean_gap_ns()),
                 });
                 self.parked = false;
                 // It may have been changed while the socket was opened.
@@ -360,6 +360,7 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
     SenderConfig {
         probe_count: session.probe_count,
         probe_interval_ns: session.probe_interval_ns,
+        burst_size: session.burst_size,
         schedule: session.schedule,
         loss_timeout_ns: session.loss_timeout_ns,
         test_interval_ns: connection.test_interval_ns,
