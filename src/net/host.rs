@@ -3,8 +3,8 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the number of open files to what is allowed at most, which for root is what the kernel
-/// allows: each connection and each session has a socket.
-pub fn raise_open_files() {
+/// allows: each connection and each session has a socket. What it is then.
+pub fn raise_open_files() -> u64 {
     let of_kernel = std::fs::read_to_string("/proc/sys/fs/nr_open").ok();
     let of_kernel = of_kernel.and_then(|most| most.trim().parse().ok());
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
@@ -15,6 +15,7 @@ pub fn raise_open_files() {
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the number of open files");
     }
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
 /// The kernel's number of a network interface; `None` where there is none of this name.

@@ -269,7 +269,7 @@ impl ConfigStore {
 
     /// The current revision; `None` where nothing was ever committed.
     pub fn current(&self) -> Result<Option<StoredRevision>, StoreError> {
-        self.with_database(|database, current| database.revision(current))
+        self.with_database(Revisions::revision)
     }
 
     /// A kept revision.
