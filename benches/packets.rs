@@ -1,12 +1,13 @@
 //! Time for each packet of the machine alone, without a socket: encode, decode, and the reflector
 //! from a probe to a finished reply, in every mode; beside the raw cost of the same cryptography in
-//! the same run. No packet may allocate: that is asserted.
+//! the same run; and with up to a hundred thousand senders. No packet may allocate: that is asserted.
 //!
 //! `cargo bench --bench packets [-- MILLISECONDS]`
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::{
+    collections::HashSet,
     hint::black_box,
     net::SocketAddr,
     sync::Arc,
@@ -90,18 +91,70 @@ fn reflect(mut reflector: Reflector, probe: &[u8], length: Duration) -> f64 {
 
 fn with_session(format: PacketFormat) -> Reflector {
     let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
-    let session = ReflectorSession {
-        sid: Sid([1; 16]),
-        sender: meta().source,
-        tos: 184,
-        format,
-        timestamps: TimestampFormat::Ntp,
-        refwait_ns: u64::MAX,
-        counters: Arc::default(),
-    };
+    let session = session(Sid([1; 16]), meta().source, format);
     reflector.add(session, Monotonic(0)).expect("a new session");
     reflector.start(Sid([1; 16]), Monotonic(0));
     reflector
+}
+
+/// Packets of as many senders in turn, in no order that a cache could follow, and what it takes to find
+/// those that are silent, which is done once a second.
+fn growth(length: Duration) {
+    println!("\nns for each packet with so many senders, us to look for silent ones");
+    println!("{:<20}{:>12}{:>10}{:>12}{:>10}", "", "sessions", "", "light", "");
+    for count in [1u32, 100, 1_000, 10_000, 100_000] {
+        let sender = |n: u32| {
+            // A multiplier that is prime: each of them once in `count`.
+            let mixed = (u64::from(n) * 0x9e37_79b1 % u64::from(count)) as u32;
+            SocketAddr::from(([10, (mixed >> 16) as u8, (mixed >> 8) as u8, mixed as u8], 4001))
+        };
+        let mut negotiated = Reflector::new(862, Sessionless::Nobody, Arc::default());
+        let all: HashSet<SocketAddr> = (0..count).map(sender).collect();
+        for (number, sender) in all.iter().enumerate() {
+            let mut sid = [0; 16];
+            sid[..8].copy_from_slice(&(number as u64).to_be_bytes());
+            let session = session(Sid(sid), *sender, PacketFormat::open());
+            negotiated.add(session, Monotonic(0)).expect("a new session");
+            negotiated.start(Sid(sid), Monotonic(0));
+        }
+        let mut probe = vec![0u8; OCTETS];
+        PacketFormat::open().write_probe(&probe_header(7), &mut probe);
+        print!("{:<20}", format!("{} senders", all.len()));
+        for mut reflector in [negotiated, without_session(None)] {
+            let (mut meta, mut reply, mut n) = (meta(), vec![0; 2048], 0u32);
+            let mut handle = || {
+                n = n.wrapping_add(1);
+                meta.source = sender(n);
+                let verdict =
+                    reflector.handle(&meta, black_box(&probe), ESTIMATE, Monotonic(1), &mut reply);
+                assert!(matches!(verdict, Verdict::Reply { .. }));
+            };
+            // All of them were seen once.
+            (0..count).for_each(|_| handle());
+            let packet = measure(length, handle);
+            let mut looked = Vec::new();
+            for second in 1..20 {
+                let begun = Instant::now();
+                reflector.expire(Monotonic(second * 1_000_000_000), |_, _| {});
+                looked.push(begun.elapsed());
+            }
+            looked.sort_unstable();
+            print!("{packet:>12.0}{:>10.1}", looked[10].as_nanos() as f64 / 1e3);
+        }
+        println!();
+    }
+}
+
+fn session(sid: Sid, sender: SocketAddr, format: PacketFormat) -> ReflectorSession {
+    ReflectorSession {
+        sid,
+        sender,
+        tos: 184,
+        format,
+        timestamps: TimestampFormat::Ntp,
+        refwait_ns: u64::MAX / 2,
+        counters: Arc::default(),
+    }
 }
 
 fn without_session(authenticated: Option<bool>) -> Reflector {
@@ -233,4 +286,5 @@ fn main() {
             1e9 / whole
         );
     }
+    growth(length);
 }

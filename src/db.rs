@@ -1,7 +1,7 @@
 //! `twamp-agent db`: what is done to a state directory while no agent runs on it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader, BufWriter},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -69,9 +69,17 @@ pub fn export(directory: &Path, file: &Path) -> Result<String, DbError> {
     let mut private = File::options();
     let out = private.write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
     let mut out = BufWriter::new(out);
-    let items = maintenance::export(&state, &mut out).map_err(of(directory))?;
-    let out = out.into_inner().map_err(|error| failed(error.into_error()))?;
-    out.sync_all().map_err(failed)?;
+    let written = maintenance::export(&state, &mut out).map_err(of(directory));
+    let written = written.and_then(|items| {
+        let out = out.into_inner().map_err(|error| failed(error.into_error()))?;
+        out.sync_all().map_err(failed)?;
+        Ok(items)
+    });
+    if written.is_err() {
+        // What is not whole is of no use.
+        fs::remove_file(file).map_err(failed)?;
+    }
+    let items = written?;
     Ok(format!("{}: {items} items of {}", file.display(), directory.display()))
 }
 

@@ -7,9 +7,10 @@ use std::{path::Path, process::Command};
 use twamp_agent::{
     model::ResultKeeping,
     net::clock,
-    proto::ProbeResult,
-    results::{Results, Subject},
-    store::{ConfigStore, ResultStore, Retention, StateDirectory},
+    proto::{Figures, ProbeResult, StatisticsScope, TestOutcome, TestResult},
+    results::{Results, StatisticsQuery, Subject},
+    store::{ConfigStore, ResultStore, Retention, StateDirectory, StoreState},
+    time::UnixTime,
 };
 
 fn agent(directory: &Path) -> std::process::Output {
@@ -68,4 +69,95 @@ fn statistics_say_up_to_where_they_are_whole() {
     let as_of: Vec<u64> =
         store.statistics().unwrap().iter().map(|kept| kept.as_of_cursor).collect();
     assert_eq!(as_of, [20]);
+}
+
+const MINUTE_NS: u64 = 60_000_000_000;
+
+fn test(start_ns: u64, end_ns: u64, probes: u64) -> Box<TestResult> {
+    let figures = Figures { probes_sent: probes, ..Figures::default() };
+    Box::new(TestResult {
+        test_number: 1,
+        outcome: TestOutcome::Complete.into(),
+        start: Some(UnixTime(start_ns).to_proto()),
+        end: Some(UnixTime(end_ns).to_proto()),
+        figures: Some(Box::new(figures)),
+        ..TestResult::default()
+    })
+}
+
+/// The state as it is when the agent is killed: what was handed to the kernel.
+fn as_killed(directory: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let done = Command::new("cp").arg("-r").arg(directory.join(".")).arg(copy.path()).status();
+    assert!(done.unwrap().success());
+    copy
+}
+
+fn all_tests(results: &Results) -> (u64, u64) {
+    let all = [StatisticsScope::AllTests].into();
+    let query = StatisticsQuery { scopes: all, ..StatisticsQuery::default() };
+    let found = results.statistics(&query);
+    let sent = found[0].figures.as_ref().map_or(0, |figures| figures.probes_sent);
+    (found[0].tests_complete + found[0].tests_interrupted, sent)
+}
+
+/// Results of tests are in the log, what was sent in each minute of them is not: a start after a kill
+/// comes to the same counts, and tells no interval twice.
+#[test]
+fn a_kill_costs_no_counts_and_doubles_no_interval() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let open = |state: &StateDirectory| {
+        let retention = Retention::of_all(u64::MAX, 1 << 30);
+        let store = ResultStore::open(state, retention, "agent", clock::now).unwrap();
+        Results::open(store, "boot".into()).unwrap()
+    };
+    let results = open(&state);
+    let subject = || Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
+    let minute = clock::unix().0 / MINUTE_NS - 3;
+    let boundary_ns = (minute + 1) * MINUTE_NS;
+    let figures = |probes_sent| Box::new(Figures { probes_sent, ..Figures::default() });
+    // One test within a minute, and one over its end: the fold is told of its pieces.
+    let within = test(boundary_ns - 9_000_000_000, boundary_ns - 8_000_000_000, 10);
+    results.test(subject(), within, Some(minute), UnixTime(boundary_ns));
+    results.minute(subject(), minute, figures(4), UnixTime(boundary_ns));
+    results.minute(subject(), minute + 1, figures(6), UnixTime(boundary_ns));
+    let over = test(boundary_ns - 400_000_000, boundary_ns + 600_000_000, 10);
+    results.test(subject(), over, None, UnixTime(boundary_ns));
+    let mut store = results.state();
+    let wait = |store: &mut tokio::sync::watch::Receiver<StoreState>, newest| {
+        for _ in 0..500 {
+            let found = store.borrow_and_update().clone();
+            if found.newest >= newest {
+                return;
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(10));
+        }
+        panic!("the store did not get to {newest}");
+    };
+    wait(&mut store, 2);
+    assert_eq!(all_tests(&results), (2, 20));
+    let killed = as_killed(directory.path());
+    let again = open(&StateDirectory::open(killed.path()).unwrap());
+    assert_eq!(all_tests(&again), (2, 20));
+    again.close();
+
+    // The minutes are over and told; the agent is killed before statistics are saved.
+    results.close_intervals(clock::unix());
+    wait(&mut store, 4);
+    let killed = as_killed(directory.path());
+    let again = open(&StateDirectory::open(killed.path()).unwrap());
+    again.close_intervals(clock::unix());
+    again.close();
+    drop(again);
+    let told = ResultStore::open(
+        &StateDirectory::open(killed.path()).unwrap(),
+        Retention::of_all(u64::MAX, 1 << 30),
+        "agent",
+        clock::now,
+    );
+    let told = told.unwrap();
+    let entries = told.entries(0, u64::MAX, 100, 1 << 20, false).unwrap();
+    let kinds: Vec<u8> = entries.iter().map(|entry| entry.kind).collect();
+    assert_eq!(kinds, [1, 1, 4, 4], "two tests, two minutes");
 }

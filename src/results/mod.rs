@@ -275,11 +275,16 @@ impl Results {
                     if std::mem::replace(&mut dropped, self.reports.dropped()) != dropped {
                         self.disturbed(now);
                     }
-                    self.log.close_intervals(now);
+                    self.close_intervals(now);
                 }
                 () = token.cancelled() => return,
             }
         }
+    }
+
+    /// Intervals that are over by now become records.
+    pub fn close_intervals(&self, now: UnixTime) {
+        self.log.close_intervals(now);
     }
 
     /// Writes everything durably and ends the store. Blocks.

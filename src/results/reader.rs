@@ -220,13 +220,18 @@ impl Results {
             }
             if gaps_count && entry.cursor > page.looked_at + 1 {
                 page.push_gap(page.looked_at + 1, entry.cursor - 1);
+                page.looked_at = entry.cursor - 1;
+                if page.records.len() >= limit {
+                    return Ok(page);
+                }
             }
-            if !filter.wants(&entry) {
-                // Neither here nor missing.
-            } else if !content::is_removed(&entry) {
-                page.records.push(self.complete(content::decode(&entry)?));
-            } else if gaps_count {
-                page.push_gap(entry.cursor, entry.cursor);
+            if filter.wants(&entry) {
+                match content::decode(&entry) {
+                    Ok(record) => page.records.push(self.complete(record)),
+                    // Taken by retention, or damaged on the disk.
+                    Err(_) if gaps_count => page.push_gap(entry.cursor, entry.cursor),
+                    Err(_) => {}
+                }
             }
             gaps_count = true;
             page.looked_at = entry.cursor;
@@ -255,8 +260,10 @@ impl Results {
             let Some(last) = entries.last() else { break };
             up_to = last.cursor.saturating_sub(1);
             for entry in entries {
-                if filter.wants(&entry) && !content::is_removed(&entry) {
-                    records.push(self.complete(content::decode(&entry)?));
+                if filter.wants(&entry)
+                    && let Ok(record) = content::decode(&entry)
+                {
+                    records.push(self.complete(record));
                     if records.len() >= limit {
                         break 'reading;
                     }

@@ -1,12 +1,13 @@
 //! Reads entries out of windows.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
 use super::{
-    Entry, StoreError, Subject,
-    page::Records,
+    Entry, StoreError,
+    page::{Records, Stored},
+    pages::{Pages, falling},
     window::{Window, cursor_of},
     windows::WindowList,
 };
@@ -27,19 +28,17 @@ pub(super) fn entries(
     // Windows in front of the one that the range begins in hold nothing of it.
     let from = list.partition_point(|window| window.name.first_cursor <= *range.start()).max(1) - 1;
     let windows = list.get(from..).unwrap_or_default();
+    let (first, last) = range.clone().into_inner();
     if backwards {
         for window in windows.iter().rev() {
-            for page in window.pages.range(..=range.end().to_be_bytes()).rev() {
+            for page in falling(window, last) {
                 let (key, page) = page?;
-                let records: Vec<_> = records_of(&key, &page)?.collect();
+                let records: Vec<_> = readable(key, &page, window).collect();
                 for record in records.into_iter().rev() {
-                    let record = record?;
-                    if record.cursor < *range.start() {
+                    if record.cursor < first {
                         return Ok(found.entries);
                     }
-                    if range.contains(&record.cursor)
-                        && !found.take(record.subject, window, |subject| record.entry(subject))?
-                    {
+                    if range.contains(&record.cursor) && !found.take(record, window)? {
                         return Ok(found.entries);
                     }
                 }
@@ -49,15 +48,12 @@ pub(super) fn entries(
     }
     for window in windows {
         // The page that the range begins in may begin before it.
-        let before = window.pages.range(..=range.start().to_be_bytes()).next_back().transpose()?;
-        let first = before.map_or_else(|| range.start().to_be_bytes().to_vec(), |p| p.0.to_vec());
-        for page in window.pages.range(first..=range.end().to_be_bytes().to_vec()) {
+        let before = falling(window, first).next().transpose()?;
+        let from = before.map_or(first, |(key, _)| key);
+        for page in Pages::of(window, from, last) {
             let (key, page) = page?;
-            for record in records_of(&key, &page)? {
-                let record = record?;
-                if range.contains(&record.cursor)
-                    && !found.take(record.subject, window, |subject| record.entry(subject))?
-                {
+            for record in readable(key, &page, window) {
+                if range.contains(&record.cursor) && !found.take(record, window)? {
                     return Ok(found.entries);
                 }
             }
@@ -74,14 +70,14 @@ struct Found {
 }
 
 impl Found {
-    /// Whether it took one more.
-    fn take(
-        &mut self,
-        subject: u32,
-        window: &Window,
-        entry: impl FnOnce(Arc<Subject>) -> Entry,
-    ) -> Result<bool, StoreError> {
-        let entry = entry(window.subject(subject)?);
+    /// Whether it took one more, or left one out that does not say whose it is.
+    fn take(&mut self, record: Stored, window: &Window) -> Result<bool, StoreError> {
+        let subject = match window.subject(record.subject) {
+            Ok(subject) => subject,
+            Err(StoreError::Damaged(_)) => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        let entry = record.entry(subject);
         self.octets += entry.content.len();
         let (records, octets) = self.most;
         if !self.entries.is_empty() && (self.octets > octets || self.entries.len() >= records) {
@@ -90,6 +86,19 @@ impl Found {
         self.entries.push(entry);
         Ok(true)
     }
+}
+
+/// The records of a page, up to one that makes no sense.
+pub(super) fn readable(key: u64, page: &[u8], window: &Window) -> impl Iterator<Item = Stored> {
+    let records = Records::of(key, Bytes::copy_from_slice(page)).into_iter().flatten();
+    records.map_while(move |record| {
+        let told = |error: &StoreError| {
+            if !window.is_damaged.swap(true, Relaxed) {
+                tracing::error!(%error, key, "stored results make no sense; the rest goes on");
+            }
+        };
+        record.inspect_err(told).ok()
+    })
 }
 
 /// The records of a page as a tree has it.

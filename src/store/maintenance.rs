@@ -29,6 +29,11 @@ const CACHE_OCTETS: u64 = 16 << 20;
 const MAXIMUM_ITEM_OCTETS: usize = 1 << 20;
 /// Entries flushed at once while a database is written.
 const FLUSH_EVERY: u64 = 50_000;
+/// Extension of a database that is being imported; and a file that says that all of them are whole.
+const IMPORTING: &str = "import";
+const IMPORTED: &str = "imported";
+/// How far cursors jump in what was imported: more than were given out meanwhile where it came from.
+const IMPORT_JUMP: u64 = 1 << 40;
 
 /// Why a state directory could not be worked on.
 #[derive(Debug, Error)]
@@ -166,13 +171,11 @@ pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, Maintenance
         return Err(MaintenanceError::NotEmpty(directory.to_owned()));
     }
     let imported = import_into(&state, from);
-    if imported.is_err() {
-        for database in DATABASES {
-            if let Err(error) = fs::remove_dir_all(path(&state, database)) {
-                tracing::debug!(%error, database, "nothing to remove");
-            }
-        }
+    if imported.is_ok() {
+        fs::write(directory.join(IMPORTED), "")?;
+        fs::File::open(directory)?.sync_all()?;
     }
+    settle(directory)?;
     imported
 }
 
@@ -184,7 +187,8 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
         .ok_or(MaintenanceError::Damaged(0, "it is no export of a state directory"))?;
     let mut engines = Vec::new();
     for database in DATABASES {
-        engines.push((database, Engine::open_whole(&path(directory, database), CACHE_OCTETS)?));
+        let beside = path(directory, database).with_extension(IMPORTING);
+        engines.push((database, Engine::open_whole(&beside, CACHE_OCTETS)?));
     }
     let mut items = 0;
     loop {
@@ -204,7 +208,12 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
             engine.flush()?;
         }
     }
-    for (_, engine) in &engines {
+    for (name, engine) in &engines {
+        if *name == "results" {
+            // Where the log came from it may have gone on: no cursor may ever name two records.
+            let trees = Trees::open(engine)?;
+            Windows::open(engine, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
+        }
         engine.flush_durably()?;
     }
     Ok(items)
@@ -251,6 +260,20 @@ pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceErro
 
 /// A step that was cut short is undone or ended, before anything is opened.
 pub(super) fn settle(directory: &Path) -> io::Result<()> {
+    let whole = directory.join(IMPORTED).exists();
+    for database in DATABASES {
+        let place = directory.join(format!("{database}.sled"));
+        let beside = place.with_extension(IMPORTING);
+        match beside.exists() {
+            true if whole => fs::rename(&beside, &place)?,
+            true => fs::remove_dir_all(&beside)?,
+            false => {}
+        }
+    }
+    if whole {
+        fs::File::open(directory)?.sync_all()?;
+        fs::remove_file(directory.join(IMPORTED))?;
+    }
     for database in DATABASES {
         let whole = directory.join(format!("{database}.sled"));
         let old = whole.with_extension("old");
@@ -375,7 +398,8 @@ mod tests {
         let store =
             ResultStore::open(&imported, Retention::of_all(u64::MAX, 1 << 30), "another", now)
                 .unwrap();
-        assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001));
+        // Where it came from the log may have gone on.
+        assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001 + IMPORT_JUMP));
     }
 
     #[test]

@@ -180,12 +180,16 @@ mod tests {
         drop(trees);
         drop(engine);
 
-        for _ in 0..2 {
+        for run in 0..3 {
             let retention = Retention::of_all(u64::MAX, 1 << 30);
             let store = ResultStore::open(&state, retention, "agent", now).unwrap();
-            assert_eq!(store.state().borrow().newest, 80);
-            let entries = store.entries(0, 80, 1000, 1 << 20, false).unwrap();
-            assert_eq!(entries.len(), 80);
+            let newest = 80 + run;
+            let found = store.state().borrow().clone();
+            assert_eq!((found.newest, found.records), (newest, newest));
+            let entries = store.entries(0, newest, 1000, 1 << 20, false).unwrap();
+            assert_eq!(entries.len() as u64, newest);
+            // What comes is behind it, also for the next start.
+            store.append(Entry { cursor: store.next_cursor(), ..entries[0].clone() }).unwrap();
             assert!(entries.iter().zip(1..).all(|(entry, cursor)| entry.cursor == cursor));
             assert_eq!(entries[0].kind, content::TEST_RESULT);
             let result = proto::TestResult::decode(entries[0].content.clone()).unwrap();

@@ -15,6 +15,7 @@ mod last_good;
 pub mod maintenance;
 mod migrate;
 mod page;
+mod pages;
 mod results;
 mod retention;
 mod revisions;
@@ -100,7 +101,10 @@ pub enum StoreError {
 
 impl From<sled::Error> for StoreError {
     fn from(error: sled::Error) -> Self {
-        Self::Database(error.to_string())
+        match error {
+            sled::Error::Corruption { .. } => Self::Damaged("database"),
+            error => Self::Database(error.to_string()),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The result log, the statistics over it and the positions of its consumers.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, mpsc},
@@ -174,6 +175,7 @@ impl ResultStore {
             unflushed: false,
             unsynced: false,
             dropped: 0,
+            unsaved: BTreeMap::new(),
             failure: None,
             try_again: None,
         };

@@ -8,6 +8,8 @@ use crate::time::NANOS_PER_SECOND;
 const WINDOWS: u64 = 16;
 /// Windows of the retention age at most, where records of a connection go sooner.
 const MOST_WINDOWS: u64 = 256;
+/// Records of a connection stay longer than its age by such a part of it, at most.
+const TOGETHER: u64 = 8;
 const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// How long records are kept.
@@ -49,10 +51,12 @@ impl Retention {
         self.connection_ages_ns.get(connection).is_none_or(|most| age_ns <= *most)
     }
 
-    /// The age behind this one at which records of more connections go.
+    /// The age behind this one at which records of more connections go. A window is copied each time:
+    /// ages that are near each other wait for the same.
     pub(super) fn next_age_ns(&self, age_ns: u64) -> u64 {
         let ages = self.connection_ages_ns.values().copied();
-        ages.filter(|age| *age >= age_ns).min().unwrap_or(u64::MAX)
+        let next = ages.filter(|age| *age >= age_ns).min().unwrap_or(u64::MAX);
+        next.saturating_add(next / TOGETHER)
     }
 }
 
@@ -79,7 +83,7 @@ mod tests {
         let ages = [("a".to_owned(), 20), ("b".to_owned(), 40)].into();
         let retention =
             Retention { connection_ages_ns: Arc::new(ages), ..Retention::of_all(100, 100) };
-        assert_eq!([0, 20, 21, 41].map(|age| retention.next_age_ns(age)), [20, 20, 40, u64::MAX]);
+        assert_eq!([0, 20, 21, 41].map(|age| retention.next_age_ns(age)), [22, 22, 45, u64::MAX]);
         assert!(retention.keeps("a", 20) && !retention.keeps("a", 21));
         assert!(retention.keeps("b", 21) && retention.keeps("other", 99));
     }

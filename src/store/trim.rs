@@ -9,8 +9,9 @@ use prost::Message;
 use super::{
     StoreError, content,
     engine::Engine,
-    entries::records_of,
+    entries::readable,
     page::PageBuilder,
+    pages::Pages,
     retention::Retention,
     window::{Subject, Window},
 };
@@ -30,7 +31,7 @@ pub(super) struct Trim {
     /// Numbers of the subjects whose records go.
     goes: HashSet<u32>,
     /// The key that the next page is not below.
-    next: Vec<u8>,
+    next: u64,
     page: PageBuilder,
 }
 
@@ -64,7 +65,7 @@ impl Trim {
             to.put_subject(number, octets)?;
         }
         let page = PageBuilder::default();
-        Ok(Some(Self { from: from.clone(), to, goes, next: Vec::new(), page }))
+        Ok(Some(Self { from: from.clone(), to, goes, next: from.name.first_cursor, page }))
     }
 
     /// The window that is copied.
@@ -75,11 +76,10 @@ impl Trim {
     /// Copies so many pages at most; whether that was the last.
     pub(super) fn copy(&mut self, pages: usize) -> Result<bool, StoreError> {
         let mut copied = 0;
-        for page in self.from.pages.range(self.next.as_slice()..).take(pages) {
+        for page in Pages::of(&self.from, self.next, u64::MAX).take(pages) {
             let (key, page) = page?;
             copied += 1;
-            for record in records_of(&key, &page)? {
-                let mut record = record?;
+            for mut record in readable(key, &page, &self.from) {
                 let subject = record.subject;
                 if self.goes.contains(&subject) && record.kind != content::NOTHING {
                     record.kind |= content::REMOVED;
@@ -91,8 +91,7 @@ impl Trim {
                 }
                 self.page.push(&entry, subject);
             }
-            // The smallest key behind this one.
-            self.next = [key.as_ref(), &[0]].concat();
+            self.next = key + 1;
         }
         if copied == pages {
             return Ok(false);
@@ -101,6 +100,13 @@ impl Trim {
             self.to.put_page(self.page.take())?;
         }
         Ok(true)
+    }
+
+    /// Nobody needs the copy any more.
+    pub(super) fn give_up(self, engine: &Engine) -> Result<(), StoreError> {
+        let name = self.to.name;
+        drop(self);
+        name.remove(engine)
     }
 
     /// The copy, once it is whole.

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -72,6 +72,11 @@ impl WindowName {
         Some(Self { first_cursor: u64::from_be_bytes(*first_cursor), generation })
     }
 
+    /// Whether nothing was ever taken out of it.
+    pub(super) fn is_first(self) -> bool {
+        self.generation == 0
+    }
+
     pub(super) fn pages(self) -> Vec<u8> {
         self.tree(PAGES)
     }
@@ -107,6 +112,8 @@ pub(super) struct Window {
     last_time_ns: AtomicU64,
     records: AtomicU64,
     octets: AtomicU64,
+    /// Some of it cannot be read.
+    pub(super) is_damaged: AtomicBool,
     /// Age at which records of connections are to be taken out of it.
     pub(super) trim_at_age_ns: AtomicU64,
 }
@@ -159,6 +166,7 @@ impl Window {
             last_time_ns: summary.last_time_ns.into(),
             records: summary.records.into(),
             octets: summary.octets.into(),
+            is_damaged: AtomicBool::default(),
             trim_at_age_ns: AtomicU64::default(),
         })
     }

@@ -36,6 +36,8 @@ pub(super) struct Windows {
     trim: Option<Trim>,
     /// No record up to this cursor is there that is not in its window.
     trimmed_up_to: u64,
+    /// The newest window gets no more records, though there is none behind it yet.
+    closed: bool,
     /// What is not in a tree yet, of the newest window.
     page: PageBuilder,
     /// Numbers of the subjects in the newest window, where it was begun by this.
@@ -72,14 +74,25 @@ impl Windows {
         for name in engine.tree_names().iter().filter_map(|tree| WindowName::of(tree)) {
             generations.entry(name.first_cursor).or_default().push(name);
         }
-        let (mut windows, mut newest) = (Vec::new(), 0);
+        let (mut windows, mut newest, mut closed) = (Vec::new(), 0, false);
         for names in generations.into_values() {
-            let (name, summary) = current(meta, &names)?;
-            for other in names.into_iter().filter(|other| *other != name) {
+            let current = current(meta, &names)?;
+            let is_current = |name| current.is_some_and(|(current, _)| current == name);
+            for other in names.into_iter().filter(|name| !is_current(*name)) {
                 remove(engine, meta, other)?;
             }
+            let Some((name, summary)) = current else { continue };
+            closed = summary.is_some();
             let (window, last) = match summary {
-                Some(summary) => (Window::open(engine, name, summary)?, summary.last_cursor),
+                Some(summary) => match Window::open(engine, name, summary) {
+                    Ok(window) => (window, summary.last_cursor),
+                    Err(error @ StoreError::Damaged(_)) => {
+                        tracing::error!(%error, first = name.first_cursor, "some results are gone");
+                        newest = summary.last_cursor;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
                 None => Window::measured(engine, name)?,
             };
             if window.records() == 0 {
@@ -93,6 +106,7 @@ impl Windows {
         Ok(Self {
             list: Arc::new(RwLock::new(windows.into())),
             next_cursor: at_least.max(newest + 1),
+            closed,
             newest: newest.max(at_least.saturating_sub(1)),
             ..Self::beginning(meta.clone())
         })
@@ -106,6 +120,7 @@ impl Windows {
             leaving: Vec::new(),
             trim: None,
             trimmed_up_to: 0,
+            closed: false,
             page: PageBuilder::default(),
             numbers: HashMap::new(),
             next_cursor: 1,
@@ -119,6 +134,12 @@ impl Windows {
             let summary = full.summary(self.newest);
             self.meta.insert(full.name.pages(), summary.to_octets())?;
         }
+        Ok(())
+    }
+
+    /// No record gets one of the next so many cursors.
+    pub(super) fn jump(&self, cursors: u64) -> Result<(), StoreError> {
+        self.meta.insert(FLOOR, &(self.next_cursor + cursors).to_be_bytes())?;
         Ok(())
     }
 
@@ -204,6 +225,7 @@ impl Windows {
     ) -> Result<Arc<Window>, StoreError> {
         let list = read(&self.list);
         if let Some(window) = list.last()
+            && !self.closed
             && window.is_within(entry.time, retention.window_span_ns())
             && window.octets() < retention.window_octets()
         {
@@ -214,6 +236,7 @@ impl Windows {
         let (name, summary) = (WindowName::new(entry.cursor), Summary::beginning_at(entry.time));
         let window = Arc::new(Window::open(engine, name, summary)?);
         self.numbers.clear();
+        self.closed = false;
         let longer = list.iter().cloned().chain([window.clone()]).collect();
         self.replace(longer);
         Ok(window)
@@ -221,11 +244,13 @@ impl Windows {
 
     /// Removes windows that are too old or too much, whole, and trees that nobody reads any more; and
     /// takes records of connections that are kept for less out of the others, a step at a time.
+    /// Only where the disk `has_room`: a copy needs some.
     pub(super) fn retain(
         &mut self,
         engine: &Engine,
         retention: &Retention,
         now: UnixTime,
+        has_room: bool,
     ) -> Result<(), StoreError> {
         let list = read(&self.list);
         let ages_ns = ages_ns(&list, now);
@@ -249,8 +274,10 @@ impl Windows {
             self.leaving.extend_from_slice(&list[..keep_from]);
             self.replace(list[keep_from..].into());
         }
-        self.trim(engine, retention, &list[keep_from..], &ages_ns[keep_from..])?;
         drop(list);
+        if has_room {
+            self.trim(engine, retention, now)?;
+        }
         let (free, held): (Vec<_>, Vec<_>) =
             self.leaving.drain(..).partition(|window| Arc::strong_count(window) == 1);
         self.leaving = held;
@@ -284,18 +311,23 @@ impl Windows {
         &mut self,
         engine: &Engine,
         retention: &Retention,
-        list: &[Arc<Window>],
-        ages_ns: &[u64],
+        now: UnixTime,
     ) -> Result<(), StoreError> {
-        let is_there = |trim: &Trim| list.iter().any(|window| Arc::ptr_eq(window, trim.window()));
-        let closed = || list.iter().zip(ages_ns).take(list.len().saturating_sub(1));
-        let going_on = self.trim.take().filter(is_there);
-        let trim =
-            going_on.map_or_else(|| begin_trim(engine, retention, closed()), |t| Ok(Some(t)));
-        let Some(mut trim) = trim? else { return Ok(()) };
+        let mut trim = match self.trim.take() {
+            Some(trim) => trim,
+            None => match begin_trim(engine, retention, &read(&self.list), now)? {
+                Some(trim) => trim,
+                None => return Ok(()),
+            },
+        };
+        let is_there = |window| Arc::ptr_eq(window, trim.window());
+        if !read(&self.list).iter().any(is_there) {
+            // Retention took it as a whole.
+            return trim.give_up(engine);
+        }
         if trim.copy(TRIM_PAGES)? {
             self.put_in_place(engine, trim)?;
-            self.trim = begin_trim(engine, retention, closed())?;
+            self.trim = begin_trim(engine, retention, &read(&self.list), now)?;
         } else {
             self.trim = Some(trim);
         }
@@ -367,18 +399,20 @@ fn ages_ns(list: &[Arc<Window>], now: UnixTime) -> Vec<u64> {
     ages
 }
 
-/// Of the first window that has records which go.
-fn begin_trim<'a>(
+/// Of the first window that has records which go. The last is left alone: it may be filled.
+fn begin_trim(
     engine: &Engine,
     retention: &Retention,
-    windows: impl Iterator<Item = (&'a Arc<Window>, &'a u64)>,
+    list: &[Arc<Window>],
+    now: UnixTime,
 ) -> Result<Option<Trim>, StoreError> {
-    for (window, age_ns) in windows {
-        if *age_ns < window.trim_at_age_ns.load(Relaxed) {
+    let closed = list.len().saturating_sub(1);
+    for (window, age_ns) in list.iter().zip(ages_ns(list, now)).take(closed) {
+        if age_ns < window.trim_at_age_ns.load(Relaxed) {
             continue;
         }
-        window.trim_at_age_ns.store(retention.next_age_ns(*age_ns), Relaxed);
-        let begun = Trim::begin(engine, window, retention, *age_ns)?;
+        window.trim_at_age_ns.store(retention.next_age_ns(age_ns), Relaxed);
+        let begun = Trim::begin(engine, window, retention, age_ns)?;
         if begun.is_some() {
             return Ok(begun);
         }
@@ -386,18 +420,19 @@ fn begin_trim<'a>(
     Ok(None)
 }
 
-/// Of the generations of a window the one that counts: the newest that is whole.
+/// Of the generations of a window the one that counts: the newest that is whole, or the first, while
+/// it is filled; `None` where there is neither.
 fn current(
     meta: &sled::Tree,
     names: &[WindowName],
-) -> Result<(WindowName, Option<Summary>), StoreError> {
+) -> Result<Option<(WindowName, Option<Summary>)>, StoreError> {
     let mut whole = None;
     for name in names {
         let summary = meta.get(name.pages())?.and_then(|octets| Summary::from_octets(&octets));
         whole = whole.max(summary.map(|summary| (*name, summary)));
     }
-    let oldest = names.iter().min().copied().ok_or(StoreError::Damaged("window"))?;
-    Ok(whole.map_or((oldest, None), |(name, summary)| (name, Some(summary))))
+    let filled = names.iter().find(|name| name.is_first()).map(|name| (*name, None));
+    Ok(whole.map(|(name, summary)| (name, Some(summary))).or(filled))
 }
 
 fn remove(engine: &Engine, meta: &sled::Tree, name: WindowName) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 //! process. The disk is made to write every [`SYNC_NS`], the bound of what a loss of power costs.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, PoisonError, RwLock,
@@ -95,6 +96,8 @@ pub(super) struct Writer {
     /// Handed to the kernel and not yet written by the disk.
     pub(super) unsynced: bool,
     pub(super) dropped: u64,
+    /// Parts of statistics that the database has yet to take, by key: at most all that there are.
+    pub(super) unsaved: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     pub(super) failure: Option<String>,
     /// When a database that failed is opened anew.
     pub(super) try_again: Option<Monotonic>,
@@ -179,8 +182,14 @@ impl Writer {
         }
     }
 
+    /// Saves parts of statistics; those that the database did not take yet are kept for when it does.
     fn save(&mut self, statistics: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
-        if self.failure.is_some() {
+        let as_of = self.newest;
+        let values = statistics
+            .into_iter()
+            .map(|(key, content)| (key, content.map(|content| snapshot_value(as_of, &content))));
+        self.unsaved.extend(values);
+        if self.failure.is_some() || self.unsaved.is_empty() {
             return;
         }
         let Some(trees) = self.trees() else { return };
@@ -188,18 +197,18 @@ impl Writer {
         if let Err(error) = self.open.as_mut().map_or(Ok(()), |open| open.windows.write_page()) {
             return self.fail(&error);
         }
-        for (key, content) in statistics {
-            let done = match content {
-                Some(content) => {
-                    trees.statistics.insert(key, snapshot_value(self.newest, &content))
-                }
+        // The shortest key is last: it says that all others are there.
+        for (key, value) in self.unsaved.iter().rev() {
+            let done = match value {
+                Some(value) => trees.statistics.insert(key, value.as_slice()),
                 None => trees.statistics.remove(key),
             };
             if let Err(error) = done {
                 return self.fail(&error.into());
             }
-            self.unflushed = true;
         }
+        self.unsaved.clear();
+        self.unflushed = true;
     }
 
     fn move_consumer(&mut self, name: &str, cursor: u64) -> Result<u64, StoreError> {
@@ -251,8 +260,12 @@ impl Writer {
             }
             (None, _) => {}
         }
+        if self.failure.is_none() && !self.unsaved.is_empty() {
+            self.save(Vec::new());
+        }
+        let has_room = self.failure.is_none();
         if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) = windows.retain(engine, &self.retention, now.unix)
+            && let Err(error) = windows.retain(engine, &self.retention, now.unix, has_room)
         {
             self.fail(&error);
         }
@@ -343,6 +356,7 @@ impl Writer {
     }
 
     fn end(mut self) {
+        self.save(Vec::new());
         self.flush(true);
         if let (None, Some(open), Some(trees)) = (&self.failure, &self.open, self.trees()) {
             let next = (self.newest + 1).to_be_bytes();

@@ -1,6 +1,6 @@
 //! The families of metrics.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, iter, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
@@ -382,11 +382,12 @@ fn labels(subject: &Subject) -> Labels {
         let name = if plain && !RESERVED.contains(&name.as_str()) && !taken(&name) {
             name
         } else {
-            format!("label_{name}")
+            // Several may come to the same name: none is left out.
+            let numbered = (2..).map(|number| format!("label_{name}_{number}"));
+            let mut free = iter::once(format!("label_{name}")).chain(numbered);
+            free.find(|name| !taken(name)).unwrap_or(name)
         };
-        if !taken(&name) {
-            labels.push((name, value.clone()));
-        }
+        labels.push((name, value.clone()));
     }
     labels
 }
@@ -397,7 +398,7 @@ mod tests {
 
     #[test]
     fn labels_get_names_that_prometheus_takes() {
-        let given = ["site", "site-name", "1st", "le", "__x", "a b", "a_b"];
+        let given = ["site", "site-name", "1st", "le", "__x", "a b", "a_b", "a.b"];
         let subject = Subject {
             connection: "c".into(),
             session: "s".into(),
@@ -411,6 +412,7 @@ mod tests {
             "label___x",
             "a_b",
             "label_a_b",
+            "label_a_b_2",
             "label_le",
             "site",
             "site_name",

@@ -195,17 +195,22 @@ impl Fold {
             let entries = store.entries(after, newest, REPLAY_RECORDS, REPLAY_OCTETS, false)?;
             let Some(last) = entries.last() else { break };
             after = last.cursor;
-            for entry in entries.into_iter().filter(|entry| entry.kind == content::TEST_RESULT) {
-                let result = TestResult::decode(entry.content.clone())
-                    .map_err(|_| StoreError::Damaged("record"))?;
+            for entry in entries {
                 let key = (entry.subject.connection.clone(), entry.subject.session.clone());
-                let minute = only_minute(&result);
                 let has = |part| {
                     as_of.get(&(key.clone(), part)).is_some_and(|as_of| entry.cursor <= *as_of)
                 };
-                let disturbed = VecDeque::new();
-                let session = fold.session(&key);
-                session.test(&result, &entry.content, minute, &disturbed, has);
+                match entry.kind {
+                    content::TEST_RESULT => {
+                        let result = decoded(TestResult::decode(entry.content.clone()))?;
+                        fold.session(&key).test_again(&result, &entry.content, has);
+                    }
+                    content::INTERVAL_RESULT => {
+                        let result = decoded(IntervalResult::decode(entry.content.clone()))?;
+                        fold.session(&key).interval_again(&result, has);
+                    }
+                    _ => continue,
+                }
                 fold.changed.insert(key);
             }
         }
@@ -376,11 +381,6 @@ impl Fold {
     }
 }
 
-/// The minute that a test of the log was in, where it can only be one.
-fn only_minute(result: &TestResult) -> Option<u64> {
-    let minute = |time: Option<prost_types::Timestamp>| {
-        Some(crate::stats::minute_of(UnixTime::from_proto(&time?)))
-    };
-    let (start, end) = (minute(result.start)?, minute(result.end)?);
-    (start == end).then_some(start)
+fn decoded<T>(read: Result<T, prost::DecodeError>) -> Result<T, StoreError> {
+    read.map_err(|_| StoreError::Damaged("record"))
 }

@@ -39,6 +39,9 @@ struct Head {
     /// Places in the ring that they stand in.
     #[prost(uint64, tag = "3")]
     ring: u64,
+    /// Of a test that has yet to end, what was sent in some minute is counted.
+    #[prost(bool, tag = "4")]
+    has_pieces: bool,
 }
 
 /// Statistics in parts, and which of them changed.
@@ -126,6 +129,7 @@ impl Session {
             Some(minute) => (minute, add_result),
             None => (time_ns(result.end.as_ref()) / MINUTE_NS, add_outcome),
         };
+        self.set_pieces(false);
         if !has(Part::All) {
             let mut all = self.all();
             add(&mut all, result);
@@ -150,6 +154,7 @@ impl Session {
     /// What was sent in one minute of a test that is longer.
     pub(super) fn minute(&mut self, minute: u64, figures: &Figures, disturbed: &VecDeque<u64>) {
         self.seen(minute * MINUTE_NS);
+        self.set_pieces(true);
         let mut all = self.all();
         merge(all.figures.get_or_insert_with(Default::default), figures);
         all.since.get_or_insert_with(|| UnixTime(minute * MINUTE_NS).to_proto());
@@ -157,6 +162,48 @@ impl Session {
         self.in_minute(minute, disturbed, &|_| false, |statistics| {
             merge(statistics.figures.get_or_insert_with(Default::default), figures);
         });
+    }
+
+    /// The result of a test out of the log, which has nothing of its minutes. Where none of them was
+    /// counted it counts as a whole, in the minute in which it ended.
+    pub(super) fn test_again(
+        &mut self,
+        result: &TestResult,
+        content: &Bytes,
+        has: impl Fn(Part) -> bool,
+    ) {
+        let (start, end) = (time_ns(result.start.as_ref()), time_ns(result.end.as_ref()));
+        let (start, end) = (start / MINUTE_NS, end / MINUTE_NS);
+        let minute = (start == end || !self.head.has_pieces).then_some(end);
+        self.test(result, content, minute, &VecDeque::new(), has);
+    }
+
+    fn set_pieces(&mut self, has_pieces: bool) {
+        if mem::replace(&mut self.head.has_pieces, has_pieces) != has_pieces {
+            self.changed.push(Part::Head);
+        }
+    }
+
+    /// An interval out of the log: it was told already, and is not again. Parts that have it, by
+    /// `has`, are left alone.
+    pub(super) fn interval_again(&mut self, result: &IntervalResult, has: impl Fn(Part) -> bool) {
+        let level = Level::ALL.into_iter().find(|level| level.scope() == result.scope());
+        let Some(level) = level else { return };
+        if has(Part::Finished(level)) {
+            return;
+        }
+        let start_ns = time_ns(result.start.as_ref());
+        let part = Part::Running(level, start_ns);
+        self.changed.push(part);
+        // The tests are counted in the part, the figures of the record are whole.
+        let counted = self.parts.remove(&part).as_ref().map(Packed::unpack);
+        let statistics = Statistics {
+            interval_start: result.start,
+            suspect: result.suspect,
+            figures: result.figures.clone(),
+            ..counted.unwrap_or_else(|| empty(level.scope()))
+        };
+        self.finish(level, start_ns, statistics, &VecDeque::new(), has);
     }
 
     /// Intervals that are over by now.
@@ -176,12 +223,6 @@ impl Session {
                 let Some(packed) = self.parts.remove(&part) else { continue };
                 self.changed.push(part);
                 let statistics = packed.unpack();
-                if level == Level::Minute {
-                    for longer in &Level::ALL[1..] {
-                        self.add_to_longer(*longer, start_ns, &statistics, disturbed);
-                    }
-                }
-                self.finished[level as usize] = Some(start_ns);
                 closed.push(IntervalResult {
                     scope: level.scope().into(),
                     start: statistics.interval_start,
@@ -189,11 +230,29 @@ impl Session {
                     suspect: statistics.suspect,
                     figures: statistics.figures.clone(),
                 });
-                self.parts.insert(Part::Finished(level), packed);
-                self.changed.push(Part::Finished(level));
+                self.finish(level, start_ns, statistics, disturbed, |_| false);
             }
         }
         closed
+    }
+
+    fn finish(
+        &mut self,
+        level: Level,
+        start_ns: u64,
+        statistics: Statistics,
+        disturbed: &VecDeque<u64>,
+        has: impl Fn(Part) -> bool,
+    ) {
+        if level == Level::Minute {
+            for longer in &Level::ALL[1..] {
+                if !has(Part::Running(*longer, longer.start_ns(start_ns))) {
+                    self.add_to_longer(*longer, start_ns, &statistics, disturbed);
+                }
+            }
+        }
+        self.finished[level as usize] = Some(start_ns);
+        self.set(Part::Finished(level), statistics);
     }
 
     /// Something made the intervals that are running now other than whole.
@@ -217,6 +276,7 @@ impl Session {
     /// It was not followed for some time; the next result tells since when it is again.
     pub(super) fn paused(&mut self) {
         self.since_ns = None;
+        self.set_pieces(false);
     }
 
     /// Begins everything anew; the new epoch.
@@ -226,7 +286,7 @@ impl Session {
         self.changed.push(Part::Last);
         self.last = None;
         self.history.clear();
-        self.head = Head { epoch: self.head.epoch + 1, tests: 0, ring: self.head.ring };
+        self.head = Head { epoch: self.head.epoch + 1, tests: 0, ..self.head };
         self.finished = [None; 4];
         self.changed.push(Part::Head);
         self.since_ns = None;

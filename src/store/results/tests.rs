@@ -442,3 +442,88 @@ fn records_from_the_future_do_not_stay_for_ever() {
         windows::read(&store.store.windows).iter().map(|w| w.name.first_cursor).collect();
     assert_eq!(windows, [4, 5, 6]);
 }
+
+/// Each commit tells the store how long records are kept, whatever it is doing.
+#[test]
+fn retention_that_is_set_while_records_are_taken_out_costs_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    let begun_ns = now().unix.0;
+    for cursor in 1..=4_000 {
+        let connection = if cursor % 2 == 0 { "brief" } else { "other" };
+        store.append_of(connection, begun_ns - (4_000 - cursor) * MINUTE_NS / 400, 1_000);
+        if cursor % 1_000 == 0 {
+            wait_for(&store, |state| state.newest == cursor);
+        }
+    }
+    let ages = [("brief".to_owned(), MINUTE_NS)].into();
+    let brief = Retention { connection_ages_ns: Arc::new(ages), ..retention() };
+    for _ in 0..40 {
+        store.set_retention(brief.clone()).unwrap();
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    wait_for(&store, |state| state.trimmed_up_to >= 3_000);
+    store.close();
+    drop(store);
+    let store = Opened::with(&state, brief);
+    let entries = store.entries(0, 4_000, 5_000, 16 << 20, false).unwrap();
+    let others = entries.iter().filter(|entry| entry.subject.connection == "other");
+    assert_eq!(others.filter(|entry| entry.content.len() == 1_000).count(), 2_000);
+    assert_eq!((entries.len(), store.state().borrow().records), (4_000, 4_000));
+}
+
+/// One bit of a window that is full: what is around it is gone, and all the rest is there.
+#[test]
+fn a_bit_that_flipped_costs_what_is_around_it() {
+    let mut costly = 0;
+    for damaged in [3u64, 11, 17, 26, 30] {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        // Ten windows of forty records.
+        for cursor in 1..=400u64 {
+            let entry = Entry {
+                cursor,
+                time: UnixTime(now().unix.0 - 10 * MINUTE_NS + (cursor - 1) / 40 * MINUTE_NS),
+                subject: Arc::default(),
+                kind: 1,
+                content: [vec![0xa5; 2_400], cursor.to_be_bytes().to_vec()].concat().into(),
+            };
+            store.store.append(entry).unwrap();
+        }
+        wait_for(&store, |state| state.newest == 400);
+        store.close();
+        drop(store);
+        // What a start has seen is not checked by the next one.
+        drop(open(&state));
+        let file = directory.path().join("results.sled").join("db");
+        let mut octets = fs::read(&file).unwrap();
+        let wanted = [&[0xa5; 40][..], &(damaged * 10).to_be_bytes()].concat();
+        let places: Vec<usize> =
+            octets.windows(48).enumerate().filter(|(_, w)| *w == wanted).map(|(i, _)| i).collect();
+        assert!(!places.is_empty());
+        for place in places {
+            octets[place] ^= 1;
+        }
+        fs::write(&file, octets).unwrap();
+        let store = open(&state);
+        if !store.damage().is_empty() {
+            // It was found at the start.
+            continue;
+        }
+        let read = |backwards| {
+            let entries = store.entries(0, 400, 1_000, 16 << 20, backwards).unwrap();
+            let mut cursors: Vec<u64> = entries.iter().map(|entry| entry.cursor).collect();
+            cursors.sort_unstable();
+            cursors
+        };
+        for cursors in [read(false), read(true)] {
+            assert!(cursors.len() >= 360, "{damaged}: {}", cursors.len());
+            assert!(cursors.contains(&400) && cursors.contains(&1));
+            costly += usize::from(!cursors.contains(&(damaged * 10)));
+        }
+    }
+    assert!(costly > 0, "some of it was damaged");
+}

@@ -1,0 +1,97 @@
+//! The pages of a window one after the other. What cannot be read is left out: a bit that has flipped on
+//! the disk costs the records around it, and readers are told that they are gone.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{
+    StoreError,
+    window::{Window, cursor_of},
+};
+
+/// A page by its key.
+type Page = (u64, sled::IVec);
+
+/// Pages with keys in a range, rising.
+pub(super) struct Pages<'a> {
+    window: &'a Window,
+    found: sled::Iter,
+    /// The next key to look for, and the last.
+    next: u64,
+    last: u64,
+    /// How far the next step over what cannot be read goes.
+    step: u64,
+}
+
+impl<'a> Pages<'a> {
+    /// Pages with keys from `first` to `last`.
+    pub(super) fn of(window: &'a Window, first: u64, last: u64) -> Self {
+        Self { window, found: range(window, first, last), next: first, last, step: 1 }
+    }
+}
+
+impl Iterator for Pages<'_> {
+    type Item = Result<Page, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.next <= self.last {
+            match self.found.next()?.map_err(StoreError::from) {
+                Ok((key, page)) => {
+                    let Ok(cursor) = cursor_of(&key) else { continue };
+                    self.step = 1;
+                    self.next = cursor.saturating_add(1);
+                    return Some(Ok((cursor, page)));
+                }
+                Err(error @ StoreError::Damaged(_)) => {
+                    tell(self.window, &error, self.next);
+                    self.next = self.next.saturating_add(self.step);
+                    self.step = self.step.saturating_mul(2);
+                    self.found = range(self.window, self.next, self.last);
+                }
+                Err(error) => {
+                    self.last = 0;
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The same, falling, up to `last`. Behind what cannot be read there is no going back: then the keys
+/// are looked for from the beginning.
+pub(super) fn falling(
+    window: &Window,
+    last: u64,
+) -> impl Iterator<Item = Result<Page, StoreError>> + '_ {
+    let mut found = window.pages.range(..=last.to_be_bytes());
+    let (mut lowest, mut keys) = (last.saturating_add(1), None::<Vec<u64>>);
+    std::iter::from_fn(move || {
+        if keys.is_none() {
+            match found.next_back()?.map_err(StoreError::from) {
+                Ok((key, page)) => {
+                    lowest = cursor_of(&key).ok()?;
+                    return Some(Ok((lowest, page)));
+                }
+                Err(error @ StoreError::Damaged(_)) => tell(window, &error, lowest),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let keys = keys.get_or_insert_with(|| {
+            let pages = Pages::of(window, 0, lowest.saturating_sub(1));
+            pages.map_while(Result::ok).map(|(key, _)| key).collect()
+        });
+        let key = keys.pop()?;
+        let page = window.pages.get(key.to_be_bytes()).map_err(StoreError::from).transpose()?;
+        Some(page.map(|page| (key, page)))
+    })
+}
+
+fn range(window: &Window, first: u64, last: u64) -> sled::Iter {
+    window.pages.range(first.to_be_bytes()..=last.max(first).to_be_bytes())
+}
+
+fn tell(window: &Window, error: &StoreError, near: u64) {
+    if !window.is_damaged.swap(true, Relaxed) {
+        tracing::error!(%error, near, "stored results cannot be read; the rest goes on");
+    }
+}
