@@ -73,16 +73,16 @@ fn statistics_say_up_to_where_they_are_whole() {
 
 const MINUTE_NS: u64 = 60_000_000_000;
 
-fn test(start_ns: u64, end_ns: u64, probes: u64) -> Box<TestResult> {
+fn test(start_ns: u64, end_ns: u64, probes: u64) -> TestResult {
     let figures = Figures { probes_sent: probes, ..Figures::default() };
-    Box::new(TestResult {
+    TestResult {
         test_number: 1,
         outcome: TestOutcome::Complete.into(),
         start: Some(UnixTime(start_ns).to_proto()),
         end: Some(UnixTime(end_ns).to_proto()),
         figures: Some(Box::new(figures)),
         ..TestResult::default()
-    })
+    }
 }
 
 /// The state as it is when the agent is killed: what was handed to the kernel.
@@ -119,11 +119,11 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     let figures = |probes_sent| Box::new(Figures { probes_sent, ..Figures::default() });
     // One test within a minute, and one over its end: the fold is told of its pieces.
     let within = test(boundary_ns - 9_000_000_000, boundary_ns - 8_000_000_000, 10);
-    results.test(subject(), within, Some(minute), UnixTime(boundary_ns));
+    results.test(subject(), Box::new(within), Some(minute), UnixTime(boundary_ns));
     results.minute(subject(), minute, figures(4), UnixTime(boundary_ns));
     results.minute(subject(), minute + 1, figures(6), UnixTime(boundary_ns));
     let over = test(boundary_ns - 400_000_000, boundary_ns + 600_000_000, 10);
-    results.test(subject(), over, None, UnixTime(boundary_ns));
+    results.test(subject(), Box::new(over), None, UnixTime(boundary_ns));
     let mut store = results.state();
     let wait = |store: &mut tokio::sync::watch::Receiver<StoreState>, newest| {
         for _ in 0..500 {

@@ -101,10 +101,10 @@ pub enum StoreError {
 
 impl From<sled::Error> for StoreError {
     fn from(error: sled::Error) -> Self {
-        match error {
-            sled::Error::Corruption { .. } => Self::Damaged("database"),
-            error => Self::Database(error.to_string()),
+        if matches!(error, sled::Error::Corruption { .. }) {
+            return Self::Damaged("database");
         }
+        Self::Database(error.to_string())
     }
 }
 

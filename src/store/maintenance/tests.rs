@@ -1,0 +1,120 @@
+//! What goes through a file and what is damaged.
+
+use super::*;
+use crate::{
+    proto,
+    store::{ConfigStore, ResultStore, Retention, StoredRevision, Subject},
+    time::{Monotonic, Now, UnixTime},
+};
+use std::sync::Arc;
+
+fn now() -> Now {
+    Now { monotonic: Monotonic(1), unix: UnixTime(1_790_000_000_000_000_000) }
+}
+
+fn filled(directory: &Path, records: u64) -> StateDirectory {
+    let state = StateDirectory::open(directory).unwrap();
+    let config = ConfigStore::open(&state).unwrap();
+    let revision = Some(proto::Revision { revision: 1, ..Default::default() });
+    let stored = StoredRevision {
+        revision,
+        config: Some(proto::AgentConfig::default()),
+        ..StoredRevision::default()
+    };
+    config.commit(1, &stored).unwrap();
+    drop(config);
+    let store =
+        ResultStore::open(&state, Retention::of_all(u64::MAX, 1 << 30), "agent", now).unwrap();
+    let subject = Arc::new(Subject { connection: "c".into(), ..Subject::default() });
+    for cursor in 1..=records {
+        let entry = Entry {
+            cursor,
+            time: now().unix,
+            subject: subject.clone(),
+            kind: 1,
+            content: vec![cursor as u8; 200].into(),
+        };
+        // The queue takes so many at once.
+        while store.append(entry.clone()).is_err() {
+            std::thread::yield_now();
+        }
+    }
+    drop(store);
+    state
+}
+
+fn verified(state: &StateDirectory) -> Verified {
+    verify(state, |_| Ok(()), |_| true).unwrap()
+}
+
+#[test]
+fn a_state_goes_through_a_file_and_is_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(&directory.path().join("a"), 1000);
+    let before = verified(&state);
+    assert_eq!((before.records, before.cursors, before.missing), (1000, (1, 1000), 0));
+    assert_eq!(before.revisions, 1);
+    let mut file = Vec::new();
+    let items = export(&state, &mut file).unwrap();
+    let other = directory.path().join("b");
+    assert_eq!(import(&other, &mut file.as_slice()).unwrap(), items);
+    let refused = import(&other, &mut file.as_slice());
+    assert!(matches!(refused, Err(MaintenanceError::NotEmpty(_))), "{refused:?}");
+    let imported = StateDirectory::open(&other).unwrap();
+    let after = verified(&imported);
+    assert_eq!((after.records, after.cursors), (before.records, before.cursors));
+    assert_eq!((after.revisions, after.live_octets), (1, before.live_octets));
+    let store =
+        ResultStore::open(&imported, Retention::of_all(u64::MAX, 1 << 30), "another", now).unwrap();
+    // Where it came from the log may have gone on.
+    assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001 + IMPORT_JUMP));
+}
+
+#[test]
+fn a_file_that_is_not_whole_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(&directory.path().join("a"), 50);
+    let mut file = Vec::new();
+    export(&state, &mut file).unwrap();
+    for (index, place) in [0, 9, 13, file.len() / 2, file.len() - 3].into_iter().enumerate() {
+        let target = directory.path().join(format!("b{index}"));
+        let mut flipped = file.clone();
+        flipped[place] ^= 0x40;
+        for damaged in [&flipped[..], &file[..place]] {
+            let refused = import(&target, &mut &*damaged);
+            assert!(matches!(refused, Err(MaintenanceError::Damaged(..))), "{refused:?}");
+            assert!(!target.join("results.sled").exists());
+            fs::remove_dir_all(&target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(directory.path(), 20_000);
+    let before = verified(&state);
+    compact(&state).unwrap();
+    let after = verified(&state);
+    assert_eq!(Verified { disk_octets: 0, ..after }, Verified { disk_octets: 0, ..before });
+    drop(state);
+    // Between the two renames.
+    let results = directory.path().join("results.sled");
+    fs::rename(&results, results.with_extension("old")).unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    assert_eq!(verified(&state).records, 20_000);
+}
+
+#[test]
+fn damage_is_found_and_nothing_is_put_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(directory.path(), 100);
+    let damaged = |_: &Entry| Err(StoreError::Damaged("record"));
+    let found = verify(&state, damaged, |_| true);
+    assert!(matches!(found, Err(MaintenanceError::Record(1, _))), "{found:?}");
+    let file = directory.path().join("results.sled/db");
+    let octets = fs::metadata(&file).unwrap().len();
+    fs::write(&file, vec![0xa5; octets as usize]).unwrap();
+    assert!(verify(&state, |_| Ok(()), |_| true).is_err());
+    assert!(!directory.path().join("results.damaged").exists());
+}
