@@ -4,6 +4,7 @@
 //! [`Reflector::handle`] writes the reply but for T3 and neither allocates nor logs; the driver has
 //! T3 written by [`Reflector::finish`] just before it hands the packet to the kernel.
 
+mod deadlines;
 mod light;
 mod rate;
 mod recent;
@@ -21,6 +22,7 @@ use crate::{
         format::{PacketFormat, ProbeHeader, ReplyHeader, Unreadable},
     },
 };
+use deadlines::Deadlines;
 use light::Light;
 use rate::Senders;
 use recent::RecentReplies;
@@ -86,6 +88,7 @@ pub struct Reflector {
     sessions: HashMap<SocketAddr, Session>,
     /// Where the session of an identifier is.
     senders: HashMap<Sid, SocketAddr>,
+    deadlines: Deadlines,
     open: Open,
     recent: RecentReplies,
     /// Packets answered in a second to each sender; `None` for any number.
@@ -105,6 +108,7 @@ impl Reflector {
             local_port,
             sessions: HashMap::new(),
             senders: HashMap::new(),
+            deadlines: Deadlines::default(),
             recent: recent(&sessionless),
             open: Open::new(sessionless),
             sender_limit: None,
@@ -165,6 +169,7 @@ impl Reflector {
         if let Some(session) = self.session(sid) {
             session.phase = Phase::Started;
             session.heard(now);
+            self.look_again(sid);
         }
     }
 
@@ -172,6 +177,18 @@ impl Reflector {
     pub fn drain(&mut self, sid: Sid, until: Monotonic) {
         if let Some(session) = self.session(sid) {
             session.phase = Phase::DrainingUntil(until);
+            self.look_again(sid);
+        }
+    }
+
+    /// When it ends, if nothing comes, it is looked at again.
+    fn look_again(&mut self, sid: Sid) {
+        let Some(sender) = self.senders.get(&sid).copied() else { return };
+        if let Some(session) = self.sessions.get_mut(&sender) {
+            session.looked_at = session.ends();
+            if let Some(at) = session.looked_at {
+                self.deadlines.set(at, sender);
+            }
         }
     }
 
@@ -185,17 +202,27 @@ impl Reflector {
     /// Ends what is over and tells it to `ended`: drained sessions, and started ones that were
     /// silent for REFWAIT.
     pub fn expire(&mut self, now: Monotonic, mut ended: impl FnMut(Sid, Ended)) {
-        let senders = &mut self.senders;
-        self.sessions.retain(|_, session| {
+        let sessions = &self.sessions;
+        let holds = |sender: &SocketAddr, at| {
+            sessions.get(sender).is_some_and(|session| session.looked_at == Some(at))
+        };
+        self.deadlines.tidy(sessions.len(), holds);
+        while let Some((at, sender)) = self.deadlines.pop(now) {
+            let session =
+                self.sessions.get(&sender).filter(|session| session.looked_at == Some(at));
+            let Some(session) = session else { continue };
+            let sid = session.spec.sid;
             let end = match (session.is_silent(now), session.is_over(now)) {
                 (true, _) => Ended::Silent,
                 (_, true) => Ended::Drained,
-                _ => return true,
+                _ => {
+                    self.look_again(sid);
+                    continue;
+                }
             };
-            senders.remove(&session.spec.sid);
-            ended(session.spec.sid, end);
-            false
-        });
+            self.remove(sid);
+            ended(sid, end);
+        }
         self.rates.expire(now);
         match &mut self.open {
             Open::Nobody => {}

@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) spec: ReflectorSession,
     pub(super) phase: Phase,
     next_sequence: u32,
+    /// When it is looked at again; `None` before it is started.
+    pub(super) looked_at: Option<Monotonic>,
     pub(super) allowance: Allowance,
 }
 
@@ -51,6 +53,7 @@ impl Session {
             spec,
             phase: Phase::Accepted,
             next_sequence: 0,
+            looked_at: None,
             allowance: Allowance::default(),
         };
         session.heard(now);
@@ -73,6 +76,18 @@ impl Session {
 
     pub(super) fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::DrainingUntil(_))
+    }
+
+    /// When it ends, if nothing comes.
+    pub(super) fn ends(&self) -> Option<Monotonic> {
+        match self.phase {
+            Phase::Accepted => None,
+            Phase::Started => {
+                let last_packet = Monotonic(self.spec.counters.last_packet_ns.load(Relaxed));
+                Some(last_packet.plus_ns(self.spec.refwait_ns))
+            }
+            Phase::DrainingUntil(until) => Some(until),
+        }
     }
 
     pub(super) fn is_over(&self, now: Monotonic) -> bool {
