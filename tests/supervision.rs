@@ -59,9 +59,9 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
     let changes = Arc::default();
     let context = ClientContext { results: results.clone(), derivation, network, senders, changes };
     let tasks = Tasks::new();
-    // No document says this: a test of no probes is one probe less than nothing.
+    // No document says this: bursts of no probes come to nothing by division.
     let mut broken = connection("broken");
-    broken.sessions[0].probe_count = 0;
+    broken.sessions[0].burst_size = 0;
     let start =
         |config: ControlConnection| ConnectionHandle::start(Arc::new(config), 1, &context, &tasks);
     let (bad, good) = (start(broken), start(connection("good")));
