@@ -1,0 +1,181 @@
+//! How tests begin and how they end.
+
+use super::{LATEST_NS, Phase, SenderConfig, SenderEvent, SessionSender};
+use crate::{
+    proto::{Figures, LossCause, TestOutcome, TestResult},
+    stats::{MINUTE_NS, TestFigures, minute_of},
+    time::{Monotonic, Now, UnixTime},
+};
+
+/// So long after the last fate of its probes a minute is over.
+const CLOSES_BEHIND_NS: u64 = 1_000_000;
+
+#[derive(Debug)]
+pub(super) struct Test {
+    pub(super) started: Now,
+    pub(super) figures: TestFigures,
+    /// Probes that were sent or left out.
+    pub(super) dealt_with: u32,
+    pub(super) next_due: Monotonic,
+    pub(super) last_due: Monotonic,
+    /// When all fates are known, once all probes are dealt with.
+    pub(super) ends: Option<Monotonic>,
+    /// How it will end, if nothing happens.
+    pub(super) outcome: TestOutcome,
+    /// When all is known of the probes that were sent in the minute before this one.
+    pub(super) minute_closes: Option<Monotonic>,
+}
+
+impl SessionSender {
+    pub(super) fn begin(&mut self, due: Monotonic, now: Now) {
+        self.test_number += 1;
+        // After a pause of the whole machine the rhythm begins anew.
+        let start = if now.monotonic.since_ns(due) > LATEST_NS { now.monotonic } else { due };
+        self.phase = Phase::Testing(Box::new(Test {
+            started: now,
+            figures: match self.spare.take() {
+                Some(figures) => figures.again(self.config.probe_count.into(), now.unix),
+                None => TestFigures::new(self.config.probe_count.into(), now.unix),
+            },
+            dealt_with: 0,
+            next_due: start,
+            last_due: start,
+            ends: None,
+            outcome: TestOutcome::Complete,
+            minute_closes: None,
+        }));
+        let missed = std::mem::take(&mut self.missed);
+        if let (1.., Phase::Testing(test)) = (missed, &mut self.phase) {
+            let (track, rule) = (&mut self.track, &self.config.availability);
+            test.figures.unreachable(missed, track, rule, now.unix);
+        }
+    }
+
+    /// Counts the probes that were due until now and that nobody could be sent.
+    pub(super) fn miss(&mut self, now: Monotonic) {
+        if let Some((since, most)) = self.missing.take()
+            && since <= now
+        {
+            let bursts = now.since_ns(since) / self.config.probe_interval_ns + 1;
+            self.missed += bursts.saturating_mul(self.config.burst_size.into()).min(most);
+        }
+    }
+
+    pub(super) fn unreachable_test(
+        &mut self,
+        cause: LossCause,
+        attempts: u64,
+        due: Monotonic,
+        now: Now,
+    ) {
+        self.test_number += 1;
+        let probes = u64::from(self.config.probe_count);
+        let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
+        // What is due in this one lowers availability as time passes, not before.
+        self.miss(due);
+        self.missing = Some((due, probes));
+        let mut figures =
+            Figures { probes_scheduled: probes, probes_not_sent: probes, ..Figures::default() };
+        let missed = std::mem::take(&mut self.missed);
+        self.track.fates.unreachable(missed, &self.config.availability, &mut figures);
+        let result = TestResult {
+            test_number: self.test_number,
+            outcome: TestOutcome::Unreachable.into(),
+            start: Some(start.to_proto()),
+            end: Some(now.unix.to_proto()),
+            cause: cause.into(),
+            attempts,
+            figures: Some(Box::new(figures)),
+        };
+        let minute = Some(minute_of(start));
+        self.events.push_back(SenderEvent::Test(Box::new(result), minute));
+        let duration = self
+            .config
+            .span_ns(self.config.probe_count)
+            .saturating_sub(self.config.probe_interval_ns)
+            .saturating_add(self.config.loss_timeout_ns)
+            .saturating_add(self.config.test_interval_ns);
+        self.phase = Phase::Idle(Some(due.plus_ns(duration)));
+    }
+
+    /// Ends the running test before its time; the next is due when it would have been.
+    pub(super) fn end_early(&mut self, outcome: TestOutcome, cause: LossCause, now: Now) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        let left = self.config.probe_count - test.dealt_with;
+        test.figures.not_sent(left.into(), now.unix);
+        if left > 0 && test.outcome == TestOutcome::Complete {
+            self.missing = Some((test.next_due, left.into()));
+        }
+        let next = test
+            .last_due
+            .plus_ns(self.config.span_ns(left))
+            .plus_ns(self.config.loss_timeout_ns)
+            .plus_ns(self.config.test_interval_ns);
+        // What is under way will not be answered any more.
+        let stopped = test.outcome == TestOutcome::Stopped;
+        self.abandon();
+        if stopped {
+            self.end(TestOutcome::Stopped, LossCause::Unspecified, None, now);
+        } else {
+            self.end(outcome, cause, Some(next), now);
+        }
+    }
+
+    pub(super) fn end(
+        &mut self,
+        outcome: TestOutcome,
+        cause: LossCause,
+        next: Option<Monotonic>,
+        now: Now,
+    ) {
+        self.release_all();
+        let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(next)) else {
+            return;
+        };
+        let (mut test, placed) = (test, self.outstanding.end_test());
+        let stamp = self.carrier.stamp.as_mut().map(|stamp| Box::new(stamp.take_figures()));
+        let figures = Figures { stamp, ..test.figures.figures(placed.as_deref()) };
+        let minute = test.figures.only_minute();
+        while minute.is_none()
+            && let Some((minute, figures)) = test.figures.close(u64::MAX, placed.as_deref())
+        {
+            self.events.push_back(SenderEvent::Minute(minute, Box::new(figures)));
+        }
+        self.spare = Some(test.figures);
+        let result = TestResult {
+            test_number: self.test_number,
+            outcome: outcome.into(),
+            start: Some(test.started.unix.to_proto()),
+            end: Some(now.unix.to_proto()),
+            cause: cause.into(),
+            attempts: 0,
+            figures: Some(Box::new(figures)),
+        };
+        self.events.push_back(SenderEvent::Test(Box::new(result), minute));
+        self.tests_finished += 1;
+        if let Some(config) = self.next_config.take() {
+            self.config = config;
+        }
+        self.complete();
+    }
+}
+
+impl Test {
+    /// The oldest minute that is open closes first.
+    pub(super) fn set_minute_closes(&mut self, loss_timeout_ns: u64, now: Now) {
+        self.minute_closes = self.figures.first_minute().map(|minute| {
+            let closes = UnixTime((minute + 1) * MINUTE_NS + loss_timeout_ns + CLOSES_BEHIND_NS);
+            now.monotonic.plus_ns(closes.0.saturating_sub(now.unix.0))
+        });
+    }
+
+    pub(super) fn advance(&mut self, config: &SenderConfig, gap_ns: u64, now: Monotonic) {
+        self.dealt_with += 1;
+        self.last_due = self.next_due;
+        self.next_due = self.next_due.plus_ns(gap_ns);
+        if self.dealt_with >= config.probe_count {
+            // Just behind the fate of the last probe, which may have gone out late.
+            self.ends = Some(self.last_due.max(now).plus_ns(config.loss_timeout_ns + 1));
+        }
+    }
+}
