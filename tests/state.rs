@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use twamp_agent::{
     model::ResultKeeping,
@@ -101,18 +104,58 @@ fn all_tests(results: &Results) -> (u64, u64) {
     (found[0].tests_complete + found[0].tests_interrupted, sent)
 }
 
+fn wait(store: &mut watch::Receiver<StoreState>, newest: u64) {
+    for _ in 0..500 {
+        let found = store.borrow_and_update().clone();
+        if found.newest >= newest {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    panic!("the store did not get to {newest}");
+}
+
+fn opened(state: &StateDirectory) -> Arc<Results> {
+    let retention = Retention::of_all(u64::MAX, 1 << 30);
+    let store = ResultStore::open(state, retention, "agent", clock::now).unwrap();
+    Results::open(store, "boot".into()).unwrap()
+}
+
+/// Statistics are saved in the middle of a test: with the rest of it they are as if they had not been.
+#[test]
+fn a_test_that_was_half_counted_is_counted_whole_after_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let results = opened(&state);
+    let subject = || Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
+    let minute = clock::unix().0 / MINUTE_NS;
+    let boundary_ns = (minute + 1) * MINUTE_NS;
+    let figures = |probes_sent| Box::new(Figures { probes_sent, ..Figures::default() });
+    let now = UnixTime(boundary_ns);
+    results.minute(subject(), minute, figures(4), now);
+    // Long enough to save once.
+    let saved = results.clone().keep_statistics(clock::now, CancellationToken::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(Duration::from_millis(200), saved).await })
+        .unwrap_err();
+    results.minute(subject(), minute + 1, figures(6), now);
+    let over = test(boundary_ns - 400_000_000, boundary_ns + 600_000_000, 10);
+    results.test(subject(), Box::new(over), None, now);
+    wait(&mut results.state(), 1);
+    assert_eq!(all_tests(&results), (1, 10));
+    let killed = as_killed(directory.path());
+    let again = opened(&StateDirectory::open(killed.path()).unwrap());
+    assert_eq!(all_tests(&again), (1, 10));
+}
+
 /// Results of tests are in the log, what was sent in each minute of them is not: a start after a kill
 /// comes to the same counts, and tells no interval twice.
 #[test]
 fn a_kill_costs_no_counts_and_doubles_no_interval() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
-    let open = |state: &StateDirectory| {
-        let retention = Retention::of_all(u64::MAX, 1 << 30);
-        let store = ResultStore::open(state, retention, "agent", clock::now).unwrap();
-        Results::open(store, "boot".into()).unwrap()
-    };
-    let results = open(&state);
+    let results = opened(&state);
     let subject = || Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
     let minute = clock::unix().0 / MINUTE_NS - 3;
     let boundary_ns = (minute + 1) * MINUTE_NS;
@@ -125,20 +168,10 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     let over = test(boundary_ns - 400_000_000, boundary_ns + 600_000_000, 10);
     results.test(subject(), Box::new(over), None, UnixTime(boundary_ns));
     let mut store = results.state();
-    let wait = |store: &mut tokio::sync::watch::Receiver<StoreState>, newest| {
-        for _ in 0..500 {
-            let found = store.borrow_and_update().clone();
-            if found.newest >= newest {
-                return;
-            }
-            std::thread::park_timeout(std::time::Duration::from_millis(10));
-        }
-        panic!("the store did not get to {newest}");
-    };
     wait(&mut store, 2);
     assert_eq!(all_tests(&results), (2, 20));
     let killed = as_killed(directory.path());
-    let again = open(&StateDirectory::open(killed.path()).unwrap());
+    let again = opened(&StateDirectory::open(killed.path()).unwrap());
     assert_eq!(all_tests(&again), (2, 20));
     again.close();
 
@@ -157,7 +190,7 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     let intervals = 2 + longer.map(told).iter().sum::<u64>();
     wait(&mut store, 2 + intervals);
     let killed = as_killed(directory.path());
-    let again = open(&StateDirectory::open(killed.path()).unwrap());
+    let again = opened(&StateDirectory::open(killed.path()).unwrap());
     again.close_intervals(clock::unix());
     again.close();
     drop(again);

@@ -69,7 +69,8 @@ impl ResultsService for Context {
     ) -> Result<Response<ClearStatisticsResponse>, Status> {
         let request = request.into_inner();
         let query = query(request.connections, request.sessions);
-        match self.results.clear_statistics(&query, clock::unix()) {
+        let cleared = self.results.clear_statistics(&query, clock::unix()).await;
+        match cleared.map_err(error::store)? {
             0 => Err(Status::not_found("no session is selected: see the names in GetConfig")),
             sessions => Ok(Response::new(ClearStatisticsResponse { sessions: sessions as u32 })),
         }

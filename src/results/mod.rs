@@ -206,7 +206,11 @@ impl Results {
     }
 
     /// Begins the statistics of sessions anew, and writes that into the log; how many.
-    pub fn clear_statistics(&self, query: &StatisticsQuery, time: UnixTime) -> usize {
+    pub async fn clear_statistics(
+        &self,
+        query: &StatisticsQuery,
+        time: UnixTime,
+    ) -> Result<usize, StoreError> {
         let cleared = self.log.fold().clear(query);
         // At once: the log is to say nothing that a restart takes back.
         self.log.save_statistics();
@@ -220,7 +224,8 @@ impl Results {
             let subject = Subject::new(connection, session, (*plan.labels).clone(), plan.keeping);
             self.event(subject, event, time);
         }
-        cleared.len()
+        self.log.store.flush().await?;
+        Ok(cleared.len())
     }
 
     /// What happened at this time makes intervals other than whole.

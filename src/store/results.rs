@@ -284,6 +284,14 @@ impl ResultStore {
         answered.await.map_err(|_| StoreError::Unavailable)?
     }
 
+    /// Waits until what was handed over so far survives the death of this process, where the database
+    /// takes it.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Flush(answer))?;
+        answered.await.map_err(|_| StoreError::Unavailable)
+    }
+
     /// Forgets a consumer; whether there was one.
     pub async fn delete_consumer(&self, name: &str) -> Result<bool, StoreError> {
         let (answer, answered) = oneshot::channel();

@@ -172,8 +172,7 @@ impl Revisions {
         unconfirmed: Unconfirmed,
     ) -> Result<(), StoreError> {
         let value = [&revision.to_be_bytes()[..], &unconfirmed.encode_to_vec()].concat();
-        self.meta.insert(PROLONGED, value)?;
-        self.engine.flush_durably()
+        self.set_durably(PROLONGED, &value)
     }
 
     pub(super) fn confirmed(&self) -> Result<u64, StoreError> {
@@ -183,8 +182,21 @@ impl Revisions {
 
     /// Revision `revision` stays. That is on the disk when this returns.
     pub(super) fn confirm(&self, revision: u64) -> Result<(), StoreError> {
-        self.meta.insert(CONFIRMED, &revision.to_be_bytes())?;
-        self.engine.flush_durably()
+        self.set_durably(CONFIRMED, &revision.to_be_bytes())
+    }
+
+    /// Where it is not on the disk for certain, it is to be as it was.
+    fn set_durably(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let old = self.meta.insert(key, value)?;
+        let done = self.engine.flush_durably();
+        if done.is_err() {
+            let _ = match old {
+                Some(old) => self.meta.insert(key, old),
+                None => self.meta.remove(key),
+            };
+            let _ = self.engine.flush();
+        }
+        done
     }
 
     /// Makes `stored` the current revision, up to a step of that. It is on the disk when this

@@ -68,6 +68,7 @@ pub(super) enum Command {
     MoveConsumer(String, u64, oneshot::Sender<Result<u64, StoreError>>),
     DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
     SetRetention(Retention),
+    Flush(oneshot::Sender<()>),
     End,
 }
 
@@ -156,6 +157,11 @@ impl Writer {
                 self.retention = retention;
                 self.keep_house((self.now)());
             }
+            Command::Flush(answer) => {
+                self.unflushed = true;
+                self.flush(false);
+                let _ = answer.send(());
+            }
             Command::End => {}
         }
     }
@@ -230,7 +236,10 @@ impl Writer {
 
     fn delete_consumer(&mut self, name: &str) -> Result<bool, StoreError> {
         let removed = self.working_trees()?.consumers.remove(name.as_bytes())?;
-        self.unflushed = true;
+        if let Some(open) = &self.open {
+            open.engine.flush()?;
+        }
+        self.unsynced = true;
         Ok(removed.is_some())
     }
 

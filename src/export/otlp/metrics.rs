@@ -128,7 +128,8 @@ fn point(stats: &DelayStats, told: &Told<'_>) -> Option<HistogramDataPoint> {
         start_time_unix_nano: told.start_ns,
         time_unix_nano: told.end_ns,
         count: histogram.count(),
-        sum: Some(stats.mean_ns * stats.samples as f64 / 1e9),
+        // A sum is of what cannot be negative.
+        sum: (stats.min_ns >= 0).then(|| stats.mean_ns * stats.samples as f64 / 1e9),
         bucket_counts,
         explicit_bounds: limits_seconds(),
         min: Some(seconds(stats.min_ns)),

@@ -97,7 +97,11 @@ impl Sessions {
         limits.push(f64::INFINITY);
         for (labels, all, _) in &self.sessions {
             let figures = all.as_ref().and_then(|all| all.figures.as_deref());
-            let Some(stats) = figures.and_then(of) else { continue };
+            // Negative ones say that the clocks are apart; a sum that falls would be taken for a
+            // restart.
+            let Some(stats) = figures.and_then(of).filter(|stats| stats.min_ns >= 0) else {
+                continue;
+            };
             let Some(histogram) = stats.histogram.as_ref().map(stats::Histogram::from) else {
                 continue;
             };

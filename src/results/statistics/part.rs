@@ -54,6 +54,8 @@ pub(super) enum Part {
     Head,
     /// All tests.
     All,
+    /// All tests but the one that runs, where something of that is in [`Self::All`].
+    Before,
     /// The last test.
     Last,
     /// An interval that is not over, by its start.
@@ -65,6 +67,7 @@ pub(super) enum Part {
 }
 
 const HEAD: &[u8] = b"head";
+const BEFORE: &[u8] = b"before";
 const RUNNING: &[u8] = b"run";
 const FINISHED: &[u8] = b"end";
 const MOVING: &[u8] = b"test";
@@ -74,7 +77,12 @@ impl Part {
     pub(super) fn running(self) -> Option<(Level, u64)> {
         match self {
             Self::Running(level, start_ns) => Some((level, start_ns)),
-            Self::Head | Self::All | Self::Last | Self::Finished(_) | Self::Moving(_) => None,
+            Self::Head
+            | Self::All
+            | Self::Before
+            | Self::Last
+            | Self::Finished(_)
+            | Self::Moving(_) => None,
         }
     }
 
@@ -84,6 +92,7 @@ impl Part {
         let part = match self {
             Self::Head => HEAD.to_vec(),
             Self::All => STATISTICS_ALL.to_vec(),
+            Self::Before => BEFORE.to_vec(),
             Self::Last => STATISTICS_LAST.to_vec(),
             Self::Running(of, start_ns) => [RUNNING, &level(of), &start_ns.to_be_bytes()].concat(),
             Self::Finished(of) => [FINISHED, &level(of)].concat(),
@@ -102,6 +111,7 @@ impl Part {
         let part = match part {
             HEAD => Self::Head,
             STATISTICS_ALL => Self::All,
+            BEFORE => Self::Before,
             STATISTICS_LAST => Self::Last,
             _ => {
                 if let Some([of, start @ ..]) = part.strip_prefix(RUNNING) {

@@ -40,6 +40,9 @@ struct Head {
     has_pieces: bool,
 }
 
+/// How a result is added to statistics.
+type Add = fn(&mut Statistics, &TestResult);
+
 /// Statistics in parts, and which of them changed.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -97,7 +100,7 @@ impl Session {
                 self.last = Some(content.into());
                 return;
             }
-            Part::All | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {}
+            Part::All | Part::Before | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {}
         }
         let packed = Packed(content.into());
         if let Part::Finished(level) = part {
@@ -117,14 +120,26 @@ impl Session {
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
-        let start_ns = time_ns(result.start.as_ref());
-        self.seen(start_ns);
         // What was sent in it was told by the minute, where there was more than one; that it ended
         // counts in the last of them.
-        let (minute, add): (u64, fn(&mut Statistics, &TestResult)) = match minute {
+        let (minute, add): (u64, Add) = match minute {
             Some(minute) => (minute, add_result),
             None => (time_ns(result.end.as_ref()) / MINUTE_NS, add_outcome),
         };
+        self.count(result, content, add, (minute, add), disturbed, has);
+    }
+
+    /// Counts a result over all tests in one way, and in a minute in another one.
+    fn count(
+        &mut self,
+        result: &TestResult,
+        content: &Bytes,
+        add: Add,
+        (minute, add_to_minute): (u64, Add),
+        disturbed: &VecDeque<u64>,
+        has: impl Fn(Part) -> bool,
+    ) {
+        self.seen(time_ns(result.start.as_ref()));
         self.set_pieces(false);
         if !has(Part::All) {
             let mut all = self.all();
@@ -136,7 +151,7 @@ impl Session {
         if !has(Part::Head) {
             self.moving(result);
         }
-        self.in_minute(minute, disturbed, &has, |statistics| add(statistics, result));
+        self.in_minute(minute, disturbed, &has, |statistics| add_to_minute(statistics, result));
         if result.outcome() == TestOutcome::Stopped {
             self.not_whole(time_ns(result.end.as_ref()));
             self.since_ns = None;
@@ -160,23 +175,47 @@ impl Session {
         });
     }
 
-    /// The result of a test out of the log, which has nothing of its minutes. Where none of them was
-    /// counted it counts as a whole, in the minute in which it ended.
+    /// The result of a test out of the log, which has nothing of its minutes: over all tests it counts
+    /// as a whole, beside what there was before its first piece was counted. By the minute it counts
+    /// where it ended, unless some of it was counted in another minute already.
     pub(super) fn test_again(
         &mut self,
         result: &TestResult,
         content: &Bytes,
         has: impl Fn(Part) -> bool,
     ) {
-        let (start, end) = (time_ns(result.start.as_ref()), time_ns(result.end.as_ref()));
-        let (start, end) = (start / MINUTE_NS, end / MINUTE_NS);
-        let minute = (start == end || !self.head.has_pieces).then_some(end);
-        self.test(result, content, minute, &VecDeque::new(), has);
+        let minute = |time: Option<&prost_types::Timestamp>| time_ns(time) / MINUTE_NS;
+        let (start, end) = (minute(result.start.as_ref()), minute(result.end.as_ref()));
+        let (mut add, mut add_to_minute): (Add, Add) = (add_result, add_result);
+        if start != end {
+            let has_pieces = self.head.has_pieces;
+            let before = self.parts.remove(&Part::Before);
+            match before.filter(|_| has_pieces && !has(Part::All)) {
+                Some(before) => drop(self.parts.insert(Part::All, before)),
+                // They were begun anew within it.
+                None if has_pieces => add = add_outcome,
+                None => {}
+            }
+            let told = self.finished[Level::Minute as usize];
+            if has_pieces || told.is_some_and(|told| told >= start * MINUTE_NS) {
+                add_to_minute = add_outcome;
+            }
+        }
+        self.count(result, content, add, (end, add_to_minute), &VecDeque::new(), has);
     }
 
+    /// Whether something of the test that runs is counted; if so, what there was before stays.
     fn set_pieces(&mut self, has_pieces: bool) {
-        if mem::replace(&mut self.head.has_pieces, has_pieces) != has_pieces {
-            self.changed.push(Part::Head);
+        if mem::replace(&mut self.head.has_pieces, has_pieces) == has_pieces {
+            return;
+        }
+        self.changed.extend([Part::Head, Part::Before]);
+        if has_pieces {
+            let all = self.parts.get(&Part::All).cloned();
+            let all = all.unwrap_or_else(|| Packed::of(empty(StatisticsScope::AllTests)));
+            self.parts.insert(Part::Before, all);
+        } else {
+            self.parts.remove(&Part::Before);
         }
     }
 
@@ -245,7 +284,7 @@ impl Session {
         let content = |part: Part| match part {
             Part::Head => Some(self.head.encode_to_vec()),
             Part::Last => self.last.as_ref().map(|last| last.to_vec()),
-            Part::All | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {
+            Part::All | Part::Before | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {
                 self.parts.get(&part).map(|packed| packed.0.to_vec())
             }
         };
