@@ -152,7 +152,9 @@ impl ConfigStore {
                 open
             }
         };
-        let done = work(&open, current);
+        // sled panics over some failures of the disk.
+        let done = catch_unwind(AssertUnwindSafe(|| work(&open, current)));
+        let done = done.unwrap_or_else(|_| Err(StoreError::gave_up()));
         match &done {
             Err(error @ (StoreError::Database(_) | StoreError::Directory { .. })) => {
                 tracing::error!(%error, "the configuration database failed; it is to be opened anew");

@@ -99,6 +99,13 @@ pub enum StoreError {
     Unavailable,
 }
 
+impl StoreError {
+    /// sled panicked.
+    fn gave_up() -> Self {
+        Self::Database("it gave up; it is to be opened anew".into())
+    }
+}
+
 impl From<sled::Error> for StoreError {
     fn from(error: sled::Error) -> Self {
         if matches!(error, sled::Error::Corruption { .. }) {

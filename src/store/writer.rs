@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
         Arc, PoisonError, RwLock,
@@ -113,16 +114,16 @@ impl Writer {
         loop {
             let now = (self.now)();
             if retention_due <= now.monotonic {
-                self.keep_house(now);
+                self.guarded(|writer| writer.keep_house(now));
                 let trimming = self.open.as_ref().is_some_and(|open| open.windows.is_trimming());
                 let wait_ns = if trimming { TRIM_EVERY_NS } else { RETENTION_EVERY_NS };
                 retention_due = now.monotonic.plus_ns(wait_ns);
             }
             if sync_due <= now.monotonic {
                 sync_due = now.monotonic.plus_ns(SYNC_NS);
-                self.flush(true);
+                self.guarded(|writer| writer.flush(true));
             } else if self.unflushed && flush_due <= now.monotonic {
-                self.flush(false);
+                self.guarded(|writer| writer.flush(false));
             }
             let wake = if self.unflushed { flush_due } else { sync_due.min(retention_due) };
             let wait = Duration::from_nanos(wake.since_ns(now.monotonic));
@@ -132,12 +133,19 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => continue,
             };
             let was_clean = !self.unflushed;
-            self.carry_out(command);
+            self.guarded(|writer| writer.carry_out(command));
             if was_clean && self.unflushed {
                 flush_due = (self.now)().monotonic.plus_ns(FLUSH_NS);
             }
         }
         self.end();
+    }
+
+    /// sled panics over some failures of the disk: that is one like any other.
+    fn guarded(&mut self, step: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
+            self.fail(&StoreError::gave_up());
+        }
     }
 
     fn carry_out(&mut self, command: Command) {
