@@ -158,6 +158,8 @@ impl ConfigStore {
         match &done {
             Err(error @ (StoreError::Database(_) | StoreError::Directory { .. })) => {
                 tracing::error!(%error, "the configuration database failed; it is to be opened anew");
+                // It writes once more, which may fail as well.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
             }
             _ => *database = Some(open),
         }
