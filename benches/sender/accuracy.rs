@@ -65,17 +65,22 @@ pub(super) async fn idle_loopback() {
     tokio::time::sleep(Duration::from_secs(7)).await;
     let probes = probes_of(&running, "c").await;
     running.agent.stop().await;
-    let mut rtts: Vec<i64> = probes.iter().filter_map(|probe| probe.rtt_ns).collect();
-    rtts.sort_unstable();
-    let at = |part: f64| rtts[((rtts.len() - 1) as f64 * part) as usize] as f64 / 1e3;
-    println!(
-        "twamp-agent: {} probes, RTT min {:.1} us, median {:.1} us, p99 {:.1} us",
-        rtts.len(),
+    let rtts = probes.iter().filter_map(|probe| probe.rtt_ns).collect();
+    println!("twamp-agent: {}", spread("RTT", rtts));
+    beside_irtt();
+}
+
+/// How many there are of something, nanoseconds, and how they are spread.
+fn spread(what: &str, mut values: Vec<i64>) -> String {
+    values.sort_unstable();
+    let at = |part: f64| values[((values.len() - 1) as f64 * part) as usize] as f64 / 1e3;
+    format!(
+        "{} probes, {what} min {:.1} us, median {:.1} us, p99 {:.1} us",
+        values.len(),
         at(0.0),
         at(0.5),
         at(0.99)
-    );
-    beside_irtt();
+    )
 }
 
 /// What the agent reports of a path whose delays a relay has noted, with periodic and with Poisson
@@ -106,16 +111,8 @@ pub(super) async fn known_delays(length: Duration) {
             let (there, back) = held.get(&probe.sequence)?;
             Some(probe.rtt_ns? - (there + back).cast_signed())
         };
-        let mut beyond: Vec<i64> = probes.iter().filter_map(beyond).collect();
-        beyond.sort_unstable();
-        let at = |part: f64| beyond[((beyond.len() - 1) as f64 * part) as usize] as f64 / 1e3;
-        println!(
-            "{name:<10}{} probes, RTT beyond the log: min {:.1} us, median {:.1} us, p99 {:.1} us",
-            beyond.len(),
-            at(0.0),
-            at(0.5),
-            at(0.99)
-        );
+        let beyond = probes.iter().filter_map(beyond).collect();
+        println!("{name:<10}{}", spread("RTT beyond the log:", beyond));
     }
     running.agent.stop().await;
 }

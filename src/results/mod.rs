@@ -306,9 +306,7 @@ pub fn retention(config: &AgentConfig) -> Retention {
         .connections
         .iter()
         .filter_map(|(name, connection)| Some((name.clone(), connection.retention_age_ns?)));
-    Retention {
-        age_ns: config.storage.retention_age_ns,
-        octets: config.storage.retention_octets,
-        connection_ages_ns: Arc::new(ages.collect()),
-    }
+    let storage = &config.storage;
+    Retention::of_all(storage.retention_age_ns, storage.retention_octets)
+        .with_connection_ages(ages.collect())
 }

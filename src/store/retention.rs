@@ -20,13 +20,21 @@ pub struct Retention {
     /// Octets beyond which the oldest go.
     pub octets: u64,
     /// Age at which records of connections go, by their names, where that is sooner, nanoseconds.
-    pub connection_ages_ns: Arc<BTreeMap<String, u64>>,
+    connection_ages_ns: Arc<BTreeMap<String, u64>>,
+    /// The shortest of these; it is asked for with every record.
+    shortest_age_ns: u64,
 }
 
 impl Retention {
     /// The same for all connections.
     pub fn of_all(age_ns: u64, octets: u64) -> Self {
-        Self { age_ns, octets, connection_ages_ns: Arc::default() }
+        Self { age_ns, octets, connection_ages_ns: Arc::default(), shortest_age_ns: u64::MAX }
+    }
+
+    /// With records of these connections kept for less, nanoseconds.
+    pub fn with_connection_ages(self, ages_ns: BTreeMap<String, u64>) -> Self {
+        let shortest_age_ns = ages_ns.values().copied().min().unwrap_or(u64::MAX);
+        Self { connection_ages_ns: Arc::new(ages_ns), shortest_age_ns, ..self }
     }
 
     /// Nothing goes.
@@ -36,9 +44,9 @@ impl Retention {
 
     /// The time that a window has records of.
     pub(super) fn window_span_ns(&self) -> u64 {
-        let shortest_age_ns =
-            self.connection_ages_ns.values().min().map_or(self.age_ns, |age| self.age_ns.min(*age));
-        (shortest_age_ns / WINDOWS).max(self.age_ns / MOST_WINDOWS).max(SHORTEST_WINDOW_NS)
+        (self.age_ns.min(self.shortest_age_ns) / WINDOWS)
+            .max(self.age_ns / MOST_WINDOWS)
+            .max(SHORTEST_WINDOW_NS)
     }
 
     /// The octets that a window has.
@@ -49,6 +57,11 @@ impl Retention {
     /// Whether a record of a connection is kept that has this age.
     pub(super) fn keeps(&self, connection: &str, age_ns: u64) -> bool {
         self.connection_ages_ns.get(connection).is_none_or(|most| age_ns <= *most)
+    }
+
+    /// Whether all records are kept that have this age, whosesoever they are.
+    pub(super) fn keeps_all(&self, age_ns: u64) -> bool {
+        age_ns <= self.shortest_age_ns
     }
 
     /// The age behind this one at which records of more connections go. A window is copied each time:
@@ -68,12 +81,13 @@ mod tests {
 
     #[test]
     fn windows_are_as_short_as_the_shortest_age_asks_for_and_not_too_many() {
-        let mut retention = Retention::of_all(16 * DAY_NS, 1 << 30);
+        let retention = Retention::of_all(16 * DAY_NS, 1 << 30);
         assert_eq!(retention.window_span_ns(), DAY_NS);
         for (age_ns, span_ns) in
             [(8 * DAY_NS, DAY_NS / 2), (60, DAY_NS / 16), (99 * DAY_NS, DAY_NS)]
         {
-            retention.connection_ages_ns = Arc::new([("c".to_owned(), age_ns)].into());
+            let retention =
+                retention.clone().with_connection_ages([("c".to_owned(), age_ns)].into());
             assert_eq!(retention.window_span_ns(), span_ns);
         }
     }
@@ -81,10 +95,10 @@ mod tests {
     #[test]
     fn ages_of_connections_come_one_after_the_other() {
         let ages = [("a".to_owned(), 20), ("b".to_owned(), 40)].into();
-        let retention =
-            Retention { connection_ages_ns: Arc::new(ages), ..Retention::of_all(100, 100) };
+        let retention = Retention::of_all(100, 100).with_connection_ages(ages);
         assert_eq!([0, 20, 21, 41].map(|age| retention.next_age_ns(age)), [22, 22, 45, u64::MAX]);
         assert!(retention.keeps("a", 20) && !retention.keeps("a", 21));
+        assert!(retention.keeps_all(20) && !retention.keeps_all(21));
         assert!(retention.keeps("b", 21) && retention.keeps("other", 99));
     }
 }

@@ -159,10 +159,13 @@ impl Writer {
                 let _ = answer.send(self.delete_consumer(&name));
             }
             Command::SetRetention(retention) => {
-                if let Some(open) = &self.open {
-                    open.windows.look_for_what_goes();
+                // Each commit tells it, whatever it changed.
+                if self.retention != retention {
+                    self.retention = retention;
+                    if let Some(open) = &self.open {
+                        open.windows.look_for_what_goes();
+                    }
                 }
-                self.retention = retention;
                 self.keep_house((self.now)());
             }
             Command::Flush(answer) => {

@@ -195,21 +195,18 @@ impl Fold {
             let entries = store.entries(after, newest, REPLAY_RECORDS, REPLAY_OCTETS, false)?;
             let Some(last) = entries.last() else { break };
             after = last.cursor;
-            for entry in entries {
+            let counted = [content::TEST_RESULT, content::INTERVAL_RESULT];
+            for entry in entries.iter().filter(|entry| counted.contains(&entry.kind)) {
                 let key = (entry.subject.connection.clone(), entry.subject.session.clone());
                 let has = |part| {
                     as_of.get(&(key.clone(), part)).is_some_and(|as_of| entry.cursor <= *as_of)
                 };
-                match entry.kind {
-                    content::TEST_RESULT => {
-                        let result = decoded(TestResult::decode(entry.content.clone()))?;
-                        fold.session(&key).test_again(&result, &entry.content, has);
-                    }
-                    content::INTERVAL_RESULT => {
-                        let result = decoded(IntervalResult::decode(entry.content.clone()))?;
-                        fold.session(&key).interval_again(&result, has);
-                    }
-                    _ => continue,
+                if entry.kind == content::TEST_RESULT {
+                    let result = decoded(TestResult::decode(entry.content.clone()))?;
+                    fold.session(&key).test_again(&result, &entry.content, has);
+                } else {
+                    let result = decoded(IntervalResult::decode(entry.content.clone()))?;
+                    fold.session(&key).interval_again(&result, has);
                 }
                 fold.changed.insert(key);
             }

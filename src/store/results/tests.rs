@@ -363,7 +363,7 @@ fn a_connection_has_its_records_kept_for_less() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let ages = [("brief".to_owned(), 4 * MINUTE_NS)].into();
-    let retention = Retention { connection_ages_ns: Arc::new(ages), ..retention() };
+    let retention = retention().with_connection_ages(ages);
     let store = Opened::with(&state, retention.clone());
     let begun_ns = now().unix.0;
     // Ten minutes of them, with windows of a quarter of a minute.
@@ -458,7 +458,7 @@ fn retention_that_is_set_while_records_are_taken_out_costs_no_others() {
         }
     }
     let ages = [("brief".to_owned(), MINUTE_NS)].into();
-    let brief = Retention { connection_ages_ns: Arc::new(ages), ..retention() };
+    let brief = retention().with_connection_ages(ages);
     for _ in 0..40 {
         store.set_retention(brief.clone()).unwrap();
         #[allow(clippy::disallowed_methods)]

@@ -165,7 +165,7 @@ fn begin_trim(
 ) -> Result<Option<Trim>, StoreError> {
     let closed = list.len().saturating_sub(1);
     for (window, age_ns) in list.iter().zip(ages_ns(list, now)).take(closed) {
-        if age_ns < window.trim_at_age_ns.load(Relaxed) {
+        if retention.keeps_all(age_ns) || age_ns < window.trim_at_age_ns.load(Relaxed) {
             continue;
         }
         window.trim_at_age_ns.store(retention.next_age_ns(age_ns), Relaxed);

@@ -219,8 +219,8 @@ impl SessionSender {
                 return Some(self.next_sequence);
             }
             test.figures.not_sent(1, now.unix);
-            let ends_burst = (test.dealt_with + 1).is_multiple_of(self.config.burst_size);
-            let gap_ns = if ends_burst { self.config.probe_interval_ns } else { 0 };
+            let interval_ns = self.config.probe_interval_ns;
+            let gap_ns = self.config.behind_burst(test.dealt_with, interval_ns);
             test.advance(&self.config, gap_ns, now.monotonic);
         }
         None

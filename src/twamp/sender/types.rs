@@ -36,11 +36,12 @@ pub struct SenderConfig {
 impl SenderConfig {
     /// The gap behind the probe of this place in a test, counted from 0. `random` is uniform.
     pub(super) fn gap_ns(&self, place: u32, random: u64) -> u64 {
-        if (place + 1).is_multiple_of(self.burst_size) {
-            gap_ns(self.schedule, self.probe_interval_ns, random)
-        } else {
-            0
-        }
+        self.behind_burst(place, gap_ns(self.schedule, self.probe_interval_ns, random))
+    }
+
+    /// This gap behind the last probe of a burst, none behind the others.
+    pub(super) fn behind_burst(&self, place: u32, gap_ns: u64) -> u64 {
+        if (place + 1).is_multiple_of(self.burst_size) { gap_ns } else { 0 }
     }
 
     /// The time that so many probes take, in the mean, the gap behind them included.
