@@ -74,7 +74,7 @@ fn open(directory: &Path) -> Arc<Results> {
 fn open_with(directory: &Path, retention: Retention) -> Arc<Results> {
     let state = StateDirectory::open(directory).expect("a directory");
     let store = ResultStore::open(&state, retention, "agent", clock::now).expect("a store");
-    Results::open(store, "boot".into()).expect("results")
+    Results::open(store, "boot".into(), None).expect("results")
 }
 
 fn subjects() -> Vec<Arc<Subject>> {

@@ -113,12 +113,13 @@ impl Agent {
         let keep = retention(committed.config());
         let result_store = ResultStore::open(&directory, keep.clone(), &new_agent_id, clock::now)?;
         let boot_id = uuid::Uuid::new_v4().to_string();
-        let results = match Results::open(result_store, boot_id.clone()) {
+        let config = Some(committed.config());
+        let results = match Results::open(result_store, boot_id.clone(), config) {
             Err(error @ StoreError::Damaged(_)) => {
                 // What was stored is whole and makes no sense: it costs no measurement.
                 let anew = ResultStore::open_anew;
                 let store = anew(&directory, keep, &new_agent_id, clock::now, &error)?;
-                Results::open(store, boot_id)?
+                Results::open(store, boot_id, config)?
             }
             opened => opened?,
         };

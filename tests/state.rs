@@ -8,9 +8,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use twamp_agent::{
-    model::ResultKeeping,
+    model::{self, ResultKeeping},
     net::clock,
-    proto::{Figures, ProbeResult, StatisticsScope, TestOutcome, TestResult},
+    proto::{
+        AgentConfig, ClientConfig, ControlConnection, Figures, ProbeResult, StatisticsScope,
+        TestOutcome, TestResult, TestSession,
+    },
     results::{Results, StatisticsQuery, Subject},
     store::{ConfigStore, ResultStore, Retention, StateDirectory, StoreState},
     time::UnixTime,
@@ -59,7 +62,7 @@ fn statistics_say_up_to_where_they_are_whole() {
         let retention = Retention::of_all(u64::MAX, 1 << 30);
         ResultStore::open(&state, retention, "agent", clock::now).unwrap()
     };
-    let results = Results::open(open(), "boot".into()).unwrap();
+    let results = Results::open(open(), "boot".into(), None).unwrap();
     let subject = Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
     for number in 0..20 {
         let probe = ProbeResult { sequence: number, ..ProbeResult::default() };
@@ -116,9 +119,13 @@ fn wait(store: &mut watch::Receiver<StoreState>, newest: u64) {
 }
 
 fn opened(state: &StateDirectory) -> Arc<Results> {
+    opened_with(state, None)
+}
+
+fn opened_with(state: &StateDirectory, config: Option<&model::AgentConfig>) -> Arc<Results> {
     let retention = Retention::of_all(u64::MAX, 1 << 30);
     let store = ResultStore::open(state, retention, "agent", clock::now).unwrap();
-    Results::open(store, "boot".into()).unwrap()
+    Results::open(store, "boot".into(), config).unwrap()
 }
 
 /// Statistics are saved in the middle of a test: with the rest of it they are as if they had not been.
@@ -203,4 +210,68 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     let told = told.unwrap();
     let entries = told.entries(0, u64::MAX, 100, 1 << 20, false).unwrap();
     assert_eq!(entries.len() as u64, 2 + intervals, "{entries:?}");
+}
+
+/// What an interval tells of a test that runs is counted over all tests as well, whenever the agent is
+/// killed; and so is what a page of metrics told.
+#[test]
+fn what_was_told_of_a_test_that_runs_does_not_go_back_after_a_kill() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let subject = || Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
+    for by_interval in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let results = opened(&StateDirectory::open(directory.path()).unwrap());
+        let minute = clock::unix().0 / MINUTE_NS - 3;
+        let figures = Figures { probes_sent: 4, ..Figures::default() };
+        results.minute(subject(), minute, Box::new(figures), clock::unix());
+        let counted = || {
+            let query = StatisticsQuery::default();
+            results
+                .statistics(&query)
+                .iter()
+                .any(|found| found.scope() == StatisticsScope::AllTests)
+        };
+        while !counted() {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        if by_interval {
+            results.close_intervals(clock::unix());
+            wait(&mut results.state(), 1);
+        } else {
+            runtime.block_on(results.settle());
+        }
+        let killed = as_killed(directory.path());
+        let again = opened(&StateDirectory::open(killed.path()).unwrap());
+        assert_eq!(all_tests(&again), (0, 4), "by an interval: {by_interval}");
+    }
+}
+
+/// The log alone is enough for a moving average: how long it is stands in the configuration.
+#[test]
+fn a_moving_average_that_was_never_saved_is_there_after_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let connection = ControlConnection {
+        name: "c".into(),
+        target_address: "192.0.2.1".into(),
+        moving_average_size: Some(3),
+        test_sessions: vec![TestSession { name: "s".into(), ..TestSession::default() }],
+        ..ControlConnection::default()
+    };
+    let client = Some(ClientConfig { control_connections: vec![connection] });
+    let config = model::parse(&AgentConfig { client, ..AgentConfig::default() }).unwrap();
+    let results = opened_with(&StateDirectory::open(directory.path()).unwrap(), Some(&config));
+    let begun_ns = clock::unix().0;
+    for number in 1..=5 {
+        let at_ns = begun_ns + number * 1_000_000_000;
+        let subject = Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
+        let result = test(at_ns, at_ns + 1_000_000, number);
+        results.test(subject, Box::new(result), Some(at_ns / MINUTE_NS), UnixTime(at_ns));
+    }
+    wait(&mut results.state(), 5);
+    let killed = as_killed(directory.path());
+    let again = opened_with(&StateDirectory::open(killed.path()).unwrap(), Some(&config));
+    let scopes = [StatisticsScope::MovingAverage].into();
+    let average = again.statistics(&StatisticsQuery { scopes, ..StatisticsQuery::default() });
+    let sent = average[0].figures.as_ref().unwrap().probes_sent;
+    assert_eq!((average[0].tests_complete, sent), (3, 3 + 4 + 5));
 }

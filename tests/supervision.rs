@@ -52,7 +52,7 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
     let state = StateDirectory::open(directory.path()).unwrap();
     let keep = retention(&twamp_agent::model::AgentConfig::default());
     let store = ResultStore::open(&state, keep, "agent", clock::now).unwrap();
-    let results = Results::open(store, "boot".into()).unwrap();
+    let results = Results::open(store, "boot".into(), None).unwrap();
     let (_network, network) = watch::channel(NetworkChanges::default());
     let derivation = Arc::new(Derivation::of_clients());
     let senders = Senders::start(PlaneSettings::default()).unwrap();

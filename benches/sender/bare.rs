@@ -104,7 +104,7 @@ pub(super) fn sockets(sessions: usize, interval: Duration, wake: Wake, length: D
     end.store(true, Relaxed);
     responder.join().expect("the responder");
     println!(
-        "{:<38}{:>9.0}{:>50.2}",
+        "{:<38}{:>9.0}{:>57.2}",
         format!("  bare, {sessions} sockets, {}", wake.words()),
         sent as f64 / length.as_secs_f64(),
         cpu.as_nanos() as f64 / 1e3 / sent.max(1) as f64,
@@ -135,7 +135,7 @@ pub(super) fn timer(length: Duration) {
     let late = thread::spawn(body).join().expect("the timer");
     let at = |part: f64| late[((late.len() - 1) as f64 * part) as usize] as f64 / 1e3;
     println!(
-        "{:<38}{:>9}{:>8.1}{:>8.1}{:>8.1}{:>8.1}",
+        "{:<38}{:>9}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
         "  a bare timer of a millisecond",
         "1000",
         at(0.5),

@@ -241,11 +241,6 @@ impl TestSession {
         self.probe_interval_ns.saturating_mul(gaps.into()).saturating_add(self.loss_timeout_ns)
     }
 
-    /// The gap between two probes in the mean.
-    pub fn mean_gap_ns(&self) -> u64 {
-        self.probe_interval_ns / u64::from(self.burst_size)
-    }
-
     /// Whether a change to `other` must be spoken of on the wire, or needs another socket. Of the
     /// loss timeout the reflector is told too, but it uses it only once the session is stopped.
     pub fn needs_renegotiation(&self, other: &Self) -> bool {

@@ -66,6 +66,12 @@ impl Log {
     /// Intervals that are over become records.
     pub(super) fn close_intervals(&self, now: UnixTime) {
         let mut fold = self.fold();
+        if !fold.is_over(now) {
+            return;
+        }
+        // First, so that what their records tell of a test that runs is counted over all tests too,
+        // whatever happens.
+        self.save(&mut fold);
         for (key, interval) in fold.close(now) {
             let subject = fold.subject(&key);
             self.append_all(&subject, record::Kind::IntervalResult(interval), now);
@@ -108,13 +114,17 @@ impl Log {
     }
 
     pub(super) fn save_statistics(&self) {
-        let mut fold = self.fold();
+        self.save(&mut self.fold());
+    }
+
+    fn save(&self, fold: &mut Fold) {
         let changed = fold.take_changed(self.next_cursor.load(Relaxed) - 1);
-        if !changed.is_empty()
-            && let Err(error) = self.store.save_statistics(changed)
-        {
+        if changed.is_empty() {
+            return;
+        }
+        if let Err((changed, error)) = self.store.save_statistics(changed) {
             // They are in the log and in memory; the next snapshot has them.
-            fold.mark_all_changed();
+            fold.give_back(changed);
             tracing::warn!(%error, "statistics were not saved");
         }
     }

@@ -11,7 +11,11 @@ mod statistics;
 mod surroundings;
 mod tail;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -99,16 +103,26 @@ pub struct Results {
     reports: Reports,
     boot_id: String,
     plans: Arc<Plans>,
+    /// What the store has yet to be told.
+    retention: Mutex<Option<Retention>>,
 }
 
 impl Results {
-    /// Takes up statistics where they were left, and replays what the log has beyond.
-    pub fn open(store: ResultStore, boot_id: String) -> Result<Arc<Self>, StoreError> {
+    /// Takes up statistics where they were left, and replays what the log has beyond, by what is
+    /// configured; where that is not known yet, all sessions are.
+    pub fn open(
+        store: ResultStore,
+        boot_id: String,
+        config: Option<&AgentConfig>,
+    ) -> Result<Arc<Self>, StoreError> {
         let plans = Arc::new(Plans::default());
+        if let Some(config) = config {
+            plans.set(statistics::plans(config));
+        }
         let log = Arc::new(Log::open(store, plans.clone())?);
         let reports = Reports::start(log.clone())
             .map_err(|error| StoreError::Database(format!("its thread: {error}")))?;
-        Ok(Arc::new(Self { log, reports, boot_id, plans }))
+        Ok(Arc::new(Self { log, reports, boot_id, plans, retention: Mutex::default() }))
     }
 
     /// The agent, for ever.
@@ -246,8 +260,31 @@ impl Results {
     /// now, and keeps records as long.
     pub fn follow_config(&self, config: &AgentConfig) {
         self.log.fold().follow();
-        if let Err(error) = self.log.store.set_retention(retention(config)) {
-            tracing::warn!(%error, "the new retention does not hold yet");
+        *self.untold_retention() = Some(retention(config));
+        self.tell_retention();
+    }
+
+    /// The store takes it where it has room in its queue; if not, later.
+    fn tell_retention(&self) {
+        let mut untold = self.untold_retention();
+        if let Some(retention) = untold.clone()
+            && self.log.store.set_retention(retention).is_ok()
+        {
+            *untold = None;
+        }
+    }
+
+    fn untold_retention(&self) -> MutexGuard<'_, Option<Retention>> {
+        self.retention.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the statistics as they are now survive the death of this process: whoever is told
+    /// of them must not see them go back. Where the store does not take them, there is nothing to
+    /// wait for.
+    pub async fn settle(&self) {
+        self.log.save_statistics();
+        if let Err(error) = self.log.store.flush().await {
+            tracing::debug!(%error, "statistics are told that are not stored");
         }
     }
 
@@ -281,6 +318,7 @@ impl Results {
                         self.disturbed(now);
                     }
                     self.close_intervals(now);
+                    self.tell_retention();
                 }
                 () = token.cancelled() => return,
             }

@@ -37,7 +37,7 @@ use thiserror::Error;
 
 pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
 pub use page::MAXIMUM_CONTENT_OCTETS;
-pub use results::{ResultStore, Snapshot};
+pub use results::{Changed, ResultStore, Snapshot};
 pub use retention::Retention;
 pub use window::{Entry, Subject};
 pub use writer::StoreState;

@@ -69,6 +69,9 @@ impl Trees {
     }
 }
 
+/// Parts of statistics by their keys; `None` stands for "no longer there".
+pub type Changed = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
 /// The result database. Reading blocks on the disk; writing is handed to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
@@ -214,12 +217,22 @@ impl ResultStore {
     }
 
     /// Hands parts of statistics to the writer, as of the entries handed to it so far; `None`
-    /// removes.
-    pub fn save_statistics(
-        &self,
-        statistics: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    ) -> Result<(), StoreError> {
-        self.command(Command::SaveStatistics(statistics))
+    /// removes. Gives them back where the queue is full.
+    pub fn save_statistics(&self, statistics: Changed) -> Result<(), (Changed, StoreError)> {
+        self.commands.try_send(Command::SaveStatistics(statistics)).map_err(|unsent| {
+            let (mpsc::TrySendError::Full(command) | mpsc::TrySendError::Disconnected(command)) =
+                unsent;
+            let statistics = match command {
+                Command::SaveStatistics(statistics) => statistics,
+                Command::Append(_)
+                | Command::MoveConsumer(..)
+                | Command::DeleteConsumer(..)
+                | Command::SetRetention(_)
+                | Command::Flush(_)
+                | Command::End => Changed::default(),
+            };
+            (statistics, StoreError::Unavailable)
+        })
     }
 
     /// Changes how long records are kept.

@@ -46,8 +46,9 @@ impl Trim {
         let mut goes = HashSet::new();
         for stored in from.stored_subjects() {
             let (number, octets) = stored?;
-            let subject = Subject::decode(octets.as_ref()).map_err(damaged)?;
-            let taken = Taken::decode(octets.as_ref()).map_err(damaged)?.taken;
+            // Nobody reads the records of one that is damaged, whatever becomes of them.
+            let Ok(subject) = Subject::decode(octets.as_ref()) else { continue };
+            let Ok(Taken { taken }) = Taken::decode(octets.as_ref()) else { continue };
             if !taken && !retention.keeps(&subject.connection, age_ns) {
                 goes.insert(number);
             }
@@ -60,7 +61,7 @@ impl Trim {
             let (number, octets) = stored?;
             let mut octets = octets.to_vec();
             if goes.contains(&number) {
-                Taken { taken: true }.encode(&mut octets).map_err(|_| damaged_subject())?;
+                octets.extend(Taken { taken: true }.encode_to_vec());
             }
             to.put_subject(number, octets)?;
         }
@@ -113,12 +114,4 @@ impl Trim {
     pub(super) fn done(self) -> Window {
         self.to
     }
-}
-
-fn damaged(_: prost::DecodeError) -> StoreError {
-    damaged_subject()
-}
-
-fn damaged_subject() -> StoreError {
-    StoreError::Damaged("subject of a record")
 }

@@ -8,8 +8,9 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, PoisonError, RwLock,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
+    thread,
     time::Duration,
 };
 
@@ -20,7 +21,7 @@ use super::{
     Entry, StoreError,
     engine::Engine,
     high_water::HighWater,
-    results::{CACHE_OCTETS, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
+    results::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
     retention::Retention,
     windows::{WindowList, Windows},
 };
@@ -31,6 +32,8 @@ use crate::{
 
 const FLUSH_NS: u64 = 20_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
+/// So long the thread rests after it wrote what there was.
+const REST: Duration = Duration::from_millis(5);
 const RETENTION_EVERY_NS: u64 = 1_000_000_000;
 /// Between two steps of taking records out of a window: what is to be written comes first.
 const TRIM_EVERY_NS: u64 = 100_000_000;
@@ -65,7 +68,7 @@ pub struct StoreState {
 #[derive(Debug)]
 pub(super) enum Command {
     Append(Entry),
-    SaveStatistics(Vec<(Vec<u8>, Option<Vec<u8>>)>),
+    SaveStatistics(Changed),
     MoveConsumer(String, u64, oneshot::Sender<Result<u64, StoreError>>),
     DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
     SetRetention(Retention),
@@ -111,6 +114,7 @@ impl Writer {
         let start = (self.now)().monotonic;
         let (mut flush_due, mut sync_due, mut retention_due) =
             (start, start.plus_ns(SYNC_NS), start);
+        let mut appended = false;
         loop {
             let now = (self.now)();
             if retention_due <= now.monotonic {
@@ -127,11 +131,12 @@ impl Writer {
             }
             let wake = if self.unflushed { flush_due } else { sync_due.min(retention_due) };
             let wait = Duration::from_nanos(wake.since_ns(now.monotonic));
-            let command = match commands.recv_timeout(wait) {
+            let command = match next_command(commands, wait, appended) {
                 Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(command) => command,
                 Err(RecvTimeoutError::Timeout) => continue,
             };
+            appended = matches!(command, Command::Append(_));
             let was_clean = !self.unflushed;
             self.guarded(|writer| writer.carry_out(command));
             if was_clean && self.unflushed {
@@ -200,7 +205,7 @@ impl Writer {
     }
 
     /// Saves parts of statistics; those that the database did not take yet are kept for when it does.
-    fn save(&mut self, statistics: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+    fn save(&mut self, statistics: Changed) {
         let as_of = self.newest;
         let values = statistics
             .into_iter()
@@ -390,6 +395,25 @@ impl Writer {
         self.publish();
         *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// Behind a record others follow: what comes while the thread rests wakes nobody.
+fn next_command(
+    commands: &Receiver<Command>,
+    wait: Duration,
+    appended: bool,
+) -> Result<Command, RecvTimeoutError> {
+    match commands.try_recv() {
+        Ok(command) => return Ok(command),
+        Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+        Err(TryRecvError::Empty) => {}
+    }
+    let rest = if appended { REST.min(wait) } else { Duration::ZERO };
+    if !rest.is_zero() {
+        // Nobody unparks it.
+        thread::park_timeout(rest);
+    }
+    commands.recv_timeout(wait.saturating_sub(rest))
 }
 
 const FULL: &str = "the disk is full";

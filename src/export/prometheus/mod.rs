@@ -131,7 +131,10 @@ async fn respond(
         return Ok(told(StatusCode::METHOD_NOT_ALLOWED, "GET alone\n".into()));
     }
     // It may be megabytes of text.
+    let results = sources.results.clone();
     let page = tokio::task::spawn_blocking(move || families::page(&sources)).await;
+    // A counter that went back after a kill would look like one that began anew.
+    results.settle().await;
     Ok(match page {
         Ok(Ok(page)) => {
             run.delivered(1, 0, "");

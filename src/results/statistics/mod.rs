@@ -2,6 +2,8 @@
 
 mod part;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -15,7 +17,7 @@ use super::Subject;
 use crate::{
     model::{AgentConfig, ResultKeeping},
     proto::{Figures, IntervalResult, Statistics, StatisticsScope, TestResult},
-    store::{self, ResultStore, StoreError, content},
+    store::{self, Changed, ResultStore, StoreError, content},
     time::UnixTime,
 };
 use part::Part;
@@ -159,9 +161,6 @@ impl StatisticsQuery {
     }
 }
 
-/// What a snapshot is made of, as the store takes it; `None` stands for "forgotten".
-pub(super) type Changed = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
 /// The statistics of all sessions.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
@@ -260,6 +259,11 @@ impl Fold {
         if !self.changed.contains(key) {
             self.changed.insert(key.clone());
         }
+    }
+
+    /// Whether an interval is over.
+    pub(super) fn is_over(&self, now: UnixTime) -> bool {
+        self.sessions.values().any(|session| session.over(now.0).next().is_some())
     }
 
     /// Intervals that are over, of all sessions.
@@ -371,10 +375,21 @@ impl Fold {
         all
     }
 
-    /// All are to be saved again.
-    pub(super) fn mark_all_changed(&mut self) {
-        self.sessions.values_mut().for_each(Session::mark_all_changed);
-        self.changed = self.sessions.keys().cloned().collect();
+    /// What was not saved changed still.
+    pub(super) fn give_back(&mut self, changed: Changed) {
+        for (kept_as, content) in changed {
+            let Some((key, part)) = Part::of_key(&kept_as) else { continue };
+            match (content, self.sessions.get_mut(&key)) {
+                (_, Some(session)) => {
+                    session.changed_still(part);
+                    self.changed.insert(key);
+                }
+                (None, None) => self.forgotten.push(kept_as),
+                (Some(_), None) => {}
+            }
+        }
+        // That it reaches so far was not told either.
+        self.marked = 0;
     }
 }
 

@@ -301,8 +301,13 @@ impl Session {
             .collect()
     }
 
+    /// A part that was not stored.
+    pub(super) fn changed_still(&mut self, part: Part) {
+        self.changed.push(part);
+    }
+
     /// Everything is to be stored again.
-    pub(super) fn mark_all_changed(&mut self) {
+    fn mark_all_changed(&mut self) {
         self.changed = self.all_parts();
     }
 

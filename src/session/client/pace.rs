@@ -1,5 +1,6 @@
-//! When the tests of many sessions begin, so that a thread that sends for all of them is woken for
-//! several probes at once, and never for so many that the last of them is late.
+//! When the tests of many sessions begin: spread over their interval, so that no probe has to wait
+//! until a thousand others are sent, and on a grid, so that a thread that sends for all of them is
+//! woken for several at once.
 
 use std::sync::{
     Arc,
@@ -10,13 +11,18 @@ use crate::time::{Monotonic, NANOS_PER_SECOND};
 
 /// Probes that may be due at one moment: the last waits for the others to be sent, which takes a
 /// few microseconds each.
-const TOGETHER: u64 = 16;
-/// Tests begin so much later than they could, at most.
-const COARSEST_NS: u64 = 1_000_000;
-/// Finer is not worth it.
-const FINEST_NS: u64 = 20_000;
+const TOGETHER: u64 = 10;
+/// The grid is not coarser than this.
+const COARSEST_NS: u64 = 8_000_000;
+/// What its steps may be, the coarsest first: each is a multiple of the next, so that what begins
+/// on one is on all that are finer. Finer than the last is not worth it.
+const STEPS_NS: [u64; 6] = [COARSEST_NS, 4_000_000, 2_000_000, 1_000_000, 200_000, 20_000];
 /// Rates are counted in probes in so many seconds.
 const SECONDS: u64 = 1_000;
+/// Tests begin so much later than they could, at most.
+const LONGEST_WAIT_NS: u64 = NANOS_PER_SECOND;
+/// The golden ratio in 64 bits: its multiples divide an interval evenly, however many there are.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The rate of all sessions of some threads.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub(super) struct Pace {
     threads: u64,
     /// Probes in [`SECONDS`].
     rate: AtomicU64,
+    /// Sessions that joined since there was none.
+    joined: AtomicU64,
 }
 
 /// The part of one session, for as long as this lives.
@@ -31,28 +39,38 @@ pub(super) struct Pace {
 pub(super) struct Share {
     pace: Arc<Pace>,
     rate: u64,
+    interval_ns: u64,
+    number: u64,
 }
 
 impl Pace {
     pub(super) fn new(threads: usize) -> Arc<Self> {
-        Arc::new(Self { threads: threads.max(1) as u64, rate: AtomicU64::new(0) })
+        let (rate, joined) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { threads: threads.max(1) as u64, rate, joined })
     }
 
-    /// A session sends at this interval in the mean from now on.
-    pub(super) fn join(self: &Arc<Self>, mean_gap_ns: u64) -> Share {
-        let rate = SECONDS * NANOS_PER_SECOND / mean_gap_ns.max(1);
-        self.rate.fetch_add(rate, Relaxed);
-        Share { pace: self.clone(), rate }
+    /// A session sends at this interval, and so many probes each time, from now on.
+    pub(super) fn join(self: &Arc<Self>, interval_ns: u64, burst_size: u32) -> Share {
+        let bursts = SECONDS * NANOS_PER_SECOND / interval_ns.max(1);
+        let rate = (bursts * u64::from(burst_size)).max(1);
+        if self.rate.fetch_add(rate, Relaxed) == 0 {
+            self.joined.store(0, Relaxed);
+        }
+        let number = self.joined.fetch_add(1, Relaxed);
+        Share { pace: self.clone(), rate, interval_ns, number }
     }
+}
 
-    /// The first moment from `now` on at which a test may begin.
+impl Share {
+    /// When the first test begins that could begin now: at once where the session is alone.
     pub(super) fn first(&self, now: Monotonic) -> Monotonic {
-        let rate = (self.rate.load(Relaxed) / self.threads).max(1);
+        let rate = (self.pace.rate.load(Relaxed) / self.pace.threads).max(1);
         let grid_ns = TOGETHER * SECONDS * NANOS_PER_SECOND / rate;
-        // Each step is a multiple of the one below, so that what begins on one is on the finer.
-        let steps = [COARSEST_NS, COARSEST_NS / 2, COARSEST_NS / 10, FINEST_NS];
-        let step = steps.into_iter().find(|step| *step <= grid_ns).unwrap_or(1);
-        Monotonic(now.0.div_ceil(step).saturating_mul(step))
+        let step = STEPS_NS.into_iter().find(|step| *step <= grid_ns).unwrap_or(1);
+        let turn = u128::from(GOLDEN.wrapping_mul(self.number));
+        let spread_ns = (turn * u128::from(self.interval_ns.min(LONGEST_WAIT_NS))) >> 64;
+        let at = now.0.saturating_add(spread_ns as u64);
+        Monotonic(at.div_ceil(step).saturating_mul(step))
     }
 }
 
@@ -66,22 +84,67 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
+    const SECOND: u64 = NANOS_PER_SECOND;
+
+    #[test]
+    fn a_session_that_is_alone_begins_at_once_each_time() {
+        let pace = Pace::new(1);
+        for _ in 0..3 {
+            let now = Monotonic(7 * SECOND + 123_456_789);
+            assert_eq!(pace.join(SECOND, 1).first(now), Monotonic(7 * SECOND + 128_000_000));
+            let now = Monotonic(SECOND);
+            assert_eq!(pace.join(SECOND, 1).first(now), now, "where it is on the grid");
+        }
+    }
+
+    /// Whatever begins at the same moment: never are many more probes due within 8 milliseconds
+    /// than there have to be.
+    #[test]
+    fn what_begins_together_is_spread_over_its_interval() {
+        for (sessions, gap_ns, most) in [
+            (1_000, SECOND, 12),
+            (10_000, SECOND, 90),
+            (10_000, SECOND / 10, 900),
+            (100, SECOND, 2),
+        ] {
+            for threads in [1, 2] {
+                let pace = Pace::new(threads);
+                let now = Monotonic(5 * SECOND + 77);
+                let shares: Vec<Share> = (0..sessions).map(|_| pace.join(gap_ns, 1)).collect();
+                let mut due = vec![0; (gap_ns / COARSEST_NS) as usize + 1];
+                for share in &shares {
+                    let first = share.first(now);
+                    assert!(first.since_ns(now) <= gap_ns + COARSEST_NS);
+                    due[(first.0 % gap_ns / COARSEST_NS) as usize] += 1;
+                }
+                let found = due.into_iter().max().unwrap();
+                assert!(found <= most, "{sessions} each {gap_ns} ns: {found}");
+            }
+        }
+    }
+
     #[test]
     fn the_more_probes_the_finer_the_grid() {
+        let grid = |threads, sessions, gap_ns| {
+            let pace = Pace::new(threads);
+            let shares: Vec<Share> = (0..sessions).map(|_| pace.join(gap_ns, 1)).collect();
+            let firsts = shares.iter().map(|share| share.first(Monotonic(1)).0);
+            STEPS_NS.into_iter().find(|step| firsts.clone().all(|at| at % step == 0))
+        };
+        assert_eq!(grid(1, 1_000, SECOND), Some(COARSEST_NS));
+        assert_eq!(grid(1, 10_000, SECOND), Some(1_000_000));
+        assert_eq!(grid(2, 10_000, SECOND), Some(2_000_000), "on two threads");
+        assert_eq!(grid(1, 10_000, SECOND / 10), Some(20_000));
+        assert_eq!(grid(1, 10_000, SECOND / 100), None, "hundreds of thousands");
+    }
+
+    #[test]
+    fn nobody_waits_long() {
         let pace = Pace::new(1);
-        let second = NANOS_PER_SECOND;
-        let now = Monotonic(7 * second + 123_456_789);
-        let wait = |pace: &Pace| pace.first(now).since_ns(now);
-        assert_eq!(pace.first(now), Monotonic(7 * second + 124_000_000));
-        assert_eq!(pace.first(Monotonic(second)), Monotonic(second), "at once where it fits");
-        let thousands: Vec<Share> = (0..30_000).map(|_| pace.join(second)).collect();
-        assert_eq!(pace.first(now), Monotonic(7 * second + 123_500_000));
-        let more: Vec<Share> = (0..5_000).map(|_| pace.join(second / 100)).collect();
-        assert!(wait(&pace) < FINEST_NS, "hundreds of thousands");
-        drop((thousands, more));
-        assert_eq!(pace.first(now), Monotonic(7 * second + 124_000_000));
-        let halves = Pace::new(2);
-        let _shares: Vec<Share> = (0..30_000).map(|_| halves.join(second)).collect();
-        assert_eq!(halves.first(now), Monotonic(7 * second + 124_000_000), "on two threads");
+        let _others: Vec<Share> = (0..10).map(|_| pace.join(SECOND, 1)).collect();
+        for gap_ns in [0, 1, 255 * SECOND, u64::MAX] {
+            let wait = pace.join(gap_ns, 1).first(Monotonic(1)).since_ns(Monotonic(1));
+            assert!(wait <= LONGEST_WAIT_NS + COARSEST_NS, "{gap_ns}: {wait}");
+        }
     }
 }

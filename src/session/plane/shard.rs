@@ -162,8 +162,8 @@ struct Round<E: Endpoint> {
 impl<E: Endpoint> Round<E> {
     fn run(mut self) {
         let mut ready = Vec::new();
-        // Before that, sockets are left alone.
-        let mut next_look = Monotonic(0);
+        // Before that, sockets are left alone; and whether anything is expected there by then.
+        let (mut next_look, mut answers_follow) = (Monotonic(0), false);
         loop {
             self.pulse.beat();
             self.inbox.bell.answer();
@@ -173,19 +173,25 @@ impl<E: Endpoint> Round<E> {
                 all.into_iter().for_each(|index| self.end(index));
                 return;
             }
-            self.do_what_is_due();
-            let next =
-                self.timers.peek().map(|Reverse((at, _))| at.0.saturating_sub(self.awake_ns));
-            let next = next.map(Monotonic);
-            let rest = self.pulse.rest();
-            let waited = if !self.again.is_empty() {
+            let did = self.do_what_is_due();
+            let next = self.timers.peek().map(|Reverse((at, _))| *at);
+            let next = next.map(|at| Monotonic(at.0.saturating_sub(self.awake_ns)));
+            let (now, rest) = (clock::monotonic(), self.pulse.rest());
+            let look = answers_follow && next_look <= now;
+            if did && (look || !answers_follow) {
+                next_look = now.plus_ns(E::PATIENCE_NS);
+            }
+            answers_follow = did || answers_follow && !look;
+            let waited = if look || !self.again.is_empty() {
                 self.poller.wait(Some(Monotonic(0)), rest, &mut ready)
-            } else if next_look.since_ns(clock::monotonic()) > E::PATIENCE_NS / 4 {
-                let until = next.map_or(next_look, |next| next.min(next_look));
-                self.poller.wait_without_sockets(until, rest)
+            } else if now < next_look {
+                // What is due soon after wakes the thread anyway.
+                let soon = next.filter(|at| *at < next_look.plus_ns(E::PATIENCE_NS));
+                self.poller.wait_without_sockets(soon.unwrap_or(next_look), rest)
             } else {
                 let waited = self.poller.wait(next, rest, &mut ready);
                 next_look = clock::monotonic().plus_ns(E::PATIENCE_NS);
+                answers_follow = !ready.is_empty();
                 waited
             };
             if let Err(error) = waited {
@@ -231,13 +237,12 @@ impl<E: Endpoint> Round<E> {
         }
     }
 
-    fn do_what_is_due(&mut self) {
-        for _ in 0..DUE_AT_ONCE {
+    /// Whether anything was.
+    fn do_what_is_due(&mut self) -> bool {
+        for done in 0..DUE_AT_ONCE {
             let now = clock::monotonic();
-            let Some(Reverse((at, index))) = self.timers.peek().copied() else { return };
-            if at > now {
-                return;
-            }
+            let due = self.timers.peek().filter(|Reverse((at, _))| *at <= now);
+            let Some(Reverse((at, index))) = due.copied() else { return done > 0 };
             self.timers.pop();
             if let Some(place) = self.places.get_mut(index)
                 && place.queued == Some(at)
@@ -246,6 +251,7 @@ impl<E: Endpoint> Round<E> {
                 self.visit(index, |_, _| {});
             }
         }
+        true
     }
 
     /// Lets an endpoint do something, then what is due, and sees to what follows. One that panics

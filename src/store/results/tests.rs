@@ -527,3 +527,44 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
     }
     assert!(costly > 0, "some of it was damaged");
 }
+
+/// A subject that cannot be read costs its own records, and nothing fails over it.
+#[test]
+fn records_are_taken_out_of_a_window_with_a_damaged_subject() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    let begun_ns = now().unix.0;
+    for cursor in 1..=300u64 {
+        let connection = ["brief", "other", "third"][(cursor % 3) as usize];
+        store.append_of(connection, begun_ns - (300 - cursor) * MINUTE_NS / 30, 300);
+    }
+    wait_for(&store, |state| state.newest == 300);
+    store.close();
+    drop(store);
+    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    let mut damaged = 0;
+    for name in engine.tree_names().iter().filter(|name| name.starts_with(b"subject/")) {
+        for entry in &engine.tree(name).unwrap() {
+            let (number, octets) = entry.unwrap();
+            if octets.windows(5).any(|octets| octets == b"other") {
+                engine.put(name, number, b"\xff\xff").unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 5, "{damaged}");
+    engine.flush_durably().unwrap();
+    drop(engine);
+    let ages = [("brief".to_owned(), 2 * MINUTE_NS)].into();
+    let store = Opened::with(&state, retention().with_connection_ages(ages));
+    let state = wait_for(&store, |state| state.trimmed_up_to >= 200);
+    assert_eq!(state.detail, "");
+    store.append(begun_ns, 10);
+    wait_for(&store, |state| state.newest == 301 && state.detail.is_empty());
+    let entries = store.entries(0, 400, 1_000, 1 << 20, false).unwrap();
+    let whole = |name: &str| {
+        entries.iter().filter(|e| e.subject.connection == name && e.content.len() == 300).count()
+    };
+    assert_eq!((whole("third"), whole("brief") < 100), (100, true));
+}

@@ -321,19 +321,29 @@ impl SessionSender {
         }
     }
 
+    /// When the next probe is due, or a test that begins with one: of what is due, this alone is not
+    /// to be late.
+    pub fn next_probe(&self) -> Option<Monotonic> {
+        match &self.phase {
+            Phase::Idle(due) => due.filter(|_| !self.paused),
+            Phase::Testing(test) => {
+                (test.dealt_with < self.config.probe_count).then_some(test.next_due)
+            }
+        }
+    }
+
     /// When to call [`Self::handle_timeout`], or to ask [`Self::poll_probe`] again.
     pub fn poll_deadline(&self) -> Option<Monotonic> {
         match &self.phase {
-            Phase::Idle(due) => due.filter(|_| !self.paused),
+            Phase::Idle(_) => self.next_probe(),
             Phase::Testing(test) => {
                 let fate = self
                     .outstanding
                     .first_undecided()
                     .map(|sent| sent.plus_ns(self.config.loss_timeout_ns + 1));
-                let due = (test.dealt_with < self.config.probe_count).then_some(test.next_due);
                 let held = self.held.front().map(|held| self.release_due(held));
                 fate.into_iter()
-                    .chain(due)
+                    .chain(self.next_probe())
                     .chain(test.ends)
                     .chain(test.minute_closes)
                     .chain(held)

@@ -26,16 +26,12 @@ impl Session {
         now_ns: u64,
         disturbed: &VecDeque<u64>,
     ) -> Vec<IntervalResult> {
-        let grace_ns = self.plan.loss_timeout_ns + REPORTS_NS;
         let mut closed = Vec::new();
+        // A minute that is over goes into longer ones, which may be over as well.
         for level in Level::ALL {
             let length_ns = level.length_ns();
-            let of_level = Part::Running(level, 0)..=Part::Running(level, u64::MAX);
-            let starts = self.parts.range(of_level).filter_map(|(part, _)| part.running());
-            let starts = starts.map(|(_, start_ns)| start_ns);
-            let over: Vec<u64> = starts
-                .filter(|start_ns| start_ns.saturating_add(length_ns + grace_ns) <= now_ns)
-                .collect();
+            let over: Vec<u64> =
+                self.over(now_ns).filter(|(of, _)| *of == level).map(|(_, start)| start).collect();
             for start_ns in over {
                 let part = Part::Running(level, start_ns);
                 let Some(packed) = self.parts.remove(&part) else { continue };
@@ -52,6 +48,15 @@ impl Session {
             }
         }
         closed
+    }
+
+    /// Those that are over by now and not closed yet.
+    pub(in super::super) fn over(&self, now_ns: u64) -> impl Iterator<Item = (Level, u64)> {
+        let grace_ns = self.plan.loss_timeout_ns + REPORTS_NS;
+        let running = self.parts.keys().filter_map(|part| part.running());
+        running.filter(move |(level, start_ns)| {
+            start_ns.saturating_add(level.length_ns() + grace_ns) <= now_ns
+        })
     }
 
     fn finish(

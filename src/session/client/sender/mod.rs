@@ -29,6 +29,8 @@ use crate::{
 pub(super) const COMMANDS: usize = 16;
 /// How long a test that is stopped waits for answers to what is under way, at most.
 pub(super) const LONGEST_GRACE_NS: u64 = 2_000_000_000;
+/// What is no probe is done at multiples of this, on which probes are too where it can be.
+const PUNCTUAL_NS: u64 = 1_000_000;
 /// Transmit stamps are read with the replies, and where none come at the latest after so many.
 const UNREAD_STAMPS: u32 = 16;
 
@@ -141,9 +143,14 @@ impl Endpoint for Session {
     }
 
     fn deadline(&self) -> Option<Monotonic> {
+        let probe = if self.parked { None } else { self.machine.next_probe() };
         let machine = if self.parked { None } else { self.machine.poll_deadline() };
         let flush = (!self.probes.is_empty()).then_some(self.probes_due);
-        machine.into_iter().chain(flush).min()
+        // But for probes nothing has to be on time, so that one wake-up serves many.
+        let other = machine.into_iter().chain(flush).min();
+        let punctual = |at: Monotonic| at.0.checked_next_multiple_of(PUNCTUAL_NS).map(Monotonic);
+        let other = other.map(|at| punctual(at).unwrap_or(at));
+        probe.into_iter().chain(other).min()
     }
 
     fn end(&mut self) {
@@ -195,6 +202,9 @@ impl Session {
                 let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
                 let least_octets = carrier.format.probe_octets();
                 let packet = packet(&self.config, least_octets, padding_start);
+                let share =
+                    self.tools.pace.join(self.config.probe_interval_ns, self.config.burst_size);
+                let first = share.first(now.monotonic);
                 self.link = Some(Link {
                     socket,
                     remote,
@@ -202,13 +212,12 @@ impl Session {
                     padding_start,
                     packet,
                     unread_stamps: 0,
-                    _share: self.tools.pace.join(self.config.mean_gap_ns()),
+                    _share: share,
                 });
                 self.parked = false;
                 // It may have been changed while the socket was opened.
                 self.set_ttl();
                 self.thresholds.reachable(true);
-                let first = self.tools.pace.first(now.monotonic);
                 self.machine.session_started(carrier, first, now);
             }
             Command::Down(cause, attempts) => {

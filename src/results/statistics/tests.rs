@@ -1,0 +1,36 @@
+use super::*;
+
+/// Parts that the store had no room for, and removals, are in what it is given next.
+#[test]
+fn what_was_not_saved_is_saved_the_next_time() {
+    let mut fold = Fold::default();
+    let subject = |connection| {
+        Arc::new(Subject::new(connection, "s", BTreeMap::new(), ResultKeeping::Stored))
+    };
+    let figures = Figures { probes_sent: 3, ..Figures::default() };
+    for connection in ["stays", "goes"] {
+        fold.minute(&subject(connection), 7, &figures);
+    }
+    let first = fold.take_changed(10);
+    assert!(fold.take_changed(10).is_empty());
+    fold.give_back(first.clone());
+    let sorted = |mut changed: Changed| {
+        changed.sort();
+        changed
+    };
+    assert_eq!(sorted(fold.take_changed(10)), sorted(first));
+
+    let key = ("stays".to_owned(), "s".to_owned());
+    fold.plans.set(Arc::new([(key, Plan::default())].into()));
+    fold.follow();
+    let removed = fold.take_changed(10);
+    let goes = |changed: &Changed| {
+        changed
+            .iter()
+            .filter(|(key, content)| key.starts_with(b"goes") && content.is_none())
+            .count()
+    };
+    assert!(goes(&removed) > 2, "{removed:?}");
+    fold.give_back(removed.clone());
+    assert_eq!(sorted(fold.take_changed(10)), sorted(removed));
+}
