@@ -273,12 +273,31 @@ impl ConfigStore {
 
     /// The current revision; `None` where nothing was ever committed.
     pub fn current(&self) -> Result<Option<StoredRevision>, StoreError> {
-        self.with_database(Revisions::revision)
+        let found = self.with_database(Revisions::revision);
+        found.or_else(|error| {
+            let copy = self.copy().map(|copy| copy.stored);
+            copy.ok_or(error)
+        })
     }
 
     /// A kept revision.
     pub fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
-        self.with_database(|database, _| database.revision(revision))
+        let found = self.with_database(|database, _| database.revision(revision));
+        found.or_else(|error| {
+            let is_it = |stored: &StoredRevision| {
+                stored.revision.as_ref().is_some_and(|found| found.revision == revision)
+            };
+            let kept = self.copy().and_then(|copy| {
+                [copy.stored, copy.rollback].into_iter().flatten().find(is_it)
+            });
+            kept.map(Some).ok_or(error)
+        })
+    }
+
+    /// The copy, if it is of the current revision: while the database fails, what runs can be read.
+    fn copy(&self) -> Option<LastGood> {
+        let current = self.current.load(Relaxed);
+        LastGood::read(&self.directory).filter(|copy| current > 0 && copy.revision() == current)
     }
 
     /// The kept revisions without their documents, newest first. One that does not read back is
@@ -289,13 +308,21 @@ impl ConfigStore {
 
     /// The current revision, where it waits to be confirmed.
     pub fn unconfirmed(&self) -> Result<Option<(u64, Unconfirmed)>, StoreError> {
-        self.with_database(Revisions::unconfirmed)
+        let found = self.with_database(Revisions::unconfirmed);
+        found.or_else(|error| {
+            let copy = self.copy().ok_or(error)?;
+            let revision = copy.revision();
+            let waits = copy.stored.and_then(|stored| stored.unconfirmed);
+            Ok(waits.filter(|_| copy.confirmed < revision).map(|waits| (revision, waits)))
+        })
     }
 
     /// The current revision, which is `revision` and waits to be confirmed, waits for another time.
     /// That is on the disk when this returns.
     pub fn prolong(&self, revision: u64, unconfirmed: Unconfirmed) -> Result<(), StoreError> {
-        self.with_database(|database, _| database.prolong(revision, unconfirmed))
+        self.with_database(|database, _| database.prolong(revision, unconfirmed))?;
+        self.save_copy();
+        Ok(())
     }
 
     /// The current revision, which is `revision`, stays. That is on the disk when this returns.

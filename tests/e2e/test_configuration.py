@@ -138,6 +138,18 @@ class Documents(Case):
         self.api.apply({"client": client(idle("e"))}, confirm_timeout="1s")
         self.wait_for(lambda: names(self.api) == ["b", "c", "x"], 5)
 
+    def test_what_is_as_before_and_not_confirmed_waits_no_longer(self):
+        self.api.apply({"client": client(idle("a"))})
+        self.api.apply({"client": client(idle("b"))}, confirm_timeout="60s")
+        self.api.apply({"client": client(idle("a"))}, confirm_timeout="1s")
+        current = lambda: self.api.call("ConfigService", "GetConfig")  # noqa: E731
+        self.assertIn("confirm_until", current())
+        self.wait_for(lambda: "confirm_until" not in current(), 5)
+        revision = current()["revision"]
+        self.assertEqual((revision["revision"], revision["rollback_to"]), ("4", "1"))
+        time.sleep(1.5)
+        self.assertEqual(current()["revision"], revision, "once")
+
     def test_the_same_document_does_not_confirm(self):
         self.api.apply({"client": client(idle("a"))})
         until = self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")["confirm_until"]

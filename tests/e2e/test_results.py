@@ -489,6 +489,8 @@ class Disks(Case):
         self.wait_for(lambda: int(store()["records"]) > 500)
         live = api.stream({"latest": True})
         position = lambda: next(m for m in live if m.WhichOneof("message") == "batch").batch.records[-1].cursor
+        tried = {**config, "client": client(*connections, connection("tried", "192.0.2.1", sessions))}
+        api.apply(tried, confirm_timeout="4s")
         disturb()
         wrong = self.wait_for(lambda: not (s := store())["healthy"] and s)
         self.assertTrue(any(word in wrong["detail"].lower() for word in words), wrong["detail"])
@@ -498,13 +500,25 @@ class Disks(Case):
         for _ in range(50):
             later = position()
         self.assertGreater(later, cursor, "told to who follows")
-        code, why, _ = api.refused({"client": client()})
-        self.assertEqual(code, grpc.StatusCode.UNAVAILABLE, why)
+        # What was not confirmed does not run on because the disk fails; and what there is can be read.
+        names = lambda: [c["name"] for c in api.call("ClientService", "ListConnections")["connections"]]
+        self.wait_for(lambda: "tried" not in names(), 10)
+        self.assertEqual(len(names()), 5)
+        self.assertEqual(api.call("ConfigService", "GetConfig")["revision"]["revision"], "2")
+        self.assertEqual(len(api.call("ConfigService", "GetConfig", {"revision": 1})["config"]["client"]["control_connections"]), 5)
+        for refused in (lambda: api.apply({"client": client()}),
+                        lambda: api.call("ConfigService", "ConfirmConfig", {"revision": 2})):
+            with self.assertRaises(grpc.RpcError) as wrong:
+                refused()
+            self.assertEqual(wrong.exception.code(), grpc.StatusCode.UNAVAILABLE, wrong.exception.details())
         dropped = int(store()["records_dropped"])
         self.assertGreater(dropped, 0)
         self.assertEqual(api.call("ResultsService", "ClearStatistics", {"connections": ["c0"]}), {"sessions": 1})
         mend()
         self.wait_for(lambda: store()["healthy"], 30)
+        current = self.wait_for(lambda: (c := api.call("ConfigService", "GetConfig"))["revision"]["revision"] == "3" and c)
+        self.assertEqual((len(current["config"]["client"]["control_connections"]), current["revision"]["rollback_to"]),
+                         (5, "1"))
         newest = int(store()["newest_cursor"])
         self.wait_for(lambda: int(store()["newest_cursor"]) > newest + 100)
         live.cancel()

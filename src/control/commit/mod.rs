@@ -169,6 +169,7 @@ impl Actor {
         request: ApplyConfigRequest,
         author: String,
     ) -> Result<ApplyConfigResponse, ApplyError> {
+        self.finish_going_back().await?;
         let mut request = request;
         if let Ok(id) = uuid::Uuid::try_parse(&request.request_id) {
             // However it is written.
@@ -193,6 +194,7 @@ impl Actor {
         mut request: RollbackConfigRequest,
         author: String,
     ) -> Result<ApplyConfigResponse, ApplyError> {
+        self.finish_going_back().await?;
         let current = self.publish.borrow().revision;
         if request.revision == 0 {
             if current < 2 {
@@ -210,20 +212,42 @@ impl Actor {
     }
 
     async fn roll_back_by_time(&mut self) {
-        let Some(waiting) = &mut self.waiting else { return };
+        let Some(Waiting { revision, unconfirmed, .. }) = self.waiting else { return };
+        if let Err(error) = self.go_back().await {
+            let to = unconfirmed.rollback_to;
+            tracing::error!(revision, to, %error, "the way back cannot be stored; trying again");
+        }
+    }
+
+    /// Goes back from what was not confirmed. Where that cannot be stored, what runs goes back all the
+    /// same: whoever is locked out waits for it, and a restart would come to the same.
+    async fn go_back(&mut self) -> Result<(), ApplyError> {
+        let Some(waiting) = &mut self.waiting else { return Ok(()) };
         // Where it fails: not for ever at once.
         waiting.due = Instant::now() + ROLLBACK_AGAIN;
-        let (revision, to) = (waiting.revision, waiting.unconfirmed.rollback_to);
-        let made = match overdue(&self.store, revision, to) {
-            Ok(proposal) => self.make(proposal).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = made {
-            tracing::error!(revision, to, %error, "cannot roll back; trying again");
+        let proposal =
+            overdue(&self.tools.store, waiting.revision, waiting.unconfirmed.rollback_to)?;
+        let config = Arc::new(proposal.config.clone());
+        let made = self.make(proposal).await;
+        if made.is_err()
+            && let Some(waiting) = &mut self.waiting
+            && !std::mem::replace(&mut waiting.gone_back, true)
+        {
+            self.tools.publish.send_modify(|published| published.config = config);
+        }
+        made.map(drop)
+    }
+
+    /// Where what runs has gone back and the store does not know, that comes before anything else.
+    async fn finish_going_back(&mut self) -> Result<(), ApplyError> {
+        match self.waiting {
+            Some(Waiting { gone_back: true, .. }) => self.go_back().await,
+            _ => Ok(()),
         }
     }
 
     async fn confirm(&mut self, asked: u64, author: &str) -> Result<u64, ApplyError> {
+        self.finish_going_back().await?;
         let waiting = self.waiting.map(|waiting| waiting.revision);
         let Some(revision) = waiting.filter(|waiting| asked == 0 || asked == *waiting) else {
             let current = self.publish.borrow().revision;
@@ -272,7 +296,8 @@ impl Actor {
         let now = clock::now();
         let digest = digest(&redacted);
         let unconfirmed = self.unconfirmed(&proposal, current, now);
-        let changes = current == 0 || digest != self.digest;
+        // What goes back over time does so also from a document that is the one before again.
+        let changes = current == 0 || digest != self.digest || proposal.unconditional;
         if changes {
             answer.revision = current + 1;
             answer.confirm_until = unconfirmed.map(until);

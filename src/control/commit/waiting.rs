@@ -23,6 +23,8 @@ pub(super) struct Waiting {
     pub(super) unconfirmed: Unconfirmed,
     /// On the clock that nobody sets.
     pub(super) due: Instant,
+    /// What runs is what was before already; the store has yet to take it.
+    pub(super) gone_back: bool,
 }
 
 impl Waiting {
@@ -34,7 +36,8 @@ impl Waiting {
             0 => *CONFIRM_TIMEOUT.range.end(),
             timeout_ns => timeout_ns,
         });
-        Self { revision, unconfirmed, due: Instant::now() + Duration::from_nanos(left) }
+        let due = Instant::now() + Duration::from_nanos(left);
+        Self { revision, unconfirmed, due, gone_back: false }
     }
 }
 
