@@ -287,9 +287,9 @@ impl ConfigStore {
             let is_it = |stored: &StoredRevision| {
                 stored.revision.as_ref().is_some_and(|found| found.revision == revision)
             };
-            let kept = self.copy().and_then(|copy| {
-                [copy.stored, copy.rollback].into_iter().flatten().find(is_it)
-            });
+            let kept = self
+                .copy()
+                .and_then(|copy| [copy.stored, copy.rollback].into_iter().flatten().find(is_it));
             kept.map(Some).ok_or(error)
         })
     }

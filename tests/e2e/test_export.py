@@ -6,6 +6,7 @@ import asyncio
 import glob
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -101,6 +102,9 @@ class Otlp(Export):
         sent = sum(int(t["figures"]["probes_sent"]) for t in wanted.values())
         self.assertEqual(sum(sink.sent.values()), sent)
         self.assertEqual(sum(sink.rtt.values()), sum(int(t["figures"]["rtt"]["samples"]) for t in wanted.values()))
+        word = lambda test: test["figures"]["one_way_validity"].removeprefix("ONE_WAY_VALIDITY_")  # noqa: E731
+        self.assertEqual(sink.validity, {key: {word(test)} for key, test in wanted.items()
+                                         if "egress" in test["figures"]})
         cursors = {int(r["cursor"]) for r in records if "event" in r}
         self.assertEqual(set(sink.events), cursors)
         self.assertIn("twamp.agent_started", sink.events.values())
@@ -225,6 +229,11 @@ class Prometheus(Export):
         self.assertTrue(0 < quantile < 0.1, quantile)
         text = self.fetch(f"http://127.0.0.1:{page}/metrics")
         self.assertTrue(text.endswith("# EOF\n"))
+        last = self.api.call("ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_LAST_TEST"]})["statistics"]
+        words = {(s["connection"], s["figures"]["one_way_validity"].removeprefix("ONE_WAY_VALIDITY_").lower()) for s in last}
+        told = re.findall(r'^twamp_last_test_one_way_validity{(.*)} 1$', text, re.M)
+        told = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in told]
+        self.assertEqual({(labels["connection"], labels["validity"]) for labels in told}, words)
         # promtool knows the older text form: without units and the mark of the end.
         plain = "\n".join(line for line in text.splitlines() if not line.startswith(("# UNIT", "# EOF"))) + "\n"
         plain = plain.replace("# TYPE twamp_agent info", "# TYPE twamp_agent_info gauge")
@@ -234,6 +243,35 @@ class Prometheus(Export):
             with self.assertRaises(urllib.error.HTTPError) as refused:
                 self.fetch(f"http://127.0.0.1:{page}{path}")
             self.assertEqual(refused.exception.code, code)
+
+    def test_no_count_goes_back_after_a_kill(self):
+        """To Prometheus that would be a counter that began anew: all of it would count once more."""
+        page = free_port()
+        self.load({"prometheus": {"port": page}})
+        counts = lambda: {  # noqa: E731
+            name: float(value) for name, value in re.findall(
+                r"^(twamp_(?:tests|probes|availability|rtt|loss)\w*(?:_total|_count|_bucket)(?:{.*})?) (\S+)$",
+                self.fetch(f"http://127.0.0.1:{page}/metrics"), re.M)
+        }
+        self.wait_for(lambda: sum(n for name, n in counts().items() if "probes_sent" in name) > 500, 30)
+        for _ in range(6):
+            time.sleep(0.7)
+            before = counts()
+            self.process.kill()
+            self.process.start()
+            self.api.close()
+            self.api = self.process.client()
+            after = self.wait_for(lambda: self.reachable(counts))
+            back = {name: (n, after.get(name)) for name, n in before.items() if after.get(name, 0) < n}
+            self.assertEqual(back, {})
+        self.assertGreater(len(before), 50)
+
+    @staticmethod
+    def reachable(ask):
+        try:
+            return ask()
+        except OSError:
+            return None
 
     def test_a_port_in_use_is_refused_at_the_commit(self):
         import socket
@@ -264,6 +302,7 @@ class Sink:
 
         self.token, self.refuse, self.lock = token, False, threading.Lock()
         self.tests, self.sent, self.rtt, self.events, self.labels = {}, {}, {}, {}, set()
+        self.validity = {}
         self.probes = self.test_points = 0
         sink = self
 
@@ -315,6 +354,9 @@ class Sink:
                             assert sum(point.bucket_counts) == point.count
                             assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
                             self.rtt[self.key(point)] = point.count
+                    elif metric.name in ("twamp.egress", "twamp.ingress"):
+                        for point in metric.histogram.data_points:
+                            self.validity.setdefault(self.key(point), set()).add(attributes(point)["twamp.validity"])
 
     def take_logs(self, request):
         with self.lock:

@@ -18,6 +18,8 @@ use crate::{
     time::UnixTime,
 };
 
+const RTT: &str = "rtt";
+
 /// One result with what its points have in common.
 struct Told<'a> {
     figures: &'a Figures,
@@ -93,7 +95,17 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
         }
     }
     let histogram = |name: &str, description: &str, of: fn(&Figures) -> Option<&DelayStats>| {
-        let points = told.iter().filter_map(|one| point(of(one.figures)?, one)).collect();
+        let points = told.iter().filter_map(|one| {
+            let mut attributes = one.attributes.clone();
+            // Whether what one way took means something depends on both clocks.
+            if name != RTT {
+                let validity = one.figures.one_way_validity().as_str_name();
+                let validity = validity.trim_start_matches("ONE_WAY_VALIDITY_");
+                attributes.push(values::text("twamp.validity", validity));
+            }
+            point(of(one.figures)?, one, attributes)
+        });
+        let points = points.collect();
         let data = Histogram {
             data_points: points,
             aggregation_temporality: AggregationTemporality::Delta.into(),
@@ -102,7 +114,7 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
     };
     vec![
         sum(&format!("{prefix}.probes"), "{probe}", "Probes by what became of them", probes),
-        histogram("rtt", "Round-trip time without the time in the reflector", |f| f.rtt.as_deref()),
+        histogram(RTT, "Round-trip time without the time in the reflector", |f| f.rtt.as_deref()),
         histogram("egress", "Delay to the reflector", |f| f.egress.as_deref()),
         histogram("ingress", "Delay from the reflector", |f| f.ingress.as_deref()),
         metric(
@@ -114,7 +126,11 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
     ]
 }
 
-fn point(stats: &DelayStats, told: &Told<'_>) -> Option<HistogramDataPoint> {
+fn point(
+    stats: &DelayStats,
+    told: &Told<'_>,
+    attributes: Vec<KeyValue>,
+) -> Option<HistogramDataPoint> {
     let histogram = stats::Histogram::from(stats.histogram.as_ref()?);
     let mut below = 0;
     let mut bucket_counts: Vec<u64> = histogram
@@ -124,7 +140,7 @@ fn point(stats: &DelayStats, told: &Told<'_>) -> Option<HistogramDataPoint> {
         .collect();
     bucket_counts.push(histogram.count() - below);
     Some(HistogramDataPoint {
-        attributes: told.attributes.clone(),
+        attributes,
         start_time_unix_nano: told.start_ns,
         time_unix_nano: told.end_ns,
         count: histogram.count(),

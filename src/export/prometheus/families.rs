@@ -1,4 +1,6 @@
-//! The families of metrics.
+//! The families of metrics: of sessions here, of all else in [`agent`].
+
+mod agent;
 
 use std::{fmt, iter, sync::Arc};
 
@@ -14,16 +16,15 @@ use super::{
     Sources,
 };
 use crate::{
-    net::clock,
-    proto::{self, ConnectionState, DelayStats, Figures, Statistics, StatisticsScope},
+    proto::{DelayStats, Figures, Statistics, StatisticsScope},
     results::StatisticsQuery,
     stats,
     store::Subject,
 };
 
 /// Names that a label of the configuration must not take.
-const RESERVED: [&str; 8] =
-    ["connection", "session", "le", "outcome", "direction", "state", "job", "instance"];
+const RESERVED: [&str; 9] =
+    ["connection", "session", "le", "outcome", "direction", "state", "validity", "job", "instance"];
 
 /// The page.
 pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
@@ -34,7 +35,7 @@ pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
     };
     let sessions = sources.results.session_statistics(&query);
     registry.register_collector(Box::new(Sessions::new(sessions)));
-    registry.register_collector(Box::new(Agent::new(sources)));
+    registry.register_collector(Box::new(agent::Agent::new(sources)));
     let mut page = String::new();
     encode(&mut page, &registry)?;
     Ok(page)
@@ -137,6 +138,24 @@ impl Sessions {
         Ok(())
     }
 
+    /// 1 under the word that holds.
+    fn validity(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Whether the one-way delays of the last test can be trusted, and why not";
+        let name = "last_test_one_way_validity";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, _, last) in &self.sessions {
+            let figures = last.as_ref().and_then(|last| last.figures.as_deref());
+            let Some(figures) = figures.filter(|figures| figures.egress.is_some()) else {
+                continue;
+            };
+            let word = figures.one_way_validity().as_str_name();
+            let word = word.trim_start_matches("ONE_WAY_VALIDITY_").to_ascii_lowercase();
+            let labels = with(labels, Some(("validity", &word)));
+            family.encode_family(&labels)?.encode_gauge(&1i64)?;
+        }
+        Ok(())
+    }
+
     fn tests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Tests that ended";
         let mut family = encoder.encode_descriptor("tests", help, None, MetricType::Counter)?;
@@ -207,6 +226,7 @@ impl Collector for Sessions {
         self.histogram(e, egress, |f| f.egress.as_deref())?;
         let ingress = ("ingress_delay", "Delay from the reflector; needs synchronised clocks");
         self.histogram(e, ingress, |f| f.ingress.as_deref())?;
+        self.validity(e)?;
         let seconds = Some(&Unit::Seconds);
         let mean = ("last_test_rtt_mean", "Mean round-trip time of the last test", seconds);
         self.last(e, mean, |f| answered(f.rtt.as_deref()).map(|rtt| rtt.mean_ns / 1e9))?;
@@ -221,141 +241,6 @@ impl Collector for Sessions {
         })?;
         let mos = ("last_test_mos", "Estimated quality of a voice call (G.107)", None);
         self.last(e, mos, |f| stats::voice_quality(f).map(|voice| voice.mos))
-    }
-}
-
-/// The agent, its connections, its server role and its exporters.
-#[derive(Debug)]
-struct Agent {
-    sources: Sources,
-    connections: Vec<proto::Connection>,
-}
-
-impl Agent {
-    fn new(sources: &Sources) -> Self {
-        Self { sources: sources.clone(), connections: (sources.connections)() }
-    }
-
-    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let name = |connection: &proto::Connection| {
-            vec![("connection".to_owned(), connection.name.clone())]
-        };
-        let help = "1 while the server is reached and sessions run";
-        let mut family =
-            encoder.encode_descriptor("connection_up", help, None, MetricType::Gauge)?;
-        for connection in &self.connections {
-            let up = connection.state() == ConnectionState::Running;
-            family.encode_family(&name(connection))?.encode_gauge(&i64::from(up))?;
-        }
-        let help = "Outages since the agent started";
-        let mut family =
-            encoder.encode_descriptor("connection_outages", help, None, MetricType::Counter)?;
-        for connection in &self.connections {
-            counter(&mut family, &name(connection), connection.outages)?;
-        }
-        let (help, seconds) = ("Time without the server", Some(&Unit::Seconds));
-        let mut family =
-            encoder.encode_descriptor("connection_outage", help, seconds, MetricType::Counter)?;
-        for connection in &self.connections {
-            let duration = connection.outage_duration.unwrap_or_default();
-            let seconds = duration.seconds as f64 + f64::from(duration.nanos) / 1e9;
-            family
-                .encode_family(&name(connection))?
-                .encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
-        }
-        Ok(())
-    }
-
-    fn server(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(status) = (self.sources.server)() else { return Ok(()) };
-        let gauge = |encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
-            encoder
-                .encode_descriptor(name, help, None, MetricType::Gauge)?
-                .encode_gauge(&value.cast_signed())
-        };
-        let (connections, sessions) = (status.connections.into(), status.sessions.into());
-        gauge(encoder, "server_connections", "Control connections of clients", connections)?;
-        gauge(encoder, "server_sessions", "Test sessions of clients", sessions)?;
-        let packets = status.packets.unwrap_or_default();
-        let help = "Probes that came to the reflector";
-        let mut family = encoder.encode_descriptor(
-            "reflector_packets_received",
-            help,
-            None,
-            MetricType::Counter,
-        )?;
-        family.encode_counter::<NoLabelSet, _, u64>(&packets.received, None)?;
-        let help = "Replies of the reflector";
-        let mut family = encoder.encode_descriptor(
-            "reflector_packets_reflected",
-            help,
-            None,
-            MetricType::Counter,
-        )?;
-        family.encode_counter::<NoLabelSet, _, u64>(&packets.reflected, None)
-    }
-
-    fn store(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let results = &self.sources.results;
-        let state = results.state().borrow().clone();
-        let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: u64| {
-            encoder
-                .encode_descriptor(name, help, unit, MetricType::Gauge)?
-                .encode_gauge(&value.cast_signed())
-        };
-        let bytes = Some(&Unit::Bytes);
-        let healthy = u64::from(state.detail.is_empty());
-        gauge("store_healthy", "1 while records are stored", None, healthy)?;
-        gauge("store_records", "Records stored", None, state.records)?;
-        gauge("store_live", "Size of what is stored", bytes, state.live_octets)?;
-        gauge("store_disk", "Size of the files", bytes, state.disk_octets)?;
-        gauge("store_newest_cursor", "Newest cursor of the log", None, state.newest)?;
-        let clock = clock::state();
-        let synchronised = u64::from(clock.synchronised);
-        gauge("clock_synchronised", "1 while the clock is synchronised", None, synchronised)?;
-        let help = "Records that were not stored";
-        let mut family =
-            encoder.encode_descriptor("records_dropped", help, None, MetricType::Counter)?;
-        family.encode_counter::<NoLabelSet, _, u64>(&results.dropped(), None)
-    }
-
-    fn exporters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let newest = self.sources.results.state().borrow().newest;
-        let states = self.sources.states.list(newest);
-        let name = |status: &proto::ExporterStatus| {
-            vec![
-                ("exporter".to_owned(), status.name.clone()),
-                ("kind".to_owned(), status.kind.clone()),
-            ]
-        };
-        let help = "Records between what is delivered and the newest";
-        let mut family =
-            encoder.encode_descriptor("exporter_lag", help, None, MetricType::Gauge)?;
-        for status in &states {
-            family.encode_family(&name(status))?.encode_gauge(&status.lag.cast_signed())?;
-        }
-        let help = "Failed attempts to deliver";
-        let mut family =
-            encoder.encode_descriptor("exporter_failures", help, None, MetricType::Counter)?;
-        for status in &states {
-            counter(&mut family, &name(status), status.failures)?;
-        }
-        Ok(())
-    }
-}
-
-impl Collector for Agent {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        self.connections(&mut encoder)?;
-        self.server(&mut encoder)?;
-        self.store(&mut encoder)?;
-        self.exporters(&mut encoder)?;
-        let help = "The agent";
-        let labels = vec![
-            ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("agent_id".to_owned(), self.sources.results.agent_id().to_owned()),
-        ];
-        encoder.encode_descriptor("agent", help, None, MetricType::Info)?.encode_info(&labels)
     }
 }
 
