@@ -172,6 +172,7 @@ async fn replayed(directory: &Path, records: u64) {
         reflectors: PlaneSettings::default(),
         state_dir: directory.to_owned(),
         api: ApiSettings { listen: vec![([127, 0, 0, 1], 0).into()], ..ApiSettings::default() },
+        hardware_stamps: Vec::new(),
         bootstrap: None,
     });
     let agent = agent.await.expect("an agent");

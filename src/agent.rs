@@ -30,6 +30,8 @@ pub struct Options {
     pub senders: PlaneSettings,
     /// Threads of the test packets of the server role.
     pub reflectors: PlaneSettings,
+    /// Network interfaces whose stamps of packets are used; those of the kernel where they have none.
+    pub hardware_stamps: Vec<String>,
     /// Committed where nothing was ever committed.
     pub bootstrap: Option<AgentConfig>,
 }
@@ -125,6 +127,8 @@ impl Agent {
         };
 
         let tasks = Tasks::new();
+        net::stamp_by_hardware(&options.hardware_stamps);
+        tasks.spawn("hardware clocks", net::follow_hardware(tasks.token()));
         tasks.spawn("statistics", results.clone().keep_statistics(clock::now, tasks.token()));
         let version = format!("version {}", env!("CARGO_PKG_VERSION"));
         results.agent_event(EventType::AgentStarted, revision, version, started.unix);

@@ -56,6 +56,7 @@ pub async fn run(
         api,
         senders: PlaneSettings::default(),
         reflectors: PlaneSettings::default(),
+        hardware_stamps: Vec::new(),
         bootstrap: None,
     };
     let agent = Agent::start(options).await?;

@@ -155,6 +155,7 @@ fn run(
         reflectors: settings.reflector_plane(),
         state_dir: settings.state_dir,
         api: settings.api,
+        hardware_stamps: settings.hardware_stamps,
         bootstrap,
     };
     runtime()?.block_on(async {

@@ -23,6 +23,8 @@ pub struct Settings {
     pub api: ApiSettings,
     /// How the agent logs.
     pub log: LogSettings,
+    /// Network interfaces whose stamps of packets are used.
+    pub hardware_stamps: Vec<String>,
     /// The threads that send probes; one where it is not said.
     pub senders: ThreadSettings,
     /// The threads that answer probes; one for each CPU where it is not said.
@@ -98,6 +100,7 @@ impl Default for Settings {
             state_dir: DEFAULT_STATE_DIR.into(),
             api: ApiSettings::default(),
             log: LogSettings::default(),
+            hardware_stamps: Vec::new(),
             senders: ThreadSettings::default(),
             reflectors: ThreadSettings::default(),
         }
@@ -169,7 +172,7 @@ mod tests {
     #[test]
     fn every_key_is_taken() {
         let settings = read(
-            "state_dir = \"/tmp/x\"\n\
+            "state_dir = \"/tmp/x\"\nhardware_stamps = [\"eth0\"]\n\
              [api]\nlisten = [\"[::1]:1\"]\nunix_socket = \"/run/x\"\n\
              allow_remote_without_tls = true\n\
              [api.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n\
@@ -178,6 +181,7 @@ mod tests {
              [reflectors]\nthreads = 3\n",
         )
         .unwrap();
+        assert_eq!(settings.hardware_stamps, ["eth0"]);
         let senders = settings.sender_plane();
         assert_eq!((senders.threads, senders.busy_poll_us, senders.awake_us), (2, 50, 200));
         assert_eq!((senders.place.cpus, senders.place.realtime_priority), (vec![0, 1], 10));

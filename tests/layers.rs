@@ -32,7 +32,8 @@ const BESIDE: [(&str, &str); 7] = [
 ];
 
 /// What only some modules may import.
-const CONFINED: [(&str, &[&str]); 17] = [
+const CONFINED: [(&str, &[&str]); 18] = [
+    ("timestamped_socket", &["net"]),
     ("sled", &["store"]),
     ("nix", &["net", "store"]),
     ("socket2", &["net"]),

@@ -275,3 +275,105 @@ fn a_moving_average_that_was_never_saved_is_there_after_a_kill() {
     let sent = average[0].figures.as_ref().unwrap().probes_sent;
     assert_eq!((average[0].tests_complete, sent), (3, 3 + 4 + 5));
 }
+
+fn intervals(results: &Results) -> Vec<(u64, bool)> {
+    let scopes = [StatisticsScope::Interval1Minute].into();
+    let query = StatisticsQuery { scopes, running: true, ..StatisticsQuery::default() };
+    let found = results.statistics(&query);
+    let start = |time: Option<&prost_types::Timestamp>| time.unwrap().seconds as u64 / 60;
+    found.iter().map(|one| (start(one.interval_start.as_ref()), one.suspect)).collect()
+}
+
+fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..500 {
+        if let Some(found) = ask() {
+            return found;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    panic!("never");
+}
+
+/// A minute within which a test began, or the agent was killed, says so; one that was whole does not.
+#[test]
+fn what_is_not_whole_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let results = opened(&StateDirectory::open(directory.path()).unwrap());
+    let subject = || Subject::new("c", "s", Default::default(), ResultKeeping::Stored);
+    let figures = || Box::new(Figures { probes_sent: 4, ..Figures::default() });
+    let minute = clock::unix().0 / MINUTE_NS;
+    let started = UnixTime(minute * MINUTE_NS + 6_000_000_000);
+    for later in 0..2 {
+        results.minute(subject(), minute + later, figures(), started);
+    }
+    let found = eventually(|| Some(intervals(&results)).filter(|found| found.len() == 2));
+    assert_eq!(found, [(minute, true), (minute + 1, false)]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(results.settle());
+    let killed = as_killed(directory.path());
+    let again = opened(&StateDirectory::open(killed.path()).unwrap());
+    // Whatever comes first then: what was running may have lost something.
+    assert_eq!(intervals(&again), [(minute, true), (minute + 1, true)]);
+}
+
+fn config_of(connections: &[(&str, bool)]) -> model::AgentConfig {
+    let connection = |(name, persistent): &(&str, bool)| ControlConnection {
+        name: (*name).to_owned(),
+        target_address: "192.0.2.1".into(),
+        persistent_results: Some(*persistent),
+        test_sessions: vec![TestSession { name: "s".into(), ..TestSession::default() }],
+        ..ControlConnection::default()
+    };
+    let control_connections = connections.iter().map(connection).collect();
+    let client = Some(ClientConfig { control_connections });
+    model::parse(&AgentConfig { client, ..AgentConfig::default() }).unwrap()
+}
+
+/// What is removed, and what is kept in memory alone from now on, does not come back after a kill.
+#[test]
+fn what_was_given_up_stays_so_after_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let both = config_of(&[("goes", true), ("memory", true)]);
+    let results = opened_with(&StateDirectory::open(directory.path()).unwrap(), Some(&both));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let at_ns = clock::unix().0;
+    let report = |results: &Results, connection: &str, keeping| {
+        let subject = Subject::new(connection, "s", Default::default(), keeping);
+        let result = Box::new(test(at_ns, at_ns + 1_000_000, 7));
+        results.test(subject, result, Some(at_ns / MINUTE_NS), UnixTime(at_ns));
+    };
+    for _ in 0..5 {
+        report(&results, "goes", ResultKeeping::Stored);
+        report(&results, "memory", ResultKeeping::Stored);
+    }
+    wait(&mut results.state(), 10);
+    runtime.block_on(results.settle());
+    let changed = config_of(&[("memory", false)]);
+    let follow = |config: &model::AgentConfig| {
+        results.expect(config);
+        results.follow_config(config);
+    };
+    follow(&changed);
+    let again = config_of(&[("goes", true), ("memory", false)]);
+    follow(&again);
+    report(&results, "goes", ResultKeeping::Stored);
+    report(&results, "memory", ResultKeeping::InMemory(3));
+    wait(&mut results.state(), 12);
+    // Twice: what a start leaves behind is there at the next.
+    let mut state = as_killed(directory.path());
+    for _ in 0..2 {
+        let results = opened_with(&StateDirectory::open(state.path()).unwrap(), Some(&again));
+        let query = StatisticsQuery {
+            scopes: [StatisticsScope::AllTests].into(),
+            ..StatisticsQuery::default()
+        };
+        let found: Vec<(String, u64)> = results
+            .statistics(&query)
+            .into_iter()
+            .map(|one| (one.connection, one.tests_complete))
+            .collect();
+        assert_eq!(found, [("goes".to_owned(), 1)]);
+        runtime.block_on(results.settle());
+        state = as_killed(state.path());
+    }
+}

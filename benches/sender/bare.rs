@@ -86,7 +86,7 @@ pub(super) fn sockets(sessions: usize, interval: Duration, wake: Wake, length: D
                 poller.wait_without_sockets(due, length).expect("a wait");
             }
             for index in waiting.drain(..) {
-                sockets[index].transmitted(|_, _| {});
+                sockets[index].transmitted(|_, _, _| {});
                 let _ = sockets[index].receive(|_, _| {});
             }
             let until = (at.as_nanos() / gap.as_nanos()) as u64;

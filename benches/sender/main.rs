@@ -179,6 +179,7 @@ async fn start(bootstrap: proto::AgentConfig, senders: PlaneSettings) -> Running
         api: ApiSettings { listen, ..ApiSettings::default() },
         senders,
         reflectors: PlaneSettings::default(),
+        hardware_stamps: Vec::new(),
         bootstrap: Some(bootstrap),
     };
     let agent = Agent::start(options).await.expect("an agent");

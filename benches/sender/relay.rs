@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use twamp_agent::net::{Poller, TestSocket, TransmitStamps, UdpOptions, clock};
+use twamp_agent::{
+    net::{Poller, TestSocket, TransmitStamps, UdpOptions, clock},
+    time::StampSource,
+};
 
 /// Where the number of the probe is in a reply without keys.
 const SENDER_SEQUENCE: usize = 24;
@@ -50,7 +53,7 @@ impl Way {
     fn take(&mut self) -> Option<SocketAddr> {
         let mut source = None;
         let take = |info: &twamp_agent::net::PacketInfo, packet: &[u8]| {
-            assert!(info.kernel_stamp, "a stamp of the kernel");
+            assert_eq!(info.stamp, StampSource::Kernel, "a stamp of the kernel");
             source = Some(info.source);
             self.waiting.push_back((info.received.0, packet.to_vec()));
         };
@@ -74,7 +77,7 @@ impl Way {
 
     /// Notes when what was sent by another socket left.
     fn note(&mut self, by: &TestSocket) {
-        by.transmitted(|number, left| {
+        by.transmitted(|number, left, _| {
             let (sequence, came) = self.sent[number as usize];
             self.held.insert(sequence, left.0 - came);
         });

@@ -5,8 +5,8 @@ use tonic::{Request, Response, Status};
 use super::{Context, services::agent_service_server::AgentService};
 use crate::{
     model::limits::MAXIMUM_REQUEST_OCTETS,
-    net::clock,
-    proto::{ClockState, GetAgentRequest, GetAgentResponse, StoreStatus},
+    net::{HardwareState, clock, hardware_states},
+    proto::{ClockState, GetAgentRequest, GetAgentResponse, HardwareStamps, StoreStatus},
     time::{Now, duration_to_proto},
 };
 
@@ -74,6 +74,11 @@ impl AgentService for Context {
             capabilities: CAPABILITIES.map(String::from).to_vec(),
             maximum_request_octets: MAXIMUM_REQUEST_OCTETS as u64,
             exporters: self.exporters.list(store.newest),
+            hardware_stamps: hardware_states().into_iter().map(hardware_stamps).collect(),
         }))
     }
+}
+
+fn hardware_stamps(HardwareState { interface, detail, error_ns }: HardwareState) -> HardwareStamps {
+    HardwareStamps { interface, detail, error_ns }
 }

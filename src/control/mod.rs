@@ -41,6 +41,8 @@ pub struct Committed {
     config: Arc<AgentConfig>,
     /// How it came to be current at the start of the agent, where it was not before.
     rolled_back: Option<String>,
+    /// What runs is that of this revision again, which cannot be stored yet.
+    gone_back_to: Option<u64>,
 }
 
 impl Committed {
@@ -60,7 +62,7 @@ impl Committed {
         let Some(stored) = store.current()? else { return Ok(Self::default()) };
         let revision = stored.revision.map_or(0, |revision| revision.revision);
         match parse(&stored.config.unwrap_or_default()) {
-            Ok(config) => Ok(Self { revision, config: Arc::new(config), rolled_back: None }),
+            Ok(config) => Ok(Self { revision, config: Arc::new(config), ..Self::default() }),
             Err(violations) => Err(LoadError::Invalid { revision, violations }),
         }
     }
@@ -250,6 +252,10 @@ impl Control {
     /// there is none.
     pub async fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let (store, digester) = (self.store.clone(), self.digester.clone());
+        let revision = match revision {
+            0 => self.committed.borrow().gone_back_to.unwrap_or(0),
+            asked => asked,
+        };
         let read = move || {
             let stored = if revision == 0 { store.current() } else { store.revision(revision) };
             stored.map(|stored| {

@@ -303,6 +303,13 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         text += &format!(" committed, {} applied", agent.applied_revision);
     }
     text += &format!("\nclock     {clock}\nresults   {health}\n");
+    for stamps in &agent.hardware_stamps {
+        let how = match stamps.detail.as_str() {
+            "" => format!("by its own clock, known to {} ns", stamps.error_ns),
+            detail => format!("by the kernel: {detail}"),
+        };
+        text += &format!("stamps    {} {how}\n", stamps.interface);
+    }
     for exporter in &agent.exporters {
         let state = short(exporter.state().as_str_name(), "EXPORTER_STATE_");
         text += &format!(

@@ -2,6 +2,7 @@
 //! that imports sockets.
 
 pub mod clock;
+mod hardware;
 mod host;
 mod links;
 mod neighbours;
@@ -14,6 +15,7 @@ mod tcp_facts;
 mod thread;
 mod udp;
 
+pub use hardware::{HardwareState, follow_hardware, hardware_states, stamp_by_hardware};
 pub use host::{free_port, host_name, interface_index, raise_open_files};
 pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;

@@ -15,6 +15,8 @@ use crate::{
     store::zigzag,
 };
 
+/// Without a status it is no probe: those behind it that have a stamp of the kernel's have one of
+/// the network interface's instead, T1 and T4 each where its flag is set.
 const STATUS: u8 = 0b0000_0011;
 const OTHER_TEST: u8 = 0b0000_0100;
 const OTHER_SEQUENCE: u8 = 0b0000_1000;
@@ -35,6 +37,15 @@ struct Before {
     processing_ns: i64,
     reply: u32,
     path: Path,
+    /// What the flags of the kernel's stamps stand for.
+    hardware: Hardware,
+}
+
+/// Whether T1, and T4, are stamped by the network interface where they are not by the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Hardware {
+    transmit: bool,
+    receive: bool,
 }
 
 /// TTL and TOS there and back, as [`ProbeResult`] has them.
@@ -62,21 +73,26 @@ pub(super) fn decode(mut block: impl Buf) -> Option<Vec<ProbeResult>> {
 
 fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Before> {
     let received = probe.status() == ProbeStatus::Received;
-    let kernel = |source: TimestampSource| match source {
-        TimestampSource::Kernel => Some(true),
-        TimestampSource::User => Some(false),
-        TimestampSource::Unspecified | TimestampSource::Mixed => None,
+    if !(1..=i32::from(STATUS)).contains(&probe.status) {
+        return None;
+    }
+    let mut hardware = before.hardware;
+    let transmit = stamped(probe.transmit_stamp(), &mut hardware.transmit)?;
+    let receive = match probe.receive_stamp {
+        Some(source) => stamped(TimestampSource::try_from(source).ok()?, &mut hardware.receive)?,
+        None => false,
     };
     let mut flags = probe.status as u8 & STATUS;
     let mut flag = |is: bool, flag: u8| flags |= if is { flag } else { 0 };
     flag(probe.test_number != before.test_number, OTHER_TEST);
     flag(probe.sequence != before.sequence.wrapping_add(1), OTHER_SEQUENCE);
-    flag(kernel(probe.transmit_stamp())?, KERNEL_TRANSMIT);
+    flag(transmit, KERNEL_TRANSMIT);
     let mut now = Before {
         test_number: probe.test_number,
         sequence: probe.sequence,
         sent_ns: probe.sent_unix_ns,
         gap_ns: probe.sent_unix_ns.wrapping_sub(before.sent_ns).cast_signed(),
+        hardware,
         ..*before
     };
     if received {
@@ -92,11 +108,18 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
         if now.path.iter().flatten().any(|octet| *octet > u8::MAX.into()) {
             return None;
         }
-        flag(kernel(TimestampSource::try_from(probe.receive_stamp?).ok()?)?, KERNEL_RECEIVE);
+        probe.receive_stamp?;
+        flag(receive, KERNEL_RECEIVE);
         flag(now.path != before.path, OTHER_PATH);
         flag(now.reply != before.reply.wrapping_add(1), OTHER_REPLY);
     } else if probe.rtt_ns.is_some() || probe.reflector_sequence.is_some() {
         return None;
+    }
+    if hardware != before.hardware {
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        octets.push(
+            flag(hardware.transmit, KERNEL_TRANSMIT) | flag(hardware.receive, KERNEL_RECEIVE),
+        );
     }
     octets.push(flags);
     let more = |now: u64, before: u64| now.wrapping_sub(before).cast_signed();
@@ -121,8 +144,25 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
     Some(now)
 }
 
+/// Whether it is not the program's; and, if so, whether it is the interface's.
+fn stamped(source: TimestampSource, hardware: &mut bool) -> Option<bool> {
+    let (is_stamped, of_hardware) = match source {
+        TimestampSource::User => (false, *hardware),
+        TimestampSource::Kernel => (true, false),
+        TimestampSource::Hardware => (true, true),
+        TimestampSource::Unspecified | TimestampSource::Mixed => return None,
+    };
+    *hardware = of_hardware;
+    Some(is_stamped)
+}
+
 fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
-    let flags = block.try_get_u8().ok()?;
+    let mut flags = block.try_get_u8().ok()?;
+    if flags & STATUS == 0 {
+        let is = |flag: u8| flags & flag != 0;
+        state.hardware = Hardware { transmit: is(KERNEL_TRANSMIT), receive: is(KERNEL_RECEIVE) };
+        flags = block.try_get_u8().ok()?;
+    }
     let before = *state;
     let status = ProbeStatus::try_from(i32::from(flags & STATUS)).ok()?;
     if flags & OTHER_TEST != 0 {
@@ -134,13 +174,17 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
     }
     state.gap_ns = before.gap_ns.wrapping_add(read(block)?);
     state.sent_ns = before.sent_ns.wrapping_add_signed(state.gap_ns);
-    let source = |kernel| if kernel { TimestampSource::Kernel } else { TimestampSource::User };
+    let source = |is_stamped, hardware| match (is_stamped, hardware) {
+        (false, _) => TimestampSource::User,
+        (true, false) => TimestampSource::Kernel,
+        (true, true) => TimestampSource::Hardware,
+    };
     let probe = ProbeResult {
         test_number: state.test_number,
         sequence: state.sequence,
         sent_unix_ns: state.sent_ns,
         status: status.into(),
-        transmit_stamp: source(flags & KERNEL_TRANSMIT != 0).into(),
+        transmit_stamp: source(flags & KERNEL_TRANSMIT != 0, state.hardware.transmit).into(),
         ..ProbeResult::default()
     };
     if status != ProbeStatus::Received {
@@ -167,7 +211,7 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         ingress_ttl,
         ingress_tos,
         egress_tos,
-        receive_stamp: Some(source(flags & KERNEL_RECEIVE != 0).into()),
+        receive_stamp: Some(source(flags & KERNEL_RECEIVE != 0, state.hardware.receive).into()),
         ..probe
     })
 }
@@ -217,7 +261,7 @@ mod tests {
         let octet = || prop::option::of(0u32..256);
         let path = (octet(), octet(), octet(), octet());
         let numbers = (0u64..3, any::<u32>(), any::<u64>(), any::<u32>());
-        (1i32..4, numbers, times, path, any::<(bool, bool)>()).prop_map(
+        (1i32..4, numbers, times, path, (0i32..3, 0i32..3)).prop_map(
             |(
                 status,
                 (test_number, sequence, sent_unix_ns, reply),
@@ -225,8 +269,10 @@ mod tests {
                 path,
                 (t, r),
             )| {
-                let source = |kernel| {
-                    i32::from(if kernel { TimestampSource::Kernel } else { TimestampSource::User })
+                let source = |which| {
+                    let sources =
+                        [TimestampSource::User, TimestampSource::Kernel, TimestampSource::Hardware];
+                    i32::from(sources[which as usize])
                 };
                 let lost = ProbeResult {
                     test_number,

@@ -54,7 +54,7 @@ impl Log {
                 return self.append(&subject, content::TEST_RESULT, content, time);
             }
             Told::Minute(minute, figures) => {
-                return fold.minute(&subject, minute, &figures);
+                return fold.minute(&subject, minute, &figures, time);
             }
         };
         if let record::Kind::Event(event) = &kind {

@@ -161,15 +161,15 @@ impl Results {
         self.report(subject, Told::Test(result, minute), time);
     }
 
-    /// Reports what was sent in a minute of a test that has part in several.
+    /// Reports what was sent in a minute of a test that has part in several, and when that began.
     pub fn minute(
         &self,
         subject: impl Into<Arc<Subject>>,
         minute: u64,
         figures: Box<Figures>,
-        time: UnixTime,
+        started: UnixTime,
     ) {
-        self.report(subject, Told::Minute(minute, figures), time);
+        self.report(subject, Told::Minute(minute, figures), started);
     }
 
     /// Reports single probes.
@@ -259,7 +259,11 @@ impl Results {
     /// Forgets statistics of sessions that are no longer expected, makes the others as is configured
     /// now, and keeps records as long.
     pub fn follow_config(&self, config: &AgentConfig) {
-        self.log.fold().follow();
+        let forgotten = self.log.fold().follow();
+        if forgotten {
+            // At once: what is configured under the same name again has nothing to do with it.
+            self.log.save_statistics();
+        }
         *self.untold_retention() = Some(retention(config));
         self.tell_retention();
     }

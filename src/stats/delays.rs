@@ -1,7 +1,10 @@
 //! What is made of the times in the samples of a test.
 
 use super::{BUCKETS_OF_A_TEST, Histogram, Moments, Sample};
-use crate::proto::{DelayStats, Figures, TimestampSource};
+use crate::{
+    proto::{DelayStats, Figures, TimestampSource},
+    time::StampSource,
+};
 
 /// Replies remembered for the variation between neighbours: a reply that comes later than so
 /// many after its neighbour adds none.
@@ -144,23 +147,21 @@ impl Neighbours {
     }
 }
 
-/// Whether T1 and T4 are the kernel's; the more of them, the better.
+/// Where T1 and T4 are from; the nearer to the wire, the better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct StampSources {
-    transmit: bool,
-    receive: bool,
+    transmit: StampSource,
+    receive: StampSource,
 }
 
 impl StampSources {
     pub(super) fn of(sample: &Sample) -> Self {
-        Self { transmit: sample.kernel_transmit_stamp, receive: sample.kernel_receive_stamp }
+        Self { transmit: sample.transmit_stamp, receive: sample.receive_stamp }
     }
 
     pub(super) fn tell(sources: Option<Self>, figures: &mut Figures) {
-        let source = |of: fn(Self) -> bool| match sources.map(of) {
-            None => TimestampSource::Unspecified,
-            Some(false) => TimestampSource::User,
-            Some(true) => TimestampSource::Kernel,
+        let source = |of: fn(Self) -> StampSource| {
+            sources.map_or(TimestampSource::Unspecified, |sources| of(sources).into())
         };
         figures.transmit_stamp = source(|sources| sources.transmit).into();
         figures.receive_stamp = source(|sources| sources.receive).into();

@@ -1,10 +1,12 @@
 //! One answered probe.
 
-use crate::{proto::OneWayValidity, time::UnixTime};
+use crate::{
+    proto::{OneWayValidity, TimestampSource},
+    time::{StampSource, UnixTime},
+};
 
 /// One answered probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub struct Sample {
     /// Sequence Number of the probe.
     pub sequence: u32,
@@ -18,10 +20,10 @@ pub struct Sample {
     pub ingress_ns: i64,
     /// T3-T2, nanoseconds.
     pub processing_ns: i64,
-    /// T4 came from the kernel.
-    pub kernel_receive_stamp: bool,
-    /// T1 came from the kernel.
-    pub kernel_transmit_stamp: bool,
+    /// Where T4 is from.
+    pub receive_stamp: StampSource,
+    /// Where T1 is from.
+    pub transmit_stamp: StampSource,
     /// Both ends say that their clocks are synchronised.
     pub synchronised: bool,
     /// The error that the clock of this host is estimated to have.
@@ -40,6 +42,16 @@ pub struct Sample {
     pub ingress_ttl: Option<u8>,
     /// TOS of the reply's own packet.
     pub ingress_tos: Option<u8>,
+}
+
+impl From<StampSource> for TimestampSource {
+    fn from(source: StampSource) -> Self {
+        match source {
+            StampSource::User => Self::User,
+            StampSource::Kernel => Self::Kernel,
+            StampSource::Hardware => Self::Hardware,
+        }
+    }
 }
 
 impl Sample {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::AvailabilityRule,
     proto::Figures,
-    time::{NANOS_PER_SECOND, UnixTime},
+    time::{NANOS_PER_SECOND, StampSource, UnixTime},
 };
 
 /// Nanoseconds of a minute.
@@ -190,8 +190,8 @@ impl TestFigures {
         let known = known.unwrap_or_else(|| self.index(minute));
         let Piece { counts, delays, .. } = &mut self.pieces[known];
         counts.probes_received += 1;
-        counts.kernel_receive_stamps += u64::from(sample.kernel_receive_stamp);
-        counts.kernel_transmit_stamps += u64::from(sample.kernel_transmit_stamp);
+        counts.kernel_receive_stamps += u64::from(sample.receive_stamp > StampSource::User);
+        counts.kernel_transmit_stamps += u64::from(sample.transmit_stamp > StampSource::User);
         counts.reflector_stamps_corrected += u64::from(sample.t3_followed_up);
         counts.clock_error_ns = counts.clock_error_ns.max(sample.clock_error_ns);
         counts.reflector_clock_error_ns =
@@ -388,21 +388,21 @@ mod tests {
 
     #[test]
     fn stamps_of_different_sources_are_never_mixed() {
-        let sample = |sequence, rtt_ns, kernel_transmit_stamp| Sample {
+        let sample = |sequence, rtt_ns, transmit_stamp| Sample {
             sequence,
             rtt_ns,
-            kernel_transmit_stamp,
-            kernel_receive_stamp: true,
+            transmit_stamp,
+            receive_stamp: StampSource::Kernel,
             ..Sample::default()
         };
         let mut track = Track::default();
         let mut figures = TestFigures::new(5, UnixTime(0));
-        figures.received(&sample(0, 90, false), &mut track);
+        figures.received(&sample(0, 90, StampSource::User), &mut track);
         let source = figures.figures(None).transmit_stamp();
         assert_eq!(source, TimestampSource::User, "as long as there is nothing better");
-        figures.received(&sample(1, 10, true), &mut track);
-        figures.received(&sample(2, 80, false), &mut track);
-        figures.received(&sample(3, 20, true), &mut track);
+        figures.received(&sample(1, 10, StampSource::Kernel), &mut track);
+        figures.received(&sample(2, 80, StampSource::User), &mut track);
+        figures.received(&sample(3, 20, StampSource::Kernel), &mut track);
         let got = figures.figures(None);
         let (rtt, jitter) = (got.rtt.as_ref().unwrap(), got.rtt_jitter.as_ref().unwrap());
         assert_eq!((rtt.samples, rtt.min_ns, rtt.max_ns), (2, 10, 20));
@@ -411,6 +411,11 @@ mod tests {
         assert_eq!((got.probes_received, got.kernel_receive_stamps), (4, 4));
         assert_eq!((got.transmit_stamp(), got.receive_stamp()), {
             (TimestampSource::Kernel, TimestampSource::Kernel)
+        });
+        figures.received(&sample(4, 5, StampSource::Hardware), &mut track);
+        let got = figures.figures(None);
+        assert_eq!((got.rtt.as_ref().unwrap().samples, got.transmit_stamp()), {
+            (1, TimestampSource::Hardware)
         });
     }
 

@@ -129,7 +129,8 @@ impl ResultStore {
         migrate::forward(&engine, &trees)?;
         let agent_id = agent_id(&trees.meta, new_agent_id)?;
         let mark = HighWater::new(directory.path());
-        let known = mark.read();
+        let told = mark.read();
+        let known = told.up_to;
         let at_least = first_cursor(&engine, &trees.meta)?;
         let mut windows = Windows::open(&engine, &trees.meta, at_least)?;
         let found = windows.newest();
@@ -139,14 +140,22 @@ impl ResultStore {
                  another agent_id",
                 aside.display()
             ),
-            None if found < known => format!(
+            None if found < known && !told.not_stored => format!(
                 "the results were damaged: records behind cursor {found}, up to {known} and \
                  perhaps some seconds more, are gone"
             ),
             None => String::new(),
         };
+        let not_stored = told.not_stored && found < known;
         if !damage.is_empty() {
             tracing::error!("{damage}");
+        } else if not_stored {
+            tracing::warn!(
+                found,
+                "records were told that could not be stored, and are gone; cursors jump"
+            );
+        }
+        if !damage.is_empty() || not_stored {
             let beyond = at_least.max(known + CURSOR_JUMP);
             windows = Windows::open(&engine, &trees.meta, beyond)?;
         }

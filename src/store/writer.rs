@@ -274,7 +274,7 @@ impl Writer {
     fn keep_house(&mut self, now: Now) {
         let room = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
         match (room, &self.failure) {
-            (Some(free), _) => self.failure = Some(full(free)),
+            (Some(free), _) => self.stop_storing(full(free)),
             (None, Some(failure)) if failure.starts_with(FULL) && self.open.is_some() => {
                 self.failure = None;
                 tracing::info!("the disk has room again; results are stored");
@@ -336,8 +336,7 @@ impl Writer {
             {
                 result = open.engine.flush_durably();
             }
-            // Also of what is not stored: a reader may have seen it.
-            if let Err(error) = self.mark.write(self.newest) {
+            if !failed && let Err(error) = self.mark.write(self.newest) {
                 tracing::warn!(%error, "the newest cursor was not noted");
             }
         }
@@ -376,8 +375,18 @@ impl Writer {
             // What is in it is lost to readers, not to the log.
             self.try_again = Some((self.now)().monotonic.plus_ns(OPEN_AGAIN_NS));
         }
-        self.failure = Some(error.to_string());
+        self.stop_storing(error.to_string());
         self.publish();
+    }
+
+    /// Records are told from now on that are not stored: before the first of them is, it is noted that
+    /// their cursors are taken.
+    fn stop_storing(&mut self, why: String) {
+        if self.failure.replace(why).is_none()
+            && let Err(error) = self.mark.tell_more(self.newest)
+        {
+            tracing::error!(%error, "a restart may give out cursors that were told already");
+        }
     }
 
     fn end(mut self) {

@@ -4,11 +4,13 @@
 mod error_estimate;
 mod ntp;
 mod ptp;
+mod stamp_source;
 mod step;
 
 pub use error_estimate::ErrorEstimate;
 pub use ntp::NtpTimestamp;
 pub use ptp::PtpTimestamp;
+pub use stamp_source::StampSource;
 pub use step::ClockWatch;
 
 /// Nanoseconds in a second.

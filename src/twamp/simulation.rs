@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::{AvailabilityRule, Schedule},
     proto::{DelayStats, Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
-    time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
     wire::{
         codes::{Modes, Sid},
         crypto::SessionKeys,
@@ -157,7 +157,7 @@ impl Pair {
             match event {
                 SenderEvent::Test(result, _) => self.results.push(*result),
                 SenderEvent::Completed => self.completed = true,
-                SenderEvent::Minute(minute, figures) => self.minutes.push((minute, *figures)),
+                SenderEvent::Minute(minute, figures, _) => self.minutes.push((minute, *figures)),
                 SenderEvent::Probe(_) => {}
             }
         }
@@ -182,7 +182,7 @@ impl Pair {
                     Arrival::AtSender(packet) => {
                         let meta = ReplyMeta {
                             received: self.now.unix,
-                            kernel_stamp: true,
+                            stamp: StampSource::Kernel,
                             ttl: Some(250),
                             tos: Some(0),
                         };

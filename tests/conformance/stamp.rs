@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use twamp_agent::{
     model::{self, AccessReport, Schedule, Secret, StampSession},
     proto::{self, ProbeResult, StampFigures},
-    time::{ErrorEstimate, Monotonic, Now, TimestampFormat, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
     twamp::{
         reflector::{
             Allowances, LightPolicy, PacketMeta, Reflector, ReflectorCounters, Sessionless,
@@ -160,7 +160,7 @@ impl Pair {
                 let wire = [vec![0x45; 28], reply.clone()].concat();
                 self.reflector.transmitted(&wire, START.plus_ns(25_000));
                 let received = START.plus_ns(100_000);
-                let meta = ReplyMeta { received, kernel_stamp: true, ttl: None, tos: None };
+                let meta = ReplyMeta { received, stamp: StampSource::Kernel, ttl: None, tos: None };
                 self.sender.handle_reply(&reply, &meta, self.now);
             }
             while let Some(event) = self.sender.poll_event() {

@@ -8,7 +8,7 @@ use std::{
 use twamp_agent::{
     model::Schedule,
     proto::{TestOutcome, TestResult},
-    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, TimestampFormat, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, StampSource, TimestampFormat, UnixTime},
     twamp::{
         reflector::{
             Allowances, Ended, Finish, LightPolicy, PacketMeta, Reflector, ReflectorCounters,
@@ -406,8 +406,12 @@ impl Sending {
     }
 
     fn receive(&mut self, packet: &[u8]) {
-        let meta =
-            ReplyMeta { received: self.now.unix, kernel_stamp: true, ttl: Some(64), tos: Some(0) };
+        let meta = ReplyMeta {
+            received: self.now.unix,
+            stamp: StampSource::Kernel,
+            ttl: Some(64),
+            tos: Some(0),
+        };
         self.machine.handle_reply(packet, &meta, self.now);
     }
 
@@ -591,7 +595,7 @@ fn a_reply_that_waited_in_the_socket_is_not_late() {
         sending.now.unix = sending.now.unix.plus_ns(later_ns as i64);
         assert!(sending.machine.loses(sending.now.monotonic));
         let received = sending.now.unix.plus_ns(-(waited_ns as i64));
-        let meta = ReplyMeta { received, kernel_stamp: true, ..ReplyMeta::default() };
+        let meta = ReplyMeta { received, stamp: StampSource::Kernel, ..ReplyMeta::default() };
         sending.machine.handle_reply(&reply, &meta, sending.now);
         sending.machine.handle_timeout(sending.now);
         let figures = sending.result().figures.unwrap();

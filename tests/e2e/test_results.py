@@ -437,6 +437,46 @@ class Database(Case):
 class Disks(Case):
     """What the agent does on a disk that takes nothing more, and when that is over."""
 
+    def test_no_cursor_is_told_twice(self):
+        """Whatever ends the agent while nothing is stored: what follows has cursors of its own, behind
+        all that was told."""
+        for number, end in ((errno.EIO, "kill"), (errno.EROFS, "stop"), (errno.ENOSPC, "kill"), (errno.ENOSPC, "stop")):
+            with self.subTest(number=number, end=end):
+                agent, fail, mend = self.with_faults(f"agent-{number}-{end}", number)
+                port, api = free_port(), agent.client()
+                sessions = [session("s", probe_count=2, probe_interval="0.01s", loss_timeout="0.05s")]
+                api.apply({"server": server(port=port), "client": client(
+                    connection("c", "127.0.0.1", sessions, destination_port=port, test_interval="0.02s"))})
+                store = lambda: api.call("AgentService", "GetAgent")["store"]  # noqa: B023, E731
+                self.wait_for(lambda: int(store()["records"]) > 30)  # noqa: B023
+                stored = int(store()["newest_cursor"])
+                live = api.stream({"latest": True})
+                fail()
+                self.wait_for(lambda: not store()["healthy"])  # noqa: B023
+                told, until = 0, time.time() + 2
+                while time.time() < until:
+                    message = next(live)
+                    if message.WhichOneof("message") == "batch":
+                        told = message.batch.records[-1].cursor
+                self.assertGreater(told, stored + 20)
+                live.cancel()
+                api.close()
+                getattr(agent, end)()
+                mend()
+                agent.start()
+                api = agent.client()
+                started = self.wait_for(lambda: (e := events(api.records(), "AGENT_STARTED")) and len(e) == 2 and e[-1])
+                cursors = [int(r["cursor"]) for r in api.records() if "gap" not in r]
+                self.assertEqual(cursors, sorted(set(cursors)))
+                behind = [c for c in cursors if c > stored + 100]
+                self.assertGreater(min(behind), told)
+                follow = api.stream({"after_cursor": told})
+                self.assertGreater(next(m for m in follow if m.WhichOneof("message") == "batch").batch.records[0].cursor, told)
+                follow.cancel()
+                self.assertTrue(started)
+                api.close()
+                agent.stop()
+
     def test_a_full_disk(self):
         disk = os.path.join(self.directory, "disk")
         os.makedirs(disk)
@@ -461,19 +501,23 @@ class Disks(Case):
         self.faulty(errno.EROFS)
 
     def faulty(self, number):
+        agent, fail, mend = self.with_faults("agent", number)
+        self.goes_on_and_recovers(agent, fail, mend, (os.strerror(number).lower(),))
+
+    def with_faults(self, name, number):
         harness.need("gcc")
-        library, fault = (os.path.join(self.directory, name) for name in ("faults.so", "fault"))
+        library, fault = (os.path.join(self.directory, name + suffix) for suffix in (".so", ".fault"))
         source = os.path.join(harness.ROOT, "tests", "e2e", "disk_faults.c")
         sh("gcc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl")
-        below = os.path.join(self.directory, "agent", "")
-        agent = self.agent(environment={"LD_PRELOAD": library, "DISK_FAULT": fault, "DISK_FAULT_BELOW": below})
+        below = os.path.join(self.directory, name, "")
+        agent = self.agent(name, environment={"LD_PRELOAD": library, "DISK_FAULT": fault, "DISK_FAULT_BELOW": below})
 
         def fail():
             with open(fault + ".new", "w") as file:
                 file.write(str(number))
             os.rename(fault + ".new", fault)
 
-        self.goes_on_and_recovers(agent, fail, lambda: os.unlink(fault), (os.strerror(number).lower(),))
+        return agent, fail, lambda: os.unlink(fault)
 
     def goes_on_and_recovers(self, agent, disturb, mend, words):
         port = free_port()
@@ -504,7 +548,8 @@ class Disks(Case):
         names = lambda: [c["name"] for c in api.call("ClientService", "ListConnections")["connections"]]
         self.wait_for(lambda: "tried" not in names(), 10)
         self.assertEqual(len(names()), 5)
-        self.assertEqual(api.call("ConfigService", "GetConfig")["revision"]["revision"], "2")
+        self.assertEqual(api.call("ConfigService", "GetConfig")["revision"]["revision"], "1", "what runs")
+        self.assertEqual(len(api.call("ConfigService", "GetConfig", {"revision": 2})["config"]["client"]["control_connections"]), 6)
         self.assertEqual(len(api.call("ConfigService", "GetConfig", {"revision": 1})["config"]["client"]["control_connections"]), 5)
         for refused in (lambda: api.apply({"client": client()}),
                         lambda: api.call("ConfigService", "ConfirmConfig", {"revision": 2})):

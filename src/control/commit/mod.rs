@@ -227,13 +227,15 @@ impl Actor {
         waiting.due = Instant::now() + ROLLBACK_AGAIN;
         let proposal =
             overdue(&self.tools.store, waiting.revision, waiting.unconfirmed.rollback_to)?;
-        let config = Arc::new(proposal.config.clone());
+        let (config, to) = (Arc::new(proposal.config.clone()), proposal.rollback_to);
         let made = self.make(proposal).await;
         if made.is_err()
             && let Some(waiting) = &mut self.waiting
             && !std::mem::replace(&mut waiting.gone_back, true)
         {
-            self.tools.publish.send_modify(|published| published.config = config);
+            self.tools.publish.send_modify(|published| {
+                (published.config, published.gone_back_to) = (config, Some(to));
+            });
         }
         made.map(drop)
     }
@@ -388,7 +390,7 @@ impl Actor {
         };
         let store = self.store.clone();
         blocking(move || store.commit(revision, &stored)).await?;
-        self.publish.send_replace(Committed { revision, config, rolled_back: None });
+        self.publish.send_replace(Committed { revision, config, ..Committed::default() });
         self.results.agent_event(
             EventType::ConfigurationCommitted,
             revision,

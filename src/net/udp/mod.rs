@@ -7,15 +7,19 @@ mod send;
 use std::{
     io,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use arrayvec::ArrayVec;
 use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::time::UnixTime;
+use super::hardware::{HardwareClock, clock_of};
+use crate::time::{StampSource, UnixTime};
 use receive::{BATCH, Kind, SCRATCH, receive_batch, receive_numbers, receive_stamps};
 use send::Reply;
 
@@ -109,6 +113,8 @@ pub struct TestSocket {
     /// Which receive headers fit.
     kind: Kind,
     transmit_stamps: TransmitStamps,
+    /// What the interface stamps with, where it does.
+    hardware: Option<Arc<HardwareClock>>,
     /// Number of the packet that the kernel counts as its first.
     first_number: AtomicU32,
     sent: AtomicU32,
@@ -150,7 +156,9 @@ impl TestSocket {
         let socket = bound(address, options.interface, shared)?;
         let ttl = if options.ttl == 0 { 255 } else { options.ttl };
         let stamps = options.transmit_stamps;
-        match stamp_flags(stamps) {
+        let hardware = clock_of(address, options.interface);
+        let flags = stamp_flags(stamps, hardware.is_some());
+        match flags {
             None => setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?,
             Some(flags) => setsockopt(&socket, sockopt::Timestamping, &flags)?,
         }
@@ -172,7 +180,7 @@ impl TestSocket {
         // The kernel caps it by net.core.rmem_max without an error.
         socket.set_recv_buffer_size(RECEIVE_BUFFER_OCTETS)?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        let kind = Kind::of(address.is_ipv6(), any_address, stamps != TransmitStamps::None);
+        let kind = Kind::of(address.is_ipv6(), any_address, flags.is_some());
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
             io: socket,
@@ -181,6 +189,7 @@ impl TestSocket {
             tos: options.tos.into(),
             kind,
             transmit_stamps: stamps,
+            hardware,
             first_number: AtomicU32::new(0),
             sent: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
@@ -239,25 +248,25 @@ impl TestSocket {
 
     /// Makes the kernel count from 0 again.
     fn number_anew(&self) -> io::Result<()> {
-        let Some(flags) = stamp_flags(self.transmit_stamps) else { return Ok(()) };
+        let by_hardware = self.hardware.is_some();
+        let Some(flags) = stamp_flags(self.transmit_stamps, by_hardware) else { return Ok(()) };
         let without = flags - TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
         setsockopt(&self.io, sockopt::Timestamping, &without)?;
-        self.transmitted(|_, _| {});
+        self.transmitted(|_, _, _| {});
         setsockopt(&self.io, sockopt::Timestamping, &flags)?;
         self.first_number.store(self.sent.load(Relaxed), Relaxed);
         Ok(())
     }
 
     /// With [`TransmitStamps::Numbered`]: gives the numbers of packets that went out to `handle`,
-    /// and when they did.
-    pub fn transmitted(&self, mut handle: impl FnMut(u32, UnixTime)) {
+    /// when they did, and who tells.
+    pub fn transmitted(&self, mut handle: impl FnMut(u32, UnixTime, StampSource)) {
         let first = self.first_number.load(Relaxed);
         SCRATCH.with_borrow_mut(|scratch| {
             for _ in 0..ROUNDS {
-                let all =
-                    receive_numbers(self.io.as_raw_fd(), self.local.is_ipv6(), scratch, |n, at| {
-                        handle(first.wrapping_add(n), at);
-                    });
+                let all = receive_numbers(self, scratch, |number, at, source| {
+                    handle(first.wrapping_add(number), at, source);
+                });
                 if all == Drained::Yes {
                     return;
                 }
@@ -302,7 +311,7 @@ impl TestSocket {
             let (mut failed, mut broken) = (0, None);
             for _ in 0..ROUNDS {
                 if self.transmit_stamps == TransmitStamps::WithPacket {
-                    receive_stamps(self.io.as_raw_fd(), &mut scratch.packets[0], answers);
+                    receive_stamps(self, &mut scratch.packets[0], answers);
                 }
                 let mut queue = ArrayVec::<_, BATCH>::new();
                 let count = receive_batch::<BATCH>(self, scratch, |info, packet, buffer, reply| {
@@ -336,17 +345,21 @@ impl AsFd for TestSocket {
 }
 
 /// What the kernel is asked for to stamp what is sent, and then what is received as well.
-fn stamp_flags(stamps: TransmitStamps) -> Option<TimestampingFlag> {
+fn stamp_flags(stamps: TransmitStamps, by_hardware: bool) -> Option<TimestampingFlag> {
     use TimestampingFlag as Flag;
-    let software = Flag::SOF_TIMESTAMPING_TX_SOFTWARE
-        | Flag::SOF_TIMESTAMPING_RX_SOFTWARE
-        | Flag::SOF_TIMESTAMPING_SOFTWARE;
+    let mut received = Flag::SOF_TIMESTAMPING_RX_SOFTWARE | Flag::SOF_TIMESTAMPING_SOFTWARE;
+    let mut sent = Flag::SOF_TIMESTAMPING_TX_SOFTWARE;
+    if by_hardware {
+        received |= Flag::SOF_TIMESTAMPING_RX_HARDWARE | Flag::SOF_TIMESTAMPING_RAW_HARDWARE;
+        // Of a packet that the interface stamps, the kernel's stamp does not come.
+        sent |= Flag::SOF_TIMESTAMPING_TX_HARDWARE;
+    }
     match stamps {
-        TransmitStamps::None => None,
-        TransmitStamps::WithPacket => Some(software),
+        TransmitStamps::None => by_hardware.then_some(received),
+        TransmitStamps::WithPacket => Some(received | sent),
         TransmitStamps::Numbered => {
             let numbered = Flag::SOF_TIMESTAMPING_OPT_ID | Flag::SOF_TIMESTAMPING_OPT_TSONLY;
-            Some(software | numbered)
+            Some(received | sent | numbered)
         }
     }
 }
@@ -392,7 +405,7 @@ mod tests {
                 b.receive_async(|info, packet| seen.push((*info, packet.len()))).await.unwrap();
                 let [(info, octets)] = seen[..] else { panic!("{} packets", seen.len()) };
                 assert_eq!((octets, info.source), (length, a.local()));
-                assert!(info.kernel_stamp, "{to}, {length} octets");
+                assert_eq!(info.stamp, StampSource::Kernel, "{to}, {length} octets");
                 assert_eq!((info.ttl, info.tos), (Some(255), Some(0)));
                 assert_eq!(info.destination, b.any_address.then_some(to.ip()));
             }

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::AsRawFd,
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -12,8 +12,8 @@ use nix::{
     cmsg_space, libc,
     sys::{
         socket::{
-            ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6, SockaddrStorage, recvmmsg,
-            recvmsg,
+            ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6, SockaddrStorage, Timestamps,
+            recvmmsg, recvmsg,
         },
         time::TimeSpec,
     },
@@ -22,7 +22,7 @@ use nix::{
 use super::{Answer, Drained, TestSocket};
 use crate::{
     net::clock,
-    time::{NANOS_PER_SECOND, UnixTime},
+    time::{NANOS_PER_SECOND, StampSource, UnixTime},
 };
 
 /// Packets read with one system call.
@@ -53,8 +53,8 @@ pub struct PacketInfo {
     pub source: SocketAddr,
     /// When it was received.
     pub received: UnixTime,
-    /// `received` is the kernel's stamp.
-    pub kernel_stamp: bool,
+    /// Who noted that.
+    pub stamp: StampSource,
     /// TTL or hop limit.
     pub ttl: Option<u8>,
     /// TOS or traffic class.
@@ -152,7 +152,7 @@ pub(super) fn receive_batch<const COUNT: usize>(
             let mut info = PacketInfo {
                 source,
                 received: UnixTime(0),
-                kernel_stamp: false,
+                stamp: StampSource::User,
                 ttl: None,
                 tos: None,
                 destination: None,
@@ -162,7 +162,7 @@ pub(super) fn receive_batch<const COUNT: usize>(
                 Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg, socket)),
                 Err(_) => truncated = true,
             }
-            if !info.kernel_stamp {
+            if info.stamp == StampSource::User {
                 info.received = clock::unix();
             }
             handle(&info, packet, index, &mut replies[index]);
@@ -179,18 +179,18 @@ pub(super) fn receive_batch<const COUNT: usize>(
 
 /// Reads the numbers of packets that went out, and when they did.
 pub(super) fn receive_numbers(
-    fd: RawFd,
-    ipv6: bool,
+    socket: &TestSocket,
     scratch: &mut Scratch,
-    mut handle: impl FnMut(u32, UnixTime),
+    mut handle: impl FnMut(u32, UnixTime, StampSource),
 ) -> Drained {
     let Scratch { stamps, packets, .. } = scratch;
-    let headers = &mut stamps[usize::from(ipv6)];
+    let headers = &mut stamps[usize::from(socket.local.is_ipv6())];
     let (mut count, mut truncated) = (0, false);
     {
         let mut slices = slices::<STAMPS>(packets);
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        let Ok(messages) = recvmmsg(fd, headers, &mut slices, flags, None) else {
+        let Ok(messages) = recvmmsg(socket.io.as_raw_fd(), headers, &mut slices, flags, None)
+        else {
             return Drained::Yes;
         };
         for message in messages {
@@ -202,15 +202,15 @@ pub(super) fn receive_numbers(
             let (mut at, mut number) = (None, None);
             for cmsg in cmsgs {
                 if let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg {
-                    at = Some(to_time(&stamps.system));
+                    at = socket.best_of(&stamps);
                 } else if let ControlMessageOwned::Ipv4RecvErr(error, _)
                 | ControlMessageOwned::Ipv6RecvErr(error, _) = cmsg
                 {
                     number = Some(error.ee_data);
                 }
             }
-            if let (Some(number), Some(at)) = (number, at) {
-                handle(number, at);
+            if let (Some(number), Some((at, source))) = (number, at) {
+                handle(number, at, source);
             }
         }
     }
@@ -222,22 +222,23 @@ pub(super) fn receive_numbers(
 
 /// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
 /// closed at the other end) are taken out as well, and are of no interest here.
-pub(super) fn receive_stamps(fd: RawFd, buffer: &mut [u8], answers: &mut impl Answer) {
+pub(super) fn receive_stamps(socket: &TestSocket, buffer: &mut [u8], answers: &mut impl Answer) {
     let mut space = cmsg_space!([TimeSpec; 3], libc::sock_extended_err, libc::sockaddr_in6);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     for _ in 0..BATCH {
         let mut slices = [IoSliceMut::new(buffer)];
+        let fd = socket.io.as_raw_fd();
         let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut space), flags);
         let Ok(message) = message else { return };
         let octets = message.bytes;
         let stamp = message.cmsgs().ok().and_then(|mut cmsgs| {
             cmsgs.find_map(|cmsg| {
                 let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg else { return None };
-                Some(stamps.system)
+                socket.best_of(&stamps)
             })
         });
-        if let Some(stamp) = stamp {
-            answers.transmitted(&buffer[..octets], to_time(&stamp));
+        if let Some((at, _)) = stamp {
+            answers.transmitted(&buffer[..octets], at);
         }
     }
 }
@@ -247,17 +248,30 @@ fn to_time(stamp: &TimeSpec) -> UnixTime {
     UnixTime(seconds.wrapping_add(stamp.tv_nsec() as u64))
 }
 
+impl TestSocket {
+    /// The stamp that is nearest to the wire.
+    fn best_of(&self, stamps: &Timestamps) -> Option<(UnixTime, StampSource)> {
+        let kernel = Some(to_time(&stamps.system)).filter(|at| at.0 != 0);
+        let by_hardware = self.hardware.as_ref().and_then(|clock| {
+            let about = kernel.unwrap_or_else(clock::unix);
+            clock.in_host_time(to_time(&stamps.hw_raw).0, about)
+        });
+        let by_hardware = by_hardware.map(|at| (at, StampSource::Hardware));
+        by_hardware.or(kernel.map(|at| (at, StampSource::Kernel)))
+    }
+}
+
 impl PacketInfo {
     #[expect(clippy::wildcard_enum_match_arm, reason = "what was not asked for is of no use")]
     fn take(&mut self, cmsg: &ControlMessageOwned, socket: &TestSocket) {
         match cmsg {
             ControlMessageOwned::ScmTimestampns(stamp) => {
-                self.received = to_time(stamp);
-                self.kernel_stamp = true;
+                (self.received, self.stamp) = (to_time(stamp), StampSource::Kernel);
             }
             ControlMessageOwned::ScmTimestampsns(stamps) => {
-                self.received = to_time(&stamps.system);
-                self.kernel_stamp = self.received.0 != 0;
+                if let Some(best) = socket.best_of(stamps) {
+                    (self.received, self.stamp) = best;
+                }
             }
             ControlMessageOwned::RxqOvfl(dropped) => socket.dropped.store(*dropped, Relaxed),
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {

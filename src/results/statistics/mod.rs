@@ -186,6 +186,11 @@ impl Fold {
                 continue;
             }
             let (key, part) = Part::of_key(&kept.key).ok_or(StoreError::Damaged("statistics"))?;
+            if !fold.plans.of(&key).is_persistent() {
+                // From before they were in memory alone.
+                fold.forgotten.push(kept.key);
+                continue;
+            }
             fold.session(&key).restore(part, kept.content);
             as_of.insert((key, part), kept.as_of_cursor);
         }
@@ -197,6 +202,9 @@ impl Fold {
             let counted = [content::TEST_RESULT, content::INTERVAL_RESULT];
             for entry in entries.iter().filter(|entry| counted.contains(&entry.kind)) {
                 let key = (entry.subject.connection.clone(), entry.subject.session.clone());
+                if !fold.plans.of(&key).is_persistent() {
+                    continue;
+                }
                 let has = |part| {
                     as_of.get(&(key.clone(), part)).is_some_and(|as_of| entry.cursor <= *as_of)
                 };
@@ -240,9 +248,17 @@ impl Fold {
         });
     }
 
-    /// Takes what was sent in a minute of a longer test.
-    pub(super) fn minute(&mut self, subject: &Arc<Subject>, minute: u64, figures: &Figures) {
-        self.take(subject, |session, disturbed| session.minute(minute, figures, disturbed));
+    /// Takes what was sent in a minute of a longer test that was started then.
+    pub(super) fn minute(
+        &mut self,
+        subject: &Arc<Subject>,
+        minute: u64,
+        figures: &Figures,
+        started: UnixTime,
+    ) {
+        self.take(subject, |session, disturbed| {
+            session.minute(minute, figures, started, disturbed);
+        });
     }
 
     /// Gives a session something, unless it is no longer configured.
@@ -339,9 +355,9 @@ impl Fold {
         wanted.map(of_session).collect()
     }
 
-    /// Takes up the plans of what is configured, and forgets what is not.
-    pub(super) fn follow(&mut self) {
-        let Some(plans) = self.plans.all() else { return };
+    /// Takes up the plans of what is configured, and forgets what is not; whether there was any.
+    pub(super) fn follow(&mut self) -> bool {
+        let Some(plans) = self.plans.all() else { return false };
         let Self { sessions, changed, forgotten, .. } = self;
         sessions.retain(|key, session| {
             if let Some(plan) = plans.get(key) {
@@ -356,6 +372,7 @@ impl Fold {
             changed.remove(key);
             false
         });
+        !forgotten.is_empty()
     }
 
     /// What changed since the last call. `newest` is the cursor up to which records are in them.

@@ -163,8 +163,14 @@ impl Session {
     }
 
     /// What was sent in one minute of a test that is longer.
-    pub(super) fn minute(&mut self, minute: u64, figures: &Figures, disturbed: &VecDeque<u64>) {
-        self.seen(minute * MINUTE_NS);
+    pub(super) fn minute(
+        &mut self,
+        minute: u64,
+        figures: &Figures,
+        started: UnixTime,
+        disturbed: &VecDeque<u64>,
+    ) {
+        self.seen(started.0);
         self.set_pieces(true);
         let mut all = self.all();
         merge(all.figures.get_or_insert_with(Default::default), figures);
@@ -219,9 +225,11 @@ impl Session {
         }
     }
 
-    /// It was not followed for some time; the next result tells since when it is again.
+    /// It was not followed for some time; the next result tells since when it is again. What was under
+    /// way may have been lost, also of an interval that was over.
     pub(super) fn paused(&mut self) {
         self.since_ns = None;
+        self.none_whole(|_, _| true);
         self.set_pieces(false);
     }
 

@@ -9,7 +9,7 @@ fn what_was_not_saved_is_saved_the_next_time() {
     };
     let figures = Figures { probes_sent: 3, ..Figures::default() };
     for connection in ["stays", "goes"] {
-        fold.minute(&subject(connection), 7, &figures);
+        fold.minute(&subject(connection), 7, &figures, UnixTime(0));
     }
     let first = fold.take_changed(10);
     assert!(fold.take_changed(10).is_empty());

@@ -139,7 +139,7 @@ fn packets_that_went_out_are_numbered() {
                 socket.send(&[0; 41], to).unwrap();
             }
             while told.len() < 20 * (round + 1) {
-                socket.transmitted(|number, at| told.push((number, at)));
+                socket.transmitted(|number, at, _| told.push((number, at)));
             }
             // Longer than any datagram.
             socket.send(&vec![0; 65_530], to).unwrap_err();

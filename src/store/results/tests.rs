@@ -568,3 +568,25 @@ fn records_are_taken_out_of_a_window_with_a_damaged_subject() {
     };
     assert_eq!((whole("third"), whole("brief") < 100), (100, true));
 }
+
+/// Records that were told while they could not be stored keep their cursors for themselves.
+#[test]
+fn cursors_that_were_told_and_not_stored_are_not_given_out_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    drop(store);
+    HighWater::new(directory.path()).tell_more(1).unwrap();
+    let store = open(&state);
+    assert_eq!(store.damage(), "", "nothing is damaged");
+    store.append(now().unix.0, 10);
+    let newest = wait_for(&store, |state| state.records == 2).newest;
+    assert!(newest > CURSOR_JUMP);
+    assert_eq!(cursors(&store, 0), [1, newest]);
+    drop(store);
+    // Once.
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    wait_for(&store, |state| (state.newest, state.records) == (newest + 1, 3));
+}

@@ -139,7 +139,11 @@ impl SessionSender {
         while minute.is_none()
             && let Some((minute, figures)) = test.figures.close(u64::MAX, placed.as_deref())
         {
-            self.events.push_back(SenderEvent::Minute(minute, Box::new(figures)));
+            self.events.push_back(SenderEvent::Minute(
+                minute,
+                Box::new(figures),
+                test.started.unix,
+            ));
         }
         self.spare = Some(test.figures);
         let result = TestResult {

@@ -42,27 +42,24 @@ impl SessionSender {
         let over = UnixTime(now.unix.0.saturating_sub(self.config.loss_timeout_ns));
         let Some(minute) = minute_of(over).checked_sub(1) else { return };
         let placed = self.outstanding.placed();
+        let started = test.started.unix;
         while let Some((minute, figures)) = test.figures.close(minute, placed) {
-            self.events.push_back(SenderEvent::Minute(minute, Box::new(figures)));
+            self.events.push_back(SenderEvent::Minute(minute, Box::new(figures), started));
         }
         test.set_minute_closes(self.config.loss_timeout_ns, now);
     }
 
     fn tell_fates(&mut self, probes: &[Probe], status: ProbeStatus) {
         for probe in probes {
+            let (at, source) = probe.sent_at();
             self.events.push_back(SenderEvent::Probe(ProbeResult {
                 test_number: self.test_number,
                 sequence: probe.sequence,
-                sent_unix_ns: probe.transmitted.unwrap_or(probe.t1).0,
-                transmit_stamp: stamp_source(probe.transmitted.is_some()).into(),
+                sent_unix_ns: at.0,
+                transmit_stamp: TimestampSource::from(source).into(),
                 status: status.into(),
                 ..ProbeResult::default()
             }));
         }
     }
-}
-
-/// Where a time is from.
-pub(super) fn stamp_source(kernel: bool) -> TimestampSource {
-    if kernel { TimestampSource::Kernel } else { TimestampSource::User }
 }

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use crate::{
     proto::{Figures, LossCause, TestOutcome},
     stats::{TestFigures, Track},
-    time::{ErrorEstimate, Monotonic, Now, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     wire::format::ProbeHeader,
 };
 use course::Test;
@@ -260,9 +260,10 @@ impl SessionSender {
         test.advance(&self.config, gap_ns, now.monotonic);
     }
 
-    /// The kernel tells when the probe of this number went out: that is its T1 from now on.
-    pub fn transmitted(&mut self, sequence: u32, at: UnixTime) {
-        self.outstanding.transmitted(sequence, at);
+    /// The kernel or the network interface tells when the probe of this number went out: that is its
+    /// T1 from now on.
+    pub fn transmitted(&mut self, sequence: u32, at: UnixTime, source: StampSource) {
+        self.outstanding.transmitted(sequence, at, source);
     }
 
     /// The socket dropped so many packets.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::{
     stats::{LossDirection, Placed, minute_of},
-    time::{Monotonic, UnixTime},
+    time::{Monotonic, StampSource, UnixTime},
 };
 
 /// A stamp that is further from the time of the call is not of this probe.
@@ -18,14 +18,21 @@ pub(super) struct Probe {
     pub(super) sent: Monotonic,
     /// Just before it was handed to the socket.
     pub(super) t1: UnixTime,
-    /// When it went out, where the kernel told.
-    pub(super) transmitted: Option<UnixTime>,
+    /// When it went out, where that was told, and by whom.
+    transmitted: Option<(UnixTime, StampSource)>,
     t1_wire: u64,
     /// The reply's number, once there is one.
     answer: Option<u32>,
     lost: bool,
     /// Nobody waited for its answer.
     abandoned: bool,
+}
+
+impl Probe {
+    /// When it was sent, by the best that told.
+    pub(super) fn sent_at(&self) -> (UnixTime, StampSource) {
+        self.transmitted.unwrap_or((self.t1, StampSource::User))
+    }
 }
 
 /// What a reply is.
@@ -83,14 +90,14 @@ impl Outstanding {
         });
     }
 
-    /// The kernel tells when the probe of this number went out.
-    pub(super) fn transmitted(&mut self, sequence: u32, at: UnixTime) {
+    /// The probe of this number went out, as the kernel or the network interface tells.
+    pub(super) fn transmitted(&mut self, sequence: u32, at: UnixTime, source: StampSource) {
         let Some(first) = self.probes.front() else { return };
         let index = sequence.wrapping_sub(first.sequence) as usize;
         if let Some(probe) = self.probes.get_mut(index)
             && (0..=LONGEST_IN_HOST_NS).contains(&at.since_ns(probe.t1))
         {
-            probe.transmitted = Some(at);
+            probe.transmitted = Some((at, source));
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::mem::swap;
 
-use super::{Phase, SenderEvent, SessionSender, fates::stamp_source, outstanding::Reply};
+use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
 use crate::{
-    proto::{ProbeResult, ProbeStatus, TestOutcome},
+    proto::{ProbeResult, ProbeStatus, TestOutcome, TimestampSource},
     stats::Sample,
-    time::{ErrorEstimate, Monotonic, Now, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     wire::format::{ReplyHeader, Unreadable},
 };
 
@@ -25,7 +25,7 @@ pub struct ReplyMeta {
     /// T4.
     pub received: UnixTime,
     /// T4 came from the kernel.
-    pub kernel_stamp: bool,
+    pub stamp: StampSource,
     /// TTL or hop limit.
     pub ttl: Option<u8>,
     /// TOS or traffic class.
@@ -89,7 +89,7 @@ impl SessionSender {
             egress_tos = said.egress_tos;
             follow_up = said.follow_up;
         }
-        let t1 = probe.transmitted.unwrap_or(probe.t1);
+        let (t1, transmit_stamp) = probe.sent_at();
         let by_clock = now.unix.since_ns(probe.t1);
         let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
         let sample = Sample {
@@ -97,8 +97,8 @@ impl SessionSender {
             t1: probe.t1,
             clock_error_ns: known_error(reply.probe.error_estimate),
             reflector_clock_error_ns: known_error(reply.error_estimate),
-            kernel_receive_stamp: meta.kernel_stamp,
-            kernel_transmit_stamp: probe.transmitted.is_some(),
+            receive_stamp: meta.stamp,
+            transmit_stamp,
             synchronised: is_synchronised(&reply),
             clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
             egress_ttl: reply.sender_ttl,
@@ -170,8 +170,8 @@ impl SessionSender {
             ingress_ttl: sample.ingress_ttl.map(u32::from),
             ingress_tos: sample.ingress_tos.map(u32::from),
             egress_tos: sample.egress_tos.map(u32::from),
-            transmit_stamp: stamp_source(sample.kernel_transmit_stamp).into(),
-            receive_stamp: Some(stamp_source(sample.kernel_receive_stamp).into()),
+            transmit_stamp: TimestampSource::from(sample.transmit_stamp).into(),
+            receive_stamp: Some(TimestampSource::from(sample.receive_stamp).into()),
         }));
     }
 
@@ -185,7 +185,7 @@ impl SessionSender {
 /// When a reply came: it may have waited in the socket since.
 fn came(meta: &ReplyMeta, now: Now) -> Monotonic {
     let waited_ns = now.unix.since_ns(meta.received);
-    let believed = meta.kernel_stamp && (0..=LONGEST_WAIT_NS).contains(&waited_ns);
+    let believed = meta.stamp > StampSource::User && (0..=LONGEST_WAIT_NS).contains(&waited_ns);
     Monotonic(now.monotonic.0 - if believed { waited_ns as u64 } else { 0 })
 }
 

@@ -4,7 +4,7 @@ use super::{super::schedule::gap_ns, StampSender};
 use crate::{
     model::{AvailabilityRule, Schedule},
     proto::{Figures, ProbeResult, TestResult},
-    time::TimestampFormat,
+    time::{TimestampFormat, UnixTime},
     wire::format::PacketFormat,
 };
 
@@ -69,8 +69,8 @@ pub enum SenderEvent {
     /// A test ended. All of it is in one minute by the clock, counted from 1970, or what there was
     /// of it in each was told by [`Self::Minute`].
     Test(Box<TestResult>, Option<u64>),
-    /// What there was in one minute of a test that has part in several.
-    Minute(u64, Box<Figures>),
+    /// What there was in one minute of a test that has part in several, and when that test began.
+    Minute(u64, Box<Figures>, UnixTime),
     /// The last of `test_count` tests ended.
     Completed,
 }

@@ -106,12 +106,15 @@ impl Session {
 
     /// Something made the intervals that are running now other than whole.
     pub(in super::super) fn not_whole(&mut self, at_ns: u64) {
+        self.none_whole(|level, start_ns| level.start_ns(at_ns) == start_ns);
+    }
+
+    /// Those that are not over and that `which` names are not whole.
+    pub(super) fn none_whole(&mut self, which: impl Fn(Level, u64) -> bool) {
         let running: Vec<Part> = self
             .parts
             .keys()
-            .filter(|part| {
-                part.running().is_some_and(|(level, start_ns)| level.start_ns(at_ns) == start_ns)
-            })
+            .filter(|part| part.running().is_some_and(|(level, start_ns)| which(level, start_ns)))
             .copied()
             .collect();
         for part in running {

@@ -169,7 +169,7 @@ impl Link {
     fn read_stamps(&mut self, machine: &mut SessionSender) {
         if self.unread_stamps > 0 {
             self.unread_stamps = 0;
-            self.socket.transmitted(|number, at| machine.transmitted(number, at));
+            self.socket.transmitted(|number, at, source| machine.transmitted(number, at, source));
         }
     }
 }
@@ -382,10 +382,5 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
 }
 
 pub(super) fn reply_meta(info: &PacketInfo) -> ReplyMeta {
-    ReplyMeta {
-        received: info.received,
-        kernel_stamp: info.kernel_stamp,
-        ttl: info.ttl,
-        tos: info.tos,
-    }
+    ReplyMeta { received: info.received, stamp: info.stamp, ttl: info.ttl, tos: info.tos }
 }

@@ -35,8 +35,8 @@ impl Session {
                     self.flush_probes(now);
                     self.test_ended(result, minute, now);
                 }
-                SenderEvent::Minute(minute, figures) => {
-                    self.tools.results.minute(self.subject.clone(), minute, figures, now.unix);
+                SenderEvent::Minute(minute, figures, started) => {
+                    self.tools.results.minute(self.subject.clone(), minute, figures, started);
                 }
                 SenderEvent::Completed => {
                     self.tools.progress.set(&self.config.name, Stage::Completed);
