@@ -59,9 +59,8 @@ pub struct HardwareState {
 /// The clock of an interface (PTP hardware clock).
 #[derive(Debug)]
 pub(super) struct HardwareClock {
-    id: ClockId,
-    /// The identifier is of this open file.
-    _device: File,
+    /// As long as it is open, it is a clock.
+    device: File,
     /// What the time of this host is more.
     ahead_ns: AtomicI64,
     error_ns: AtomicU64,
@@ -70,7 +69,7 @@ pub(super) struct HardwareClock {
 impl HardwareClock {
     /// Makes an interface stamp all that it sends and receives, and opens its clock.
     fn of(interface: &str) -> Result<Self, String> {
-        let name = InterfaceName::from_str(interface).map_err(|_| "this is no name".to_owned())?;
+        let name = InterfaceName::from_str(interface).map_err(|()| "this is no name".to_owned())?;
         if name.get_index().is_none() {
             return Err("there is no such interface".into());
         }
@@ -80,22 +79,22 @@ impl HardwareClock {
             .map_err(|error| format!("it does not stamp all packets: {error}"))?;
         let path = format!("/dev/ptp{number}");
         let device = File::open(&path).map_err(|error| format!("{path}: {error}"))?;
-        let clock = Self {
-            id: of_device(&device),
-            _device: device,
-            ahead_ns: AtomicI64::new(UNKNOWN),
-            error_ns: AtomicU64::default(),
-        };
+        let clock =
+            Self { device, ahead_ns: AtomicI64::new(UNKNOWN), error_ns: AtomicU64::default() };
         clock.compare().map_err(|error| format!("{path}: {error}"))?;
         Ok(clock)
     }
 
     /// Compares it with the clock of this host.
     fn compare(&self) -> io::Result<()> {
+        self.compare_with(of_device(&self.device))
+    }
+
+    fn compare_with(&self, clock: ClockId) -> io::Result<()> {
         let mut narrowest: Option<(u64, i64)> = None;
         for _ in 0..TRIES {
             let before = read(ClockId::CLOCK_REALTIME)?;
-            let there = read(self.id)?;
+            let there = read(clock).inspect_err(|_| self.ahead_ns.store(UNKNOWN, Relaxed))?;
             let after = read(ClockId::CLOCK_REALTIME)?;
             let Some(width) = after.checked_sub(before) else { continue };
             let ahead = (before + width / 2).wrapping_sub(there).cast_signed();
@@ -104,7 +103,7 @@ impl HardwareClock {
             }
         }
         let found = narrowest.ok_or_else(|| io::Error::other("the clock of this host went back"));
-        let (width, ahead) = found.inspect_err(|_| self.ahead_ns.store(UNKNOWN, Relaxed))?;
+        let (width, ahead) = found?;
         self.ahead_ns.store(ahead, Relaxed);
         self.error_ns.store(width.div_ceil(2), Relaxed);
         Ok(())
@@ -200,7 +199,6 @@ fn follow(interface: Interface, again: bool) -> Interface {
         Ok(clock) => match clock.compare() {
             Ok(()) => interface,
             Err(error) => {
-                clock.ahead_ns.store(UNKNOWN, Relaxed);
                 let detail = format!("its clock cannot be read: {error}");
                 tracing::warn!(interface = interface.name, "{detail}");
                 Interface { clock: Err(detail), ..interface }
@@ -235,19 +233,18 @@ mod tests {
     #[test]
     fn a_clock_is_compared_with_that_of_the_host() {
         let clock = HardwareClock {
-            id: ClockId::CLOCK_MONOTONIC,
-            _device: File::open("/dev/null").unwrap(),
+            device: File::open("/dev/null").unwrap(),
             ahead_ns: AtomicI64::new(UNKNOWN),
             error_ns: AtomicU64::default(),
         };
         let now = || read(ClockId::CLOCK_REALTIME).map(UnixTime).unwrap();
         assert_eq!(clock.in_host_time(1, now()), None);
-        clock.compare().unwrap();
+        clock.compare_with(ClockId::CLOCK_MONOTONIC).unwrap();
         let shown = read(ClockId::CLOCK_MONOTONIC).unwrap();
         let told = clock.in_host_time(shown, now()).unwrap();
         assert!(now().since_ns(told) < SECOND / 10);
-        let no_clock = HardwareClock { id: of_device(&clock._device), ..clock };
-        no_clock.compare().unwrap_err();
+        clock.compare().unwrap_err();
+        assert_eq!(clock.in_host_time(shown, now()), None, "it does not answer any more");
     }
 
     #[tokio::test]

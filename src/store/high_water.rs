@@ -12,6 +12,8 @@ use std::{
 use nix::libc::O_NOFOLLOW;
 use sha2::{Digest, Sha256};
 
+use crate::document::hexadecimal;
+
 const NAME: &str = "results.last";
 const OCTETS: usize = 40;
 /// Set where records are told that are not stored.
@@ -46,7 +48,7 @@ impl HighWater {
     pub(super) fn new(directory: &Path) -> Self {
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let sum = Sha256::digest(whole.as_os_str().as_encoded_bytes());
-        let name: String = sum[..12].iter().map(|octet| format!("{octet:02x}")).collect();
+        let name = hexadecimal(&sum[..12]);
         let elsewhere = ELSEWHERE.map(|place| Path::new(place).join(format!("twamp-agent-{name}")));
         Self { path: directory.join(NAME), file: None, written: 0, elsewhere: elsewhere.to_vec() }
     }

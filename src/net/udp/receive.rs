@@ -257,7 +257,7 @@ impl TestSocket {
             clock.in_host_time(to_time(&stamps.hw_raw).0, about)
         });
         let by_hardware = by_hardware.map(|at| (at, StampSource::Hardware));
-        by_hardware.or(kernel.map(|at| (at, StampSource::Kernel)))
+        by_hardware.or_else(|| kernel.map(|at| (at, StampSource::Kernel)))
     }
 }
 
