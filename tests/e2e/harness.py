@@ -217,13 +217,14 @@ class Case(unittest.TestCase):
         self.addCleanup(self.stack.close)
         self.agents = []
 
-    def agent(self, name="agent", namespace=None, port=None, settings="", arguments=(), environment=None):
+    def agent(self, name="agent", namespace=None, port=None, settings="", arguments=(), environment=None,
+              top=""):
         """Starts an agent. Its API is also on a Unix socket, which namespaces do not divide."""
         directory = os.path.join(self.directory, name)
         agent = Agent(directory, namespace, port or free_port())
         path = directory + ".toml"
         with open(path, "w") as file:
-            file.write(f'[api]\nunix_socket = "{agent.socket}"\n{settings}')
+            file.write(f'{top}[api]\nunix_socket = "{agent.socket}"\n{settings}')
         agent.arguments = ["--settings", path, *arguments]
         agent.environment = environment or {}
         agent.start()

@@ -154,5 +154,23 @@ class Edges(Case):
         self.assertEqual(gone.returncode, 69, gone.stderr)
 
 
+class Stamps(Case):
+    def test_an_interface_that_cannot_stamp_says_so_and_the_kernel_stamps(self):
+        agent = self.agent(top='hardware_stamps = ["lo", "gone0"]\n')
+        api = agent.client()
+        port = free_port()
+        api.apply({"server": server(port=port), "client": client(connection(
+            "c", "127.0.0.1", [session("s", probe_count=3, probe_interval="0.01s", loss_timeout="0.1s")],
+            destination_port=port, test_count=1))})
+        result = self.wait_for(lambda: [r for r in api.records() if "test_result" in r])[0]["test_result"]
+        self.assertEqual(result["figures"]["receive_stamp"], "TIMESTAMP_SOURCE_KERNEL")
+        told = {s["interface"]: s["detail"] for s in api.call("AgentService", "GetAgent")["hardware_stamps"]}
+        self.assertIn("no clock of its own", told["lo"])
+        self.assertIn("no such interface", told["gone0"])
+        status = subprocess.run([harness.CTL, "--agent", f"127.0.0.1:{agent.port}", "status"],
+                                capture_output=True, text=True).stdout
+        self.assertIn("stamps    lo by the kernel: it has no clock of its own", status)
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -384,6 +384,7 @@ pub(super) fn bound(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{clock, hardware};
 
     fn pair(address: &str) -> (TestSocket, TestSocket) {
         let bind = || TestSocket::bind(address.parse().unwrap(), &UdpOptions::default()).unwrap();
@@ -409,6 +410,31 @@ mod tests {
                 assert_eq!((info.ttl, info.tos), (Some(255), Some(0)));
                 assert_eq!(info.destination, b.any_address.then_some(to.ip()));
             }
+        }
+    }
+
+    /// A stamp of the interface is asked for, and where a packet has none the kernel's is taken.
+    #[tokio::test]
+    async fn without_a_stamp_of_the_interface_there_is_that_of_the_kernel() {
+        hardware::pretend("lo");
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let bind = |transmit_stamps| {
+                let options = UdpOptions { transmit_stamps, ..UdpOptions::default() };
+                TestSocket::bind(address.parse().unwrap(), &options).unwrap()
+            };
+            let (from, to) = (bind(TransmitStamps::Numbered), bind(TransmitStamps::None));
+            assert!(from.hardware.is_some() && to.hardware.is_some());
+            let begun = clock::unix();
+            from.send(&[7; 41], to.local()).unwrap();
+            let mut came = None;
+            to.receive_async(|info, _| came = Some((info.received, info.stamp))).await.unwrap();
+            let mut went = None;
+            while went.is_none() {
+                from.transmitted(|number, at, source| went = Some((number, at, source)));
+            }
+            let ((came, by), (number, went, told_by)) = (came.unwrap(), went.unwrap());
+            assert_eq!((by, number, told_by), (StampSource::Kernel, 0, StampSource::Kernel));
+            assert!(begun <= went && went <= came, "{begun:?} {went:?} {came:?}");
         }
     }
 }
