@@ -253,6 +253,7 @@ class Prometheus(Export):
                 r"^(twamp_(?:tests|probes|availability|rtt|loss)\w*(?:_total|_count|_bucket)(?:{.*})?) (\S+)$",
                 self.fetch(f"http://127.0.0.1:{page}/metrics"), re.M)
         }
+        self.wait_for(lambda: self.reachable(counts))
         self.wait_for(lambda: sum(n for name, n in counts().items() if "probes_sent" in name) > 500, 30)
         for _ in range(6):
             time.sleep(0.7)
