@@ -49,7 +49,8 @@ impl Committed {
     /// What is stored; what was not confirmed in time is rolled back before.
     pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
         let digester = Digester::new(store.digest_key(random::octets())?);
-        let rolled_back = commit::roll_back_overdue(store, &digester, clock::unix());
+        let rolled_back =
+            commit::roll_back_overdue(store, &digester, clock::unix(), clock::uptime());
         let rolled_back = rolled_back.unwrap_or_else(|error| {
             // It is tried again while the agent runs.
             tracing::error!(%error, "cannot roll back");
@@ -288,6 +289,9 @@ impl Control {
     /// The revision that everything running follows.
     pub fn applied_revision(&self) -> u64 {
         let committed = self.committed.borrow().clone();
+        if let Some(to) = committed.gone_back_to {
+            return to;
+        }
         let (reached, waiting) = self.clients.applied();
         let same_server = match (&*self.server_applied.borrow(), &committed.config.server) {
             (None, None) => true,

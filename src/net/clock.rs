@@ -46,6 +46,23 @@ pub fn now() -> Now {
     Now { monotonic: before, unix: unix() }
 }
 
+/// How long the host is up, on a clock that goes on while it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uptime {
+    /// Which start of the host this is; 0 where that is not known.
+    pub boot: u64,
+    /// Nanoseconds since then.
+    pub ns: u64,
+}
+
+/// How long the host is up.
+pub fn uptime() -> Uptime {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let boot = boot.and_then(|id| uuid::Uuid::try_parse(id.trim()).ok());
+    let boot = boot.map_or(0, |id| id.as_u64_pair().0);
+    Uptime { boot, ns: read(ClockId::CLOCK_BOOTTIME) }
+}
+
 /// State of the local clock, at most a second old.
 pub fn state() -> ClockState {
     let estimate = error_estimate();

@@ -54,6 +54,12 @@ pub struct Unconfirmed {
     /// For how long it waits, nanoseconds; 0 where an earlier version did not say.
     #[prost(uint64, tag = "3")]
     pub timeout_ns: u64,
+    /// The same time since the host was started, nanoseconds: nobody sets that clock.
+    #[prost(uint64, tag = "4")]
+    pub until_uptime_ns: u64,
+    /// Which start of the host that was; 0 where an earlier version did not say.
+    #[prost(fixed64, tag = "5")]
+    pub boot: u64,
 }
 
 /// The answer to a request that made no revision.
@@ -164,6 +170,13 @@ impl ConfigStore {
             _ => *database = Some(open),
         }
         done
+    }
+
+    /// A database that failed is opened anew as soon as the disk takes it: until then what was refused
+    /// may be what a start finds.
+    pub fn mend(&self) -> Result<(), StoreError> {
+        let failed = self.database.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        if failed { self.with_database(|_, _| Ok(())) } else { Ok(()) }
     }
 
     /// Where the database has lost its revisions: goes on with the copy.

@@ -477,6 +477,33 @@ class Disks(Case):
                 api.close()
                 agent.stop()
 
+    def test_what_was_not_confirmed_goes_back_whatever_the_disk_does(self):
+        agent, fail, mend = self.with_faults("agent", errno.EIO)
+        api = agent.client()
+        idle = lambda name: connection(name, "192.0.2.1", [session("s")])  # noqa: E731
+        api.apply({"client": client(idle("a"))})
+        api.apply({"client": client(idle("a"), idle("b"))}, confirm_timeout="2s")
+        # The copy is lost, and the database is closed by what it refuses.
+        os.unlink(os.path.join(self.directory, "agent", "config.last"))
+        fail()
+        self.assertEqual(api.refused({"client": client(idle("c"))})[0], grpc.StatusCode.UNAVAILABLE)
+        names = lambda: [c["name"] for c in api.call("ClientService", "ListConnections")["connections"]]  # noqa: E731
+        self.wait_for(lambda: names() == ["a"], 10)
+        self.wait_for(lambda: api.call("AgentService", "GetAgent")["applied_revision"] == "1", 5)
+        mend()
+        get = lambda: api.call("ConfigService", "GetConfig")  # noqa: E731
+        config = self.wait_for(lambda: self.stored(get) and get())
+        self.assertEqual([(c["path"], c["kind"]) for c in config["changes"]], [("client/b", "CHANGE_KIND_REMOVED")])
+        self.wait_for(lambda: api.call("AgentService", "GetAgent")["applied_revision"] == "3", 5)
+        self.assertEqual(names(), ["a"])
+
+    @staticmethod
+    def stored(get):
+        try:
+            return get()["revision"]["revision"] == "3"
+        except grpc.RpcError:
+            return False
+
     def test_a_full_disk(self):
         disk = os.path.join(self.directory, "disk")
         os.makedirs(disk)

@@ -17,8 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Committed, secrets::Digester};
 use crate::{
-    model::{changes, warnings},
-    net::{check_resources, clock},
+    model::{changes, parse, warnings},
+    net::{
+        check_resources,
+        clock::{self, Uptime},
+    },
     proto::{
         self, ApplyConfigRequest, ApplyConfigResponse, EventType, Revision, RollbackConfigRequest,
     },
@@ -30,13 +33,16 @@ use crate::{
 use answered::Answered;
 use parts::name_fields;
 use proposal::{Proposal, digest, request_digest};
-use waiting::{Waiting, overdue};
+use waiting::{Waiting, document};
 
 pub use error::ApplyError;
 pub(super) use waiting::roll_back_overdue;
 
 /// When a rollback that could not be stored is tried again.
 const ROLLBACK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often a configuration database that failed is tried.
+const MEND_EVERY: Duration = Duration::from_millis(500);
 
 type Answer<T> = oneshot::Sender<Result<T, ApplyError>>;
 
@@ -108,9 +114,10 @@ impl Actor {
             Some(revision) => revision.digest,
             None => digest(&proto::AgentConfig::default()),
         };
-        let waiting = store
-            .unconfirmed()?
-            .map(|(revision, unconfirmed)| Waiting::new(revision, unconfirmed, clock::unix()));
+        let waiting = store.unconfirmed()?.map(|(revision, unconfirmed)| {
+            let before = document(store, unconfirmed.rollback_to).ok().map(Arc::new);
+            Waiting::new(revision, unconfirmed, before, clock::unix(), clock::uptime())
+        });
         let answered = Answered::load(store)?;
         // What a task that failed had stored and not yet published.
         let stored = Committed::stored(store);
@@ -133,7 +140,7 @@ impl Actor {
         let mut requests = requests.lock().await;
         loop {
             pulse.beat();
-            let due = self.waiting.map(|waiting| waiting.due);
+            let due = self.waiting.as_ref().map(|waiting| waiting.due);
             let over = async {
                 match due {
                     Some(due) => sleep_until(due).await,
@@ -146,7 +153,13 @@ impl Actor {
                     self.roll_back_by_time().await;
                     continue;
                 }
-                () = sleep(pulse.rest()) => continue,
+                () = sleep(pulse.rest().min(MEND_EVERY)) => {
+                    let store = self.store.clone();
+                    if let Err(error) = blocking(move || store.mend()).await {
+                        tracing::debug!(%error, "the configuration database still fails");
+                    }
+                    continue;
+                }
                 () = token.cancelled() => return,
             };
             match commit {
@@ -169,7 +182,9 @@ impl Actor {
         request: ApplyConfigRequest,
         author: String,
     ) -> Result<ApplyConfigResponse, ApplyError> {
-        self.finish_going_back().await?;
+        if !request.validate_only {
+            self.finish_going_back().await?;
+        }
         let mut request = request;
         if let Ok(id) = uuid::Uuid::try_parse(&request.request_id) {
             // However it is written.
@@ -212,7 +227,7 @@ impl Actor {
     }
 
     async fn roll_back_by_time(&mut self) {
-        let Some(Waiting { revision, unconfirmed, .. }) = self.waiting else { return };
+        let Some(Waiting { revision, unconfirmed, .. }) = self.waiting.clone() else { return };
         if let Err(error) = self.go_back().await {
             let to = unconfirmed.rollback_to;
             tracing::error!(revision, to, %error, "the way back cannot be stored; trying again");
@@ -225,9 +240,13 @@ impl Actor {
         let Some(waiting) = &mut self.waiting else { return Ok(()) };
         // Where it fails: not for ever at once.
         waiting.due = Instant::now() + ROLLBACK_AGAIN;
-        let proposal =
-            overdue(&self.tools.store, waiting.revision, waiting.unconfirmed.rollback_to)?;
-        let (config, to) = (Arc::new(proposal.config.clone()), proposal.rollback_to);
+        let to = waiting.unconfirmed.rollback_to;
+        let before = match &waiting.before {
+            Some(before) => before.as_ref().clone(),
+            None => document(&self.tools.store, to)?,
+        };
+        let proposal = Proposal::of_time(waiting.revision, to, before)?;
+        let config = Arc::new(proposal.config.clone());
         let made = self.make(proposal).await;
         if made.is_err()
             && let Some(waiting) = &mut self.waiting
@@ -250,7 +269,7 @@ impl Actor {
 
     async fn confirm(&mut self, asked: u64, author: &str) -> Result<u64, ApplyError> {
         self.finish_going_back().await?;
-        let waiting = self.waiting.map(|waiting| waiting.revision);
+        let waiting = self.waiting.as_ref().map(|waiting| waiting.revision);
         let Some(revision) = waiting.filter(|waiting| asked == 0 || asked == *waiting) else {
             let current = self.publish.borrow().revision;
             let confirmed = asked != 0 && asked == current && waiting.is_none();
@@ -282,9 +301,16 @@ impl Actor {
             }
         }
         let standing = |name: &str| self.clients.standing(name);
+        // What is stored, where what runs has gone back already.
+        let from = match &self.waiting {
+            Some(Waiting { gone_back: true, .. }) => {
+                parse(&current_document(&self.store)).map_or(before.config, Arc::new)
+            }
+            _ => before.config,
+        };
         let mut answer = ApplyConfigResponse {
             revision: current,
-            changes: changes(&before.config, &proposal.config, &standing),
+            changes: changes(&from, &proposal.config, &standing),
             warnings: warnings(&proposal.config),
             confirm_until: None,
         };
@@ -303,20 +329,33 @@ impl Actor {
         if changes {
             answer.revision = current + 1;
             answer.confirm_until = unconfirmed.map(until);
+            let document_before = unconfirmed.map(|_| match &self.waiting {
+                Some(waiting) => waiting.before.clone(),
+                None => Some(Arc::new(current_document(&store))),
+            });
             self.commit(proposal, unconfirmed, &digest, &answer, now).await?;
             self.digest = digest;
-            self.waiting = unconfirmed.map(|waits| Waiting::new(answer.revision, waits, now.unix));
+            self.waiting = unconfirmed.map(|waits| {
+                let before = document_before.flatten();
+                Waiting::new(answer.revision, waits, before, now.unix, clock::uptime())
+            });
         } else {
             self.store.settle();
             // A change that is none does not confirm: one that is pushed from time to time would
             // take the way back away without a word.
-            if let Some(waiting) = self.waiting {
+            if let Some(waiting) = self.waiting.clone() {
                 let (revision, mut waits) = (waiting.revision, waiting.unconfirmed);
                 if let Some(prolonged) = unconfirmed {
                     waits = prolonged;
                     let store = self.store.clone();
                     blocking(move || store.prolong(revision, waits)).await?;
-                    self.waiting = Some(Waiting::new(revision, waits, now.unix));
+                    self.waiting = Some(Waiting::new(
+                        revision,
+                        waits,
+                        waiting.before,
+                        now.unix,
+                        clock::uptime(),
+                    ));
                 }
                 answer.confirm_until = Some(until(waits));
                 answer.warnings.push(format!(
@@ -335,9 +374,12 @@ impl Actor {
     /// What becomes of the revision after this one: what stays is what nobody has to confirm.
     fn unconfirmed(&self, proposal: &Proposal, current: u64, now: Now) -> Option<Unconfirmed> {
         let timeout_ns = proposal.confirm_timeout_ns?;
-        let rollback_to = self.waiting.map_or(current, |waiting| waiting.unconfirmed.rollback_to);
+        let waiting = self.waiting.as_ref();
+        let rollback_to = waiting.map_or(current, |waiting| waiting.unconfirmed.rollback_to);
         let until_unix_ns = now.unix.plus_ns(timeout_ns as i64).0;
-        Some(Unconfirmed { until_unix_ns, rollback_to, timeout_ns })
+        let Uptime { boot, ns } = clock::uptime();
+        let until_uptime_ns = ns.saturating_add(timeout_ns);
+        Some(Unconfirmed { until_unix_ns, rollback_to, timeout_ns, until_uptime_ns, boot })
     }
 
     /// A revision carries its answer; what made none is remembered by itself.

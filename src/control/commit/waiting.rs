@@ -1,6 +1,6 @@
 //! Revisions that wait to be confirmed, and the way back from them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -11,16 +11,20 @@ use super::{
 };
 use crate::{
     model::{Standing, changes, limits::CONFIRM_TIMEOUT, parse},
+    net::clock::Uptime,
     proto::{self, ApplyConfigResponse, Revision},
     store::{ConfigStore, StoredRevision, Unconfirmed},
     time::UnixTime,
 };
 
 /// A revision that waits to be confirmed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub(super) revision: u64,
     pub(super) unconfirmed: Unconfirmed,
+    /// What holds again then: a disk that fails is no reason not to know it. `None` where it could
+    /// not be read yet.
+    pub(super) before: Option<Arc<proto::AgentConfig>>,
     /// On the clock that nobody sets.
     pub(super) due: Instant,
     /// What runs is what was before already; the store has yet to take it.
@@ -28,29 +32,40 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new(revision: u64, unconfirmed: Unconfirmed, now: UnixTime) -> Self {
-        let left = UnixTime(unconfirmed.until_unix_ns).since_ns(now);
-        let left = u64::try_from(left).unwrap_or(0);
-        // However far a clock is behind that was set back, or has yet to be set.
-        let left = left.min(match unconfirmed.timeout_ns {
-            0 => *CONFIRM_TIMEOUT.range.end(),
-            timeout_ns => timeout_ns,
-        });
+    pub(super) fn new(
+        revision: u64,
+        unconfirmed: Unconfirmed,
+        before: Option<Arc<proto::AgentConfig>>,
+        now: UnixTime,
+        uptime: Uptime,
+    ) -> Self {
+        let left = left_ns(unconfirmed, now, uptime);
         let due = Instant::now() + Duration::from_nanos(left);
-        Self { revision, unconfirmed, due, gone_back: false }
+        Self { revision, unconfirmed, before, due, gone_back: false }
     }
 }
 
-/// The proposal to go back from a revision that nobody confirmed.
-pub(super) fn overdue(store: &ConfigStore, revision: u64, to: u64) -> Result<Proposal, ApplyError> {
-    let document = match to {
-        0 => proto::AgentConfig::default(),
-        _ => {
-            let stored = store.revision(to)?.ok_or(ApplyError::NoRevision(to))?;
-            stored.config.unwrap_or_default()
-        }
-    };
-    Proposal::of_time(revision, to, document)
+/// How long it may wait yet: by the clock that nobody sets, as long as the host is up; by the time of
+/// day otherwise, but no longer than was asked for, however far that is behind.
+fn left_ns(unconfirmed: Unconfirmed, now: UnixTime, uptime: Uptime) -> u64 {
+    let Unconfirmed { until_unix_ns, timeout_ns, until_uptime_ns, boot, .. } = unconfirmed;
+    if boot != 0 && boot == uptime.boot {
+        return until_uptime_ns.saturating_sub(uptime.ns);
+    }
+    let left = u64::try_from(UnixTime(until_unix_ns).since_ns(now)).unwrap_or(0);
+    left.min(if timeout_ns == 0 { *CONFIRM_TIMEOUT.range.end() } else { timeout_ns })
+}
+
+/// The document of a revision; an empty one of 0.
+pub(super) fn document(
+    store: &ConfigStore,
+    revision: u64,
+) -> Result<proto::AgentConfig, ApplyError> {
+    if revision == 0 {
+        return Ok(proto::AgentConfig::default());
+    }
+    let stored = store.revision(revision)?.ok_or(ApplyError::NoRevision(revision))?;
+    Ok(stored.config.unwrap_or_default())
 }
 
 /// Where the time of the current revision is over already: makes the one before it current again,
@@ -59,12 +74,14 @@ pub(in super::super) fn roll_back_overdue(
     store: &ConfigStore,
     digester: &Digester,
     now: UnixTime,
+    uptime: Uptime,
 ) -> Result<Option<String>, ApplyError> {
     let Some((waiting, unconfirmed)) = store.unconfirmed()? else { return Ok(None) };
-    if unconfirmed.until_unix_ns > now.0 {
+    if left_ns(unconfirmed, now, uptime) > 0 {
         return Ok(None);
     }
-    let proposal = overdue(store, waiting, unconfirmed.rollback_to)?;
+    let before = document(store, unconfirmed.rollback_to)?;
+    let proposal = Proposal::of_time(waiting, unconfirmed.rollback_to, before)?;
     let revision = waiting + 1;
     let before = store.current()?.and_then(|stored| stored.config).unwrap_or_default();
     let mut answer = ApplyConfigResponse { revision, ..ApplyConfigResponse::default() };
@@ -104,14 +121,27 @@ mod tests {
         let second = 1_000_000_000;
         let made = UnixTime(1_800_000_000 * second);
         let until_unix_ns = made.0 + 3 * second;
-        let waits = Unconfirmed { until_unix_ns, rollback_to: 1, timeout_ns: 3 * second };
-        let left = |now: UnixTime| {
-            let due = Waiting::new(2, waits, now).due;
+        let waits = Unconfirmed {
+            until_unix_ns,
+            rollback_to: 1,
+            timeout_ns: 3 * second,
+            until_uptime_ns: 103 * second,
+            boot: 7,
+        };
+        let left_at = |now: UnixTime, boot, up_s: u64| {
+            let uptime = Uptime { boot, ns: up_s * second };
+            let due = Waiting::new(2, waits, None, now, uptime).due;
             due.duration_since(Instant::now()).as_secs()
         };
+        let left = |now: UnixTime| left_at(now, 8, 1);
         assert_eq!(left(made), 3);
         assert_eq!(left(UnixTime(made.0 + second)), 2);
         assert_eq!(left(UnixTime(made.0 - 864_000 * second)), 3, "ten days back");
         assert_eq!(left(UnixTime(made.0 + 9 * second)), 0);
+        // While the host is up, whatever is done to the clock, and however often the agent starts.
+        for now in [made.0, made.0 - 3_600 * second, made.0 + 3_600 * second] {
+            assert_eq!(left_at(UnixTime(now), 7, 101), 2);
+            assert_eq!(left_at(UnixTime(now), 7, 104), 0);
+        }
     }
 }

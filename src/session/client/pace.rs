@@ -39,7 +39,8 @@ pub(super) struct Pace {
 pub(super) struct Share {
     pace: Arc<Pace>,
     rate: u64,
-    interval_ns: u64,
+    /// Over this its first probe is spread.
+    spread_ns: u64,
     number: u64,
 }
 
@@ -49,15 +50,22 @@ impl Pace {
         Arc::new(Self { threads: threads.max(1) as u64, rate, joined })
     }
 
-    /// A session sends at this interval, and so many probes each time, from now on.
-    pub(super) fn join(self: &Arc<Self>, interval_ns: u64, burst_size: u32) -> Share {
+    /// A session sends at this interval, and so many probes each time, from now on. Its tests begin at
+    /// most `latest_ns` later than they could.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        interval_ns: u64,
+        burst_size: u32,
+        latest_ns: u64,
+    ) -> Share {
         let bursts = SECONDS * NANOS_PER_SECOND / interval_ns.max(1);
         let rate = (bursts * u64::from(burst_size)).max(1);
         if self.rate.fetch_add(rate, Relaxed) == 0 {
             self.joined.store(0, Relaxed);
         }
         let number = self.joined.fetch_add(1, Relaxed);
-        Share { pace: self.clone(), rate, interval_ns, number }
+        let spread_ns = interval_ns.min(latest_ns).min(LONGEST_WAIT_NS);
+        Share { pace: self.clone(), rate, spread_ns, number }
     }
 }
 
@@ -68,8 +76,8 @@ impl Share {
         let grid_ns = TOGETHER * SECONDS * NANOS_PER_SECOND / rate;
         let step = STEPS_NS.into_iter().find(|step| *step <= grid_ns).unwrap_or(1);
         let turn = u128::from(GOLDEN.wrapping_mul(self.number));
-        let spread_ns = (turn * u128::from(self.interval_ns.min(LONGEST_WAIT_NS))) >> 64;
-        let at = now.0.saturating_add(spread_ns as u64);
+        let wait_ns = (turn * u128::from(self.spread_ns)) >> 64;
+        let at = now.0.saturating_add(wait_ns as u64);
         Monotonic(at.div_ceil(step).saturating_mul(step))
     }
 }
@@ -91,9 +99,12 @@ mod tests {
         let pace = Pace::new(1);
         for _ in 0..3 {
             let now = Monotonic(7 * SECOND + 123_456_789);
-            assert_eq!(pace.join(SECOND, 1).first(now), Monotonic(7 * SECOND + 128_000_000));
+            assert_eq!(
+                pace.join(SECOND, 1, u64::MAX).first(now),
+                Monotonic(7 * SECOND + 128_000_000)
+            );
             let now = Monotonic(SECOND);
-            assert_eq!(pace.join(SECOND, 1).first(now), now, "where it is on the grid");
+            assert_eq!(pace.join(SECOND, 1, u64::MAX).first(now), now, "where it is on the grid");
         }
     }
 
@@ -110,7 +121,8 @@ mod tests {
             for threads in [1, 2] {
                 let pace = Pace::new(threads);
                 let now = Monotonic(5 * SECOND + 77);
-                let shares: Vec<Share> = (0..sessions).map(|_| pace.join(gap_ns, 1)).collect();
+                let shares: Vec<Share> =
+                    (0..sessions).map(|_| pace.join(gap_ns, 1, u64::MAX)).collect();
                 let mut due = vec![0; (gap_ns / COARSEST_NS) as usize + 1];
                 for share in &shares {
                     let first = share.first(now);
@@ -127,7 +139,8 @@ mod tests {
     fn the_more_probes_the_finer_the_grid() {
         let grid = |threads, sessions, gap_ns| {
             let pace = Pace::new(threads);
-            let shares: Vec<Share> = (0..sessions).map(|_| pace.join(gap_ns, 1)).collect();
+            let shares: Vec<Share> =
+                (0..sessions).map(|_| pace.join(gap_ns, 1, u64::MAX)).collect();
             let firsts = shares.iter().map(|share| share.first(Monotonic(1)).0);
             STEPS_NS.into_iter().find(|step| firsts.clone().all(|at| at % step == 0))
         };
@@ -141,10 +154,16 @@ mod tests {
     #[test]
     fn nobody_waits_long() {
         let pace = Pace::new(1);
-        let _others: Vec<Share> = (0..10).map(|_| pace.join(SECOND, 1)).collect();
+        let _others: Vec<Share> = (0..10).map(|_| pace.join(SECOND, 1, u64::MAX)).collect();
         for gap_ns in [0, 1, 255 * SECOND, u64::MAX] {
-            let wait = pace.join(gap_ns, 1).first(Monotonic(1)).since_ns(Monotonic(1));
-            assert!(wait <= LONGEST_WAIT_NS + COARSEST_NS, "{gap_ns}: {wait}");
+            let wait = |latest_ns| {
+                pace.join(gap_ns, 1, latest_ns).first(Monotonic(1)).since_ns(Monotonic(1))
+            };
+            assert!(wait(u64::MAX) <= LONGEST_WAIT_NS + COARSEST_NS, "{gap_ns}");
+            assert!(
+                wait(SECOND / 10) <= SECOND / 10 + COARSEST_NS,
+                "{gap_ns}: no test is left out"
+            );
         }
     }
 }

@@ -57,7 +57,8 @@ fn the_revision_to_go_back_to_is_kept_until_another_is_confirmed() {
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = ConfigStore::open(&state).unwrap();
     store.commit(1, &stored(1, 1)).unwrap();
-    let unconfirmed = Unconfirmed { until_unix_ns: 5, rollback_to: 1, timeout_ns: 5 };
+    let unconfirmed =
+        Unconfirmed { until_unix_ns: 5, rollback_to: 1, timeout_ns: 5, ..Unconfirmed::default() };
     for revision in 2..=70 {
         let waits = StoredRevision { unconfirmed: Some(unconfirmed), ..stored(revision, 1) };
         store.commit(revision, &waits).unwrap();
@@ -88,7 +89,8 @@ fn the_copy_knows_the_way_back_from_what_waits() {
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = ConfigStore::open(&state).unwrap();
     store.commit(1, &stored(1, 3)).unwrap();
-    let unconfirmed = Unconfirmed { until_unix_ns: 5, rollback_to: 1, timeout_ns: 5 };
+    let unconfirmed =
+        Unconfirmed { until_unix_ns: 5, rollback_to: 1, timeout_ns: 5, ..Unconfirmed::default() };
     let waits = StoredRevision { unconfirmed: Some(unconfirmed), ..stored(2, 5) };
     store.commit(2, &waits).unwrap();
     drop(store);

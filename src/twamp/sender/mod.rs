@@ -127,6 +127,11 @@ impl SessionSender {
         }
     }
 
+    /// The pause between two tests.
+    pub fn test_interval_ns(&self) -> u64 {
+        self.config.test_interval_ns
+    }
+
     /// When the next test is due, between two of them.
     pub fn idle_until(&self) -> Option<Monotonic> {
         match &self.phase {
@@ -150,7 +155,7 @@ impl SessionSender {
     /// would have begun without that. Sequence numbers begin anew.
     pub fn session_started(&mut self, carrier: Carrier, first: Monotonic, now: Now) {
         self.unreachable = None;
-        self.miss(now.monotonic);
+        self.miss(first.max(now.monotonic));
         self.carrier = carrier;
         self.next_sequence = 0;
         self.outstanding = Outstanding::new(self.config.reflector_counts);

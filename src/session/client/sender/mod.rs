@@ -202,8 +202,9 @@ impl Session {
                 let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
                 let least_octets = carrier.format.probe_octets();
                 let packet = packet(&self.config, least_octets, padding_start);
-                let share =
-                    self.tools.pace.join(self.config.probe_interval_ns, self.config.burst_size);
+                let TestSession { probe_interval_ns, burst_size, .. } = self.config;
+                let latest_ns = self.machine.test_interval_ns();
+                let share = self.tools.pace.join(probe_interval_ns, burst_size, latest_ns);
                 let first = share.first(now.monotonic);
                 self.link = Some(Link {
                     socket,
