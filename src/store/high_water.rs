@@ -68,9 +68,10 @@ impl HighWater {
 
     /// Writes a cursor, unless it is the same: it is stored, and all before it.
     pub(super) fn write(&mut self, cursor: u64) -> io::Result<()> {
-        let was_stored = self.written & NOT_STORED == 0;
+        // The first may follow a run that left notes.
+        let noted = self.file.is_none() || self.written & NOT_STORED != 0;
         self.put(cursor)?;
-        if !was_stored {
+        if noted {
             self.elsewhere.iter().for_each(|path| drop(fs::remove_file(path)));
         }
         Ok(())
@@ -177,7 +178,7 @@ mod tests {
         other.tell_more(20).unwrap();
         fs::rename(directory.path().join("away"), &state).unwrap();
         assert_eq!(mark().read(), Told { up_to: 20 + TOLD_AT_MOST, not_stored: true });
-        other.write(30).unwrap();
+        mark().write(30).unwrap();
         assert_eq!((mark().read(), shm.exists()), (Told { up_to: 30, not_stored: false }, false));
         // What is no note of ours, or a way to another file.
         std::os::unix::fs::symlink(&mark().path, &shm).unwrap();
