@@ -15,8 +15,8 @@ use crate::{
     store::zigzag,
 };
 
-/// Without a status it is no probe: those behind it that have a stamp of the kernel's have one of
-/// the network interface's instead, T1 and T4 each where its flag is set.
+/// An octet without a status is no probe: for those behind it, the flags of the kernel's stamps stand
+/// for stamps of the network interface, T1 and T4 each where this octet has its flag.
 const STATUS: u8 = 0b0000_0011;
 const OTHER_TEST: u8 = 0b0000_0100;
 const OTHER_SEQUENCE: u8 = 0b0000_1000;

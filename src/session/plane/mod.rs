@@ -29,8 +29,9 @@ pub(super) trait Endpoint: Send + 'static {
     /// What it can be told.
     type Command: Send + 'static;
 
-    /// For so long packets may lie in the sockets of its thread before they are taken: whoever
-    /// needs no more than their stamps spares a wake-up for each. 0 where somebody waits.
+    /// For so long packets may lie in the sockets of its thread before they are taken, and once more
+    /// so long where something is due then: whoever needs no more than their stamps spares a wake-up
+    /// for each. 0 where somebody waits.
     const PATIENCE_NS: u64;
 
     /// Its socket, while it has one.
