@@ -17,6 +17,7 @@ use super::{
     engine::Engine,
     last_good::LastGood,
     revisions::{Revisions, Step},
+    room,
 };
 use crate::proto;
 
@@ -356,7 +357,7 @@ impl ConfigStore {
         stored: &StoredRevision,
         last: Step,
     ) -> Result<(), StoreError> {
-        super::check_room(&self.directory)?;
+        room::check(&self.directory)?;
         self.with_database(|database, current| {
             if let Err(error) = database.commit(revision, stored, last) {
                 // The disk may or may not name the new revision now; make it the old one again.

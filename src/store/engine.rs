@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{SCHEMA, StoreError};
+use super::{SCHEMA, StoreError, room};
 
 /// How often sled's own flusher runs; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
@@ -47,12 +47,14 @@ impl Engine {
         }
     }
 
-    /// Puts a damaged database aside and begins a new one.
+    /// Puts a damaged database aside and begins a new one. Where there is no room for that nothing is
+    /// touched: it may be the room that was missing.
     pub(super) fn open_anew(
         path: &Path,
         cache_octets: u64,
         error: &StoreError,
     ) -> Result<Self, StoreError> {
+        room::check(path.parent().unwrap_or(path))?;
         let aside = quarantine(path)?;
         let kept = aside.display();
         tracing::error!(%error, %kept, "database was damaged; a new one is begun");
@@ -63,6 +65,9 @@ impl Engine {
     /// Opens a database as it is; one that is damaged is left alone.
     pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         let existed = path.join("db").exists();
+        if !existed {
+            room::check(path.parent().unwrap_or(path))?;
+        }
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(cache_octets)

@@ -19,6 +19,7 @@ mod pages;
 mod results;
 mod retention;
 mod revisions;
+mod room;
 mod trim;
 mod window;
 mod windows;
@@ -87,7 +88,7 @@ pub enum StoreError {
     #[error("stored {0} is damaged")]
     Damaged(&'static str),
     /// No room on the disk.
-    #[error("state directory {} has {free} octets free; {} are needed", .path.display(), writer::RESERVE_OCTETS)]
+    #[error("state directory {} has {free} octets free; {} are needed", .path.display(), room::RESERVE_OCTETS)]
     Full {
         /// Which.
         path: PathBuf,
@@ -137,7 +138,6 @@ impl StateDirectory {
             .write(true)
             .open(path.join(LOCK_FILE))
             .map_err(failed)?;
-        check_room(path)?;
         let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
         // An agent that was killed holds it until the last of its threads is gone.
         for _ in 0..LOCK_TRIES {
@@ -152,6 +152,7 @@ impl StateDirectory {
         match locked {
             Ok(lock) => {
                 maintenance::settle(path).map_err(failed)?;
+                room::prepare(path);
                 Ok(Self { path: path.to_owned(), _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
@@ -162,15 +163,5 @@ impl StateDirectory {
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-}
-
-/// An error where the disk has too little room to write a database safely.
-fn check_room(path: &Path) -> Result<(), StoreError> {
-    match writer::free_octets(path) {
-        Some(free) if free < writer::RESERVE_OCTETS => {
-            Err(StoreError::Full { path: path.to_owned(), free })
-        }
-        _ => Ok(()),
     }
 }

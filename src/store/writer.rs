@@ -14,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::statvfs::statvfs;
 use tokio::sync::{oneshot, watch};
 
 use super::{
@@ -23,6 +22,7 @@ use super::{
     high_water::HighWater,
     results::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
     retention::Retention,
+    room::{RESERVE_OCTETS, free_octets},
     windows::{WindowList, Windows},
 };
 use crate::{
@@ -39,9 +39,6 @@ const RETENTION_EVERY_NS: u64 = 1_000_000_000;
 const TRIM_EVERY_NS: u64 = 100_000_000;
 /// How often a database that failed is opened anew.
 const OPEN_AGAIN_NS: u64 = 2_000_000_000;
-/// Free octets on the disk below which nothing is written: a database that hits the end of the
-/// disk is worse than one that misses records.
-pub(super) const RESERVE_OCTETS: u64 = 16 << 20;
 
 /// What the store holds and how it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -429,10 +426,4 @@ const FULL: &str = "the disk is full";
 
 fn full(free: u64) -> String {
     format!("{FULL}: {free} octets free, {RESERVE_OCTETS} needed; results are not stored")
-}
-
-/// Free octets for this user; `None` where the system does not tell.
-pub(super) fn free_octets(path: &std::path::Path) -> Option<u64> {
-    let figures = statvfs(path).ok()?;
-    Some(figures.blocks_available() as u64 * figures.fragment_size() as u64)
 }

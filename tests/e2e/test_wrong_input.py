@@ -1,5 +1,6 @@
 """Wrong input of every kind: a clear answer, and nothing stored is lost."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 
 import grpc
 import harness
-from harness import client, connection, server, session, sh
+from harness import client, connection, server, session, sh, tests
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -236,8 +237,8 @@ class StateDirectory(harness.Case):
         for word in words:
             self.assertIn(word, done.stderr)
 
-    def mount(self, options):
-        directory = os.path.join(self.directory, "mounted")
+    def mount(self, options, name="mounted"):
+        directory = os.path.join(self.directory, name)
         os.mkdir(directory)
         sh("mount", "-t", "tmpfs", "-o", options, "tmpfs", directory)
         self.stack.callback(sh, "umount", "-l", directory, check=False)
@@ -251,6 +252,75 @@ class StateDirectory(harness.Case):
         directory = self.mount("size=2m")
         self.refused(directory, directory, "octets free")
 
+    def fill(self, directory):
+        """To the last octet; the file that does it."""
+        filler = os.path.join(directory, "filler")
+        with open(filler, "wb", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\0" * 4096)
+        self.assertEqual(os.statvfs(directory).f_bavail, 0)
+        return filler
+
+    def test_a_start_on_a_full_disk_goes_on_measuring(self):
+        for kill in (True, False):
+            with self.subTest(kill=kill):
+                self.start_on_a_full_disk(kill)
+
+    def start_on_a_full_disk(self, kill):
+        directory = self.mount("size=64m", f"mounted-{kill}")
+        agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
+        agent.log_path = os.path.join(self.directory, "log")
+        agent.start()
+        self.agents.append(agent)
+        self.stack.callback(agent.stop)
+        api = agent.client()
+        port = harness.free_port()
+        one = connection("c1", "127.0.0.1", destination_port=port, test_interval="1s")
+        api.apply({"server": server(port=port), "client": client(one)})
+        self.wait_for(lambda: tests(api.records(), "c1", "COMPLETE"))
+        told = int(api.records()[-1]["cursor"])
+        agent_id = api.call("AgentService", "GetAgent")["agent_id"]
+        agent.kill() if kill else agent.stop()
+        filler = self.fill(directory)
+        agent.start()
+        api = agent.client()
+        found = api.call("AgentService", "GetAgent")
+        self.assertEqual(found["agent_id"], agent_id)
+        self.assertEqual(found["applied_revision"], "1")
+        store = self.wait_for(lambda: (s := api.call("AgentService", "GetAgent")["store"])
+                              and not s["healthy"] and s)
+        self.assertIn("disk is full", store["detail"])
+        done = lambda: tests(  # noqa: E731
+            [r for r in api.records() if int(r["cursor"]) > told], "c1", "COMPLETE"
+        )
+        self.wait_for(done)
+        os.remove(filler)
+        self.wait_for(lambda: api.call("AgentService", "GetAgent")["store"]["healthy"])
+        api.apply({"server": server(port=port), "client": client({**one, "description": "there is room"})})
+        agent.stop()
+
+    def test_what_is_damaged_stays_where_it_is_on_a_full_disk(self):
+        directory = self.mount("size=64m")
+        agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
+        agent.log_path = os.path.join(self.directory, "log")
+        agent.start()
+        self.agents.append(agent)
+        self.stack.callback(agent.stop)
+        agent.client().apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
+        agent.kill()
+        state = agent.directory
+        with open(os.path.join(state, "config.sled", "db"), "r+b") as file:
+            file.write(b"\xff" * (1 << 16))
+        filler = self.fill(directory)
+        self.refused(state, state, "octets free")
+        self.assertFalse(os.path.exists(os.path.join(state, "config.damaged")))
+        os.remove(filler)
+        agent.start()
+        config = agent.client().call("ConfigService", "GetConfig")["config"]
+        self.assertEqual(len(config["client"]["control_connections"]), 1)
+        self.assertTrue(os.path.exists(os.path.join(state, "config.damaged")))
+
     def test_full_while_it_runs(self):
         directory = self.mount("size=64m")
         agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
@@ -261,14 +331,7 @@ class StateDirectory(harness.Case):
         api = agent.client()
         one = {"client": client(connection("c1", "127.0.0.1", inactive=True))}
         api.apply(one)
-        filler = os.path.join(directory, "filler")
-        with open(filler, "wb") as file:
-            try:
-                while True:
-                    file.write(b"\0" * (1 << 20))
-                    file.flush()
-            except OSError:
-                pass
+        filler = self.fill(directory)
         code, message, _ = api.refused({"client": client()})
         self.assertEqual(code, grpc.StatusCode.UNAVAILABLE)
         self.assertIn("octets free", message)
