@@ -20,6 +20,13 @@ use crate::proto::{self, DESCRIPTORS};
 #[error("{0}")]
 pub struct DocumentError(String);
 
+impl DocumentError {
+    /// There is nothing.
+    pub(crate) fn empty() -> Self {
+        Self("there is nothing in it; to remove everything say {}".into())
+    }
+}
+
 /// Reads a configuration in YAML or JSON.
 pub fn read_config(text: &str) -> Result<proto::AgentConfig, DocumentError> {
     let deserializer = serde_yaml_ng::Deserializer::from_str(text);

@@ -18,6 +18,7 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/twamp-agent";
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Where configuration and results are kept.
+    #[serde(deserialize_with = "directory")]
     pub state_dir: PathBuf,
     /// Where and how the API is offered.
     pub api: ApiSettings,
@@ -43,7 +44,8 @@ pub struct ThreadSettings {
     /// Priority of SCHED_FIFO, 1 to 99; 0 for the ordinary scheduler.
     #[serde(deserialize_with = "priority")]
     pub realtime_priority: u8,
-    /// Microseconds of SO_BUSY_POLL on their sockets; 0 for none.
+    /// Microseconds of SO_BUSY_POLL on their sockets, 0 to 1,000,000; 0 for none.
+    #[serde(deserialize_with = "busy_poll")]
     pub busy_poll_us: u32,
     /// Microseconds for which they stay awake before a probe is due, 0 to 1000.
     #[serde(deserialize_with = "awake")]
@@ -55,6 +57,7 @@ const MOST_BY_DEFAULT: usize = 16;
 const MOST_THREADS: usize = 64;
 /// More would be a thread that never sleeps.
 const LONGEST_AWAKE_US: u32 = 1_000;
+const LONGEST_BUSY_US: u32 = 1_000_000;
 
 fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     let threads = usize::deserialize(deserializer)?;
@@ -78,6 +81,22 @@ fn awake<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
         return Ok(microseconds);
     }
     Err(D::Error::custom(format!("awake_us {microseconds}: it is from 0 to {LONGEST_AWAKE_US}")))
+}
+
+fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let microseconds = u32::deserialize(deserializer)?;
+    if microseconds <= LONGEST_BUSY_US {
+        return Ok(microseconds);
+    }
+    Err(D::Error::custom(format!("busy_poll_us {microseconds}: it is from 0 to {LONGEST_BUSY_US}")))
+}
+
+fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.as_os_str().is_empty() {
+        return Err(D::Error::custom("it is empty: name a directory, as /var/lib/twamp-agent"));
+    }
+    Ok(path)
 }
 
 impl ThreadSettings {
@@ -198,6 +217,8 @@ mod tests {
             ("[senders]\nrealtime_priority = 100\n", "from 1 to 99"),
             ("[senders]\ncpus = [-1]\n", "-1"),
             ("[senders]\nawake_us = 1001\n", "from 0 to 1000"),
+            ("[senders]\nbusy_poll_us = 1000001\n", "from 0 to 1000000"),
+            ("\nstate_dir = \"\"\n", "name a directory"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("line 2"), "{error}");

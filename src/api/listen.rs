@@ -87,6 +87,9 @@ pub enum ListenError {
          settings, listen on a loopback address, or say allow_remote_without_tls = true"
     )]
     RemoteWithoutTls(SocketAddr),
+    /// Nobody could command the agent.
+    #[error("API: neither [api] listen nor unix_socket names a place to listen on")]
+    Nowhere,
     /// The PEM files.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -113,6 +116,9 @@ impl Drop for SocketFile {
 impl ApiListener {
     /// Opens all sockets.
     pub async fn open(settings: &ApiSettings) -> Result<Self, ListenError> {
+        if settings.listen.is_empty() && settings.unix_socket.is_none() {
+            return Err(ListenError::Nowhere);
+        }
         let mut tcp = Vec::new();
         for address in &settings.listen {
             let open_to_others = !address.ip().to_canonical().is_loopback();

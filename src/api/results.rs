@@ -31,6 +31,7 @@ impl ResultsService for Context {
         request: Request<GetStatisticsRequest>,
     ) -> Result<Response<GetStatisticsResponse>, Status> {
         let request = request.into_inner();
+        self.check_names(&request.connections)?;
         let mut query = query(request.connections, request.sessions);
         for number in request.scopes {
             match StatisticsScope::try_from(number) {
@@ -49,6 +50,9 @@ impl ResultsService for Context {
             let connections: Vec<String> = query.connections.iter().cloned().collect();
             let mut current = self.control.clients().current_tests(&connections).await;
             current.retain(|entry| query.wants(&entry.connection, &entry.session));
+            for entry in &mut current {
+                entry.epoch = self.results.epoch(&entry.connection, &entry.session);
+            }
             statistics.extend(current);
         }
         if !request.histograms {
@@ -68,6 +72,7 @@ impl ResultsService for Context {
         request: Request<ClearStatisticsRequest>,
     ) -> Result<Response<ClearStatisticsResponse>, Status> {
         let request = request.into_inner();
+        self.check_names(&request.connections)?;
         let query = query(request.connections, request.sessions);
         let cleared = self.results.clear_statistics(&query, clock::unix()).await;
         match cleared.map_err(error::store)? {
@@ -90,6 +95,7 @@ impl ResultsService for Context {
                 return Err(error::invalid("page_size", format!("{size} is not in {words}")));
             }
         };
+        self.check_cursor(request.after_cursor)?;
         let page =
             page(&self.results, &filter, request.after_cursor, limit as usize, request.latest)
                 .await
@@ -111,6 +117,9 @@ impl ResultsService for Context {
         let request = request.into_inner();
         let filter = filter(request.filter)?;
         let start = start(request.from)?;
+        if let Start::After(cursor) = start {
+            self.check_cursor(cursor)?;
+        }
         let heartbeat = heartbeat(request.heartbeat_interval)?;
         let reader = Reader::open(self.results.clone(), filter, start, heartbeat)
             .await
@@ -136,8 +145,7 @@ impl ResultsService for Context {
         }
         let newest = self.results.state().borrow().newest;
         if cursor > newest {
-            let why = format!("{cursor} is newer than the newest record, {newest}");
-            return Err(error::invalid("cursor", why));
+            return Err(error::invalid("cursor", beyond(cursor, newest)));
         }
         let cursor = self.results.acknowledge(&consumer, cursor).await.map_err(error::store)?;
         let consumer = Consumer { name: consumer, cursor, lag: newest - cursor.min(newest) };
@@ -167,6 +175,33 @@ impl ResultsService for Context {
         } else {
             Err(Status::not_found(format!("no consumer is named {name:?}")))
         }
+    }
+}
+
+fn beyond(cursor: u64, newest: u64) -> String {
+    format!("{cursor} is newer than the newest record, {newest}")
+}
+
+impl Context {
+    /// A cursor that was never given out is one of another agent, or of this one before its state was
+    /// removed.
+    fn check_cursor(&self, cursor: u64) -> Result<(), Status> {
+        let newest = self.results.state().borrow().newest;
+        if cursor <= newest {
+            return Ok(());
+        }
+        let agent = self.results.agent_id();
+        let why = format!(
+            "{} of agent {agent}: begin with the earliest, if it is of another agent or of an earlier state",
+            beyond(cursor, newest)
+        );
+        Err(error::invalid("after_cursor", why))
+    }
+
+    /// All of them are names of connections.
+    fn check_names(&self, names: &[String]) -> Result<(), Status> {
+        let known = self.control.check_names(names);
+        known.map_err(|error| error::by_hand(&error))
     }
 }
 

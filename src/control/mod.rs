@@ -281,6 +281,16 @@ impl Control {
         self.store.damage()
     }
 
+    /// An error where one of the names is that of no connection.
+    pub fn check_names(&self, names: &[String]) -> Result<(), ByHandError> {
+        let committed = self.committed.borrow();
+        let known = &committed.config.connections;
+        match names.iter().find(|name| !known.contains_key(*name)) {
+            Some(unknown) => Err(ByHandError::Unknown(unknown.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// The committed revision.
     pub fn committed_revision(&self) -> u64 {
         self.committed.borrow().revision

@@ -12,7 +12,7 @@ use super::{
     words::{short, time},
 };
 use crate::{
-    document::{Fields, differences, read_config, to_value},
+    document::{DocumentError, Fields, differences, read_config, to_value},
     proto::{
         AgentConfig, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, Change, ChangeKind,
         ConfirmConfigRequest, FieldChange, GetConfigRequest, GetConfigResponse,
@@ -47,8 +47,8 @@ pub enum ConfigurationCommand {
     /// Make a kept revision the configuration again
     Rollback {
         /// The revision; the one before the current one by default
-        #[arg(default_value_t = 0, hide_default_value = true)]
-        revision: u64,
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        revision: Option<u64>,
         /// How it is made
         #[command(flatten)]
         options: ChangeOptions,
@@ -121,7 +121,7 @@ pub(super) async fn run(
         }
         ConfigurationCommand::Rollback { revision, options } => {
             let request = RollbackConfigRequest {
-                revision,
+                revision: revision.unwrap_or_default(),
                 expected_revision: options.expect,
                 validate_only: options.dry_run,
                 comment: options.comment,
@@ -158,7 +158,11 @@ fn mode(merge: bool) -> ApplyMode {
 }
 
 fn document(file: &Path) -> Result<AgentConfig, CtlError> {
-    read_config(&read(file)?).map_err(|error| CtlError::Document(file.display().to_string(), error))
+    let text = read(file)?;
+    // A file that was cut off is no wish to remove everything.
+    let config =
+        if text.trim().is_empty() { Err(DocumentError::empty()) } else { read_config(&text) };
+    config.map_err(|error| CtlError::Document(file.display().to_string(), error))
 }
 
 /// What a revision changed, or what lies between two.

@@ -57,6 +57,8 @@ pub struct Keepalive {
 pub struct ControlConnection {
     /// Unique name.
     pub name: String,
+    /// For people.
+    pub description: String,
     /// Carried by every record.
     pub labels: BTreeMap<String, String>,
     /// Configured but not run.
@@ -109,6 +111,8 @@ pub struct ControlConnection {
     pub moving_average_size: usize,
     /// Where results are kept.
     pub results: ResultKeeping,
+    /// Results that are kept in memory where they are not stored.
+    pub history_size: usize,
     /// How long records are kept, where that is less than others are.
     pub retention_age_ns: Option<u64>,
 }

@@ -1,5 +1,7 @@
 //! What lies between two configurations, and what running measurements see of it.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::{AgentConfig, ControlConnection, ControlType, ServerConfig, TestSession};
@@ -43,7 +45,10 @@ pub fn changes(
                 let sessions = match effect {
                     ChangeEffect::Sessions => touched_sessions(before, connection),
                     ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
-                        connection.sessions.iter().map(|session| session.name.clone()).collect()
+                        // Those that are no more are stopped with the others.
+                        let all = before.sessions.iter().chain(&connection.sessions);
+                        let names: BTreeSet<_> = all.map(|session| session.name.clone()).collect();
+                        names.into_iter().collect()
                     }
                     ChangeEffect::Unspecified
                     | ChangeEffect::Live
@@ -102,7 +107,7 @@ pub fn connection_effect(
         (false, false) => {}
     }
     match standing {
-        Standing::Stopped if new.manual_start => return ChangeEffect::Live,
+        Standing::Stopped | Standing::Completed if new.manual_start => return ChangeEffect::Live,
         Standing::Completed if old.test_count == new.test_count => return ChangeEffect::Live,
         Standing::Stopped | Standing::Completed => return ChangeEffect::Start,
         Standing::Down | Standing::Together | Standing::OneByOne => {}

@@ -1,6 +1,9 @@
 //! The checked configuration of the server role.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt::{self, Display, Formatter},
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 
@@ -85,6 +88,26 @@ impl ServerConfig {
         sockets.sort_unstable();
         sockets.dedup();
         sockets
+    }
+}
+
+impl UdpListen {
+    /// Whether a host gives a program one of them alone: they are not the same, and packets to one
+    /// would be packets to the other.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.address, other.address);
+        let any = a.ip().is_unspecified() || b.ip().is_unspecified() || a.ip() == b.ip();
+        let same_place = self.interface.is_none()
+            || other.interface.is_none()
+            || self.interface == other.interface;
+        self != other && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && any && same_place
+    }
+}
+
+impl Display for UdpListen {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        self.interface.iter().try_for_each(|interface| write!(f, " on {interface}"))
     }
 }
 

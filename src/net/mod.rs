@@ -10,6 +10,7 @@ mod poll;
 mod probe_bind;
 pub mod random;
 pub mod resolve;
+mod route;
 pub mod tcp;
 mod tcp_facts;
 mod thread;
@@ -21,6 +22,7 @@ pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;
 pub use poll::{Bell, Poller};
 pub use probe_bind::{ResourceRefusal, check_resources};
+pub use route::check_route;
 pub use tcp_facts::TcpDirectory;
 pub use thread::{ThreadPlace, take_place};
 pub use udp::{

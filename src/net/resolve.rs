@@ -62,8 +62,8 @@ pub async fn addresses(
         }
     };
     let fits = |address: &IpAddr| family.is_none_or(|f| f.is_ipv4() == address.is_ipv4());
-    let fitting: Vec<SocketAddr> =
-        found.into_iter().filter(fits).map(|ip| SocketAddr::new(ip, port)).collect();
+    let fitting = found.into_iter().filter(fits).map(|ip| SocketAddr::new(ip, port));
+    let fitting = interleaved(fitting.collect());
     if fitting.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
@@ -128,6 +128,16 @@ async fn either(
     }
 }
 
+/// One of each family in turn, beginning with the first (RFC 8305 §4).
+fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let begins = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, other): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == begins);
+    let longer = first.len().max(other.len());
+    let pair = |index: usize| [first.get(index), other.get(index)];
+    (0..longer).flat_map(pair).flatten().copied().collect()
+}
+
 fn has_some(answer: &io::Result<Vec<IpAddr>>) -> bool {
     answer.as_ref().is_ok_and(|addresses| !addresses.is_empty())
 }
@@ -177,6 +187,18 @@ mod tests {
         assert!(either(silent(), nothing()).await.is_err(), "nothing is no answer");
         assert_eq!(either(nothing(), answers()).await.unwrap(), [address]);
         assert_eq!(either(answers(), answers()).await.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 1)).collect()
+        };
+        let given = parse(&["::1", "::2", "::3", "192.0.2.1", "192.0.2.2"]);
+        let wanted = parse(&["::1", "192.0.2.1", "::2", "192.0.2.2", "::3"]);
+        assert_eq!(interleaved(given), wanted);
+        assert_eq!(interleaved(parse(&["192.0.2.1"])), parse(&["192.0.2.1"]));
+        assert_eq!(interleaved(Vec::new()), []);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! What a thread asks of the kernel for itself.
 
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::prctl,
     unistd::Pid,
 };
@@ -30,8 +30,18 @@ pub fn take_place(place: &ThreadPlace) -> Vec<String> {
                 refused.push(format!("CPU {cpu} is beyond what this system can name"));
             }
         }
-        if let Err(error) = sched_setaffinity(Pid::from_raw(0), &set) {
-            refused.push(format!("CPUs {:?}: {}", place.cpus, error.desc()));
+        let this = Pid::from_raw(0);
+        match sched_setaffinity(this, &set).and_then(|()| sched_getaffinity(this)) {
+            Err(error) => refused.push(format!("CPUs {:?}: {}", place.cpus, error.desc())),
+            // The kernel leaves out without a word what is not there, or not for this process.
+            Ok(given) => {
+                let missing = |cpu: &&usize| !given.is_set(**cpu).unwrap_or(false);
+                let missing: Vec<_> = place.cpus.iter().filter(missing).collect();
+                if !missing.is_empty() {
+                    refused
+                        .push(format!("CPUs {missing:?} are not there, or not for this process"));
+                }
+            }
         }
     }
     // Timers of an ordinary thread may ring this much later, so that others ring with them.

@@ -238,8 +238,15 @@ impl Results {
             let subject = Subject::new(connection, session, (*plan.labels).clone(), plan.keeping);
             self.event(subject, event, time);
         }
+        // The events take the way of all others: who is answered finds them, also after a kill.
+        self.reports.settle().await;
         self.log.store.flush().await?;
         Ok(cleared.len())
+    }
+
+    /// How often the statistics of a session were begun anew.
+    pub fn epoch(&self, connection: &str, session: &str) -> u64 {
+        self.log.fold().epoch(&(connection.to_owned(), session.to_owned()))
     }
 
     /// What happened at this time makes intervals other than whole.

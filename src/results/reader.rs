@@ -155,7 +155,7 @@ impl Reader {
         if !self.opened {
             self.opened = true;
             let earliest = self.state.borrow().earliest;
-            let first = self.position + 1;
+            let first = self.position.saturating_add(1);
             let first = if self.gaps_count { first } else { first.max(earliest) };
             return Ok(StreamItem::Opening(first));
         }

@@ -2,7 +2,7 @@
 //! neither a lock of the statistics nor the store holds up a probe.
 
 use std::{
-    io,
+    io, iter,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
@@ -12,6 +12,8 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
+
+use tokio::sync::oneshot;
 
 use super::{Subject, log::Log};
 use crate::{
@@ -44,10 +46,19 @@ pub(super) enum Told {
     Minute(u64, Box<Figures>),
 }
 
+/// What is in the queue.
+#[derive(Debug)]
+enum Item {
+    Report(Report),
+    /// To be told when all before it is in the log.
+    Barrier(oneshot::Sender<()>),
+    End,
+}
+
 /// The queue with its thread.
 #[derive(Debug)]
 pub(super) struct Reports {
-    queue: SyncSender<Option<Report>>,
+    queue: SyncSender<Item>,
     thread: Mutex<Option<JoinHandle<()>>>,
     dropped: AtomicU64,
 }
@@ -64,9 +75,17 @@ impl Reports {
     /// Never waits.
     pub(super) fn send(&self, report: Report) {
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.queue.try_send(Some(report))
+            self.queue.try_send(Item::Report(report))
         {
             self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Waits until all that was reported so far is in the log or, where the queue is full, not at all.
+    pub(super) async fn settle(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.queue.try_send(Item::Barrier(answer)).is_ok() {
+            let _ = answered.await;
         }
     }
 
@@ -79,7 +98,7 @@ impl Reports {
     pub(super) fn end(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            let _ = self.queue.send(None);
+            let _ = self.queue.send(Item::End);
             if thread.join().is_err() {
                 tracing::error!("the thread of the results failed");
             }
@@ -93,14 +112,13 @@ impl Drop for Reports {
     }
 }
 
-fn run(log: &Log, reports: &Receiver<Option<Report>>) {
-    while let Ok(Some(report)) = reports.recv() {
-        take(log, report);
-        loop {
-            match reports.try_recv() {
-                Ok(Some(report)) => take(log, report),
-                Ok(None) => return,
-                Err(_) => break,
+fn run(log: &Log, reports: &Receiver<Item>) {
+    while let Ok(first) = reports.recv() {
+        for item in iter::once(first).chain(reports.try_iter()) {
+            match item {
+                Item::Report(report) => take(log, report),
+                Item::Barrier(answer) => drop(answer.send(())),
+                Item::End => return,
             }
         }
         // Nobody unparks it.

@@ -1,14 +1,15 @@
 //! What is made of the times in the samples of a test.
 
+use std::collections::VecDeque;
+
 use super::{BUCKETS_OF_A_TEST, Histogram, Moments, Sample};
 use crate::{
     proto::{DelayStats, Figures, TimestampSource},
     time::StampSource,
 };
 
-/// Replies remembered for the variation between neighbours: a reply that comes later than so
-/// many after its neighbour adds none.
-const NEIGHBOURS: usize = 16;
+/// More probes than this are never under way: a sample so far from the others begins anew.
+const FARTHEST: usize = 1 << 20;
 
 /// One quantity.
 #[derive(Clone, Debug, Default)]
@@ -95,7 +96,9 @@ impl Delays {
 /// What is remembered of samples for the variation against the next ones.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Neighbours {
-    latest: Vec<Option<Neighbour>>,
+    /// By sequence number from `first` on, as far as a neighbour may yet come: as much as is under way.
+    latest: VecDeque<Option<Neighbour>>,
+    first: u32,
     previous_rtt_ns: Option<i64>,
     /// Interarrival jitter times 16, as in the sample code of RFC 3550 appendix A.8.
     jitter_16_ns: u64,
@@ -103,7 +106,6 @@ pub(super) struct Neighbours {
 
 #[derive(Clone, Copy, Debug)]
 struct Neighbour {
-    sequence: u32,
     rtt_ns: i64,
     egress_ns: i64,
     ingress_ns: i64,
@@ -111,7 +113,7 @@ struct Neighbour {
 
 impl Neighbours {
     pub(super) fn clear(&mut self) {
-        self.latest.fill(None);
+        self.latest.clear();
         self.previous_rtt_ns = None;
         self.jitter_16_ns = 0;
     }
@@ -128,23 +130,49 @@ impl Neighbours {
             self.jitter_16_ns =
                 (self.jitter_16_ns + distance).saturating_sub((self.jitter_16_ns + 8) >> 4);
         }
-        self.latest.resize(NEIGHBOURS, None);
-        let at = |sequence: u32| sequence as usize % NEIGHBOURS;
         let this = Neighbour {
-            sequence: sample.sequence,
             rtt_ns: sample.rtt_ns,
             egress_ns: sample.egress_ns,
             ingress_ns: sample.ingress_ns,
         };
-        let of = |sequence: u32| self.latest[at(sequence)].filter(|s| s.sequence == sequence);
-        if let Some(earlier) = of(sample.sequence.wrapping_sub(1)) {
+        let index = self.make_room(sample.sequence);
+        let of = |index: usize| self.latest.get(index).copied().flatten();
+        if let Some(earlier) = index.checked_sub(1).and_then(of) {
             pair(&earlier, &this);
         }
-        if let Some(later) = of(sample.sequence.wrapping_add(1)) {
+        if let Some(later) = of(index + 1) {
             pair(&this, &later);
         }
-        self.latest[at(sample.sequence)] = Some(this);
+        self.latest[index] = Some(this);
+        // Those whose later neighbour cannot come any more; the earlier one could not, either.
+        while self.latest.len() > 1 && before(self.first.wrapping_add(1), sample.first_open) {
+            self.latest.pop_front();
+            self.first = self.first.wrapping_add(1);
+        }
     }
+
+    /// Where the sample of a probe goes.
+    fn make_room(&mut self, sequence: u32) -> usize {
+        let distance = i64::from(sequence.wrapping_sub(self.first) as i32);
+        if self.latest.is_empty() || distance.unsigned_abs() as usize > FARTHEST {
+            self.latest.clear();
+            self.first = sequence;
+        }
+        while before(sequence, self.first) {
+            self.latest.push_front(None);
+            self.first = self.first.wrapping_sub(1);
+        }
+        let index = sequence.wrapping_sub(self.first) as usize;
+        if index >= self.latest.len() {
+            self.latest.resize(index + 1, None);
+        }
+        index
+    }
+}
+
+/// Whether a sequence number is before another one.
+fn before(sequence: u32, other: u32) -> bool {
+    (sequence.wrapping_sub(other) as i32) < 0
 }
 
 /// Where T1 and T4 are from; the nearer to the wire, the better.
@@ -165,5 +193,51 @@ impl StampSources {
         };
         figures.transmit_stamp = source(|sources| sources.transmit).into();
         figures.receive_stamp = source(|sources| sources.receive).into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jitter_of(samples: &[(u32, i64, u32)]) -> (u64, i64, i64) {
+        let (mut neighbours, mut differences) = (Neighbours::default(), Vec::new());
+        for (sequence, rtt_ns, first_open) in samples {
+            let (sequence, rtt_ns, first_open) = (*sequence, *rtt_ns, *first_open);
+            let sample = Sample { sequence, rtt_ns, first_open, ..Sample::default() };
+            neighbours.pairs(&sample, |earlier, later| {
+                differences.push(later.rtt_ns - earlier.rtt_ns);
+            });
+        }
+        let bound = |of: fn(&[i64]) -> Option<i64>| of(&differences).unwrap_or_default();
+        let least = bound(|all| all.iter().copied().min());
+        let most = bound(|all| all.iter().copied().max());
+        assert!(neighbours.latest.len() <= samples.len());
+        (differences.len() as u64, least, most)
+    }
+
+    #[test]
+    fn a_neighbour_that_comes_long_after_the_others_counts() {
+        // Probe 1 is answered when a thousand behind it are.
+        let mut samples = vec![(0, 10, 1)];
+        samples.extend((2..1_000).map(|sequence| (sequence, 10, 1)));
+        samples.push((1, 1_000, 1_000));
+        samples.push((1_000, 10, 1_001));
+        assert_eq!(jitter_of(&samples), (1_000, -990, 990));
+    }
+
+    #[test]
+    fn lost_probes_have_no_neighbours_and_cost_no_memory() {
+        let mut neighbours = Neighbours::default();
+        let mut pairs = 0;
+        // Every second one is lost, and numbers begin anew at the end of their range.
+        for step in 0..10_000u32 {
+            let sequence = (u32::MAX - 9_999).wrapping_add(step * 2);
+            let first_open = sequence.wrapping_add(1);
+            let sample = Sample { sequence, first_open, ..Sample::default() };
+            neighbours.pairs(&sample, |_, _| pairs += 1);
+            assert!(neighbours.latest.len() <= 3, "{}", neighbours.latest.len());
+        }
+        assert_eq!(pairs, 0);
     }
 }

@@ -12,23 +12,50 @@ pub struct Attribution {
     pub unattributed: u64,
 }
 
-/// Settles losses in blocks: from one reply behind which everything is settled to the next where
-/// the counts of probes and of replies agree. Fates must come in the order of the probes.
+/// Replies for which a path that duplicated a probe, or had one overtaken, is taken to do so again.
+const REMEMBERED: u32 = 100;
+
+/// Settles losses in blocks, from one cut to the next. A cut is a reply behind which no reply of a
+/// lower number can come, and before which none of a higher one came: there, the counts of probes and
+/// of replies agree. Fates must come in the order of the probes.
 #[derive(Clone, Debug)]
 pub struct LossDirection {
     /// Whether the reflector counts by itself; `None` while that cannot be told.
     counts: Option<bool>,
-    /// Highest reply number of the settled part.
+    /// Reply number of the latest cut.
     anchor: i64,
-    /// Highest reply number of the open block.
+    /// Highest reply number so far.
     highest: i64,
-    /// Replies of the open block.
-    received: i64,
-    /// Losses of the open block in the present test.
-    lost: i64,
-    /// Losses of the open block in tests before it: reported there as unattributed.
-    lost_before: i64,
+    /// What came behind the latest cut.
+    open: Block,
+    /// What will be the next cut, unless a lower number comes.
+    next: Option<Cut>,
+    /// For how many replies to come a missing number may be that of a duplicate.
+    duplicating: u32,
+    /// For how many replies to come probes may be overtaken.
+    overtaking: u32,
     settled: Attribution,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Block {
+    /// Numbers of replies that came.
+    received: i64,
+    /// Losses in the present test.
+    lost: i64,
+    /// Losses in tests before it: reported there as unattributed.
+    lost_before: i64,
+    /// Losses whose reply came after all, too late.
+    late: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    number: i64,
+    /// Only probes up to this one can have a lower number.
+    until: u32,
+    /// What is before it.
+    block: Block,
 }
 
 impl LossDirection {
@@ -39,9 +66,10 @@ impl LossDirection {
             counts: reflector_counts.then_some(true),
             anchor: -1,
             highest: -1,
-            received: 0,
-            lost: 0,
-            lost_before: 0,
+            open: Block::default(),
+            next: None,
+            duplicating: 0,
+            overtaking: 0,
             settled: Attribution::default(),
         }
     }
@@ -51,75 +79,127 @@ impl LossDirection {
         self.counts == Some(true)
     }
 
-    /// The next probe was answered by the reply `reflector_sequence`.
-    pub fn received(&mut self, sender_sequence: u32, reflector_sequence: u32) {
+    /// The next probe was answered by the reply `reflector_sequence`, which came when `latest` was the
+    /// latest probe that had been sent.
+    pub fn received(&mut self, sender_sequence: u32, reflector_sequence: u32, latest: u32) {
         if sender_sequence != reflector_sequence {
             // A reflector that only copies would have the same number.
             self.counts = Some(true);
         }
         let number = i64::from(reflector_sequence);
         if number <= self.anchor {
-            self.restarted(number);
-            return;
+            return self.restarted(number);
         }
-        self.highest = self.highest.max(number);
-        self.received += 1;
-        self.settle();
+        self.next = self.next.filter(|next| next.number < number);
+        self.duplicating = self.duplicating.saturating_sub(1);
+        self.overtaking = self.overtaking.saturating_sub(1);
+        // Before this one is in it.
+        self.settle(sender_sequence.wrapping_sub(1));
+        self.open.received += 1;
+        if number > self.highest {
+            self.highest = number;
+            let cut = Cut { number, until: latest, block: self.open };
+            self.next.get_or_insert(cut);
+        } else {
+            self.overtaking = REMEMBERED;
+        }
+        self.settle(sender_sequence);
+    }
+
+    /// The next probe was lost.
+    pub fn lost(&mut self, sender_sequence: u32) {
+        self.open.lost += 1;
+        self.settle(sender_sequence);
     }
 
     /// A second reply of another number: the probe was duplicated on its way to the reflector.
     pub fn duplicated(&mut self, reflector_sequence: u32) {
-        let number = i64::from(reflector_sequence);
-        if number > self.anchor {
-            self.highest = self.highest.max(number);
-            self.received += 1;
-            self.settle();
-        }
+        self.duplicating = REMEMBERED;
+        self.came(reflector_sequence, |_| {});
     }
 
-    /// The next probe was lost.
-    pub fn lost(&mut self) {
-        self.lost += 1;
+    /// A reply to a probe that is lost: on neither way, and too late.
+    pub fn late(&mut self, reflector_sequence: u32) {
+        self.came(reflector_sequence, |block| block.late += 1);
+    }
+
+    /// A number that need not come in the order of the probes.
+    fn came(&mut self, number: u32, count: impl Fn(&mut Block)) {
+        let number = i64::from(number);
+        if number <= self.anchor {
+            // It was taken for a loss on the way back.
+            let wrong = self.settled.ingress.min(1);
+            self.settled.ingress -= wrong;
+            self.settled.unattributed += wrong;
+            return;
+        }
+        self.highest = self.highest.max(number);
+        let before_cut = self.next.as_mut().filter(|next| number < next.number);
+        for block in before_cut.map(|next| &mut next.block).into_iter().chain([&mut self.open]) {
+            block.received += 1;
+            count(block);
+        }
     }
 
     /// Ends a test: what is not settled stays unattributed in it.
     pub fn end_test(&mut self) -> Attribution {
+        if self.overtaking == 0 {
+            self.cut(|_| true);
+        }
         let mut settled = std::mem::take(&mut self.settled);
-        settled.unattributed += self.lost as u64;
-        self.lost_before += std::mem::take(&mut self.lost);
+        settled.unattributed += self.open.lost as u64;
+        for block in
+            self.next.as_mut().map(|next| &mut next.block).into_iter().chain([&mut self.open])
+        {
+            block.lost_before += std::mem::take(&mut block.lost);
+        }
         settled
     }
 
-    /// Closes the block if what is missing from the reply numbers fits the losses.
-    fn settle(&mut self) {
-        let ingress = self.highest - self.anchor - self.received;
-        let lost = self.lost + self.lost_before;
-        if !(0..=lost).contains(&ingress) {
-            return;
-        }
-        let egress = lost - ingress;
-        if self.lost_before == 0 || ingress == 0 || egress == 0 {
-            let (own_egress, own_ingress) = if ingress == 0 {
-                (self.lost, 0)
-            } else {
-                (egress.min(self.lost), ingress.min(self.lost))
-            };
-            self.settled.egress += own_egress as u64;
-            self.settled.ingress += own_ingress as u64;
+    /// All is known of the probes up to this one: closes the block if that makes it certain.
+    fn settle(&mut self, sender_sequence: u32) {
+        self.cut(|cut| sender_sequence.wrapping_sub(cut.until) as i32 >= 0);
+    }
+
+    fn cut(&mut self, is_certain: impl FnOnce(&mut Cut) -> bool) {
+        let Some(Cut { number, block, .. }) = self.next.take_if(is_certain) else { return };
+        let missing = number - self.anchor - block.received;
+        self.place(block, missing);
+        self.anchor = number;
+        let open = &mut self.open;
+        open.received -= block.received;
+        open.lost -= block.lost;
+        open.lost_before -= block.lost_before;
+        open.late -= block.late;
+    }
+
+    /// Places the losses of a block by the numbers that are missing from it.
+    fn place(&mut self, block: Block, missing: i64) {
+        let late = block.late.min(block.lost);
+        let (own, lost) = (block.lost - late, block.lost + block.lost_before - block.late);
+        let settled = &mut self.settled;
+        settled.unattributed += late as u64;
+        // A reply that is missing may be that to a duplicate.
+        let unclear = !(0..=lost).contains(&missing) || (missing > 0 && self.duplicating > 0);
+        let egress = lost - missing;
+        if unclear || (block.lost_before > 0 && missing > 0 && egress > 0) {
+            // Or both directions and two tests: which loss belongs to which cannot be told.
+            settled.unattributed += own as u64;
+        } else if missing == 0 {
+            settled.egress += own as u64;
         } else {
-            // Both directions and two tests: which loss belongs to which cannot be told.
-            self.settled.unattributed += self.lost as u64;
+            settled.egress += egress.min(own) as u64;
+            settled.ingress += missing.min(own) as u64;
         }
-        (self.anchor, self.received, self.lost, self.lost_before) = (self.highest, 0, 0, 0);
     }
 
     /// A number from before the anchor: a straggler, or a reflector that began again.
     fn restarted(&mut self, number: i64) {
         const STRAGGLERS: i64 = 1_000;
         if number + STRAGGLERS < self.anchor || number == 0 {
-            self.settled.unattributed += self.lost as u64;
+            self.settled.unattributed += self.open.lost as u64;
             (self.anchor, self.highest) = (number, number);
-            (self.received, self.lost, self.lost_before) = (0, 0, 0);
+            (self.open, self.next) = (Block::default(), None);
         }
     }
 }
@@ -133,24 +213,31 @@ mod tests {
         Attribution { egress, ingress, unattributed }
     }
 
+    /// Each probe is decided before the next is sent.
+    fn one_by_one(fates: &[(u32, Option<u32>)]) -> LossDirection {
+        let mut direction = LossDirection::new(true);
+        for (sequence, reply) in fates {
+            match reply {
+                Some(number) => direction.received(*sequence, *number, *sequence),
+                None => direction.lost(*sequence),
+            }
+        }
+        direction
+    }
+
     #[test]
     fn loss_of_each_direction_is_settled_by_the_next_reply() {
-        let mut direction = LossDirection::new(true);
-        direction.received(0, 0);
-        direction.lost(); // probe 1: reached the reflector, which sent reply 1
-        direction.lost(); // probe 2: never reached it
-        direction.received(3, 2);
+        // Probe 1 reached the reflector, which sent reply 1; probe 2 never reached it.
+        let mut direction = one_by_one(&[(0, Some(0)), (1, None), (2, None), (3, Some(2))]);
         assert_eq!(direction.end_test(), attribution(1, 1, 0));
     }
 
     #[test]
     fn loss_behind_the_last_reply_is_unattributed_and_not_counted_again() {
-        let mut direction = LossDirection::new(true);
-        direction.received(0, 0);
-        direction.lost();
+        let mut direction = one_by_one(&[(0, Some(0)), (1, None)]);
         assert_eq!(direction.end_test(), attribution(0, 0, 1));
-        direction.lost();
-        direction.received(3, 1); // both 1 and 2 never reached the reflector
+        direction.lost(2);
+        direction.received(3, 1, 3); // both 1 and 2 never reached the reflector
         assert_eq!(direction.end_test(), attribution(1, 0, 0));
     }
 
@@ -158,39 +245,126 @@ mod tests {
     fn reordering_on_the_way_out_is_no_loss() {
         let mut direction = LossDirection::new(true);
         for (sender, reflector) in [(0, 0), (1, 2), (2, 1), (3, 3)] {
-            direction.received(sender, reflector);
+            direction.received(sender, reflector, 3);
         }
         assert_eq!(direction.end_test(), attribution(0, 0, 0));
     }
 
     #[test]
+    fn a_probe_that_is_overtaken_makes_no_loss_one_of_the_way_back() {
+        // 0 never arrived, 1 was overtaken by 2 to 4 while all were under way.
+        let mut direction = LossDirection::new(true);
+        direction.lost(0);
+        for (sender, reflector) in [(1, 3), (2, 0), (3, 1), (4, 2), (5, 4)] {
+            direction.received(sender, reflector, 5);
+        }
+        assert_eq!(direction.end_test(), attribution(1, 0, 0));
+    }
+
+    #[test]
+    fn duplicates_and_late_replies_are_no_losses_of_the_way_back() {
+        let mut direction = one_by_one(&[(0, Some(0))]);
+        direction.duplicated(1);
+        direction.lost(1);
+        direction.received(2, 2, 2);
+        assert_eq!(direction.end_test(), attribution(1, 0, 0));
+        // A number is missing: it may be that of a duplicate.
+        direction.lost(3);
+        direction.received(4, 4, 4);
+        assert_eq!(direction.end_test(), attribution(0, 0, 1));
+        // Late: before the block is closed, and behind.
+        let mut direction = one_by_one(&[(0, Some(0)), (1, None)]);
+        direction.late(1);
+        direction.received(2, 2, 2);
+        assert_eq!(direction.end_test(), attribution(0, 0, 1));
+        direction.lost(3);
+        direction.received(4, 4, 4);
+        direction.late(3);
+        assert_eq!(direction.end_test(), attribution(0, 0, 1));
+    }
+
+    #[test]
     fn a_reflector_that_copies_tells_no_direction() {
         let mut direction = LossDirection::new(false);
-        direction.received(0, 0);
-        direction.lost();
-        direction.received(2, 2);
+        direction.received(0, 0, 0);
+        direction.lost(1);
+        direction.received(2, 2, 2);
         assert!(!direction.is_known());
-        direction.received(3, 9);
+        direction.received(3, 9, 3);
         assert!(direction.is_known());
+    }
+
+    /// What happens to a probe: lost on the way out, lost on the way back, so many places late.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fate {
+        Egress,
+        Ingress,
+        Answered(usize),
+    }
+
+    /// The fates of probes of which so many are under way at a time; and how many were lost how.
+    fn run(fates: &[Fate], under_way: usize) -> (Attribution, u64, u64) {
+        // In the order in which they come to the reflector.
+        let place = |(index, fate): (usize, &Fate)| match fate {
+            Fate::Egress => None,
+            Fate::Ingress => Some((index, index)),
+            Fate::Answered(late) => Some((index + late, index)),
+        };
+        let mut arrivals: Vec<_> = fates.iter().enumerate().filter_map(place).collect();
+        arrivals.sort_unstable();
+        let mut numbers = vec![None; fates.len()];
+        for (number, (place, index)) in arrivals.iter().enumerate() {
+            numbers[*index] = Some((number as u32, *place));
+        }
+        let mut direction = LossDirection::new(true);
+        let last = fates.len() - 1;
+        for (index, fate) in fates.iter().enumerate() {
+            match (fate, numbers[index]) {
+                (Fate::Answered(_), Some((number, place))) => {
+                    let latest = (place + under_way).min(last);
+                    direction.received(index as u32, number, latest as u32);
+                }
+                _ => direction.lost(index as u32),
+            }
+        }
+        let count = |wanted| fates.iter().filter(|fate| **fate == wanted).count() as u64;
+        (direction.end_test(), count(Fate::Egress), count(Fate::Ingress))
     }
 
     proptest! {
         /// Without reordering every loss before the last reply is placed exactly.
         #[test]
-        fn exact_without_reordering(fates in prop::collection::vec(0u8..3, 1..200)) {
-            let mut direction = LossDirection::new(true);
-            let (mut expected, mut since_reply) = (Attribution::default(), (0, 0));
-            let mut reply = 0u32;
-            for (sequence, fate) in fates.iter().enumerate() {
-                match fate {
-                    0 => { direction.received(sequence as u32, reply); reply += 1;
-                           expected.egress += since_reply.0; expected.ingress += since_reply.1; since_reply = (0, 0); }
-                    1 => { direction.lost(); since_reply.0 += 1; }
-                    _ => { direction.lost(); reply += 1; since_reply.1 += 1; }
-                }
+        fn exact_without_reordering(
+            fates in prop::collection::vec(0u8..3, 1..200), under_way in 0usize..20,
+        ) {
+            let fates: Vec<_> = fates.iter().map(|fate| match fate {
+                0 => Fate::Answered(0),
+                1 => Fate::Egress,
+                _ => Fate::Ingress,
+            }).collect();
+            let (told, egress, ingress) = run(&fates, under_way);
+            prop_assert_eq!(told.egress + told.ingress + told.unattributed, egress + ingress);
+            prop_assert!(told.egress <= egress && told.ingress <= ingress);
+            let behind = fates.iter().rev().take_while(|fate| **fate != Fate::Answered(0)).count();
+            if under_way == 0 {
+                prop_assert_eq!(told.unattributed, behind as u64);
             }
-            expected.unattributed = since_reply.0 + since_reply.1;
-            prop_assert_eq!(direction.end_test(), expected);
+        }
+
+        /// Where losses are of one direction, reordering on the way out makes none of the other.
+        #[test]
+        fn reordering_turns_no_direction_round(
+            fates in prop::collection::vec(0u8..20, 1..400), under_way in 0usize..40,
+            late in 1usize..30,
+        ) {
+            let fates: Vec<_> = fates.iter().map(|fate| match fate {
+                0 | 1 => Fate::Egress,
+                2 => Fate::Answered(late),
+                _ => Fate::Answered(0),
+            }).collect();
+            let (told, egress, _) = run(&fates, under_way);
+            prop_assert_eq!(told.ingress, 0);
+            prop_assert_eq!(told.egress + told.unattributed, egress);
         }
     }
 }

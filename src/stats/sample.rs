@@ -10,6 +10,8 @@ use crate::{
 pub struct Sample {
     /// Sequence Number of the probe.
     pub sequence: u32,
+    /// The first probe whose sample may yet come; no later one is of a probe before it.
+    pub first_open: u32,
     /// When it was sent.
     pub t1: UnixTime,
     /// (T4-T1)-(T3-T2), nanoseconds.

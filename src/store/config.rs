@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -15,7 +15,7 @@ use prost::Message;
 use super::{
     StateDirectory, StoreError,
     engine::Engine,
-    last_good::LastGood,
+    last_good::{self, LastGood},
     revisions::{Revisions, Step},
     room,
 };
@@ -88,6 +88,8 @@ pub struct ConfigStore {
     damage: Option<(String, AtomicU64)>,
     /// Somebody has looked after the damage.
     settled: AtomicBool,
+    /// Why the copy is not that of the current revision; empty when it is.
+    copy_failure: Mutex<String>,
 }
 
 impl ConfigStore {
@@ -134,6 +136,7 @@ impl ConfigStore {
             directory: directory.to_owned(),
             damage: None,
             settled: AtomicBool::default(),
+            copy_failure: Mutex::default(),
         })
     }
 
@@ -177,7 +180,17 @@ impl ConfigStore {
     /// may be what a start finds.
     pub fn mend(&self) -> Result<(), StoreError> {
         let failed = self.database.lock().unwrap_or_else(PoisonError::into_inner).is_none();
-        if failed { self.with_database(|_, _| Ok(())) } else { Ok(()) }
+        if failed {
+            self.with_database(|_, _| Ok(()))?;
+        }
+        if !self.copy_failure().is_empty() {
+            self.save_copy();
+        }
+        Ok(())
+    }
+
+    fn copy_failure(&self) -> MutexGuard<'_, String> {
+        self.copy_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the database has lost its revisions: goes on with the copy.
@@ -236,26 +249,31 @@ impl ConfigStore {
                 confirmed: database.confirmed()?,
             })
         });
-        match copy {
-            Ok(copy) if copy.revision() == 0 => {}
-            Ok(copy) if LastGood::read(&self.directory).as_ref() == Some(&copy) => {}
-            Ok(copy) => {
-                if let Err(error) = copy.write(&self.directory) {
-                    tracing::warn!(%error, "the copy of the configuration was not written");
-                }
+        let written = copy.map_err(|error| error.to_string()).and_then(|copy| {
+            let is_there = || LastGood::read(&self.directory).as_ref() == Some(&copy);
+            if copy.revision() == 0 || is_there() {
+                return Ok(());
             }
-            Err(error) => tracing::warn!(%error, "the configuration was not copied"),
+            copy.write(&self.directory).map_err(|error| error.to_string())
+        });
+        let failure = written.err().map(|error| {
+            format!("the copy of the configuration ({}) is not written: {error}", last_good::NAME)
+        });
+        let before =
+            std::mem::replace(&mut *self.copy_failure(), failure.clone().unwrap_or_default());
+        if let Some(failure) = failure.filter(|failure| *failure != before) {
+            tracing::warn!("{failure}");
         }
     }
 
-    /// What was wrong when the store was opened, as long as nothing is applied after it. Empty
-    /// when all is well.
+    /// What was wrong when the store was opened, as long as nothing is applied after it; that there is
+    /// no copy of the current revision. Empty when all is well.
     pub fn damage(&self) -> String {
         let told = self.damage.as_ref();
         let told =
             told.filter(|(_, revision)| self.current.load(Relaxed) <= revision.load(Relaxed));
         let told = told.filter(|_| !self.settled.load(Relaxed));
-        told.map(|(text, _)| text.clone()).unwrap_or_default()
+        told.map_or_else(|| self.copy_failure().clone(), |(text, _)| text.clone())
     }
 
     /// The revision that was just made says nothing of the damage: nobody has looked after it.

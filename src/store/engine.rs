@@ -86,6 +86,15 @@ impl Engine {
         }
         let db = match opened {
             Ok(Ok(db)) => db,
+            // Something else stands in the place of a directory or of a file.
+            Ok(Err(sled::Error::Io(error)))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
+                ) =>
+            {
+                return Err(StoreError::Damaged("database"));
+            }
             Ok(Err(sled::Error::Io(source))) => {
                 return Err(StoreError::Directory { path: path.to_owned(), source });
             }
@@ -188,8 +197,10 @@ impl Engine {
 fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::Directory { path: path.to_owned(), source };
     let aside = path.with_extension("damaged");
-    if aside.exists() {
+    if aside.is_dir() {
         fs::remove_dir_all(&aside).map_err(failed)?;
+    } else if aside.exists() {
+        fs::remove_file(&aside).map_err(failed)?;
     }
     fs::rename(path, &aside).map_err(failed)?;
     Ok(aside)

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::config::StoredRevision;
 
-const NAME: &str = "config.last";
+/// Of the file.
+pub(super) const NAME: &str = "config.last";
 const MAGIC: &[u8] = b"twamp-agent configuration 1\n";
 const SUM_OCTETS: usize = 32;
 

@@ -197,6 +197,9 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
             if count != items {
                 return Err(MaintenanceError::Damaged(items, "some are missing"));
             }
+            if from.read(&mut [0])? > 0 {
+                return Err(MaintenanceError::Damaged(items, "something follows its end"));
+            }
             break;
         }
         let engine = engines.iter().find(|(name, _)| *name == item.database);

@@ -152,12 +152,16 @@ impl StateDirectory {
         match locked {
             Ok(lock) => {
                 maintenance::settle(path).map_err(failed)?;
-                room::prepare(path);
                 Ok(Self { path: path.to_owned(), _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
             Err((_, errno)) => Err(failed(errno.into())),
         }
+    }
+
+    /// Sets room aside for a start that finds none on the disk, or gives it up where this one does.
+    pub fn prepare_room(&self) {
+        room::prepare(&self.path);
     }
 
     /// Its path.

@@ -525,7 +525,8 @@ fn every_mode_sees_the_same_path() {
     }
     let first = &all[0];
     assert!(first.probes_lost > 10 && first.probes_duplicate > 3 && first.probes_reordered > 3);
-    assert!(first.lost_egress > Some(0) && first.lost_ingress > Some(0));
+    // A number that is missing may be that of a duplicate.
+    assert!(first.lost_egress > Some(0) && first.lost_unattributed > 0);
     assert!(all.iter().all(|figures| figures == first), "{all:#?}");
 }
 

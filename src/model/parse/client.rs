@@ -74,9 +74,11 @@ impl Check {
         let source_address = self.address("source_address", &c.source_address);
         let security = self.client_security(c, control_type);
         let sessions = self.sessions(c, control_type, &security);
+        let (results, history_size) = self.result_keeping(c);
         let inactive = c.test_sessions.iter().filter(|session| session.inactive);
         ControlConnection {
             name: c.name.clone(),
+            description: c.description.clone(),
             inactive_sessions: inactive.map(|session| session.name.clone()).collect(),
             inactive: c.inactive,
             control_type,
@@ -122,7 +124,8 @@ impl Check {
                 c.moving_average_size,
                 &limits::MOVING_AVERAGE_SIZE,
             ) as usize,
-            results: self.result_keeping(c),
+            results,
+            history_size,
             retention_age_ns: c.retention_age.map(|age| {
                 self.duration("retention_age", Some(age), &limits::CONNECTION_RETENTION_AGE)
             }),

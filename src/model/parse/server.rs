@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::{
         AuthenticationMode, ClientList, Extensions, LightServer, ListenAddress, ServerConfig,
-        TestPort, limits,
+        TestPort, UdpListen, limits,
     },
     Check,
     security::extensions,
@@ -107,7 +107,39 @@ impl Check {
                 s.maximum_packets_per_second_per_sender,
             ),
         };
+        self.overlaps(&config);
         (!s.inactive).then_some(config)
+    }
+
+    /// Sockets that stand in each other's way.
+    fn overlaps(&mut self, config: &ServerConfig) {
+        let advice = "give one of them another port, or name the addresses of both one by one";
+        let tcp: Vec<_> = config.listen.iter().map(ListenAddress::sockets_by_family).collect();
+        for (index, sockets) in tcp.iter().enumerate() {
+            let before = tcp[..index].iter().flatten();
+            let mut pairs = before.flat_map(|one| sockets.iter().map(move |other| (one, other)));
+            if let Some((one, other)) = pairs.find(|(one, other)| one.overlaps(other)) {
+                let why = format!("TCP {other} is in the way of TCP {one}: {advice}");
+                self.report(&format!("listen[{index}]"), why);
+            }
+        }
+        let udp = config.standing_udp_sockets();
+        let of = |listen: &[ListenAddress], socket: &UdpListen| {
+            listen.iter().any(|listen| listen.sockets_by_family().contains(socket))
+        };
+        for (index, one) in udp.iter().enumerate() {
+            for other in udp[index + 1..].iter().filter(|other| one.overlaps(other)) {
+                let is_of = |listen| of(listen, one) || of(listen, other);
+                let field = if config.light.as_ref().is_some_and(|light| is_of(&light.listen)) {
+                    "light.listen"
+                } else if config.stamp.as_ref().is_some_and(|stamp| is_of(&stamp.listen)) {
+                    "stamp.listen"
+                } else {
+                    "test_port"
+                };
+                self.report(field, format!("UDP {other} is in the way of UDP {one}: {advice}"));
+            }
+        }
     }
 
     pub(super) fn light(&mut self, light: &proto::LightServer) -> LightServer {

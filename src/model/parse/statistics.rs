@@ -9,12 +9,17 @@ use crate::proto;
 const PERCENTILES: [f64; 4] = [50.0, 95.0, 99.0, 99.9];
 
 impl Check {
-    pub(super) fn result_keeping(&mut self, c: &proto::ControlConnection) -> ResultKeeping {
-        let history = self.number("history_size", c.history_size, &limits::HISTORY_SIZE);
-        match c.persistent_results {
+    /// How results are kept, and how many in memory.
+    pub(super) fn result_keeping(
+        &mut self,
+        c: &proto::ControlConnection,
+    ) -> (ResultKeeping, usize) {
+        let history = self.number("history_size", c.history_size, &limits::HISTORY_SIZE) as usize;
+        let keeping = match c.persistent_results {
             None | Some(true) => ResultKeeping::Stored,
-            Some(false) => ResultKeeping::InMemory(history as usize),
-        }
+            Some(false) => ResultKeeping::InMemory(history),
+        };
+        (keeping, history)
     }
 
     pub(super) fn percentiles(&mut self, given: &[f64]) -> Vec<f64> {

@@ -15,7 +15,10 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt};
+use nix::{
+    errno::Errno,
+    sys::socket::{TimestampingFlag, setsockopt, sockopt},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::hardware::{HardwareClock, clock_of};
@@ -229,30 +232,29 @@ impl TestSocket {
         }
     }
 
-    /// Sends one packet. Packets that the socket took are numbered from 0.
+    /// Sends one packet. Packets that the socket took are numbered from 0. After an error whoever
+    /// wants stamps calls [`Self::number_anew`].
     pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
-        match self.io.send_to(packet, &to.into()) {
-            Ok(_) => {
-                self.sent.fetch_add(1, Relaxed);
-                Ok(())
-            }
-            Err(error) => {
-                // Whether the kernel counted it depends on how far it came: both begin anew.
-                if self.transmit_stamps == TransmitStamps::Numbered {
-                    self.number_anew()?;
-                }
-                Err(error)
-            }
-        }
+        self.io.send_to(packet, &to.into())?;
+        self.sent.fetch_add(1, Relaxed);
+        Ok(())
     }
 
-    /// Makes the kernel count from 0 again.
-    fn number_anew(&self) -> io::Result<()> {
+    /// Whether a packet that was not sent would have been at another moment.
+    pub fn was_busy(error: &io::Error) -> bool {
+        let busy = [Errno::EAGAIN, Errno::ENOBUFS, Errno::ENOMEM];
+        error.raw_os_error().is_some_and(|number| busy.contains(&Errno::from_raw(number)))
+    }
+
+    /// Whether the kernel counted a packet that it did not send depends on how far it came: makes
+    /// both sides count from 0 again. Stamps that are there go to `handle`, as in
+    /// [`Self::transmitted`].
+    pub fn number_anew(&self, handle: impl FnMut(u32, UnixTime, StampSource)) -> io::Result<()> {
         let by_hardware = self.hardware.is_some();
         let Some(flags) = stamp_flags(self.transmit_stamps, by_hardware) else { return Ok(()) };
         let without = flags - TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
         setsockopt(&self.io, sockopt::Timestamping, &without)?;
-        self.transmitted(|_, _, _| {});
+        self.transmitted(handle);
         setsockopt(&self.io, sockopt::Timestamping, &flags)?;
         self.first_number.store(self.sent.load(Relaxed), Relaxed);
         Ok(())

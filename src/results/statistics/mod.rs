@@ -326,6 +326,11 @@ impl Fold {
         keys.into_iter().map(clear).collect()
     }
 
+    /// How often the statistics of a session were begun anew.
+    pub(super) fn epoch(&self, key: &Key) -> u64 {
+        self.sessions.get(key).map_or(0, Session::epoch)
+    }
+
     /// Statistics, sorted by connection and session.
     pub(super) fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
         let sessions = self.session_statistics(query).into_iter();

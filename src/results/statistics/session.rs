@@ -233,6 +233,10 @@ impl Session {
         self.set_pieces(false);
     }
 
+    pub(super) fn epoch(&self) -> u64 {
+        self.head.epoch
+    }
+
     /// Begins everything anew; the new epoch.
     pub(super) fn clear(&mut self) -> u64 {
         self.changed.extend(self.parts.keys());

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    connect::{address, connect},
+    connect::{Turn, connect, reachable, resolved},
     failure::Failure,
     sender::LONGEST_GRACE_NS,
     status::Status,
@@ -74,10 +74,11 @@ pub(super) struct Established {
 pub(super) async fn managed(
     config: &ControlConnection,
     extensions: Extensions,
+    turn: Turn,
     status: &Status,
     derivation: &Derivation,
 ) -> Result<Established, Failure> {
-    let stream = connect(config, status).await?;
+    let stream = connect(config, status, turn).await?;
     let mut established = prepare(config, extensions, stream, status).await?;
     established.negotiate(config, derivation).await?;
     status.mode(established.machine.mode().0);
@@ -122,7 +123,7 @@ pub(super) async fn prepare(
 pub(super) async fn without_control(
     config: &ControlConnection,
     names: &[String],
-    turn: usize,
+    turn: Turn,
 ) -> (Vec<OpenSession>, Option<Failure>) {
     let (mut sessions, mut failed) = (Vec::with_capacity(names.len()), None);
     for session in config.sessions.iter().filter(|session| names.contains(&session.name)) {
@@ -137,14 +138,14 @@ pub(super) async fn without_control(
 async fn open_without_control(
     config: &ControlConnection,
     session: &TestSession,
-    turn: usize,
+    turn: Turn,
 ) -> Result<OpenSession, Failure> {
     let source = session.source_address.or(config.source_address);
     let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
     let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
         return Err(Failure::new(LossCause::Local, format!("{}: no target", session.name)));
     };
-    let remote = address(config, target, port, source, turn).await?;
+    let remote = reachable(config, target, port, source, turn).await?;
     let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let socket = bind(config, session, source.unwrap_or(any)).await?;
     let carrier =
@@ -177,7 +178,7 @@ async fn open(
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
-        Some(target) => address(config, target, 0, source, 0).await?.ip(),
+        Some(target) => resolved(config, target, 0, source).await?[0].ip(),
         None => server,
     };
     let source = source.unwrap_or(local);

@@ -176,7 +176,7 @@ impl Driver {
         control: Option<&mut Established>,
         stop: Vec<Sid>,
     ) -> Changed {
-        let (config, names, turn) = (self.config.clone(), self.missing(), self.turn);
+        let (config, names, turn) = (self.config.clone(), self.missing(), self.turn());
         let (sessions, failed) = match control {
             Some(control) => {
                 let derivation = self.derivation.clone();

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -14,21 +15,41 @@ use super::{failure::Failure, status::Status};
 use crate::{
     model::{ControlConnection, Endpoint, TestSession},
     net::{
-        clock, resolve,
+        check_route, clock, resolve,
         tcp::{self, ConnectOptions, TcpStream},
     },
     proto::{ConnectionState, LossCause},
+    time::Monotonic,
 };
 
-/// When the next address of a name is tried beside those before it (RFC 8305 §8).
+/// When the next address of a name is tried beside those before it: at the latest and, where there
+/// are many for the time that there is, at the earliest (RFC 8305 §8).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+const SOONEST_ADDRESS: Duration = Duration::from_millis(10);
 /// How often it is looked whether the TTL of a name has passed.
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 
-/// Opens the TCP connection to the first address that takes it, all within `connect_timeout`.
+/// Where an attempt stands among others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    /// When its TCP connection is to be there.
+    pub(super) deadline: Monotonic,
+    /// Which address of a name comes first: another one each time.
+    pub(super) address: usize,
+}
+
+impl Turn {
+    /// The only attempt that there is.
+    pub(super) fn only(config: &ControlConnection) -> Self {
+        Self { deadline: clock::monotonic().plus_ns(config.connect_timeout_ns), address: 0 }
+    }
+}
+
+/// Opens the TCP connection to the first address that takes it.
 pub(super) async fn connect(
     config: &ControlConnection,
     status: &Status,
+    turn: Turn,
 ) -> Result<TcpStream, Failure> {
     let Some(target) = &config.target else {
         return Err(Failure::new(LossCause::Local, "no target_address"));
@@ -36,9 +57,10 @@ pub(super) async fn connect(
     if matches!(target, Endpoint::Name(_)) {
         status.state(ConnectionState::Resolving, clock::now());
     }
-    let limit = Duration::from_nanos(config.connect_timeout_ns);
-    let addresses =
+    let mut addresses =
         resolved(config, target, config.destination_port, config.source_address).await?;
+    let first = turn.address % addresses.len();
+    addresses.rotate_left(first);
     status.state(ConnectionState::Connecting, clock::now());
     let options = ConnectOptions {
         source: config.source_address,
@@ -46,21 +68,22 @@ pub(super) async fn connect(
         dscp: config.control_dscp,
         keepalive: config.keepalive,
     };
-    match timeout(limit, connect_to_any(&addresses, &options)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(Failure::new(
-            LossCause::ConnectTimeout,
-            format!("TCP connect to {} took longer than {limit:?}", words(&addresses)),
-        )),
-    }
+    // Name service that is slow does not take all of the time.
+    let left_ns = turn.deadline.since_ns(clock::monotonic()).max(config.connect_timeout_ns / 4);
+    connect_to_any(&addresses, &options, Duration::from_nanos(left_ns)).await
 }
 
-/// The first connection that comes about. Addresses are tried one after the other, each a little
-/// after the one before and beside it (RFC 8305 §5): one that is silent does not hide the next.
+/// The first connection that comes about within `limit`. Addresses are tried one after the other, each
+/// a little after the one before and beside it (RFC 8305 §5), and all of them: one that is silent does
+/// not hide the next.
 async fn connect_to_any(
     addresses: &[SocketAddr],
     options: &ConnectOptions<'_>,
+    limit: Duration,
 ) -> Result<TcpStream, Failure> {
+    let step = limit / (addresses.len() as u32 + 1);
+    let step = step.clamp(SOONEST_ADDRESS, NEXT_ADDRESS);
+    let mut over = pin!(sleep(limit));
     let mut rest = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut failure = Failure::new(LossCause::Dns, "no address");
@@ -82,7 +105,14 @@ async fn connect_to_any(
                 None if more => begin = true,
                 None => return Err(failure),
             },
-            () = sleep(NEXT_ADDRESS), if more => begin = true,
+            () = sleep(step), if more => begin = true,
+            () = &mut over => {
+                let tried = words(&addresses[..addresses.len() - rest.len()]);
+                return Err(Failure::new(
+                    LossCause::ConnectTimeout,
+                    format!("TCP connect to {tried} took longer than {limit:.1?}"),
+                ));
+            }
         }
     }
 }
@@ -91,16 +121,25 @@ fn words(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What name service says first or, with a turn other than 0, behind that.
-pub(super) async fn address(
+/// The first address that there is a way to, beginning with that of the turn.
+pub(super) async fn reachable(
     config: &ControlConnection,
     target: &Endpoint,
     port: u16,
     source: Option<IpAddr>,
-    turn: usize,
+    turn: Turn,
 ) -> Result<SocketAddr, Failure> {
-    let addresses = resolved(config, target, port, source).await?;
-    Ok(addresses[turn % addresses.len()])
+    let mut addresses = resolved(config, target, port, source).await?;
+    let first = turn.address % addresses.len();
+    addresses.rotate_left(first);
+    let mut failure = Failure::new(LossCause::Dns, "no address");
+    for address in addresses {
+        match check_route(address, source, config.interface.as_deref()) {
+            Ok(()) => return Ok(address),
+            Err(error) => failure = Failure::sending(&error, address),
+        }
+    }
+    Err(failure)
 }
 
 /// Waits until name service no longer knows an address that a session without control is sent to.
@@ -133,7 +172,7 @@ pub(super) async fn names_move(config: Arc<ControlConnection>, remotes: BTreeMap
 }
 
 /// At least one address, in bounded time.
-async fn resolved(
+pub(super) async fn resolved(
     config: &ControlConnection,
     target: &Endpoint,
     port: u16,

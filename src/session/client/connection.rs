@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Senders, Tools, Wanted,
     attempt::{self, Established, OpenSession},
+    connect::Turn,
     course::{Course, Pauses},
     failure::Failure,
     peer::PeerMemory,
@@ -53,7 +54,7 @@ pub(super) async fn run(
         derivation,
         network_seen: 0,
         network,
-        turn: 0,
+        silences: 0,
         peer: PeerMemory::default(),
         token,
         pulse,
@@ -107,7 +108,7 @@ pub(super) struct Driver {
     /// What was known of the network when the latest attempt began, or the connection was lost.
     network_seen: u64,
     /// Which address of a name sessions without control are sent to: the next one after a silence.
-    pub(super) turn: usize,
+    pub(super) silences: usize,
     /// What was learnt of the server.
     peer: PeerMemory,
     pub(super) token: CancellationToken,
@@ -162,7 +163,8 @@ impl Driver {
                 && state == ConnectionState::Completed
                 && !self.current.stopped
                 && !self.current.config.inactive
-                && self.current.config.test_count == self.config.test_count;
+                && (self.current.config.test_count == self.config.test_count
+                    || self.current.config.manual_start);
             if completed {
                 self.applied = self.current.revision;
                 self.follow_sessions().await;
@@ -214,11 +216,22 @@ impl Driver {
         }
     }
 
-    fn next_attempt(&mut self) -> Monotonic {
-        let pauses = Pauses {
+    fn pauses(&self) -> Pauses {
+        Pauses {
             interval_ns: self.config.test_interval_ns,
             longest_ns: self.config.retry_backoff_max_ns,
-        };
+        }
+    }
+
+    /// Of an attempt that begins now.
+    pub(super) fn turn(&self) -> Turn {
+        let limit_ns = self.config.connect_timeout_ns;
+        let deadline = self.course.deadline(self.pauses(), limit_ns, clock::monotonic());
+        Turn { deadline, address: self.silences + self.course.failed() as usize }
+    }
+
+    fn next_attempt(&mut self) -> Monotonic {
+        let pauses = self.pauses();
         let random = u64::from_ne_bytes(random::octets());
         self.course.next_attempt(pauses, random, clock::monotonic())
     }
@@ -231,7 +244,8 @@ impl Driver {
             self.network_seen = self.network.borrow().better;
             let known = self.network_seen;
             let mut network = self.network.clone();
-            let establish = establish(&config, extensions, self.turn, &status, &derivation);
+            let turn = self.turn();
+            let establish = establish(&config, extensions, turn, &status, &derivation);
             // Thousands of octets, which a connection that is up does not need.
             let mut establish = Box::pin(establish);
             loop {
@@ -363,13 +377,14 @@ pub(super) fn until(due: Option<Monotonic>) -> Duration {
 async fn establish(
     config: &ControlConnection,
     extensions: Extensions,
-    turn: usize,
+    turn: Turn,
     status: &Status,
     derivation: &Derivation,
 ) -> Result<(Option<Established>, Vec<OpenSession>, Option<Failure>), Failure> {
     match config.control_type {
         ControlType::Managed => {
-            let mut established = attempt::managed(config, extensions, status, derivation).await?;
+            let mut established =
+                attempt::managed(config, extensions, turn, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
             Ok((Some(established), sessions, None))
         }

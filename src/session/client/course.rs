@@ -61,6 +61,19 @@ impl Course {
         (true, attempts)
     }
 
+    /// When an attempt that begins now and may take `limit_ns` is over.
+    pub(super) fn deadline(&self, pauses: Pauses, limit_ns: u64, now: Monotonic) -> Monotonic {
+        match pauses.longest_ns {
+            0 => self.rhythm.deadline(pauses.interval_ns, limit_ns, now),
+            _ => now.plus_ns(limit_ns),
+        }
+    }
+
+    /// Attempts of the outage that failed.
+    pub(super) fn failed(&self) -> u64 {
+        self.outage.as_ref().map_or(0, |outage| outage.attempts)
+    }
+
     /// When the next attempt is due: at the next beat or, for fleets, at random.
     pub(super) fn next_attempt(
         &mut self,

@@ -1,6 +1,6 @@
 //! Why a connection was lost or did not come about.
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use super::peer::Blame;
 use crate::{proto::LossCause, twamp::control_client::ClientError, wire::codes::Accept};
@@ -33,6 +33,18 @@ impl Failure {
             _ => LossCause::Local,
         };
         Self::new(cause, format!("TCP connect to {to}: {error}"))
+    }
+
+    /// What this host does not send.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
+    pub(super) fn sending(error: &io::Error, to: SocketAddr) -> Self {
+        let cause = match error.kind() {
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => LossCause::NoRoute,
+            _ => LossCause::Local,
+        };
+        Self::new(cause, format!("UDP to {to}: {error}"))
     }
 
     /// A socket of this host that did not come about.

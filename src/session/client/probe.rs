@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     attempt::{self, Established, OpenSession},
-    connect::connect,
+    connect::{Turn, connect},
     failure::Failure,
     peer::{Blame, PeerMemory},
     sender::{reply_meta, sender_config},
@@ -71,7 +71,7 @@ async fn attempt(
     let status = Status::new(config, Arc::default(), clock::now());
     found.stage = ProbeStage::Connect.into();
     let begun = clock::monotonic();
-    let stream = connect(config, &status).await?;
+    let stream = connect(config, &status, Turn::only(config)).await?;
     found.connect_ns = clock::monotonic().since_ns(begun);
     let mut established = attempt::prepare(config, extensions, stream, &status).await?;
     let ends = status.to_proto(0, clock::now());

@@ -8,6 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::failure::Failure;
 use crate::time::Monotonic;
 
 /// Silence after which sessions are negotiated anew, the first time.
@@ -39,10 +40,12 @@ struct Unanswered {
 }
 
 /// What is known of one session.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct OfSession {
     stage: Stage,
     unanswered: Unanswered,
+    /// Why this host would not send a single probe of the last test.
+    refused: Option<Failure>,
     /// Tests that ended since the last time that all sessions had ended one.
     ended: u64,
 }
@@ -65,11 +68,18 @@ impl Progress {
     }
 
     /// A test ended; whether that completes an iteration: every session has ended one. `answered`
-    /// tells of a test in which probes were sent.
-    pub(super) fn test_ended(&self, name: &str, answered: Option<bool>, now: Monotonic) -> bool {
+    /// tells of a test in which probes were sent, or would have been but for `refused`.
+    pub(super) fn test_ended(
+        &self,
+        name: &str,
+        answered: Option<bool>,
+        refused: Option<Failure>,
+        now: Monotonic,
+    ) -> bool {
         let mut sessions = self.lock();
         let Some(session) = sessions.get_mut(name) else { return false };
         session.ended += 1;
+        session.refused = refused;
         session.unanswered = match (answered, session.unanswered) {
             (None, unanswered) => unanswered,
             (Some(true), _) => Unanswered::default(),
@@ -87,7 +97,19 @@ impl Progress {
 
     /// What was negotiated anew has yet to prove itself.
     pub(super) fn forget_silence(&self) {
-        self.lock().values_mut().for_each(|session| session.unanswered = Unanswered::default());
+        for session in self.lock().values_mut() {
+            (session.unanswered, session.refused) = (Unanswered::default(), None);
+        }
+    }
+
+    /// Why nothing can be sent, where that is so of every session that has tests to run.
+    pub(super) fn refused(&self) -> Option<Failure> {
+        let sessions = self.lock();
+        let mut found = None;
+        for session in sessions.values().filter(|session| session.stage != Stage::Completed) {
+            found = Some(session.refused.as_ref()?);
+        }
+        found.cloned()
     }
 
     /// For how long the session that is silent longest has been; 0 where all were answered.
@@ -192,32 +214,49 @@ mod tests {
         let second = |n: u64| Monotonic(n * 1_000_000_000);
         let (progress, mut silence) = (Progress::default(), Silence::default());
         progress.follow(&["a", "b"]);
-        progress.test_ended("b", Some(true), second(0));
+        progress.test_ended("b", Some(true), None, second(0));
         for now in 0..30 {
-            progress.test_ended("a", Some(false), second(now));
+            progress.test_ended("a", Some(false), None, second(now));
             assert!(!silence.is_over(&progress), "{now}");
         }
-        progress.test_ended("a", Some(false), second(30));
+        progress.test_ended("a", Some(false), None, second(30));
         assert!(silence.is_over(&progress));
         // Anew, and no better: twice as long.
         progress.forget_silence();
         for now in 40..100 {
-            progress.test_ended("a", Some(false), second(now));
+            progress.test_ended("a", Some(false), None, second(now));
             assert!(!silence.is_over(&progress), "{now}");
         }
-        progress.test_ended("a", Some(false), second(100));
+        progress.test_ended("a", Some(false), None, second(100));
         assert!(silence.is_over(&progress));
         // One reply, and all is forgotten.
-        progress.test_ended("a", Some(true), second(101));
+        progress.test_ended("a", Some(true), None, second(101));
         assert!(!silence.is_over(&progress));
         assert_eq!(silence.limit_ns, FIRST_SILENCE_NS);
+    }
+
+    #[test]
+    fn one_session_that_can_send_is_enough() {
+        let (progress, now) = (Progress::default(), Monotonic(0));
+        let failure = || Some(Failure::new(crate::proto::LossCause::NoRoute, "no route"));
+        progress.follow(&["a", "b", "c"]);
+        progress.set("c", Stage::Completed);
+        progress.test_ended("a", Some(false), failure(), now);
+        assert_eq!(progress.refused(), None);
+        progress.test_ended("b", Some(false), failure(), now);
+        assert_eq!(progress.refused(), failure());
+        progress.test_ended("a", Some(false), None, now);
+        assert_eq!(progress.refused(), None);
+        progress.test_ended("a", Some(false), failure(), now);
+        progress.forget_silence();
+        assert_eq!(progress.refused(), None);
     }
 
     #[test]
     fn an_iteration_is_a_test_of_every_session() {
         let progress = Progress::default();
         progress.follow(&["a", "b"]);
-        let ended = |name| progress.test_ended(name, None, Monotonic(0));
+        let ended = |name| progress.test_ended(name, None, None, Monotonic(0));
         assert_eq!([ended("a"), ended("a"), ended("b"), ended("b")], [false, false, true, true]);
         progress.follow(&["b"]);
         assert!(ended("b"));

@@ -2,8 +2,8 @@
 
 use crate::time::Monotonic;
 
-/// A beat that is over for no longer is still met.
-const JUST_NOW_NS: u64 = 25_000_000;
+/// A beat that is over for no longer, nor for a quarter of an interval, is still met.
+const JUST_NOW_NS: u64 = 250_000_000;
 
 /// The beat of the attempts of one outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Rhythm {
         let interval_ns = interval_ns.max(1);
         let beats = now.since_ns(self.last_due) / interval_ns;
         let late_ns = now.since_ns(self.last_due) % interval_ns;
-        let just_now = beats > 0 && late_ns <= JUST_NOW_NS.min(interval_ns / 4);
+        let just_now = beats > 0 && late_ns <= tolerance_ns(interval_ns);
         let beats = if just_now { beats } else { beats + 1 };
         self.last_due = self.last_due.plus_ns(beats.saturating_mul(interval_ns));
         self.last_due
@@ -37,6 +37,19 @@ impl Rhythm {
 }
 
 impl Rhythm {
+    /// When an attempt that begins now is over, which may take `limit_ns`: counted from its beat, so that
+    /// one that takes it all ends at a beat, however late it began. One besides the rhythm leaves the
+    /// next beat to the attempt that is due there.
+    pub(super) fn deadline(&self, interval_ns: u64, limit_ns: u64, now: Monotonic) -> Monotonic {
+        let own = now.plus_ns(limit_ns);
+        if self.last_due > now {
+            let fits = limit_ns <= interval_ns;
+            return if fits { own.min(self.last_due) } else { own };
+        }
+        let late_ns = now.since_ns(self.last_due);
+        if late_ns <= tolerance_ns(interval_ns) { self.last_due.plus_ns(limit_ns) } else { own }
+    }
+
     /// A random pause of up to `interval * 2^n`, at most `longest` (full jitter): agents that lost
     /// a server at the same moment do not come back to it at the same moments. `random` is uniform.
     pub(super) fn back_off(
@@ -57,9 +70,35 @@ impl Rhythm {
     }
 }
 
+fn tolerance_ns(interval_ns: u64) -> u64 {
+    JUST_NOW_NS.min(interval_ns / 4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lateness_does_not_grow_from_beat_to_beat() {
+        const MS: u64 = 1_000_000;
+        let (interval, limit) = (1_000 * MS, 1_000 * MS);
+        let mut rhythm = Rhythm::new(Monotonic(0));
+        let mut due = Monotonic(0);
+        for beat in 0..10_000u64 {
+            assert_eq!(due, Monotonic(beat * interval));
+            // Each attempt begins a little late, takes all of its time, and its end is seen late.
+            let begun = due.plus_ns(beat % 40 * MS);
+            let failed = rhythm.deadline(interval, limit, begun).plus_ns(beat % 30 * MS);
+            due = rhythm.next(interval, failed);
+        }
+        // Besides the rhythm: the beat is not given up for it.
+        let mut rhythm = Rhythm::new(Monotonic(0));
+        assert_eq!(rhythm.next(interval, Monotonic(0)), Monotonic(interval));
+        let besides = Monotonic(300 * MS);
+        assert_eq!(rhythm.deadline(interval, limit, besides), Monotonic(interval));
+        assert_eq!(rhythm.deadline(interval, 100 * MS, besides), Monotonic(400 * MS));
+        assert_eq!(rhythm.deadline(interval, 5_000 * MS, besides), Monotonic(5_300 * MS));
+    }
 
     #[test]
     fn beats_do_not_drift_over_a_day() {

@@ -147,16 +147,27 @@ impl Driver {
         self.start_sessions(sessions).await;
     }
 
+    /// Why nothing can be sent from here, where an attempt would come to the same: it fails as long as
+    /// there is no way to the server.
+    fn refused(&self) -> Option<Failure> {
+        let managed = self.config.control_type == ControlType::Managed;
+        let elsewhere = self.config.sessions.iter().any(|session| session.target.is_some());
+        self.progress.refused().filter(|_| !(managed && elsewhere))
+    }
+
     /// A session ended a test: what follows from it for the connection.
     async fn after_tests(&mut self) -> Option<Next> {
         if self.progress.all_completed() {
             return Some(Next::Completed);
         }
+        if let Some(failure) = self.refused() {
+            return Some(Next::Lost(failure, true));
+        }
         if self.config.is_resolved_anew() && self.silence.is_over(&self.progress) {
             tracing::info!(connection = self.config.name, "no reply comes: negotiating anew");
             self.status.renegotiates();
             self.stop_sessions().await;
-            self.turn += 1;
+            self.silences += 1;
             return Some(Next::Again);
         }
         let silent = self.config.test_interval_ns > SILENT_CONNECTION_NS

@@ -143,6 +143,7 @@ fn packets_that_went_out_are_numbered() {
             }
             // Longer than any datagram.
             socket.send(&vec![0; 65_530], to).unwrap_err();
+            socket.number_anew(|number, at, _| told.push((number, at))).unwrap();
         }
         assert_eq!(
             told.iter().map(|(number, _)| *number).collect::<Vec<_>>(),

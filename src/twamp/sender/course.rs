@@ -22,6 +22,10 @@ pub(super) struct Test {
     pub(super) ends: Option<Monotonic>,
     /// How it will end, if nothing happens.
     pub(super) outcome: TestOutcome,
+    /// A probe of it went out.
+    pub(super) sent: bool,
+    /// Probes that this host would not send to the reflector, and why not the latest of them.
+    pub(super) refused: (u64, LossCause),
     /// When all is known of the probes that were sent in the minute before this one.
     pub(super) minute_closes: Option<Monotonic>,
 }
@@ -42,6 +46,8 @@ impl SessionSender {
             last_due: start,
             ends: None,
             outcome: TestOutcome::Complete,
+            sent: false,
+            refused: (0, LossCause::Unspecified),
             minute_closes: None,
         }));
         let missed = std::mem::take(&mut self.missed);
@@ -133,6 +139,14 @@ impl SessionSender {
             return;
         };
         let (mut test, placed) = (test, self.outstanding.end_test());
+        let (mut outcome, mut cause) = (outcome, cause);
+        if let (refused @ 1.., why) = test.refused {
+            let (track, rule) = (&mut self.track, &self.config.availability);
+            test.figures.unreachable(refused, track, rule, now.unix);
+            if outcome == TestOutcome::Complete && !test.sent {
+                (outcome, cause) = (TestOutcome::Unreachable, why);
+            }
+        }
         let stamp = self.carrier.stamp.as_mut().map(|stamp| Box::new(stamp.take_figures()));
         let figures = Figures { stamp, ..test.figures.figures(placed.as_deref()) };
         let minute = test.figures.only_minute();

@@ -255,6 +255,7 @@ impl SessionSender {
     /// The probe of [`Self::poll_probe`] went out at `t1`. `random` is uniform, for the schedule.
     pub fn probe_sent(&mut self, t1: UnixTime, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
+        test.sent = true;
         if test.figures.sent(t1, now.monotonic.since_ns(test.next_due)) {
             test.set_minute_closes(self.config.loss_timeout_ns, now);
         }
@@ -278,10 +279,14 @@ impl SessionSender {
         }
     }
 
-    /// The socket did not take the probe of [`Self::poll_probe`].
-    pub fn probe_refused(&mut self, random: u64, now: Now) {
+    /// The socket did not take the probe of [`Self::poll_probe`]. `cause` says why nothing can be sent
+    /// to the reflector, which lowers availability; it is `None` where the host was busy.
+    pub fn probe_refused(&mut self, cause: Option<LossCause>, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.not_sent(1, now.unix);
+        if let Some(cause) = cause {
+            test.refused = (test.refused.0 + 1, cause);
+        }
         let gap_ns = self.config.gap_ns(test.dealt_with, random);
         test.advance(&self.config, gap_ns, now.monotonic);
     }

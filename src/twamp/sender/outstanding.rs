@@ -21,11 +21,19 @@ pub(super) struct Probe {
     /// When it went out, where that was told, and by whom.
     transmitted: Option<(UnixTime, StampSource)>,
     t1_wire: u64,
-    /// The reply's number, once there is one.
-    answer: Option<u32>,
+    answer: Option<Answered>,
     lost: bool,
     /// Nobody waited for its answer.
     abandoned: bool,
+}
+
+/// The first reply to a probe.
+#[derive(Clone, Copy, Debug)]
+struct Answered {
+    /// Its number.
+    number: u32,
+    /// The latest probe that had been sent when it came.
+    latest: u32,
 }
 
 impl Probe {
@@ -55,6 +63,8 @@ pub(super) struct Outstanding {
     probes: VecDeque<Probe>,
     /// How many, from the front, have been given to `direction`.
     settled: usize,
+    /// Number of the next probe.
+    next: u32,
     direction: LossDirection,
     /// The minute in which the probes were sent whose losses are in `direction`.
     minute: u64,
@@ -69,6 +79,7 @@ impl Outstanding {
         Self {
             probes: VecDeque::new(),
             settled: 0,
+            next: 0,
             direction: LossDirection::new(reflector_counts),
             minute: 0,
             placed: Vec::new(),
@@ -78,6 +89,7 @@ impl Outstanding {
 
     /// `t1_wire` is T1 as the packet carries it.
     pub(super) fn sent(&mut self, sequence: u32, t1: UnixTime, t1_wire: u64, now: Monotonic) {
+        self.next = sequence.wrapping_add(1);
         self.probes.push_back(Probe {
             sequence,
             sent: now,
@@ -122,19 +134,29 @@ impl Outstanding {
         loss_timeout_ns: u64,
         now: Monotonic,
     ) -> Reply {
-        let Some(index) = self.index(sequence, t1) else { return Reply::Unknown };
+        let latest = self.next.wrapping_sub(1);
+        let Some(index) = self.index(sequence, t1) else {
+            let first = self.probes.front().map_or(self.next, |probe| probe.sequence);
+            if sequence >= first {
+                return Reply::Unknown;
+            }
+            // Forgotten: as good as lost, long ago.
+            self.direction.late(number);
+            return Reply::Late;
+        };
         let probe = &mut self.probes[index];
         if let Some(first) = probe.answer {
-            if first != number && index < self.settled {
+            if first.number != number {
                 self.direction.duplicated(number);
             }
             return Reply::Duplicate;
         }
         // One whose fate is due only waits for the timer.
         if probe.lost || now.since_ns(probe.sent) > loss_timeout_ns {
+            self.direction.late(number);
             return Reply::Late;
         }
-        probe.answer = Some(number);
+        probe.answer = Some(Answered { number, latest });
         let answered = *probe;
         self.settle();
         Reply::First(answered)
@@ -178,17 +200,17 @@ impl Outstanding {
 
     /// Gives fates to the direction of losses, in the order of the probes.
     fn settle(&mut self) {
-        while let Some(probe) = self.probes.get(self.settled) {
+        while let Some(probe) = self.probes.get(self.settled).copied() {
             let (t1, lost, minute) = (probe.t1, probe.answer.is_none(), minute_of(probe.t1));
             match probe.answer {
                 // It tells of losses before it: those of the minute before are placed by it.
-                Some(number) => {
-                    self.direction.received(probe.sequence, number);
+                Some(Answered { number, latest }) => {
+                    self.direction.received(probe.sequence, number, latest);
                     self.begin_minute(minute);
                 }
                 None if probe.lost => {
                     self.begin_minute(minute);
-                    self.direction.lost();
+                    self.direction.lost(probe.sequence);
                 }
                 None => return,
             }
@@ -209,6 +231,11 @@ impl Outstanding {
     /// Whether the next probe was lost, with its T1, once that is known.
     pub(super) fn poll_fate(&mut self) -> Option<(UnixTime, bool)> {
         self.fates.pop_front()
+    }
+
+    /// The first probe that may yet be answered in time; the next one where there is none.
+    pub(super) fn first_open(&self) -> u32 {
+        self.probes.get(self.settled).map_or(self.next, |probe| probe.sequence)
     }
 
     /// When the first probe that is undecided was sent.

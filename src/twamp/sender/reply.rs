@@ -153,7 +153,10 @@ impl SessionSender {
     }
 
     fn release(&mut self) {
-        let Some(Held { sample, number, t1, .. }) = self.held.pop_front() else { return };
+        let Some(Held { mut sample, number, t1, .. }) = self.held.pop_front() else { return };
+        let waiting = self.held.iter().map(|held| held.sample.sequence);
+        sample.first_open =
+            waiting.chain([self.outstanding.first_open()]).min().unwrap_or_default();
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.received(&sample, &mut self.track);
         self.events.push_back(SenderEvent::Probe(ProbeResult {

@@ -4,12 +4,13 @@
 
 mod report;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::sync::oneshot;
 
 use super::{
     attempt::OpenSession,
+    failure::Failure,
     pace::{Pace, Share},
     progress::{Progress, Stage},
     status::Status,
@@ -95,6 +96,8 @@ pub(super) struct Session {
     machine: SessionSender,
     link: Option<Link>,
     parked: bool,
+    /// Why this host would not send the latest probe of the running test that it would not send.
+    refusal: Option<io::Error>,
     /// To be told when the test that is being stopped has ended.
     stopping: Option<oneshot::Sender<()>>,
     /// To be told when no test runs.
@@ -172,6 +175,14 @@ impl Link {
             self.socket.transmitted(|number, at, source| machine.transmitted(number, at, source));
         }
     }
+
+    fn number_anew(&mut self, machine: &mut SessionSender) {
+        self.unread_stamps = 0;
+        let told = |number, at, source| machine.transmitted(number, at, source);
+        if let Err(error) = self.socket.number_anew(told) {
+            tracing::debug!(%error, "no stamps of what is sent");
+        }
+    }
 }
 
 impl Session {
@@ -187,6 +198,7 @@ impl Session {
             config,
             link: None,
             parked: false,
+            refusal: None,
             stopping: None,
             pausing: None,
             thresholds,
@@ -340,7 +352,12 @@ impl Session {
                 }
                 Err(error) => {
                     tracing::trace!(%error, session = self.config.name, "probe not sent");
-                    self.machine.probe_refused(random, now);
+                    link.number_anew(&mut self.machine);
+                    let refusal = (!TestSocket::was_busy(&error)).then_some(error);
+                    let failure =
+                        refusal.as_ref().map(|error| Failure::sending(error, link.remote));
+                    self.machine.probe_refused(failure.map(|f| f.cause), random, now);
+                    self.refusal = refusal.or(self.refusal.take());
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! What a session tells: single probes in batches, results of tests, and what crossed a threshold.
 
+use std::io;
+
 use super::Session;
 use crate::{
     proto::{Event, EventType, Statistics, StatisticsScope, TestResult},
     results::PROBES_PER_RECORD,
-    session::client::progress::Stage,
+    session::client::{failure::Failure, progress::Stage},
     stats,
     time::Now,
     twamp::sender::SenderEvent,
@@ -49,9 +51,15 @@ impl Session {
         let crossed = self.thresholds.test_ended(&result, now.unix);
         let test_number = result.test_number;
         let sent = result.figures.as_ref().filter(|figures| figures.probes_sent > 0);
+        let refusal = self.refusal.take().filter(|_| sent.is_none());
         let answered = sent.map(|figures| figures.probes_received > 0);
-        let progress = &self.tools.progress;
-        let iteration = progress.test_ended(&self.config.name, answered, now.monotonic);
+        let answered = answered.or_else(|| refusal.as_ref().map(|_| false));
+        // What a rule forbids is not known before a probe is sent: another attempt would tell nothing.
+        let refused = refusal.filter(|error| error.kind() != io::ErrorKind::PermissionDenied);
+        let refused = refused.zip(self.link.as_ref());
+        let refused = refused.map(|(error, link)| Failure::sending(&error, link.remote));
+        let (name, progress) = (&self.config.name, &self.tools.progress);
+        let iteration = progress.test_ended(name, answered, refused, now.monotonic);
         self.tools.results.test(self.subject.clone(), result, minute, now.unix);
         self.tools.status.test_finished(&self.config.name);
         let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };

@@ -1,0 +1,34 @@
+//! Asks the kernel for the way to an address, and sends nothing.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::udp;
+
+/// An error where packets cannot be sent from here to an address: no route, no such source address
+/// or interface.
+pub fn check_route(
+    to: SocketAddr,
+    source: Option<IpAddr>,
+    interface: Option<&str>,
+) -> io::Result<()> {
+    let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    let from = SocketAddr::new(source.unwrap_or(any), 0);
+    udp::bound(from, interface, false)?.connect(&to.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_has_no_route() {
+        let to = |text: &str| text.parse().unwrap();
+        check_route(to("127.0.0.1:862"), None, None).unwrap();
+        check_route(to("127.0.0.1:862"), Some([127, 0, 0, 9].into()), Some("lo")).unwrap();
+        check_route(to("127.0.0.1:862"), Some([192, 0, 2, 1].into()), None).unwrap_err();
+        check_route(to("127.0.0.1:862"), None, Some("none0")).unwrap_err();
+    }
+}
