@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Echo, Load, Seen, cpu_of, flow, load, median, pin};
+use common::{Echo, Load, cpu_of, flow, load, median, pin};
 use tokio::sync::watch;
 use twamp_agent::{
     model::parse,
@@ -182,30 +182,30 @@ impl Server {
         match kind {
             Kind::Echo => {
                 let echo = Echo::start(SUBJECT);
-                let flows: Vec<UdpSocket> =
-                    (0..shape.flows).map(|_| flow(echo.address, local)).collect();
+                let flows = open_flows(echo.address, local, shape);
                 name = "echo";
                 let before = cpu_of(name);
-                seen = load(&flows, &probe(&PacketFormat::open()), shape);
+                seen = load(&flows, shape);
                 cpu = cpu_of(name).saturating_sub(before);
             }
             Kind::Light => {
                 name = "reflector-0";
-                let flows: Vec<UdpSocket> =
-                    (0..shape.flows).map(|_| flow(self.light, local)).collect();
+                let flows = open_flows(self.light, local, shape);
                 let before = cpu_of(name);
-                seen = load(&flows, &probe(&PacketFormat::open()), shape);
+                seen = load(&flows, shape);
                 cpu = cpu_of(name).saturating_sub(before);
             }
             Kind::Session(modes) => {
                 name = "reflector-0";
-                // One session for all flows to share its keys would be none: each has its own.
+                // Each flow is a session with keys of its own.
                 let sessions: Vec<Session> =
                     (0..shape.flows).map(|_| Session::negotiate(self.control, modes)).collect();
-                // The generator sends one packet on all flows; the reflector tells sessions by
-                // address and opens it with the keys of each, so that each flow needs its own.
+                let own = |session: &Session| {
+                    (session.socket.try_clone().expect("a socket"), probe(&session.format))
+                };
+                let flows: Vec<_> = sessions.iter().map(own).collect();
                 let before = cpu_of(name);
-                seen = load_sessions(&sessions, shape);
+                seen = load(&flows, shape);
                 cpu = cpu_of(name).saturating_sub(before);
             }
         }
@@ -217,22 +217,9 @@ impl Server {
     }
 }
 
-/// With keys, flows take turns in slices of the time: a packet is of one session alone.
-fn load_sessions(sessions: &[Session], shape: Load) -> Seen {
-    if let [session] = sessions {
-        let sockets = [session.socket.try_clone().expect("a socket")];
-        return load(&sockets, &probe(&session.format), shape);
-    }
-    let slice = shape.length / sessions.len() as u32;
-    let mut sum = Seen::default();
-    for session in sessions {
-        let sockets = [session.socket.try_clone().expect("a socket")];
-        let outstanding = shape.outstanding * shape.flows.min(8);
-        let one = Load { flows: 1, outstanding, length: slice };
-        sum.answers += load(&sockets, &probe(&session.format), one).answers;
-    }
-    sum.per_second = sum.answers as f64 / shape.length.as_secs_f64();
-    sum
+fn open_flows(target: SocketAddr, local: SocketAddr, shape: Load) -> Vec<(UdpSocket, Vec<u8>)> {
+    let packet = probe(&PacketFormat::open());
+    (0..shape.flows).map(|_| (flow(target, local), packet.clone())).collect()
 }
 
 fn probe(format: &PacketFormat) -> Vec<u8> {

@@ -110,6 +110,8 @@ fn probes(number: u64) -> Vec<proto::ProbeResult> {
                 egress_tos: None,
                 transmit_stamp: kernel,
                 receive_stamp: Some(kernel),
+                one_way_validity: Some(proto::OneWayValidity::Negative.into()),
+                reflector_stamp_corrected: false,
             }
         })
         .collect()

@@ -82,26 +82,28 @@ pub(crate) fn flow(target: SocketAddr, local: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Loads `target` with this packet. `sockets` are the flows.
-pub(crate) fn load(sockets: &[UdpSocket], packet: &[u8], load: Load) -> Seen {
-    if load.outstanding == 1 && sockets.len() == 1 {
-        return one_by_one(&sockets[0], packet, load.length);
+/// Sends to wherever the sockets are connected to, on each of them its packet.
+pub(crate) fn load(flows: &[(UdpSocket, Vec<u8>)], load: Load) -> Seen {
+    if let [(socket, packet)] = flows
+        && load.outstanding == 1
+    {
+        return one_by_one(socket, packet, load.length);
     }
-    let slices: Vec<[IoSlice<'_>; 1]> = (0..BATCH).map(|_| [IoSlice::new(packet)]).collect();
+    let slices: Vec<_> = flows.iter().map(|(_, packet)| a_batch_of(packet)).collect();
     let none = [None; BATCH];
     let mut out = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
     let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
     let mut buffers = vec![[0u8; 2048]; BATCH];
-    let mut under_way = vec![0usize; sockets.len()];
-    let mut last = vec![Instant::now(); sockets.len()];
+    let mut under_way = vec![0usize; flows.len()];
+    let mut last = vec![Instant::now(); flows.len()];
     let mut answers = 0;
     let begun = Instant::now();
     while begun.elapsed() < load.length {
-        for (index, socket) in sockets.iter().enumerate() {
+        for (index, (socket, _)) in flows.iter().enumerate() {
             let room = load.outstanding - under_way[index];
             if room > 0 {
                 let flags = MsgFlags::MSG_DONTWAIT;
-                let few = &slices[..room.min(BATCH)];
+                let few = &slices[index][..room.min(BATCH)];
                 let sent =
                     sendmmsg(socket.as_raw_fd(), &mut out, few, &none[..few.len()], [], flags);
                 under_way[index] += sent.map_or(0, Iterator::count);
@@ -124,6 +126,10 @@ pub(crate) fn load(sockets: &[UdpSocket], packet: &[u8], load: Load) -> Seen {
     }
     let per_second = answers as f64 / begun.elapsed().as_secs_f64();
     Seen { answers, per_second, median_rtt_ns: 0 }
+}
+
+fn a_batch_of(packet: &[u8]) -> Vec<[IoSlice<'_>; 1]> {
+    (0..BATCH).map(|_| [IoSlice::new(packet)]).collect()
 }
 
 fn one_by_one(socket: &UdpSocket, packet: &[u8], length: Duration) -> Seen {

@@ -44,6 +44,7 @@ use twamp_agent::{
         ApiSettings,
         services::{
             agent_service_client::AgentServiceClient, client_service_client::ClientServiceClient,
+            results_service_client::ResultsServiceClient,
         },
     },
     net::{ThreadPlace, free_port, raise_open_files},
@@ -79,13 +80,56 @@ struct Run {
     beside: usize,
 }
 
+const fn run(
+    sessions: usize,
+    interval_ms: u64,
+    (realtime_priority, awake_us): (u8, u32),
+    beside: usize,
+) -> Run {
+    Run {
+        sessions,
+        interval: Duration::from_millis(interval_ms),
+        realtime_priority,
+        awake_us,
+        beside,
+    }
+}
+
+/// Those of the schedule, and behind them those of the growth.
+const ROWS: [(&str, Run); 12] = [
+    ("10,000 sessions, 10 probes/s each", run(10_000, 100, (0, 0), 0)),
+    ("  the same with SCHED_FIFO", run(10_000, 100, (10, 0), 0)),
+    ("  and 1,000 calls/s and records", run(10_000, 100, (10, 0), 1_000)),
+    ("5,000 sessions, 10 probes/s each", run(5_000, 100, (0, 0), 0)),
+    ("1,000 sessions, 1 probe/s each", run(1_000, 1_000, (0, 0), 0)),
+    ("  the same, SCHED_FIFO, awake 200 us", run(1_000, 1_000, (10, 200), 0)),
+    ("  and 1,000 calls/s and records", run(1_000, 1_000, (10, 200), 1_000)),
+    ("  10 sessions", run(10, 1, (0, 0), 0)),
+    ("  100 sessions", run(100, 10, (0, 0), 0)),
+    ("  1,000 sessions", run(1_000, 100, (0, 0), 0)),
+    ("  10,000 sessions", run(10_000, 1_000, (0, 0), 0)),
+    ("  50,000 sessions", run(50_000, 5_000, (0, 0), 0)),
+];
+const SCHEDULE_ROWS: usize = 7;
+/// Runs one of them.
+const ROW: &str = "row";
+
 fn main() {
     // `cargo bench` passes options of its own.
     let seconds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10);
-    let length = Duration::from_secs(seconds);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, row, index, seconds] = &arguments[..]
+        && row == ROW
+    {
+        let (name, run) = ROWS[index.parse::<usize>().expect("a row")];
+        let length = Duration::from_secs(seconds.parse().expect("seconds"));
+        raise_open_files();
+        return runtime.block_on(schedule(name, run, length));
+    }
+    let length = Duration::from_secs(seconds);
     let files = raise_open_files();
     println!("round trip on idle loopback, 100 probes a second for 5 s, agent to agent");
     runtime.block_on(accuracy::idle_loopback());
@@ -98,41 +142,23 @@ fn main() {
         "\n{:<38}{:>9}{:>10}{:>10}{:>10}{:>10}{:>8}{:>9}{:>9}",
         "", "probes/s", "p50 us", "p99 us", "p99.9", "max us", "missed", "us CPU", "KiB"
     );
-    let run = |sessions, interval_ms, (realtime_priority, awake_us), beside| Run {
-        sessions,
-        interval: Duration::from_millis(interval_ms),
-        realtime_priority,
-        awake_us,
-        beside,
-    };
     println!("schedule");
-    for (name, one) in [
-        ("10,000 sessions, 10 probes/s each", run(10_000, 100, (0, 0), 0)),
-        ("  the same with SCHED_FIFO", run(10_000, 100, (10, 0), 0)),
-        ("  and 1,000 calls/s and records", run(10_000, 100, (10, 0), 1_000)),
-    ] {
-        runtime.block_on(schedule(name, one, length));
-    }
-    for (name, one) in [
-        ("5,000 sessions, 10 probes/s each", run(5_000, 100, (0, 0), 0)),
-        ("1,000 sessions, 1 probe/s each", run(1_000, 1_000, (0, 0), 0)),
-        ("  the same, SCHED_FIFO, awake 200 us", run(1_000, 1_000, (10, 200), 0)),
-        ("  and 1,000 calls/s and records", run(1_000, 1_000, (10, 200), 1_000)),
-    ] {
-        runtime.block_on(schedule(name, one, length));
-    }
-    bare::timer(length);
-    bare::sockets(10_000, Duration::from_millis(100), Wake::Each(MILLISECOND), length);
-    println!("growth, 10,000 probes/s in all");
-    for (sessions, interval_ms) in
-        [(10, 1), (100, 10), (1_000, 100), (10_000, 1_000), (50_000, 5_000)]
-    {
-        let name = format!("  {sessions} sessions");
-        if files < sessions as u64 + 1_000 {
+    for (index, (name, run)) in ROWS.iter().enumerate() {
+        if index == SCHEDULE_ROWS {
+            bare::timer(length);
+            bare::sockets(10_000, Duration::from_millis(100), Wake::Each(MILLISECOND), length);
+            println!("growth, 10,000 probes/s in all");
+        }
+        if files < run.sessions as u64 + 1_000 {
             println!("{name:<38}not run: {files} open files are allowed");
             continue;
         }
-        runtime.block_on(schedule(&name, run(sessions, interval_ms, (0, 0), 0), length));
+        // Each in a process of its own, so that its memory is its own.
+        let this = std::env::current_exe().expect("this program");
+        let row = std::process::Command::new(this)
+            .args([ROW, &index.to_string(), &seconds.to_string()])
+            .status();
+        assert!(row.expect("a process").success(), "{name}");
     }
     bare::sockets(10_000, Duration::from_secs(1), Wake::Each(MILLISECOND), length);
     bare::sockets(10_000, Duration::from_secs(1), Wake::ForEachProbe, length);
@@ -247,11 +273,13 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let flood = (run.beside > 0).then(|| tokio::spawn(flood(running.endpoint.clone(), run.beside)));
     let memory = resident_kib().saturating_sub(memory);
+    let left_out = probes_not_sent(&running.endpoint).await;
     noting.store(true, Relaxed);
     let (begun, cpu) = (Instant::now(), cpu_of("sender-0"));
     tokio::time::sleep(length).await;
     let (elapsed, cpu) = (begun.elapsed(), cpu_of("sender-0").saturating_sub(cpu));
     noting.store(false, Relaxed);
+    let left_out = probes_not_sent(&running.endpoint).await.saturating_sub(left_out);
     end.store(true, Relaxed);
     if let Some(flood) = flood {
         flood.abort();
@@ -259,14 +287,14 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     responder.join().expect("the responder");
     running.agent.stop().await;
     let arrivals = std::mem::take(&mut *arrivals.lock().expect("arrivals"));
-    let (mut late, missed) = lateness(&arrivals, run.interval);
+    let mut late = lateness(&arrivals, run.interval);
     late.sort_unstable();
     let at = |part: f64| {
         late.get(((late.len().max(1) - 1) as f64 * part) as usize)
             .map_or(0.0, |ns| *ns as f64 / 1e3)
     };
     println!(
-        "{name:<38}{:>9.0}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{missed:>8}{:>9.2}{:>9.1}",
+        "{name:<38}{:>9.0}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{left_out:>8}{:>9.2}{:>9.1}",
         arrivals.len() as f64 / elapsed.as_secs_f64(),
         at(0.5),
         at(0.99),
@@ -277,24 +305,41 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     );
 }
 
+/// Probes of the running tests that were left out because their time was over.
+async fn probes_not_sent(endpoint: &str) -> u64 {
+    let results = ResultsServiceClient::connect(endpoint.to_owned()).await.expect("the API");
+    let request = proto::GetStatisticsRequest {
+        scopes: vec![proto::StatisticsScope::CurrentTest.into()],
+        ..proto::GetStatisticsRequest::default()
+    };
+    let mut results = results.max_decoding_message_size(256 << 20);
+    let found = results.get_statistics(request).await.expect("statistics").into_inner();
+    let figures = found.statistics.iter().filter_map(|one| one.figures.as_ref());
+    figures.map(|figures| figures.probes_not_sent).sum()
+}
+
 /// How late each probe is against the grid of its session, which is where its most punctual probe
-/// puts it, and how many numbers are missing.
-fn lateness(arrivals: &[Arrival], interval: Duration) -> (Vec<u64>, u64) {
+/// puts it. A probe that is left out has no number: slots are told by the time between two probes.
+fn lateness(arrivals: &[Arrival], interval: Duration) -> Vec<u64> {
     let interval_ns = interval.as_nanos() as u64;
     let mut sessions: HashMap<(u8, u16), Vec<(u32, u64)>> = HashMap::new();
     for arrival in arrivals {
         sessions.entry(arrival.from).or_default().push((arrival.sequence, arrival.at_ns));
     }
-    let (mut late, mut missed) = (Vec::with_capacity(arrivals.len()), 0);
+    let mut late = Vec::with_capacity(arrivals.len());
     for probes in sessions.values() {
-        let (first, _) = probes[0];
-        let place = |(sequence, at): &(u32, u64)| at - u64::from(sequence - first) * interval_ns;
-        let grid = probes.iter().map(place).min().unwrap_or(0);
-        late.extend(probes.iter().map(|probe| place(probe) - grid));
-        let last = probes[probes.len() - 1].0;
-        missed += u64::from(last - first + 1) - probes.len() as u64;
+        let (mut before, mut slot, mut places) = (probes[0], 0, Vec::with_capacity(probes.len()));
+        for probe in probes {
+            let numbers = u64::from(probe.0 - before.0);
+            let slots = (probe.1.saturating_sub(before.1) + interval_ns / 2) / interval_ns;
+            slot += numbers.max(slots);
+            before = *probe;
+            places.push(probe.1.saturating_sub(slot * interval_ns));
+        }
+        let grid = places.iter().min().copied().unwrap_or(0);
+        late.extend(places.iter().map(|place| place - grid));
     }
-    (late, missed)
+    late
 }
 
 async fn flood(endpoint: String, calls_a_second: usize) {

@@ -24,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that wait for their acknowledgement.
 const UNDER_WAY: usize = 256;
+/// Octets of a message beside its payload and its identifier, at most: names and ends of headers.
+const HEADER_OCTETS: usize = 64;
 /// How long the server is asked to remember message identifiers in a stream that is made.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -103,25 +105,39 @@ impl NatsSink {
         Ok((client, context))
     }
 
+    /// What the server has stored, or will never take because a message is too long for it.
     async fn publish(
         &self,
-        context: &jetstream::Context,
+        (client, context): &(Client, jetstream::Context),
         records: &[Record],
-    ) -> Result<(), String> {
+    ) -> Result<Taken, String> {
+        let longest = client.server_info().max_payload;
+        let mut taken = Taken::default();
         for records in records.chunks(UNDER_WAY) {
             let mut acknowledgements = Vec::with_capacity(records.len());
             for record in records {
+                let (id, payload) = (message_id(&self.agent_id, record), self.payload(record)?);
+                let octets = payload.len() + id.len() + HEADER_OCTETS;
+                if octets > longest {
+                    taken.rejected += 1;
+                    taken.detail = format!(
+                        "record {} is a message of {octets} octets, and the server takes {longest} \
+                         (max_payload)",
+                        record.cursor
+                    );
+                    continue;
+                }
                 let mut headers = HeaderMap::new();
-                headers.insert(NATS_MESSAGE_ID, message_id(&self.agent_id, record));
+                headers.insert(NATS_MESSAGE_ID, id);
                 let subject = format!("{}.{}", self.subject, kind(record));
-                let sent = context.publish_with_headers(subject, headers, self.payload(record)?);
+                let sent = context.publish_with_headers(subject, headers, payload);
                 acknowledgements.push(sent.await.map_err(|error| error.to_string())?);
             }
             for acknowledgement in acknowledgements {
                 acknowledgement.await.map_err(|error| format!("not stored: {error}"))?;
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn payload(&self, record: &Record) -> Result<Bytes, String> {
@@ -135,14 +151,14 @@ impl NatsSink {
 
 impl Sink for NatsSink {
     async fn send(&mut self, records: &[Record]) -> Result<Taken, SendFailure> {
-        let (client, context) = match self.connected.take() {
+        let connected = match self.connected.take() {
             Some(connected) => connected,
             None => self.connect().await.map_err(SendFailure)?,
         };
         // Behind a failure the connection is dropped, and made anew.
-        self.publish(&context, records).await.map_err(SendFailure)?;
-        self.connected = Some((client, context));
-        Ok(Taken::default())
+        let taken = self.publish(&connected, records).await.map_err(SendFailure)?;
+        self.connected = Some(connected);
+        Ok(taken)
     }
 }
 

@@ -11,12 +11,12 @@ use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
 
 use crate::{
-    proto::{ProbeResult, ProbeStatus, TimestampSource},
+    proto::{OneWayValidity, ProbeResult, ProbeStatus, TimestampSource},
     store::zigzag,
 };
 
-/// An octet without a status is no probe: for those behind it, the flags of the kernel's stamps stand
-/// for stamps of the network interface, T1 and T4 each where this octet has its flag.
+/// An octet without a status is no probe, but says of those behind it what does not change from one to
+/// the next; see [`Marks`].
 const STATUS: u8 = 0b0000_0011;
 const OTHER_TEST: u8 = 0b0000_0100;
 const OTHER_SEQUENCE: u8 = 0b0000_1000;
@@ -24,6 +24,11 @@ const KERNEL_TRANSMIT: u8 = 0b0001_0000;
 const KERNEL_RECEIVE: u8 = 0b0010_0000;
 const OTHER_PATH: u8 = 0b0100_0000;
 const OTHER_REPLY: u8 = 0b1000_0000;
+/// Of an octet of marks, beside the flags of the kernel's stamps.
+const CORRECTED: u8 = 0b0000_0100;
+const SYNCHRONISED: u8 = 0b0000_1000;
+const STEPPED: u8 = 0b0100_0000;
+const VALIDITY_KNOWN: u8 = 0b1000_0000;
 
 /// What the next probe is told against.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,15 +42,37 @@ struct Before {
     processing_ns: i64,
     reply: u32,
     path: Path,
-    /// What the flags of the kernel's stamps stand for.
-    hardware: Hardware,
+    marks: Marks,
 }
 
-/// Whether T1, and T4, are stamped by the network interface where they are not by the program.
+/// What holds for many probes, as flags: whether the flags of the kernel's stamps of T1 and T4 stand
+/// for stamps of the network interface ([`KERNEL_TRANSMIT`], [`KERNEL_RECEIVE`]), whether T3 was
+/// corrected, and of what worth delays are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Hardware {
-    transmit: bool,
-    receive: bool,
+struct Marks(u8);
+
+impl Marks {
+    fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    fn set(&mut self, flag: u8, is: bool) {
+        self.0 = if is { self.0 | flag } else { self.0 & !flag };
+    }
+
+    /// Of a probe with these delays.
+    fn validity(self, egress_ns: i64, ingress_ns: i64) -> Option<OneWayValidity> {
+        let validity = if self.has(STEPPED) {
+            OneWayValidity::ClockStepped
+        } else if egress_ns < 0 || ingress_ns < 0 {
+            OneWayValidity::Negative
+        } else if self.has(SYNCHRONISED) {
+            OneWayValidity::Valid
+        } else {
+            OneWayValidity::ClockUnsynchronised
+        };
+        self.has(VALIDITY_KNOWN).then_some(validity)
+    }
 }
 
 /// TTL and TOS there and back, as [`ProbeResult`] has them.
@@ -76,10 +103,12 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
     if !(1..=i32::from(STATUS)).contains(&probe.status) {
         return None;
     }
-    let mut hardware = before.hardware;
-    let transmit = stamped(probe.transmit_stamp(), &mut hardware.transmit)?;
+    let mut marks = before.marks;
+    let transmit = stamped(probe.transmit_stamp(), &mut marks, KERNEL_TRANSMIT)?;
     let receive = match probe.receive_stamp {
-        Some(source) => stamped(TimestampSource::try_from(source).ok()?, &mut hardware.receive)?,
+        Some(source) => {
+            stamped(TimestampSource::try_from(source).ok()?, &mut marks, KERNEL_RECEIVE)?
+        }
         None => false,
     };
     let mut flags = probe.status as u8 & STATUS;
@@ -92,7 +121,6 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
         sequence: probe.sequence,
         sent_ns: probe.sent_unix_ns,
         gap_ns: probe.sent_unix_ns.wrapping_sub(before.sent_ns).cast_signed(),
-        hardware,
         ..*before
     };
     if received {
@@ -109,17 +137,33 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
             return None;
         }
         probe.receive_stamp?;
+        let validity = probe.one_way_validity.map(OneWayValidity::try_from).transpose().ok()?;
+        marks.set(CORRECTED, probe.reflector_stamp_corrected);
+        marks.set(VALIDITY_KNOWN, validity.is_some());
+        marks.set(STEPPED, validity == Some(OneWayValidity::ClockStepped));
+        match validity {
+            Some(OneWayValidity::Valid) => marks.set(SYNCHRONISED, true),
+            Some(OneWayValidity::ClockUnsynchronised) => marks.set(SYNCHRONISED, false),
+            // They say nothing of it.
+            None
+            | Some(
+                OneWayValidity::Unspecified
+                | OneWayValidity::Negative
+                | OneWayValidity::ClockStepped,
+            ) => {}
+        }
+        if marks.validity(egress_ns, probe.ingress_ns?) != validity {
+            return None;
+        }
         flag(receive, KERNEL_RECEIVE);
         flag(now.path != before.path, OTHER_PATH);
         flag(now.reply != before.reply.wrapping_add(1), OTHER_REPLY);
     } else if probe.rtt_ns.is_some() || probe.reflector_sequence.is_some() {
         return None;
     }
-    if hardware != before.hardware {
-        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
-        octets.push(
-            flag(hardware.transmit, KERNEL_TRANSMIT) | flag(hardware.receive, KERNEL_RECEIVE),
-        );
+    if marks != before.marks {
+        octets.push(marks.0);
+        now.marks = marks;
     }
     octets.push(flags);
     let more = |now: u64, before: u64| now.wrapping_sub(before).cast_signed();
@@ -145,22 +189,20 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
 }
 
 /// Whether it is not the program's; and, if so, whether it is the interface's.
-fn stamped(source: TimestampSource, hardware: &mut bool) -> Option<bool> {
-    let (is_stamped, of_hardware) = match source {
-        TimestampSource::User => (false, *hardware),
-        TimestampSource::Kernel => (true, false),
-        TimestampSource::Hardware => (true, true),
+fn stamped(source: TimestampSource, marks: &mut Marks, flag: u8) -> Option<bool> {
+    match source {
+        TimestampSource::User => return Some(false),
+        TimestampSource::Kernel => marks.set(flag, false),
+        TimestampSource::Hardware => marks.set(flag, true),
         TimestampSource::Unspecified | TimestampSource::Mixed => return None,
-    };
-    *hardware = of_hardware;
-    Some(is_stamped)
+    }
+    Some(true)
 }
 
 fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
     let mut flags = block.try_get_u8().ok()?;
     if flags & STATUS == 0 {
-        let is = |flag: u8| flags & flag != 0;
-        state.hardware = Hardware { transmit: is(KERNEL_TRANSMIT), receive: is(KERNEL_RECEIVE) };
+        state.marks = Marks(flags);
         flags = block.try_get_u8().ok()?;
     }
     let before = *state;
@@ -184,7 +226,8 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         sequence: state.sequence,
         sent_unix_ns: state.sent_ns,
         status: status.into(),
-        transmit_stamp: source(flags & KERNEL_TRANSMIT != 0, state.hardware.transmit).into(),
+        transmit_stamp: source(flags & KERNEL_TRANSMIT != 0, state.marks.has(KERNEL_TRANSMIT))
+            .into(),
         ..ProbeResult::default()
     };
     if status != ProbeStatus::Received {
@@ -201,17 +244,23 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         state.reply = behind(before.reply, read(block)?);
     }
     let [egress_ttl, ingress_ttl, ingress_tos, egress_tos] = state.path;
+    let ingress_ns = state.rtt_ns.wrapping_sub(state.egress_ns);
+    let validity = state.marks.validity(state.egress_ns, ingress_ns);
     Some(ProbeResult {
         rtt_ns: Some(state.rtt_ns),
         egress_ns: Some(state.egress_ns),
-        ingress_ns: Some(state.rtt_ns.wrapping_sub(state.egress_ns)),
+        ingress_ns: Some(ingress_ns),
+        one_way_validity: validity.map(i32::from),
+        reflector_stamp_corrected: state.marks.has(CORRECTED),
         reflector_processing_ns: Some(state.processing_ns),
         reflector_sequence: Some(state.reply),
         egress_ttl,
         ingress_ttl,
         ingress_tos,
         egress_tos,
-        receive_stamp: Some(source(flags & KERNEL_RECEIVE != 0, state.hardware.receive).into()),
+        receive_stamp: Some(
+            source(flags & KERNEL_RECEIVE != 0, state.marks.has(KERNEL_RECEIVE)).into(),
+        ),
         ..probe
     })
 }
@@ -256,18 +305,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn validity_of(which: i32, egress_ns: i64, ingress_ns: i64) -> Option<i32> {
+        let negative = egress_ns < 0 || ingress_ns < 0;
+        let validity = match which {
+            0 => return None,
+            1 => OneWayValidity::ClockStepped,
+            _ if negative => OneWayValidity::Negative,
+            2 => OneWayValidity::Valid,
+            _ => OneWayValidity::ClockUnsynchronised,
+        };
+        Some(validity.into())
+    }
+
     fn probe() -> impl Strategy<Value = ProbeResult> {
         let times = (any::<i64>(), any::<i64>(), any::<i64>());
         let octet = || prop::option::of(0u32..256);
         let path = (octet(), octet(), octet(), octet());
         let numbers = (0u64..3, any::<u32>(), any::<u64>(), any::<u32>());
-        (1i32..4, numbers, times, path, (0i32..3, 0i32..3)).prop_map(
+        (1i32..4, numbers, times, path, (0i32..3, 0i32..3, any::<bool>(), 0..4)).prop_map(
             |(
                 status,
                 (test_number, sequence, sent_unix_ns, reply),
                 (rtt, egress, processing),
                 path,
-                (t, r),
+                (t, r, corrected, validity),
             )| {
                 let source = |which| {
                     let sources =
@@ -296,6 +357,8 @@ mod tests {
                     ingress_tos: path.2,
                     egress_tos: path.3,
                     receive_stamp: Some(source(r)),
+                    one_way_validity: validity_of(validity, egress, rtt.wrapping_sub(egress)),
+                    reflector_stamp_corrected: corrected,
                     ..lost
                 }
             },
@@ -341,6 +404,8 @@ mod tests {
                     egress_tos: None,
                     transmit_stamp: TimestampSource::Kernel.into(),
                     receive_stamp: Some(TimestampSource::Kernel.into()),
+                    one_way_validity: Some(OneWayValidity::Negative.into()),
+                    reflector_stamp_corrected: false,
                 }
             })
             .collect();

@@ -11,6 +11,8 @@ use crate::{
     time::{ClockWatch, Now, UnixTime},
 };
 
+/// How often it is looked whether the configuration is whole.
+const DAMAGE_EVERY: Duration = Duration::from_secs(1);
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 
 /// Tells of trouble with the store, and of its end. What is wrong with the configuration is told
@@ -30,31 +32,49 @@ pub async fn watch_store(
         };
         results.event(Subject::agent(), event, now().unix);
     };
-    for told in [damage(), results.damage().to_owned()] {
-        if !told.is_empty() {
-            event(EventType::StoreTrouble, told, None);
-        }
+    if !results.damage().is_empty() {
+        event(EventType::StoreTrouble, results.damage().to_owned(), None);
     }
     let mut state = results.state();
-    let mut trouble: Option<(UnixTime, String)> = None;
+    let mut troubles = [Trouble::default(), Trouble::default()];
     loop {
-        let detail = state.borrow_and_update().detail.clone();
-        match (&trouble, detail.is_empty()) {
-            (None, false) => {
-                event(EventType::StoreTrouble, detail.clone(), None);
-                trouble = Some((now().unix, detail));
+        let details = [state.borrow_and_update().detail.clone(), damage()];
+        for (trouble, detail) in troubles.iter_mut().zip(details) {
+            if let Some((kind, detail, since)) = trouble.turn(detail, now().unix) {
+                event(kind, detail, since);
             }
-            (Some((since, detail)), true) => {
-                event(EventType::StoreRecovered, detail.clone(), Some(*since));
-                trouble = None;
-            }
-            (None, true) | (Some(_), false) => {}
         }
         tokio::select! {
             changed = state.changed() => if changed.is_err() {
                 return;
             },
+            () = sleep(DAMAGE_EVERY) => {}
             () = token.cancelled() => return,
+        }
+    }
+}
+
+/// Trouble that goes on: since when, and what.
+#[derive(Default)]
+struct Trouble(Option<(UnixTime, String)>);
+
+impl Trouble {
+    /// Takes what is wrong now, empty for nothing; what there is to tell where it began or ended.
+    fn turn(
+        &mut self,
+        detail: String,
+        now: UnixTime,
+    ) -> Option<(EventType, String, Option<UnixTime>)> {
+        match (&self.0, detail.is_empty()) {
+            (None, false) => {
+                self.0 = Some((now, detail.clone()));
+                Some((EventType::StoreTrouble, detail, None))
+            }
+            (Some(_), true) => {
+                let (since, detail) = self.0.take()?;
+                Some((EventType::StoreRecovered, detail, Some(since)))
+            }
+            (None, true) | (Some(_), false) => None,
         }
     }
 }

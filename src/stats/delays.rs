@@ -105,6 +105,7 @@ pub(super) struct Neighbours {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "units")]
 struct Neighbour {
     rtt_ns: i64,
     egress_ns: i64,
@@ -204,7 +205,7 @@ mod tests {
         let (mut neighbours, mut differences) = (Neighbours::default(), Vec::new());
         for (sequence, rtt_ns, first_open) in samples {
             let (sequence, rtt_ns, first_open) = (*sequence, *rtt_ns, *first_open);
-            let sample = Sample { sequence, rtt_ns, first_open, ..Sample::default() };
+            let sample = Sample { sequence, first_open, rtt_ns, ..Sample::default() };
             neighbours.pairs(&sample, |earlier, later| {
                 differences.push(later.rtt_ns - earlier.rtt_ns);
             });

@@ -62,7 +62,8 @@ impl Sample {
         self.rtt_ns >= 0 && self.processing_ns >= 0 && !self.clock_stepped
     }
 
-    pub(super) fn validity(&self) -> OneWayValidity {
+    /// What its one-way delays are worth.
+    pub fn validity(&self) -> OneWayValidity {
         if self.clock_stepped {
             OneWayValidity::ClockStepped
         } else if self.egress_ns < 0 || self.ingress_ns < 0 {

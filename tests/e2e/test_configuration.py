@@ -50,9 +50,9 @@ class Documents(Case):
         )
         self.assertEqual(
             [(c["path"], c["kind"].removeprefix("CHANGE_KIND_")) for c in answer["changes"]],
-            [("client/c", "ADDED"), ("client/a", "REMOVED"), ("server", "ADDED")],
-            "a description changes nothing that runs",
+            [("client/b", "CHANGED"), ("client/c", "ADDED"), ("client/a", "REMOVED"), ("server", "ADDED")],
         )
+        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_LIVE")
         self.assertEqual(names(self.api), ["b", "c"])
         document = self.api.call("ConfigService", "GetConfig")["config"]
         self.assertEqual(document["client"]["control_connections"][0]["description"], "new")
@@ -229,6 +229,15 @@ class Documents(Case):
             self.api.call("ConfigService", "RollbackConfig", {"revision": 3})["revision"], "3",
             "nothing to be done")
 
+    def test_what_only_people_read_is_a_change(self):
+        one = connection("c1", "127.0.0.1", inactive=True)
+        self.api.apply({"client": client(one)})
+        for field, value in (("description", "new words"), ("history_size", 60)):
+            one = {**one, field: value}
+            answer = self.api.apply({"client": client(one)})
+            self.assertEqual([c["effect"] for c in answer["changes"]], ["CHANGE_EFFECT_LIVE"], field)
+            self.assertEqual([f["path"] for f in answer["changes"][0]["fields"]], [field])
+
     def test_changes_name_their_fields_and_no_secret(self):
         one = idle("a", secret="old secret", key_id="k", authentication_mode="AUTHENTICATION_MODE_ENCRYPTED")
         self.api.apply({"client": client(one)})
@@ -269,7 +278,7 @@ class Documents(Case):
         self.assertIn("client/a removed", run("apply", "--merge", "--delete", "client/a"))
         run("apply", "--delete", "client/a", code=64)
         run("apply", "-f", "-", "--confirm", "soon", code=64, text="")
-        self.assertIn("1 s to 24 h", run("apply", "-f", "-", "--confirm", "10ms", code=78, text=""))
+        self.assertIn("1 s to 24 h", run("apply", "-f", "-", "--confirm", "10ms", code=78, text="{}"))
         self.assertIn("never made", run("rollback", "77", code=1))
 
 
@@ -515,6 +524,14 @@ class Sessions(TwoHosts):
         self.assertFalse(self.api.connection("c1")["reconciling"])
         self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
         self.wait_for(lambda: len(self.of("s1")) == 4)
+        # What waits for a hand does so whatever is left to do.
+        wanted = {**wanted, "test_count": "0", "test_start": "TEST_START_MANUAL"}
+        answer = self.api.apply({"client": client(wanted)})
+        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_LIVE")
+        time.sleep(1)
+        self.assertEqual((self.state(), len(self.of("s1"))), ("COMPLETED", 4))
+        self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
+        self.wait_for(lambda: len(self.of("s1")) > 5)
 
     def test_another_count_of_tests(self):
         self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"]}}})

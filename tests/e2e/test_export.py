@@ -105,6 +105,9 @@ class Otlp(Export):
         word = lambda test: test["figures"]["one_way_validity"].removeprefix("ONE_WAY_VALIDITY_")  # noqa: E731
         self.assertEqual(sink.validity, {key: {word(test)} for key, test in wanted.items()
                                          if "egress" in test["figures"]})
+        source = lambda test, key: test["figures"][key].removeprefix("TIMESTAMP_SOURCE_")  # noqa: E731
+        self.assertEqual(sink.stamps, {key: (source(test, "transmit_stamp"), source(test, "receive_stamp"))
+                                       for key, test in wanted.items() if "rtt" in test["figures"]})
         cursors = {int(r["cursor"]) for r in records if "event" in r}
         self.assertEqual(set(sink.events), cursors)
         self.assertIn("twamp.agent_started", sink.events.values())
@@ -234,6 +237,11 @@ class Prometheus(Export):
         told = re.findall(r'^twamp_last_test_one_way_validity{(.*)} 1$', text, re.M)
         told = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in told]
         self.assertEqual({(labels["connection"], labels["validity"]) for labels in told}, words)
+        told = re.findall(r'^twamp_delay_stamps{(.*)} 1$', text, re.M)
+        told = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in told]
+        self.assertLessEqual({("transmit", "kernel"), ("receive", "kernel")},
+                             {(labels["stamp"], labels["source"]) for labels in told})
+        self.assertIn("twamp_last_test_schedule_error_max_seconds{", text)
         # promtool knows the older text form: without units and the mark of the end.
         plain = "\n".join(line for line in text.splitlines() if not line.startswith(("# UNIT", "# EOF"))) + "\n"
         plain = plain.replace("# TYPE twamp_agent info", "# TYPE twamp_agent_info gauge")
@@ -303,7 +311,7 @@ class Sink:
 
         self.token, self.refuse, self.lock = token, False, threading.Lock()
         self.tests, self.sent, self.rtt, self.events, self.labels = {}, {}, {}, {}, set()
-        self.validity = {}
+        self.validity, self.stamps = {}, {}
         self.probes = self.test_points = 0
         sink = self
 
@@ -355,6 +363,8 @@ class Sink:
                             assert sum(point.bucket_counts) == point.count
                             assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
                             self.rtt[self.key(point)] = point.count
+                            given = attributes(point)
+                            self.stamps[self.key(point)] = given["twamp.transmit_stamp"], given["twamp.receive_stamp"]
                     elif metric.name in ("twamp.egress", "twamp.ingress"):
                         for point in metric.histogram.data_points:
                             self.validity.setdefault(self.key(point), set()).add(attributes(point)["twamp.validity"])

@@ -218,6 +218,48 @@ class Alone(Case):
         api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
         self.assertTrue(api.call("AgentService", "GetAgent")["store"]["healthy"])
 
+    def test_a_copy_that_cannot_be_written_is_told(self):
+        agent = self.agent()
+        api = agent.client()
+        api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
+        copy = os.path.join(agent.directory, "config.last")
+        os.remove(copy)
+        os.mkdir(copy)
+        api.apply({"client": client(connection("c2", "127.0.0.1", inactive=True))})
+        store = self.wait_for(lambda: (s := api.call("AgentService", "GetAgent")["store"])
+                              and not s["healthy"] and s)
+        self.assertIn("config.last", store["detail"])
+        self.wait_for(lambda: events(api.records(), "STORE_TROUBLE"))
+        os.rmdir(copy)
+        self.wait_for(lambda: api.call("AgentService", "GetAgent")["store"]["healthy"])
+        self.assertTrue(os.path.isfile(copy))
+
+    def test_what_stands_in_the_place_of_a_database_is_put_aside(self):
+        agent = self.agent()
+        api = agent.client()
+        api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
+        for place in ("config.sled", "config.sled/db", "results.sled"):
+            agent.stop()
+            # Something of that name is there already.
+            sh("rm", "-rf", *(os.path.join(agent.directory, f"{name}.damaged") for name in ("config", "results")))
+            with open(os.path.join(agent.directory, "config.damaged"), "w") as file:
+                file.write("in the way")
+            path = os.path.join(agent.directory, place)
+            if os.path.isdir(path):
+                sh("rm", "-rf", path)
+                with open(path, "w") as file:
+                    file.write("no directory")
+            else:
+                os.remove(path)
+                os.mkdir(path)
+            agent.start()
+            api = agent.client()
+            config = api.call("ConfigService", "GetConfig")["config"]
+            self.assertEqual(len(config["client"]["control_connections"]), 1, place)
+            aside = place.split(".")[0] + ".damaged"
+            self.assertTrue(os.path.exists(os.path.join(agent.directory, aside)), place)
+            self.wait_for(lambda: [e for e in events(api.records(), "STORE_TROUBLE") if aside in e["detail"]])
+
     def test_damage_is_told_though_a_revision_was_rolled_back(self):
         agent = self.agent()
         api = agent.client()

@@ -281,6 +281,34 @@ class Intervals(Case):
                           if "event" not in r and harness.seconds(r["time"]) < time.time() - 60], [])
 
 
+class Epochs(Case):
+    def test_the_mark_of_an_answered_clear_survives_a_kill(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        names = [f"c{number}" for number in range(8)]
+        listen = {"server": server(port=port)}
+        config = client(*(connection(name, "127.0.0.1", destination_port=port) for name in names))
+        api.apply({**listen, "client": config})
+        self.wait_for(lambda: len({t["connection"] for t in api.records() if "test_result" in t}) == 8)
+        for epoch in range(1, 6):
+            self.assertEqual(api.call("ResultsService", "ClearStatistics", {}), {"sessions": 8})
+            agent.kill()
+            agent.start()
+            api = agent.client()
+            marks = events(api.records(), "STATISTICS_CLEARED")
+            self.assertEqual(len(marks), 8 * epoch)
+            found = lambda: api.call(  # noqa: E731
+                "ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]}
+            )["statistics"]
+            self.wait_for(lambda: len(found()) == 8)
+            self.assertEqual({one["epoch"] for one in found()}, {str(epoch)})
+        current = lambda: api.call(  # noqa: E731
+            "ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_CURRENT_TEST"]}
+        )["statistics"]
+        self.assertEqual({one["epoch"] for one in self.wait_for(current)}, {"5"})
+
+
 class Crash(Case):
     """SIGKILL at random moments, while twenty thousand results of probes are written each second."""
 

@@ -357,6 +357,69 @@ class Host(TwoHosts):
         self.failing()
         self.at_once(lambda: sh("ip", "-n", self.a, "route", "add", "10.98.0.0/24", "via", self.B))
 
+    def test_a_host_that_cannot_send_says_so(self):
+        """Within a test, whatever keepalive would take, and for what has no connection at all."""
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        self.peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]},
+                                    "stamp": {**both, "listen": [{"port": 8621}]}}})
+        rule = {"probes_per_interval": 2, "consecutive_intervals": 2}
+        common = {"probe_count": 4, "probe_interval": "0.05s", "loss_timeout": "0.1s", "availability": rule}
+        connections = [
+            connection("managed", self.B, [session("s1", **common)], test_interval="0.2s"),
+            connection("light", self.B, [session("s1", destination_port=8620, **common)], test_interval="0.2s",
+                       control_type="CONTROL_TYPE_LIGHT"),
+            connection("stamp", self.B, [session("s1", destination_port=8621, **common)], test_interval="0.2s",
+                       control_type="CONTROL_TYPE_STAMP"),
+        ]
+        names = [c["name"] for c in connections]
+        self.api.apply({"client": client(*connections)})
+        received = lambda name: sum(  # noqa: E731
+            int(t["figures"]["probes_received"]) for t in tests(self.api.records(), name)
+        )
+        self.wait_for(lambda: all(received(name) for name in names))
+        self.link(self.a, "down")
+        lost = lambda: events(self.api.records(), "CONNECTION_LOST")  # noqa: E731
+        self.wait_for(lambda: len(lost()) == 3, 10)
+        self.assertEqual({event["cause"] for event in lost()}, {"LOSS_CAUSE_NO_ROUTE"}, lost())
+        states = lambda: {self.api.connection(name)["state"] for name in names}  # noqa: E731
+        self.assertEqual(states(), {"CONNECTION_STATE_WAITING_RETRY"})
+        time.sleep(3)
+        for name in names:
+            away = tests(self.api.records(), name, "UNREACHABLE")
+            self.assertGreater(len(away), 3, name)
+            self.assertEqual({t["cause"] for t in away}, {"LOSS_CAUSE_NO_ROUTE"}, name)
+            self.assertEqual(sum(int(t["figures"]["probes_sent"]) for t in away), 0)
+        found = self.api.call("ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})
+        for one in found["statistics"]:
+            self.assertGreater(int(one["figures"]["availability"]["unavailable_intervals"]), 4, one)
+        self.link(self.a, "up")
+        self.wait_for(lambda: states() == {"CONNECTION_STATE_RUNNING"}, 10)
+        before = {name: received(name) for name in names}
+        self.wait_for(lambda: all(received(name) > before[name] for name in names))
+        self.assertEqual(len(lost()), 3, "one pair each")
+        self.assertEqual(len(events(self.api.records(), "CONNECTION_RESTORED")), 3)
+
+    def test_what_a_rule_forbids_is_no_success(self):
+        need("nft")
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        self.peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]}}})
+        light = session("s1", probe_count=4, probe_interval="0.05s", loss_timeout="0.1s", destination_port=8620)
+        self.api.apply({"client": client(
+            connection("c1", self.B, [light], test_interval="0.2s", control_type="CONTROL_TYPE_LIGHT"))})
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        nft = lambda *words: self.inside(self.a, "nft", *words)  # noqa: E731
+        nft("add", "table", "ip", "t")
+        nft("add", "chain", "ip", "t", "out", "{ type filter hook output priority 0 ; }")
+        nft("add", "rule", "ip", "t", "out", "udp", "dport", "8620", "drop")
+        away = lambda: tests(self.api.records(), "c1", "UNREACHABLE")  # noqa: E731
+        self.wait_for(lambda: len(away()) > 3)
+        self.assertEqual({t["cause"] for t in away()}, {"LOSS_CAUSE_LOCAL"})
+        nft("delete", "table", "ip", "t")
+        count = len(tests(self.api.records(), "c1", "COMPLETE"))
+        self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) > count + 1)
+        # An attempt would have told nothing: there was no coming and going.
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+
     def test_a_change_of_the_network_is_nothing_to_what_waits_for_its_next_test(self):
         self.api.apply({"client": client(connection(
             "c1", self.B, [session("s1", probe_count=1, loss_timeout="0.1s")], test_interval="1200s"))})
@@ -544,21 +607,50 @@ class Host(TwoHosts):
 class Names(TwoHosts):
     """A name server that says what a test wants."""
 
-    def test_names_of_light_sessions_move_and_both_families_are_tried(self):
+    def serve_names(self, v4, v6):
+        """Whatever is asked for has these addresses; the file where they stand."""
         files = f"/etc/netns/{self.a}"
         os.makedirs(files, exist_ok=True)
         self.stack.callback(sh, "rm", "-rf", files)
         with open(os.path.join(files, "resolv.conf"), "w") as file:
             file.write(f"nameserver {self.B}\n")
-        sh("ip", "-n", self.b, "address", "add", "10.99.0.3/24", "dev", "veth0")
         script = os.path.join(self.directory, "dns.py")
         answer = os.path.join(self.directory, "answer")
         with open(answer, "w") as file:
-            file.write(f"{self.B} 2001:db8::1")
+            file.write(f"{v4} {v6}")
         with open(script, "w") as file:
             file.write(NAME_SERVER)
         name_server = subprocess.Popen(["ip", "netns", "exec", self.b, "python3", script, self.B, answer])
         self.stack.callback(name_server.kill)
+        return answer
+
+    def test_every_address_of_a_name_is_tried(self):
+        dead = ",".join(f"fd99::dead:{number}" for number in range(1, 6))
+        self.serve_names(f"10.99.0.77,10.99.0.78,{self.B}", dead)
+        agent_a, agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        api, peer = agent_a.client(), agent_b.client()
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]}}})
+        api.apply({"client": client(connection("c1", "many.example.net", test_interval="0.3s"))})
+        self.wait_for(lambda: api.connection("c1")["state"] == "CONNECTION_STATE_RUNNING", 30)
+        self.assertEqual(api.connection("c1")["server_address"], f"{self.B}:862")
+
+    def test_an_address_without_a_route_is_left_at_once(self):
+        self.serve_names(self.B, "2001:db8::1")
+        agent_a, agent_b = self.agent("a", self.a), self.agent("b", self.b)
+        api, peer = agent_a.client(), agent_b.client()
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]}}})
+        light = session("s1", probe_count=2, loss_timeout="0.2s", destination_port=8620)
+        api.apply({"client": client(connection("c1", "both.example.net", [light], test_interval="0.3s",
+                                               control_type="CONTROL_TYPE_LIGHT"))})
+        result = self.wait_for(lambda: tests(api.records(), "c1", "COMPLETE"))[0]
+        self.assertEqual(result["figures"]["probes_received"], "2")
+        self.assertEqual(events(api.records(), "CONNECTION_LOST"), [])
+
+    def test_names_of_light_sessions_move_and_both_families_are_tried(self):
+        sh("ip", "-n", self.b, "address", "add", "10.99.0.3/24", "dev", "veth0")
+        answer = self.serve_names(self.B, "2001:db8::1")
         agent_a, agent_b = self.agent("a", self.a), self.agent("b", self.b)
         api, peer = agent_a.client(), agent_b.client()
         peer.apply({"server": {**server(), "light": {"prefixes": ["0.0.0.0/0", "::/0"], "listen": [{"port": 8620}]}}})
@@ -588,11 +680,11 @@ while True:
     query, source = udp.recvfrom(512)
     end = query.index(0, 12) + 5
     kind = struct.unpack(">H", query[end - 4:end - 2])[0]
-    v4, v6 = open(sys.argv[2]).read().split()
-    octets = socket.inet_pton(socket.AF_INET, v4) if kind == 1 else socket.inet_pton(socket.AF_INET6, v6)
-    answers = 1 if kind in (1, 28) else 0
-    answer = query[:2] + struct.pack(">HHHHH", 0x8180, 1, answers, 0, 0) + query[12:end]
-    if answers:
+    of = dict(zip((1, 28), open(sys.argv[2]).read().split()))
+    family = socket.AF_INET if kind == 1 else socket.AF_INET6
+    found = [socket.inet_pton(family, address) for address in of.get(kind, "").split(",") if address]
+    answer = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0) + query[12:end]
+    for octets in found:
         answer += struct.pack(">HHHIH", 0xC00C, kind, 1, 1, len(octets)) + octets
     udp.sendto(answer, source)
 '''

@@ -112,6 +112,25 @@ class Configuration(harness.Case):
         self.assertNotEqual(error.code(), grpc.StatusCode.OK)
         self.assertTrue(error.details())
 
+    def test_sockets_in_the_way_of_each_other(self):
+        def refused(**fields):
+            code, _, fields = self.api.refused({"server": server(port=8620, **fields)})
+            self.assertEqual(code, INVALID)
+            return fields
+
+        listed = {"prefixes": ["0.0.0.0/0"]}
+        for kind in ("light", "stamp"):
+            found = refused(**{kind: {**listed, "listen": [{"address": "127.0.0.1", "port": 8620}]}})
+            self.assertIn("UDP 127.0.0.1:8620 is in the way of UDP 0.0.0.0:8620", found[f"server.{kind}.listen"])
+        code, _, found = self.api.refused({"server": {
+            **server(), "listen": [{"address": "::", "port": 8620}, {"address": "127.0.0.1", "port": 8620}]}})
+        self.assertEqual(code, INVALID)
+        self.assertIn("in the way", found["server.listen[1]"])
+        # Of one socket there may be two uses.
+        both = {"address": "::", "port": 8620}
+        answer = self.api.apply({"server": server(port=8620, light={**listed, "listen": [both]})}, validate_only=True)
+        self.assertEqual(answer["revision"], "1")
+
     def test_what_the_host_refuses(self):
         with socket.socket() as taken, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             taken.bind(("127.0.0.1", 0))
@@ -132,6 +151,21 @@ class Configuration(harness.Case):
                      config={"client": client(connection("c", "127.0.0.1", interface="nowhere0"))})
         self.refused(PRECONDITION, "client.control_connections[c].source_address", "192.0.2.78",
                      config={"client": client(connection("c", "127.0.0.1", source_address="192.0.2.78"))})
+
+    def test_cursors_that_were_never_given_out(self):
+        for request in ({"after_cursor": 1 << 40}, {"after_cursor": (1 << 64) - 1}):
+            with self.assertRaises(grpc.RpcError) as caught:
+                list(self.api.stream(request))
+            self.assertEqual(caught.exception.code(), INVALID)
+            self.assertIn("newer than the newest record", caught.exception.details())
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.api.call("ResultsService", "ListRecords", request)
+            self.assertEqual(caught.exception.code(), INVALID)
+        for method in ("GetStatistics", "ClearStatistics"):
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.api.call("ResultsService", method, {"connections": ["good", "nobody"]})
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
+            self.assertIn("nobody", caught.exception.details())
 
     def test_readers(self):
         def invalid(method, field, request):

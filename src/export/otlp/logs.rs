@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::{
 
 use super::values::{self, number, text};
 use crate::{
-    proto::{Event, EventType, LossCause, ProbeResult, Record, Threshold, record},
+    proto::{Event, EventType, LossCause, ProbeResult, Record, Threshold, TimestampSource, record},
     time::UnixTime,
 };
 
@@ -23,7 +23,7 @@ pub(super) fn of(record: &Record) -> Vec<LogRecord> {
         }
         Some(record::Kind::Gap(gap)) => {
             let body = format!(
-                "records {} to {} are gone: retention took them",
+                "records {} to {} are gone, as retention or a loss took them, or were never there",
                 gap.first_cursor, gap.last_cursor
             );
             attributes.push(number("twamp.gap.first_cursor", gap.first_cursor.cast_signed()));
@@ -103,6 +103,16 @@ fn of_probe(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
         if let Some(value) = value {
             attributes.push(number(key, value));
         }
+    }
+    let stamp =
+        |source: TimestampSource| source.as_str_name().trim_start_matches("TIMESTAMP_SOURCE_");
+    attributes.push(text("twamp.transmit_stamp", stamp(probe.transmit_stamp())));
+    if probe.receive_stamp.is_some() {
+        attributes.push(text("twamp.receive_stamp", stamp(probe.receive_stamp())));
+    }
+    if probe.one_way_validity.is_some() {
+        let validity = probe.one_way_validity().as_str_name();
+        attributes.push(text("twamp.validity", validity.trim_start_matches("ONE_WAY_VALIDITY_")));
     }
     log("twamp.probe", SeverityNumber::Info, status.to_owned(), attributes, probe.sent_unix_ns)
 }

@@ -71,7 +71,7 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
 
 fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
     let mut probes = Vec::new();
-    let mut quality = Vec::new();
+    let (mut quality, mut late) = (Vec::new(), Vec::new());
     for one in told {
         let figures = one.figures;
         for (state, count) in [
@@ -89,6 +89,10 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
             let count = Value::AsInt(count.cast_signed());
             probes.push(number(attributes, one.start_ns, one.end_ns, count));
         }
+        if let Some(error) = figures.schedule_error.as_ref().filter(|error| error.samples > 0) {
+            let most = Value::AsDouble(seconds(error.max_ns));
+            late.push(number(one.attributes.clone(), one.start_ns, one.end_ns, most));
+        }
         if let Some(voice) = &figures.voice {
             let mos = Value::AsDouble(voice.mos);
             quality.push(number(one.attributes.clone(), one.start_ns, one.end_ns, mos));
@@ -102,6 +106,13 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
                 let validity = one.figures.one_way_validity().as_str_name();
                 let validity = validity.trim_start_matches("ONE_WAY_VALIDITY_");
                 attributes.push(values::text("twamp.validity", validity));
+            }
+            for (key, source) in [
+                ("twamp.transmit_stamp", one.figures.transmit_stamp()),
+                ("twamp.receive_stamp", one.figures.receive_stamp()),
+            ] {
+                let source = source.as_str_name().trim_start_matches("TIMESTAMP_SOURCE_");
+                attributes.push(values::text(key, source));
             }
             point(of(one.figures)?, one, attributes)
         });
@@ -122,6 +133,12 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
             "1",
             "Estimated quality of a voice call (G.107)",
             Data::Gauge(Gauge { data_points: quality }),
+        ),
+        metric(
+            &format!("{prefix}.schedule_error.max"),
+            "s",
+            "How late a probe was sent, at most",
+            Data::Gauge(Gauge { data_points: late }),
         ),
     ]
 }

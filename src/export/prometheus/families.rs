@@ -16,15 +16,26 @@ use super::{
     Sources,
 };
 use crate::{
-    proto::{DelayStats, Figures, Statistics, StatisticsScope},
+    proto::{DelayStats, Figures, Statistics, StatisticsScope, TimestampSource},
     results::StatisticsQuery,
     stats,
     store::Subject,
 };
 
 /// Names that a label of the configuration must not take.
-const RESERVED: [&str; 9] =
-    ["connection", "session", "le", "outcome", "direction", "state", "validity", "job", "instance"];
+const RESERVED: [&str; 11] = [
+    "connection",
+    "session",
+    "le",
+    "outcome",
+    "direction",
+    "state",
+    "validity",
+    "stamp",
+    "source",
+    "job",
+    "instance",
+];
 
 /// The page.
 pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
@@ -156,6 +167,31 @@ impl Sessions {
         Ok(())
     }
 
+    /// 1 under the word that holds, for each of the two ends of a probe at this host.
+    fn stamps(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Where the stamps are from that delays are made of: of the program, the kernel, the \
+                    network interface, or mixed where they came from one and then from another";
+        let mut family =
+            encoder.encode_descriptor("delay_stamps", help, None, MetricType::Gauge)?;
+        for (labels, all, _) in &self.sessions {
+            let Some(figures) = all.as_ref().and_then(|all| all.figures.as_deref()) else {
+                continue;
+            };
+            for (stamp, source) in
+                [("transmit", figures.transmit_stamp()), ("receive", figures.receive_stamp())]
+            {
+                if source != TimestampSource::Unspecified {
+                    let word = source.as_str_name().trim_start_matches("TIMESTAMP_SOURCE_");
+                    let word = word.to_ascii_lowercase();
+                    let labels =
+                        with(&with(labels, Some(("stamp", stamp))), Some(("source", &word)));
+                    family.encode_family(&labels)?.encode_gauge(&1i64)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn tests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Tests that ended";
         let mut family = encoder.encode_descriptor("tests", help, None, MetricType::Counter)?;
@@ -227,12 +263,19 @@ impl Collector for Sessions {
         let ingress = ("ingress_delay", "Delay from the reflector; needs synchronised clocks");
         self.histogram(e, ingress, |f| f.ingress.as_deref())?;
         self.validity(e)?;
+        self.stamps(e)?;
+        let other = "Answers left out of the delays, because their stamps are from a lesser source";
+        self.counter(e, "samples_other_stamps", other, &[(None, |f| f.samples_other_stamps)])?;
         let seconds = Some(&Unit::Seconds);
         let mean = ("last_test_rtt_mean", "Mean round-trip time of the last test", seconds);
         self.last(e, mean, |f| answered(f.rtt.as_deref()).map(|rtt| rtt.mean_ns / 1e9))?;
         let jitter = ("last_test_rtt_peak_to_peak", "Largest less smallest of it", seconds);
         self.last(e, jitter, |f| {
             answered(f.rtt.as_deref()).map(|rtt| rtt.peak_to_peak_ns as f64 / 1e9)
+        })?;
+        let late = ("last_test_schedule_error_max", "How late a probe of it was sent", seconds);
+        self.last(e, late, |f| {
+            answered(f.schedule_error.as_deref()).map(|error| error.max_ns as f64 / 1e9)
         })?;
         let loss = ("last_test_loss_ratio", "Lost probes of those decided", None);
         self.last(e, loss, |f| {

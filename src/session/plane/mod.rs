@@ -81,6 +81,7 @@ struct Caller {
     id: u64,
     rung: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<u64>>>,
+    called: Arc<AtomicBool>,
     bell: Bell,
 }
 
@@ -88,6 +89,7 @@ impl Caller {
     fn call(&self) {
         if !self.rung.swap(true, Ordering::AcqRel) {
             lock(&self.calls).push(self.id);
+            self.called.store(true, Ordering::Release);
             self.bell.ring();
         }
     }
@@ -221,9 +223,10 @@ impl<E: Endpoint> Shard<E> {
             rung: rung.clone(),
             ended,
         };
-        let Inbox { calls, bell, .. } = self.inbox();
+        let Inbox { calls, called, bell, .. } = self.inbox();
         let id = self.admit(newcomer);
-        let caller = Caller { id, rung, calls: calls.clone(), bell: bell.clone() };
+        let (calls, called, bell) = (calls.clone(), called.clone(), bell.clone());
+        let caller = Caller { id, rung, calls, called, bell };
         caller.call();
         (Handle { commands: Some(sender), caller, pulse: self.pulse() }, has_ended)
     }

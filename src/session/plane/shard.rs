@@ -45,6 +45,8 @@ pub(super) struct Inbox<E: Endpoint> {
     newcomers: Mutex<Vec<(u64, Newcomer<E>)>>,
     /// Endpoints that were told something.
     pub(super) calls: Arc<Mutex<Vec<u64>>>,
+    /// Whether there is anything in either: rounds without a call take no lock.
+    pub(super) called: Arc<AtomicBool>,
     pub(super) bell: Bell,
     next_id: AtomicU64,
     endpoints: AtomicUsize,
@@ -66,6 +68,7 @@ impl<E: Endpoint> Shard<E> {
         let inbox = Arc::new(Inbox {
             newcomers: Mutex::default(),
             calls: Arc::default(),
+            called: Arc::default(),
             bell: poller.bell(),
             next_id: AtomicU64::new(0),
             endpoints: AtomicUsize::new(0),
@@ -101,6 +104,7 @@ impl<E: Endpoint> Shard<E> {
         let id = self.inbox.next_id.fetch_add(1, Relaxed);
         self.inbox.endpoints.fetch_add(1, Relaxed);
         lock(&self.inbox.newcomers).push((id, newcomer));
+        self.inbox.called.store(true, Release);
         id
     }
 
@@ -177,7 +181,8 @@ impl<E: Endpoint> Round<E> {
             let next = self.timers.peek().map(|Reverse((at, _))| *at);
             let next = next.map(|at| Monotonic(at.0.saturating_sub(self.awake_ns)));
             let (now, rest) = (clock::monotonic(), self.pulse.rest());
-            let look = answers_follow && next_look <= now;
+            // Without patience sockets are waited for like everything else.
+            let look = E::PATIENCE_NS > 0 && answers_follow && next_look <= now;
             if did && (look || !answers_follow) {
                 next_look = now.plus_ns(E::PATIENCE_NS);
             }
@@ -209,6 +214,11 @@ impl<E: Endpoint> Round<E> {
 
     /// Takes up newcomers, and what endpoints were told.
     fn take_calls(&mut self) {
+        // What is put there while this is cleared is taken now; what is put there later sets it again.
+        if !self.inbox.called.load(Acquire) {
+            return;
+        }
+        self.inbox.called.store(false, Release);
         // In this order: whoever is called is among the newcomers by then, and a call that finds
         // nobody is lost, and with it each later one.
         let calls = std::mem::take(&mut *lock(&self.inbox.calls));

@@ -26,9 +26,9 @@ pub use reply::ReplyMeta;
 pub use stamp::StampSender;
 pub use types::{Carrier, SenderConfig, SenderEvent};
 
-/// A probe that is later than this and than its interval is left out: after a suspension there
-/// must not be a burst.
-const LATEST_NS: u64 = 1_000_000_000;
+/// Where a probe would be later than this and than its interval, what is overdue is left out: after a
+/// pause of the thread there must not be a burst.
+const LATEST_NS: u64 = 100_000_000;
 
 #[derive(Debug)]
 enum Phase {
@@ -218,13 +218,16 @@ impl SessionSender {
     /// The sequence number of a probe that is to be sent now.
     pub fn poll_probe(&mut self, now: Now) -> Option<u32> {
         let Phase::Testing(test) = &mut self.phase else { return None };
+        let interval_ns = self.config.probe_interval_ns;
+        let mut latest_ns = LATEST_NS.max(interval_ns);
         while test.dealt_with < self.config.probe_count && test.next_due <= now.monotonic {
             let late = now.monotonic.since_ns(test.next_due);
-            if late <= LATEST_NS.max(self.config.probe_interval_ns) {
+            if late < latest_ns {
                 return Some(self.next_sequence);
             }
+            // With it all whose time was over before the next one's.
+            latest_ns = interval_ns;
             test.figures.not_sent(1, now.unix);
-            let interval_ns = self.config.probe_interval_ns;
             let gap_ns = self.config.behind_burst(test.dealt_with, interval_ns);
             test.advance(&self.config, gap_ns, now.monotonic);
         }

@@ -175,6 +175,8 @@ impl SessionSender {
             egress_tos: sample.egress_tos.map(u32::from),
             transmit_stamp: TimestampSource::from(sample.transmit_stamp).into(),
             receive_stamp: Some(TimestampSource::from(sample.receive_stamp).into()),
+            one_way_validity: Some(sample.validity().into()),
+            reflector_stamp_corrected: sample.t3_followed_up,
         }));
     }
 

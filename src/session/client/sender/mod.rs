@@ -357,7 +357,7 @@ impl Session {
                     let failure =
                         refusal.as_ref().map(|error| Failure::sending(error, link.remote));
                     self.machine.probe_refused(failure.map(|f| f.cause), random, now);
-                    self.refusal = refusal.or(self.refusal.take());
+                    self.refusal = refusal.or_else(|| self.refusal.take());
                 }
             }
         }

@@ -12,8 +12,10 @@ use crate::{
     twamp::sender::SenderEvent,
 };
 
-/// How long probes wait for others to fill a record.
-const BATCH_NS: u64 = 40_000_000;
+/// How long a probe waits for others to share a record with it: as long as a dozen take, within this.
+/// Of a record with one probe most is not of the probe.
+const SHORTEST_BATCH_NS: u64 = 40_000_000;
+const LONGEST_BATCH_NS: u64 = 1_000_000_000;
 
 impl Session {
     pub(super) fn report(&mut self, now: Now) {
@@ -25,7 +27,7 @@ impl Session {
             match event {
                 SenderEvent::Probe(probe) if self.config.store_probes => {
                     if self.probes.is_empty() {
-                        self.probes_due = now.monotonic.plus_ns(BATCH_NS);
+                        self.probes_due = now.monotonic.plus_ns(self.batch_ns());
                     }
                     self.probes.push(probe);
                     if self.probes.len() >= PROBES_PER_RECORD {
@@ -45,6 +47,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn batch_ns(&self) -> u64 {
+        let dozen_ns = self.config.probe_interval_ns.saturating_mul(12);
+        dozen_ns.clamp(SHORTEST_BATCH_NS, LONGEST_BATCH_NS)
     }
 
     fn test_ended(&mut self, result: Box<TestResult>, minute: Option<u64>, now: Now) {
