@@ -389,3 +389,6 @@ impl SessionSender {
         self.config.test_count != 0 && self.tests_finished >= self.config.test_count
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,7 +197,8 @@ fn came(meta: &ReplyMeta, now: Now) -> Monotonic {
 impl Held {
     fn correct(&mut self, t3: UnixTime) {
         let later_ns = t3.since_ns(self.t3);
-        if (0..=LATEST_FOLLOW_UP_NS).contains(&later_ns) {
+        // Where it says the same, the reflector knew no better.
+        if (1..=LATEST_FOLLOW_UP_NS).contains(&later_ns) {
             self.sample.rtt_ns -= later_ns;
             self.sample.ingress_ns -= later_ns;
             self.sample.processing_ns += later_ns;
