@@ -105,7 +105,7 @@ class Surroundings(TwoHosts):
         target = self.wait_for(link_local)
         a.apply({"client": client(connection("c1", target, interface="veth0"))})
         result = self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))[0]
-        self.assertEqual(result["figures"]["probes_received"], "5")
+        self.assertEqual(result["figures"]["probes_received"], "5", (result, b.call("ServerService", "GetServerStatus"), a.connection("c1")))
         code, _, fields = a.refused({"client": client(connection("c1", f"{target}%veth0"))})
         self.assertEqual(code, grpc.StatusCode.INVALID_ARGUMENT)
         self.assertIn("veth0", fields["client.control_connections[0].target_address"])

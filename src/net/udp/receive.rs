@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     io::{self, IoSliceMut},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd,
     sync::atomic::Ordering::Relaxed,
 };
@@ -12,8 +12,8 @@ use nix::{
     cmsg_space, libc,
     sys::{
         socket::{
-            ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6, SockaddrStorage, Timestamps,
-            recvmmsg, recvmsg,
+            ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike,
+            SockaddrStorage, Timestamps, recvmmsg, recvmsg,
         },
         time::TimeSpec,
     },
@@ -44,6 +44,10 @@ impl Kind {
     pub(super) fn of(ipv6: bool, any_address: bool, stamps: bool) -> Self {
         Self(usize::from(stamps) * 4 + usize::from(ipv6) * 2 + usize::from(any_address))
     }
+
+    fn is_ipv6(self) -> bool {
+        self.0 & 2 != 0
+    }
 }
 
 /// What the kernel tells of a packet.
@@ -70,7 +74,7 @@ pub struct PacketInfo {
 pub(super) struct Scratch {
     /// One set for each kind of socket: the kernel writes the room that it used over the room that
     /// there is, so that a set serves only packets that all use the same.
-    headers: [MultiHeaders<SockaddrStorage>; Kind::COUNT],
+    headers: [Headers; Kind::COUNT],
     /// The same for transmit stamps, by IP version.
     stamps: [MultiHeaders<SockaddrStorage>; 2],
     pub(super) packets: Vec<Vec<u8>>,
@@ -78,11 +82,47 @@ pub(super) struct Scratch {
     pub(super) out: SendHeaders,
 }
 
-/// Headers of batches out, by what each packet says of where it comes from.
+/// Headers of batches in, by the family of the socket: an address is copied several times on its way,
+/// and one that may be of any family is four times as long.
+enum Headers {
+    V4(MultiHeaders<SockaddrIn>),
+    V6(MultiHeaders<SockaddrIn6>),
+}
+
+/// Headers of batches out, by family, and by whether each packet says where it comes from.
 pub(super) struct SendHeaders {
-    pub(super) plain: MultiHeaders<SockaddrStorage>,
-    pub(super) from_v4: MultiHeaders<SockaddrStorage>,
-    pub(super) from_v6: MultiHeaders<SockaddrStorage>,
+    pub(super) v4: MultiHeaders<SockaddrIn>,
+    pub(super) v6: MultiHeaders<SockaddrIn6>,
+    pub(super) from_v4: MultiHeaders<SockaddrIn>,
+    pub(super) from_v6: MultiHeaders<SockaddrIn6>,
+}
+
+/// An address of one family, as the kernel has it.
+pub(super) trait Peer: SockaddrLike + Copy {
+    fn to_std(self) -> SocketAddr;
+    /// `None` for one of the other family.
+    fn of(address: SocketAddr) -> Option<Self>;
+}
+
+impl Peer for SockaddrIn {
+    fn to_std(self) -> SocketAddr {
+        SocketAddr::from((self.ip(), self.port()))
+    }
+
+    fn of(address: SocketAddr) -> Option<Self> {
+        if let SocketAddr::V4(v4) = address { Some(v4.into()) } else { None }
+    }
+}
+
+impl Peer for SockaddrIn6 {
+    fn to_std(self) -> SocketAddr {
+        // What flow a packet was of says nothing of who sent it.
+        SocketAddrV6::new(self.ip(), self.port(), 0, self.scope_id()).into()
+    }
+
+    fn of(address: SocketAddr) -> Option<Self> {
+        if let SocketAddr::V6(v6) = address { Some(v6.into()) } else { None }
+    }
 }
 
 thread_local! {
@@ -91,25 +131,31 @@ thread_local! {
 
 impl Scratch {
     fn new() -> Self {
-        let out = |space| MultiHeaders::preallocate(BATCH, space);
         Self {
-            headers: std::array::from_fn(|_| receive_headers()),
+            headers: std::array::from_fn(|kind| Headers::of(Kind(kind))),
             stamps: std::array::from_fn(|_| stamp_headers()),
             packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             out: SendHeaders {
-                plain: out(None),
-                from_v4: out(Some(cmsg_space!(libc::in_pktinfo))),
-                from_v6: out(Some(cmsg_space!(libc::in6_pktinfo))),
+                v4: MultiHeaders::preallocate(BATCH, None),
+                v6: MultiHeaders::preallocate(BATCH, None),
+                from_v4: MultiHeaders::preallocate(BATCH, Some(cmsg_space!(libc::in_pktinfo))),
+                from_v6: MultiHeaders::preallocate(BATCH, Some(cmsg_space!(libc::in6_pktinfo))),
             },
         }
     }
 }
 
-fn receive_headers() -> MultiHeaders<SockaddrStorage> {
-    let space =
-        cmsg_space!(TimeSpec, [TimeSpec; 3], u32, libc::c_int, libc::c_int, libc::in6_pktinfo);
-    MultiHeaders::preallocate(BATCH, Some(space))
+impl Headers {
+    fn of(kind: Kind) -> Self {
+        let space =
+            cmsg_space!(TimeSpec, [TimeSpec; 3], u32, libc::c_int, libc::c_int, libc::in6_pktinfo);
+        if kind.is_ipv6() {
+            Self::V6(MultiHeaders::preallocate(BATCH, Some(space)))
+        } else {
+            Self::V4(MultiHeaders::preallocate(BATCH, Some(space)))
+        }
+    }
 }
 
 fn stamp_headers() -> MultiHeaders<SockaddrStorage> {
@@ -130,11 +176,33 @@ fn slices<const COUNT: usize>(buffers: &mut [Vec<u8>]) -> [[IoSliceMut<'_>; 1]; 
 pub(super) fn receive_batch<const COUNT: usize>(
     socket: &TestSocket,
     scratch: &mut Scratch,
-    mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
+    handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
 ) -> io::Result<usize> {
     let Scratch { headers, packets, replies, .. } = scratch;
     let drops = socket.drops.load(Relaxed);
-    let headers = &mut headers[socket.kind.0 + if drops { Kind::DROPS } else { 0 }];
+    let kind = Kind(socket.kind.0 + if drops { Kind::DROPS } else { 0 });
+    let headers = &mut headers[kind.0];
+    let buffers = (&mut packets[..], &mut replies[..]);
+    let (count, truncated) = match headers {
+        Headers::V4(headers) => read::<COUNT, _>(socket, headers, buffers, handle)?,
+        Headers::V6(headers) => read::<COUNT, _>(socket, headers, buffers, handle)?,
+    };
+    // A packet with less than its kind has, as after a change of options, left too little room;
+    // and from the first drop on each packet tells of drops.
+    if truncated {
+        *headers = Headers::of(kind);
+        socket.drops.store(true, Relaxed);
+    }
+    Ok(count)
+}
+
+/// How many packets there were, and whether there was too little room for what the kernel tells.
+fn read<const COUNT: usize, S: Peer>(
+    socket: &TestSocket,
+    headers: &mut MultiHeaders<S>,
+    (packets, replies): (&mut [Vec<u8>], &mut [Vec<u8>]),
+    mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
+) -> io::Result<(usize, bool)> {
     let mut truncated = false;
     let mut count = 0;
     {
@@ -142,15 +210,15 @@ pub(super) fn receive_batch<const COUNT: usize>(
         let flags = MsgFlags::MSG_DONTWAIT;
         let messages = match recvmmsg(socket.io.as_raw_fd(), headers, &mut slices, flags, None) {
             Ok(messages) => messages,
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(0),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok((0, false)),
             Err(error) => return Err(error.into()),
         };
         for (index, message) in messages.enumerate() {
             count += 1;
             let packet = message.iovs().next().unwrap_or(&[]);
-            let Some(source) = message.address.as_ref().and_then(to_std) else { continue };
+            let Some(source) = message.address else { continue };
             let mut info = PacketInfo {
-                source,
+                source: source.to_std(),
                 received: UnixTime(0),
                 stamp: StampSource::User,
                 ttl: None,
@@ -168,13 +236,7 @@ pub(super) fn receive_batch<const COUNT: usize>(
             handle(&info, packet, index, &mut replies[index]);
         }
     }
-    // A packet with less than its kind has, as after a change of options, left too little room;
-    // and from the first drop on each packet tells of drops.
-    if truncated {
-        *headers = receive_headers();
-        socket.drops.store(true, Relaxed);
-    }
-    Ok(count)
+    Ok((count, truncated))
 }
 
 /// Reads the numbers of packets that went out, and when they did.
@@ -293,12 +355,4 @@ impl PacketInfo {
             _ => {}
         }
     }
-}
-
-fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Some(SocketAddr::from((v4.ip(), v4.port())));
-    }
-    let v6: &SockaddrIn6 = address.as_sockaddr_in6()?;
-    Some(std::net::SocketAddrV6::new(v6.ip(), v6.port(), 0, v6.scope_id()).into())
 }

@@ -10,12 +10,12 @@ use std::{
 use arrayvec::ArrayVec;
 use nix::{
     libc,
-    sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmmsg},
+    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, sendmmsg},
 };
 
 use super::{
     Answer, Answered, TestSocket,
-    receive::{BATCH, Scratch, SendHeaders},
+    receive::{BATCH, Peer, Scratch, SendHeaders},
 };
 
 /// An answer on its way.
@@ -80,13 +80,9 @@ impl TestSocket {
         buffers: &[Vec<u8>],
         out: &mut SendHeaders,
     ) -> io::Result<usize> {
-        let slices: ArrayVec<[IoSlice<'_>; 1], BATCH> =
-            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.answered.octets])]).collect();
-        let addresses: ArrayVec<Option<SockaddrStorage>, BATCH> =
-            run.iter().map(|reply| Some(reply.to.into())).collect();
-        let (fd, flags) = (self.io.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
-        let sent = match run[0].from.filter(|_| self.any_address) {
-            None => sendmmsg(fd, &mut out.plain, &slices, &addresses, [], flags)?.count(),
+        match run[0].from.filter(|_| self.any_address) {
+            None if self.local.is_ipv4() => self.send_all(run, buffers, &mut out.v4, &[]),
+            None => self.send_all(run, buffers, &mut out.v6, &[]),
             Some(IpAddr::V4(from)) => {
                 let info = libc::in_pktinfo {
                     ipi_ifindex: 0,
@@ -94,7 +90,7 @@ impl TestSocket {
                     ipi_addr: libc::in_addr { s_addr: 0 },
                 };
                 let cmsgs = [ControlMessage::Ipv4PacketInfo(&info)];
-                sendmmsg(fd, &mut out.from_v4, &slices, &addresses, cmsgs, flags)?.count()
+                self.send_all(run, buffers, &mut out.from_v4, &cmsgs)
             }
             Some(IpAddr::V6(from)) => {
                 let info = libc::in6_pktinfo {
@@ -102,9 +98,23 @@ impl TestSocket {
                     ipi6_ifindex: 0,
                 };
                 let cmsgs = [ControlMessage::Ipv6PacketInfo(&info)];
-                sendmmsg(fd, &mut out.from_v6, &slices, &addresses, cmsgs, flags)?.count()
+                self.send_all(run, buffers, &mut out.from_v6, &cmsgs)
             }
-        };
-        Ok(sent)
+        }
+    }
+
+    fn send_all<T, S: Peer>(
+        &self,
+        run: &[Reply<T>],
+        buffers: &[Vec<u8>],
+        headers: &mut MultiHeaders<S>,
+        cmsgs: &[ControlMessage<'_>],
+    ) -> io::Result<usize> {
+        let slices: ArrayVec<[IoSlice<'_>; 1], BATCH> =
+            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.answered.octets])]).collect();
+        let addresses: ArrayVec<Option<S>, BATCH> =
+            run.iter().map(|reply| S::of(reply.to)).collect();
+        let (fd, flags) = (self.io.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+        Ok(sendmmsg(fd, headers, &slices, &addresses, cmsgs, flags)?.count())
     }
 }

@@ -215,10 +215,10 @@ impl<E: Endpoint> Round<E> {
     /// Takes up newcomers, and what endpoints were told.
     fn take_calls(&mut self) {
         // What is put there while this is cleared is taken now; what is put there later sets it again.
-        if !self.inbox.called.load(Acquire) {
+        let called = &self.inbox.called;
+        if !called.load(Relaxed) || !called.swap(false, AcqRel) {
             return;
         }
-        self.inbox.called.store(false, Release);
         // In this order: whoever is called is among the newcomers by then, and a call that finds
         // nobody is lost, and with it each later one.
         let calls = std::mem::take(&mut *lock(&self.inbox.calls));
