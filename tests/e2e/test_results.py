@@ -281,6 +281,32 @@ class Intervals(Case):
                           if "event" not in r and harness.seconds(r["time"]) < time.time() - 60], [])
 
 
+class Blocks(Case):
+    def test_probes_share_records(self):
+        port = free_port()
+        api = self.agent().client()
+        one = session("s", probe_count=100_000, probe_interval="0.02s")
+        api.apply({"server": server(port=port),
+                   "client": client(connection("c1", "127.0.0.1", [one], destination_port=port))})
+        store = lambda: int(api.call("AgentService", "GetAgent")["store"]["live_octets"])  # noqa: E731
+        blocks = lambda: [  # noqa: E731
+            len(r["probe_results"]["probes"]) for r in api.records() if "probe_results" in r
+        ]
+        self.wait_for(lambda: len(blocks()) > 3)
+        octets, probes = store(), sum(blocks())
+        time.sleep(12)
+        octets, found = store() - octets, blocks()
+        probes = sum(found) - probes
+        print(f"\n{octets / probes:.1f} octets for each probe, {sum(found) / len(found):.1f} probes in a record")
+        self.assertGreater(sum(found) / len(found), 8)
+        self.assertLess(octets / probes, 20)
+        # What is told is what was sent, in order.
+        sequences = [p["sequence"] for r in api.records() if "probe_results" in r for p in r["probe_results"]["probes"]]
+        self.assertEqual(sequences, sorted(set(sequences)))
+        self.assertEqual({p["one_way_validity"] for p in harness.probes(api.records())} - {
+            "ONE_WAY_VALIDITY_VALID", "ONE_WAY_VALIDITY_CLOCK_UNSYNCHRONISED"}, set())
+
+
 class Epochs(Case):
     def test_the_mark_of_an_answered_clear_survives_a_kill(self):
         port = free_port()
