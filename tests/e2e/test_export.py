@@ -182,6 +182,25 @@ class Nats(Export):
         print(f"\nNATS: {len(cursors)} records in a stream of a server that was killed for "
               f"{OUTAGE_SECONDS:.0f} s, {behind} records, and an agent that was killed meanwhile: none lost, none twice")
 
+    def test_a_record_that_is_too_long_holds_nothing_up(self):
+        need("nats-server")
+        # Less than a result of a test takes, more than an event.
+        nats = NatsServer(os.path.join(self.directory, "nats"), "max_payload: 1024")
+        self.stack.callback(nats.stop)
+        self.load({"nats": [{
+            "name": "n", "servers": [f"nats://127.0.0.1:{nats.port}"], "stream": "TWAMP",
+            "user": "agent", "secret": "pass word", "format": "NATS_FORMAT_JSON",
+        }]})
+        self.wait_for(lambda: int(self.exporter("n")["rejected"]) > 10, 30)
+        told = self.exporter("n")
+        self.assertEqual(self.state("n"), "RUNNING", told)
+        self.assertIn("max_payload", told["detail"])
+        self.assertGreater(int(told["delivered"]), 0)
+        records = self.stop_and_drain("n")
+        cursors = [int(json.loads(data)["cursor"]) for _, _, data in asyncio.run(nats.messages("TWAMP"))]
+        self.assertEqual(len(cursors), len(set(cursors)))
+        self.assertLessEqual({int(r["cursor"]) for r in records if "event" in r}, set(cursors))
+
     def test_what_is_wrong_is_said(self):
         need("nats-server")
         nats = NatsServer(os.path.join(self.directory, "nats"))
@@ -414,14 +433,14 @@ class Collector:
 
 
 class NatsServer:
-    def __init__(self, directory):
+    def __init__(self, directory, more=""):
         self.directory, self.port = directory, free_port()
         os.makedirs(directory)
         self.path = os.path.join(directory, "nats.conf")
         with open(self.path, "w") as file:
             file.write(
                 f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}" }}\n'
-                'authorization { users: [{user: agent, password: "pass word"}] }\n'
+                f'authorization {{ users: [{{user: agent, password: "pass word"}}] }}\n{more}\n'
             )
         self.start()
 
