@@ -61,10 +61,15 @@ impl Marks {
     }
 
     /// Of a probe with these delays.
-    fn validity(self, egress_ns: i64, ingress_ns: i64) -> Option<OneWayValidity> {
+    fn validity(
+        self,
+        egress_ns: i64,
+        ingress_ns: i64,
+        processing_ns: i64,
+    ) -> Option<OneWayValidity> {
         let validity = if self.has(STEPPED) {
             OneWayValidity::ClockStepped
-        } else if egress_ns < 0 || ingress_ns < 0 {
+        } else if egress_ns < 0 || ingress_ns < 0 || processing_ns < 0 {
             OneWayValidity::Negative
         } else if self.has(SYNCHRONISED) {
             OneWayValidity::Valid
@@ -152,7 +157,7 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
                 | OneWayValidity::ClockStepped,
             ) => {}
         }
-        if marks.validity(egress_ns, probe.ingress_ns?) != validity {
+        if marks.validity(egress_ns, probe.ingress_ns?, now.processing_ns) != validity {
             return None;
         }
         flag(receive, KERNEL_RECEIVE);
@@ -245,7 +250,7 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
     }
     let [egress_ttl, ingress_ttl, ingress_tos, egress_tos] = state.path;
     let ingress_ns = state.rtt_ns.wrapping_sub(state.egress_ns);
-    let validity = state.marks.validity(state.egress_ns, ingress_ns);
+    let validity = state.marks.validity(state.egress_ns, ingress_ns, state.processing_ns);
     Some(ProbeResult {
         rtt_ns: Some(state.rtt_ns),
         egress_ns: Some(state.egress_ns),
@@ -305,8 +310,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn validity_of(which: i32, egress_ns: i64, ingress_ns: i64) -> Option<i32> {
-        let negative = egress_ns < 0 || ingress_ns < 0;
+    fn validity_of(which: i32, times: [i64; 3]) -> Option<i32> {
+        let negative = times.iter().any(|time| *time < 0);
         let validity = match which {
             0 => return None,
             1 => OneWayValidity::ClockStepped,
@@ -357,7 +362,10 @@ mod tests {
                     ingress_tos: path.2,
                     egress_tos: path.3,
                     receive_stamp: Some(source(r)),
-                    one_way_validity: validity_of(validity, egress, rtt.wrapping_sub(egress)),
+                    one_way_validity: validity_of(
+                        validity,
+                        [egress, rtt.wrapping_sub(egress), processing],
+                    ),
                     reflector_stamp_corrected: corrected,
                     ..lost
                 }

@@ -14,6 +14,10 @@ pub struct Attribution {
 
 /// Replies for which a path that duplicated a probe, or had one overtaken, is taken to do so again.
 const REMEMBERED: u32 = 100;
+/// So many replies in a row from before the latest cut are those of a reflector that began to count anew.
+const BEGAN_ANEW: u32 = 8;
+/// A number that is further beyond all others is of no reply to a probe.
+const FARTHEST: i64 = 10_000;
 
 /// Settles losses in blocks, from one cut to the next. A cut is a reply behind which no reply of a
 /// lower number can come, and before which none of a higher one came: there, the counts of probes and
@@ -34,6 +38,8 @@ pub struct LossDirection {
     duplicating: u32,
     /// For how many replies to come probes may be overtaken.
     overtaking: u32,
+    /// Replies in a row from before the latest cut.
+    behind: u32,
     settled: Attribution,
 }
 
@@ -47,6 +53,10 @@ struct Block {
     lost_before: i64,
     /// Losses whose reply came after all, too late.
     late: i64,
+    /// Probes that were duplicated on their way.
+    duplicates: i64,
+    /// Replies of which it is not clear what they count.
+    unclear: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +80,7 @@ impl LossDirection {
             next: None,
             duplicating: 0,
             overtaking: 0,
+            behind: 0,
             settled: Attribution::default(),
         }
     }
@@ -88,8 +99,9 @@ impl LossDirection {
         }
         let number = i64::from(reflector_sequence);
         if number <= self.anchor {
-            return self.restarted(number);
+            return self.came_from_before(number);
         }
+        self.behind = 0;
         self.next = self.next.filter(|next| next.number < number);
         self.duplicating = self.duplicating.saturating_sub(1);
         self.overtaking = self.overtaking.saturating_sub(1);
@@ -115,7 +127,7 @@ impl LossDirection {
     /// A second reply of another number: the probe was duplicated on its way to the reflector.
     pub fn duplicated(&mut self, reflector_sequence: u32) {
         self.duplicating = REMEMBERED;
-        self.came(reflector_sequence, |_| {});
+        self.came(reflector_sequence, |block| block.duplicates += 1);
     }
 
     /// A reply to a probe that is lost: on neither way, and too late.
@@ -131,6 +143,9 @@ impl LossDirection {
             let wrong = self.settled.ingress.min(1);
             self.settled.ingress -= wrong;
             self.settled.unattributed += wrong;
+            return;
+        }
+        if number > self.highest + FARTHEST {
             return;
         }
         self.highest = self.highest.max(number);
@@ -171,6 +186,8 @@ impl LossDirection {
         open.lost -= block.lost;
         open.lost_before -= block.lost_before;
         open.late -= block.late;
+        open.duplicates -= block.duplicates;
+        open.unclear -= block.unclear;
     }
 
     /// Places the losses of a block by the numbers that are missing from it.
@@ -180,7 +197,9 @@ impl LossDirection {
         let settled = &mut self.settled;
         settled.unattributed += late as u64;
         // A reply that is missing may be that to a duplicate.
-        let unclear = !(0..=lost).contains(&missing) || (missing > 0 && self.duplicating > 0);
+        let duplicates = block.duplicates > 0 || self.duplicating > 0;
+        let unclear =
+            block.unclear > 0 || !(0..=lost).contains(&missing) || (missing > 0 && duplicates);
         let egress = lost - missing;
         if unclear || (block.lost_before > 0 && missing > 0 && egress > 0) {
             // Or both directions and two tests: which loss belongs to which cannot be told.
@@ -193,13 +212,17 @@ impl LossDirection {
         }
     }
 
-    /// A number from before the anchor: a straggler, or a reflector that began again.
-    fn restarted(&mut self, number: i64) {
-        const STRAGGLERS: i64 = 1_000;
-        if number + STRAGGLERS < self.anchor || number == 0 {
+    /// A number from before the latest cut: a straggler, or a reflector that began again.
+    fn came_from_before(&mut self, number: i64) {
+        self.behind += 1;
+        if number == 0 || self.behind >= BEGAN_ANEW {
             self.settled.unattributed += self.open.lost as u64;
-            (self.anchor, self.highest) = (number, number);
+            (self.anchor, self.highest, self.behind) = (number, number, 0);
             (self.open, self.next) = (Block::default(), None);
+        } else {
+            // Until it is known which, losses have no direction.
+            self.open.unclear += 1;
+            self.overtaking = REMEMBERED;
         }
     }
 }
@@ -281,6 +304,57 @@ mod tests {
         direction.received(4, 4, 4);
         direction.late(3);
         assert_eq!(direction.end_test(), attribution(0, 0, 1));
+    }
+
+    #[test]
+    fn a_block_remembers_its_duplicates() {
+        let mut direction = LossDirection::new(true);
+        // 1 overtakes nobody until 200 others are answered, and a duplicate was long before.
+        direction.received(0, 0, 0);
+        direction.received(1, 202, 300);
+        direction.lost(2);
+        direction.duplicated(1);
+        for (sender, reflector) in (3..202).zip(3..) {
+            direction.received(sender, reflector, 300);
+        }
+        direction.received(300, 203, 300);
+        assert_eq!(direction.end_test(), attribution(0, 0, 1));
+    }
+
+    #[test]
+    fn a_reflector_that_begins_anew_makes_no_loss_one_of_the_way_out() {
+        let mut direction = LossDirection::new(true);
+        for number in 0..950 {
+            direction.received(number, number, number);
+        }
+        // It begins anew; its first reply, and every fifth, is lost on the way back.
+        for number in 0..1_000u32 {
+            let sender = 950 + number;
+            match number % 5 {
+                0 => direction.lost(sender),
+                _ => direction.received(sender, number, sender),
+            }
+        }
+        let told = direction.end_test();
+        assert_eq!(told.egress, 0, "{told:?}");
+        assert!(told.unattributed <= 5 && told.ingress >= 194, "{told:?}");
+    }
+
+    #[test]
+    fn a_number_out_of_nowhere_changes_nothing() {
+        let mut direction = one_by_one(&[(0, Some(0)), (1, Some(1))]);
+        direction.late(0xffff_fff0);
+        direction.duplicated(0xffff_fff0);
+        direction.lost(2);
+        direction.received(3, 3, 3);
+        let told = direction.end_test();
+        assert_eq!(told.ingress + told.unattributed, 1, "{told:?}");
+        for number in 4..200 {
+            direction.received(number, number, number);
+        }
+        direction.lost(200);
+        direction.received(201, 201, 201);
+        assert_eq!(direction.end_test(), attribution(0, 1, 0));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Sample {
     pub fn validity(&self) -> OneWayValidity {
         if self.clock_stepped {
             OneWayValidity::ClockStepped
-        } else if self.egress_ns < 0 || self.ingress_ns < 0 {
+        } else if self.egress_ns < 0 || self.ingress_ns < 0 || self.processing_ns < 0 {
             OneWayValidity::Negative
         } else if self.synchronised {
             OneWayValidity::Valid

@@ -22,7 +22,7 @@ use super::{
     high_water::HighWater,
     results::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
     retention::Retention,
-    room::{RESERVE_OCTETS, free_octets},
+    room::{self, RESERVE_OCTETS, free_octets},
     windows::{WindowList, Windows},
 };
 use crate::{
@@ -275,6 +275,9 @@ impl Writer {
             (None, Some(failure)) if failure.starts_with(FULL) && self.open.is_some() => {
                 self.failure = None;
                 tracing::info!("the disk has room again; results are stored");
+                if let Some(directory) = self.path.parent() {
+                    room::prepare(directory);
+                }
             }
             (None, Some(_)) if self.try_again.is_none_or(|again| again <= now.monotonic) => {
                 self.try_again = Some(now.monotonic.plus_ns(OPEN_AGAIN_NS));

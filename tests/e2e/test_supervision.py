@@ -399,6 +399,45 @@ class Host(TwoHosts):
         self.assertEqual(len(lost()), 3, "one pair each")
         self.assertEqual(len(events(self.api.records(), "CONNECTION_RESTORED")), 3)
 
+    def test_a_number_of_tests_outlives_an_outage_where_no_connection_breaks(self):
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        self.peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]}}})
+        common = {"probe_count": 2, "probe_interval": "0.05s", "loss_timeout": "0.1s"}
+        self.api.apply({"client": client(
+            connection("light", self.B, [session("s1", destination_port=8620, **common)], test_interval="0.3s",
+                       control_type="CONTROL_TYPE_LIGHT", test_count=12),
+            connection("managed", self.B, [session("s1", **common)], test_interval="0.3s", test_count=12))})
+        names = ("light", "managed")
+        self.wait_for(lambda: all(tests(self.api.records(), name, "COMPLETE") for name in names))
+        # Not a link that goes: an address that lies elsewhere would answer for it.
+        sh("ip", "-n", self.a, "route", "delete", "10.99.0.0/24", "dev", "veth0")
+        time.sleep(1.5)
+        sh("ip", "-n", self.a, "route", "add", "10.99.0.0/24", "dev", "veth0", "src", self.A)
+        state = lambda name: self.api.connection(name)["state"]  # noqa: E731
+        self.wait_for(lambda: all(state(name) == "CONNECTION_STATE_COMPLETED" for name in names), 30)
+        for name in names:
+            found = tests(self.api.records(), name)
+            self.assertGreaterEqual(len(found), 12, name)
+            self.assertGreaterEqual(len([t for t in found if t["figures"]["probes_received"] == "2"]), 6, name)
+            self.assertEqual(found[-1]["outcome"], "TEST_OUTCOME_COMPLETE", name)
+
+    def test_a_way_that_is_back_is_no_outage(self):
+        """By the time that the test ends of which nothing could be sent."""
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        self.peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]}}})
+        one = session("s1", probe_count=20, probe_interval="0.1s", destination_port=8620)
+        self.api.apply({"client": client(
+            connection("c1", self.B, [one], test_interval="1s", control_type="CONTROL_TYPE_LIGHT"))})
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        time.sleep(0.7)
+        sh("ip", "-n", self.a, "route", "delete", "10.99.0.0/24", "dev", "veth0")
+        time.sleep(1)
+        sh("ip", "-n", self.a, "route", "add", "10.99.0.0/24", "dev", "veth0", "src", self.A)
+        time.sleep(5)
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        refused = sum(int(t["figures"]["probes_not_sent"]) for t in tests(self.api.records(), "c1"))
+        self.assertGreater(refused, 0)
+
     def test_what_a_rule_forbids_is_no_success(self):
         need("nft")
         both = {"prefixes": ["0.0.0.0/0", "::/0"]}

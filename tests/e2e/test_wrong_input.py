@@ -126,6 +126,9 @@ class Configuration(harness.Case):
             **server(), "listen": [{"address": "::", "port": 8620}, {"address": "127.0.0.1", "port": 8620}]}})
         self.assertEqual(code, INVALID)
         self.assertIn("in the way", found["server.listen[1]"])
+        code, _, found = self.api.refused({"server": {
+            **server(), "listen": [{"address": "::", "port": 8620}, {"address": "0.0.0.0", "port": 8620}]}})
+        self.assertIn("in the way", found["server.listen[1]"])
         # Of one socket there may be two uses.
         both = {"address": "::", "port": 8620}
         answer = self.api.apply({"server": server(port=8620, light={**listed, "listen": [both]})}, validate_only=True)
@@ -332,6 +335,12 @@ class StateDirectory(harness.Case):
         os.remove(filler)
         self.wait_for(lambda: api.call("AgentService", "GetAgent")["store"]["healthy"])
         api.apply({"server": server(port=port), "client": client({**one, "description": "there is room"})})
+        # And once more: what was given up is set aside again.
+        self.wait_for(lambda: os.path.exists(os.path.join(agent.directory, "room")))
+        agent.kill() if kill else agent.stop()
+        self.fill(directory)
+        agent.start()
+        self.assertEqual(agent.client().call("AgentService", "GetAgent")["applied_revision"], "2")
         agent.stop()
 
     def test_what_is_damaged_stays_where_it_is_on_a_full_disk(self):

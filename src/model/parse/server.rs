@@ -118,7 +118,9 @@ impl Check {
         for (index, sockets) in tcp.iter().enumerate() {
             let before = tcp[..index].iter().flatten();
             let mut pairs = before.flat_map(|one| sockets.iter().map(move |other| (one, other)));
-            if let Some((one, other)) = pairs.find(|(one, other)| one.overlaps(other)) {
+            let is_in_the_way =
+                |one: &UdpListen, other: &UdpListen| one == other || one.overlaps(other);
+            if let Some((one, other)) = pairs.find(|(one, other)| is_in_the_way(one, other)) {
                 let why = format!("TCP {other} is in the way of TCP {one}: {advice}");
                 self.report(&format!("listen[{index}]"), why);
             }

@@ -126,6 +126,8 @@ pub struct TestSocket {
     sent: AtomicU32,
     dropped: AtomicU32,
     dropped_told: AtomicU32,
+    /// Packets that were left out because the kernel had no room for what it tells of them.
+    dropped_untold: AtomicU32,
     /// Packets tell of drops: from the first one on all do.
     drops: AtomicBool,
 }
@@ -200,6 +202,7 @@ impl TestSocket {
             sent: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
             dropped_told: AtomicU32::new(0),
+            dropped_untold: AtomicU32::new(0),
             drops: AtomicBool::new(false),
         })
     }
@@ -222,7 +225,7 @@ impl TestSocket {
     /// Packets that found no room in the receive buffer since this was asked last, as far as later
     /// ones told.
     pub fn newly_dropped(&self) -> u64 {
-        let dropped = self.dropped.load(Relaxed);
+        let dropped = self.dropped.load(Relaxed).wrapping_add(self.dropped_untold.load(Relaxed));
         dropped.wrapping_sub(self.dropped_told.swap(dropped, Relaxed)).into()
     }
 
@@ -320,9 +323,13 @@ impl TestSocket {
                 }
                 let mut queue = ArrayVec::<_, BATCH>::new();
                 let count = receive_batch::<BATCH>(self, scratch, |info, packet, buffer, reply| {
-                    if let Some(answered) = answers.answer(info, packet, reply) {
+                    // Without what the kernel tells an answer would be a wrong one.
+                    if !info.is_whole {
+                        self.dropped_untold.fetch_add(1, Relaxed);
+                    } else if let Some(answered) = answers.answer(info, packet, reply) {
                         let (to, from) = (info.source, info.destination);
-                        queue.push(Reply { buffer, answered, to, from });
+                        let interface_index = info.interface_index;
+                        queue.push(Reply { buffer, answered, to, from, interface_index });
                     }
                 });
                 let count = match count {

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     io::{self, IoSliceMut},
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd,
     sync::atomic::Ordering::Relaxed,
 };
@@ -65,6 +65,10 @@ pub struct PacketInfo {
     pub tos: Option<u8>,
     /// Address that it came to, on sockets bound to all addresses.
     pub destination: Option<IpAddr>,
+    /// Kernel's number of the interface, where that address says nothing without it; 0 elsewhere.
+    pub interface_index: u32,
+    /// All that was asked for was told: the kernel had room for it.
+    pub is_whole: bool,
     /// It came to a group or to all, not to this host alone.
     pub to_group: bool,
 }
@@ -159,8 +163,20 @@ impl Headers {
 }
 
 fn stamp_headers() -> MultiHeaders<SockaddrStorage> {
-    let space = cmsg_space!([TimeSpec; 3], libc::sock_extended_err, libc::sockaddr_in6);
-    MultiHeaders::preallocate(STAMPS, Some(space))
+    MultiHeaders::preallocate(STAMPS, Some(stamp_space()))
+}
+
+/// Room for what comes with the stamp of a packet that went out; over IPv6 that is also what the
+/// socket asked for of packets that come in.
+fn stamp_space() -> Vec<u8> {
+    cmsg_space!(
+        [TimeSpec; 3],
+        libc::sock_extended_err,
+        libc::sockaddr_in6,
+        libc::in6_pktinfo,
+        libc::c_int,
+        libc::c_int
+    )
 }
 
 /// Where so many packets go.
@@ -224,11 +240,13 @@ fn read<const COUNT: usize, S: Peer>(
                 ttl: None,
                 tos: None,
                 destination: None,
+                interface_index: 0,
+                is_whole: true,
                 to_group: false,
             };
             match message.cmsgs() {
                 Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg, socket)),
-                Err(_) => truncated = true,
+                Err(_) => (truncated, info.is_whole) = (true, false),
             }
             if info.stamp == StampSource::User {
                 info.received = clock::unix();
@@ -285,7 +303,7 @@ pub(super) fn receive_numbers(
 /// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
 /// closed at the other end) are taken out as well, and are of no interest here.
 pub(super) fn receive_stamps(socket: &TestSocket, buffer: &mut [u8], answers: &mut impl Answer) {
-    let mut space = cmsg_space!([TimeSpec; 3], libc::sock_extended_err, libc::sockaddr_in6);
+    let mut space = stamp_space();
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     for _ in 0..BATCH {
         let mut slices = [IoSliceMut::new(buffer)];
@@ -348,8 +366,11 @@ impl PacketInfo {
                 self.to_group = info.ipi_spec_dst.s_addr != info.ipi_addr.s_addr;
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
-                let destination = IpAddr::from(info.ipi6_addr.s6_addr);
-                self.destination = Some(destination);
+                let destination = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                self.destination = Some(destination.into());
+                if destination.is_unicast_link_local() {
+                    self.interface_index = info.ipi6_ifindex;
+                }
                 self.to_group = destination.is_multicast();
             }
             _ => {}

@@ -26,6 +26,15 @@ pub(super) struct Reply<T> {
     pub(super) answered: Answered<T>,
     pub(super) to: SocketAddr,
     pub(super) from: Option<IpAddr>,
+    /// See [`super::PacketInfo::interface_index`].
+    pub(super) interface_index: u32,
+}
+
+impl<T> Reply<T> {
+    /// What packets that are sent together have in common.
+    fn way(&self) -> (u8, Option<IpAddr>, u32) {
+        (self.answered.tos, self.from, self.interface_index)
+    }
 }
 
 impl TestSocket {
@@ -38,7 +47,7 @@ impl TestSocket {
     ) -> usize {
         let Scratch { replies: buffers, out, .. } = scratch;
         let mut failed = 0;
-        for run in queue.chunk_by(|a, b| (a.answered.tos, a.from) == (b.answered.tos, b.from)) {
+        for run in queue.chunk_by(|a, b| a.way() == b.way()) {
             if let Err(error) = self.set_tos(run[0].answered.tos) {
                 tracing::debug!(%error, "cannot set the TOS of replies");
             }
@@ -95,7 +104,7 @@ impl TestSocket {
             Some(IpAddr::V6(from)) => {
                 let info = libc::in6_pktinfo {
                     ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
-                    ipi6_ifindex: 0,
+                    ipi6_ifindex: run[0].interface_index,
                 };
                 let cmsgs = [ControlMessage::Ipv6PacketInfo(&info)];
                 self.send_all(run, buffers, &mut out.from_v6, &cmsgs)

@@ -178,7 +178,8 @@ async fn open(
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
-        Some(target) => resolved(config, target, 0, source).await?[0].ip(),
+        // Of the family that the session's own end has.
+        Some(target) => resolved(config, target, 0, Some(source.unwrap_or(local))).await?[0].ip(),
         None => server,
     };
     let source = source.unwrap_or(local);

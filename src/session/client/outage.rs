@@ -2,7 +2,7 @@
 
 use super::{Tools, connection::Driver, failure::Failure, sender::Command};
 use crate::{
-    model::ControlConnection,
+    model::{ControlConnection, ControlType},
     net::clock,
     proto::{Event, EventType, LossCause},
     results::{Results, Subject},
@@ -35,7 +35,9 @@ impl Driver {
         for index in 0..self.sessions.len() {
             self.tell(index, Command::Down(failure.cause, attempts)).await;
         }
-        started && self.config.test_count != 0
+        // What has no control connection has none that breaks.
+        let managed = self.config.control_type == ControlType::Managed;
+        started && managed && self.config.test_count != 0
     }
 
     /// An outage that nobody waits to be over.

@@ -41,13 +41,16 @@ impl Rhythm {
     /// one that takes it all ends at a beat, however late it began. One besides the rhythm leaves the
     /// next beat to the attempt that is due there.
     pub(super) fn deadline(&self, interval_ns: u64, limit_ns: u64, now: Monotonic) -> Monotonic {
-        let own = now.plus_ns(limit_ns);
-        if self.last_due > now {
-            let fits = limit_ns <= interval_ns;
-            return if fits { own.min(self.last_due) } else { own };
-        }
         let late_ns = now.since_ns(self.last_due);
-        if late_ns <= tolerance_ns(interval_ns) { self.last_due.plus_ns(limit_ns) } else { own }
+        if self.last_due <= now && late_ns <= tolerance_ns(interval_ns) {
+            return self.last_due.plus_ns(limit_ns);
+        }
+        let own = now.plus_ns(limit_ns);
+        if limit_ns > interval_ns {
+            return own;
+        }
+        let beats = if self.last_due > now { 0 } else { late_ns / interval_ns.max(1) + 1 };
+        own.min(self.last_due.plus_ns(beats.saturating_mul(interval_ns)))
     }
 
     /// A random pause of up to `interval * 2^n`, at most `longest` (full jitter): agents that lost
@@ -98,6 +101,10 @@ mod tests {
         assert_eq!(rhythm.deadline(interval, limit, besides), Monotonic(interval));
         assert_eq!(rhythm.deadline(interval, 100 * MS, besides), Monotonic(400 * MS));
         assert_eq!(rhythm.deadline(interval, 5_000 * MS, besides), Monotonic(5_300 * MS));
+        // In the place of the one that was made at the beat.
+        let besides = Monotonic(2_500 * MS);
+        assert_eq!(rhythm.deadline(interval, limit, besides), Monotonic(3 * interval));
+        assert_eq!(rhythm.deadline(interval, 5_000 * MS, besides), Monotonic(7_500 * MS));
     }
 
     #[test]

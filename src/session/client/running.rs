@@ -1,6 +1,6 @@
 //! A connection whose sessions run, until they no longer can or shall.
 
-use std::{future::pending, pin::Pin};
+use std::{future::pending, net::SocketAddr, pin::Pin};
 
 use futures_util::future::OptionFuture;
 use tokio::time::sleep;
@@ -12,10 +12,14 @@ use super::{
     connection::{Driver, Next, until},
     failure::Failure,
     sender::Command,
+    sessions::Running,
 };
 use crate::{
-    model::{ControlType, limits::SILENT_CONNECTION_NS},
-    net::{clock, interface_index},
+    model::{
+        ControlType,
+        limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
+    },
+    net::{check_route, clock, interface_index},
     proto::{ConnectionState, EventType, LossCause},
     time::{Monotonic, duration_to_proto},
 };
@@ -148,11 +152,21 @@ impl Driver {
     }
 
     /// Why nothing can be sent from here, where an attempt would come to the same: it fails as long as
-    /// there is no way to the server.
+    /// there is no way to the server. With a number of tests a control connection is kept: its break
+    /// would be their end.
     fn refused(&self) -> Option<Failure> {
         let managed = self.config.control_type == ControlType::Managed;
         let elsewhere = self.config.sessions.iter().any(|session| session.target.is_some());
-        self.progress.refused().filter(|_| !(managed && elsewhere))
+        if managed && (elsewhere || self.config.test_count != 0) {
+            return None;
+        }
+        let failure = self.progress.refused()?;
+        // There may be a way again since then.
+        let (source, interface) = (self.config.source_address, self.config.interface.as_deref());
+        let is_away = |running: &Running| {
+            check_route(SocketAddr::new(running.remote, TWAMP_PORT), source, interface).is_err()
+        };
+        self.running.values().all(is_away).then_some(failure)
     }
 
     /// A session ended a test: what follows from it for the connection.

@@ -127,11 +127,16 @@ async fn one_that_panics_is_gone_and_its_neighbour_is_not() {
 #[test]
 fn packets_that_went_out_are_numbered() {
     use crate::net::TransmitStamps;
-    for address in ["127.0.0.1:0", "[::1]:0"] {
+    for (address, host) in [
+        ("127.0.0.1:0", "127.0.0.1"),
+        ("[::1]:0", "::1"),
+        ("0.0.0.0:0", "127.0.0.1"),
+        ("[::]:0", "::1"),
+    ] {
         let transmit_stamps = TransmitStamps::Numbered;
         let options = UdpOptions { transmit_stamps, ..UdpOptions::default() };
         let socket = TestSocket::bind(address.parse().unwrap(), &options).unwrap();
-        let to = socket.local();
+        let to = std::net::SocketAddr::new(host.parse().unwrap(), socket.local().port());
         let mut told: Vec<(u32, UnixTime)> = Vec::new();
         let begun = clock::unix();
         for round in 0..3 {

@@ -192,8 +192,11 @@ impl Test {
         self.last_due = self.next_due;
         self.next_due = self.next_due.plus_ns(gap_ns);
         if self.dealt_with >= config.probe_count {
-            // Just behind the fate of the last probe, which may have gone out late.
-            self.ends = Some(self.last_due.max(now).plus_ns(config.loss_timeout_ns + 1));
+            // Just behind the fate of the last probe, which may have gone out late; of a test of which
+            // nothing was sent nothing is waited for.
+            let last = self.last_due.max(now);
+            let wait_ns = if self.sent { config.loss_timeout_ns + 1 } else { 0 };
+            self.ends = Some(last.plus_ns(wait_ns));
         }
     }
 }

@@ -65,6 +65,8 @@ pub(super) struct Outstanding {
     settled: usize,
     /// Number of the next probe.
     next: u32,
+    /// T1 of the first probe of all, as its packet carried it.
+    first_t1_wire: u64,
     direction: LossDirection,
     /// The minute in which the probes were sent whose losses are in `direction`.
     minute: u64,
@@ -80,6 +82,7 @@ impl Outstanding {
             probes: VecDeque::new(),
             settled: 0,
             next: 0,
+            first_t1_wire: 0,
             direction: LossDirection::new(reflector_counts),
             minute: 0,
             placed: Vec::new(),
@@ -89,6 +92,9 @@ impl Outstanding {
 
     /// `t1_wire` is T1 as the packet carries it.
     pub(super) fn sent(&mut self, sequence: u32, t1: UnixTime, t1_wire: u64, now: Monotonic) {
+        if self.next == 0 {
+            self.first_t1_wire = t1_wire;
+        }
         self.next = sequence.wrapping_add(1);
         self.probes.push_back(Probe {
             sequence,
@@ -136,13 +142,12 @@ impl Outstanding {
     ) -> Reply {
         let latest = self.next.wrapping_sub(1);
         let Some(index) = self.index(sequence, t1) else {
-            let first = self.probes.front().map_or(self.next, |probe| probe.sequence);
-            if sequence >= first {
-                return Reply::Unknown;
-            }
-            // Forgotten: as good as lost, long ago.
-            self.direction.late(number);
-            return Reply::Late;
+            // One that is forgotten is as good as lost, if it can be one of ours.
+            let front = self.probes.front();
+            let first = front.map_or(self.next, |probe| probe.sequence);
+            let before = front.map_or(u64::MAX, |probe| probe.t1_wire);
+            let is_forgotten = sequence < first && (self.first_t1_wire..before).contains(&t1);
+            return if is_forgotten { Reply::Late } else { Reply::Unknown };
         };
         let probe = &mut self.probes[index];
         if let Some(first) = probe.answer {
@@ -210,7 +215,9 @@ impl Outstanding {
                 }
                 None if probe.lost => {
                     self.begin_minute(minute);
-                    self.direction.lost(probe.sequence);
+                    if !probe.abandoned {
+                        self.direction.lost(probe.sequence);
+                    }
                 }
                 None => return,
             }

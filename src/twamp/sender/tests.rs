@@ -125,3 +125,71 @@ fn the_next_test_comes_as_after_any_other() {
     // 30 ms of probes, 50 ms of loss timeout, a second of pause.
     assert!(starts.len() >= 4 && starts.windows(2).all(|pair| pair[1] - pair[0] == 1_080 * MS));
 }
+
+/// A reply as a reflector that counts writes it.
+fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
+    use crate::{
+        time::{ErrorEstimate, TimestampFormat},
+        wire::format::{PacketFormat, ReplyHeader},
+    };
+    let format = PacketFormat::open();
+    let probe = format.read_probe(packet).unwrap();
+    let timestamp = TimestampFormat::Ntp.encode(now(0).unix);
+    let header = ReplyHeader {
+        sequence: number,
+        timestamp,
+        error_estimate: ErrorEstimate(0x8001),
+        receive_timestamp: timestamp,
+        probe,
+        sender_ttl: 255,
+        sender_tos: None,
+    };
+    let mut reply = vec![0; format.reply_octets()];
+    format.write_reply(&header, &mut reply);
+    format.finish_reply(timestamp, &mut reply);
+    reply
+}
+
+#[test]
+fn directions_are_of_what_was_lost_and_strangers_tell_none() {
+    let mut machine = SessionSender::new(config(100, 10 * MS));
+    machine.session_started(Carrier::default(), Monotonic(0), now(0));
+    let (mut at_ns, mut packets) = (0, Vec::new());
+    while machine.tests_finished() == 0 && at_ns < 800 * MS {
+        machine.handle_timeout(now(at_ns));
+        while machine.poll_probe(now(at_ns)).is_some() {
+            let mut packet = vec![0; 60];
+            let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
+            machine.write_probe(t1, error, &mut packet, Monotonic(at_ns));
+            machine.probe_sent(t1, 0, now(at_ns));
+            // Every fourth is lost on the way out.
+            let number = packets.len() as u32;
+            if number % 4 != 3 {
+                let reply = reply_to(&packet, number - number / 4);
+                machine.handle_reply(&reply, &ReplyMeta::default(), now(at_ns + MS));
+            }
+            packets.push(packet);
+        }
+        at_ns += 10 * MS;
+    }
+    // What was never sent, from the right address: with a number that is forgotten, and any T1.
+    let mut stranger = packets[1].clone();
+    stranger[4..12].copy_from_slice(&[0x11; 8]);
+    machine.handle_reply(&reply_to(&stranger, 0xffff_fff0), &ReplyMeta::default(), now(at_ns));
+    // One that was sent long ago is late.
+    machine.handle_reply(&reply_to(&packets[3], 3), &ReplyMeta::default(), now(at_ns));
+    // The connection breaks while some are under way.
+    machine.session_lost(LossCause::Reset, 0, now(at_ns));
+    let mut results = Vec::new();
+    while let Some(event) = machine.poll_event() {
+        if let SenderEvent::Test(result, _) = event {
+            results.push(*result);
+        }
+    }
+    let figures = results[0].figures.as_ref().unwrap();
+    assert_eq!((figures.packets_ignored, figures.probes_late), (1, 1));
+    assert!(figures.probes_abandoned > 0, "{figures:?}");
+    let placed = figures.lost_egress.unwrap() + figures.lost_ingress.unwrap();
+    assert_eq!(placed + figures.lost_unattributed, figures.probes_lost);
+    assert!(figures.lost_egress.unwrap() >= 16 && figures.lost_ingress == Some(0), "{figures:?}");
+}
