@@ -55,6 +55,9 @@ use twamp_agent::{
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// What is overdue by more is left out.
+const LATEST: Duration = Duration::from_millis(100);
+const WARM_UP: Duration = Duration::from_secs(4);
 const SENDER: usize = 0;
 const RESPONDER: usize = 1;
 const SESSIONS_OF_A_CONNECTION: usize = 10;
@@ -227,7 +230,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         thread::Builder::new().name("responder".into()).spawn(body).expect("a thread")
     };
     // One test that is longer than what is looked at.
-    let probes = (length * 3).as_nanos() / run.interval.as_nanos();
+    let probes = (length * 3 + WARM_UP * 2 + run.interval * 8).as_nanos() / run.interval.as_nanos();
     let of_each = run.sessions.min(SESSIONS_OF_A_CONNECTION);
     let connections = (0..run.sessions / of_each).map(|index| {
         let noted = run.beside > 0 && index % 10 == 0;
@@ -270,7 +273,8 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         assert!(begun.elapsed() < Duration::from_secs(60), "it does not run: {not_up:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Until each session has what it needs: the first probes of a session make room for the others.
+    tokio::time::sleep(WARM_UP.max(run.interval * 4)).await;
     let flood = (run.beside > 0).then(|| tokio::spawn(flood(running.endpoint.clone(), run.beside)));
     let memory = resident_kib().saturating_sub(memory);
     let left_out = probes_not_sent(&running.endpoint).await;
@@ -319,9 +323,11 @@ async fn probes_not_sent(endpoint: &str) -> u64 {
 }
 
 /// How late each probe is against the grid of its session, which is where its most punctual probe
-/// puts it. A probe that is left out has no number: slots are told by the time between two probes.
+/// puts it. A probe that is left out has no number, but is left out only where it would be later than
+/// [`LATEST`] and than its interval: then slots are told by the time between two probes.
 fn lateness(arrivals: &[Arrival], interval: Duration) -> Vec<u64> {
     let interval_ns = interval.as_nanos() as u64;
+    let latest_ns = interval_ns.max(LATEST.as_nanos() as u64);
     let mut sessions: HashMap<(u8, u16), Vec<(u32, u64)>> = HashMap::new();
     for arrival in arrivals {
         sessions.entry(arrival.from).or_default().push((arrival.sequence, arrival.at_ns));
@@ -330,9 +336,12 @@ fn lateness(arrivals: &[Arrival], interval: Duration) -> Vec<u64> {
     for probes in sessions.values() {
         let (mut before, mut slot, mut places) = (probes[0], 0, Vec::with_capacity(probes.len()));
         for probe in probes {
-            let numbers = u64::from(probe.0 - before.0);
-            let slots = (probe.1.saturating_sub(before.1) + interval_ns / 2) / interval_ns;
-            slot += numbers.max(slots);
+            let gap_ns = probe.1.saturating_sub(before.1);
+            slot += if gap_ns < latest_ns + interval_ns {
+                u64::from(probe.0 - before.0)
+            } else {
+                (gap_ns + interval_ns / 2) / interval_ns
+            };
             before = *probe;
             places.push(probe.1.saturating_sub(slot * interval_ns));
         }

@@ -245,6 +245,8 @@ impl Driver {
             let known = self.network_seen;
             let mut network = self.network.clone();
             let turn = self.turn();
+            let now = clock::now();
+            self.status.attempt(self.course.attempt_behind(self.pauses(), now.monotonic), now);
             let establish = establish(&config, extensions, turn, &status, &derivation);
             // Thousands of octets, which a connection that is up does not need.
             let mut establish = Box::pin(establish);

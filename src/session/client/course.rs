@@ -69,6 +69,11 @@ impl Course {
         }
     }
 
+    /// When the attempt is due behind one that is made now; `None` where that is left to chance.
+    pub(super) fn attempt_behind(&self, pauses: Pauses, now: Monotonic) -> Option<Monotonic> {
+        (pauses.longest_ns == 0).then(|| self.rhythm.beat_behind(pauses.interval_ns, now))
+    }
+
     /// Attempts of the outage that failed.
     pub(super) fn failed(&self) -> u64 {
         self.outage.as_ref().map_or(0, |outage| outage.attempts)

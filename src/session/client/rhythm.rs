@@ -37,6 +37,15 @@ impl Rhythm {
 }
 
 impl Rhythm {
+    /// The next beat behind now.
+    pub(super) fn beat_behind(&self, interval_ns: u64, now: Monotonic) -> Monotonic {
+        if self.last_due > now {
+            return self.last_due;
+        }
+        let beats = now.since_ns(self.last_due) / interval_ns.max(1) + 1;
+        self.last_due.plus_ns(beats.saturating_mul(interval_ns))
+    }
+
     /// When an attempt that begins now is over, which may take `limit_ns`: counted from its beat, so that
     /// one that takes it all ends at a beat, however late it began. One besides the rhythm leaves the
     /// next beat to the attempt that is due there.
@@ -49,8 +58,7 @@ impl Rhythm {
         if limit_ns > interval_ns {
             return own;
         }
-        let beats = if self.last_due > now { 0 } else { late_ns / interval_ns.max(1) + 1 };
-        own.min(self.last_due.plus_ns(beats.saturating_mul(interval_ns)))
+        own.min(self.beat_behind(interval_ns, now))
     }
 
     /// A random pause of up to `interval * 2^n`, at most `longest` (full jitter): agents that lost

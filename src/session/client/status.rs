@@ -60,6 +60,8 @@ struct Inner {
     /// Number of its latest change.
     changed: u64,
     standing: Standing,
+    /// While an attempt is made: when the next one is due should it fail.
+    next_attempt: Option<prost_types::Timestamp>,
 }
 
 impl Status {
@@ -156,12 +158,22 @@ impl Status {
             connection.state = state.into();
             connection.state_since = Some(now.unix.to_proto());
         }
-        connection.next_attempt_time = None;
+        let attempts = matches!(
+            state,
+            ConnectionState::Resolving | ConnectionState::Connecting | ConnectionState::Negotiating
+        );
+        connection.next_attempt_time = inner.next_attempt.filter(|_| attempts);
         if !matches!(state, ConnectionState::Negotiating | ConnectionState::Running) {
             not_connected(connection);
         }
         drop(inner);
         self.tell();
+    }
+
+    /// An attempt is made; when the next one is due should it fail.
+    pub(super) fn attempt(&self, next: Option<Monotonic>, now: Now) {
+        let next = next.map(|due| now.unix.plus_ns(due.since_ns(now.monotonic) as i64).to_proto());
+        self.lock().next_attempt = next;
     }
 
     /// Ends of the control connection.
