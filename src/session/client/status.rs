@@ -153,16 +153,17 @@ impl Status {
             | ConnectionState::WaitingRetry
             | ConnectionState::Failed => inner.standing = Standing::Down,
         }
+        let attempts = matches!(
+            state,
+            ConnectionState::Resolving | ConnectionState::Connecting | ConnectionState::Negotiating
+        );
+        let next_attempt = inner.next_attempt.filter(|_| attempts);
         let connection = &mut inner.connection;
         if connection.state() != state || connection.state_since.is_none() {
             connection.state = state.into();
             connection.state_since = Some(now.unix.to_proto());
         }
-        let attempts = matches!(
-            state,
-            ConnectionState::Resolving | ConnectionState::Connecting | ConnectionState::Negotiating
-        );
-        connection.next_attempt_time = inner.next_attempt.filter(|_| attempts);
+        connection.next_attempt_time = next_attempt;
         if !matches!(state, ConnectionState::Negotiating | ConnectionState::Running) {
             not_connected(connection);
         }
