@@ -89,6 +89,20 @@ impl ServerConfig {
         sockets.dedup();
         sockets
     }
+
+    /// The field that names a standing UDP socket.
+    pub fn field_of(&self, socket: &UdpListen) -> &'static str {
+        let names = |listen: &[ListenAddress]| {
+            listen.iter().any(|listen| listen.sockets_by_family().contains(socket))
+        };
+        if self.light.as_ref().is_some_and(|light| names(&light.listen)) {
+            "light.listen"
+        } else if self.stamp.as_ref().is_some_and(|stamp| names(&stamp.listen)) {
+            "stamp.listen"
+        } else {
+            "test_port"
+        }
+    }
 }
 
 impl UdpListen {

@@ -35,7 +35,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
                 let held = held.iter().flat_map(|held| &held.listen).map(own).collect::<Vec<_>>();
                 if !is_own(&error, &held, &wanted) {
                     let field = format!("server.listen[{index}]");
-                    refuse(field, format!("TCP {}", words(&wanted)), &error);
+                    refuse(field, format!("TCP {wanted}"), &error);
                 }
             }
         }
@@ -47,8 +47,8 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref(), false)
                 && !is_own(&error, &held_udp, &wanted)
             {
-                let field = udp_field(server, &wanted).to_owned();
-                refuse(field, format!("UDP {}", words(&wanted)), &error);
+                let field = format!("server.{}", server.field_of(&wanted));
+                refuse(field, format!("UDP {wanted}"), &error);
             }
         }
     }
@@ -112,31 +112,10 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
     refusals
 }
 
-/// Where the configuration names a standing UDP socket.
-fn udp_field(server: &ServerConfig, socket: &UdpListen) -> &'static str {
-    let names = |listen: &[ListenAddress]| {
-        listen.iter().any(|listen| listen.sockets_by_family().contains(socket))
-    };
-    if server.light.as_ref().is_some_and(|light| names(&light.listen)) {
-        "server.light.listen"
-    } else if server.stamp.as_ref().is_some_and(|stamp| names(&stamp.listen)) {
-        "server.stamp.listen"
-    } else {
-        "server.test_port"
-    }
-}
-
 /// The TCP socket of a listening address.
 fn own(listen: &ListenAddress) -> UdpListen {
     let address = SocketAddr::new(listen.address, listen.port);
     UdpListen { address, interface: listen.interface.clone() }
-}
-
-fn words(socket: &UdpListen) -> String {
-    match &socket.interface {
-        None => socket.address.to_string(),
-        Some(interface) => format!("{} on {interface}", socket.address),
-    }
 }
 
 /// Whether the port is in use by a socket of ours, which makes room: one on all addresses stands in

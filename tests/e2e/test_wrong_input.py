@@ -281,6 +281,15 @@ class StateDirectory(harness.Case):
         self.stack.callback(sh, "umount", "-l", directory, check=False)
         return directory
 
+    def agent_on(self, directory):
+        """An agent with its state on a disk of its own, and its log elsewhere."""
+        agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
+        agent.log_path = os.path.join(self.directory, "log")
+        agent.start()
+        self.agents.append(agent)
+        self.stack.callback(agent.stop)
+        return agent
+
     def test_read_only(self):
         directory = self.mount("ro,size=64m")
         self.refused(directory, directory, "Read-only")
@@ -306,11 +315,7 @@ class StateDirectory(harness.Case):
 
     def start_on_a_full_disk(self, kill):
         directory = self.mount("size=64m", f"mounted-{kill}")
-        agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
-        agent.log_path = os.path.join(self.directory, "log")
-        agent.start()
-        self.agents.append(agent)
-        self.stack.callback(agent.stop)
+        agent = self.agent_on(directory)
         api = agent.client()
         port = harness.free_port()
         one = connection("c1", "127.0.0.1", destination_port=port, test_interval="1s")
@@ -345,11 +350,7 @@ class StateDirectory(harness.Case):
 
     def test_what_is_damaged_stays_where_it_is_on_a_full_disk(self):
         directory = self.mount("size=64m")
-        agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
-        agent.log_path = os.path.join(self.directory, "log")
-        agent.start()
-        self.agents.append(agent)
-        self.stack.callback(agent.stop)
+        agent = self.agent_on(directory)
         agent.client().apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
         agent.kill()
         state = agent.directory
@@ -366,11 +367,7 @@ class StateDirectory(harness.Case):
 
     def test_full_while_it_runs(self):
         directory = self.mount("size=64m")
-        agent = harness.Agent(os.path.join(directory, "state"), port=harness.free_port())
-        agent.log_path = os.path.join(self.directory, "log")
-        agent.start()
-        self.agents.append(agent)
-        self.stack.callback(agent.stop)
+        agent = self.agent_on(directory)
         api = agent.client()
         one = {"client": client(connection("c1", "127.0.0.1", inactive=True))}
         api.apply(one)

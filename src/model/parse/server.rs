@@ -126,19 +126,11 @@ impl Check {
             }
         }
         let udp = config.standing_udp_sockets();
-        let of = |listen: &[ListenAddress], socket: &UdpListen| {
-            listen.iter().any(|listen| listen.sockets_by_family().contains(socket))
-        };
         for (index, one) in udp.iter().enumerate() {
             for other in udp[index + 1..].iter().filter(|other| one.overlaps(other)) {
-                let is_of = |listen| of(listen, one) || of(listen, other);
-                let field = if config.light.as_ref().is_some_and(|light| is_of(&light.listen)) {
-                    "light.listen"
-                } else if config.stamp.as_ref().is_some_and(|stamp| is_of(&stamp.listen)) {
-                    "stamp.listen"
-                } else {
-                    "test_port"
-                };
+                let fields = [config.field_of(one), config.field_of(other)];
+                let mut open = ["light.listen", "stamp.listen"].into_iter();
+                let field = open.find(|open| fields.contains(open)).unwrap_or("test_port");
                 self.report(field, format!("UDP {other} is in the way of UDP {one}: {advice}"));
             }
         }
