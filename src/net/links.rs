@@ -35,8 +35,8 @@ const READ_OCTETS: usize = 64 << 10;
 pub struct NetworkChanges {
     /// A link came up, or an address or a route came: what failed may go now.
     pub better: u64,
-    /// A link went or came: what is bound to it may have lost it.
-    pub links: u64,
+    /// A link went or came, or an address went: what is bound to it may have lost it.
+    pub bound: u64,
 }
 
 /// Tells of changes until `token` is cancelled.
@@ -79,7 +79,7 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
                 let news = std::mem::take(&mut pending);
                 changes.send_modify(|changes| {
                     changes.better += u64::from(news.better);
-                    changes.links += u64::from(news.links);
+                    changes.bound += u64::from(news.bound);
                 });
                 pace.told();
             }
@@ -91,14 +91,14 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct News {
     better: bool,
-    links: bool,
+    bound: bool,
 }
 
 impl News {
-    const ANYTHING: Self = Self { better: true, links: true };
+    const ANYTHING: Self = Self { better: true, bound: true };
 
     fn and(self, other: Self) -> Self {
-        Self { better: self.better || other.better, links: self.links || other.links }
+        Self { better: self.better || other.better, bound: self.bound || other.bound }
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel tells of much else")]
@@ -109,14 +109,14 @@ impl News {
             news = news.and(match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Self {
                     better: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
-                    links: true,
+                    bound: true,
                 },
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(_)) => {
-                    Self { better: false, links: true }
-                }
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::DelLink(_) | RouteNetlinkMessage::DelAddress(_),
+                ) => Self { better: false, bound: true },
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_),
-                ) => Self { better: true, links: false },
+                ) => Self { better: true, bound: false },
                 _ => Self::default(),
             });
             match octets.get(length..) {

@@ -22,7 +22,7 @@ pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;
 pub use poll::{Bell, Poller};
 pub use probe_bind::{ResourceRefusal, check_resources};
-pub use route::check_route;
+pub use route::{check_route, check_source};
 pub use tcp_facts::TcpDirectory;
 pub use thread::{ThreadPlace, take_place};
 pub use udp::{

@@ -515,6 +515,36 @@ class Host(TwoHosts):
         count = len(tests(self.api.records(), "c1", "COMPLETE"))
         self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) > count)
 
+    def test_a_source_address_that_goes_and_comes(self):
+        """The kernel goes on sending from one of IPv6; nothing would come back."""
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        self.peer.apply({"server": {**server(), "light": {**both, "listen": [{"address": "::", "port": 8620}]}}})
+        common = {"test_interval": "3600s", "source_address": self.A6}
+        probes = {"probe_count": 100000, "probe_interval": "0.05s"}
+        self.api.apply({"client": client(
+            connection("managed", self.B6, [session("s1", **probes)], **common),
+            connection("light", self.B6, [session("s1", destination_port=8620, **probes)],
+                       control_type="CONTROL_TYPE_LIGHT", **common),
+            connection("other", self.B6, [session("s1", **probes)], test_interval="3600s"),
+        )})
+        state = lambda name: self.api.connection(name)["state"]  # noqa: E731
+        every = ("managed", "light", "other")
+        self.wait_for(lambda: all(state(name) == "CONNECTION_STATE_RUNNING" for name in every), 10)
+        sh("ip", "-n", self.a, "address", "add", "fd99::9/64", "dev", "veth0", "nodad")
+        sh("ip", "-n", self.a, "address", "delete", "fd99::9/64", "dev", "veth0")
+        time.sleep(1)
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [], "another address")
+        sh("ip", "-n", self.a, "address", "add", "fd99::8/64", "dev", "veth0", "nodad")
+        sh("ip", "-n", self.a, "address", "delete", f"{self.A6}/64", "dev", "veth0")
+        for name in ("managed", "light"):
+            self.wait_for(lambda: state(name) == "CONNECTION_STATE_WAITING_RETRY", 10)
+            loss = self.api.connection(name)["last_loss"]
+            self.assertEqual(loss["cause"], "LOSS_CAUSE_LOCAL")
+            self.assertIn(self.A6, loss["detail"])
+        # Long before the next attempt of the rhythm.
+        sh("ip", "-n", self.a, "address", "add", f"{self.A6}/64", "dev", "veth0", "nodad")
+        self.wait_for(lambda: all(state(name) == "CONNECTION_STATE_RUNNING" for name in ("managed", "light")), 10)
+
     def test_tcp_facts_and_watching(self):
         self.api.apply({"client": client(connection("c1", self.B, test_interval="0.2s"))})
         self.wait_for(lambda: self.state() == "RUNNING")

@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{
     model::{
-        ControlType,
+        ControlType, TestSession,
         limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
     },
-    net::{check_route, clock, interface_index},
+    net::{check_route, check_source, clock, interface_index},
     proto::{ConnectionState, EventType, LossCause},
     time::{Monotonic, duration_to_proto},
 };
@@ -63,6 +63,9 @@ impl Driver {
                 Ok(()) = network.changed() => {
                     if interface != self.bound_interface() {
                         return Next::Lost(self.interface_gone(), true);
+                    }
+                    if let Some(failure) = self.source_gone() {
+                        return Next::Lost(failure, true);
                     }
                     continue;
                 }
@@ -130,6 +133,24 @@ impl Driver {
         Failure::new(LossCause::Local, format!("interface {name} is gone or was replaced"))
     }
 
+    /// Why no reply can come: the source addresses of all sessions are gone. The kernel goes on
+    /// sending from one of IPv6.
+    fn source_gone(&self) -> Option<Failure> {
+        let interface = self.config.interface.as_deref();
+        let gone = |session: &TestSession| {
+            let source = session.source_address.or(self.config.source_address)?;
+            let error = check_source(source, interface).err()?;
+            Some(Failure::local(&format!("source_address {source}"), &error))
+        };
+        let gone = self.config.sessions.iter().map(gone).collect::<Option<Vec<_>>>()?;
+        gone.into_iter().next().filter(|_| !self.ends_with_a_break())
+    }
+
+    /// Whether the break of its control connection would be the end of its tests.
+    fn ends_with_a_break(&self) -> bool {
+        self.config.control_type == ControlType::Managed && self.config.test_count != 0
+    }
+
     /// All sessions are started.
     pub(super) async fn up(&mut self, control: Option<&Established>, sessions: Vec<OpenSession>) {
         let now = clock::now();
@@ -157,7 +178,7 @@ impl Driver {
     fn refused(&self) -> Option<Failure> {
         let managed = self.config.control_type == ControlType::Managed;
         let elsewhere = self.config.sessions.iter().any(|session| session.target.is_some());
-        if managed && (elsewhere || self.config.test_count != 0) {
+        if managed && elsewhere || self.ends_with_a_break() {
             return None;
         }
         let failure = self.progress.refused()?;
