@@ -98,7 +98,9 @@ pub(super) fn apply(error: ApplyError) -> Status {
 /// Why connections were not started or stopped.
 pub(super) fn by_hand(error: &ByHandError) -> Status {
     match error {
-        ByHandError::Unknown(_) => Status::not_found(error.to_string()),
+        ByHandError::Unknown(_) | ByHandError::UnknownSession(_) => {
+            Status::not_found(error.to_string())
+        }
         ByHandError::Inactive(_) => Status::failed_precondition(error.to_string()),
     }
 }

@@ -31,7 +31,7 @@ impl ResultsService for Context {
         request: Request<GetStatisticsRequest>,
     ) -> Result<Response<GetStatisticsResponse>, Status> {
         let request = request.into_inner();
-        self.check_names(&request.connections)?;
+        self.check_names(&request.connections, &request.sessions)?;
         let mut query = query(request.connections, request.sessions);
         for number in request.scopes {
             match StatisticsScope::try_from(number) {
@@ -72,7 +72,7 @@ impl ResultsService for Context {
         request: Request<ClearStatisticsRequest>,
     ) -> Result<Response<ClearStatisticsResponse>, Status> {
         let request = request.into_inner();
-        self.check_names(&request.connections)?;
+        self.check_names(&request.connections, &request.sessions)?;
         let query = query(request.connections, request.sessions);
         let cleared = self.results.clear_statistics(&query, clock::unix()).await;
         match cleared.map_err(error::store)? {
@@ -199,8 +199,11 @@ impl Context {
     }
 
     /// All of them are names of connections.
-    fn check_names(&self, names: &[String]) -> Result<(), Status> {
-        let known = self.control.check_names(names);
+    fn check_names(&self, connections: &[String], sessions: &[String]) -> Result<(), Status> {
+        let known = self
+            .control
+            .check_names(connections)
+            .and_then(|()| self.control.check_session_names(connections, sessions));
         known.map_err(|error| error::by_hand(&error))
     }
 }

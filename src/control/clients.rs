@@ -30,6 +30,9 @@ pub enum ByHandError {
     /// A name that is not configured.
     #[error("no connection is named {0:?}")]
     Unknown(String),
+    /// A name that no session of the connections has.
+    #[error("no session of the connections asked for is named {0:?}")]
+    UnknownSession(String),
     /// Configured as inactive.
     #[error("connection {0:?} is inactive: apply a configuration in which it is not")]
     Inactive(String),

@@ -7,7 +7,7 @@ mod commit;
 mod reconcile;
 mod secrets;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
@@ -287,6 +287,26 @@ impl Control {
         let known = &committed.config.connections;
         match names.iter().find(|name| !known.contains_key(*name)) {
             Some(unknown) => Err(ByHandError::Unknown(unknown.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// The first name that no session of these connections has, or of any where none is named.
+    pub fn check_session_names(
+        &self,
+        connections: &[String],
+        sessions: &[String],
+    ) -> Result<(), ByHandError> {
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        let committed = self.committed.borrow();
+        let asked_for = committed.config.connections.values();
+        let asked_for =
+            asked_for.filter(|one| connections.is_empty() || connections.contains(&one.name));
+        let known: HashSet<&str> = asked_for.flat_map(|one| one.session_names()).collect();
+        match sessions.iter().find(|name| !known.contains(name.as_str())) {
+            Some(unknown) => Err(ByHandError::UnknownSession(unknown.clone())),
             None => Ok(()),
         }
     }

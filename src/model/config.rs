@@ -118,6 +118,12 @@ pub struct ControlConnection {
 }
 
 impl ControlConnection {
+    /// Names of all sessions, also of those that are not run.
+    pub fn session_names(&self) -> impl Iterator<Item = &str> {
+        let active = self.sessions.iter().map(|session| &session.name);
+        active.chain(&self.inactive_sessions).map(String::as_str)
+    }
+
     /// Whether both speak to the same server in the same way: what was learnt of it holds.
     pub fn has_same_server(&self, other: &Self) -> bool {
         let server = |c: &Self| {

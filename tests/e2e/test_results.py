@@ -3,6 +3,7 @@ intervals go by the clock, and that nothing that a consumer was given is ever lo
 
 import collections
 import errno
+import itertools
 import os
 import random
 import re
@@ -262,9 +263,15 @@ class Intervals(Case):
         self.assertEqual(statistics()["passing", "ALL_TESTS"]["epoch"], "0")
         cleared = self.wait_for(lambda: events(api.records(), "STATISTICS_CLEARED"))
         self.assertEqual(cleared[0]["value"], "1")
-        with self.assertRaises(grpc.RpcError) as refused:
-            api.call("ResultsService", "ClearStatistics", {"connections": ["nobody"]})
-        self.assertEqual(refused.exception.code(), grpc.StatusCode.NOT_FOUND)
+        for method, unknown in itertools.product(
+            ("ClearStatistics", "GetStatistics"),
+            ({"connections": ["nobody"]}, {"sessions": ["nothing"]},
+             {"connections": ["kept"], "sessions": ["s", "nothing"]}),
+        ):
+            with self.subTest(method=method, **unknown), self.assertRaises(grpc.RpcError) as refused:
+                api.call("ResultsService", method, unknown)
+            self.assertEqual(refused.exception.code(), grpc.StatusCode.NOT_FOUND)
+            self.assertRegex(refused.exception.details(), "is named .no(body|thing)")
 
         self.wait_for(lambda: tests("kept") > 20)
         self.wait_for(lambda: tests("passing") > 40)
