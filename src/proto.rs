@@ -7,3 +7,48 @@ include!(concat!(env!("OUT_DIR"), "/messages/twamp.agent.v1.rs"));
 
 /// Descriptors of all services and messages, with comments, for reflection and for the JSON form.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// A value of an enum as people read it: without the name of the enum in front.
+pub trait Word {
+    /// `DNS` of `LOSS_CAUSE_DNS`.
+    fn word(self) -> &'static str;
+}
+
+macro_rules! words {
+    ($($name:ident => $prefix:literal,)*) => {
+        $(impl Word for $name {
+            fn word(self) -> &'static str {
+                let name = self.as_str_name();
+                name.strip_prefix($prefix).unwrap_or(name)
+            }
+        })*
+
+        #[cfg(test)]
+        #[test]
+        fn words_are_names_without_that_of_the_enum() {
+            $(assert_eq!($name::default().word(), "UNSPECIFIED");)*
+            assert_eq!(LossCause::Dns.word(), "DNS");
+        }
+    };
+}
+
+words! {
+    ChangeEffect => "CHANGE_EFFECT_",
+    ChangeKind => "CHANGE_KIND_",
+    ConnectionState => "CONNECTION_STATE_",
+    ControlType => "CONTROL_TYPE_",
+    EndCause => "END_CAUSE_",
+    EventType => "EVENT_TYPE_",
+    ExporterState => "EXPORTER_STATE_",
+    LossCause => "LOSS_CAUSE_",
+    OneWayValidity => "ONE_WAY_VALIDITY_",
+    ProbeStage => "PROBE_STAGE_",
+    ProbeStatus => "PROBE_STATUS_",
+    RefusalCause => "REFUSAL_CAUSE_",
+    ServerConnectionState => "SERVER_CONNECTION_STATE_",
+    ServerSessionState => "SERVER_SESSION_STATE_",
+    StatisticsScope => "STATISTICS_SCOPE_",
+    TestOutcome => "TEST_OUTCOME_",
+    Threshold => "THRESHOLD_",
+    TimestampSource => "TIMESTAMP_SOURCE_",
+}

@@ -9,14 +9,14 @@ use super::{
     commands::read,
     output::{print, print_together, write_line},
     tables,
-    words::{short, time},
+    words::time,
 };
 use crate::{
     document::{DocumentError, Fields, differences, read_config, to_value},
     proto::{
         AgentConfig, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, Change, ChangeKind,
         ConfirmConfigRequest, FieldChange, GetConfigRequest, GetConfigResponse,
-        ListRevisionsRequest, RollbackConfigRequest, RollbackConfigResponse,
+        ListRevisionsRequest, RollbackConfigRequest, RollbackConfigResponse, Word,
     },
 };
 
@@ -216,8 +216,8 @@ fn changes(changes: &[Change]) -> String {
     }
     let mut lines = Vec::new();
     for change in changes {
-        let kind = short(change.kind().as_str_name(), "CHANGE_KIND_").to_lowercase();
-        let effect = short(change.effect().as_str_name(), "CHANGE_EFFECT_").to_lowercase();
+        let kind = change.kind().word().to_lowercase();
+        let effect = change.effect().word().to_lowercase();
         let mut line = format!("  {} {kind} ({effect})", change.path);
         if change.kind() == ChangeKind::Changed && !change.sessions.is_empty() {
             line += &format!(": {}", change.sessions.join(", "));

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::{
     CtlError,
     commands::read,
-    words::{nanoseconds, short, time},
+    words::{nanoseconds, time},
 };
 use crate::proto::{
     AuthenticationMode, LossCause, ModeExtensions, ProbeServerRequest, ProbeServerResponse,
-    ProbeStage,
+    ProbeStage, Word,
 };
 
 /// Mode to be asked for.
@@ -129,14 +129,9 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
     let verdict = match (found.stage(), found.cause()) {
         (ProbeStage::Done, _) => format!("works: {}", found.detail),
         (stage, LossCause::Unspecified) => {
-            format!("fails at {}: {}", short(stage.as_str_name(), "PROBE_STAGE_"), found.detail)
+            format!("fails at {}: {}", stage.word(), found.detail)
         }
-        (stage, cause) => format!(
-            "fails at {} ({}): {}",
-            short(stage.as_str_name(), "PROBE_STAGE_"),
-            short(cause.as_str_name(), "LOSS_CAUSE_"),
-            found.detail
-        ),
+        (stage, cause) => format!("fails at {} ({}): {}", stage.word(), cause.word(), found.detail),
     };
     line("verdict", verdict);
     lines.join("\n")

@@ -2,10 +2,10 @@
 
 use comfy_table::{Table, presets::NOTHING};
 
-use super::words::{duration, nanoseconds, octets, range, short, time};
+use super::words::{duration, nanoseconds, octets, range, time};
 use crate::proto::{
     self, Connection, Figures, GetAgentResponse, GetServerStatusResponse, KeyCounters, Record,
-    Revision, ServerConnection, ServerSession, Statistics, record,
+    Revision, ServerConnection, ServerSession, Statistics, Word, record,
 };
 
 /// Refusals that are shown of those that are remembered.
@@ -25,7 +25,7 @@ fn text(table: &Table) -> String {
 }
 
 fn cause(cause: proto::LossCause) -> &'static str {
-    short(cause.as_str_name(), "LOSS_CAUSE_")
+    cause.word()
 }
 
 /// Connections with their sessions.
@@ -51,8 +51,8 @@ pub(super) fn connections(connections: &[Connection]) -> String {
         let loss = c.last_loss.as_ref();
         overview.add_row([
             c.name.clone(),
-            short(c.control_type().as_str_name(), "CONTROL_TYPE_").into(),
-            short(c.state().as_str_name(), "CONNECTION_STATE_").into(),
+            c.control_type().word().into(),
+            c.state().word().into(),
             time(c.state_since.as_ref()),
             if c.server_address.is_empty() { "-".into() } else { c.server_address.clone() },
             loss.map_or("-", |loss| cause(loss.cause())).into(),
@@ -82,7 +82,7 @@ pub(super) fn connections(connections: &[Connection]) -> String {
 
 /// What a connection does, on one line.
 pub(super) fn connection_line(c: &Connection) -> String {
-    let state = short(c.state().as_str_name(), "CONNECTION_STATE_");
+    let state = c.state().word();
     let mut line = format!("{}  {:<16}  {state}", time(c.state_since.as_ref()), c.name);
     if !c.server_address.is_empty() {
         line += &format!(", {}", c.server_address);
@@ -130,7 +130,7 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
         rows.add_row([
             s.connection.clone(),
             s.session.clone(),
-            short(s.scope().as_str_name(), "STATISTICS_SCOPE_").into(),
+            s.scope().word().into(),
             tests.to_string(),
             s.tests_unreachable.to_string(),
             figures.probes_sent.to_string(),
@@ -140,8 +140,7 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
             deviation.map_or_else(|| "-".into(), |rtt| nanoseconds(rtt.stddev_ns)),
             mean(figures.egress.as_deref()),
             mean(figures.ingress.as_deref()),
-            short(figures.one_way_validity().as_str_name(), "ONE_WAY_VALIDITY_")
-                .replace("UNSPECIFIED", "-"),
+            figures.one_way_validity().word().replace("UNSPECIFIED", "-"),
         ]);
     }
     text(&rows)
@@ -186,7 +185,7 @@ pub fn record_line(record: &Record) -> String {
 
 fn interval_text(interval: &proto::IntervalResult) -> String {
     let figures = interval.figures.clone().unwrap_or_default();
-    let scope = short(interval.scope().as_str_name(), "STATISTICS_SCOPE_INTERVAL_");
+    let scope = interval.scope().word().trim_start_matches("INTERVAL_");
     let suspect = if interval.suspect { ", not whole" } else { "" };
     format!(
         "INTERVAL {scope} from {}{suspect}, sent {}, lost {} ({}), rtt {}",
@@ -200,7 +199,7 @@ fn interval_text(interval: &proto::IntervalResult) -> String {
 
 fn test_text(result: &proto::TestResult) -> String {
     let figures = result.figures.clone().unwrap_or_default();
-    let outcome = short(result.outcome().as_str_name(), "TEST_OUTCOME_");
+    let outcome = result.outcome().word();
     let mut text = format!("TEST     {} {outcome}", result.test_number);
     if result.cause() != proto::LossCause::Unspecified {
         text += &format!(", {}", cause(result.cause()));
@@ -233,7 +232,7 @@ fn probes_text(batch: &proto::ProbeResults) -> String {
 }
 
 fn event_text(event: &proto::Event) -> String {
-    let name = short(event.r#type().as_str_name(), "EVENT_TYPE_");
+    let name = event.r#type().word();
     let mut text = format!("EVENT    {name}");
     if event.cause() != proto::LossCause::Unspecified {
         text += &format!(", {}", cause(event.cause()));
@@ -246,7 +245,7 @@ fn event_text(event: &proto::Event) -> String {
         text += &format!(", after {length} and {} attempts", event.attempts);
     }
     if event.threshold() != proto::Threshold::Unspecified {
-        let threshold = short(event.threshold().as_str_name(), "THRESHOLD_");
+        let threshold = event.threshold().word();
         let counts = [proto::Threshold::SuccessiveLoss, proto::Threshold::TotalLoss];
         let value = |value: i64| match counts.contains(&event.threshold()) {
             true => value.to_string(),
@@ -311,7 +310,7 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         text += &format!("stamps    {} {how}\n", stamps.interface);
     }
     for exporter in &agent.exporters {
-        let state = short(exporter.state().as_str_name(), "EXPORTER_STATE_");
+        let state = exporter.state().word();
         text += &format!(
             "export    {} ({}) {state}, {} delivered, {} behind",
             exporter.name, exporter.kind, exporter.delivered, exporter.lag
@@ -358,7 +357,7 @@ pub(super) fn server(
     let refused: Vec<String> = status
         .connections_refused
         .iter()
-        .map(|r| format!("{} {}", r.count, short(r.cause().as_str_name(), "REFUSAL_CAUSE_")))
+        .map(|r| format!("{} {}", r.count, r.cause().word()))
         .collect();
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join(", ") };
     let mut out = format!(
@@ -379,7 +378,7 @@ pub(super) fn server(
     let ended: Vec<String> = status
         .connections_ended
         .iter()
-        .map(|e| format!("{} {}", e.count, short(e.cause().as_str_name(), "END_CAUSE_")))
+        .map(|e| format!("{} {}", e.count, e.cause().word()))
         .collect();
     if !ended.is_empty() {
         out += &format!("ended     {}\n", ended.join(", "));
@@ -397,7 +396,7 @@ pub(super) fn server(
                 c.id.to_string(),
                 c.client_address.clone(),
                 c.local_address.clone(),
-                short(c.state().as_str_name(), "SERVER_CONNECTION_STATE_").into(),
+                c.state().word().into(),
                 format!("{:#x}", c.mode),
                 if c.key_id.is_empty() { "-".into() } else { c.key_id.clone() },
                 time(c.since.as_ref()),
@@ -414,7 +413,7 @@ pub(super) fn server(
                 s.connection_id.to_string(),
                 s.sender_address.clone(),
                 s.reflector_address.clone(),
-                short(s.state().as_str_name(), "SERVER_SESSION_STATE_").into(),
+                s.state().word().into(),
                 s.dscp.to_string(),
                 s.packets_received.to_string(),
                 s.packets_reflected.to_string(),

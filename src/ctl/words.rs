@@ -4,11 +4,6 @@ use jiff::Timestamp;
 
 use crate::proto::DelayStats;
 
-/// `CONNECTION_STATE_RUNNING` as `RUNNING`.
-pub(super) fn short(name: &'static str, prefix: &str) -> &'static str {
-    name.strip_prefix(prefix).unwrap_or(name)
-}
-
 /// A point in time in UTC, to the millisecond; `-` where there is none.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
@@ -77,6 +72,5 @@ mod tests {
             "1970-01-01 00:00:00.005Z"
         );
         assert_eq!(octets(1536), "1.5 KiB");
-        assert_eq!(short("LOSS_CAUSE_DNS", "LOSS_CAUSE_"), "DNS");
     }
 }

@@ -15,7 +15,7 @@ use super::{
     tail::Tail,
 };
 use crate::{
-    proto::{Event, LossCause, record},
+    proto::{Event, LossCause, Word, record},
     store::{Entry, ResultStore, StoreError, content},
     time::UnixTime,
 };
@@ -140,12 +140,11 @@ fn tell(connection: &str, event: &Event) {
     let cause = event.cause();
     tracing::info!(
         connection = given(connection),
-        cause = (cause != LossCause::Unspecified)
-            .then(|| cause.as_str_name().trim_start_matches("LOSS_CAUSE_")),
+        cause = (cause != LossCause::Unspecified).then(|| cause.word()),
         attempts = (event.attempts > 0).then_some(event.attempts),
         revision = (event.revision > 0).then_some(event.revision),
         detail = given(&event.detail),
         "{}",
-        event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_")
+        event.r#type().word()
     );
 }

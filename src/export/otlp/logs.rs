@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::{
 
 use super::values::{self, number, text};
 use crate::{
-    proto::{Event, EventType, LossCause, ProbeResult, Record, Threshold, TimestampSource, record},
+    proto::{Event, EventType, LossCause, ProbeResult, Record, Threshold, Word, record},
     time::UnixTime,
 };
 
@@ -35,7 +35,7 @@ pub(super) fn of(record: &Record) -> Vec<LogRecord> {
 }
 
 fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRecord {
-    let name = event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_");
+    let name = event.r#type().word();
     let severity = match event.r#type() {
         EventType::ConnectionLost
         | EventType::ConnectionAbandoned
@@ -55,11 +55,11 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
         | EventType::StatisticsCleared => SeverityNumber::Info,
     };
     if event.cause() != LossCause::Unspecified {
-        let cause = event.cause().as_str_name().trim_start_matches("LOSS_CAUSE_");
+        let cause = event.cause().word();
         attributes.push(text("twamp.cause", cause));
     }
     if event.threshold() != Threshold::Unspecified {
-        let threshold = event.threshold().as_str_name().trim_start_matches("THRESHOLD_");
+        let threshold = event.threshold().word();
         attributes.push(text("twamp.threshold", threshold));
         attributes.push(number("twamp.limit", event.limit));
     }
@@ -86,7 +86,7 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
 }
 
 fn of_probe(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
-    let status = probe.status().as_str_name().trim_start_matches("PROBE_STATUS_");
+    let status = probe.status().word();
     let mut attributes = attributes.to_vec();
     attributes.push(number("twamp.test", probe.test_number.cast_signed()));
     attributes.push(number("twamp.sequence", probe.sequence.into()));
@@ -104,15 +104,12 @@ fn of_probe(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
             attributes.push(number(key, value));
         }
     }
-    let stamp =
-        |source: TimestampSource| source.as_str_name().trim_start_matches("TIMESTAMP_SOURCE_");
-    attributes.push(text("twamp.transmit_stamp", stamp(probe.transmit_stamp())));
+    attributes.push(text("twamp.transmit_stamp", probe.transmit_stamp().word()));
     if probe.receive_stamp.is_some() {
-        attributes.push(text("twamp.receive_stamp", stamp(probe.receive_stamp())));
+        attributes.push(text("twamp.receive_stamp", probe.receive_stamp().word()));
     }
     if probe.one_way_validity.is_some() {
-        let validity = probe.one_way_validity().as_str_name();
-        attributes.push(text("twamp.validity", validity.trim_start_matches("ONE_WAY_VALIDITY_")));
+        attributes.push(text("twamp.validity", probe.one_way_validity().word()));
     }
     log("twamp.probe", SeverityNumber::Info, status.to_owned(), attributes, probe.sent_unix_ns)
 }

@@ -13,7 +13,7 @@ use super::{
     values,
 };
 use crate::{
-    proto::{DelayStats, Figures, Record, record},
+    proto::{DelayStats, Figures, Record, Word, record},
     stats,
     time::UnixTime,
 };
@@ -40,7 +40,7 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
         match &record.kind {
             Some(record::Kind::TestResult(result)) => {
                 let (start_ns, end_ns) = (time(result.start.as_ref()), time(result.end.as_ref()));
-                let outcome = result.outcome().as_str_name().trim_start_matches("TEST_OUTCOME_");
+                let outcome = result.outcome().word();
                 let outcome = [values::text("twamp.outcome", outcome)];
                 let of_test = attributes.iter().cloned().chain(outcome).collect();
                 ended.push(number(of_test, start_ns, end_ns, Value::AsInt(1)));
@@ -49,8 +49,7 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
                 }
             }
             Some(record::Kind::IntervalResult(result)) => {
-                let scope = result.scope().as_str_name();
-                let scope = scope.trim_start_matches("STATISTICS_SCOPE_INTERVAL_");
+                let scope = result.scope().word().trim_start_matches("INTERVAL_");
                 attributes.push(values::text("twamp.interval", scope));
                 attributes.push(values::boolean("twamp.suspect", result.suspect));
                 let (start_ns, end_ns) = (time(result.start.as_ref()), time(result.end.as_ref()));
@@ -103,15 +102,14 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
             let mut attributes = one.attributes.clone();
             // Whether what one way took means something depends on both clocks.
             if name != RTT {
-                let validity = one.figures.one_way_validity().as_str_name();
-                let validity = validity.trim_start_matches("ONE_WAY_VALIDITY_");
+                let validity = one.figures.one_way_validity().word();
                 attributes.push(values::text("twamp.validity", validity));
             }
             for (key, source) in [
                 ("twamp.transmit_stamp", one.figures.transmit_stamp()),
                 ("twamp.receive_stamp", one.figures.receive_stamp()),
             ] {
-                let source = source.as_str_name().trim_start_matches("TIMESTAMP_SOURCE_");
+                let source = source.word();
                 attributes.push(values::text(key, source));
             }
             point(of(one.figures)?, one, attributes)

@@ -16,7 +16,7 @@ use super::{
     Sources,
 };
 use crate::{
-    proto::{DelayStats, Figures, Statistics, StatisticsScope, TimestampSource},
+    proto::{DelayStats, Figures, Statistics, StatisticsScope, TimestampSource, Word},
     results::StatisticsQuery,
     stats,
     store::Subject,
@@ -159,8 +159,7 @@ impl Sessions {
             let Some(figures) = figures.filter(|figures| figures.egress.is_some()) else {
                 continue;
             };
-            let word = figures.one_way_validity().as_str_name();
-            let word = word.trim_start_matches("ONE_WAY_VALIDITY_").to_ascii_lowercase();
+            let word = figures.one_way_validity().word().to_ascii_lowercase();
             let labels = with(labels, Some(("validity", &word)));
             family.encode_family(&labels)?.encode_gauge(&1i64)?;
         }
@@ -181,7 +180,7 @@ impl Sessions {
                 [("transmit", figures.transmit_stamp()), ("receive", figures.receive_stamp())]
             {
                 if source != TimestampSource::Unspecified {
-                    let word = source.as_str_name().trim_start_matches("TIMESTAMP_SOURCE_");
+                    let word = source.word();
                     let word = word.to_ascii_lowercase();
                     let labels =
                         with(&with(labels, Some(("stamp", stamp))), Some(("source", &word)));

@@ -4,7 +4,7 @@ use super::{Tools, connection::Driver, failure::Failure, sender::Command};
 use crate::{
     model::{ControlConnection, ControlType},
     net::clock,
-    proto::{Event, EventType, LossCause},
+    proto::{Event, EventType, LossCause, Word},
     results::{Results, Subject},
     time::duration_to_proto,
 };
@@ -27,7 +27,7 @@ impl Driver {
         }
         tracing::debug!(
             connection = self.config.name,
-            cause = failure.cause.as_str_name(),
+            cause = failure.cause.word(),
             detail = failure.detail,
             attempts,
             "not connected"

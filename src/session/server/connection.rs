@@ -20,7 +20,7 @@ use crate::{
         clock, random,
         tcp::{self, TcpStream},
     },
-    proto::{EndCause, ServerConnectionState},
+    proto::{EndCause, ServerConnectionState, Word},
     session::{Derivation, modes},
     time::{Monotonic, NtpTimestamp, TimestampFormat},
     twamp::control_server::{
@@ -119,7 +119,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
     let entry = match shared.registry.admit(&config, ends.client, ends.local) {
         Ok(entry) => entry,
         Err(cause) => {
-            tracing::debug!(client = %ends.client, cause = cause.as_str_name(), "refused");
+            tracing::debug!(client = %ends.client, cause = cause.word(), "refused");
             return;
         }
     };
