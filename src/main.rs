@@ -230,7 +230,7 @@ fn check(file: &Path) -> Result<(), Failure> {
             violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
         Failure(CONFIGURATION, format!("{}\n  {}", file.display(), lines.join("\n  ")))
     })?;
-    for warning in warnings(&config) {
+    for warning in warnings(&config, u64::MAX) {
         tell(&format!("warning: {warning}"));
     }
     let server = if config.server.is_some() { "a server" } else { "no server" };

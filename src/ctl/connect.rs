@@ -18,6 +18,9 @@ use crate::{
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long an agent may be silent, also while it works: then it is asked, and has so long to answer.
+const SILENCE: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why an agent was not reached.
 #[derive(Debug, Error)]
@@ -97,7 +100,7 @@ impl Connection {
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
                 // The URL is not used; a channel must have one.
-                Endpoint::from_static("http://agent")
+                kept_alive(Endpoint::from_static("http://agent"))
                     .connect_with_connector(connector)
                     .await
                     .map_err(|error| unreachable_agent(&shown, &error))?
@@ -108,7 +111,11 @@ impl Connection {
                 if url.starts_with("https://") {
                     endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
                 }
-                endpoint.connect_timeout(CONNECT_LIMIT).connect().await.map_err(failed)?
+                kept_alive(endpoint)
+                    .connect_timeout(CONNECT_LIMIT)
+                    .connect()
+                    .await
+                    .map_err(failed)?
             }
         };
         Ok(Self { channel })
@@ -142,6 +149,11 @@ impl Connection {
     pub fn agent(&self) -> AgentServiceClient<Channel> {
         AgentServiceClient::new(self.channel.clone())
     }
+}
+
+/// An agent that no longer answers is found.
+fn kept_alive(endpoint: Endpoint) -> Endpoint {
+    endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(ANSWER_LIMIT)
 }
 
 impl TlsFiles {

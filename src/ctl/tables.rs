@@ -348,6 +348,7 @@ pub(super) fn server(
         ("reflection loop", packets.dropped_reflection_loop),
         ("send failed", packets.dropped_send_failed),
         ("rate limited", packets.dropped_rate_limited),
+        ("no room in the receive buffer", packets.dropped_no_room),
     ];
     let dropped: Vec<String> = dropped
         .iter()

@@ -118,6 +118,14 @@ pub struct ControlConnection {
 }
 
 impl ControlConnection {
+    /// Sockets that it has when all its sessions run.
+    pub fn sockets(&self) -> u64 {
+        if self.inactive {
+            return 0;
+        }
+        u64::from(self.control_type == ControlType::Managed) + self.sessions.len() as u64
+    }
+
     /// Names of all sessions, also of those that are not run.
     pub fn session_names(&self) -> impl Iterator<Item = &str> {
         let active = self.sessions.iter().map(|session| &session.name);

@@ -20,11 +20,12 @@ const GROUPS: [i32; 5] = [
     libc::RTMGRP_IPV4_ROUTE,
     libc::RTMGRP_IPV6_ROUTE,
 ];
-/// The pause between two tellings. It doubles while changes go on, as they do on a router whose
-/// routes are in motion, and is short again after a rest.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The pause between two tellings, of which there may be so many in a row: links, addresses and routes
+/// that come one by one are told each. Where changes go on, as they do on a router whose routes are in
+/// motion, it is one in each longest pause.
+const PAUSE: Duration = Duration::from_millis(50);
+const IN_A_ROW: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const REST: Duration = Duration::from_secs(10);
 /// When the kernel's messages are asked for again after a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Octets of the messages that are read at once.
@@ -60,10 +61,12 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     let groups = GROUPS.iter().fold(0, |all, group| all | *group as u32);
     socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
-    let mut pace = Pace::default();
-    let mut pending = News::default();
+    // Routes that are in motion elsewhere do not hold up a link or an address.
+    let (mut pace, mut pace_of_routes) = (Pace::new(Instant::now()), Pace::new(Instant::now()));
+    let mut pending = News::NOTHING;
     let mut buffer = Vec::with_capacity(READ_OCTETS);
     loop {
+        let pace = if pending == News::ROUTE { &mut pace_of_routes } else { &mut pace };
         let due = pace.due();
         tokio::select! {
             received = socket.recv(&mut buffer) => {
@@ -75,49 +78,60 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
                 });
                 buffer.clear();
             }
-            () = sleep_until(due), if pending != News::default() => {
-                let news = std::mem::take(&mut pending);
+            () = sleep_until(due), if pending != News::NOTHING => {
+                let news = std::mem::replace(&mut pending, News::NOTHING);
                 changes.send_modify(|changes| {
-                    changes.better += u64::from(news.better);
+                    changes.better += u64::from(news.better || news.route);
                     changes.bound += u64::from(news.bound);
                 });
-                pace.told();
+                pace.told(Instant::now());
             }
         }
     }
 }
 
 /// What a batch of messages tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct News {
+    /// A link or an address came.
     better: bool,
+    /// A route came.
+    route: bool,
     bound: bool,
 }
 
 impl News {
-    const ANYTHING: Self = Self { better: true, bound: true };
+    const ANYTHING: Self = Self { better: true, route: true, bound: true };
+    const ROUTE: Self = Self { better: false, route: true, bound: false };
+    const NOTHING: Self = Self { better: false, route: false, bound: false };
 
     fn and(self, other: Self) -> Self {
-        Self { better: self.better || other.better, bound: self.bound || other.bound }
+        Self {
+            better: self.better || other.better,
+            route: self.route || other.route,
+            bound: self.bound || other.bound,
+        }
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel tells of much else")]
     fn of(mut octets: &[u8]) -> Self {
-        let mut news = Self::default();
+        let mut news = Self::NOTHING;
         while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(octets) {
             let length = (message.header.length as usize).next_multiple_of(4);
             news = news.and(match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Self {
                     better: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
                     bound: true,
+                    ..Self::NOTHING
                 },
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::DelLink(_) | RouteNetlinkMessage::DelAddress(_),
-                ) => Self { better: false, bound: true },
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_),
-                ) => Self { better: true, bound: false },
-                _ => Self::default(),
+                ) => Self { bound: true, ..Self::NOTHING },
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(_)) => {
+                    Self { better: true, ..Self::NOTHING }
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(_)) => Self::ROUTE,
+                _ => Self::NOTHING,
             });
             match octets.get(length..) {
                 Some(rest) if length > 0 && !rest.is_empty() => octets = rest,
@@ -128,31 +142,29 @@ impl News {
     }
 }
 
-/// How often it is told.
+/// How often it is told: [`IN_A_ROW`] times, and once more for each longest pause that passes.
 #[derive(Debug)]
 struct Pace {
     last: Option<Instant>,
-    pause: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { last: None, pause: FIRST_PAUSE }
-    }
+    /// When there may be all of a row again.
+    full: Instant,
 }
 
 impl Pace {
-    fn due(&self) -> Instant {
-        self.last.map_or_else(Instant::now, |last| last + self.pause)
+    fn new(now: Instant) -> Self {
+        Self { last: None, full: now }
     }
 
-    fn told(&mut self) {
-        let now = Instant::now();
-        if let Some(last) = self.last {
-            let rested = now.duration_since(last) >= REST;
-            self.pause = if rested { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-        }
+    fn due(&self) -> Instant {
+        let spaced = self.last.map(|last| last + PAUSE);
+        let rest = LONGEST_PAUSE * (IN_A_ROW - 1);
+        let left = self.full.checked_sub(rest);
+        spaced.into_iter().chain(left).max().unwrap_or_else(Instant::now)
+    }
+
+    fn told(&mut self, now: Instant) {
         self.last = Some(now);
+        self.full = self.full.max(now) + LONGEST_PAUSE;
     }
 }
 
@@ -162,26 +174,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_is_told_ever_less_often_and_a_lone_change_at_once() {
-        let mut pace = Pace::default();
         let begun = Instant::now();
-        assert_eq!(pace.due(), begun);
-        let mut told = 0;
+        let mut pace = Pace::new(begun);
+        assert!(pace.due() <= begun);
+        let mut told = Vec::new();
         while begun.elapsed() < Duration::from_secs(60) {
             sleep_until(pace.due()).await;
-            pace.told();
-            told += 1;
+            pace.told(Instant::now());
+            told.push(begun.elapsed());
         }
-        assert!((15..25).contains(&told), "{told}");
-        sleep(REST).await;
-        assert!(pace.due() <= Instant::now());
-        pace.told();
-        assert_eq!(pace.due(), Instant::now() + FIRST_PAUSE);
+        assert!(told[9] <= PAUSE * 10, "a row: {told:?}");
+        assert!((18..26).contains(&told.len()), "{told:?}");
+        sleep(LONGEST_PAUSE * 3).await;
+        for _ in 0..3 {
+            assert!(pace.due() <= Instant::now());
+            pace.told(Instant::now());
+            sleep(PAUSE).await;
+        }
     }
 
     #[test]
     fn nonsense_is_no_news() {
-        assert_eq!(News::of(&[]), News::default());
-        assert_eq!(News::of(&[0; 64]), News::default());
-        assert_eq!(News::of(&[255; 64]), News::default());
+        assert_eq!(News::of(&[]), News::NOTHING);
+        assert_eq!(News::of(&[0; 64]), News::NOTHING);
+        assert_eq!(News::of(&[255; 64]), News::NOTHING);
     }
 }

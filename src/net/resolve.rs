@@ -12,9 +12,9 @@ use std::{
 use hickory_resolver::{
     Hosts, TokioResolver,
     config::ResolverConfig,
-    net::{NetError, runtime::TokioRuntimeProvider},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
-        op::Query,
+        op::{Query, ResponseCode},
         rr::{Name, RecordType},
     },
 };
@@ -76,7 +76,8 @@ pub async fn addresses(
 impl NameService {
     async fn in_dns(&self, name: &str, family: Option<IpAddr>) -> io::Result<Vec<IpAddr>> {
         let of = async |kind| {
-            let lookup = self.resolver.lookup(name, kind).await.map_err(io::Error::other)?;
+            let lookup = self.resolver.lookup(name, kind).await;
+            let lookup = lookup.map_err(|error| failed(name, kind, error))?;
             let records = lookup.answers().iter();
             Ok(records.filter_map(|record| record.data.ip_addr()).collect())
         };
@@ -96,6 +97,20 @@ impl NameService {
             .filter_map(|record| record.data.ip_addr())
             .collect()
     }
+}
+
+/// Why a name has no address, in the words of who looks for it: the library names what it asked last.
+#[expect(clippy::wildcard_enum_match_arm, reason = "a name server may answer anything")]
+fn failed(name: &str, kind: RecordType, error: NetError) -> io::Error {
+    if let NetError::Dns(DnsError::NoRecordsFound(none)) = &error {
+        let why = match none.response_code {
+            ResponseCode::NXDomain => format!("{name:?} does not exist (NXDOMAIN)"),
+            ResponseCode::NoError => format!("{name:?} has no {kind} record"),
+            code => format!("{name:?}: the name server answers {code}"),
+        };
+        return io::Error::new(io::ErrorKind::NotFound, why);
+    }
+    io::Error::other(format!("{name:?}: {error}"))
 }
 
 /// Addresses of both families, once one is known and the other was waited for a little (RFC 8305

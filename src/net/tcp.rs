@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
 pub use tokio::net::{TcpListener, TcpStream};
 
+use super::host::spare_files;
 use crate::model::{Dscp, Keepalive};
 
 /// Connections that wait to be accepted.
@@ -31,6 +32,7 @@ pub struct ConnectOptions<'a> {
 /// Opens a control connection.
 pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    spare_files(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind_device(options.interface.map(str::as_bytes))?;
     set_dscp(&SockRef::from(&socket), target.is_ipv4(), options.dscp)?;
@@ -80,8 +82,9 @@ pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<
     Ok(socket)
 }
 
-/// Sets keepalive on an accepted connection.
+/// Sets keepalive on an accepted connection, if it is not one too many for this process.
 pub fn prepare_accepted(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+    spare_files(stream)?;
     stream.set_nodelay(true)?;
     set_keepalive(&SockRef::from(stream), keepalive)
 }

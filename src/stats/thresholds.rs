@@ -5,7 +5,8 @@
 use crate::{
     model::Thresholds,
     proto::{
-        DelayStats, Event, EventType, ProbeResult, ProbeStatus, TestOutcome, TestResult, Threshold,
+        DelayStats, Event, EventType, OneWayValidity, ProbeResult, ProbeStatus, TestOutcome,
+        TestResult, Threshold,
     },
     time::UnixTime,
 };
@@ -83,12 +84,16 @@ impl ThresholdMonitor {
         let received = probe.status() == ProbeStatus::Received;
         self.successive_loss = if received { 0 } else { self.successive_loss + 1 };
         let mut events = Vec::new();
+        // What cannot be is in no statistic either.
+        let can_be = probe.one_way_validity() != OneWayValidity::ClockStepped
+            && [probe.rtt_ns, probe.reflector_processing_ns].iter().flatten().all(|ns| *ns >= 0);
+        let delay = |ns: Option<i64>| ns.filter(|_| can_be).and_then(|ns| u64::try_from(ns).ok());
         for index in 0..self.states.len() {
             let value = match self.thresholds.limits[index].threshold {
                 Threshold::SuccessiveLoss => Some(self.successive_loss),
-                Threshold::Rtt => probe.rtt_ns.map(positive),
-                Threshold::EgressTime => probe.egress_ns.map(positive),
-                Threshold::IngressTime => probe.ingress_ns.map(positive),
+                Threshold::Rtt => delay(probe.rtt_ns),
+                Threshold::EgressTime => delay(probe.egress_ns),
+                Threshold::IngressTime => delay(probe.ingress_ns),
                 Threshold::Unspecified
                 | Threshold::TotalLoss
                 | Threshold::MaxRtt
@@ -228,6 +233,19 @@ mod tests {
 
     fn kinds(events: &[Event]) -> Vec<EventType> {
         events.iter().map(Event::r#type).collect()
+    }
+
+    #[test]
+    fn a_delay_that_cannot_be_neither_raises_nor_clears() {
+        let mut monitor = monitor(Threshold::Rtt, 1_000);
+        let backwards = ProbeResult { reflector_processing_ns: Some(-1), ..probe(Some(5_000)) };
+        assert!(monitor.probe(&backwards, NOW).is_empty());
+        assert_eq!(monitor.probe(&probe(Some(1_000)), NOW).len(), 1);
+        assert!(monitor.test_ended(&complete(), NOW).is_empty());
+        for _ in 0..10 {
+            assert!(monitor.probe(&probe(Some(-1)), NOW).is_empty());
+            assert!(monitor.test_ended(&complete(), NOW).is_empty());
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::{
     net::{
         check_resources,
         clock::{self, Uptime},
+        files_for_measurements,
     },
     proto::{
         self, ApplyConfigRequest, ApplyConfigResponse, EventType, Revision, RollbackConfigRequest,
@@ -191,7 +192,9 @@ impl Actor {
             request.request_id = id.to_string();
         }
         let said = request_digest(&request, &self.digester);
-        if let Some((known, answer)) = self.answered.get(&request.request_id) {
+        if !request.validate_only
+            && let Some((known, answer)) = self.answered.get(&request.request_id)
+        {
             return if *known == said {
                 Ok(answer.clone())
             } else {
@@ -311,7 +314,7 @@ impl Actor {
         let mut answer = ApplyConfigResponse {
             revision: current,
             changes: changes(&from, &proposal.config, &standing),
-            warnings: warnings(&proposal.config),
+            warnings: warnings(&proposal.config, files_for_measurements()),
             confirm_until: None,
         };
         let redacted = self.digester.redacted(proposal.document.clone());

@@ -147,7 +147,7 @@ impl Check {
             );
         }
         let mut names = HashSet::new();
-        let mut sessions = Vec::new();
+        let mut sessions = Vec::with_capacity(count);
         for (index, session) in c.test_sessions.iter().enumerate() {
             self.at(format!("test_sessions[{index}]"), |check| {
                 let parsed = check.session(session, control_type, security);

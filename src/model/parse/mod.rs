@@ -72,9 +72,16 @@ pub fn parse_connection(
     if check.violations.is_empty() { Ok(parsed) } else { Err(check.violations) }
 }
 
-/// What is allowed but probably not meant.
-pub fn warnings(config: &AgentConfig) -> Vec<String> {
+/// What is allowed but probably not meant, where so many sockets may be open.
+pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
     let mut warnings = Vec::new();
+    let sockets: u64 = config.connections.values().map(|connection| connection.sockets()).sum();
+    if sockets > most_sockets {
+        warnings.push(format!(
+            "client: {sockets} sockets for connections and sessions, and {most_sockets} may be open: \
+             some will not run; LimitNOFILE of the service allows more"
+        ));
+    }
     for connection in config.connections.values() {
         for session in &connection.sessions {
             let protected = connection.authentication.protects_test_packets();

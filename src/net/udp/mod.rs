@@ -1,6 +1,7 @@
 //! UDP sockets of test sessions: batches in and out, and with each packet the kernel's receive
 //! stamp, TTL, TOS and, on sockets bound to all addresses, the address it came to.
 
+mod numbers;
 mod receive;
 mod send;
 
@@ -21,15 +22,19 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::hardware::{HardwareClock, clock_of};
+use super::{
+    hardware::{HardwareClock, clock_of},
+    host::spare_files,
+};
 use crate::time::{StampSource, UnixTime};
 use receive::{BATCH, Kind, SCRATCH, receive_batch, receive_numbers, receive_stamps};
 use send::Reply;
 
+pub use numbers::StampNumbers;
 pub use receive::PacketInfo;
 
-/// Receive buffer asked for: some ten thousand packets; the kernel may give less.
-const RECEIVE_BUFFER_OCTETS: usize = 4 << 20;
+/// Buffers asked for, in and out: some ten thousand packets; the kernel may give less.
+const BUFFER_OCTETS: usize = 4 << 20;
 
 /// Whether the kernel tells when each packet went out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,9 +126,6 @@ pub struct TestSocket {
     transmit_stamps: TransmitStamps,
     /// What the interface stamps with, where it does.
     hardware: Option<Arc<HardwareClock>>,
-    /// Number of the packet that the kernel counts as its first.
-    first_number: AtomicU32,
-    sent: AtomicU32,
     dropped: AtomicU32,
     dropped_told: AtomicU32,
     /// Packets that were left out because the kernel had no room for what it tells of them.
@@ -162,6 +164,7 @@ impl TestSocket {
 
     fn open(address: SocketAddr, options: &UdpOptions<'_>, shared: bool) -> io::Result<Self> {
         let socket = bound(address, options.interface, shared)?;
+        spare_files(&socket)?;
         let ttl = if options.ttl == 0 { 255 } else { options.ttl };
         let stamps = options.transmit_stamps;
         let hardware = clock_of(address, options.interface);
@@ -185,8 +188,13 @@ impl TestSocket {
             socket.set_unicast_hops_v6(ttl.into())?;
             socket.set_tclass_v6(options.tos.into())?;
         }
-        // The kernel caps it by net.core.rmem_max without an error.
-        socket.set_recv_buffer_size(RECEIVE_BUFFER_OCTETS)?;
+        // The kernel caps them by net.core.rmem_max and wmem_max without an error, but not for root.
+        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_OCTETS).is_err() {
+            socket.set_recv_buffer_size(BUFFER_OCTETS)?;
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_OCTETS).is_err() {
+            socket.set_send_buffer_size(BUFFER_OCTETS)?;
+        }
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         let kind = Kind::of(address.is_ipv6(), any_address, flags.is_some());
         Ok(Self {
@@ -198,8 +206,6 @@ impl TestSocket {
             kind,
             transmit_stamps: stamps,
             hardware,
-            first_number: AtomicU32::new(0),
-            sent: AtomicU32::new(0),
             dropped: AtomicU32::new(0),
             dropped_told: AtomicU32::new(0),
             dropped_untold: AtomicU32::new(0),
@@ -238,12 +244,10 @@ impl TestSocket {
         }
     }
 
-    /// Sends one packet. Packets that the socket took are numbered from 0. After an error whoever
-    /// wants stamps calls [`Self::number_anew`].
+    /// Sends one packet. The kernel counts them from 0. After an error whoever wants stamps calls
+    /// [`Self::number_anew`].
     pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
-        self.io.send_to(packet, &to.into())?;
-        self.sent.fetch_add(1, Relaxed);
-        Ok(())
+        self.io.send_to(packet, &to.into()).map(drop)
     }
 
     /// Whether a packet that was not sent would have been at another moment.
@@ -252,30 +256,23 @@ impl TestSocket {
         error.raw_os_error().is_some_and(|number| busy.contains(&Errno::from_raw(number)))
     }
 
-    /// Whether the kernel counted a packet that it did not send depends on how far it came: makes
-    /// both sides count from 0 again. Stamps that are there go to `handle`, as in
-    /// [`Self::transmitted`].
+    /// Whether the kernel counted a packet that it did not send depends on how far it came: makes it
+    /// count from 0 again. Stamps that are there go to `handle`, as in [`Self::transmitted`].
     pub fn number_anew(&self, handle: impl FnMut(u32, UnixTime, StampSource)) -> io::Result<()> {
         let by_hardware = self.hardware.is_some();
         let Some(flags) = stamp_flags(self.transmit_stamps, by_hardware) else { return Ok(()) };
         let without = flags - TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
         setsockopt(&self.io, sockopt::Timestamping, &without)?;
         self.transmitted(handle);
-        setsockopt(&self.io, sockopt::Timestamping, &flags)?;
-        self.first_number.store(self.sent.load(Relaxed), Relaxed);
-        Ok(())
+        Ok(setsockopt(&self.io, sockopt::Timestamping, &flags)?)
     }
 
-    /// With [`TransmitStamps::Numbered`]: gives the numbers of packets that went out to `handle`,
-    /// when they did, and who tells.
+    /// With [`TransmitStamps::Numbered`]: gives the kernel's numbers of packets that went out to
+    /// `handle`, when they did, and who tells; see [`StampNumbers`].
     pub fn transmitted(&self, mut handle: impl FnMut(u32, UnixTime, StampSource)) {
-        let first = self.first_number.load(Relaxed);
         SCRATCH.with_borrow_mut(|scratch| {
             for _ in 0..ROUNDS {
-                let all = receive_numbers(self, scratch, |number, at, source| {
-                    handle(first.wrapping_add(number), at, source);
-                });
-                if all == Drained::Yes {
+                if receive_numbers(self, scratch, &mut handle) == Drained::Yes {
                     return;
                 }
             }
@@ -319,7 +316,7 @@ impl TestSocket {
             let (mut failed, mut broken) = (0, None);
             for _ in 0..ROUNDS {
                 if self.transmit_stamps == TransmitStamps::WithPacket {
-                    receive_stamps(self, &mut scratch.packets[0], answers);
+                    receive_stamps(self, scratch, answers);
                 }
                 let mut queue = ArrayVec::<_, BATCH>::new();
                 let count = receive_batch::<BATCH>(self, scratch, |info, packet, buffer, reply| {

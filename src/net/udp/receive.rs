@@ -81,6 +81,7 @@ pub(super) struct Scratch {
     headers: [Headers; Kind::COUNT],
     /// The same for transmit stamps, by IP version.
     stamps: [MultiHeaders<SockaddrStorage>; 2],
+    stamp_space: Vec<u8>,
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) replies: Vec<Vec<u8>>,
     pub(super) out: SendHeaders,
@@ -138,6 +139,7 @@ impl Scratch {
         Self {
             headers: std::array::from_fn(|kind| Headers::of(Kind(kind))),
             stamps: std::array::from_fn(|_| stamp_headers()),
+            stamp_space: stamp_space(),
             packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
             out: SendHeaders {
@@ -302,13 +304,18 @@ pub(super) fn receive_numbers(
 
 /// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
 /// closed at the other end) are taken out as well, and are of no interest here.
-pub(super) fn receive_stamps(socket: &TestSocket, buffer: &mut [u8], answers: &mut impl Answer) {
-    let mut space = stamp_space();
+pub(super) fn receive_stamps(
+    socket: &TestSocket,
+    scratch: &mut Scratch,
+    answers: &mut impl Answer,
+) {
+    let Scratch { stamp_space, packets, .. } = scratch;
+    let buffer = packets[0].as_mut_slice();
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     for _ in 0..BATCH {
         let mut slices = [IoSliceMut::new(buffer)];
         let fd = socket.io.as_raw_fd();
-        let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut space), flags);
+        let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut *stamp_space), flags);
         let Ok(message) = message else { return };
         let octets = message.bytes;
         let stamp = message.cmsgs().ok().and_then(|mut cmsgs| {

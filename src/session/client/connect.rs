@@ -92,7 +92,13 @@ async fn connect_to_any(
         if std::mem::take(&mut begin)
             && let Some(address) = rest.next()
         {
-            attempts.push(async move { (address, tcp::connect(*address, options).await) });
+            attempts.push(async move {
+                let connected = match check_route(*address, options.source, options.interface) {
+                    Ok(()) => tcp::connect(*address, options).await,
+                    Err(error) => Err(error),
+                };
+                (address, connected)
+            });
         }
         let more = rest.len() > 0;
         tokio::select! {

@@ -180,8 +180,11 @@ impl ConnectionHandle {
 
     /// What the connection does.
     pub fn snapshot(&self) -> Connection {
-        let revision = self.wanted.borrow().revision;
-        self.status.to_proto(revision, clock::now())
+        let (revision, stopped) = {
+            let wanted = self.wanted.borrow();
+            (wanted.revision, wanted.stopped)
+        };
+        self.status.to_proto(revision, stopped, clock::now())
     }
 
     /// The revision in which the configuration came that the driver has not yet taken up.

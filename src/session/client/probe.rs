@@ -74,7 +74,7 @@ async fn attempt(
     let stream = connect(config, &status, Turn::only(config)).await?;
     found.connect_ns = clock::monotonic().since_ns(begun);
     let mut established = attempt::prepare(config, extensions, stream, &status).await?;
-    let ends = status.to_proto(0, clock::now());
+    let ends = status.to_proto(0, false, clock::now());
     (found.local_address, found.server_address) = (ends.local_address, ends.server_address);
     found.port_asked = established.sessions.first().map_or(0, |s| s.socket.local().port().into());
     let negotiated = established.negotiate(config, derivation).await;

@@ -136,9 +136,11 @@ impl Progress {
     /// A session between two tests begins the next one at another time.
     pub(super) fn move_due(&self, name: &str, due: Monotonic) {
         if let Some(session) = self.lock().get_mut(name)
-            && matches!(session.stage, Stage::Between(_))
+            && matches!(session.stage, Stage::Between(before) if before != due)
         {
             session.stage = Stage::Between(due);
+            // It may be so far off that the connection is closed until then.
+            self.bell.notify_one();
         }
     }
 

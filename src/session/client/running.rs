@@ -1,6 +1,6 @@
 //! A connection whose sessions run, until they no longer can or shall.
 
-use std::{future::pending, net::SocketAddr, pin::Pin};
+use std::{future::pending, io, net::SocketAddr, pin::Pin};
 
 use futures_util::future::OptionFuture;
 use tokio::time::sleep;
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{
     model::{
-        ControlType, TestSession,
+        ControlType,
         limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
     },
-    net::{check_route, check_source, clock, interface_index},
+    net::{check_route, clock, interface_index},
     proto::{ConnectionState, EventType, LossCause},
     time::{Monotonic, duration_to_proto},
 };
@@ -133,17 +133,20 @@ impl Driver {
         Failure::new(LossCause::Local, format!("interface {name} is gone or was replaced"))
     }
 
-    /// Why no reply can come: the source addresses of all sessions are gone. The kernel goes on
-    /// sending from one of IPv6.
+    /// Why no reply can come: what the sessions send from is gone, their source addresses or that of
+    /// their interface. The kernel goes on sending.
     fn source_gone(&self) -> Option<Failure> {
         let interface = self.config.interface.as_deref();
-        let gone = |session: &TestSession| {
-            let source = session.source_address.or(self.config.source_address)?;
-            let error = check_source(source, interface).err()?;
-            Some(Failure::local(&format!("source_address {source}"), &error))
-        };
-        let gone = self.config.sessions.iter().map(gone).collect::<Option<Vec<_>>>()?;
-        gone.into_iter().next().filter(|_| !self.ends_with_a_break())
+        let mut gone = None;
+        for session in &self.config.sessions {
+            let remote = SocketAddr::new(self.running.get(&session.name)?.remote, TWAMP_PORT);
+            let source = session.source_address.or(self.config.source_address);
+            let error = check_route(remote, source, interface).err();
+            let error = error.filter(|error| error.kind() == io::ErrorKind::AddrNotAvailable)?;
+            let from = source.map_or_else(String::new, |source| format!(" from {source}"));
+            gone = Some(Failure::local(&format!("UDP to {remote}{from}"), &error));
+        }
+        gone.filter(|_| !self.ends_with_a_break())
     }
 
     /// Whether the break of its control connection would be the end of its tests.

@@ -305,14 +305,26 @@ impl Status {
         self.lock().connection.task_restarts += u64::from(!last);
     }
 
-    /// The status, for the API. `revision` is the one wanted.
-    pub(super) fn to_proto(&self, revision: u64, now: Now) -> proto::Connection {
+    /// The status, for the API. `revision` is the one wanted, and whether it is to be stopped.
+    pub(super) fn to_proto(&self, revision: u64, stopped: bool, now: Now) -> proto::Connection {
         let inner = self.lock();
         let since = inner.outage_since.map(|since| since.monotonic);
         let present_ns = since.map_or(0, |since| now.monotonic.since_ns(since));
+        let is_stopped = match inner.connection.state() {
+            ConnectionState::Stopped => true,
+            // Neither can be stopped.
+            ConnectionState::Inactive | ConnectionState::Failed => stopped,
+            ConnectionState::Unspecified
+            | ConnectionState::Resolving
+            | ConnectionState::Connecting
+            | ConnectionState::Negotiating
+            | ConnectionState::Running
+            | ConnectionState::WaitingRetry
+            | ConnectionState::Completed => false,
+        };
         proto::Connection {
             outage_duration: Some(duration_to_proto(inner.past_outages_ns + present_ns)),
-            reconciling: inner.applied_revision < revision,
+            reconciling: inner.applied_revision < revision || stopped != is_stopped,
             ..inner.connection.clone()
         }
     }

@@ -126,7 +126,7 @@ async fn one_that_panics_is_gone_and_its_neighbour_is_not() {
 /// Each packet out is told with its number, also behind one that the kernel did not take.
 #[test]
 fn packets_that_went_out_are_numbered() {
-    use crate::net::TransmitStamps;
+    use crate::net::{StampNumbers, TransmitStamps};
     for (address, host) in [
         ("127.0.0.1:0", "127.0.0.1"),
         ("[::1]:0", "::1"),
@@ -138,17 +138,23 @@ fn packets_that_went_out_are_numbered() {
         let socket = TestSocket::bind(address.parse().unwrap(), &options).unwrap();
         let to = std::net::SocketAddr::new(host.parse().unwrap(), socket.local().port());
         let mut told: Vec<(u32, UnixTime)> = Vec::new();
+        let mut numbers = StampNumbers::default();
         let begun = clock::unix();
-        for round in 0..3 {
+        for _ in 0..3 {
             for _ in 0..20 {
                 socket.send(&[0; 41], to).unwrap();
+                numbers.sent();
             }
-            while told.len() < 20 * (round + 1) {
-                socket.transmitted(|number, at, _| told.push((number, at)));
+            let now = clock::monotonic();
+            while numbers.are_awaited() {
+                socket.transmitted(|number, at, _| {
+                    told.extend(numbers.packet(number, now).map(|packet| (packet, at)));
+                });
             }
             // Longer than any datagram.
             socket.send(&vec![0; 65_530], to).unwrap_err();
-            socket.number_anew(|number, at, _| told.push((number, at))).unwrap();
+            socket.number_anew(|_, _, _| panic!("all were told")).unwrap();
+            numbers.begin_anew(now);
         }
         assert_eq!(
             told.iter().map(|(number, _)| *number).collect::<Vec<_>>(),

@@ -4,11 +4,12 @@ use super::{LATEST_NS, Phase, SenderConfig, SenderEvent, SessionSender};
 use crate::{
     proto::{Figures, LossCause, TestOutcome, TestResult},
     stats::{MINUTE_NS, TestFigures, minute_of},
-    time::{Monotonic, Now, UnixTime},
+    time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
 };
 
-/// So long after the last fate of its probes a minute is over.
-const CLOSES_BEHIND_NS: u64 = 1_000_000;
+/// So long after the last fate of its probes a minute is over: the first answers of the next one tell
+/// on which way the last of them were lost.
+pub(super) const CLOSES_BEHIND_NS: u64 = NANOS_PER_SECOND;
 
 #[derive(Debug)]
 pub(super) struct Test {

@@ -1,6 +1,6 @@
 //! What becomes of probes that are not answered in time.
 
-use super::{Phase, SenderEvent, SessionSender, outstanding::Probe};
+use super::{Phase, SenderEvent, SessionSender, course::CLOSES_BEHIND_NS, outstanding::Probe};
 use crate::{
     proto::{ProbeResult, ProbeStatus, TimestampSource},
     stats::minute_of,
@@ -39,8 +39,10 @@ impl SessionSender {
     /// What was sent in minutes that are over is complete.
     pub(super) fn close_minutes(&mut self, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
-        let over = UnixTime(now.unix.0.saturating_sub(self.config.loss_timeout_ns));
+        let rest_ns = self.config.loss_timeout_ns.saturating_add(CLOSES_BEHIND_NS);
+        let over = UnixTime(now.unix.0.saturating_sub(rest_ns));
         let Some(minute) = minute_of(over).checked_sub(1) else { return };
+        self.outstanding.end_minutes(minute);
         let placed = self.outstanding.placed();
         let started = test.started.unix;
         while let Some((minute, figures)) = test.figures.close(minute, placed) {

@@ -29,6 +29,8 @@ pub use types::{Carrier, SenderConfig, SenderEvent};
 /// Where a probe would be later than this and than its interval, what is overdue is left out: after a
 /// pause of the thread there must not be a burst.
 const LATEST_NS: u64 = 100_000_000;
+/// Nor are more than so many sent at once because of it.
+const MOST_OVERDUE: u64 = 20;
 
 #[derive(Debug)]
 enum Phase {
@@ -219,7 +221,7 @@ impl SessionSender {
     pub fn poll_probe(&mut self, now: Now) -> Option<u32> {
         let Phase::Testing(test) = &mut self.phase else { return None };
         let interval_ns = self.config.probe_interval_ns;
-        let mut latest_ns = LATEST_NS.max(interval_ns);
+        let mut latest_ns = LATEST_NS.min(MOST_OVERDUE * interval_ns).max(interval_ns);
         while test.dealt_with < self.config.probe_count && test.next_due <= now.monotonic {
             let late = now.monotonic.since_ns(test.next_due);
             if late < latest_ns {

@@ -235,6 +235,11 @@ impl Outstanding {
         }
     }
 
+    /// All probes of the minutes up to this one are settled: what follows tells nothing more of them.
+    pub(super) fn end_minutes(&mut self, minute: u64) {
+        self.begin_minute(minute + 1);
+    }
+
     /// Whether the next probe was lost, with its T1, once that is known.
     pub(super) fn poll_fate(&mut self) -> Option<(UnixTime, bool)> {
         self.fates.pop_front()

@@ -1,7 +1,8 @@
 use super::*;
 use crate::{
     model::{AvailabilityRule, Schedule},
-    proto::TestResult,
+    proto::{Figures, TestResult},
+    stats::MINUTE_NS,
 };
 
 const MS: u64 = 1_000_000;
@@ -76,7 +77,9 @@ fn after_a_pause_there_is_no_burst_and_what_is_left_out_is_counted() {
         (MS, 300 * MS, 299),
         (10 * MS, 1_000 * MS, 99),
         (500 * MS, 2_600 * MS, 4),
-        (MS, 60 * MS, 0),
+        (MS, 60 * MS, 59),
+        (MS, 19 * MS, 0),
+        (8 * MS, 95 * MS, 0),
     ] {
         let mut driven = Driven::new(config(10_000, interval_ns));
         driven.run_until(100 * interval_ns, |_| Ok(()));
@@ -192,4 +195,67 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     let placed = figures.lost_egress.unwrap() + figures.lost_ingress.unwrap();
     assert_eq!(placed + figures.lost_unattributed, figures.probes_lost);
     assert!(figures.lost_egress.unwrap() >= 16 && figures.lost_ingress == Some(0), "{figures:?}");
+}
+
+/// What is lost around the end of a minute does not take from that minute what is known of it.
+#[test]
+fn each_minute_of_a_long_test_knows_its_directions() {
+    // Of five probes one is lost on each way; besides, those from the end of the minute on that `gone`
+    // takes.
+    let run = |interval_ns: u64, gone: std::ops::Range<u64>| {
+        let mut config = config((130_000 * MS / interval_ns) as u32, interval_ns);
+        config.loss_timeout_ns = 300 * MS;
+        let mut machine = SessionSender::new(config);
+        machine.session_started(Carrier::default(), Monotonic(0), now(0));
+        let (mut sent, mut replies, mut at_ns) = (0, 0, 0);
+        let (mut minutes, mut whole) = (Vec::new(), None);
+        while whole.is_none() {
+            machine.handle_timeout(now(at_ns));
+            while machine.poll_probe(now(at_ns)).is_some() {
+                let mut packet = vec![0; 60];
+                let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
+                machine.write_probe(t1, error, &mut packet, Monotonic(at_ns));
+                machine.probe_sent(t1, 0, now(at_ns));
+                let (fate, into_minute) = (sent % 5, t1.0 % MINUTE_NS);
+                sent += 1;
+                if fate == 2 || gone.contains(&into_minute) {
+                    continue;
+                }
+                replies += 1;
+                if fate != 4 {
+                    let reply = reply_to(&packet, replies - 1);
+                    machine.handle_reply(&reply, &ReplyMeta::default(), now(at_ns + MS));
+                }
+            }
+            while let Some(event) = machine.poll_event() {
+                match event {
+                    SenderEvent::Minute(_, figures, _) => minutes.push(*figures),
+                    SenderEvent::Test(result, _) => whole = Some(*result.figures.unwrap()),
+                    SenderEvent::Probe(_) | SenderEvent::Completed => {}
+                }
+            }
+            at_ns = machine.poll_deadline().map_or(at_ns, |due| due.0.max(at_ns));
+        }
+        (minutes, whole.unwrap())
+    };
+    // What is lost in a row over the end of a minute may be of either.
+    for (interval_ns, gone, unclear) in [
+        (50 * MS, 0..0, 4),
+        (50 * MS, 0..120 * MS, 6),
+        (50 * MS, 0..400 * MS, 12),
+        (2_000 * MS, 0..0, 4),
+    ] {
+        let (minutes, whole) = run(interval_ns, gone.clone());
+        assert!(minutes.len() >= 2, "{}", minutes.len());
+        let known = |figures: &Figures, unclear: u64| {
+            let (egress, ingress) = (figures.lost_egress.unwrap(), figures.lost_ingress.unwrap());
+            let (unattributed, fifth) = (figures.lost_unattributed, figures.probes_sent / 5);
+            assert_eq!(egress + ingress + unattributed, figures.probes_lost);
+            assert!(unattributed <= unclear, "{interval_ns} {gone:?}: {unattributed}");
+            assert!(egress + unclear >= fifth, "{interval_ns} {gone:?}: {egress} of {fifth}");
+            assert!(ingress + unclear >= fifth, "{interval_ns} {gone:?}: {ingress} of {fifth}");
+        };
+        minutes.iter().for_each(|figures| known(figures, unclear));
+        known(&whole, unclear * minutes.len() as u64);
+    }
 }

@@ -17,12 +17,12 @@ use super::{
 };
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
-    net::{Drained, PacketInfo, TestSocket, clock, random},
+    net::{Drained, PacketInfo, StampNumbers, TestSocket, clock, random},
     proto::{LossCause, ProbeResult, Statistics},
     results::{Results, Subject},
     session::plane::Endpoint,
     stats::ThresholdMonitor,
-    time::{Monotonic, Now},
+    time::{Monotonic, Now, StampSource, UnixTime},
     twamp::sender::{ReplyMeta, SenderConfig, SessionSender},
 };
 
@@ -74,6 +74,7 @@ struct Link {
     least_octets: usize,
     padding_start: Option<[u8; 2]>,
     packet: Vec<u8>,
+    numbers: StampNumbers,
     /// Sent since transmit stamps were read.
     unread_stamps: u32,
     _share: Share,
@@ -170,17 +171,32 @@ impl Endpoint for Session {
 
 impl Link {
     fn read_stamps(&mut self, machine: &mut SessionSender) {
-        if self.unread_stamps > 0 {
-            self.unread_stamps = 0;
-            self.socket.transmitted(|number, at, source| machine.transmitted(number, at, source));
+        if self.numbers.are_awaited() {
+            let Self { socket, numbers, .. } = self;
+            socket.transmitted(told(numbers, machine));
         }
+        self.unread_stamps = 0;
     }
 
     fn number_anew(&mut self, machine: &mut SessionSender) {
-        self.unread_stamps = 0;
-        let told = |number, at, source| machine.transmitted(number, at, source);
-        if let Err(error) = self.socket.number_anew(told) {
+        let Self { socket, numbers, .. } = self;
+        if let Err(error) = socket.number_anew(told(numbers, machine)) {
             tracing::debug!(%error, "no stamps of what is sent");
+        }
+        numbers.begin_anew(clock::monotonic());
+        self.unread_stamps = 0;
+    }
+}
+
+/// Takes stamps to the probes that they are of.
+fn told<'a>(
+    numbers: &'a mut StampNumbers,
+    machine: &'a mut SessionSender,
+) -> impl FnMut(u32, UnixTime, StampSource) + use<'a> {
+    let now = clock::monotonic();
+    move |number, at, source| {
+        if let Some(sequence) = numbers.packet(number, now) {
+            machine.transmitted(sequence, at, source);
         }
     }
 }
@@ -224,6 +240,7 @@ impl Session {
                     least_octets,
                     padding_start,
                     packet,
+                    numbers: StampNumbers::default(),
                     unread_stamps: 0,
                     _share: share,
                 });
@@ -345,6 +362,7 @@ impl Session {
             match link.socket.send(&link.packet, link.remote) {
                 Ok(()) => {
                     self.machine.probe_sent(now.unix, random, now);
+                    link.numbers.sent();
                     link.unread_stamps += 1;
                     if link.unread_stamps >= UNREAD_STAMPS {
                         link.read_stamps(&mut self.machine);
