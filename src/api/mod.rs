@@ -6,17 +6,17 @@ mod client;
 mod config;
 mod connection;
 mod error;
+mod health;
 mod listen;
 mod results;
 mod server;
 mod tls;
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic_health::server::HealthReporter;
 
 pub use agent::AgentFacts;
 pub use listen::{ApiListener, ApiSettings, ListenError, TlsSettings};
@@ -42,10 +42,6 @@ pub mod services {
 /// take to say so: a collector that vanished must not keep its stream.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
-/// Changes of connections within this are told to those who watch health at once.
-const HEALTH_PAUSE: Duration = Duration::from_millis(100);
-/// How often health is looked at where no connection changes: damage tells nobody.
-const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// How long open requests may take when the agent ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -70,8 +66,6 @@ pub fn serve(
     context: Context,
     tasks: &Tasks,
 ) -> Result<impl Future<Output = ()> + Send + 'static, tonic_reflection::server::Error> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    tasks.spawn("health", report_health(health, context.clone()));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -82,7 +76,7 @@ pub fn serve(
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_LIMIT))
-        .add_service(health_service)
+        .add_service(health::service(&context, tasks))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(limit))
@@ -109,43 +103,4 @@ pub fn serve(
             tracing::error!(%error, "the API failed");
         }
     })
-}
-
-/// `grpc.health.v1`: the agent as a whole, the API, the store, and each connection.
-async fn report_health(mut health: HealthReporter, context: Context) {
-    use tonic_health::ServingStatus::{NotServing, Serving};
-    let status = |well: bool| if well { Serving } else { NotServing };
-    for service in ["", "twamp.agent.v1"] {
-        health.set_service_status(service, Serving).await;
-    }
-    let state = context.results.state();
-    let mut changes = context.control.clients().changes();
-    // As they were at the start, before there was a change.
-    changes.mark_changed();
-    let mut told: BTreeMap<String, bool> = BTreeMap::new();
-    loop {
-        let healthy = state.borrow().detail.is_empty() && context.control.damage().is_empty();
-        health.set_service_status("store", status(healthy)).await;
-        if changes.has_changed().unwrap_or(false) {
-            changes.mark_unchanged();
-            let running = context.control.clients().running();
-            for name in told.keys().filter(|name| !running.contains_key(*name)) {
-                // Told to those who watch it before it is gone.
-                health.set_service_status(&format!("client/{name}"), NotServing).await;
-                health.clear_service_status(&format!("client/{name}")).await;
-            }
-            for (name, up) in running.iter().filter(|(name, up)| told.get(*name) != Some(up)) {
-                health.set_service_status(&format!("client/{name}"), status(*up)).await;
-            }
-            told = running;
-        }
-        tokio::select! {
-            () = sleep(HEALTH_EVERY) => {}
-            Ok(()) = changes.changed() => {
-                sleep(HEALTH_PAUSE).await;
-                changes.mark_changed();
-            }
-            () = context.token.cancelled() => return,
-        }
-    }
 }

@@ -83,6 +83,7 @@ class Documents(Case):
         self.assertEqual(merge(delete=["client/a"])["revision"], "2", "the answer of then")
         again = self.api.apply({}, mode="APPLY_MODE_MERGE", request_id=identifier.upper(), delete=["client/a"])
         self.assertEqual(again["revision"], "2", "however it is written")
+        self.assertEqual(merge(delete=["client/a"], validate_only=True)["revision"], "3", "what would happen now")
         self.assertEqual(names(self.api), ["a", "b"])
         self.restart(kill=True)
         self.assertEqual(merge(delete=["client/a"])["revision"], "2")

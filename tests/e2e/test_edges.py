@@ -1,6 +1,7 @@
 """What stands at the edge of what is supervised: open connections whose limits change, watches whose
 subject goes, ports that are still taken, thresholds of what rests, and an agent that goes away."""
 
+import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import unittest
 import grpc
 import harness
 from google.protobuf import json_format
-from harness import Case, client, connection, events, free_port, server, session
+from harness import Case, client, connection, events, free_port, server, session, sh
 
 
 class Edges(Case):
@@ -57,6 +58,59 @@ class Edges(Case):
         lost = [e for e in events(self.api.records(), "CONNECTION_LOST") if e["cause"] == "LOSS_CAUSE_LOCAL"]
         self.assertEqual(lost, [])
 
+    def test_a_longer_interval_closes_what_waits_for_it(self):
+        """A server need not keep a session that is silent for so long."""
+        self.api.apply({"server": server(port=self.port, refwait="2s", server_inactivity_timeout="3s")})
+        self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: len(self.api.records()) > 5)
+        longer = self.measured()
+        longer["control_connections"][0]["test_interval"] = "1200s"
+        answer = self.api.apply({"client": longer}, mode="APPLY_MODE_MERGE")
+        self.assertEqual([c["effect"] for c in answer["changes"]], ["CHANGE_EFFECT_LIVE"])
+        parked = self.wait_for(lambda: (c := self.api.connection("c1")).get("next_attempt_time") and c)
+        self.assertGreater(harness.seconds(parked["next_attempt_time"]) - time.time(), 1000)
+        self.assertEqual((parked["state"], parked["server_address"]), ("CONNECTION_STATE_RUNNING", ""))
+        time.sleep(4)
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        # And comes back when it is shorter again.
+        self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: self.api.connection("c1")["server_address"])
+
+    def test_what_is_stopped_and_not_yet_is_reconciling(self):
+        self.api.apply({"server": server(port=self.port)})
+        self.api.apply({"client": self.measured(session={"loss_timeout": "5s"})}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.api.apply({"server": server(port=self.port)}, mode="APPLY_MODE_MERGE")
+        self.assertFalse(self.api.connection("c1")["reconciling"])
+        self.api.call("ClientService", "StopConnections", {"names": ["c1"]})
+        stopped = lambda: (c := self.api.connection("c1"))["reconciling"] == (  # noqa: E731
+            c["state"] != "CONNECTION_STATE_STOPPED") and c["state"] == "CONNECTION_STATE_STOPPED"
+        self.wait_for(stopped)
+        self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
+        self.wait_for(lambda: (c := self.api.connection("c1"))["state"] == "CONNECTION_STATE_RUNNING"
+                      and not c["reconciling"])
+
+    def test_too_many_measurements_leave_the_api_its_files(self):
+        self.api.apply({"server": server(port=self.port, maximum_connections=1000,
+                                         maximum_connections_per_client=1000, maximum_sessions=1000)})
+        resource.prlimit(self.process.process.pid, resource.RLIMIT_NOFILE, (200, 200))
+        one = lambda i: {**self.measured()["control_connections"][0], "name": f"c{i}"}  # noqa: E731
+        answer = self.api.apply({"client": client(*[one(i) for i in range(150)])}, mode="APPLY_MODE_MERGE")
+        self.assertRegex(" ".join(answer["warnings"]), "300 sockets .* 175 may be open")
+        failed = lambda: [  # noqa: E731
+            c for c in self.api.call("ClientService", "ListConnections")["connections"]
+            if "LimitNOFILE" in c.get("last_failure", {}).get("detail", "")
+        ]
+        self.wait_for(failed)
+        for _ in range(10):
+            status = subprocess.run([harness.CTL, "--agent", f"127.0.0.1:{self.process.port}", "status"],
+                                    capture_output=True, text=True, timeout=30)
+            self.assertEqual(status.returncode, 0, status.stderr)
+        self.api.apply({"client": client(one(0))}, mode="APPLY_MODE_MERGE",
+                       delete=[f"client/c{i}" for i in range(1, 150)])
+        self.wait_for(lambda: self.api.connection("c0")["state"] == "CONNECTION_STATE_RUNNING")
+        self.assertEqual(events(self.api.records(), "STORE_TROUBLE"), [])
+
     def test_bursts_go_out_at_once_and_keep_the_rhythm(self):
         burst = {"probe_count": 23, "burst_size": 5, "probe_interval": "0.05s"}
         self.api.apply({"server": server(port=self.port), "client": self.measured(session=burst)})
@@ -95,7 +149,17 @@ class Edges(Case):
         watching.start()
         self.wait_for(lambda: "SERVING" in told)
         self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
-        self.wait_for(lambda: told[-1] in ("NOT_SERVING", "SERVICE_UNKNOWN", "END"))
+        self.wait_for(lambda: told[-1] == "SERVICE_UNKNOWN")
+        with self.assertRaises(grpc.RpcError) as gone:
+            check()
+        self.assertEqual(gone.exception.code(), grpc.StatusCode.NOT_FOUND)
+        # It comes again, and then the agent ends.
+        self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: told[-1] == "SERVING")
+        self.assertTrue(all(before != after for before, after in zip(told, told[1:])), told)
+        self.process.stop()
+        self.wait_for(lambda: told[-1] == "END")
+        self.assertEqual(told[-2], "UNAVAILABLE")
 
     def test_reconciling_is_told_to_watchers(self):
         far = self.agent("far")
@@ -152,6 +216,59 @@ class Edges(Case):
         gone = subprocess.run([harness.CTL, "--agent", f"127.0.0.1:{self.process.port}", "status"],
                               capture_output=True, text=True)
         self.assertEqual(gone.returncode, 69, gone.stderr)
+
+    def test_an_agent_that_does_not_answer_is_not_waited_for(self):
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            for command in (["status"], ["stream"]):
+                silent = subprocess.run([harness.CTL, "--agent", f"127.0.0.1:{mute.getsockname()[1]}", *command],
+                                        capture_output=True, text=True, timeout=60)
+                self.assertEqual(silent.returncode, 69, silent.stderr)
+                self.assertTrue(silent.stderr)
+
+
+class Queue(harness.TwoHosts):
+    """Probes wait in a queue of their own host: stamps come long behind them."""
+
+    def setUp(self):
+        super().setUp()
+        harness.need("tc", "nft")
+        sh("ip", "netns", "exec", self.a, "tc", "qdisc", "add", "dev", "veth0", "root",
+           "tbf", "rate", "10mbit", "burst", "1600", "limit", "200kb")
+        far = self.agent("b", self.b)
+        far.client().apply({"server": server()})
+        self.api = self.agent("a", self.a).client()
+
+    def probes(self):
+        return [p for r in self.api.records() if "probe_results" in r for p in r["probe_results"]["probes"]]
+
+    def measure(self, **fields):
+        given = {"loss_timeout": "0.5s", "data_size": 1400, **fields}
+        self.api.apply({"client": client(connection("c1", self.B, [session("s", **given)], test_count=1))})
+        result = self.wait_for(lambda: [r for r in self.api.records() if "test_result" in r], 30)[0]
+        return result["test_result"]["figures"]
+
+    def test_every_probe_of_a_burst_has_its_stamp(self):
+        figures = self.measure(probe_count=60, burst_size=6, probe_interval="0.05s")
+        self.assertEqual((figures["probes_received"], figures["kernel_transmit_stamps"]), ("60", "60"))
+        self.assertEqual((figures["rtt"]["samples"], figures.get("samples_other_stamps", "0")), ("60", "0"))
+
+    def test_a_stamp_behind_a_refused_probe_is_of_no_other(self):
+        # Now and then one is refused, while others wait for tenths of a second.
+        sh("ip", "netns", "exec", self.a, "nft", """
+            add table inet t
+            add chain inet t out { type filter hook output priority 0; }
+            add rule inet t out udp length > 1000 numgen inc mod 100 == 99 drop""")
+        figures = self.measure(probe_count=2000, probe_interval="0.001s")
+        self.assertGreater(int(figures["probes_not_sent"]), 10)
+        stamped = [p for p in self.probes() if "rtt_ns" in p and p["transmit_stamp"] == "TIMESTAMP_SOURCE_KERNEL"]
+        waited = [p for p in self.probes() if "rtt_ns" in p and p["transmit_stamp"] == "TIMESTAMP_SOURCE_USER"]
+        longest = lambda probes: max((int(p["rtt_ns"]) for p in probes), default=0) / 1e6  # noqa: E731
+        print(f"\n{len(stamped)} stamped, rtt at most {longest(stamped):.2f} ms; "
+              f"{len(waited)} not, {longest(waited):.2f} ms")
+        self.assertGreater(len(stamped) + len(waited), 100)
+        # What the program stamps waited in the queue; what the kernel stamps had left it.
+        self.assertGreater(longest(waited), 50)
+        self.assertLess(longest(stamped), longest(waited) / 3)
 
 
 class Stamps(Case):

@@ -545,6 +545,44 @@ class Host(TwoHosts):
         sh("ip", "-n", self.a, "address", "add", f"{self.A6}/64", "dev", "veth0", "nodad")
         self.wait_for(lambda: all(state(name) == "CONNECTION_STATE_RUNNING" for name in ("managed", "light")), 10)
 
+    def test_routes_in_motion_do_not_hold_up_an_address(self):
+        self.api.apply({"client": client(connection("c1", self.B, test_interval="3600s", connect_timeout="1s"))})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        sh("ip", "-n", self.a, "address", "delete", f"{self.A}/24", "dev", "veth0")
+        self.peer.call("ServerService", "CloseServerConnections", {"all": True})
+        self.wait_for(lambda: self.state() == "WAITING_RETRY", 20)
+        for _ in range(15):
+            for change in ("add", "delete"):
+                sh("ip", "-n", self.a, "route", change, "10.50.0.0/16", "dev", "lo")
+                time.sleep(0.2)
+        begun = time.monotonic()
+        sh("ip", "-n", self.a, "address", "add", f"{self.A}/24", "dev", "veth0")
+        self.wait_for(lambda: self.state() == "RUNNING", 10, 0.02)
+        self.assertLess(time.monotonic() - begun, 1.5)
+
+    def test_an_interface_without_an_address_is_no_loss(self):
+        """The kernel sends from 0.0.0.0 then."""
+        both = {"prefixes": ["0.0.0.0/0", "::/0"]}
+        self.peer.apply({"server": {**server(), "light": {**both, "listen": [{"port": 8620}]}}})
+        probes = {"probe_count": 10, "probe_interval": "0.05s"}
+        common = {"interface": "veth0", "test_interval": "0.5s"}
+        self.api.apply({"client": client(
+            connection("managed", self.B, [session("s1", **probes)], **common),
+            connection("light", self.B, [session("s1", destination_port=8620, **probes)],
+                       control_type="CONTROL_TYPE_LIGHT", **common))})
+        state = lambda name: self.api.connection(name)["state"]  # noqa: E731
+        running = lambda: all(state(n) == "CONNECTION_STATE_RUNNING" for n in ("managed", "light"))  # noqa: E731
+        self.wait_for(running, 10)
+        sh("ip", "-n", self.a, "address", "delete", f"{self.A}/24", "dev", "veth0")
+        for name in ("managed", "light"):
+            self.wait_for(lambda: state(name) == "CONNECTION_STATE_WAITING_RETRY", 10)
+            self.assertEqual(self.api.connection(name)["last_loss"]["cause"], "LOSS_CAUSE_LOCAL", name)
+            self.wait_for(lambda: tests(self.api.records(), name, "UNREACHABLE"), 10)
+        sh("ip", "-n", self.a, "address", "add", "10.99.0.77/24", "dev", "veth0")
+        self.wait_for(running, 10)
+        for kind in ("CONNECTION_LOST", "CONNECTION_RESTORED"):
+            self.assertEqual(len(events(self.api.records(), kind)), 2, kind)
+
     def test_tcp_facts_and_watching(self):
         self.api.apply({"client": client(connection("c1", self.B, test_interval="0.2s"))})
         self.wait_for(lambda: self.state() == "RUNNING")

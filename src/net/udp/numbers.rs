@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
 /// A packet that has no stamp after so long has none.
-const LONGEST_IN_HOST_NS: u64 = 5 * NANOS_PER_SECOND;
+const LONGEST_IN_HOST_NS: u64 = NANOS_PER_SECOND;
 
 /// Tells packets by the numbers that come with their stamps. The kernel counts from 0, and again from
 /// 0 behind an error, while packets from before it may yet lie in a queue of the host; those of one
@@ -36,13 +36,16 @@ impl StampNumbers {
     /// The kernel counts from 0 again.
     pub fn begin_anew(&mut self, now: Monotonic) {
         let mut old = self.next..self.since_first();
+        (self.first, self.next) = (self.sent, 0);
+        if old.is_empty() {
+            return;
+        }
         if let Some((older, until)) = &self.old
             && now < *until
         {
             old = old.start.min(older.start)..old.end.max(older.end);
         }
-        (self.first, self.next) = (self.sent, 0);
-        self.old = (!old.is_empty()).then(|| (old, now.plus_ns(LONGEST_IN_HOST_NS)));
+        self.old = Some((old, now.plus_ns(LONGEST_IN_HOST_NS)));
     }
 
     /// Which of the packets, counted from 0, a stamp with this number is of; `None` where it may be

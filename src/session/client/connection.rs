@@ -2,7 +2,7 @@
 //! as pairs of events. What happens while sessions run is in [`super::running`], changes of what is
 //! wanted in [`super::changes`].
 
-use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use futures_util::stream::FuturesUnordered;
 use tokio::{
@@ -59,7 +59,7 @@ pub(super) async fn run(
         token,
         pulse,
         sessions: Vec::new(),
-        running: BTreeMap::new(),
+        running: HashMap::new(),
         senders,
         ends: FuturesUnordered::new(),
         silence: Silence::default(),
@@ -115,7 +115,7 @@ pub(super) struct Driver {
     pub(super) pulse: Pulse,
     pub(super) sessions: Vec<SessionTask>,
     /// The sessions that run, by name.
-    pub(super) running: BTreeMap<String, Running>,
+    pub(super) running: HashMap<String, Running>,
     pub(super) senders: Arc<Senders>,
     /// Ends of sessions; one that panics takes the driver with it, which is started again.
     pub(super) ends: FuturesUnordered<oneshot::Receiver<Ended>>,

@@ -2,7 +2,7 @@
 //! and a bell rather than a queue: nothing waits for the driver, and nothing piles up.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -53,7 +53,7 @@ struct OfSession {
 /// How far all sessions of a connection are, by their names.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    sessions: Mutex<BTreeMap<String, OfSession>>,
+    sessions: Mutex<HashMap<String, OfSession>>,
     bell: Notify,
 }
 
@@ -170,7 +170,7 @@ impl Progress {
         sessions.values().filter_map(due).collect::<Option<Vec<_>>>()?.into_iter().min()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, OfSession>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OfSession>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

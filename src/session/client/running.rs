@@ -21,8 +21,11 @@ use crate::{
     },
     net::{check_route, clock, interface_index},
     proto::{ConnectionState, EventType, LossCause},
-    time::{Monotonic, duration_to_proto},
+    time::{Monotonic, NANOS_PER_SECOND, duration_to_proto},
 };
+
+/// A connection that would be closed between two tests stays where the next one is sooner.
+const SOON_NS: u64 = 60 * NANOS_PER_SECOND;
 
 impl Driver {
     /// Sessions run, until they no longer can or shall.
@@ -210,7 +213,8 @@ impl Driver {
         }
         let silent = self.config.test_interval_ns > SILENT_CONNECTION_NS
             && self.config.control_type == ControlType::Managed;
-        let due = self.progress.idle_until().filter(|_| silent)?;
+        let now = clock::monotonic();
+        let due = self.progress.idle_until().filter(|due| silent && due.since_ns(now) > SOON_NS)?;
         for index in 0..self.sessions.len() {
             self.tell(index, Command::Park).await;
         }

@@ -1,0 +1,190 @@
+//! `grpc.health.v1`: the agent as a whole, the API, the store, and each connection.
+
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
+
+use futures_util::stream::{Stream, unfold};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus::{self, NotServing, ServiceUnknown, Serving},
+    health_server::{Health, HealthServer},
+};
+
+use super::{Context, error};
+use crate::supervise::Tasks;
+
+/// Changes of connections within this are told to those who watch health at once.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often health is looked at where no connection changes: damage tells nobody.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What is well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Book {
+    store: bool,
+    connections: BTreeMap<String, bool>,
+}
+
+impl Book {
+    /// `None` for a service that there is not.
+    fn is_well(&self, service: &str) -> Option<bool> {
+        match service {
+            // Who answers is there.
+            "" | "twamp.agent.v1" => Some(true),
+            "store" => Some(self.store),
+            _ => self.connections.get(service.strip_prefix("client/")?).copied(),
+        }
+    }
+
+    fn status(&self, service: &str) -> ServingStatus {
+        match self.is_well(service) {
+            Some(true) => Serving,
+            Some(false) => NotServing,
+            None => ServiceUnknown,
+        }
+    }
+}
+
+/// The service, with a task that keeps its book.
+pub(super) fn service(context: &Context, tasks: &Tasks) -> HealthServer<HealthService> {
+    let book = watch::Sender::default();
+    let (reader, token) = (book.subscribe(), context.token.clone());
+    tasks.spawn("health", keep(book, context.clone()));
+    HealthServer::new(HealthService { book: reader, token })
+}
+
+async fn keep(book: watch::Sender<Book>, context: Context) {
+    let state = context.results.state();
+    let mut changes = context.control.clients().changes();
+    // As they were at the start, before there was a change.
+    changes.mark_changed();
+    loop {
+        let store = state.borrow().detail.is_empty() && context.control.damage().is_empty();
+        let changed = changes.has_changed().unwrap_or(false);
+        changes.mark_unchanged();
+        let connections = changed.then(|| context.control.clients().running());
+        book.send_if_modified(|book| {
+            let connections = connections.unwrap_or_else(|| book.connections.clone());
+            let now = Book { store, connections };
+            let news = now != *book;
+            *book = now;
+            news
+        });
+        tokio::select! {
+            () = sleep(EVERY) => {}
+            Ok(()) = changes.changed() => {
+                sleep(PAUSE).await;
+                changes.mark_changed();
+            }
+            () = context.token.cancelled() => return,
+        }
+    }
+}
+
+/// Answers from the book.
+#[derive(Clone, Debug)]
+pub(super) struct HealthService {
+    book: watch::Receiver<Book>,
+    token: CancellationToken,
+}
+
+impl HealthService {
+    /// The next status that differs from the last one told.
+    async fn next(
+        &mut self,
+        service: &str,
+        told: Option<ServingStatus>,
+    ) -> Result<ServingStatus, Status> {
+        loop {
+            let status = self.book.borrow_and_update().status(service);
+            if told != Some(status) {
+                return Ok(status);
+            }
+            tokio::select! {
+                Ok(()) = self.book.changed() => {}
+                () = self.token.cancelled() => return Err(error::ending()),
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let service = request.into_inner().service;
+        let status = self.book.borrow().status(&service);
+        if status == ServiceUnknown {
+            return Err(Status::not_found(format!(
+                "no service is named {service:?}: there are \"\", twamp.agent.v1, store and client/NAME"
+            )));
+        }
+        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let service = request.into_inner().service;
+        let stream = unfold(Some((self.clone(), None)), move |watching| {
+            let service = service.clone();
+            async move {
+                let (mut health, told) = watching?;
+                match health.next(&service, told).await {
+                    Ok(status) => {
+                        let answer = HealthCheckResponse { status: status.into() };
+                        Some((Ok(answer), Some((health, Some(status)))))
+                    }
+                    Err(ending) => Some((Err(ending), None)),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_book_knows_what_there_is() {
+        let connections = BTreeMap::from([("c1".to_owned(), true), ("c2".to_owned(), false)]);
+        let book = Book { store: false, connections };
+        let told = ["", "twamp.agent.v1", "store", "client/c1", "client/c2", "client/c3", "c1"]
+            .map(|service| book.status(service));
+        let expected =
+            [Serving, Serving, NotServing, Serving, NotServing, ServiceUnknown, ServiceUnknown];
+        assert_eq!(told, expected);
+    }
+
+    #[tokio::test]
+    async fn who_watches_hears_of_what_comes_and_goes_and_of_nothing_twice() {
+        let book = watch::Sender::new(Book::default());
+        let token = CancellationToken::new();
+        let mut health = HealthService { book: book.subscribe(), token: token.clone() };
+        let mut told = None;
+        for (connections, expected) in [
+            (vec![], ServiceUnknown),
+            (vec![("c1".to_owned(), false)], NotServing),
+            (vec![("c1".to_owned(), true)], Serving),
+            (vec![], ServiceUnknown),
+        ] {
+            book.send_modify(|book| book.connections = connections.into_iter().collect());
+            let status = health.next("client/c1", told).await.unwrap();
+            assert_eq!(status, expected);
+            told = Some(status);
+            // Of another.
+            book.send_modify(|book| book.store = !book.store);
+        }
+        token.cancel();
+        assert!(health.next("client/c1", told).await.is_err());
+    }
+}
