@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     time::{sleep, timeout},
 };
 
@@ -399,7 +399,6 @@ impl Established {
 
     /// Feeds the machine with what comes, or with time.
     async fn read(&mut self) -> Result<(), Failure> {
-        let mut buffer = [0; READ_OCTETS];
         let deadline = self.machine.poll_deadline();
         let overdue = async {
             match deadline {
@@ -410,18 +409,28 @@ impl Established {
             }
         };
         tokio::select! {
-            read = self.stream.read(&mut buffer) => match read {
-                Ok(0) => Err(Failure::closed_by_server()),
-                Ok(octets) => {
-                    self.machine.handle_input(&buffer[..octets], clock::monotonic());
-                    Ok(())
-                }
-                Err(error) => Err(Failure::broken(&error)),
-            },
+            ready = self.stream.readable() => {
+                ready.map_err(|error| Failure::broken(&error))?;
+                self.take()
+            }
             () = overdue => {
                 self.machine.handle_timeout(clock::monotonic());
                 Ok(())
             }
+        }
+    }
+
+    /// Takes what is there. The buffer is not part of what waits for it.
+    fn take(&mut self) -> Result<(), Failure> {
+        let mut buffer = [0; READ_OCTETS];
+        match self.stream.try_read(&mut buffer) {
+            Ok(0) => Err(Failure::closed_by_server()),
+            Ok(octets) => {
+                self.machine.handle_input(&buffer[..octets], clock::monotonic());
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(Failure::broken(&error)),
         }
     }
 

@@ -282,7 +282,7 @@ impl Driver {
             // Changed while it was being made.
             control.tune(&self.config);
         }
-        self.up(control.as_ref(), sessions).await;
+        self.up(control.as_deref(), sessions).await;
         if let Some(failure) = failed {
             self.session_failed(&failure).await;
         }
@@ -382,13 +382,13 @@ async fn establish(
     turn: Turn,
     status: &Status,
     derivation: &Derivation,
-) -> Result<(Option<Established>, Vec<OpenSession>, Option<Failure>), Failure> {
+) -> Result<(Option<Box<Established>>, Vec<OpenSession>, Option<Failure>), Failure> {
     match config.control_type {
         ControlType::Managed => {
             let mut established =
                 attempt::managed(config, extensions, turn, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
-            Ok((Some(established), sessions, None))
+            Ok((Some(Box::new(established)), sessions, None))
         }
         ControlType::Light | ControlType::Stamp => {
             let all: Vec<String> =

@@ -29,7 +29,7 @@ const SOON_NS: u64 = 60 * NANOS_PER_SECOND;
 
 impl Driver {
     /// Sessions run, until they no longer can or shall.
-    pub(super) async fn run_sessions(&mut self, control: &mut Option<Established>) -> Next {
+    pub(super) async fn run_sessions(&mut self, control: &mut Option<Box<Established>>) -> Next {
         let progress = self.progress.clone();
         let mut network = self.network.clone();
         network.mark_unchanged();
@@ -56,7 +56,7 @@ impl Driver {
                     return Next::Again;
                 }
                 () = sleep(until(missing)), if missing.is_some() => {
-                    let changed = Box::pin(self.request_missing(control.as_mut(), Vec::new())).await;
+                    let changed = Box::pin(self.request_missing(control.as_deref_mut(), Vec::new())).await;
                     if let Changed::Lost(failure) = changed {
                         return Next::Lost(failure, true);
                     }
@@ -75,7 +75,7 @@ impl Driver {
             };
             match next {
                 Next::Sessions => {
-                    let changed = Box::pin(self.change_sessions(control.as_mut())).await;
+                    let changed = Box::pin(self.change_sessions(control.as_deref_mut())).await;
                     self.took_up();
                     match changed {
                         Changed::Done => {}

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    io::{AsyncWriteExt, Interest},
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
@@ -154,10 +154,21 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
 }
 
 impl Connection {
+    /// Takes what is there. The buffer is not part of what waits for it.
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = [0; READ_OCTETS];
+        match self.stream.try_read(&mut buffer) {
+            Ok(0) => self.machine.handle_end(),
+            Ok(octets) => self.machine.handle_input(&buffer[..octets], clock::monotonic()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     async fn run(&mut self, mut ended: mpsc::Receiver<(Sid, SessionEnd)>) -> Reason {
         let mut configured = self.shared.config.clone();
         configured.mark_unchanged();
-        let mut buffer = vec![0; READ_OCTETS];
         loop {
             if let Err(reason) = self.carry_out().await {
                 return reason;
@@ -173,13 +184,11 @@ impl Connection {
                 }
             };
             tokio::select! {
-                read = self.stream.read(&mut buffer) => match read {
-                    Ok(0) => self.machine.handle_end(),
-                    Ok(octets) => {
-                        self.machine.handle_input(&buffer[..octets], clock::monotonic());
+                ready = self.stream.readable() => {
+                    if let Err(error) = ready.and_then(|()| self.read()) {
+                        return Reason::of_socket(&error);
                     }
-                    Err(error) => return Reason::of_socket(&error),
-                },
+                }
                 () = due => {
                     let now = clock::monotonic();
                     if self.deadline.is_some_and(|end| end <= now) {
