@@ -97,6 +97,7 @@ fn modules() -> Vec<(String, PathBuf, String)> {
             let first = inside.iter().next().unwrap().to_str().unwrap();
             let module = first.trim_end_matches(".rs").to_owned();
             if ["lib", "main", "bin"].contains(&module.as_str())
+                || inside.starts_with("twamp/simulation")
                 || inside.ends_with("simulation.rs")
             {
                 return None;
