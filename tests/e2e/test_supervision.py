@@ -546,12 +546,14 @@ class Host(TwoHosts):
         self.wait_for(lambda: all(state(name) == "CONNECTION_STATE_RUNNING" for name in ("managed", "light")), 10)
 
     def test_routes_in_motion_do_not_hold_up_an_address(self):
-        self.api.apply({"client": client(connection("c1", self.B, test_interval="3600s", connect_timeout="1s"))})
+        probes = session("s1", probe_count=100000, probe_interval="0.05s")
+        self.api.apply({"client": client(
+            connection("c1", self.B, [probes], test_interval="3600s", connect_timeout="1s"))})
         self.wait_for(lambda: self.state() == "RUNNING")
-        sh("ip", "-n", self.a, "address", "delete", f"{self.A}/24", "dev", "veth0")
         self.peer.call("ServerService", "CloseServerConnections", {"all": True})
-        self.wait_for(lambda: self.state() == "WAITING_RETRY", 20)
-        for _ in range(15):
+        self.wait_for(lambda: self.state() == "WAITING_RETRY")
+        sh("ip", "-n", self.a, "address", "delete", f"{self.A}/24", "dev", "veth0")
+        for _ in range(20):
             for change in ("add", "delete"):
                 sh("ip", "-n", self.a, "route", change, "10.50.0.0/16", "dev", "lo")
                 time.sleep(0.2)
