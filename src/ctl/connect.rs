@@ -4,7 +4,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tower::service_fn;
 
@@ -100,10 +100,8 @@ impl Connection {
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
                 // The URL is not used; a channel must have one.
-                kept_alive(Endpoint::from_static("http://agent"))
-                    .connect_with_connector(connector)
-                    .await
-                    .map_err(|error| unreachable_agent(&shown, &error))?
+                let endpoint = kept_alive(Endpoint::from_static("http://agent"));
+                within(&shown, endpoint.connect_with_connector(connector)).await?
             }
             Target::Url(url) => {
                 let failed = |error: tonic::transport::Error| unreachable_agent(url, &error);
@@ -111,11 +109,7 @@ impl Connection {
                 if url.starts_with("https://") {
                     endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
                 }
-                kept_alive(endpoint)
-                    .connect_timeout(CONNECT_LIMIT)
-                    .connect()
-                    .await
-                    .map_err(failed)?
+                within(url, kept_alive(endpoint).connect()).await?
             }
         };
         Ok(Self { channel })
@@ -148,6 +142,23 @@ impl Connection {
     /// `AgentService`.
     pub fn agent(&self) -> AgentServiceClient<Channel> {
         AgentServiceClient::new(self.channel.clone())
+    }
+}
+
+/// Whatever has to be said before the first request: TCP, and TLS where it is used.
+async fn within<T, E>(
+    target: &str,
+    connecting: impl Future<Output = Result<T, E>>,
+) -> Result<T, ConnectError>
+where
+    E: std::error::Error,
+{
+    match timeout(CONNECT_LIMIT, connecting).await {
+        Ok(connected) => connected.map_err(|error| unreachable_agent(target, &error)),
+        Err(_) => Err(ConnectError::Unreachable {
+            target: target.to_owned(),
+            detail: format!("no answer within {CONNECT_LIMIT:?}"),
+        }),
     }
 }
 

@@ -117,6 +117,13 @@ pub struct ControlConnection {
     pub retention_age_ns: Option<u64>,
 }
 
+impl AgentConfig {
+    /// Sockets of its connections when all their sessions run.
+    pub fn client_sockets(&self) -> u64 {
+        self.connections.values().map(|connection| connection.sockets()).sum()
+    }
+}
+
 impl ControlConnection {
     /// Sockets that it has when all its sessions run.
     pub fn sockets(&self) -> u64 {

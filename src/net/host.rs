@@ -33,6 +33,11 @@ pub fn files_for_measurements() -> u64 {
     limit - RESERVED_FILES.min(limit / 8)
 }
 
+/// How many files are open.
+pub fn open_files() -> u64 {
+    std::fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64)
+}
+
 /// An error where a socket was made that is one too many. The kernel gives the lowest number that is
 /// free, so all below are open.
 pub(super) fn spare_files(socket: &impl AsFd) -> io::Result<()> {

@@ -17,12 +17,14 @@ mod thread;
 mod udp;
 
 pub use hardware::{HardwareState, follow_hardware, hardware_states, stamp_by_hardware};
-pub use host::{files_for_measurements, free_port, host_name, interface_index, raise_open_files};
+pub use host::{
+    files_for_measurements, free_port, host_name, interface_index, open_files, raise_open_files,
+};
 pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;
 pub use poll::{Bell, Poller};
 pub use probe_bind::{ResourceRefusal, check_resources};
-pub use route::check_route;
+pub use route::{check_route, check_source};
 pub use tcp_facts::TcpDirectory;
 pub use thread::{ThreadPlace, take_place};
 pub use udp::{

@@ -27,6 +27,11 @@ pub fn check_route(
     Ok(())
 }
 
+/// An error where this host does not have an address.
+pub fn check_source(source: IpAddr, interface: Option<&str>) -> io::Result<()> {
+    udp::bound(SocketAddr::new(source, 0), interface, false).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +43,7 @@ mod tests {
         check_route(to("127.0.0.1:862"), Some([127, 0, 0, 9].into()), Some("lo")).unwrap();
         check_route(to("127.0.0.1:862"), Some([192, 0, 2, 1].into()), None).unwrap_err();
         check_route(to("127.0.0.1:862"), None, Some("none0")).unwrap_err();
+        check_source([127, 0, 0, 9].into(), Some("lo")).unwrap();
+        check_source([192, 0, 2, 1].into(), None).unwrap_err();
     }
 }

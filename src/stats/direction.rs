@@ -12,6 +12,27 @@ pub struct Attribution {
     pub unattributed: u64,
 }
 
+impl Attribution {
+    /// Losses of which it is known since how they came about.
+    pub fn amend(&mut self, told: &mut Self) {
+        for (known, told) in
+            [(&mut self.egress, &mut told.egress), (&mut self.ingress, &mut told.ingress)]
+        {
+            let mine = self.unattributed.min(*told);
+            self.unattributed -= mine;
+            *known += mine;
+            *told -= mine;
+        }
+    }
+
+    /// What was taken for a loss on the way back was none.
+    pub fn not_on_the_way_back(&mut self) {
+        let wrong = self.ingress.min(1);
+        self.ingress -= wrong;
+        self.unattributed += wrong;
+    }
+}
+
 /// Replies for which a path that duplicated a probe, or had one overtaken, is taken to do so again.
 const REMEMBERED: u32 = 100;
 /// So many replies in a row from before the latest cut are those of a reflector that began to count anew.
@@ -41,16 +62,19 @@ pub struct LossDirection {
     /// Replies in a row from before the latest cut.
     behind: u32,
     settled: Attribution,
+    /// Of losses that were reported as unattributed with a part of the test that is over.
+    settled_before: Attribution,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
     /// Numbers of replies that came.
     received: i64,
-    /// Losses in the present test.
+    /// Losses in the present part of the test.
     lost: i64,
-    /// Losses in tests before it: reported there as unattributed.
+    /// Losses in parts of the test before it, and in tests before it: reported there as unattributed.
     lost_before: i64,
+    lost_in_tests_before: i64,
     /// Losses whose reply came after all, too late.
     late: i64,
     /// Probes that were duplicated on their way.
@@ -82,6 +106,7 @@ impl LossDirection {
             overtaking: 0,
             behind: 0,
             settled: Attribution::default(),
+            settled_before: Attribution::default(),
         }
     }
 
@@ -127,26 +152,30 @@ impl LossDirection {
     /// A second reply of another number: the probe was duplicated on its way to the reflector.
     pub fn duplicated(&mut self, reflector_sequence: u32) {
         self.duplicating = REMEMBERED;
-        self.came(reflector_sequence, |block| block.duplicates += 1);
+        if self.came(reflector_sequence, |block| block.duplicates += 1) {
+            self.settled.not_on_the_way_back();
+        }
     }
 
-    /// A reply to a probe that is lost: on neither way, and too late.
-    pub fn late(&mut self, reflector_sequence: u32) {
-        self.came(reflector_sequence, |block| block.late += 1);
+    /// A reply to a probe that is lost: on neither way, and too late. Whether it was taken for a loss
+    /// on the way back before.
+    pub fn late(&mut self, reflector_sequence: u32) -> bool {
+        self.came(reflector_sequence, |block| block.late += 1)
     }
 
-    /// A number that need not come in the order of the probes.
-    fn came(&mut self, number: u32, count: impl Fn(&mut Block)) {
+    /// What [`Self::late`] told is of a probe of the present part.
+    pub fn not_on_the_way_back(&mut self) {
+        self.settled.not_on_the_way_back();
+    }
+
+    /// A number that need not come in the order of the probes; whether it was taken for that of a loss.
+    fn came(&mut self, number: u32, count: impl Fn(&mut Block)) -> bool {
         let number = i64::from(number);
         if number <= self.anchor {
-            // It was taken for a loss on the way back.
-            let wrong = self.settled.ingress.min(1);
-            self.settled.ingress -= wrong;
-            self.settled.unattributed += wrong;
-            return;
+            return true;
         }
         if number > self.highest + FARTHEST {
-            return;
+            return false;
         }
         self.highest = self.highest.max(number);
         let before_cut = self.next.as_mut().filter(|next| number < next.number);
@@ -154,21 +183,38 @@ impl LossDirection {
             block.received += 1;
             count(block);
         }
+        false
     }
 
-    /// Ends a test: what is not settled stays unattributed in it.
-    pub fn end_test(&mut self) -> Attribution {
+    /// Ends a part of a test: what is not settled is unattributed in it, until [`Self::told_since`].
+    pub fn end_part(&mut self) -> Attribution {
         if self.overtaking == 0 {
             self.cut(|_| true);
         }
         let mut settled = std::mem::take(&mut self.settled);
         settled.unattributed += self.open.lost as u64;
-        for block in
-            self.next.as_mut().map(|next| &mut next.block).into_iter().chain([&mut self.open])
-        {
+        for block in self.blocks() {
             block.lost_before += std::mem::take(&mut block.lost);
         }
         settled
+    }
+
+    /// Ends a test: what is not settled stays unattributed in it.
+    pub fn end_test(&mut self) -> Attribution {
+        let settled = self.end_part();
+        for block in self.blocks() {
+            block.lost_in_tests_before += std::mem::take(&mut block.lost_before);
+        }
+        settled
+    }
+
+    /// What became known of losses in parts of the test that had ended.
+    pub fn told_since(&mut self) -> Attribution {
+        std::mem::take(&mut self.settled_before)
+    }
+
+    fn blocks(&mut self) -> impl Iterator<Item = &mut Block> {
+        self.next.as_mut().map(|next| &mut next.block).into_iter().chain([&mut self.open])
     }
 
     /// All is known of the probes up to this one: closes the block if that makes it certain.
@@ -185,6 +231,7 @@ impl LossDirection {
         open.received -= block.received;
         open.lost -= block.lost;
         open.lost_before -= block.lost_before;
+        open.lost_in_tests_before -= block.lost_in_tests_before;
         open.late -= block.late;
         open.duplicates -= block.duplicates;
         open.unclear -= block.unclear;
@@ -193,22 +240,24 @@ impl LossDirection {
     /// Places the losses of a block by the numbers that are missing from it.
     fn place(&mut self, block: Block, missing: i64) {
         let late = block.late.min(block.lost);
-        let (own, lost) = (block.lost - late, block.lost + block.lost_before - block.late);
-        let settled = &mut self.settled;
-        settled.unattributed += late as u64;
+        let (own, before) = (block.lost - late, block.lost_before);
+        let others = block.lost_in_tests_before;
+        let lost = block.lost + before + others - block.late;
+        self.settled.unattributed += late as u64;
         // A reply that is missing may be that to a duplicate.
         let duplicates = block.duplicates > 0 || self.duplicating > 0;
         let unclear =
             block.unclear > 0 || !(0..=lost).contains(&missing) || (missing > 0 && duplicates);
         let egress = lost - missing;
-        if unclear || (block.lost_before > 0 && missing > 0 && egress > 0) {
-            // Or both directions and two tests: which loss belongs to which cannot be told.
-            settled.unattributed += own as u64;
-        } else if missing == 0 {
-            settled.egress += own as u64;
-        } else {
-            settled.egress += egress.min(own) as u64;
-            settled.ingress += missing.min(own) as u64;
+        let parts = [own, before, others].iter().filter(|lost| **lost > 0).count();
+        if unclear || (parts > 1 && missing > 0 && egress > 0) {
+            // Or both directions and two parts: which loss belongs to which cannot be told.
+            self.settled.unattributed += own as u64;
+            return;
+        }
+        for (part, lost) in [(&mut self.settled, own), (&mut self.settled_before, before)] {
+            part.egress += egress.min(lost) as u64;
+            part.ingress += missing.min(lost) as u64;
         }
     }
 
@@ -265,6 +314,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_over_the_end_of_a_part_is_told_later() {
+        let mut direction = one_by_one(&[(0, Some(0)), (1, None), (2, None)]);
+        let mut part = direction.end_part();
+        assert_eq!(part, attribution(0, 0, 2));
+        direction.lost(3);
+        direction.received(4, 1, 4);
+        part.amend(&mut direction.told_since());
+        assert_eq!(part, attribution(2, 0, 0));
+        assert_eq!(direction.end_part(), attribution(1, 0, 0));
+        // On the way back, and then on both, which cannot be told apart.
+        direction.lost(5);
+        let mut part = direction.end_part();
+        direction.received(6, 3, 6);
+        part.amend(&mut direction.told_since());
+        assert_eq!(part, attribution(0, 1, 0));
+        direction.lost(7);
+        let mut part = direction.end_part();
+        direction.lost(8);
+        direction.received(9, 5, 9);
+        part.amend(&mut direction.told_since());
+        assert_eq!((part, direction.end_test()), (attribution(0, 0, 1), attribution(0, 0, 1)));
+        // The end of a test is the last word on it.
+        direction.lost(10);
+        direction.end_test();
+        direction.received(11, 6, 11);
+        assert_eq!(direction.told_since(), Attribution::default());
+    }
+
+    #[test]
     fn reordering_on_the_way_out_is_no_loss() {
         let mut direction = LossDirection::new(true);
         for (sender, reflector) in [(0, 0), (1, 2), (2, 1), (3, 3)] {
@@ -297,12 +375,13 @@ mod tests {
         assert_eq!(direction.end_test(), attribution(0, 0, 1));
         // Late: before the block is closed, and behind.
         let mut direction = one_by_one(&[(0, Some(0)), (1, None)]);
-        direction.late(1);
+        assert!(!direction.late(1));
         direction.received(2, 2, 2);
         assert_eq!(direction.end_test(), attribution(0, 0, 1));
         direction.lost(3);
         direction.received(4, 4, 4);
-        direction.late(3);
+        assert!(direction.late(3));
+        direction.not_on_the_way_back();
         assert_eq!(direction.end_test(), attribution(0, 0, 1));
     }
 

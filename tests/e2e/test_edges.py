@@ -72,9 +72,38 @@ class Edges(Case):
         self.assertEqual((parked["state"], parked["server_address"]), ("CONNECTION_STATE_RUNNING", ""))
         time.sleep(4)
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        # Another pace moves the time of the next test, and nothing else.
+        accepted = lambda: int(self.api.call("ServerService", "GetServerStatus")["connections_accepted"])  # noqa: E731
+        due = lambda: harness.seconds(self.api.connection("c1")["next_attempt_time"])  # noqa: E731
+        before, count = due(), accepted()
+        longer["control_connections"][0].update(test_interval="2400s", retry_backoff_max="3600s")
+        self.api.apply({"client": longer}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: abs(due() - before - 1200) < 5)
+        time.sleep(1)
+        self.assertEqual(accepted(), count)
         # And comes back when it is shorter again.
         self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
         self.wait_for(lambda: self.api.connection("c1")["server_address"])
+
+    def test_what_is_closed_between_tests_counts_them_and_ends_with_the_last(self):
+        self.api.apply({"server": server(port=self.port)})
+        paced = lambda interval, count: client(  # noqa: E731
+            {**self.measured()["control_connections"][0], "test_interval": interval, "test_count": count})
+        ended = lambda: len([r for r in self.api.records() if "test_result" in r])  # noqa: E731
+        parked = lambda: (c := self.api.connection("c1"))["state"] == "CONNECTION_STATE_RUNNING" and (  # noqa: E731
+            not c["server_address"])
+        self.api.apply({"client": paced("3600s", 3)}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: ended() == 1 and parked())
+        self.api.apply({"client": paced("0.5s", 3)}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: self.state() == "COMPLETED")
+        self.assertEqual(ended(), 3)
+        # One that has run as many as it is to run now.
+        self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
+        self.api.apply({"client": paced("3600s", 3)}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: ended() == 4 and parked())
+        self.api.apply({"client": paced("3600s", 1)}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: self.state() == "COMPLETED")
+        self.assertEqual(len(events(self.api.records(), "CONNECTION_COMPLETED")), 2)
 
     def test_what_is_stopped_and_not_yet_is_reconciling(self):
         self.api.apply({"server": server(port=self.port)})

@@ -562,6 +562,27 @@ class Host(TwoHosts):
         self.wait_for(lambda: self.state() == "RUNNING", 10, 0.02)
         self.assertLess(time.monotonic() - begun, 1.5)
 
+    def test_an_address_of_the_kernels_choice_that_goes(self):
+        """What is open is bound to it, and another one may do as well."""
+        probes = session("s1", probe_count=100000, probe_interval="0.05s")
+        self.api.apply({"client": client(
+            connection("c1", self.B, [probes], test_interval="3600s"),
+            connection("c2", self.B, [probes], test_interval="3600s", interface="veth0"))})
+        running = lambda: all(self.api.connection(n)["state"] == "CONNECTION_STATE_RUNNING"  # noqa: E731
+                              for n in ("c1", "c2"))
+        self.wait_for(running)
+        sh("ip", "-n", self.a, "address", "add", "10.99.0.5/24", "dev", "veth0")
+        sh("ip", "netns", "exec", self.a, "sysctl", "-qw", "net.ipv4.conf.veth0.promote_secondaries=1")
+        sh("ip", "-n", self.a, "address", "delete", f"{self.A}/24", "dev", "veth0")
+        for name in ("c1", "c2"):
+            self.wait_for(lambda: self.api.connection(name).get("last_loss"), 5)
+            self.assertEqual(self.api.connection(name)["last_loss"]["cause"], "LOSS_CAUSE_LOCAL")
+        # The next attempt is far, but for another change of the network.
+        sh("ip", "-n", self.a, "address", "add", "10.99.0.6/24", "dev", "veth0")
+        self.wait_for(running)
+        for kind in ("CONNECTION_LOST", "CONNECTION_RESTORED"):
+            self.assertEqual(len(events(self.api.records(), kind)), 2, kind)
+
     def test_an_interface_without_an_address_is_no_loss(self):
         """The kernel sends from 0.0.0.0 then."""
         both = {"prefixes": ["0.0.0.0/0", "::/0"]}

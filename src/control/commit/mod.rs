@@ -21,7 +21,7 @@ use crate::{
     net::{
         check_resources,
         clock::{self, Uptime},
-        files_for_measurements,
+        files_for_measurements, open_files,
     },
     proto::{
         self, ApplyConfigRequest, ApplyConfigResponse, EventType, Revision, RollbackConfigRequest,
@@ -311,10 +311,13 @@ impl Actor {
             }
             _ => before.config,
         };
+        // What is open beside the sockets that run already.
+        let others = open_files().saturating_sub(from.client_sockets());
+        let most_sockets = files_for_measurements().saturating_sub(others);
         let mut answer = ApplyConfigResponse {
             revision: current,
             changes: changes(&from, &proposal.config, &standing),
-            warnings: warnings(&proposal.config, files_for_measurements()),
+            warnings: warnings(&proposal.config, most_sockets),
             confirm_until: None,
         };
         let redacted = self.digester.redacted(proposal.document.clone());

@@ -75,7 +75,7 @@ pub fn parse_connection(
 /// What is allowed but probably not meant, where so many sockets may be open.
 pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
     let mut warnings = Vec::new();
-    let sockets: u64 = config.connections.values().map(|connection| connection.sockets()).sum();
+    let sockets = config.client_sockets();
     if sockets > most_sockets {
         warnings.push(format!(
             "client: {sockets} sockets for connections and sessions, and {most_sockets} may be open: \

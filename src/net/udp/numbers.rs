@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
 /// A packet that has no stamp after so long has none.
-const LONGEST_IN_HOST_NS: u64 = NANOS_PER_SECOND;
+const LONGEST_IN_HOST_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// Tells packets by the numbers that come with their stamps. The kernel counts from 0, and again from
 /// 0 behind an error, while packets from before it may yet lie in a queue of the host; those of one

@@ -397,6 +397,11 @@ impl Established {
         let _ = timeout(STOP_LIMIT, self.stream.shutdown()).await;
     }
 
+    /// The address that it comes from.
+    pub(super) fn local(&self) -> Option<IpAddr> {
+        self.stream.local_addr().ok().map(|local| local.ip())
+    }
+
     /// Feeds the machine with what comes, or with time.
     async fn read(&mut self) -> Result<(), Failure> {
         let deadline = self.machine.poll_deadline();

@@ -185,8 +185,12 @@ pub(super) async fn resolved(
     source: Option<IpAddr>,
 ) -> Result<Vec<SocketAddr>, Failure> {
     let limit = Duration::from_nanos(config.response_timeout_ns);
+    let silent = |_| {
+        let name = if let Endpoint::Name(name) = target { name.as_str() } else { "" };
+        Failure::new(LossCause::Dns, format!("{name:?}: name service did not answer in time"))
+    };
     timeout(limit, resolve::addresses(target, port, source))
         .await
-        .map_err(|_| Failure::new(LossCause::Dns, "name service did not answer in time"))?
+        .map_err(silent)?
         .map_err(|error| Failure::new(LossCause::Dns, error.to_string()))
 }

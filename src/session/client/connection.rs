@@ -189,7 +189,9 @@ impl Driver {
                 Next::Parked(due) => {
                     self.course.attempt_at(due);
                     let next = self.park_until(due).await;
-                    if !matches!(next, Next::Attempt) {
+                    if matches!(next, Next::Completed) {
+                        return self.complete().await;
+                    } else if !matches!(next, Next::Attempt) {
                         return next;
                     }
                     continue;
@@ -198,10 +200,7 @@ impl Driver {
                     self.course.attempt_at(clock::monotonic());
                     continue;
                 }
-                Next::Completed => {
-                    self.event(EventType::ConnectionCompleted, |_| {});
-                    return self.rest(ConnectionState::Completed).await;
-                }
+                Next::Completed => return self.complete().await,
                 next @ (Next::Anew
                 | Next::Attempt
                 | Next::Sessions
@@ -307,14 +306,33 @@ impl Driver {
         self.rest(ConnectionState::Completed).await
     }
 
-    /// Waits for the time of the next test. Nothing is wrong: the network has no part in it.
-    async fn park_until(&mut self, due: Monotonic) -> Next {
-        self.status.parked(due, clock::now());
-        tokio::select! {
-            () = sleep(until(Some(due))) => Next::Attempt,
-            // Another pace counts from now on.
-            next = self.change() => if matches!(next, Next::Retimed) { Next::Anew } else { next },
+    /// Waits for the time of the next test, which may change. Nothing is wrong: the network has no part
+    /// in it.
+    async fn park_until(&mut self, mut due: Monotonic) -> Next {
+        let progress = self.progress.clone();
+        loop {
+            self.status.parked(due, clock::now());
+            tokio::select! {
+                () = sleep(until(Some(due))) => return Next::Attempt,
+                () = progress.changed() => {
+                    if progress.all_completed() {
+                        return Next::Completed;
+                    }
+                    // Where a session no longer waits, it has a test to run.
+                    due = progress.idle_until().unwrap_or_else(clock::monotonic);
+                    self.course.attempt_at(due);
+                }
+                next = self.change() => if !matches!(next, Next::Retimed) {
+                    return next;
+                }
+            }
         }
+    }
+
+    /// All tests were run.
+    async fn complete(&mut self) -> Next {
+        self.event(EventType::ConnectionCompleted, |_| {});
+        self.rest(ConnectionState::Completed).await
     }
 
     /// Waits for the time of the next attempt, or for a change of the network that may make one

@@ -19,7 +19,7 @@ use crate::{
         ControlType,
         limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
     },
-    net::{check_route, clock, interface_index},
+    net::{check_route, check_source, clock, interface_index},
     proto::{ConnectionState, EventType, LossCause},
     time::{Monotonic, NANOS_PER_SECOND, duration_to_proto},
 };
@@ -67,7 +67,7 @@ impl Driver {
                     if interface != self.bound_interface() {
                         return Next::Lost(self.interface_gone(), true);
                     }
-                    if let Some(failure) = self.source_gone() {
+                    if let Some(failure) = self.source_gone(control.as_deref()) {
                         return Next::Lost(failure, true);
                     }
                     continue;
@@ -136,10 +136,19 @@ impl Driver {
         Failure::new(LossCause::Local, format!("interface {name} is gone or was replaced"))
     }
 
-    /// Why no reply can come: what the sessions send from is gone, their source addresses or that of
-    /// their interface. The kernel goes on sending.
-    fn source_gone(&self) -> Option<Failure> {
+    /// Why no reply can come: the address of the control connection is gone, or what all sessions send
+    /// from, their source addresses or that of their interface. The kernel goes on sending.
+    fn source_gone(&self, control: Option<&Established>) -> Option<Failure> {
+        if self.ends_with_a_break() {
+            return None;
+        }
         let interface = self.config.interface.as_deref();
+        if let Some(address) = control.and_then(Established::local)
+            && let Err(error) = check_source(address, interface)
+            && error.kind() == io::ErrorKind::AddrNotAvailable
+        {
+            return Some(Failure::local(&format!("control connection from {address}"), &error));
+        }
         let mut gone = None;
         for session in &self.config.sessions {
             let remote = SocketAddr::new(self.running.get(&session.name)?.remote, TWAMP_PORT);
@@ -149,7 +158,7 @@ impl Driver {
             let from = source.map_or_else(String::new, |source| format!(" from {source}"));
             gone = Some(Failure::local(&format!("UDP to {remote}{from}"), &error));
         }
-        gone.filter(|_| !self.ends_with_a_break())
+        gone
     }
 
     /// Whether the break of its control connection would be the end of its tests.

@@ -149,6 +149,7 @@ impl Outstanding {
             let is_forgotten = sequence < first && (self.first_t1_wire..before).contains(&t1);
             return if is_forgotten { Reply::Late } else { Reply::Unknown };
         };
+        let minute = minute_of(self.probes[index].t1);
         let probe = &mut self.probes[index];
         if let Some(first) = probe.answer {
             if first.number != number {
@@ -158,7 +159,13 @@ impl Outstanding {
         }
         // One whose fate is due only waits for the timer.
         if probe.lost || now.since_ns(probe.sent) > loss_timeout_ns {
-            self.direction.late(number);
+            if self.direction.late(number) {
+                let earlier = self.placed.iter_mut().find(|placed| placed.0 == minute);
+                match earlier {
+                    Some((_, placed)) => placed.not_on_the_way_back(),
+                    None => self.direction.not_on_the_way_back(),
+                }
+            }
             return Reply::Late;
         }
         probe.answer = Some(Answered { number, latest });
@@ -221,6 +228,7 @@ impl Outstanding {
                 }
                 None => return,
             }
+            self.amend();
             self.settled += 1;
             if !self.probes[self.settled - 1].abandoned {
                 self.fates.push_back((t1, lost));
@@ -231,8 +239,14 @@ impl Outstanding {
     fn begin_minute(&mut self, minute: u64) {
         if minute > self.minute {
             let before = std::mem::replace(&mut self.minute, minute);
-            self.placed.push((before, self.direction.end_test()));
+            self.placed.push((before, self.direction.end_part()));
         }
+    }
+
+    /// What is known since of losses in minutes that are behind: the latest of them come first.
+    fn amend(&mut self) {
+        let mut told = self.direction.told_since();
+        self.placed.iter_mut().rev().for_each(|(_, placed)| placed.amend(&mut told));
     }
 
     /// All probes of the minutes up to this one are settled: what follows tells nothing more of them.
@@ -268,8 +282,10 @@ impl Outstanding {
 
     /// Directions of the losses of a test that ends here.
     pub(super) fn end_test(&mut self) -> Option<Vec<Placed>> {
+        let last = self.direction.end_test();
+        self.amend();
         let mut placed = std::mem::take(&mut self.placed);
-        placed.push((self.minute, self.direction.end_test()));
+        placed.push((self.minute, last));
         self.direction.is_known().then_some(placed)
     }
 }
