@@ -95,7 +95,8 @@ class Edges(Case):
         self.api.apply({"client": paced("3600s", 3)}, mode="APPLY_MODE_MERGE")
         self.wait_for(lambda: ended() == 1 and parked())
         self.api.apply({"client": paced("0.5s", 3)}, mode="APPLY_MODE_MERGE")
-        self.wait_for(lambda: self.state() == "COMPLETED")
+        self.wait_for(lambda: self.state() == "COMPLETED" and ended() >= 3)
+        time.sleep(1)
         self.assertEqual(ended(), 3)
         # One that has run as many as it is to run now.
         self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
@@ -103,7 +104,7 @@ class Edges(Case):
         self.wait_for(lambda: ended() == 4 and parked())
         self.api.apply({"client": paced("3600s", 1)}, mode="APPLY_MODE_MERGE")
         self.wait_for(lambda: self.state() == "COMPLETED")
-        self.assertEqual(len(events(self.api.records(), "CONNECTION_COMPLETED")), 2)
+        self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_COMPLETED")) == 2)
 
     def test_what_is_stopped_and_not_yet_is_reconciling(self):
         self.api.apply({"server": server(port=self.port)})
@@ -125,7 +126,7 @@ class Edges(Case):
         resource.prlimit(self.process.process.pid, resource.RLIMIT_NOFILE, (200, 200))
         one = lambda i: {**self.measured()["control_connections"][0], "name": f"c{i}"}  # noqa: E731
         answer = self.api.apply({"client": client(*[one(i) for i in range(150)])}, mode="APPLY_MODE_MERGE")
-        self.assertRegex(" ".join(answer["warnings"]), "300 sockets .* 175 may be open")
+        self.assertRegex(" ".join(answer["warnings"]), "300 sockets .* 1[0-7][0-9] may be open")
         failed = lambda: [  # noqa: E731
             c for c in self.api.call("ClientService", "ListConnections")["connections"]
             if "LimitNOFILE" in c.get("last_failure", {}).get("detail", "")
@@ -248,8 +249,9 @@ class Edges(Case):
 
     def test_an_agent_that_does_not_answer_is_not_waited_for(self):
         with socket.create_server(("127.0.0.1", 0)) as mute:
-            for command in (["status"], ["stream"]):
-                silent = subprocess.run([harness.CTL, "--agent", f"127.0.0.1:{mute.getsockname()[1]}", *command],
+            for scheme, command in (("", "status"), ("", "stream"), ("https://", "status")):
+                address = f"{scheme}127.0.0.1:{mute.getsockname()[1]}"
+                silent = subprocess.run([harness.CTL, "--agent", address, command],
                                         capture_output=True, text=True, timeout=60)
                 self.assertEqual(silent.returncode, 69, silent.stderr)
                 self.assertTrue(silent.stderr)

@@ -580,8 +580,9 @@ class Host(TwoHosts):
         # The next attempt is far, but for another change of the network.
         sh("ip", "-n", self.a, "address", "add", "10.99.0.6/24", "dev", "veth0")
         self.wait_for(running)
-        for kind in ("CONNECTION_LOST", "CONNECTION_RESTORED"):
-            self.assertEqual(len(events(self.api.records(), kind)), 2, kind)
+        count = lambda kind: len(events(self.api.records(), kind))  # noqa: E731
+        self.wait_for(lambda: count("CONNECTION_RESTORED") == 2)
+        self.assertEqual(count("CONNECTION_LOST"), 2)
 
     def test_an_interface_without_an_address_is_no_loss(self):
         """The kernel sends from 0.0.0.0 then."""
