@@ -30,6 +30,8 @@ class Killed(Case):
         chance = random.Random(seed)
         agent = self.agent()
         api = agent.client()
+        # What the pool has not asked for by the first kill it could ask for no more.
+        api.call("ConfigService", "GetConfig")
         pool, number = api.pool, 0
         # What may be current: by revision its description, and whether it waits.
         current, confirmed, acknowledged = "", "", 0
