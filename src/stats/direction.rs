@@ -194,7 +194,9 @@ impl LossDirection {
         let mut settled = std::mem::take(&mut self.settled);
         settled.unattributed += self.open.lost as u64;
         for block in self.blocks() {
-            block.lost_before += std::mem::take(&mut block.lost);
+            // What came too late is none of them.
+            let late = std::mem::take(&mut block.late);
+            block.lost_before += (std::mem::take(&mut block.lost) - late).max(0);
         }
         settled
     }
@@ -240,8 +242,8 @@ impl LossDirection {
     /// Places the losses of a block by the numbers that are missing from it.
     fn place(&mut self, block: Block, missing: i64) {
         let late = block.late.min(block.lost);
-        let (own, before) = (block.lost - late, block.lost_before);
-        let others = block.lost_in_tests_before;
+        let (own, before) = (block.lost - late, block.lost_before.max(0));
+        let others = block.lost_in_tests_before.max(0);
         let lost = block.lost + before + others - block.late;
         self.settled.unattributed += late as u64;
         // A reply that is missing may be that to a duplicate.
@@ -335,6 +337,14 @@ mod tests {
         direction.received(9, 5, 9);
         part.amend(&mut direction.told_since());
         assert_eq!((part, direction.end_test()), (attribution(0, 0, 1), attribution(0, 0, 1)));
+        // A late one of the part before is no loss of the next.
+        let mut direction = one_by_one(&[(0, Some(0)), (1, None)]);
+        assert!(!direction.late(1));
+        let mut part = direction.end_part();
+        direction.lost(2);
+        direction.received(3, 3, 3);
+        part.amend(&mut direction.told_since());
+        assert_eq!((part, direction.end_part()), (attribution(0, 0, 1), attribution(0, 1, 0)));
         // The end of a test is the last word on it.
         direction.lost(10);
         direction.end_test();

@@ -81,6 +81,14 @@ class Edges(Case):
         self.wait_for(lambda: abs(due() - before - 1200) < 5)
         time.sleep(1)
         self.assertEqual(accepted(), count)
+        # Nor does it stay open where it came for a test that is put off again.
+        soon, late = self.measured(), self.measured()
+        late["control_connections"][0]["test_interval"] = "2400s"
+        for paced in (soon, late):
+            self.api.apply({"client": paced}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: not self.api.connection("c1")["server_address"] and due() - time.time() > 1000)
+        time.sleep(4)
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
         # And comes back when it is shorter again.
         self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
         self.wait_for(lambda: self.api.connection("c1")["server_address"])

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A connection that would be closed between two tests stays where the next one is sooner.
-const SOON_NS: u64 = 60 * NANOS_PER_SECOND;
+pub(super) const SOON_NS: u64 = 60 * NANOS_PER_SECOND;
 
 impl Driver {
     /// Sessions run, until they no longer can or shall.

@@ -13,6 +13,7 @@ use super::{
     failure::Failure,
     pace::{Pace, Share},
     progress::{Progress, Stage},
+    running::SOON_NS,
     status::Status,
 };
 use crate::{
@@ -249,6 +250,12 @@ impl Session {
                 self.set_ttl();
                 self.thresholds.reachable(true);
                 self.machine.session_started(carrier, first, now);
+                if let Some(due) = self.machine.idle_until()
+                    && due.since_ns(now.monotonic) > SOON_NS
+                {
+                    // It was connected for a test that is no longer due.
+                    self.tools.progress.set(&self.config.name, Stage::Between(due));
+                }
             }
             Command::Down(cause, attempts) => {
                 self.link = None;
