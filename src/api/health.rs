@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const EVERY: Duration = Duration::from_millis(500);
 
 /// What is well.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Book {
     store: bool,
     connections: BTreeMap<String, bool>,
@@ -66,10 +66,11 @@ async fn keep(book: watch::Sender<Book>, context: Context) {
         changes.mark_unchanged();
         let connections = changed.then(|| context.control.clients().running());
         book.send_if_modified(|book| {
-            let connections = connections.unwrap_or_else(|| book.connections.clone());
-            let now = Book { store, connections };
-            let news = now != *book;
-            *book = now;
+            let mut news = std::mem::replace(&mut book.store, store) != store;
+            if let Some(connections) = connections.filter(|now| *now != book.connections) {
+                book.connections = connections;
+                news = true;
+            }
             news
         });
         tokio::select! {

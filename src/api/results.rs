@@ -198,7 +198,7 @@ impl Context {
         Err(error::invalid("after_cursor", why))
     }
 
-    /// All of them are names of connections.
+    /// All of them are configured, the sessions in those connections.
     fn check_names(&self, connections: &[String], sessions: &[String]) -> Result<(), Status> {
         let known = self
             .control

@@ -153,6 +153,15 @@ fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     reply
 }
 
+/// The probe that is due, as it went out then.
+fn sent_at(machine: &mut SessionSender, at_ns: u64) -> Vec<u8> {
+    let mut packet = vec![0; 60];
+    let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
+    machine.write_probe(t1, error, &mut packet, Monotonic(at_ns));
+    machine.probe_sent(t1, 0, now(at_ns));
+    packet
+}
+
 #[test]
 fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     let mut machine = SessionSender::new(config(100, 10 * MS));
@@ -161,10 +170,7 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     while machine.tests_finished() == 0 && at_ns < 800 * MS {
         machine.handle_timeout(now(at_ns));
         while machine.poll_probe(now(at_ns)).is_some() {
-            let mut packet = vec![0; 60];
-            let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
-            machine.write_probe(t1, error, &mut packet, Monotonic(at_ns));
-            machine.probe_sent(t1, 0, now(at_ns));
+            let packet = sent_at(&mut machine, at_ns);
             // Every fourth is lost on the way out.
             let number = packets.len() as u32;
             if number % 4 != 3 {
@@ -212,11 +218,8 @@ fn each_minute_of_a_long_test_knows_its_directions() {
         while whole.is_none() {
             machine.handle_timeout(now(at_ns));
             while machine.poll_probe(now(at_ns)).is_some() {
-                let mut packet = vec![0; 60];
-                let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
-                machine.write_probe(t1, error, &mut packet, Monotonic(at_ns));
-                machine.probe_sent(t1, 0, now(at_ns));
-                let (fate, into_minute) = (sent % 5, t1.0 % MINUTE_NS);
+                let packet = sent_at(&mut machine, at_ns);
+                let (fate, into_minute) = (sent % 5, now(at_ns).unix.0 % MINUTE_NS);
                 sent += 1;
                 if fate == 2 || gone.contains(&into_minute) {
                     continue;
