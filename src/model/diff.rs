@@ -127,9 +127,10 @@ pub fn connection_effect(
         ChangeEffect::Live
     } else {
         match standing {
-            Standing::Down | Standing::Stopped | Standing::Completed => ChangeEffect::Reconnect,
             Standing::Together => ChangeEffect::Renegotiate,
-            Standing::OneByOne => ChangeEffect::Sessions,
+            Standing::Down | Standing::OneByOne | Standing::Stopped | Standing::Completed => {
+                ChangeEffect::Sessions
+            }
         }
     }
 }

@@ -86,6 +86,11 @@ pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<
 pub fn prepare_accepted(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     spare_files(stream)?;
     stream.set_nodelay(true)?;
+    keep_alive(stream, keepalive)
+}
+
+/// Sets keepalive on an open connection.
+pub fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     set_keepalive(&SockRef::from(stream), keepalive)
 }
 

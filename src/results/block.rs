@@ -6,6 +6,9 @@
 //! with RTT, egress and processing time, each as what it is more than before; where the flags say
 //! that they are new, TTLs and TOS octets; and where they say so, what the number of the reply is
 //! beyond the next one. Ingress is RTT less egress. All numbers are zigzag varints.
+//!
+//! In front of the first is what a probe is most often, see [`Before::usual`]: a record with one of a
+//! slow session is little but its first. Blocks of earlier agents have nothing but zeros there.
 
 use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
@@ -13,6 +16,7 @@ use prost::encoding::{decode_varint, encode_varint};
 use crate::{
     proto::{OneWayValidity, ProbeResult, ProbeStatus, TimestampSource},
     store::zigzag,
+    time::UnixTime,
 };
 
 /// An octet without a status is no probe, but says of those behind it what does not change from one to
@@ -32,7 +36,9 @@ const VALIDITY_KNOWN: u8 = 0b1000_0000;
 
 /// What the next probe is told against.
 #[derive(Clone, Copy, Debug, Default)]
-struct Before {
+pub(super) struct Before {
+    /// Where no probe was told yet, and there is something usual for it.
+    is_usual: bool,
     test_number: u64,
     sequence: u32,
     sent_ns: u64,
@@ -43,6 +49,38 @@ struct Before {
     reply: u32,
     path: Path,
     marks: Marks,
+}
+
+impl Before {
+    /// In front of the first probe of a record of this time: it was sent just before then, and what it
+    /// is the second of comes as soon behind it. A reply has the number of its probe, which took half of
+    /// the round trip there, and its delays are known to be worth what they say.
+    pub(super) fn usual(recorded: UnixTime) -> Self {
+        Self {
+            is_usual: true,
+            sequence: u32::MAX,
+            sent_ns: recorded.0,
+            path: [Some(255), Some(255), Some(0), None],
+            marks: Marks(VALIDITY_KNOWN | SYNCHRONISED),
+            ..Self::default()
+        }
+    }
+
+    /// As what it is for a first probe with this number and round trip.
+    fn of_first(mut self, sequence: u32, rtt_ns: i64) -> Self {
+        if self.is_usual {
+            self.reply = sequence.wrapping_sub(1);
+            self.egress_ns = rtt_ns / 2;
+        }
+        self
+    }
+
+    /// Behind the first probe: its gap is to nothing that was sent.
+    fn behind_first(&mut self, before: &Self) {
+        if before.is_usual {
+            (self.is_usual, self.gap_ns) = (false, 0);
+        }
+    }
 }
 
 /// What holds for many probes, as flags: whether the flags of the kernel's stamps of T1 and T4 stand
@@ -83,27 +121,27 @@ impl Marks {
 /// TTL and TOS there and back, as [`ProbeResult`] has them.
 type Path = [Option<u32>; 4];
 
-/// The block of some probes; `None` where one is not of the regular kind, which a block cannot hold.
-pub(super) fn encode(probes: &[ProbeResult]) -> Option<Vec<u8>> {
+/// The block of some probes in a record of this time; `None` where one is not of the regular kind, which
+/// a block cannot hold.
+pub(super) fn encode(probes: &[ProbeResult], recorded: UnixTime) -> Option<Vec<u8>> {
     let mut octets = Vec::with_capacity(probes.len() * 14);
-    let mut before = Before::default();
+    let mut before = Before::usual(recorded);
     for probe in probes {
-        before = put(probe, &before, &mut octets)?;
+        before = put(probe, before, &mut octets)?;
     }
     Some(octets)
 }
 
 /// The probes of a block; `None` where it is damaged.
-pub(super) fn decode(mut block: impl Buf) -> Option<Vec<ProbeResult>> {
+pub(super) fn decode(mut block: impl Buf, mut before: Before) -> Option<Vec<ProbeResult>> {
     let mut probes = Vec::with_capacity(block.remaining() / 10);
-    let mut before = Before::default();
     while block.has_remaining() {
         probes.push(take(&mut before, &mut block)?);
     }
     Some(probes)
 }
 
-fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Before> {
+fn put(probe: &ProbeResult, mut before: Before, octets: &mut Vec<u8>) -> Option<Before> {
     let received = probe.status() == ProbeStatus::Received;
     if !(1..=i32::from(STATUS)).contains(&probe.status) {
         return None;
@@ -126,7 +164,7 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
         sequence: probe.sequence,
         sent_ns: probe.sent_unix_ns,
         gap_ns: probe.sent_unix_ns.wrapping_sub(before.sent_ns).cast_signed(),
-        ..*before
+        ..before
     };
     if received {
         let (rtt_ns, egress_ns) = (probe.rtt_ns?, probe.egress_ns?);
@@ -160,6 +198,7 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
         if marks.validity(egress_ns, probe.ingress_ns?, now.processing_ns) != validity {
             return None;
         }
+        before = before.of_first(now.sequence, rtt_ns);
         flag(receive, KERNEL_RECEIVE);
         flag(now.path != before.path, OTHER_PATH);
         flag(now.reply != before.reply.wrapping_add(1), OTHER_REPLY);
@@ -190,6 +229,7 @@ fn put(probe: &ProbeResult, before: &Before, octets: &mut Vec<u8>) -> Option<Bef
             number(next(now.reply, before.reply), octets);
         }
     }
+    now.behind_first(&before);
     Some(now)
 }
 
@@ -210,7 +250,7 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         state.marks = Marks(flags);
         flags = block.try_get_u8().ok()?;
     }
-    let before = *state;
+    let mut before = *state;
     let status = ProbeStatus::try_from(i32::from(flags & STATUS)).ok()?;
     if flags & OTHER_TEST != 0 {
         state.test_number = before.test_number.wrapping_add_signed(read(block)?);
@@ -221,6 +261,7 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
     }
     state.gap_ns = before.gap_ns.wrapping_add(read(block)?);
     state.sent_ns = before.sent_ns.wrapping_add_signed(state.gap_ns);
+    state.behind_first(&before);
     let source = |is_stamped, hardware| match (is_stamped, hardware) {
         (false, _) => TimestampSource::User,
         (true, false) => TimestampSource::Kernel,
@@ -239,6 +280,7 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         return Some(probe);
     }
     state.rtt_ns = before.rtt_ns.wrapping_add(read(block)?);
+    before = before.of_first(state.sequence, state.rtt_ns);
     state.egress_ns = before.egress_ns.wrapping_add(read(block)?);
     state.processing_ns = before.processing_ns.wrapping_add(read(block)?);
     if flags & OTHER_PATH != 0 {
@@ -279,19 +321,23 @@ fn behind(before: u32, beyond: i64) -> u32 {
     before.wrapping_add(1).wrapping_add(beyond as u32)
 }
 
-/// Which there are, as bits, and those.
+/// Which there are, and behind these bits which of them are 0, as bits; then those that are not.
 fn put_path(path: Path, octets: &mut Vec<u8>) {
-    let there = path.iter().rev().fold(0, |bits, octet| bits << 1 | u8::from(octet.is_some()));
-    octets.push(there);
-    octets.extend(path.iter().flatten().map(|octet| *octet as u8));
+    let bits = |which: fn(&Option<u32>) -> bool| {
+        path.iter().rev().fold(0, |bits, octet| bits << 1 | u8::from(which(octet)))
+    };
+    octets.push(bits(Option::is_some) | bits(|octet| *octet == Some(0)) << path.len());
+    octets.extend(path.iter().flatten().filter(|octet| **octet != 0).map(|octet| *octet as u8));
 }
 
 fn take_path(block: &mut impl Buf) -> Option<Path> {
-    let there = block.try_get_u8().ok()?;
+    let bits = block.try_get_u8().ok()?;
     let mut path = Path::default();
-    for (place, octet) in path.iter_mut().enumerate() {
-        if there >> place & 1 != 0 {
-            *octet = Some(block.try_get_u8().ok()?.into());
+    for place in 0..path.len() {
+        if bits >> place & 1 != 0 {
+            let is_zero = bits >> (place + path.len()) & 1 != 0;
+            let octet = if is_zero { 0 } else { block.try_get_u8().ok()? };
+            path[place] = Some(octet.into());
         }
     }
     Some(path)
@@ -376,57 +422,106 @@ mod tests {
     proptest! {
         #[test]
         fn probes_come_out_as_they_went_in(probes in prop::collection::vec(probe(), 0..30)) {
-            let block = encode(&probes).unwrap();
-            prop_assert_eq!(decode(block.as_slice()).unwrap(), probes);
+            let recorded = UnixTime(1_790_000_000_000_000_000);
+            let block = encode(&probes, recorded).unwrap();
+            prop_assert_eq!(decode(block.as_slice(), Before::usual(recorded)).unwrap(), probes);
         }
 
         #[test]
         fn what_is_no_block_does_no_harm(block in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = decode(block.as_slice());
+            for before in [Before::default(), Before::usual(UnixTime(1))] {
+                let _ = decode(block.as_slice(), before);
+            }
         }
     }
 
-    /// A session of 100 probes a second, with jitter of some ten microseconds and clocks that are
-    /// an hour apart, in blocks of four.
+    /// As an agent with schema 2 stored them.
+    #[test]
+    fn a_block_of_an_earlier_agent_is_read() {
+        let block = [
+            0xcd, 0x02, 0x01, 0x80, 0x89, 0x7a, 0xd0, 0x0f, 0xa0, 0x06, 0xc8, 0x01, 0x07, 0xff,
+            0xfe, 0x00, 0x01, 0x02, 0x00,
+        ];
+        let first = ProbeResult {
+            test_number: 1,
+            sent_unix_ns: 1_000_000,
+            status: ProbeStatus::Received.into(),
+            rtt_ns: Some(1_000),
+            egress_ns: Some(400),
+            ingress_ns: Some(600),
+            reflector_processing_ns: Some(100),
+            reflector_sequence: Some(0),
+            egress_ttl: Some(255),
+            ingress_ttl: Some(254),
+            ingress_tos: Some(0),
+            transmit_stamp: TimestampSource::User.into(),
+            receive_stamp: Some(TimestampSource::User.into()),
+            ..ProbeResult::default()
+        };
+        let second = ProbeResult {
+            test_number: 1,
+            sequence: 1,
+            sent_unix_ns: 2_000_000,
+            status: ProbeStatus::Lost.into(),
+            transmit_stamp: TimestampSource::User.into(),
+            ..ProbeResult::default()
+        };
+        assert_eq!(decode(block.as_slice(), Before::default()).unwrap(), [first, second]);
+    }
+
+    const SENT_NS: u64 = 1_790_000_000_000_000_000;
+    const MS: u64 = 1_000_000;
+
+    /// Of a session with jitter of some ten microseconds, and a reflector whose clock is so far ahead.
+    fn regular(n: u32, interval_ns: u64, ahead_ns: i64) -> ProbeResult {
+        let jitter = i64::from(n.wrapping_mul(2_654_435_761) >> 16);
+        let (rtt, egress) = (1_000_000 + jitter, 500_000 + ahead_ns + jitter / 2);
+        let negative = ahead_ns > rtt;
+        let validity = if negative { OneWayValidity::Negative } else { OneWayValidity::Valid };
+        ProbeResult {
+            test_number: 1,
+            sequence: n,
+            sent_unix_ns: SENT_NS + u64::from(n) * interval_ns + jitter as u64,
+            status: ProbeStatus::Received.into(),
+            rtt_ns: Some(rtt),
+            egress_ns: Some(egress),
+            ingress_ns: Some(rtt - egress),
+            reflector_processing_ns: Some(5_000 + jitter / 10),
+            reflector_sequence: Some(n),
+            egress_ttl: Some(251),
+            ingress_ttl: Some(251),
+            ingress_tos: Some(0),
+            egress_tos: None,
+            transmit_stamp: TimestampSource::Kernel.into(),
+            receive_stamp: Some(TimestampSource::Kernel.into()),
+            one_way_validity: Some(validity.into()),
+            reflector_stamp_corrected: false,
+        }
+    }
+
     #[test]
     fn a_regular_probe_takes_few_octets() {
-        let probes: Vec<ProbeResult> = (0..400u32)
-            .map(|n| {
-                let jitter = i64::from(n.wrapping_mul(2_654_435_761) >> 16);
-                let (rtt, egress) = (1_000_000 + jitter, 3_600_000_000_000 + jitter / 2);
-                ProbeResult {
-                    test_number: 1,
-                    sequence: n,
-                    sent_unix_ns: 1_790_000_000_000_000_000
-                        + u64::from(n) * 10_000_000
-                        + jitter as u64,
-                    status: ProbeStatus::Received.into(),
-                    rtt_ns: Some(rtt),
-                    egress_ns: Some(egress),
-                    ingress_ns: Some(rtt - egress),
-                    reflector_processing_ns: Some(5_000 + jitter / 10),
-                    reflector_sequence: Some(n),
-                    egress_ttl: Some(255),
-                    ingress_ttl: Some(255),
-                    ingress_tos: Some(0),
-                    egress_tos: None,
-                    transmit_stamp: TimestampSource::Kernel.into(),
-                    receive_stamp: Some(TimestampSource::Kernel.into()),
-                    one_way_validity: Some(OneWayValidity::Negative.into()),
-                    reflector_stamp_corrected: false,
-                }
-            })
-            .collect();
-        let octets: usize = probes.chunks(16).map(|chunk| encode(chunk).unwrap().len()).sum();
-        assert!(octets <= 400 * 14, "{}", octets as f64 / 400.0);
+        let octets = |interval_ns: u64, ahead_ns: i64, in_a_record: usize| {
+            let probes: Vec<_> = (0..400).map(|n| regular(n, interval_ns, ahead_ns)).collect();
+            let of_record = |probes: &[ProbeResult]| {
+                let last = probes.last().unwrap().sent_unix_ns;
+                encode(probes, UnixTime(last + MS)).unwrap().len()
+            };
+            probes.chunks(in_a_record).map(of_record).sum::<usize>() as f64 / 400.0
+        };
+        let hour = 3_600_000 * MS as i64;
+        assert!(octets(10 * MS, hour, 16) <= 13.0, "{}", octets(10 * MS, hour, 16));
+        assert!(octets(100 * MS, 0, 12) <= 12.5, "{}", octets(100 * MS, 0, 12));
+        assert!(octets(1_000 * MS, 0, 1) <= 22.0, "{}", octets(1_000 * MS, 0, 1));
     }
 
     #[test]
     fn an_irregular_probe_is_refused() {
+        let encode = |probe: ProbeResult| encode(&[probe], UnixTime(SENT_NS));
         let lost = ProbeResult { status: 2, transmit_stamp: 1, ..ProbeResult::default() };
-        assert!(encode(&[lost]).is_some());
-        assert!(encode(&[ProbeResult { transmit_stamp: 0, ..lost }]).is_none());
-        assert!(encode(&[ProbeResult { rtt_ns: Some(1), ..lost }]).is_none());
-        assert!(encode(&[ProbeResult { status: 1, ..lost }]).is_none());
+        assert!(encode(lost).is_some());
+        assert!(encode(ProbeResult { transmit_stamp: 0, ..lost }).is_none());
+        assert!(encode(ProbeResult { rtt_ns: Some(1), ..lost }).is_none());
+        assert!(encode(ProbeResult { status: 1, ..lost }).is_none());
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::block;
+use super::block::{self, Before};
 use crate::{
     proto::{
         Event, Figures, Gap, IntervalResult, ProbeResult, ProbeResults, Record, RecordKind,
@@ -11,11 +11,12 @@ use crate::{
     },
     stats,
     store::{Entry, MAXIMUM_CONTENT_OCTETS, StoreError, content},
+    time::UnixTime,
 };
 
-/// Makes the contents of the records that a report becomes: more than one only where many probes
-/// are more than a record holds.
-pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
+/// Makes the contents of the records of this time that a report becomes: more than one only where many
+/// probes are more than a record holds.
+pub(super) fn encode(kind: record::Kind, recorded: UnixTime) -> Vec<(u8, Bytes)> {
     match kind {
         record::Kind::TestResult(mut result) => {
             vec![(content::TEST_RESULT, test_result(&mut result))]
@@ -25,7 +26,7 @@ pub(super) fn encode(kind: record::Kind) -> Vec<(u8, Bytes)> {
             vec![(content::INTERVAL_RESULT, octets)]
         }
         record::Kind::Event(event) => vec![(content::EVENT, event.encode_to_vec().into())],
-        record::Kind::ProbeResults(results) => probes(results.probes),
+        record::Kind::ProbeResults(results) => probes(results.probes, recorded),
         record::Kind::Gap(_) => Vec::new(),
     }
 }
@@ -52,8 +53,8 @@ pub(super) fn fitting<M: Message>(
     octets.into()
 }
 
-fn probes(mut probes: Vec<ProbeResult>) -> Vec<(u8, Bytes)> {
-    let (kind, octets) = match block::encode(&probes) {
+fn probes(mut probes: Vec<ProbeResult>, recorded: UnixTime) -> Vec<(u8, Bytes)> {
+    let (kind, octets) = match block::encode(&probes, recorded) {
         Some(block) => (content::PROBE_BLOCK, block),
         None => {
             let results = ProbeResults { probes: probes.clone() };
@@ -64,14 +65,16 @@ fn probes(mut probes: Vec<ProbeResult>) -> Vec<(u8, Bytes)> {
         return vec![(kind, octets.into())];
     }
     let rest = probes.split_off(probes.len() / 2);
-    [self::probes(probes), self::probes(rest)].concat()
+    [self::probes(probes, recorded), self::probes(rest, recorded)].concat()
 }
 
 /// The kind of a record, as a filter knows it; `None` for a record that never had content.
 pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
     match entry.kind & !content::REMOVED {
         content::TEST_RESULT => Some(RecordKind::TestResult),
-        content::PROBE_BLOCK | content::PROBE_RESULTS => Some(RecordKind::ProbeResults),
+        content::PROBE_BLOCK | content::PROBE_BLOCK_OF_2 | content::PROBE_RESULTS => {
+            Some(RecordKind::ProbeResults)
+        }
         content::EVENT => Some(RecordKind::Event),
         content::INTERVAL_RESULT => Some(RecordKind::IntervalResult),
         _ => None,
@@ -93,12 +96,18 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
         RecordKind::IntervalResult => {
             IntervalResult::decode(content).map(record::Kind::IntervalResult)
         }
-        RecordKind::ProbeResults if entry.kind == content::PROBE_BLOCK => {
-            let probes = block::decode(content).ok_or_else(damaged)?;
-            Ok(record::Kind::ProbeResults(ProbeResults { probes }))
-        }
         RecordKind::ProbeResults | RecordKind::Unspecified => {
-            ProbeResults::decode(content).map(record::Kind::ProbeResults)
+            let before = match entry.kind {
+                content::PROBE_BLOCK => Some(Before::usual(entry.time)),
+                content::PROBE_BLOCK_OF_2 => Some(Before::default()),
+                _ => None,
+            };
+            let probes = before.map(|before| block::decode(content.clone(), before));
+            match probes {
+                Some(probes) => Ok(ProbeResults { probes: probes.ok_or_else(damaged)? }),
+                None => ProbeResults::decode(content),
+            }
+            .map(record::Kind::ProbeResults)
         }
     };
     Ok(Record {

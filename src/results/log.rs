@@ -80,7 +80,7 @@ impl Log {
 
     /// Under the lock of the statistics: cursors rise in the order in which records are handed on.
     fn append_all(&self, subject: &Subject, kind: record::Kind, time: UnixTime) {
-        for (kind, content) in record_content::encode(kind) {
+        for (kind, content) in record_content::encode(kind, kept(time)) {
             self.append(subject, kind, content, time);
         }
     }
@@ -88,8 +88,7 @@ impl Log {
     fn append(&self, subject: &Subject, kind: u8, content: Bytes, time: UnixTime) {
         let entry = Entry {
             cursor: self.next_cursor.load(Relaxed),
-            // What the store keeps of it.
-            time: UnixTime(time.0 / 1_000 * 1_000),
+            time: kept(time),
             subject: subject.stored.clone(),
             kind,
             content,
@@ -132,6 +131,11 @@ impl Log {
     pub(super) fn fold(&self) -> MutexGuard<'_, Fold> {
         self.fold.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the store keeps of the time of a record: microseconds.
+fn kept(time: UnixTime) -> UnixTime {
+    UnixTime(time.0 / 1_000 * 1_000)
 }
 
 /// Events are what the agent logs of measurements.

@@ -5,14 +5,16 @@
 pub const NOTHING: u8 = 0;
 /// A `TestResult`.
 pub const TEST_RESULT: u8 = 1;
-/// Probes, delta-encoded.
-pub const PROBE_BLOCK: u8 = 2;
+/// Probes, delta-encoded, by earlier agents.
+pub const PROBE_BLOCK_OF_2: u8 = 2;
 /// An `Event`.
 pub const EVENT: u8 = 3;
 /// An `IntervalResult`.
 pub const INTERVAL_RESULT: u8 = 4;
 /// `ProbeResults`, where a block cannot hold them.
 pub const PROBE_RESULTS: u8 = 5;
+/// Probes, delta-encoded.
+pub const PROBE_BLOCK: u8 = 6;
 
 /// Added to any other: the content was taken away, the connection has its records kept for less.
 pub const REMOVED: u8 = 0x80;

@@ -46,7 +46,7 @@ pub use writer::StoreState;
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
 /// Version of the layout on disk.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 /// In a state directory, held by the agent that runs on it.
 const LOCK_FILE: &str = "lock";
 /// How often a directory that another agent has is tried again, and after what time: 2 s in all.

@@ -240,14 +240,15 @@ class Case(unittest.TestCase):
             for agent in self.agents:
                 print(f"--- {agent.log_path}\n{agent.log()[-8000:]}")
 
-    def wait_for(self, what, seconds=20, every=0.1):
-        """Waits until `what` returns something true, and returns it."""
+    def wait_for(self, what, seconds=20, every=0.1, told=None):
+        """Waits until `what` returns something true, and returns it. Where it does not, `told` tells why."""
         end = time.monotonic() + seconds
         while True:
             value = what()
             if value:
                 return value
             if time.monotonic() > end:
+                value = told() if told else value
                 raise AssertionError(f"not within {seconds} s: last value {value!r}")
             time.sleep(every)
 
@@ -362,7 +363,7 @@ def tests(records, name=None, outcome=None):
         result = record.get("test_result")
         if result and (name is None or record["connection"] == name):
             if outcome is None or result["outcome"] == f"TEST_OUTCOME_{outcome}":
-                found.append({**result, "cursor": int(record["cursor"]), "time": record["time"]})
+                found.append({**result, "session": record["session"], "cursor": int(record["cursor"]), "time": record["time"]})
     return found
 
 

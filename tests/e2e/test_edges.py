@@ -114,6 +114,41 @@ class Edges(Case):
         self.wait_for(lambda: self.state() == "COMPLETED")
         self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_COMPLETED")) == 2)
 
+    def test_sessions_change_while_the_connection_is_closed_between_tests(self):
+        """Those that are not touched go on counting, and their next test stays due."""
+        self.api.apply({"server": server(port=self.port)})
+        base = self.measured()["control_connections"][0]
+        one = lambda name, **fields: session(name, probe_count=2, probe_interval="0.02s",  # noqa: E731
+                                             loss_timeout="0.2s", **fields)
+        paced = lambda *sessions: {"client": client(  # noqa: E731
+            {**base, "test_interval": "3600s", "test_count": 2, "test_sessions": list(sessions)})}
+        ended = lambda: sorted(r["session"] for r in self.api.records() if "test_result" in r)  # noqa: E731
+        parked = lambda: (c := self.api.connection("c1"))["state"] == "CONNECTION_STATE_RUNNING" and (  # noqa: E731
+            not c["server_address"]) and c
+        due = lambda: harness.seconds(self.api.connection("c1")["next_attempt_time"])  # noqa: E731
+        accepted = lambda: int(self.api.call("ServerService", "GetServerStatus")["connections_accepted"])  # noqa: E731
+        self.api.apply(paced(one("s1"), one("s2")), mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: ended() == ["s1", "s2"] and parked())
+        before = due()
+        changed = paced(one("s1"), one("s2", dscp_code_points="ef"), one("s3"))
+        for dry in (True, False):
+            change = self.api.apply(changed, mode="APPLY_MODE_MERGE", validate_only=dry)["changes"][0]
+            self.assertEqual((change["effect"], sorted(change["sessions"])), ("CHANGE_EFFECT_SESSIONS", ["s2", "s3"]))
+        self.wait_for(lambda: len(ended()) == 4 and parked())
+        self.assertEqual(ended(), ["s1", "s2", "s2", "s3"])
+        self.assertLess(abs(due() - before), 1, "s1 as before")
+        self.wait_for(lambda: not self.api.connection("c1")["reconciling"])
+        # One that is done, and one less: there is nothing to connect for.
+        count = accepted()
+        self.api.apply(paced(one("s1"), one("s2", dscp_code_points="ef")), mode="APPLY_MODE_MERGE")
+        time.sleep(1)
+        self.assertEqual((accepted(), ended()), (count, ["s1", "s2", "s2", "s3"]))
+        self.assertLess(abs(due() - before), 1)
+        self.assertFalse(self.api.connection("c1")["reconciling"])
+        # The last session that had something to do goes.
+        self.api.apply(paced(one("s2", dscp_code_points="ef")), mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: self.state() == "COMPLETED")
+
     def test_what_is_stopped_and_not_yet_is_reconciling(self):
         self.api.apply({"server": server(port=self.port)})
         self.api.apply({"client": self.measured(session={"loss_timeout": "5s"})}, mode="APPLY_MODE_MERGE")

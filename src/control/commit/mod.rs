@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Committed, secrets::Digester};
 use crate::{
-    model::{changes, parse, warnings},
+    model::{Standing, changes, parse, warnings},
     net::{
         check_resources,
         clock::{self, Uptime},
@@ -312,7 +312,9 @@ impl Actor {
             _ => before.config,
         };
         // What is open beside the sockets that run already.
-        let others = open_files().saturating_sub(from.client_sockets());
+        let runs = |name: &str| matches!(standing(name), Standing::Together | Standing::OneByOne);
+        let running = from.connections.values().filter(|connection| runs(&connection.name));
+        let others = open_files().saturating_sub(running.map(|c| c.sockets()).sum());
         let most_sockets = files_for_measurements().saturating_sub(others);
         let mut answer = ApplyConfigResponse {
             revision: current,

@@ -168,6 +168,17 @@ impl Driver {
         }
     }
 
+    /// Changes the sessions of a connection that is not there: those that are not touched have their
+    /// next test when they would have had it.
+    pub(super) async fn change_sessions_apart(&mut self) {
+        let touched = touched_sessions(&self.config, &self.current.config);
+        let is_touched = |name: &str| touched.iter().any(|touched| touched == name);
+        self.ask(is_touched, |done| Command::Stop(done, Grace::Short)).await.await;
+        self.applied = self.current.revision;
+        self.follow_sessions().await;
+        self.progress.wake(is_touched);
+    }
+
     /// Starts the sessions that are configured and do not run; over a control connection once
     /// those with these SIDs are stopped. One that cannot be started where the others run on is
     /// tried again at the beat of the connection.

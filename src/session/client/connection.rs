@@ -26,7 +26,7 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Extensions},
     net::{NetworkChanges, clock, random},
-    proto::{ConnectionState, EventType},
+    proto::{ConnectionState, EventType, LossCause},
     results::Results,
     session::{Derivation, plane::Ended},
     supervise::Pulse,
@@ -179,38 +179,43 @@ impl Driver {
         self.course.attempt_at(clock::monotonic());
         loop {
             let next = self.attempt_and_run().await;
-            let due = match next {
+            let next = match next {
                 Next::Lost(failure, started) => {
+                    // What was lost here may find another way from here, and does not wait for it.
+                    let at_once = started && failure.cause == LossCause::Local;
                     if self.lost(failure, started).await {
                         return self.completed_by_break().await;
                     }
-                    self.next_attempt()
+                    let due = if at_once { clock::monotonic() } else { self.next_attempt() };
+                    self.wait_until(due).await
                 }
                 Next::Parked(due) => {
                     self.course.attempt_at(due);
-                    let next = self.park_until(due).await;
-                    if matches!(next, Next::Completed) {
-                        return self.complete().await;
-                    } else if !matches!(next, Next::Attempt) {
-                        return next;
-                    }
-                    continue;
+                    self.park_until(due).await
                 }
-                Next::Again => {
-                    self.course.attempt_at(clock::monotonic());
-                    continue;
-                }
-                Next::Completed => return self.complete().await,
                 next @ (Next::Anew
                 | Next::Attempt
                 | Next::Sessions
                 | Next::Tuned
                 | Next::Retimed
-                | Next::End) => return next,
+                | Next::Completed
+                | Next::Again
+                | Next::End) => next,
             };
-            let next = self.wait_until(due).await;
-            if !matches!(next, Next::Attempt) {
-                return next;
+            match next {
+                Next::Attempt => {}
+                Next::Sessions => {
+                    self.change_sessions_apart().await;
+                    self.course.attempt_at(clock::monotonic());
+                }
+                Next::Again => self.course.attempt_at(clock::monotonic()),
+                Next::Completed => return self.complete().await,
+                next @ (Next::Anew
+                | Next::Tuned
+                | Next::Retimed
+                | Next::Lost(..)
+                | Next::Parked(_)
+                | Next::End) => return next,
             }
         }
     }
@@ -314,18 +319,26 @@ impl Driver {
             self.status.parked(due, clock::now());
             tokio::select! {
                 () = sleep(until(Some(due))) => return Next::Attempt,
-                () = progress.changed() => {
-                    if progress.all_completed() {
-                        return Next::Completed;
-                    }
-                    // Where a session no longer waits, it has a test to run.
-                    due = progress.idle_until().unwrap_or_else(clock::monotonic);
-                    self.course.attempt_at(due);
-                }
-                next = self.change() => if !matches!(next, Next::Retimed) {
-                    return next;
+                () = progress.changed() => {}
+                next = self.change() => match next {
+                    Next::Retimed => continue,
+                    Next::Sessions => self.change_sessions_apart().await,
+                    next @ (Next::Anew
+                    | Next::Attempt
+                    | Next::Tuned
+                    | Next::Lost(..)
+                    | Next::Completed
+                    | Next::Parked(_)
+                    | Next::Again
+                    | Next::End) => return next,
                 }
             }
+            if progress.all_completed() {
+                return Next::Completed;
+            }
+            // Where a session no longer waits, it has a test to run.
+            due = progress.idle_until().unwrap_or_else(clock::monotonic);
+            self.course.attempt_at(due);
         }
     }
 

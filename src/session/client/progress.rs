@@ -133,14 +133,29 @@ impl Progress {
         self.bell.notify_one();
     }
 
-    /// A session between two tests begins the next one at another time.
-    pub(super) fn move_due(&self, name: &str, due: Monotonic) {
-        if let Some(session) = self.lock().get_mut(name)
-            && matches!(session.stage, Stage::Between(before) if before != due)
-        {
+    /// A session that is in no test begins the next one at this time, which may be another than it was.
+    /// One that waits for its first test counts as one that tests, unless it `waits_long`.
+    pub(super) fn move_due(&self, name: &str, due: Monotonic, waits_long: bool) {
+        let mut sessions = self.lock();
+        let Some(session) = sessions.get_mut(name) else { return };
+        let moves = match session.stage {
+            Stage::Testing => waits_long,
+            Stage::Between(before) => before != due,
+            Stage::Completed => false,
+        };
+        if moves {
             session.stage = Stage::Between(due);
             // It may be so far off that the connection is closed until then.
             self.bell.notify_one();
+        }
+    }
+
+    /// Of these sessions, those that wait for their next test do so no longer.
+    pub(super) fn wake(&self, which: impl Fn(&str) -> bool) {
+        for (name, session) in self.lock().iter_mut() {
+            if matches!(session.stage, Stage::Between(_)) && which(name) {
+                session.stage = Stage::Testing;
+            }
         }
     }
 

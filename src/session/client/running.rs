@@ -169,7 +169,7 @@ impl Driver {
     /// All sessions are started.
     pub(super) async fn up(&mut self, control: Option<&Established>, sessions: Vec<OpenSession>) {
         let now = clock::now();
-        self.progress.reset();
+        self.progress.wake(|_| true);
         self.progress.forget_silence();
         self.status.state(ConnectionState::Running, now);
         self.status.stands(self.standing(control));

@@ -210,7 +210,7 @@ impl Connection {
                     let Some(config) = configured.borrow_and_update().clone() else { continue };
                     self.deadline = end_of_life(&config, self.since);
                     self.machine.set_inactivity_timeout(config.inactivity_timeout_ns);
-                    if let Err(error) = tcp::prepare_accepted(&self.stream, config.keepalive) {
+                    if let Err(error) = tcp::keep_alive(&self.stream, config.keepalive) {
                         tracing::debug!(client = %self.ends.client, %error, "keepalive stays");
                     }
                     if !config.allows(self.ends.client.ip()) {

@@ -151,6 +151,10 @@ impl SessionSender {
     pub fn restart(&mut self) {
         self.tests_finished = 0;
         self.completed = false;
+        if self.is_paused() {
+            // What was due then is due when a session is started.
+            self.phase = Phase::Idle(None);
+        }
     }
 
     /// A session was started. A test begins at `first` or, where the session was paused, when it
@@ -164,7 +168,7 @@ impl SessionSender {
         self.track.session_started();
         if !self.is_complete() {
             let due = match self.phase {
-                Phase::Idle(Some(due)) if self.paused => due,
+                Phase::Idle(Some(due)) if self.paused && due > now.monotonic => due,
                 Phase::Idle(_) | Phase::Testing(_) => first,
             };
             self.phase = Phase::Idle(Some(due));

@@ -97,7 +97,6 @@ pub(super) struct Session {
     iteration_done_events: bool,
     machine: SessionSender,
     link: Option<Link>,
-    parked: bool,
     /// Why this host would not send the latest probe of the running test that it would not send.
     refusal: Option<io::Error>,
     /// To be told when the test that is being stopped has ended.
@@ -148,8 +147,7 @@ impl Endpoint for Session {
     }
 
     fn deadline(&self) -> Option<Monotonic> {
-        let probe = if self.parked { None } else { self.machine.next_probe() };
-        let machine = if self.parked { None } else { self.machine.poll_deadline() };
+        let (probe, machine) = (self.machine.next_probe(), self.machine.poll_deadline());
         let flush = (!self.probes.is_empty()).then_some(self.probes_due);
         // But for probes nothing has to be on time, so that one wake-up serves many.
         let other = machine.into_iter().chain(flush).min();
@@ -214,7 +212,6 @@ impl Session {
             iteration_done_events: connection.test_iteration_done_events,
             config,
             link: None,
-            parked: false,
             refusal: None,
             stopping: None,
             pausing: None,
@@ -245,28 +242,22 @@ impl Session {
                     unread_stamps: 0,
                     _share: share,
                 });
-                self.parked = false;
                 // It may have been changed while the socket was opened.
                 self.set_ttl();
                 self.thresholds.reachable(true);
                 self.machine.session_started(carrier, first, now);
-                if let Some(due) = self.machine.idle_until()
-                    && due.since_ns(now.monotonic) > SOON_NS
-                {
-                    // It was connected for a test that is no longer due.
-                    self.tools.progress.set(&self.config.name, Stage::Between(due));
-                }
+                // It may be connected for a test that is no longer due.
+                self.tell_due(now);
             }
             Command::Down(cause, attempts) => {
                 self.link = None;
-                self.parked = false;
                 self.pausing = None;
                 self.thresholds.reachable(false);
                 self.machine.session_lost(cause, attempts, now);
             }
             Command::Park => {
                 self.link = None;
-                self.parked = true;
+                self.machine.pause();
             }
             Command::Pause(done) => {
                 self.machine.pause();
@@ -285,9 +276,7 @@ impl Session {
                     link.packet = packet(&self.config, link.least_octets, link.padding_start);
                 }
                 self.set_ttl();
-                if let Some(due) = self.machine.idle_until() {
-                    self.tools.progress.move_due(&self.config.name, due);
-                }
+                self.tell_due(now);
                 let cleared = self.thresholds.set(&self.config.thresholds);
                 self.tell(cleared, now);
             }
@@ -302,7 +291,6 @@ impl Session {
                     self.thresholds.reachable(false);
                 }
                 self.machine.stop(grace_ns, now);
-                self.parked = false;
                 self.stopping = Some(done);
             }
             Command::Rest => {
@@ -315,6 +303,13 @@ impl Session {
         }
     }
 
+    fn tell_due(&self, now: Now) {
+        if let Some(due) = self.machine.idle_until() {
+            let waits_long = due.since_ns(now.monotonic) > SOON_NS;
+            self.tools.progress.move_due(&self.config.name, due, waits_long);
+        }
+    }
+
     fn set_ttl(&self) {
         let Some(link) = &self.link else { return };
         if let Err(error) = link.socket.set_ttl(self.config.ttl) {
@@ -324,14 +319,12 @@ impl Session {
 
     /// Sends what is due, lets time pass in the machine, and reports what came out.
     fn advance(&mut self, now: Now) {
-        if !self.parked {
-            if self.machine.loses(now.monotonic) {
-                // A reply that came in time may lie there.
-                self.receive();
-            }
-            self.machine.handle_timeout(now);
-            self.send_due();
+        if self.machine.loses(now.monotonic) {
+            // A reply that came in time may lie there.
+            self.receive();
         }
+        self.machine.handle_timeout(now);
+        self.send_due();
         self.report(now);
         if !self.probes.is_empty() && self.probes_due <= now.monotonic {
             self.flush_probes(now);

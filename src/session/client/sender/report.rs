@@ -15,7 +15,7 @@ use crate::{
 /// How long a probe waits for others to share a record with it: as long as a dozen take, within this.
 /// Of a record with one probe most is not of the probe.
 const SHORTEST_BATCH_NS: u64 = 40_000_000;
-const LONGEST_BATCH_NS: u64 = 1_000_000_000;
+const LONGEST_BATCH_NS: u64 = 1_250_000_000;
 
 impl Session {
     pub(super) fn report(&mut self, now: Now) {
