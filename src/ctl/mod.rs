@@ -77,7 +77,8 @@ fn is_gone(status: &Status) -> bool {
 
 /// A status with every violation on a line of its own.
 fn status_text(status: &Status) -> String {
-    if is_gone(status) && status.code() != Code::Unavailable {
+    // What an agent says of itself came whole.
+    if is_gone(status) && std::error::Error::source(status).is_some() {
         return format!("the agent went away ({})", status.message());
     }
     let details = status.get_error_details();

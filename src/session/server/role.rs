@@ -3,7 +3,10 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,6 +29,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// Rest after an error of accept, which means that descriptors or memory are short.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// How often such errors are logged while they go on.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// The task of the server role.
 #[derive(Debug)]
@@ -156,6 +161,7 @@ impl ServerRole {
 
 /// Accepts control connections; they end with the listener.
 async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: CancellationToken) {
+    let mut told = None::<Instant>;
     loop {
         tokio::select! {
             () = token.cancelled() => return,
@@ -165,7 +171,10 @@ async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: Canc
                     tasks.spawn("server connection", connection);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a control connection");
+                    if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_EVERY) {
+                        tracing::warn!(%error, "cannot accept a control connection");
+                        told = Some(Instant::now());
+                    }
                     sleep(ACCEPT_REST).await;
                 }
             }

@@ -173,7 +173,7 @@ impl SessionSender {
         self.events.push_back(SenderEvent::Test(Box::new(result), minute));
         self.tests_finished += 1;
         if let Some(config) = self.next_config.take() {
-            self.config = config;
+            self.set_config(config, now.monotonic);
         }
         self.complete();
     }

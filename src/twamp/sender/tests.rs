@@ -129,6 +129,21 @@ fn the_next_test_comes_as_after_any_other() {
     assert!(starts.len() >= 4 && starts.windows(2).all(|pair| pair[1] - pair[0] == 1_080 * MS));
 }
 
+#[test]
+fn another_pause_that_comes_within_a_test_is_the_one_behind_it() {
+    for (pause_ns, count, second) in [(200 * MS, 0, 280 * MS), (3_000 * MS, 2, 3_080 * MS)] {
+        let mut driven = Driven::new(config(4, 10 * MS));
+        driven.run_until(20 * MS, |_| Ok(()));
+        let paced =
+            SenderConfig { test_interval_ns: pause_ns, test_count: count, ..config(4, 10 * MS) };
+        driven.machine.set_config(paced, Monotonic(driven.at_ns));
+        driven.run_until(100 * MS, |_| Ok(()));
+        assert_eq!(driven.machine.idle_until(), Some(Monotonic(second)));
+        driven.run_until(second + 200 * MS, |_| Ok(()));
+        assert_eq!(driven.machine.is_completed(), count == 2);
+    }
+}
+
 /// A reply as a reflector that counts writes it.
 fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     use crate::{
