@@ -13,6 +13,7 @@ use super::{SCHEMA, StoreError, room};
 /// How often sled's own flusher runs; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
 const SCHEMA_KEY: &[u8] = b"schema";
+const SETTINGS_FILE: &str = "conf";
 /// How often a file that is locked is tried again, and after what time: 5 s in all.
 const LOCK_TRIES: u32 = 100;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
@@ -38,6 +39,7 @@ impl Engine {
     /// Opens a database. One that is damaged is renamed and a new one begun; one of a newer schema
     /// is left alone.
     pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        mend_settings(&path.join(SETTINGS_FILE));
         match Self::open_whole(path, cache_octets) {
             Ok(engine) => Ok(engine),
             Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
@@ -190,6 +192,24 @@ impl Engine {
     /// Octets on disk.
     pub(super) fn disk_octets(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)
+    }
+}
+
+/// sled has beside its data how that is laid out, which is the same for all that this agent makes: where
+/// it is not what its sum says it is, it goes, and sled writes it anew.
+fn mend_settings(path: &Path) {
+    let is_whole = match fs::read(path) {
+        Ok(octets) => octets
+            .split_last_chunk::<4>()
+            .is_some_and(|(settings, sum)| crc32fast::hash(settings) == u32::from_le_bytes(*sum)),
+        // Nothing stands there, but for a link to nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => !path.is_symlink(),
+        // Whoever opens the database will tell.
+        Err(_) => true,
+    };
+    if !is_whole {
+        let removed = fs::remove_file(path);
+        tracing::warn!(file = %path.display(), ?removed, "was damaged; it is written anew");
     }
 }
 

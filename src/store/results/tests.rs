@@ -474,6 +474,40 @@ fn retention_that_is_set_while_records_are_taken_out_costs_no_others() {
     assert_eq!((entries.len(), store.state().borrow().records), (4_000, 4_000));
 }
 
+/// A file of a few octets takes nothing with it.
+#[test]
+fn settings_of_the_database_that_are_damaged_cost_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    let (time, content) = (now().unix, vec![1].into());
+    store
+        .store
+        .append(Entry { cursor: 1, time, subject: Arc::default(), kind: 1, content })
+        .unwrap();
+    wait_for(&store, |state| state.newest == 1);
+    store.close();
+    drop(store);
+    let file = directory.path().join("results.sled").join("conf");
+    let whole = fs::read(&file).unwrap();
+    let flipped = |bit: usize| {
+        let mut octets = whole.clone();
+        octets[bit / 8] ^= 1 << (bit % 8);
+        octets
+    };
+    let mut damaged: Vec<_> = (0..whole.len() * 8).step_by(37).map(flipped).collect();
+    damaged.extend([Vec::new(), whole[..3].to_vec(), whole[..whole.len() / 2].to_vec()]);
+    for octets in damaged {
+        fs::write(&file, &octets).unwrap();
+        let store = open(&state);
+        assert_eq!((store.damage().len(), store.state().borrow().records), (0, 1), "{octets:?}");
+        assert_eq!(fs::read(&file).unwrap(), whole);
+    }
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("nowhere", &file).unwrap();
+    assert_eq!(open(&state).state().borrow().records, 1);
+}
+
 /// One bit of a window that is full: what is around it is gone, and all the rest is there.
 #[test]
 fn a_bit_that_flipped_costs_what_is_around_it() {
