@@ -206,14 +206,44 @@ fn conformance_044_052_a_counter_offered_port_is_used() {
 }
 
 #[test]
-fn a_refused_session_ends_the_attempt_with_its_accept_value() {
+fn refused_sessions_end_the_attempt_with_their_accept_value_where_there_are_no_others() {
     let mut client = client(2);
     feed(&mut client, &greeting(1));
     feed(&mut client, &server_start(0));
-    feed(&mut client, &accept_session(0, 5000));
+    let actions = feed(&mut client, &accept_session(4, 0));
+    assert!(matches!(actions[0], ClientAction::Refused(0, accept) if accept.0 == 4));
     let actions = feed(&mut client, &accept_session(5, 0));
     let ClientError::SessionRejected { index: 1, accept } = failure(&actions) else { panic!() };
     assert_eq!(accept.0, 5);
+}
+
+#[test]
+fn a_refused_session_leaves_those_alone_that_are_accepted() {
+    for refused in 0..3 {
+        let mut client = client(3);
+        feed(&mut client, &[greeting(1), server_start(0)].concat());
+        let (mut accepted, mut declined, mut octets) = (Vec::new(), Vec::new(), Vec::new());
+        for index in 0..3 {
+            let accept = if index == refused { 5 } else { 0 };
+            let actions = feed(&mut client, &accept_session(accept, 5000));
+            octets = sent(&actions);
+            for action in actions {
+                match action {
+                    ClientAction::Accepted(session) => accepted.push(session.index),
+                    ClientAction::Refused(index, _) => declined.push(index),
+                    ClientAction::Send(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!((accepted.len(), declined), (2, vec![refused]));
+        assert!(!accepted.contains(&refused));
+        assert_eq!((octets.len(), octets[0]), (32, 2), "Start-Sessions");
+        assert!(is_started(&feed(&mut client, &start_ack(0))));
+        client.stop(Monotonic(0));
+        let stop = sent(&std::iter::from_fn(|| client.poll_action()).collect::<Vec<_>>());
+        assert_eq!(stop[4..8], 2u32.to_be_bytes());
+    }
 }
 
 #[test]

@@ -429,6 +429,31 @@ class Sessions(TwoHosts):
         for name in ("s1", "s2"):
             self.assertEqual({t["test_result"]["outcome"] for t in self.of(name)}, {"TEST_OUTCOME_COMPLETE"})
 
+    def test_a_session_that_is_refused_from_the_beginning_leaves_the_others_alone(self):
+        self.refused_from_the_beginning()
+        # And is asked for again.
+        self.server.apply({"server": server()})
+        self.wait_for(lambda: self.starts()["s3"][0] == 1)
+
+    def test_also_where_they_are_started_together(self):
+        self.refused_from_the_beginning(extensions={"individual_session_control": False})
+
+    def refused_from_the_beginning(self, **fields):
+        """At the first attempt, and at the one behind an outage."""
+        self.server.apply({"server": server(maximum_sessions_per_connection=2, **fields)})
+        self.api.apply({"client": client(self.connection(session("s1"), session("s2"), session("s3")))})
+        shown = lambda: (self.state(), [s["started"] for s in self.api.connection("c1")["sessions"]])  # noqa: E731
+        runs = lambda: shown() == ("RUNNING", [True, True, False])  # noqa: E731
+        self.wait_for(runs, told=shown)
+        self.assertEqual(self.api.connection("c1")["last_failure"]["accept_code"], 4)
+        self.wait_for(lambda: [t for t in self.of("s3") if t["test_result"]["outcome"] == "TEST_OUTCOME_UNREACHABLE"])
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        self.server.call("ServerService", "CloseServerConnections", {"all": True})
+        self.wait_for(lambda: events(self.api.records(), "CONNECTION_RESTORED"))
+        self.wait_for(runs, told=shown)
+        count = len(self.of("s1"))
+        self.wait_for(lambda: len(self.of("s1")) > count + 2)
+
     def test_a_light_session_that_cannot_start_leaves_the_others_alone(self):
         self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"]}}})
         wanted = self.connection(session("s1"), control_type="CONTROL_TYPE_LIGHT")

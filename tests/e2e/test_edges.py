@@ -149,6 +149,62 @@ class Edges(Case):
         self.api.apply(paced(one("s2", dscp_code_points="ef")), mode="APPLY_MODE_MERGE")
         self.wait_for(lambda: self.state() == "COMPLETED")
 
+    def test_an_outage_with_nothing_left_to_test_is_over(self):
+        """The last session that had something to do goes, or it need not do it any more."""
+        base = {**self.measured()["control_connections"][0], "test_interval": "3600s"}
+        one = lambda name, **fields: session(name, probe_count=2, probe_interval="0.02s",  # noqa: E731
+                                             loss_timeout="0.2s", **fields)
+        apply = lambda count, *sessions: self.api.apply({"client": client(  # noqa: E731
+            {**base, "test_count": count, "test_sessions": list(sessions)})}, mode="APPLY_MODE_MERGE")
+        ended = lambda: len([r for r in self.api.records() if "test_result" in r])  # noqa: E731
+        parked = lambda: self.state() == "RUNNING" and not self.api.connection("c1")["server_address"]  # noqa: E731
+        count = lambda kind: len(events(self.api.records(), kind))  # noqa: E731
+        for rounds, left in enumerate(((2, one("s1", dscp_code_points="ef")), (1, one("s1"), one("s2"))), 1):
+            with self.subTest(left=left):
+                self.api.apply({"server": server(port=self.port)}, mode="APPLY_MODE_MERGE")
+                before = ended()
+                apply(2, one("s1"), one("s2"))
+                self.wait_for(lambda: ended() == before + 2 and parked())
+                if len(left) == 2:
+                    # One of the two runs all of its tests.
+                    apply(2, one("s1", dscp_code_points="ef"), one("s2"))
+                    self.wait_for(lambda: ended() == before + 3 and parked())
+                self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["server"])
+                self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
+                self.wait_for(lambda: self.state() == "WAITING_RETRY")
+                apply(*left)
+                self.wait_for(lambda: self.state() == "COMPLETED")
+                for kind in ("LOST", "ABANDONED", "COMPLETED"):
+                    self.wait_for(lambda: count(f"CONNECTION_{kind}") == rounds, 5)
+                self.assertEqual(self.api.connection("c1")["attempts_since_success"], "0")
+                self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
+
+    def test_a_connection_with_nothing_but_inactive_sessions_is_not_made(self):
+        self.api.apply({"server": server(port=self.port, server_inactivity_timeout="1s")})
+        wanted = self.measured(session={"inactive": True})
+        answer = self.api.apply({"client": wanted}, mode="APPLY_MODE_MERGE")
+        self.assertIn("all its sessions are inactive", " ".join(answer["warnings"]))
+        time.sleep(2.5)
+        self.assertEqual(self.state(), "INACTIVE")
+        self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
+        answer = self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
+        self.assertEqual([c["effect"] for c in answer["changes"]], ["CHANGE_EFFECT_START"])
+        self.wait_for(lambda: self.state() == "RUNNING")
+        answer = self.api.apply({"client": wanted}, mode="APPLY_MODE_MERGE")
+        self.assertEqual([c["effect"] for c in answer["changes"]], ["CHANGE_EFFECT_STOP"])
+        self.wait_for(lambda: self.state() == "INACTIVE")
+
+    def test_another_pause_is_the_one_behind_the_test_that_runs(self):
+        self.api.apply({"server": server(port=self.port)})
+        paced = lambda interval: self.api.apply({"client": client({  # noqa: E731
+            **self.measured(session={"probe_count": 20, "probe_interval": "0.1s"})["control_connections"][0],
+            "test_interval": interval})}, mode="APPLY_MODE_MERGE")
+        paced("3600s")
+        self.wait_for(lambda: self.api.call("ResultsService", "GetStatistics", {
+            "scopes": ["STATISTICS_SCOPE_CURRENT_TEST"]})["statistics"])
+        paced("0.3s")
+        self.wait_for(lambda: len([r for r in self.api.records() if "test_result" in r]) >= 2, 10)
+
     def test_what_is_stopped_and_not_yet_is_reconciling(self):
         self.api.apply({"server": server(port=self.port)})
         self.api.apply({"client": self.measured(session={"loss_timeout": "5s"})}, mode="APPLY_MODE_MERGE")

@@ -80,7 +80,8 @@ impl Check {
             name: c.name.clone(),
             description: c.description.clone(),
             inactive_sessions: inactive.map(|session| session.name.clone()).collect(),
-            inactive: c.inactive,
+            // With nothing to run it would be made, and closed by the server, again and again.
+            inactive: c.inactive || c.test_sessions.iter().all(|session| session.inactive),
             control_type,
             target,
             destination_port: self.number("destination_port", c.destination_port, &limits::PORT)

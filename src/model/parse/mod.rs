@@ -94,8 +94,9 @@ pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
                 ));
             }
         }
-        if connection.sessions.is_empty() && !connection.inactive {
-            warnings.push(format!("client/{}: all its sessions are inactive", connection.name));
+        if connection.sessions.is_empty() && !connection.inactive_sessions.is_empty() {
+            let name = &connection.name;
+            warnings.push(format!("client/{name}: all its sessions are inactive, and so is it"));
         }
     }
     warnings

@@ -60,29 +60,31 @@ pub(super) struct OpenSession {
     pub(super) padding_start: Option<[u8; 2]>,
 }
 
-/// A control connection with all its sessions started.
+/// A control connection with its sessions started.
 #[derive(Debug)]
 pub(super) struct Established {
     stream: TcpStream,
     machine: ControlClient,
     pub(super) sessions: Vec<OpenSession>,
-    /// Why a session that was asked for while others run is not among them.
+    /// Why a session that was asked for is not among them, where others are or run.
     refused: Option<Failure>,
 }
 
-/// Makes one attempt.
+/// Makes one attempt. Sessions that are not started, where others are, leave those alone: why, for the
+/// last of them.
 pub(super) async fn managed(
     config: &ControlConnection,
     extensions: Extensions,
     turn: Turn,
     status: &Status,
     derivation: &Derivation,
-) -> Result<Established, Failure> {
+) -> Result<(Established, Option<Failure>), Failure> {
     let stream = connect(config, status, turn).await?;
     let mut established = prepare(config, extensions, stream, status).await?;
     established.negotiate(config, derivation).await?;
     status.mode(established.machine.mode().0);
-    Ok(established)
+    let refused = established.take_refused();
+    Ok((established, refused))
 }
 
 /// Everything for a negotiation over this connection.
@@ -96,11 +98,10 @@ pub(super) async fn prepare(
     let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
     let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
     status.ends(local, server);
-    let (mut sessions, mut requests) = (Vec::new(), Vec::new());
-    for session in &config.sessions {
-        let (open, request) = open(config, session, local.ip(), server.ip()).await?;
-        sessions.push(open);
-        requests.push(request);
+    let all = |_: &TestSession| true;
+    let (sessions, requests, refused) = open_all(config, all, local.ip(), server.ip()).await;
+    if let Some(failure) = refused.as_ref().filter(|_| sessions.is_empty()) {
+        return Err(failure.clone());
     }
     let options = ClientOptions {
         security: modes::security(config.authentication),
@@ -114,7 +115,7 @@ pub(super) async fn prepare(
         reflected_octets: u16::from_ne_bytes(random::octets()),
     };
     let machine = ControlClient::new(requests, options, clock::monotonic());
-    Ok(Established { stream, machine, sessions, refused: None })
+    Ok(Established { stream, machine, sessions, refused })
 }
 
 /// Opens the sockets of the sessions of these names, for which nothing is negotiated; those that
@@ -167,6 +168,27 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
         timestamps: session.timestamps,
         stamp: Some(Box::new(sender)),
     }
+}
+
+/// Opens the sockets of these sessions and says what to ask for; why the last of those that cannot be
+/// opened cannot.
+async fn open_all(
+    config: &ControlConnection,
+    which: impl Fn(&TestSession) -> bool,
+    local: IpAddr,
+    server: IpAddr,
+) -> (Vec<OpenSession>, Vec<SessionRequest>, Option<Failure>) {
+    let (mut sessions, mut requests, mut failed) = (Vec::new(), Vec::new(), None);
+    for session in config.sessions.iter().filter(|session| which(session)) {
+        match open(config, session, local, server).await {
+            Ok((open, request)) => {
+                sessions.push(open);
+                requests.push(request);
+            }
+            Err(failure) => failed = Some(failure),
+        }
+    }
+    (sessions, requests, failed)
 }
 
 /// Opens the socket of a session and says what to ask for.
@@ -266,7 +288,7 @@ impl Established {
 
     /// Stops sessions and starts others over the same connection, as far as the server can do that
     /// one by one; otherwise stops all. Those that are started are in `sessions` then; why another
-    /// is not, where they are one by one, is the answer.
+    /// is not is the answer.
     pub(super) async fn renegotiate(
         &mut self,
         config: &ControlConnection,
@@ -276,23 +298,22 @@ impl Established {
     ) -> Result<Option<Failure>, Failure> {
         let local = self.stream.local_addr().map_err(|error| Failure::broken(&error))?;
         let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
-        let (mut sessions, mut requests) = (Vec::new(), Vec::new());
-        for session in config.sessions.iter().filter(|session| names.contains(&session.name)) {
-            match open(config, session, local.ip(), server.ip()).await {
-                Ok((open, request)) => {
-                    sessions.push(open);
-                    requests.push(request);
-                }
-                // The others are to go on.
-                Err(failure) if self.machine.is_individual() => self.refused = Some(failure),
-                Err(failure) => return Err(failure),
-            }
+        let named = |session: &TestSession| names.contains(&session.name);
+        let (sessions, requests, refused) = open_all(config, named, local.ip(), server.ip()).await;
+        let others_run = self.machine.is_individual();
+        if let Some(failure) = refused.as_ref().filter(|_| sessions.is_empty() && !others_run) {
+            return Err(failure.clone());
         }
-        self.sessions = sessions;
+        (self.sessions, self.refused) = (sessions, refused);
         self.machine.renegotiate(stop, requests, clock::monotonic());
         self.negotiate(config, derivation).await?;
+        Ok(self.take_refused())
+    }
+
+    /// Lets go of what was not accepted.
+    fn take_refused(&mut self) -> Option<Failure> {
         self.sessions.retain(|session| session.sid.is_some());
-        Ok(self.refused.take())
+        self.refused.take()
     }
 
     /// Sets what can be set on an open connection.

@@ -178,7 +178,11 @@ impl Driver {
     async fn measure(&mut self) -> Next {
         self.course.attempt_at(clock::monotonic());
         loop {
-            let next = self.attempt_and_run().await;
+            // Nothing is left that a connection would be made for.
+            let next = match self.progress.all_completed() {
+                true => Next::Completed,
+                false => self.attempt_and_run().await,
+            };
             let next = match next {
                 Next::Lost(failure, started) => {
                     // What was lost here may find another way from here, and does not wait for it.
@@ -240,8 +244,14 @@ impl Driver {
         self.course.next_attempt(pauses, random, clock::monotonic())
     }
 
+    /// An attempt is made: when the one behind it is due.
+    fn tell_attempt(&self) {
+        let now = clock::now();
+        self.status.attempt(self.course.attempt_behind(self.pauses(), now.monotonic), now);
+    }
+
     async fn attempt_and_run(&mut self) -> Next {
-        let config = self.config.clone();
+        let (config, progress) = (self.config.clone(), self.progress.clone());
         let (status, derivation) = (self.status.clone(), self.derivation.clone());
         let extensions = self.peer.extensions(&config, clock::monotonic());
         let established = 'attempt: loop {
@@ -249,8 +259,7 @@ impl Driver {
             let known = self.network_seen;
             let mut network = self.network.clone();
             let turn = self.turn();
-            let now = clock::now();
-            self.status.attempt(self.course.attempt_behind(self.pauses(), now.monotonic), now);
+            self.tell_attempt();
             let establish = establish(&config, extensions, turn, &status, &derivation);
             // Thousands of octets, which a connection that is up does not need.
             let mut establish = Box::pin(establish);
@@ -263,8 +272,15 @@ impl Driver {
                         let attempt = matches!(next, Next::Attempt);
                         if attempt && status.is_connecting() {
                             continue 'attempt;
-                        } else if !attempt && !matches!(next, Next::Retimed) {
+                        } else if matches!(next, Next::Retimed) {
+                            self.tell_attempt();
+                        } else if !attempt {
                             return next;
+                        }
+                    }
+                    () = progress.changed() => {
+                        if progress.all_completed() {
+                            return Next::Completed;
                         }
                     }
                     () = better, if status.is_connecting() => continue 'attempt,
@@ -344,6 +360,7 @@ impl Driver {
 
     /// All tests were run.
     async fn complete(&mut self) -> Next {
+        self.abandon();
         self.event(EventType::ConnectionCompleted, |_| {});
         self.rest(ConnectionState::Completed).await
     }
@@ -351,7 +368,7 @@ impl Driver {
     /// Waits for the time of the next attempt, or for a change of the network that may make one
     /// succeed before.
     async fn wait_until(&mut self, mut due: Monotonic) -> Next {
-        let known = self.network_seen;
+        let (known, progress) = (self.network_seen, self.progress.clone());
         loop {
             self.status.waiting(due, clock::now());
             let mut network = self.network.clone();
@@ -359,6 +376,12 @@ impl Driver {
             tokio::select! {
                 () = sleep(until(Some(due))) => return Next::Attempt,
                 () = better => return Next::Attempt,
+                () = progress.changed() => {
+                    if progress.all_completed() {
+                        return Next::Completed;
+                    }
+                    continue;
+                }
                 next = self.change() => if !matches!(next, Next::Retimed) {
                     return next;
                 }
@@ -416,10 +439,10 @@ async fn establish(
 ) -> Result<(Option<Box<Established>>, Vec<OpenSession>, Option<Failure>), Failure> {
     match config.control_type {
         ControlType::Managed => {
-            let mut established =
+            let (mut established, refused) =
                 attempt::managed(config, extensions, turn, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
-            Ok((Some(Box::new(established)), sessions, None))
+            Ok((Some(Box::new(established)), sessions, refused))
         }
         ControlType::Light | ControlType::Stamp => {
             let all: Vec<String> =

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     model::{
-        ControlType,
+        ControlType, Standing,
         limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
     },
     net::{check_route, check_source, clock, interface_index},
@@ -48,6 +48,8 @@ impl Driver {
                 next = self.change_but_attempts() => next,
                 () = progress.changed() => match self.after_tests().await {
                     Some(next) => return next,
+                    None if missing.is_some_and(|due| due <= clock::monotonic())
+                        && progress.idle_until().is_some() => Next::Sessions,
                     None => continue,
                 },
                 Some(()) = &mut moved => {
@@ -55,14 +57,7 @@ impl Driver {
                     self.stop_sessions().await;
                     return Next::Again;
                 }
-                () = sleep(until(missing)), if missing.is_some() => {
-                    let changed = Box::pin(self.request_missing(control.as_deref_mut(), Vec::new())).await;
-                    if let Changed::Lost(failure) = changed {
-                        return Next::Lost(failure, true);
-                    }
-                    missing = self.missing_due();
-                    continue;
-                }
+                () = sleep(until(missing)), if missing.is_some() && self.is_one_by_one() => Next::Sessions,
                 Ok(()) = network.changed() => {
                     if interface != self.bound_interface() {
                         return Next::Lost(self.interface_gone(), true);
@@ -119,10 +114,16 @@ impl Driver {
         OptionFuture::from(without_control.then(|| Box::pin(names_move(config, remotes))))
     }
 
-    /// When sessions are tried again that do not run though the others do.
+    /// When sessions are tried again that do not run though the others do. Where all have to be asked
+    /// for anew with them, that is not before none of them is in a test.
     fn missing_due(&self) -> Option<Monotonic> {
-        let due = clock::monotonic().plus_ns(self.config.test_interval_ns);
+        let least_ns = if self.is_one_by_one() { 0 } else { SOON_NS };
+        let due = clock::monotonic().plus_ns(self.config.test_interval_ns.max(least_ns));
         (!self.missing().is_empty()).then_some(due)
+    }
+
+    fn is_one_by_one(&self) -> bool {
+        self.status.standing() == Standing::OneByOne
     }
 
     /// The kernel's number of the interface that sockets are bound to; another one is another

@@ -153,11 +153,7 @@ impl Status {
             | ConnectionState::WaitingRetry
             | ConnectionState::Failed => inner.standing = Standing::Down,
         }
-        let attempts = matches!(
-            state,
-            ConnectionState::Resolving | ConnectionState::Connecting | ConnectionState::Negotiating
-        );
-        let next_attempt = inner.next_attempt.filter(|_| attempts);
+        let next_attempt = inner.next_attempt.filter(|_| attempts(state));
         let connection = &mut inner.connection;
         if connection.state() != state || connection.state_since.is_none() {
             connection.state = state.into();
@@ -174,7 +170,13 @@ impl Status {
     /// An attempt is made; when the next one is due should it fail.
     pub(super) fn attempt(&self, next: Option<Monotonic>, now: Now) {
         let next = next.map(|due| now.unix.plus_ns(due.since_ns(now.monotonic) as i64).to_proto());
-        self.lock().next_attempt = next;
+        let mut inner = self.lock();
+        inner.next_attempt = next;
+        if attempts(inner.connection.state()) {
+            inner.connection.next_attempt_time = next;
+            drop(inner);
+            self.tell();
+        }
     }
 
     /// Ends of the control connection.
@@ -332,6 +334,14 @@ impl Status {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether an attempt is being made.
+fn attempts(state: ConnectionState) -> bool {
+    matches!(
+        state,
+        ConnectionState::Resolving | ConnectionState::Connecting | ConnectionState::Negotiating
+    )
 }
 
 fn loss(failure: &Failure, now: Now) -> ConnectionLoss {

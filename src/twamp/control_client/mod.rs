@@ -309,17 +309,7 @@ impl ControlClient {
     /// Sends the request of this index, or starts the sessions behind the last.
     fn request(&mut self, index: usize) -> State {
         let Some(session) = self.requests.get(index) else {
-            let unstarted = std::mem::take(&mut self.unstarted);
-            if self.is_individual() && unstarted.is_empty() {
-                // Sessions were only stopped.
-                return self.all_started();
-            }
-            if self.is_individual() {
-                self.send_individual(Command::START_N_SESSIONS, unstarted);
-            } else {
-                self.send_sealed(&StartSessions::new());
-            }
-            return State::StartAck;
+            return self.start();
         };
         let format = PacketFormat::negotiated(self.mode, Some(&self.options.keys), Sid::default());
         let padding = usize::from(session.data_size).saturating_sub(format.probe_octets());
@@ -337,14 +327,30 @@ impl ControlClient {
         State::Accept(index)
     }
 
+    /// Starts the sessions that were accepted.
+    fn start(&mut self) -> State {
+        let unstarted = std::mem::take(&mut self.unstarted);
+        if self.is_individual() && unstarted.is_empty() {
+            // Sessions were only stopped.
+            return self.all_started();
+        }
+        if self.is_individual() {
+            self.send_individual(Command::START_N_SESSIONS, unstarted);
+        } else {
+            self.send_sealed(&StartSessions::new());
+        }
+        State::StartAck
+    }
+
     fn accept(&mut self, index: usize, answer: &AcceptSession) -> Result<State, ClientError> {
         let accept = Accept::received(answer.accept);
-        if accept != Accept::OK && self.renegotiating && self.is_individual() {
+        if accept != Accept::OK {
+            let others_run = self.renegotiating && self.is_individual();
+            if index + 1 == self.requests.len() && self.accepted.is_empty() && !others_run {
+                return Err(ClientError::SessionRejected { index, accept });
+            }
             self.actions.push_back(ClientAction::Refused(index, accept));
             return Ok(self.request(index + 1));
-        }
-        if accept != Accept::OK {
-            return Err(ClientError::SessionRejected { index, accept });
         }
         let port = answer.port.get();
         if port == 0 {

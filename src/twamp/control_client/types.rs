@@ -68,7 +68,8 @@ pub enum ClientAction {
     },
     /// The request of this index was accepted.
     Accepted(AcceptedSession),
-    /// The request of this index was refused while other sessions run on, which it leaves alone.
+    /// The request of this index was refused, which leaves the other sessions alone: those that run,
+    /// and those that are asked for with it.
     Refused(usize, Accept),
     /// All sessions are started: probes may be sent.
     Started,

@@ -102,7 +102,7 @@ impl SessionSender {
             .saturating_sub(self.config.probe_interval_ns)
             .saturating_add(self.config.loss_timeout_ns)
             .saturating_add(self.config.test_interval_ns);
-        self.phase = Phase::Idle(Some(due.plus_ns(duration)));
+        (self.phase, self.behind_test) = (Phase::Idle(Some(due.plus_ns(duration))), true);
     }
 
     /// Ends the running test before its time; the next is due when it would have been.
@@ -139,6 +139,7 @@ impl SessionSender {
         let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(next)) else {
             return;
         };
+        self.behind_test = next.is_some();
         let (mut test, placed) = (test, self.outstanding.end_test());
         let (mut outcome, mut cause) = (outcome, cause);
         if let (refused @ 1.., why) = test.refused {

@@ -50,6 +50,8 @@ pub struct SessionSender {
     unreachable: Option<(LossCause, u64)>,
     /// No test begins until the session is resumed.
     paused: bool,
+    /// What is due is due a pause behind a test: not the first test of a session, nor one at once.
+    behind_test: bool,
     /// It was told that the last test has ended.
     completed: bool,
     test_number: u64,
@@ -79,6 +81,7 @@ impl SessionSender {
             phase: Phase::Idle(None),
             unreachable: Some((LossCause::Unspecified, 0)),
             paused: false,
+            behind_test: false,
             completed: false,
             test_number: 0,
             tests_finished: 0,
@@ -99,12 +102,12 @@ impl SessionSender {
         match &mut self.phase {
             Phase::Idle(due) => {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
-                if let Some(due) = due {
+                if let Some(due) = due.as_mut().filter(|_| self.behind_test) {
                     *due = Monotonic(due.0.saturating_sub(old_ns).saturating_add(new_ns));
                 }
                 self.config = config;
                 if self.completed && !self.is_complete() {
-                    self.completed = false;
+                    (self.completed, self.behind_test) = (false, false);
                     self.phase = Phase::Idle(Some(now));
                 } else if self.idle_until().is_some() {
                     self.complete();
@@ -167,11 +170,10 @@ impl SessionSender {
         self.outstanding = Outstanding::new(self.config.reflector_counts);
         self.track.session_started();
         if !self.is_complete() {
-            let due = match self.phase {
-                Phase::Idle(Some(due)) if self.paused && due > now.monotonic => due,
-                Phase::Idle(_) | Phase::Testing(_) => first,
-            };
-            self.phase = Phase::Idle(Some(due));
+            let goes_on = self.paused && self.idle_until().is_some_and(|due| due > now.monotonic);
+            if !goes_on {
+                (self.phase, self.behind_test) = (Phase::Idle(Some(first)), false);
+            }
         }
         self.complete();
         self.paused = false;
@@ -197,7 +199,7 @@ impl SessionSender {
             self.end_early(TestOutcome::Interrupted, cause, now);
         }
         if matches!(self.phase, Phase::Idle(None)) && !self.is_complete() {
-            self.phase = Phase::Idle(Some(now.monotonic));
+            (self.phase, self.behind_test) = (Phase::Idle(Some(now.monotonic)), false);
         }
     }
 

@@ -144,6 +144,23 @@ fn another_pause_that_comes_within_a_test_is_the_one_behind_it() {
     }
 }
 
+#[test]
+fn a_first_test_is_due_whatever_the_pause_becomes() {
+    let mut machine = SessionSender::new(config(4, 10 * MS));
+    machine.session_started(Carrier::default(), Monotonic(700 * MS), now(0));
+    let paced = |pause_ns| SenderConfig { test_interval_ns: pause_ns, ..config(4, 10 * MS) };
+    for pause_ns in [86_400_000 * MS, 2_000 * MS] {
+        machine.set_config(paced(pause_ns), Monotonic(MS));
+        assert_eq!(machine.idle_until(), Some(Monotonic(700 * MS)));
+    }
+    let mut driven = Driven { machine, at_ns: 0, sent: 0, results: Vec::new() };
+    driven.run_until(1_000 * MS, |_| Ok(()));
+    // 700 ms, 30 ms of probes, 50 ms of loss timeout, and the pause: behind a test it counts.
+    assert_eq!(driven.machine.idle_until(), Some(Monotonic(2_780 * MS)));
+    driven.machine.set_config(paced(5_000 * MS), Monotonic(1_000 * MS));
+    assert_eq!(driven.machine.idle_until(), Some(Monotonic(5_780 * MS)));
+}
+
 /// A reply as a reflector that counts writes it.
 fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     use crate::{
