@@ -46,7 +46,12 @@ impl AgentService for Context {
     ) -> Result<Response<GetAgentResponse>, Status> {
         let clock = clock::state();
         let store = self.results.state().borrow().clone();
-        let detail = [self.control.damage(), store.detail.clone()].join(" ").trim().to_owned();
+        let troubles = [self.control.damage(), store.detail.clone()];
+        let healthy = troubles.iter().all(String::is_empty);
+        // What was lost at the start is over, but to be known.
+        let lost = self.results.damage().to_owned();
+        let told = troubles.into_iter().chain([lost]).filter(|told| !told.is_empty());
+        let detail = told.collect::<Vec<_>>().join("; ");
         let uptime_ns = clock::monotonic().since_ns(self.facts.started.monotonic);
         Ok(Response::new(GetAgentResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -62,7 +67,7 @@ impl AgentService for Context {
                 error_estimate_ns: clock.error_ns,
             }),
             store: Some(StoreStatus {
-                healthy: detail.is_empty(),
+                healthy,
                 detail,
                 earliest_cursor: store.earliest,
                 newest_cursor: store.newest,

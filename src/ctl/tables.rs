@@ -289,7 +289,7 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         _ => "not synchronised: one-way delays cannot be trusted".into(),
     };
     let kept = format!("{} records, {}", store.records, octets(store.live_octets));
-    let health = if store.healthy { kept } else { format!("{kept}; {}", store.detail) };
+    let health = if store.detail.is_empty() { kept } else { format!("{kept}; {}", store.detail) };
     let mut text = format!(
         "agent     {} {} on {}, up {}\nrevision  {}",
         agent.agent_id,

@@ -111,6 +111,7 @@ impl ConfigStore {
             }
             Err(error) => return Err(error),
         };
+        store.with_database(|database, _| database.set_schema())?;
         store.take_up_copy(aside.as_deref())?;
         if gone && store.damage.is_none() {
             let told = "the configuration database and its copy are gone, though there are results: \

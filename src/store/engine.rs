@@ -125,7 +125,8 @@ impl Engine {
         self.flush_durably()
     }
 
-    fn check_schema(&self, existed: bool) -> Result<u32, StoreError> {
+    /// The layout; an error where it is of a newer agent. One that `existed` has to have one.
+    pub(super) fn check_schema(&self, existed: bool) -> Result<u32, StoreError> {
         match self.db.get(SCHEMA_KEY)? {
             // sled forgets what it cannot read: a database that was there has a schema.
             None if existed => Err(StoreError::Damaged("database")),

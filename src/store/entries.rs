@@ -8,7 +8,7 @@ use super::{
     Entry, StoreError,
     page::{Records, Stored},
     pages::{Pages, falling},
-    window::{Window, cursor_of},
+    window::Window,
     windows::WindowList,
 };
 
@@ -99,9 +99,4 @@ pub(super) fn readable(key: u64, page: &[u8], window: &Window) -> impl Iterator<
         };
         record.inspect_err(told).ok()
     })
-}
-
-/// The records of a page as a tree has it.
-pub(super) fn records_of(key: &[u8], page: &[u8]) -> Result<Records, StoreError> {
-    Records::of(cursor_of(key)?, Bytes::copy_from_slice(page))
 }

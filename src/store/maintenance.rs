@@ -18,6 +18,7 @@ use super::{
     config::ConfigStore,
     engine::Engine,
     entries,
+    high_water::HighWater,
     results::Trees,
     windows::{self, Windows},
 };
@@ -53,6 +54,24 @@ pub enum MaintenanceError {
     /// A record that cannot be read.
     #[error("record {0}: {1}")]
     Record(u64, StoreError),
+    /// Some of the log cannot be read.
+    #[error("of {stored} records {readable} can be read, the newest of them {newest}")]
+    Unreadable {
+        /// How many there are to be.
+        stored: u64,
+        /// How many there are.
+        readable: u64,
+        /// Cursor of the newest.
+        newest: u64,
+    },
+    /// The end of the log is missing.
+    #[error("records behind cursor {found}, up to {known}, are gone")]
+    Gone {
+        /// Of the newest.
+        found: u64,
+        /// Of the newest that was ever stored.
+        known: u64,
+    },
 }
 
 /// What is in a file.
@@ -127,8 +146,14 @@ pub fn verify(
         }
         after = last.cursor;
     }
-    if found.records != records {
-        return Err(StoreError::Damaged("log").into());
+    if found.records != records || windows.was_damaged() {
+        let (readable, newest) = (found.records, found.cursors.1);
+        return Err(MaintenanceError::Unreadable { stored: records, readable, newest });
+    }
+    let told = HighWater::new(directory.path()).read();
+    if windows.found() < told.up_to && !told.not_stored {
+        let (found, known) = (windows.found(), told.up_to);
+        return Err(MaintenanceError::Gone { found, known });
     }
     for kept in &trees.statistics {
         let (key, value) = kept.map_err(StoreError::from)?;
@@ -212,6 +237,8 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
         }
     }
     for (name, engine) in &engines {
+        // It is that of what was exported now.
+        engine.check_schema(true)?;
         if *name == "results" {
             // Where the log came from it may have gone on: no cursor may ever name two records.
             let trees = Trees::open(engine)?;

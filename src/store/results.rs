@@ -133,7 +133,7 @@ impl ResultStore {
         let known = told.up_to;
         let at_least = first_cursor(&engine, &trees.meta)?;
         let mut windows = Windows::open(&engine, &trees.meta, at_least)?;
-        let found = windows.newest();
+        let found = windows.found();
         let damage = match engine.put_aside() {
             Some(aside) => format!(
                 "the results were damaged and are put aside in {}: the log begins anew, under \
@@ -143,6 +143,9 @@ impl ResultStore {
             None if found < known && !told.not_stored => format!(
                 "the results were damaged: records behind cursor {found}, up to {known} and \
                  perhaps some seconds more, are gone"
+            ),
+            None if windows.was_damaged() => format!(
+                "the results were damaged: of the records up to cursor {found} some cannot be read"
             ),
             None => String::new(),
         };
@@ -158,6 +161,13 @@ impl ResultStore {
         if !damage.is_empty() || not_stored {
             let beyond = at_least.max(known + CURSOR_JUMP);
             windows = Windows::open(&engine, &trees.meta, beyond)?;
+        }
+        if !damage.is_empty() {
+            windows.close_newest()?;
+        }
+        if windows.next_cursor() > windows.found() + 1 {
+            // There is nothing between, and nothing that could be gone.
+            windows.jump(0)?;
         }
         engine.flush_durably()?;
         let (records, live_octets, earliest) = windows.figures();

@@ -31,11 +31,14 @@ pub(super) struct Revisions {
 impl Revisions {
     /// Of a database.
     pub(super) fn of(engine: Engine) -> Result<Self, StoreError> {
-        // Its layout is as it was.
-        engine.set_schema()?;
         let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
         let answers = engine.tree("answers")?;
         Ok(Self { engine, meta, pieces, answers })
+    }
+
+    /// The layout is this agent's from now on: it is as it was.
+    pub(super) fn set_schema(&self) -> Result<(), StoreError> {
+        self.engine.set_schema()
     }
 
     /// Number of the current revision; 0 where nothing was ever committed.

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 
-use super::{StoreError, engine::Engine, entries::records_of};
+use super::{StoreError, engine::Engine, entries::readable, pages::Pages};
 use crate::time::UnixTime;
 
 const PAGES: &[u8] = b"page/";
@@ -191,25 +191,31 @@ impl Window {
         }
     }
 
-    /// Reads the trees to know what is in them: of the newest window, when the log is opened.
+    /// Reads the trees to know what is in them: of the newest window, when the log is opened. What
+    /// cannot be read is left out, and the window is damaged then.
     pub(super) fn measured(engine: &Engine, name: WindowName) -> Result<(Self, u64), StoreError> {
         let mut window = Self::open(engine, name, Summary::default())?;
         let (mut records, mut octets, mut last) = (0, 0, name.first_cursor.saturating_sub(1));
         let mut times = None;
-        for entry in &window.pages {
+        for entry in Pages::of(&window, name.first_cursor, u64::MAX) {
             let (key, value) = entry?;
-            octets += (key.len() + value.len()) as u64;
-            for record in records_of(&key, &value)? {
-                let record = record?;
+            octets += (size_of_val(&key) + value.len()) as u64;
+            for record in readable(key, &value, &window) {
                 last = record.cursor;
                 let (first, _) = times.unwrap_or((record.time.0, record.time.0));
                 times = Some((first, record.time.0));
                 records += 1;
             }
         }
-        for entry in &window.subjects {
-            let (key, value) = entry?;
-            octets += (key.len() + value.len()) as u64;
+        for entry in window.stored_subjects() {
+            match entry {
+                Ok((number, value)) => octets += (size_of_val(&number) + value.len()) as u64,
+                Err(StoreError::Damaged(_)) => {
+                    window.is_damaged.store(true, Relaxed);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
         let (first_time_ns, last_time_ns) = times.unwrap_or_default();
         window.first_time_ns = first_time_ns;

@@ -4,7 +4,7 @@ mod retain;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, atomic::Ordering::Relaxed},
 };
 
 use prost::Message;
@@ -42,6 +42,10 @@ pub(super) struct Windows {
     numbers: HashMap<Arc<Subject>, u32>,
     next_cursor: u64,
     newest: u64,
+    /// When they were opened: the newest cursor of which there was a record, or to be none.
+    found: u64,
+    /// When they were opened: some of the newest window could not be read.
+    was_damaged: bool,
 }
 
 impl Windows {
@@ -72,7 +76,8 @@ impl Windows {
         for name in engine.tree_names().iter().filter_map(|tree| WindowName::of(tree)) {
             generations.entry(name.first_cursor).or_default().push(name);
         }
-        let (mut windows, mut newest, mut closed) = (Vec::new(), 0, false);
+        let (mut windows, mut newest) = (Vec::new(), 0);
+        let (mut closed, mut was_damaged) = (false, false);
         for names in generations.into_values() {
             let current = current(meta, &names)?;
             let is_current = |name| current.is_some_and(|(current, _)| current == name);
@@ -80,7 +85,7 @@ impl Windows {
                 remove(engine, meta, other)?;
             }
             let Some((name, summary)) = current else { continue };
-            closed = summary.is_some();
+            let is_filled = summary.is_none();
             let (window, last) = match summary {
                 Some(summary) => match Window::open(engine, name, summary) {
                     Ok(window) => (window, summary.last_cursor),
@@ -99,6 +104,8 @@ impl Windows {
                 continue;
             }
             newest = last;
+            was_damaged = window.is_damaged.load(Relaxed);
+            closed = !is_filled || was_damaged;
             windows.push(Arc::new(window));
         }
         Ok(Self {
@@ -106,6 +113,8 @@ impl Windows {
             next_cursor: at_least.max(newest + 1),
             closed,
             newest: newest.max(at_least.saturating_sub(1)),
+            found: newest.max(floor - 1),
+            was_damaged,
             ..Self::beginning(meta.clone())
         })
     }
@@ -123,7 +132,17 @@ impl Windows {
             numbers: HashMap::new(),
             next_cursor: 1,
             newest: 0,
+            found: 0,
+            was_damaged: false,
         }
+    }
+
+    /// The newest window gets no more records: what is put behind something that cannot be read may
+    /// not be found again.
+    pub(super) fn close_newest(&mut self) -> Result<(), StoreError> {
+        self.summarise()?;
+        self.closed = true;
+        Ok(())
     }
 
     /// The newest window gets no more records.
@@ -139,6 +158,16 @@ impl Windows {
     pub(super) fn jump(&self, cursors: u64) -> Result<(), StoreError> {
         self.meta.insert(FLOOR, &(self.next_cursor + cursors).to_be_bytes())?;
         Ok(())
+    }
+
+    /// The newest cursor of which a record was found when they were opened, or was not to be.
+    pub(super) fn found(&self) -> u64 {
+        self.found
+    }
+
+    /// Whether some of the newest window could not be read when they were opened.
+    pub(super) fn was_damaged(&self) -> bool {
+        self.was_damaged
     }
 
     /// What readers share.

@@ -118,3 +118,51 @@ fn damage_is_found_and_nothing_is_put_aside() {
     assert!(verify(&state, |_| Ok(()), |_| true).is_err());
     assert!(!directory.path().join("results.damaged").exists());
 }
+
+#[test]
+fn a_file_of_a_newer_agent_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(&directory.path().join("a"), 10);
+    let mut file = Vec::new();
+    let items = export(&state, &mut file).unwrap();
+    for newer in DATABASES {
+        let (mut from, mut changed) = (&file[MAGIC.len()..], MAGIC.to_vec());
+        for number in 0..=items {
+            let mut item = read_item(&mut from, number).unwrap();
+            if item.database == newer && item.key == b"schema" {
+                item.value = (crate::store::SCHEMA + 1).to_be_bytes().to_vec();
+            }
+            write_item(&mut changed, &item).unwrap();
+        }
+        let other = directory.path().join(newer);
+        let refused = import(&other, &mut changed.as_slice());
+        let newer = |error: &MaintenanceError| error.to_string().contains("newer agent");
+        assert!(refused.as_ref().is_err_and(newer), "{refused:?}");
+        import(&other, &mut file.as_slice()).unwrap();
+    }
+}
+
+#[test]
+fn looking_changes_no_layout() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(directory.path(), 10);
+    let opened = |database| Engine::open_whole(&path(&state, database), CACHE_OCTETS).unwrap();
+    for database in DATABASES {
+        opened(database).set_schema_to(2).unwrap();
+    }
+    verified(&state);
+    export(&state, &mut Vec::new()).unwrap();
+    assert_eq!(DATABASES.map(|database| opened(database).schema()), [2, 2]);
+    drop(ConfigStore::open(&state).unwrap());
+    assert_eq!(opened("config").schema(), crate::store::SCHEMA);
+}
+
+#[test]
+fn an_end_of_the_log_that_is_missing_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(directory.path(), 10);
+    assert_eq!(verified(&state).records, 10);
+    HighWater::new(directory.path()).write(12).unwrap();
+    let found = verify(&state, |_| Ok(()), |_| true);
+    assert!(matches!(found, Err(MaintenanceError::Gone { found: 10, known: 12 })), "{found:?}");
+}

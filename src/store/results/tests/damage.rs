@@ -1,0 +1,153 @@
+//! What a disk makes of what lies on it.
+
+use super::*;
+
+/// A file of a few octets takes nothing with it.
+#[test]
+fn settings_of_the_database_that_are_damaged_cost_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    let (time, content) = (now().unix, vec![1].into());
+    store
+        .store
+        .append(Entry { cursor: 1, time, subject: Arc::default(), kind: 1, content })
+        .unwrap();
+    wait_for(&store, |state| state.newest == 1);
+    store.close();
+    drop(store);
+    let file = directory.path().join("results.sled").join("conf");
+    let whole = fs::read(&file).unwrap();
+    let flipped = |bit: usize| {
+        let mut octets = whole.clone();
+        octets[bit / 8] ^= 1 << (bit % 8);
+        octets
+    };
+    let mut damaged: Vec<_> = (0..whole.len() * 8).step_by(37).map(flipped).collect();
+    damaged.extend([Vec::new(), whole[..3].to_vec(), whole[..whole.len() / 2].to_vec()]);
+    for octets in damaged {
+        fs::write(&file, &octets).unwrap();
+        let store = open(&state);
+        assert_eq!((store.damage().len(), store.state().borrow().records), (0, 1), "{octets:?}");
+        assert_eq!(fs::read(&file).unwrap(), whole);
+    }
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("nowhere", &file).unwrap();
+    assert_eq!(open(&state).state().borrow().records, 1);
+}
+
+/// One bit of a window that is full: what is around it is gone, and all the rest is there.
+#[test]
+fn a_bit_that_flipped_costs_what_is_around_it() {
+    let mut costly = 0;
+    for damaged in [3u64, 11, 17, 26, 30] {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        // Ten windows of forty records.
+        for cursor in 1..=400u64 {
+            let entry = Entry {
+                cursor,
+                time: UnixTime(now().unix.0 - 10 * MINUTE_NS + (cursor - 1) / 40 * MINUTE_NS),
+                subject: Arc::default(),
+                kind: 1,
+                content: [vec![0xa5; 2_400], cursor.to_be_bytes().to_vec()].concat().into(),
+            };
+            store.store.append(entry).unwrap();
+        }
+        wait_for(&store, |state| state.newest == 400);
+        store.close();
+        drop(store);
+        // What a start has seen is not checked by the next one.
+        drop(open(&state));
+        let file = directory.path().join("results.sled").join("db");
+        let mut octets = fs::read(&file).unwrap();
+        let wanted = [&[0xa5; 40][..], &(damaged * 10).to_be_bytes()].concat();
+        let places: Vec<usize> =
+            octets.windows(48).enumerate().filter(|(_, w)| *w == wanted).map(|(i, _)| i).collect();
+        assert!(!places.is_empty());
+        for place in places {
+            octets[place] ^= 1;
+        }
+        fs::write(&file, octets).unwrap();
+        let store = open(&state);
+        if !store.damage().is_empty() {
+            // It was found at the start.
+            continue;
+        }
+        let read = |backwards| {
+            let entries = store.entries(0, 400, 1_000, 16 << 20, backwards).unwrap();
+            let mut cursors: Vec<u64> = entries.iter().map(|entry| entry.cursor).collect();
+            cursors.sort_unstable();
+            cursors
+        };
+        for cursors in [read(false), read(true)] {
+            assert!(cursors.len() >= 360, "{damaged}: {}", cursors.len());
+            assert!(cursors.contains(&400) && cursors.contains(&1));
+            costly += usize::from(!cursors.contains(&(damaged * 10)));
+        }
+    }
+    assert!(costly > 0, "some of it was damaged");
+}
+
+/// Bits all over the file, behind a clean end: what is gone is told, and what comes behind it is found
+/// again, now and later.
+#[test]
+fn what_comes_behind_damage_is_found_again() {
+    // More than a segment of the file.
+    const RECORDS: u64 = 600;
+    let flips = std::env::var("TWAMP_FLIPS").map_or(40, |flips| flips.parse().unwrap());
+    let good = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(good.path()).unwrap();
+    let store = open(&state);
+    for round in 0..RECORDS / 20 {
+        for _ in 0..20 {
+            store.append(now().unix.0, 2_000 + (round as usize * 37) % 400);
+        }
+        // A page each time, as in an agent that runs for some time.
+        wait_for(&store, |state| state.newest == (round + 1) * 20);
+    }
+    store.close();
+    drop(store);
+    // What a start has seen is not checked by the next one.
+    drop(open(&state));
+    drop(state);
+    let readable = |store: &Opened| {
+        let entries = store.entries(0, u64::MAX - 1, 10_000, 16 << 20, false).unwrap();
+        entries.iter().map(|entry| entry.cursor).collect::<Vec<u64>>()
+    };
+    let database = Path::new("results.sled").join("db");
+    let octets = fs::read(good.path().join(&database)).unwrap();
+    let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
+    let mut told = 0;
+    for flip in 0..flips {
+        let place = flip * 0x9e37_79b9 % (used * 8);
+        let directory = tempfile::tempdir().unwrap();
+        let copied = ["results.sled/conf", "results.last"];
+        fs::create_dir(directory.path().join("results.sled")).unwrap();
+        for name in copied {
+            fs::copy(good.path().join(name), directory.path().join(name)).unwrap();
+        }
+        let mut octets = octets.clone();
+        octets[place as usize / 8] ^= 1 << (place % 8);
+        fs::write(directory.path().join(&database), octets).unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        let whole = readable(&store).len() as u64 == RECORDS;
+        assert!(whole || !store.damage().is_empty(), "{place}: {} left", readable(&store).len());
+        told += usize::from(!store.damage().is_empty());
+        let first = store.next.get();
+        assert!(first > RECORDS);
+        (0..30).for_each(|_| store.append(now().unix.0, 100));
+        wait_for(&store, |state| state.newest == first + 29);
+        let new: Vec<u64> = (first..first + 30).collect();
+        assert!(readable(&store).ends_with(&new), "{place}");
+        store.close();
+        drop(store);
+        let store = open(&state);
+        assert_eq!(store.damage(), "", "{place}: it was told before");
+        assert!(readable(&store).ends_with(&new), "{place}");
+        assert_eq!(store.next.get(), first + 30, "{place}");
+    }
+    assert!(told > 0);
+}
