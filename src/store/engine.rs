@@ -14,6 +14,9 @@ use super::{SCHEMA, StoreError, room};
 const FLUSH_EVERY_MS: u64 = 2_000;
 const SCHEMA_KEY: &[u8] = b"schema";
 const SETTINGS_FILE: &str = "conf";
+/// Files in which sled notes what it found in its log, to find it sooner the next time.
+const SNAPSHOT: &str = "snap.";
+const UNFINISHED: &str = ".generating";
 /// How often a file that is locked is tried again, and after what time: 5 s in all.
 const LOCK_TRIES: u32 = 100;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
@@ -45,7 +48,12 @@ impl Engine {
             Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
                 Err(error)
             }
-            Err(error) => Self::open_anew(path, cache_octets, &error),
+            // What sled can do without may be what was damaged.
+            Err(error) => match remove_snapshots(path, ".") {
+                true => Self::open_whole(path, cache_octets),
+                false => Err(error),
+            }
+            .or_else(|error| Self::open_anew(path, cache_octets, &error)),
         }
     }
 
@@ -66,6 +74,8 @@ impl Engine {
 
     /// Opens a database as it is; one that is damaged is left alone.
     pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        // What a start left that found no room, and takes for one that is damaged.
+        remove_snapshots(path, UNFINISHED);
         let existed = path.join("db").exists();
         if !existed {
             room::check(path.parent().unwrap_or(path))?;
@@ -212,6 +222,15 @@ fn mend_settings(path: &Path) {
         let removed = fs::remove_file(path);
         tracing::warn!(file = %path.display(), ?removed, "was damaged; it is written anew");
     }
+}
+
+/// Removes snapshots whose names contain this; whether there was one.
+fn remove_snapshots(path: &Path, containing: &str) -> bool {
+    let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let names = names.filter_map(|name| name.into_string().ok());
+    let snapshots = names.filter(|name| name.starts_with(SNAPSHOT) && name.contains(containing));
+    let removed = snapshots.filter(|name| fs::remove_file(path.join(name)).is_ok()).count();
+    removed > 0
 }
 
 /// Renames a damaged database; an older one put aside before makes room.

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 use crate::document::hexadecimal;
 
 const NAME: &str = "results.last";
-const OCTETS: usize = 40;
+/// Two cursors and their sum; earlier agents wrote one.
+const OCTETS: usize = 8 + 8 + 32;
 /// Set where records are told that are not stored.
 const NOT_STORED: u64 = 1 << 63;
 /// So many records may be told until they are stored again, or the agent ends.
@@ -30,8 +31,17 @@ pub(super) struct HighWater {
     path: PathBuf,
     /// Written in place: that needs no room on a disk that is full.
     file: Option<File>,
-    written: u64,
+    written: Written,
     elsewhere: Vec<PathBuf>,
+}
+
+/// What stands in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Written {
+    /// With [`NOT_STORED`].
+    cursor: u64,
+    /// The disk had written everything up to this one.
+    durable: u64,
 }
 
 /// What is known of the cursors that were told.
@@ -39,6 +49,8 @@ pub(super) struct HighWater {
 pub(super) struct Told {
     /// None was beyond this; 0 where that is not known.
     pub(super) up_to: u64,
+    /// None up to this is lost with the power of the host.
+    pub(super) durable: u64,
     /// Some of them were never stored, and not because of damage.
     pub(super) not_stored: bool,
 }
@@ -50,27 +62,30 @@ impl HighWater {
         let sum = Sha256::digest(whole.as_os_str().as_encoded_bytes());
         let name = hexadecimal(&sum[..12]);
         let elsewhere = ELSEWHERE.map(|place| Path::new(place).join(format!("twamp-agent-{name}")));
-        Self { path: directory.join(NAME), file: None, written: 0, elsewhere: elsewhere.to_vec() }
+        let written = Written::default();
+        Self { path: directory.join(NAME), file: None, written, elsewhere: elsewhere.to_vec() }
     }
 
     /// What was written last, and can be believed.
     pub(super) fn read(&self) -> Told {
-        let here = fs::read(&self.path).ok().and_then(|octets| cursor(&octets));
+        let here = fs::read(&self.path).ok().and_then(|octets| parse(&octets));
         let noted = self.elsewhere.iter().filter_map(|path| own_note(path));
-        noted.chain(here).fold(Told::default(), |told, written| {
-            let up_to = written & !NOT_STORED;
+        noted.chain(here).fold(Told::default(), |told, Written { cursor, durable }| {
+            let up_to = cursor & !NOT_STORED;
             if up_to <= told.up_to {
                 return told;
             }
-            Told { up_to, not_stored: written & NOT_STORED != 0 }
+            Told { up_to, durable, not_stored: cursor & NOT_STORED != 0 }
         })
     }
 
-    /// Writes a cursor, unless it is the same: it is stored, and all before it.
-    pub(super) fn write(&mut self, cursor: u64) -> io::Result<()> {
+    /// Writes a cursor, unless it is the same: it is stored, and all before it; `durably` where the
+    /// disk has written it.
+    pub(super) fn write(&mut self, cursor: u64, durably: bool) -> io::Result<()> {
         // The first may follow a run that left notes.
-        let noted = self.file.is_none() || self.written & NOT_STORED != 0;
-        self.put(cursor)?;
+        let noted = self.file.is_none() || self.written.cursor & NOT_STORED != 0;
+        let before = if self.file.is_none() { self.read().durable } else { self.written.durable };
+        self.put(Written { cursor, durable: if durably { cursor } else { before } })?;
         if noted {
             self.elsewhere.iter().for_each(|path| drop(fs::remove_file(path)));
         }
@@ -79,15 +94,16 @@ impl HighWater {
 
     /// From now on records behind this cursor are told that are not stored.
     pub(super) fn tell_more(&mut self, newest: u64) -> io::Result<()> {
-        let written = newest.saturating_add(TOLD_AT_MOST) | NOT_STORED;
+        let cursor = newest.saturating_add(TOLD_AT_MOST) | NOT_STORED;
+        let written = Written { cursor, ..self.written };
         let Err(error) = self.put(written) else { return Ok(()) };
         let noted = self.elsewhere.iter().filter(|path| note(path, written).is_ok()).count();
         self.written = written;
         if noted > 0 { Ok(()) } else { Err(error) }
     }
 
-    fn put(&mut self, cursor: u64) -> io::Result<()> {
-        if cursor == self.written {
+    fn put(&mut self, written: Written) -> io::Result<()> {
+        if written == self.written {
             return Ok(());
         }
         let file = match self.file.take() {
@@ -97,42 +113,57 @@ impl HighWater {
                 options.create(true).truncate(false).write(true).mode(0o600).open(&self.path)?
             }
         };
-        file.write_all_at(&octets(cursor), 0)?;
+        file.write_all_at(&octets(written), 0)?;
         self.file = Some(file);
-        self.written = cursor;
+        self.written = written;
         Ok(())
     }
 }
 
-fn octets(cursor: u64) -> [u8; OCTETS] {
-    let cursor = cursor.to_be_bytes();
+fn octets(Written { cursor, durable }: Written) -> [u8; OCTETS] {
     let mut octets = [0; OCTETS];
-    octets[..8].copy_from_slice(&cursor);
-    octets[8..].copy_from_slice(&Sha256::digest(cursor));
+    let (cursors, sum) = octets.split_at_mut(16);
+    cursors[..8].copy_from_slice(&cursor.to_be_bytes());
+    cursors[8..].copy_from_slice(&durable.to_be_bytes());
+    sum.copy_from_slice(&Sha256::digest(&*cursors));
     octets
 }
 
-fn cursor(octets: &[u8]) -> Option<u64> {
-    let (cursor, sum) = octets.split_first_chunk()?;
-    (Sha256::digest(cursor).as_slice() == sum).then(|| u64::from_be_bytes(*cursor))
+fn parse(octets: &[u8]) -> Option<Written> {
+    let (cursors, sum) = octets.split_at_checked(octets.len().checked_sub(32)?)?;
+    if Sha256::digest(cursors).as_slice() != sum {
+        return None;
+    }
+    match cursors.as_chunks::<8>() {
+        // An earlier agent wrote it behind what the disk had written.
+        ([cursor], []) => {
+            let cursor = u64::from_be_bytes(*cursor);
+            Some(Written { cursor, durable: cursor & !NOT_STORED })
+        }
+        ([cursor, durable], []) => Some(Written {
+            cursor: u64::from_be_bytes(*cursor),
+            durable: u64::from_be_bytes(*durable),
+        }),
+        _ => None,
+    }
 }
 
 /// Nobody else's file, and no way to one.
-fn note(path: &Path, cursor: u64) -> io::Result<()> {
+fn note(path: &Path, written: Written) -> io::Result<()> {
     drop(fs::remove_file(path));
     let mut options = OpenOptions::new();
     let file = options.create_new(true).write(true).mode(0o600).open(path)?;
-    file.write_all_at(&octets(cursor), 0)
+    file.write_all_at(&octets(written), 0)
 }
 
-fn own_note(path: &Path) -> Option<u64> {
-    let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path).ok()?;
+fn own_note(path: &Path) -> Option<Written> {
+    let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path).ok()?;
     if file.metadata().ok()?.uid() != nix::unistd::geteuid().as_raw() {
         return None;
     }
-    let mut octets = [0; OCTETS];
-    file.read_exact_at(&mut octets, 0).ok()?;
-    cursor(&octets)
+    let mut octets = Vec::with_capacity(OCTETS);
+    Read::by_ref(&mut file).take(OCTETS as u64).read_to_end(&mut octets).ok()?;
+    parse(&octets)
 }
 
 #[cfg(test)]
@@ -144,9 +175,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut mark = HighWater::new(directory.path());
         assert_eq!(mark.read(), Told::default());
-        mark.write(77).unwrap();
-        let stored = Told { up_to: 77, not_stored: false };
+        mark.write(66, true).unwrap();
+        mark.write(77, false).unwrap();
+        let stored = Told { up_to: 77, durable: 66, not_stored: false };
         assert_eq!(HighWater::new(directory.path()).read(), stored);
+        // Another process goes on from there.
+        mark = HighWater::new(directory.path());
+        mark.write(78, false).unwrap();
+        assert_eq!(mark.read(), Told { up_to: 78, ..stored });
+        mark.write(79, true).unwrap();
+        assert_eq!(mark.read(), Told { up_to: 79, durable: 79, not_stored: false });
         let octets = fs::read(&mark.path).unwrap();
         for bit in 0..octets.len() * 8 {
             let mut flipped = octets.clone();
@@ -156,6 +194,11 @@ mod tests {
         }
         fs::write(&mark.path, &octets[..11]).unwrap();
         assert_eq!(mark.read(), Told::default());
+        // As an earlier agent wrote it.
+        let cursor = 90u64.to_be_bytes();
+        let earlier = [&cursor[..], &Sha256::digest(cursor)].concat();
+        fs::write(&mark.path, earlier).unwrap();
+        assert_eq!(mark.read(), Told { up_to: 90, durable: 90, not_stored: false });
     }
 
     #[test]
@@ -165,21 +208,23 @@ mod tests {
         fs::create_dir_all(&state).unwrap();
         let mark = || HighWater { elsewhere: vec![shm.clone()], ..HighWater::new(&state) };
         let mut one = mark();
-        one.write(5).unwrap();
+        one.write(5, true).unwrap();
         one.tell_more(9).unwrap();
-        let told = Told { up_to: 9 + TOLD_AT_MOST, not_stored: true };
+        let told = Told { up_to: 9 + TOLD_AT_MOST, durable: 5, not_stored: true };
         assert_eq!(mark().read(), told);
-        one.write(12).unwrap();
-        assert_eq!(mark().read(), Told { up_to: 12, not_stored: false });
+        one.write(12, true).unwrap();
+        assert_eq!(mark().read(), Told { up_to: 12, durable: 12, not_stored: false });
 
         // No such directory any more: as on a disk that is read-only.
         fs::rename(&state, directory.path().join("away")).unwrap();
         let mut other = mark();
         other.tell_more(20).unwrap();
         fs::rename(directory.path().join("away"), &state).unwrap();
-        assert_eq!(mark().read(), Told { up_to: 20 + TOLD_AT_MOST, not_stored: true });
-        mark().write(30).unwrap();
-        assert_eq!((mark().read(), shm.exists()), (Told { up_to: 30, not_stored: false }, false));
+        let told = mark().read();
+        assert_eq!((told.up_to, told.not_stored), (20 + TOLD_AT_MOST, true));
+        mark().write(30, true).unwrap();
+        let told = Told { up_to: 30, durable: 30, not_stored: false };
+        assert_eq!((mark().read(), shm.exists()), (told, false));
         // What is no note of ours, or a way to another file.
         std::os::unix::fs::symlink(&mark().path, &shm).unwrap();
         assert_eq!(own_note(&shm), None);

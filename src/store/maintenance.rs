@@ -150,10 +150,8 @@ pub fn verify(
         let (readable, newest) = (found.records, found.cursors.1);
         return Err(MaintenanceError::Unreadable { stored: records, readable, newest });
     }
-    let told = HighWater::new(directory.path()).read();
-    if windows.found() < told.up_to && !told.not_stored {
-        let (found, known) = (windows.found(), told.up_to);
-        return Err(MaintenanceError::Gone { found, known });
+    if let Some(gone) = gone(directory, &trees, &windows)? {
+        return Err(gone);
     }
     for kept in &trees.statistics {
         let (key, value) = kept.map_err(StoreError::from)?;
@@ -169,12 +167,37 @@ pub fn verify(
     Ok(found)
 }
 
+/// What is missing of the end of the log.
+fn gone(
+    directory: &StateDirectory,
+    trees: &Trees,
+    windows: &Windows,
+) -> Result<Option<MaintenanceError>, StoreError> {
+    let told = HighWater::new(directory.path()).read();
+    let (found, known) = (windows.found(), told.newest_kept(&trees.meta)?);
+    let is_gone = found < known && !told.not_stored;
+    Ok(is_gone.then_some(MaintenanceError::Gone { found, known }))
+}
+
+/// Tells of what a copy of a database will not have.
+fn tell_gone(directory: &StateDirectory, engine: &Engine) -> Result<(), StoreError> {
+    let trees = Trees::open(engine)?;
+    let windows = Windows::open(engine, &trees.meta, 1)?;
+    if let Some(gone) = gone(directory, &trees, &windows)? {
+        tracing::warn!("{gone}");
+    }
+    Ok(())
+}
+
 /// Writes everything into a file; how many items.
 pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
     out.write_all(MAGIC)?;
     let mut items = 0;
     for database in DATABASES {
         let engine = Engine::open_whole(&path(directory, database), CACHE_OCTETS)?;
+        if database == "results" {
+            tell_gone(directory, &engine)?;
+        }
         each(&engine, |tree, key, value| {
             let (tree, key, value) = (tree.to_vec(), key.to_vec(), value.to_vec());
             let item = Item { database: database.to_owned(), tree, key, value, items: None };
@@ -259,6 +282,9 @@ pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceErro
             fs::remove_dir_all(&small)?;
         }
         let engine = Engine::open_whole(&whole, CACHE_OCTETS)?;
+        if database == "results" {
+            tell_gone(directory, &engine)?;
+        }
         before += engine.disk_octets();
         let copy = Engine::open_whole(&small, CACHE_OCTETS)?;
         let (mut items, mut copied) = (0u64, 0u64);

@@ -14,7 +14,7 @@ use super::{
     Entry, Retention, StateDirectory, StoreError, StoreState,
     engine::Engine,
     entries,
-    high_water::HighWater,
+    high_water::{HighWater, Told},
     migrate,
     windows::{self, WindowList, Windows},
     writer::{Command, Open, Writer},
@@ -130,7 +130,7 @@ impl ResultStore {
         let agent_id = agent_id(&trees.meta, new_agent_id)?;
         let mark = HighWater::new(directory.path());
         let told = mark.read();
-        let known = told.up_to;
+        let known = told.newest_kept(&trees.meta)?;
         let at_least = first_cursor(&engine, &trees.meta)?;
         let mut windows = Windows::open(&engine, &trees.meta, at_least)?;
         let found = windows.found();
@@ -159,7 +159,7 @@ impl ResultStore {
             );
         }
         if !damage.is_empty() || not_stored {
-            let beyond = at_least.max(known + CURSOR_JUMP);
+            let beyond = at_least.max(told.up_to + CURSOR_JUMP);
             windows = Windows::open(&engine, &trees.meta, beyond)?;
         }
         if !damage.is_empty() {
@@ -389,18 +389,34 @@ fn agent_id(meta: &sled::Tree, new: &str) -> Result<String, StoreError> {
 /// death of the process alone everything that was seen is found. After a crash of the host what
 /// was seen may not be there, and cursors jump: a cursor never names two records.
 fn first_cursor(engine: &Engine, meta: &sled::Tree) -> Result<u64, StoreError> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let boot = boot.trim().as_bytes();
-    let last_boot = meta.insert(KERNEL_BOOT, boot)?;
-    let clean = meta.remove(NEXT_CURSOR)?;
-    match (clean, last_boot) {
-        (Some(next), _) => cursor_value(&next),
-        (None, Some(last)) if last.as_ref() != boot => {
+    let went_down = host_went_down(meta)?;
+    meta.insert(KERNEL_BOOT, kernel_boot().as_bytes())?;
+    match meta.remove(NEXT_CURSOR)? {
+        Some(next) => cursor_value(&next),
+        None if went_down => {
             let found = Windows::open(engine, meta, 1)?.next_cursor();
             tracing::warn!(found, "the host went down while results were written; cursors jump");
             Ok(found + CURSOR_JUMP)
         }
-        _ => Ok(1),
+        None => Ok(1),
+    }
+}
+
+/// Whether it did so while the database was open.
+fn host_went_down(meta: &sled::Tree) -> Result<bool, StoreError> {
+    let last = meta.get(KERNEL_BOOT)?.filter(|last| last.as_ref() != kernel_boot().as_bytes());
+    Ok(last.is_some() && meta.get(NEXT_CURSOR)?.is_none())
+}
+
+fn kernel_boot() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot.trim().to_owned()
+}
+
+impl Told {
+    /// The newest cursor whose record is to be there.
+    pub(super) fn newest_kept(self, meta: &sled::Tree) -> Result<u64, StoreError> {
+        Ok(if host_went_down(meta)? { self.durable } else { self.up_to })
     }
 }
 

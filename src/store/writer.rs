@@ -330,15 +330,20 @@ impl Writer {
             result = windows.write_page().and_then(|()| engine.flush());
             self.unsynced = true;
         }
-        if durably && result.is_ok() {
-            if std::mem::take(&mut self.unsynced)
-                && let (false, Some(open)) = (failed, &self.open)
-            {
-                result = open.engine.flush_durably();
-            }
-            if !failed && let Err(error) = self.mark.write(self.newest) {
-                tracing::warn!(%error, "the newest cursor was not noted");
-            }
+        if durably
+            && result.is_ok()
+            && std::mem::take(&mut self.unsynced)
+            && let (false, Some(open)) = (failed, &self.open)
+        {
+            result = open.engine.flush_durably();
+        }
+        // Before anybody hears of it.
+        if result.is_ok()
+            && !failed
+            && let Err(error) = self.mark.write(self.newest, durably)
+            && durably
+        {
+            tracing::warn!(%error, "the newest cursor was not noted");
         }
         match result {
             Ok(()) => self.publish(),

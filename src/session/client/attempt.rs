@@ -1,11 +1,7 @@
 //! One attempt: name service, TCP, the negotiation of all sessions, and Start-Sessions. It can be
 //! dropped at any time; nothing of it is left then.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{io, net::IpAddr, time::Duration};
 
 use tokio::{
     io::AsyncWriteExt,
@@ -13,26 +9,23 @@ use tokio::{
 };
 
 use super::{
-    connect::{Turn, connect, reachable, resolved},
+    connect::{Turn, connect},
     failure::Failure,
-    sender::LONGEST_GRACE_NS,
+    open::{self, Declined, OpenSession},
     status::Status,
 };
 use crate::{
-    model::{ControlConnection, Extensions, StampSession, TestSession},
+    model::{ControlConnection, Extensions, TestSession},
     net::{
-        TestSocket, TransmitStamps, UdpOptions, clock, random,
+        clock, random,
         tcp::{self, TcpStream},
     },
     proto::{ConnectionState, LossCause},
     session::{Derivation, modes},
     time::TimestampFormat,
-    twamp::{
-        control_client::{
-            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient,
-            SessionRequest, Stage,
-        },
-        sender::{Carrier, StampSender},
+    twamp::control_client::{
+        AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, SessionRequest,
+        Stage,
     },
     wire::{
         codes::{Modes, Sid},
@@ -41,24 +34,8 @@ use crate::{
 };
 
 const READ_OCTETS: usize = 1024;
-/// A port that another session of this agent gives up is waited for so long, and asked for so often.
-const PORT_LIMIT_NS: u64 = LONGEST_GRACE_NS + 500_000_000;
-const PORT_AGAIN: Duration = Duration::from_millis(50);
 /// How long the end of a connection may take that is closed anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
-
-/// A session with its socket.
-#[derive(Debug)]
-pub(super) struct OpenSession {
-    pub(super) name: String,
-    pub(super) socket: TestSocket,
-    pub(super) remote: SocketAddr,
-    pub(super) sid: Option<Sid>,
-    /// What its packets look like.
-    pub(super) carrier: Carrier,
-    /// What the padding of each probe begins with (RFC 6038 §4.3).
-    pub(super) padding_start: Option<[u8; 2]>,
-}
 
 /// A control connection with its sessions started.
 #[derive(Debug)]
@@ -66,25 +43,24 @@ pub(super) struct Established {
     stream: TcpStream,
     machine: ControlClient,
     pub(super) sessions: Vec<OpenSession>,
-    /// Why a session that was asked for is not among them, where others are or run.
-    refused: Option<Failure>,
+    /// Those that were asked for and are not among them, where others are or run.
+    declined: Vec<Declined>,
 }
 
-/// Makes one attempt. Sessions that are not started, where others are, leave those alone: why, for the
-/// last of them.
+/// Makes one attempt. Sessions that are not started, where others are, leave those alone.
 pub(super) async fn managed(
     config: &ControlConnection,
     extensions: Extensions,
     turn: Turn,
     status: &Status,
     derivation: &Derivation,
-) -> Result<(Established, Option<Failure>), Failure> {
+) -> Result<(Established, Vec<Declined>), Failure> {
     let stream = connect(config, status, turn).await?;
-    let mut established = prepare(config, extensions, stream, status).await?;
+    let mut established = prepare(config, extensions, stream, turn, status).await?;
     established.negotiate(config, derivation).await?;
     status.mode(established.machine.mode().0);
-    let refused = established.take_refused();
-    Ok((established, refused))
+    let declined = established.take_declined();
+    Ok((established, declined))
 }
 
 /// Everything for a negotiation over this connection.
@@ -92,6 +68,7 @@ pub(super) async fn prepare(
     config: &ControlConnection,
     extensions: Extensions,
     stream: TcpStream,
+    turn: Turn,
     status: &Status,
 ) -> Result<Established, Failure> {
     status.state(ConnectionState::Negotiating, clock::now());
@@ -99,10 +76,14 @@ pub(super) async fn prepare(
     let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
     status.ends(local, server);
     let all = |_: &TestSession| true;
-    let (sessions, requests, refused) = open_all(config, all, local.ip(), server.ip()).await;
-    if let Some(failure) = refused.as_ref().filter(|_| sessions.is_empty()) {
-        return Err(failure.clone());
+    let (opened, mut declined) =
+        open::with_control(config, all, (local.ip(), server.ip()), turn).await;
+    if opened.is_empty()
+        && let Some(last) = declined.pop()
+    {
+        return Err(last.failure);
     }
+    let (sessions, requests) = opened.into_iter().unzip();
     let options = ClientOptions {
         security: modes::security(config.authentication),
         extensions: modes::extensions(extensions),
@@ -115,157 +96,7 @@ pub(super) async fn prepare(
         reflected_octets: u16::from_ne_bytes(random::octets()),
     };
     let machine = ControlClient::new(requests, options, clock::monotonic());
-    Ok(Established { stream, machine, sessions, refused })
-}
-
-/// Opens the sockets of the sessions of these names, for which nothing is negotiated; those that
-/// can be opened, and why the last of the others cannot. `turn` chooses among the addresses of a
-/// name.
-pub(super) async fn without_control(
-    config: &ControlConnection,
-    names: &[String],
-    turn: Turn,
-) -> (Vec<OpenSession>, Option<Failure>) {
-    let (mut sessions, mut failed) = (Vec::with_capacity(names.len()), None);
-    for session in config.sessions.iter().filter(|session| names.contains(&session.name)) {
-        match open_without_control(config, session, turn).await {
-            Ok(open) => sessions.push(open),
-            Err(failure) => failed = Some(failure),
-        }
-    }
-    (sessions, failed)
-}
-
-async fn open_without_control(
-    config: &ControlConnection,
-    session: &TestSession,
-    turn: Turn,
-) -> Result<OpenSession, Failure> {
-    let source = session.source_address.or(config.source_address);
-    let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
-    let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
-        return Err(Failure::new(LossCause::Local, format!("{}: no target", session.name)));
-    };
-    let remote = reachable(config, target, port, source, turn).await?;
-    let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let socket = bind(config, session, source.unwrap_or(any)).await?;
-    let carrier =
-        session.stamp.as_ref().map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
-    let name = session.name.clone();
-    Ok(OpenSession { name, socket, remote, sid: None, carrier, padding_start: None })
-}
-
-fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
-    let ssid = stamp.ssid.unwrap_or_else(|| u16::from_ne_bytes(random::octets()).max(1));
-    let padding = |octets: &mut [u8]| {
-        if !session.zero_padding {
-            random::fill(octets);
-        }
-    };
-    let sender = StampSender::new(stamp.clone(), ssid, session.data_size.into(), padding);
-    Carrier {
-        format: sender.format(),
-        timestamps: session.timestamps,
-        stamp: Some(Box::new(sender)),
-    }
-}
-
-/// Opens the sockets of these sessions and says what to ask for; why the last of those that cannot be
-/// opened cannot.
-async fn open_all(
-    config: &ControlConnection,
-    which: impl Fn(&TestSession) -> bool,
-    local: IpAddr,
-    server: IpAddr,
-) -> (Vec<OpenSession>, Vec<SessionRequest>, Option<Failure>) {
-    let (mut sessions, mut requests, mut failed) = (Vec::new(), Vec::new(), None);
-    for session in config.sessions.iter().filter(|session| which(session)) {
-        match open(config, session, local, server).await {
-            Ok((open, request)) => {
-                sessions.push(open);
-                requests.push(request);
-            }
-            Err(failure) => failed = Some(failure),
-        }
-    }
-    (sessions, requests, failed)
-}
-
-/// Opens the socket of a session and says what to ask for.
-async fn open(
-    config: &ControlConnection,
-    session: &TestSession,
-    local: IpAddr,
-    server: IpAddr,
-) -> Result<(OpenSession, SessionRequest), Failure> {
-    let source = session.source_address.or(config.source_address);
-    let remote = match &session.target {
-        // Of the family that the session's own end has.
-        Some(target) => resolved(config, target, 0, Some(source.unwrap_or(local))).await?[0].ip(),
-        None => server,
-    };
-    let source = source.unwrap_or(local);
-    if source.is_ipv4() != remote.is_ipv4() {
-        return Err(Failure::new(
-            LossCause::Local,
-            format!(
-                "{}: sender {source} and reflector {remote} are of different IP versions; \
-                 source_address or target_address of the session would have to change",
-                session.name
-            ),
-        ));
-    }
-    let socket = bind(config, session, source).await?;
-    let unspecified: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let port = socket.local().port();
-    let request = SessionRequest {
-        // Zero stands for the addresses of the control connection (RFC 5357 §3.5).
-        sender_address: if source == local { unspecified } else { source },
-        sender_port: port,
-        receiver_address: if remote == server { unspecified } else { remote },
-        receiver_port: session.destination_port.unwrap_or(port),
-        data_size: session.data_size,
-        reflected_length: session.reflected_padding,
-        dscp: session.dscp.value(),
-        timeout_ns: session.loss_timeout_ns,
-    };
-    // The port comes with Accept-Session.
-    let remote = SocketAddr::new(remote, 0);
-    let carrier = Carrier { timestamps: session.timestamps, ..Carrier::default() };
-    let name = session.name.clone();
-    let open = OpenSession { name, socket, remote, sid: None, carrier, padding_start: None };
-    Ok((open, request))
-}
-
-async fn bind(
-    config: &ControlConnection,
-    session: &TestSession,
-    address: IpAddr,
-) -> Result<TestSocket, Failure> {
-    let address = SocketAddr::new(address, session.source_port.unwrap_or(0));
-    let options = UdpOptions {
-        interface: config.interface.as_deref(),
-        tos: session.dscp.tos(),
-        ttl: session.ttl,
-        transmit_stamps: TransmitStamps::Numbered,
-    };
-    let begun = clock::monotonic();
-    loop {
-        match TestSocket::bind(address, &options) {
-            // A session of ours that had the port before may yet wait for its answers.
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse
-                    && clock::monotonic().since_ns(begun) < PORT_LIMIT_NS =>
-            {
-                sleep(PORT_AGAIN).await;
-            }
-            bound => return bound.map_err(|error| refused(session, address, &error)),
-        }
-    }
-}
-
-fn refused(session: &TestSession, address: SocketAddr, error: &io::Error) -> Failure {
-    Failure::local(&format!("{}: UDP {address}", session.name), error)
+    Ok(Established { stream, machine, sessions, declined })
 }
 
 impl Established {
@@ -287,33 +118,47 @@ impl Established {
     }
 
     /// Stops sessions and starts others over the same connection, as far as the server can do that
-    /// one by one; otherwise stops all. Those that are started are in `sessions` then; why another
-    /// is not is the answer.
+    /// one by one; otherwise stops all. Those that are started are in `sessions` then; the others are
+    /// the answer.
     pub(super) async fn renegotiate(
         &mut self,
         config: &ControlConnection,
         names: &[String],
         stop: Vec<Sid>,
+        turn: Turn,
         derivation: &Derivation,
-    ) -> Result<Option<Failure>, Failure> {
+    ) -> Result<Vec<Declined>, Failure> {
+        let (opened, declined) = self.open(config, names, turn).await?;
+        if opened.is_empty() && stop.is_empty() {
+            return Ok(declined);
+        }
+        let (sessions, requests) = opened.into_iter().unzip();
+        (self.sessions, self.declined) = (sessions, declined);
+        self.machine.renegotiate(stop, requests, clock::monotonic());
+        self.negotiate(config, derivation).await?;
+        Ok(self.take_declined())
+    }
+
+    /// Opens the sockets of sessions, for as long as the connection lives.
+    pub(super) async fn open(
+        &mut self,
+        config: &ControlConnection,
+        names: &[String],
+        turn: Turn,
+    ) -> Result<(Vec<(OpenSession, SessionRequest)>, Vec<Declined>), Failure> {
         let local = self.stream.local_addr().map_err(|error| Failure::broken(&error))?;
         let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
         let named = |session: &TestSession| names.contains(&session.name);
-        let (sessions, requests, refused) = open_all(config, named, local.ip(), server.ip()).await;
-        let others_run = self.machine.is_individual();
-        if let Some(failure) = refused.as_ref().filter(|_| sessions.is_empty() && !others_run) {
-            return Err(failure.clone());
+        tokio::select! {
+            opened = open::with_control(config, named, (local.ip(), server.ip()), turn) => Ok(opened),
+            failure = self.watch() => Err(failure),
         }
-        (self.sessions, self.refused) = (sessions, refused);
-        self.machine.renegotiate(stop, requests, clock::monotonic());
-        self.negotiate(config, derivation).await?;
-        Ok(self.take_refused())
     }
 
     /// Lets go of what was not accepted.
-    fn take_refused(&mut self) -> Option<Failure> {
+    fn take_declined(&mut self) -> Vec<Declined> {
         self.sessions.retain(|session| session.sid.is_some());
-        self.refused.take()
+        std::mem::take(&mut self.declined)
     }
 
     /// Sets what can be set on an open connection.
@@ -353,11 +198,18 @@ impl Established {
                     }
                     ClientAction::Accepted(accepted) => self.accepted(accepted),
                     ClientAction::Refused(index, accept) => {
+                        let name = self.sessions[index].name.clone();
                         let error = ClientError::SessionRejected { index, accept };
-                        self.refused = Some(error.into());
+                        let failure = Failure::from(error).of_session(&name);
+                        self.declined.push(Declined { name, failure });
                     }
                     ClientAction::Started => return Ok(()),
                     ClientAction::Stopped => return Err(Failure::closed_by_server()),
+                    ClientAction::Failed(error @ ClientError::SessionRejected { index, .. }) => {
+                        let session = self.sessions.get(index);
+                        let name = session.map_or("", |session| session.name.as_str());
+                        return Err(Failure::from(error).of_session(name));
+                    }
                     ClientAction::Failed(error) => return Err(error.into()),
                 }
             }

@@ -6,9 +6,10 @@ use futures_util::StreamExt;
 use tokio::time::sleep;
 
 use super::{
-    attempt::{self, Established},
+    attempt::Established,
     connection::{Driver, Next},
     failure::Failure,
+    open::{self, Declined},
     sender::{Command, Grace},
 };
 use crate::{
@@ -31,6 +32,8 @@ pub(super) enum Changed {
     Closed,
     /// The connection was lost.
     Lost(Failure),
+    /// No session runs any more, for those that were asked for were refused.
+    Declined(Failure),
 }
 
 impl Driver {
@@ -78,28 +81,18 @@ impl Driver {
                 if before.stopped {
                     return Next::Anew;
                 }
-                if retimed && standing == Standing::Down {
+                if tuned && matches!(standing, Standing::Together | Standing::OneByOne) {
+                    return Next::Tuned;
+                }
+                if retimed {
                     return Next::Retimed;
                 }
             } else if self.applied != self.current.revision {
                 // What was wanted in between is wanted no more.
                 self.took_up();
             }
-            if tuned && matches!(standing, Standing::Together | Standing::OneByOne) {
-                return Next::Tuned;
-            }
             if self.current.starts != before.starts {
                 return Next::Attempt;
-            }
-        }
-    }
-
-    /// An attempt is under way, or not wanted: one by hand has nothing to add, nor has another pace.
-    pub(super) async fn change_but_attempts(&mut self) -> Next {
-        loop {
-            let next = self.change().await;
-            if !matches!(next, Next::Attempt | Next::Retimed) {
-                return next;
             }
         }
     }
@@ -141,6 +134,19 @@ impl Driver {
         tracing::debug!(connection = self.config.name, ?touched, "sessions change");
         match control {
             Some(control) if self.status.standing() == Standing::Together => {
+                if touched.is_empty() {
+                    // The others are not to be asked for anew for what cannot even be opened here.
+                    let (config, names, turn) = (self.config.clone(), self.missing(), self.turn());
+                    match self.while_wanted(control.open(&config, &names, turn)).await {
+                        None => return Changed::Done,
+                        Some(Err(failure)) => return Changed::Lost(failure),
+                        Some(Ok((opened, declined))) if opened.is_empty() => {
+                            self.sessions_declined(declined).await;
+                            return Changed::Done;
+                        }
+                        Some(Ok(_)) => {}
+                    }
+                }
                 let paused = self.pause_all(control).await;
                 self.follow_sessions().await;
                 match paused {
@@ -151,7 +157,10 @@ impl Driver {
                 self.running.clear();
                 match self.request_missing(Some(control), Vec::new()).await {
                     Changed::Lost(failure) if failure.is_end() => Changed::Closed,
-                    changed @ (Changed::Done | Changed::Closed | Changed::Lost(_)) => changed,
+                    changed @ (Changed::Done
+                    | Changed::Closed
+                    | Changed::Lost(_)
+                    | Changed::Declined(_)) => changed,
                 }
             }
             mut control => {
@@ -182,24 +191,24 @@ impl Driver {
     /// Starts the sessions that are configured and do not run; over a control connection once
     /// those with these SIDs are stopped. One that cannot be started where the others run on is
     /// tried again at the beat of the connection.
-    pub(super) async fn request_missing(
+    async fn request_missing(
         &mut self,
         control: Option<&mut Established>,
         stop: Vec<Sid>,
     ) -> Changed {
         let (config, names, turn) = (self.config.clone(), self.missing(), self.turn());
-        let (sessions, failed) = match control {
+        let (sessions, declined) = match control {
             Some(control) => {
                 let derivation = self.derivation.clone();
-                let requested = control.renegotiate(&config, &names, stop, &derivation);
+                let requested = control.renegotiate(&config, &names, stop, turn, &derivation);
                 match self.while_wanted(requested).await {
                     None => return Changed::Done,
                     Some(Err(failure)) => return Changed::Lost(failure),
-                    Some(Ok(failed)) => (std::mem::take(&mut control.sessions), failed),
+                    Some(Ok(declined)) => (std::mem::take(&mut control.sessions), declined),
                 }
             }
             None => {
-                let opened = attempt::without_control(&config, &names, turn);
+                let opened = open::without_control(&config, &names, turn);
                 match self.while_wanted(opened).await {
                     None => return Changed::Done,
                     Some(opened) => opened,
@@ -207,20 +216,26 @@ impl Driver {
             }
         };
         self.start_sessions(sessions).await;
-        if let Some(failure) = failed {
-            self.session_failed(&failure).await;
+        match declined.last().filter(|_| self.running.is_empty()) {
+            Some(last) => Changed::Declined(last.failure.clone()),
+            None => {
+                self.sessions_declined(declined).await;
+                Changed::Done
+            }
         }
-        Changed::Done
     }
 
     /// Sessions that do not run though their connection does: what they cannot measure is told.
-    pub(super) async fn session_failed(&mut self, failure: &Failure) {
-        let (name, detail) = (&self.config.name, &failure.detail);
-        tracing::warn!(connection = name, sessions = ?self.missing(), detail, "not started");
-        self.status.session_failed(failure, clock::now());
-        for name in self.missing() {
+    pub(super) async fn sessions_declined(&mut self, declined: Vec<Declined>) {
+        for Declined { name, failure } in declined {
+            let (connection, detail) = (&self.config.name, &failure.detail);
+            tracing::warn!(connection, detail, "not started");
+            self.status.session_failed(&name, &failure, clock::now());
+            let tried = self.declined.entry(name.clone()).or_default();
+            *tried += 1;
+            let command = Command::Down(failure.cause, *tried);
             if let Some(index) = self.sessions.iter().position(|session| session.name == name) {
-                self.tell(index, Command::Down(failure.cause, 1)).await;
+                self.tell(index, command).await;
             }
         }
     }

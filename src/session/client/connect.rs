@@ -36,12 +36,15 @@ pub(super) struct Turn {
     pub(super) deadline: Monotonic,
     /// Which address of a name comes first: another one each time.
     pub(super) address: usize,
+    /// Whether a port that is taken may be one that a session of this agent is about to give up.
+    pub(super) waits_for_ports: bool,
 }
 
 impl Turn {
     /// The only attempt that there is.
     pub(super) fn only(config: &ControlConnection) -> Self {
-        Self { deadline: clock::monotonic().plus_ns(config.connect_timeout_ns), address: 0 }
+        let deadline = clock::monotonic().plus_ns(config.connect_timeout_ns);
+        Self { deadline, address: 0, waits_for_ports: false }
     }
 }
 

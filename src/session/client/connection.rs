@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Senders, Tools, Wanted,
-    attempt::{self, Established, OpenSession},
+    attempt::{self, Established},
     connect::Turn,
     course::{Course, Pauses},
     failure::Failure,
+    open::{self, Declined, OpenSession},
     peer::PeerMemory,
     progress::{Progress, Silence},
     sender::Command,
@@ -54,6 +55,8 @@ pub(super) async fn run(
         derivation,
         network_seen: 0,
         network,
+        ports_awaited_in: u64::MAX,
+        declined: HashMap::new(),
         silences: 0,
         peer: PeerMemory::default(),
         token,
@@ -107,6 +110,10 @@ pub(super) struct Driver {
     pub(super) network: watch::Receiver<NetworkChanges>,
     /// What was known of the network when the latest attempt began, or the connection was lost.
     network_seen: u64,
+    /// The revision in which ports that are taken were waited for.
+    ports_awaited_in: u64,
+    /// How often a session was declined that does not run though others do.
+    pub(super) declined: HashMap<String, u64>,
     /// Which address of a name sessions without control are sent to: the next one after a silence.
     pub(super) silences: usize,
     /// What was learnt of the server.
@@ -232,10 +239,13 @@ impl Driver {
     }
 
     /// Of an attempt that begins now.
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn turn(&mut self) -> Turn {
         let limit_ns = self.config.connect_timeout_ns;
         let deadline = self.course.deadline(self.pauses(), limit_ns, clock::monotonic());
-        Turn { deadline, address: self.silences + self.course.failed() as usize }
+        let address = self.silences + self.course.failed() as usize;
+        // Once behind each change: it may have taken a port from one session for another.
+        let before = std::mem::replace(&mut self.ports_awaited_in, self.applied);
+        Turn { deadline, address, waits_for_ports: before != self.applied }
     }
 
     fn next_attempt(&mut self) -> Monotonic {
@@ -297,20 +307,17 @@ impl Driver {
                 return Next::Lost(failure, false);
             }
         };
-        let (mut control, sessions, failed) = established;
+        let (mut control, sessions, declined) = established;
         if let Some(control) = control.as_ref().filter(|_| config != self.config) {
             // Changed while it was being made.
             control.tune(&self.config);
         }
         self.up(control.as_deref(), sessions).await;
-        if let Some(failure) = failed {
-            self.session_failed(&failure).await;
-        }
+        self.sessions_declined(declined).await;
         let next = self.run_sessions(&mut control).await;
         self.running.clear();
-        if let Next::Lost(..) = next {
-            self.network_seen = self.network.borrow().better;
-        } else {
+        self.network_seen = self.network.borrow().better;
+        if !matches!(next, Next::Lost(_, true)) {
             if !matches!(next, Next::Parked(_) | Next::Again) {
                 self.stop_sessions().await;
             }
@@ -429,27 +436,28 @@ pub(super) fn until(due: Option<Monotonic>) -> Duration {
     due.map_or(Duration::MAX, |due| Duration::from_nanos(due.since_ns(clock::monotonic())))
 }
 
-/// Opens what the control type asks for; why a session is not there that is one of several.
+/// Opens what the control type asks for; which sessions are not there, where others are.
 async fn establish(
     config: &ControlConnection,
     extensions: Extensions,
     turn: Turn,
     status: &Status,
     derivation: &Derivation,
-) -> Result<(Option<Box<Established>>, Vec<OpenSession>, Option<Failure>), Failure> {
+) -> Result<(Option<Box<Established>>, Vec<OpenSession>, Vec<Declined>), Failure> {
     match config.control_type {
         ControlType::Managed => {
-            let (mut established, refused) =
+            let (mut established, declined) =
                 attempt::managed(config, extensions, turn, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
-            Ok((Some(Box::new(established)), sessions, refused))
+            Ok((Some(Box::new(established)), sessions, declined))
         }
         ControlType::Light | ControlType::Stamp => {
             let all: Vec<String> =
                 config.sessions.iter().map(|session| session.name.clone()).collect();
-            match attempt::without_control(config, &all, turn).await {
-                (sessions, Some(failure)) if sessions.is_empty() => Err(failure),
-                (sessions, failed) => Ok((None, sessions, failed)),
+            let (sessions, mut declined) = open::without_control(config, &all, turn).await;
+            match declined.pop().filter(|_| sessions.is_empty()) {
+                Some(last) => Err(last.failure),
+                None => Ok((None, sessions, declined)),
             }
         }
     }

@@ -52,6 +52,11 @@ impl Failure {
         Self::new(LossCause::Local, format!("{what}: {error}"))
     }
 
+    /// Of one of several sessions.
+    pub(super) fn of_session(self, name: &str) -> Self {
+        Self { detail: format!("session {name}: {}", self.detail), ..self }
+    }
+
     /// An open connection that broke.
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     pub(super) fn broken(error: &io::Error) -> Self {

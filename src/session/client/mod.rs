@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod course;
 mod failure;
+mod open;
 mod outage;
 mod pace;
 mod peer;

@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    attempt::{self, Established, OpenSession},
+    attempt::{self, Established},
     connect::{Turn, connect},
     failure::Failure,
+    open::OpenSession,
     peer::{Blame, PeerMemory},
     sender::{reply_meta, sender_config},
     status::Status,
@@ -71,9 +72,10 @@ async fn attempt(
     let status = Status::new(config, Arc::default(), clock::now());
     found.stage = ProbeStage::Connect.into();
     let begun = clock::monotonic();
-    let stream = connect(config, &status, Turn::only(config)).await?;
+    let turn = Turn::only(config);
+    let stream = connect(config, &status, turn).await?;
     found.connect_ns = clock::monotonic().since_ns(begun);
-    let mut established = attempt::prepare(config, extensions, stream, &status).await?;
+    let mut established = attempt::prepare(config, extensions, stream, turn, &status).await?;
     let ends = status.to_proto(0, false, clock::now());
     (found.local_address, found.server_address) = (ends.local_address, ends.server_address);
     found.port_asked = established.sessions.first().map_or(0, |s| s.socket.local().port().into());

@@ -102,12 +102,14 @@ impl Progress {
         }
     }
 
-    /// Why nothing can be sent, where that is so of every session that has tests to run.
-    pub(super) fn refused(&self) -> Option<Failure> {
+    /// Why nothing can be sent, where that is so of every session that runs and has tests to run.
+    pub(super) fn refused(&self, runs: impl Fn(&str) -> bool) -> Option<Failure> {
         let sessions = self.lock();
         let mut found = None;
-        for session in sessions.values().filter(|session| session.stage != Stage::Completed) {
-            found = Some(session.refused.as_ref()?);
+        for (name, session) in sessions.iter() {
+            if session.stage != Stage::Completed && runs(name) {
+                found = Some(session.refused.as_ref()?);
+            }
         }
         found.cloned()
     }
@@ -259,14 +261,14 @@ mod tests {
         progress.follow(&["a", "b", "c"]);
         progress.set("c", Stage::Completed);
         progress.test_ended("a", Some(false), failure(), now);
-        assert_eq!(progress.refused(), None);
+        assert_eq!(progress.refused(|_| true), None);
         progress.test_ended("b", Some(false), failure(), now);
-        assert_eq!(progress.refused(), failure());
+        assert_eq!(progress.refused(|_| true), failure());
         progress.test_ended("a", Some(false), None, now);
-        assert_eq!(progress.refused(), None);
+        assert_eq!(progress.refused(|_| true), None);
         progress.test_ended("a", Some(false), failure(), now);
         progress.forget_silence();
-        assert_eq!(progress.refused(), None);
+        assert_eq!(progress.refused(|_| true), None);
     }
 
     #[test]

@@ -6,11 +6,12 @@ use futures_util::future::OptionFuture;
 use tokio::time::sleep;
 
 use super::{
-    attempt::{Established, OpenSession},
+    attempt::Established,
     changes::Changed,
     connect::names_move,
     connection::{Driver, Next, until},
     failure::Failure,
+    open::OpenSession,
     sender::Command,
     sessions::Running,
 };
@@ -36,6 +37,7 @@ impl Driver {
         let interface = self.bound_interface();
         let mut moved = self.names_move(control.is_none());
         let mut missing = self.missing_due();
+        let mut better = network.borrow().better;
         loop {
             let watch = async {
                 match control {
@@ -45,7 +47,7 @@ impl Driver {
             };
             let next = tokio::select! {
                 failure = watch => return Next::Lost(failure, true),
-                next = self.change_but_attempts() => next,
+                next = self.change() => next,
                 () = progress.changed() => match self.after_tests().await {
                     Some(next) => return next,
                     None if missing.is_some_and(|due| due <= clock::monotonic())
@@ -65,6 +67,9 @@ impl Driver {
                     if let Some(failure) = self.source_gone(control.as_deref()) {
                         return Next::Lost(failure, true);
                     }
+                    // What was missing here may have come.
+                    let known = std::mem::replace(&mut better, network.borrow().better);
+                    missing = missing.filter(|_| known == better).or_else(|| self.missing_now());
                     continue;
                 }
             };
@@ -76,6 +81,7 @@ impl Driver {
                         Changed::Done => {}
                         Changed::Closed => return Next::Again,
                         Changed::Lost(failure) => return Next::Lost(failure, true),
+                        Changed::Declined(failure) => return Next::Lost(failure, false),
                     }
                     if let Some(control) = control {
                         control.tune(&self.config);
@@ -91,10 +97,12 @@ impl Driver {
                     if let Some(control) = control {
                         control.tune(&self.config);
                     }
+                    missing = self.missing_due();
                 }
+                Next::Retimed => missing = self.missing_due(),
+                // One by hand is for those that do not run.
+                Next::Attempt => missing = self.missing_now(),
                 next @ (Next::Anew
-                | Next::Attempt
-                | Next::Retimed
                 | Next::Lost(..)
                 | Next::Completed
                 | Next::Parked(_)
@@ -120,6 +128,10 @@ impl Driver {
         let least_ns = if self.is_one_by_one() { 0 } else { SOON_NS };
         let due = clock::monotonic().plus_ns(self.config.test_interval_ns.max(least_ns));
         (!self.missing().is_empty()).then_some(due)
+    }
+
+    fn missing_now(&self) -> Option<Monotonic> {
+        (!self.missing().is_empty()).then(clock::monotonic)
     }
 
     fn is_one_by_one(&self) -> bool {
@@ -152,7 +164,8 @@ impl Driver {
         }
         let mut gone = None;
         for session in &self.config.sessions {
-            let remote = SocketAddr::new(self.running.get(&session.name)?.remote, TWAMP_PORT);
+            let Some(running) = self.running.get(&session.name) else { continue };
+            let remote = SocketAddr::new(running.remote, TWAMP_PORT);
             let source = session.source_address.or(self.config.source_address);
             let error = check_route(remote, source, interface).err();
             let error = error.filter(|error| error.kind() == io::ErrorKind::AddrNotAvailable)?;
@@ -197,7 +210,7 @@ impl Driver {
         if managed && elsewhere || self.ends_with_a_break() {
             return None;
         }
-        let failure = self.progress.refused()?;
+        let failure = self.progress.refused(|name| self.running.contains_key(name))?;
         // There may be a way again since then.
         let (source, interface) = (self.config.source_address, self.config.interface.as_deref());
         let is_away = |running: &Running| {

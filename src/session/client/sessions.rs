@@ -9,8 +9,8 @@ use futures_util::{
 use tokio::sync::oneshot;
 
 use super::{
-    attempt::OpenSession,
     connection::Driver,
+    open::OpenSession,
     sender::{self, Command, Grace, Session},
 };
 use crate::{
@@ -94,6 +94,7 @@ impl Driver {
             self.status.session_started(&session.name, sid, local, remote);
             let running = Running { sid: session.sid, remote: session.remote.ip() };
             self.running.insert(session.name.clone(), running);
+            self.declined.remove(&session.name);
             self.tell(index, Command::Up(Box::new(session))).await;
         }
     }

@@ -255,7 +255,8 @@ impl Status {
     }
 
     /// A session could not be started while others run.
-    pub(super) fn session_failed(&self, failure: &Failure, now: Now) {
+    pub(super) fn session_failed(&self, name: &str, failure: &Failure, now: Now) {
+        self.session(name, not_started);
         self.lock().connection.last_failure = Some(loss(failure, now));
         self.tell();
     }
@@ -357,10 +358,12 @@ fn not_connected(connection: &mut proto::Connection) {
     connection.local_address.clear();
     connection.server_address.clear();
     connection.mode = 0;
-    for session in &mut connection.sessions {
-        session.sid.clear();
-        session.sender_address.clear();
-        session.reflector_address.clear();
-        session.started = false;
-    }
+    connection.sessions.iter_mut().for_each(not_started);
+}
+
+fn not_started(session: &mut Session) {
+    session.sid.clear();
+    session.sender_address.clear();
+    session.reflector_address.clear();
+    session.started = false;
 }

@@ -162,7 +162,7 @@ fn an_end_of_the_log_that_is_missing_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 10);
     assert_eq!(verified(&state).records, 10);
-    HighWater::new(directory.path()).write(12).unwrap();
+    HighWater::new(directory.path()).write(12, true).unwrap();
     let found = verify(&state, |_| Ok(()), |_| true);
     assert!(matches!(found, Err(MaintenanceError::Gone { found: 10, known: 12 })), "{found:?}");
 }

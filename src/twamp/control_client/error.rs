@@ -41,7 +41,7 @@ pub enum ClientError {
     #[error("{0}")]
     NotGenuine(#[from] BadMac),
     /// Accept-Session with a non-zero Accept.
-    #[error("the server refused session {index}: {accept}")]
+    #[error("the server refused the session: {accept}")]
     SessionRejected {
         /// Index of the request.
         index: usize,

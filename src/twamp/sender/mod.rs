@@ -103,7 +103,9 @@ impl SessionSender {
             Phase::Idle(due) => {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
                 if let Some(due) = due.as_mut().filter(|_| self.behind_test) {
-                    *due = Monotonic(due.0.saturating_sub(old_ns).saturating_add(new_ns));
+                    let moved = due.0.saturating_sub(old_ns).saturating_add(new_ns);
+                    // What would have been is not made up for.
+                    *due = Monotonic(moved).max(now.min(*due));
                 }
                 self.config = config;
                 if self.completed && !self.is_complete() {

@@ -9,8 +9,8 @@ use std::{io, net::SocketAddr, sync::Arc};
 use tokio::sync::oneshot;
 
 use super::{
-    attempt::OpenSession,
     failure::Failure,
+    open::OpenSession,
     pace::{Pace, Share},
     progress::{Progress, Stage},
     running::SOON_NS,

@@ -90,8 +90,28 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
     assert!(costly > 0, "some of it was damaged");
 }
 
-/// Bits all over the file, behind a clean end: what is gone is told, and what comes behind it is found
-/// again, now and later.
+/// What sled notes to start sooner is not needed to start.
+#[test]
+fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    wait_for(&store, |state| state.newest == 1);
+    drop(store);
+    for (name, octets) in [
+        ("snap.0000000000FFFFFF.generating", &b""[..]),
+        ("snap.0000000000FFFFFF", b""),
+        ("snap.0000000000FFFFFF", b"no snapshot at all, but longer than one that is empty"),
+    ] {
+        fs::write(directory.path().join("results.sled").join(name), octets).unwrap();
+        let store = open(&state);
+        assert_eq!((store.damage(), store.state().borrow().records), ("", 1), "{name}");
+    }
+}
+
+/// Bits all over the file, behind a clean end and behind a kill: what is gone is told, and what comes
+/// behind it is found again, now and later.
 #[test]
 fn what_comes_behind_damage_is_found_again() {
     // More than a segment of the file.
@@ -107,6 +127,8 @@ fn what_comes_behind_damage_is_found_again() {
         // A page each time, as in an agent that runs for some time.
         wait_for(&store, |state| state.newest == (round + 1) * 20);
     }
+    let killed = tempfile::tempdir().unwrap();
+    copy(good.path(), killed.path());
     store.close();
     drop(store);
     // What a start has seen is not checked by the next one.
@@ -117,20 +139,17 @@ fn what_comes_behind_damage_is_found_again() {
         entries.iter().map(|entry| entry.cursor).collect::<Vec<u64>>()
     };
     let database = Path::new("results.sled").join("db");
-    let octets = fs::read(good.path().join(&database)).unwrap();
-    let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
     let mut told = 0;
     for flip in 0..flips {
-        let place = flip * 0x9e37_79b9 % (used * 8);
+        let from = if flip % 2 == 0 { &good } else { &killed };
         let directory = tempfile::tempdir().unwrap();
-        let copied = ["results.sled/conf", "results.last"];
-        fs::create_dir(directory.path().join("results.sled")).unwrap();
-        for name in copied {
-            fs::copy(good.path().join(name), directory.path().join(name)).unwrap();
-        }
-        let mut octets = octets.clone();
+        copy(from.path(), directory.path());
+        let database = directory.path().join(&database);
+        let mut octets = fs::read(&database).unwrap();
+        let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
+        let place = flip * 0x9e37_79b9 % (used * 8);
         octets[place as usize / 8] ^= 1 << (place % 8);
-        fs::write(directory.path().join(&database), octets).unwrap();
+        fs::write(&database, octets).unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
         let whole = readable(&store).len() as u64 == RECORDS;
@@ -150,4 +169,12 @@ fn what_comes_behind_damage_is_found_again() {
         assert_eq!(store.next.get(), first + 30, "{place}");
     }
     assert!(told > 0);
+}
+
+/// A state as it lies there, of which an agent may have been killed.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to.join("results.sled")).unwrap();
+    for name in ["results.sled/db", "results.sled/conf", "results.last"] {
+        fs::copy(from.join(name), to.join(name)).unwrap();
+    }
 }

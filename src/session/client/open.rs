@@ -1,0 +1,203 @@
+//! Sockets of test sessions. They are opened side by side: one that takes its time, for a name that
+//! nobody answers for or a port that is taken, holds up the others no longer than itself.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::time::sleep;
+
+use super::{
+    connect::{Turn, reachable, resolved},
+    failure::Failure,
+    sender::LONGEST_GRACE_NS,
+};
+use crate::{
+    model::{ControlConnection, StampSession, TestSession},
+    net::{TestSocket, TransmitStamps, UdpOptions, clock, random},
+    proto::LossCause,
+    twamp::{
+        control_client::SessionRequest,
+        sender::{Carrier, StampSender},
+    },
+    wire::codes::Sid,
+};
+
+/// A port that another session of this agent gives up is waited for so long, and asked for so often.
+const PORT_LIMIT_NS: u64 = LONGEST_GRACE_NS + 500_000_000;
+const PORT_AGAIN: Duration = Duration::from_millis(50);
+
+/// A session with its socket.
+#[derive(Debug)]
+pub(super) struct OpenSession {
+    pub(super) name: String,
+    pub(super) socket: TestSocket,
+    pub(super) remote: SocketAddr,
+    pub(super) sid: Option<Sid>,
+    /// What its packets look like.
+    pub(super) carrier: Carrier,
+    /// What the padding of each probe begins with (RFC 6038 §4.3).
+    pub(super) padding_start: Option<[u8; 2]>,
+}
+
+/// A session that is not started, and why.
+#[derive(Clone, Debug)]
+pub(super) struct Declined {
+    pub(super) name: String,
+    pub(super) failure: Failure,
+}
+
+/// Opens the sockets of the sessions of these names, for which nothing is negotiated. `turn` chooses
+/// among the addresses of a name.
+pub(super) async fn without_control(
+    config: &ControlConnection,
+    names: &[String],
+    turn: Turn,
+) -> (Vec<OpenSession>, Vec<Declined>) {
+    let named = |session: &TestSession| names.contains(&session.name);
+    open_each(config, named, |session| open_without_control(config, session, turn)).await
+}
+
+/// Opens the sockets of sessions between these two ends of a control connection, and says what to ask
+/// for.
+pub(super) async fn with_control(
+    config: &ControlConnection,
+    which: impl Fn(&TestSession) -> bool,
+    ends: (IpAddr, IpAddr),
+    turn: Turn,
+) -> (Vec<(OpenSession, SessionRequest)>, Vec<Declined>) {
+    open_each(config, which, |session| open(config, session, ends, turn)).await
+}
+
+async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
+    config: &'a ControlConnection,
+    which: impl Fn(&TestSession) -> bool,
+    open: impl Fn(&'a TestSession) -> O,
+) -> (Vec<T>, Vec<Declined>) {
+    let wanted: Vec<_> = config.sessions.iter().filter(|session| which(session)).collect();
+    let (mut sessions, mut declined) = (Vec::with_capacity(wanted.len()), Vec::new());
+    for (session, opened) in wanted.iter().zip(join_all(wanted.iter().map(|s| open(s))).await) {
+        match opened {
+            Ok(open) => sessions.push(open),
+            Err(failure) => {
+                let failure = failure.of_session(&session.name);
+                declined.push(Declined { name: session.name.clone(), failure });
+            }
+        }
+    }
+    (sessions, declined)
+}
+
+async fn open_without_control(
+    config: &ControlConnection,
+    session: &TestSession,
+    turn: Turn,
+) -> Result<OpenSession, Failure> {
+    let source = session.source_address.or(config.source_address);
+    let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
+    let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
+        return Err(Failure::new(LossCause::Local, "no target"));
+    };
+    let remote = reachable(config, target, port, source, turn).await?;
+    let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    let socket = bind(config, session, source.unwrap_or(any), turn).await?;
+    let carrier =
+        session.stamp.as_ref().map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
+    let name = session.name.clone();
+    Ok(OpenSession { name, socket, remote, sid: None, carrier, padding_start: None })
+}
+
+fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
+    let ssid = stamp.ssid.unwrap_or_else(|| u16::from_ne_bytes(random::octets()).max(1));
+    let padding = |octets: &mut [u8]| {
+        if !session.zero_padding {
+            random::fill(octets);
+        }
+    };
+    let sender = StampSender::new(stamp.clone(), ssid, session.data_size.into(), padding);
+    Carrier {
+        format: sender.format(),
+        timestamps: session.timestamps,
+        stamp: Some(Box::new(sender)),
+    }
+}
+
+/// Opens the socket of a session and says what to ask for.
+async fn open(
+    config: &ControlConnection,
+    session: &TestSession,
+    (local, server): (IpAddr, IpAddr),
+    turn: Turn,
+) -> Result<(OpenSession, SessionRequest), Failure> {
+    let source = session.source_address.or(config.source_address);
+    let remote = match &session.target {
+        // Of the family that the session's own end has.
+        Some(target) => resolved(config, target, 0, Some(source.unwrap_or(local))).await?[0].ip(),
+        None => server,
+    };
+    let source = source.unwrap_or(local);
+    if source.is_ipv4() != remote.is_ipv4() {
+        return Err(Failure::new(
+            LossCause::Local,
+            format!(
+                "sender {source} and reflector {remote} are of different IP versions; \
+                 source_address or target_address of the session would have to change"
+            ),
+        ));
+    }
+    let socket = bind(config, session, source, turn).await?;
+    let unspecified: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    let port = socket.local().port();
+    let request = SessionRequest {
+        // Zero stands for the addresses of the control connection (RFC 5357 §3.5).
+        sender_address: if source == local { unspecified } else { source },
+        sender_port: port,
+        receiver_address: if remote == server { unspecified } else { remote },
+        receiver_port: session.destination_port.unwrap_or(port),
+        data_size: session.data_size,
+        reflected_length: session.reflected_padding,
+        dscp: session.dscp.value(),
+        timeout_ns: session.loss_timeout_ns,
+    };
+    // The port comes with Accept-Session.
+    let remote = SocketAddr::new(remote, 0);
+    let carrier = Carrier { timestamps: session.timestamps, ..Carrier::default() };
+    let name = session.name.clone();
+    let open = OpenSession { name, socket, remote, sid: None, carrier, padding_start: None };
+    Ok((open, request))
+}
+
+async fn bind(
+    config: &ControlConnection,
+    session: &TestSession,
+    address: IpAddr,
+    turn: Turn,
+) -> Result<TestSocket, Failure> {
+    let address = SocketAddr::new(address, session.source_port.unwrap_or(0));
+    let options = UdpOptions {
+        interface: config.interface.as_deref(),
+        tos: session.dscp.tos(),
+        ttl: session.ttl,
+        transmit_stamps: TransmitStamps::Numbered,
+    };
+    let begun = clock::monotonic();
+    loop {
+        match TestSocket::bind(address, &options) {
+            // A session of ours that had the port before may yet wait for its answers.
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && turn.waits_for_ports
+                    && clock::monotonic().since_ns(begun) < PORT_LIMIT_NS =>
+            {
+                sleep(PORT_AGAIN).await;
+            }
+            bound => {
+                let what = format!("UDP {address}");
+                return bound.map_err(|error| Failure::local(&what, &error));
+            }
+        }
+    }
+}
