@@ -1,7 +1,5 @@
 //! Reads entries out of windows.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use bytes::Bytes;
 
 use super::{
@@ -11,6 +9,9 @@ use super::{
     window::Window,
     windows::WindowList,
 };
+
+/// Records that were stored and are not found, though sled knows of no damage.
+const MISSING: StoreError = StoreError::Damaged("page of records");
 
 /// Entries with cursors in `range`, at most so many records and octets; the newest of them, in
 /// falling order, with `backwards`. At least one where there is one.
@@ -46,17 +47,30 @@ pub(super) fn entries(
         }
         return Ok(found.entries);
     }
-    for window in windows {
+    for (index, window) in windows.iter().enumerate() {
+        // Where none was left out when they were stored none is missing but for damage.
+        let end = windows.get(index + 1).map(|behind| behind.name.first_cursor);
+        let end = end.filter(|end| end - window.name.first_cursor == window.records());
+        let mut next = first.max(window.name.first_cursor);
         // The page that the range begins in may begin before it.
         let before = falling(window, first).next().transpose()?;
         let from = before.map_or(first, |(key, _)| key);
         for page in Pages::of(window, from, last) {
             let (key, page) = page?;
             for record in readable(key, &page, window) {
+                if record.cursor >= next {
+                    if end.is_some() && record.cursor > next {
+                        window.tell_damage(&MISSING, next);
+                    }
+                    next = record.cursor + 1;
+                }
                 if range.contains(&record.cursor) && !found.take(record, window)? {
                     return Ok(found.entries);
                 }
             }
+        }
+        if end.is_some_and(|end| next < end.min(last.saturating_add(1))) {
+            window.tell_damage(&MISSING, next);
         }
     }
     Ok(found.entries)
@@ -91,12 +105,5 @@ impl Found {
 /// The records of a page, up to one that makes no sense.
 pub(super) fn readable(key: u64, page: &[u8], window: &Window) -> impl Iterator<Item = Stored> {
     let records = Records::of(key, Bytes::copy_from_slice(page)).into_iter().flatten();
-    records.map_while(move |record| {
-        let told = |error: &StoreError| {
-            if !window.is_damaged.swap(true, Relaxed) {
-                tracing::error!(%error, key, "stored results make no sense; the rest goes on");
-            }
-        };
-        record.inspect_err(told).ok()
-    })
+    records.map_while(move |record| record.inspect_err(|error| window.tell_damage(error, key)).ok())
 }

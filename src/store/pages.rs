@@ -1,8 +1,6 @@
 //! The pages of a window one after the other. What cannot be read is left out: a bit that has flipped on
 //! the disk costs the records around it, and readers are told that they are gone.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use super::{
     StoreError,
     window::{Window, cursor_of},
@@ -42,7 +40,7 @@ impl Iterator for Pages<'_> {
                     return Some(Ok((cursor, page)));
                 }
                 Err(error @ StoreError::Damaged(_)) => {
-                    tell(self.window, &error, self.next);
+                    self.window.tell_damage(&error, self.next);
                     self.next = self.next.saturating_add(self.step);
                     self.step = self.step.saturating_mul(2);
                     self.found = range(self.window, self.next, self.last);
@@ -72,7 +70,7 @@ pub(super) fn falling(
                     lowest = cursor_of(&key).ok()?;
                     return Some(Ok((lowest, page)));
                 }
-                Err(error @ StoreError::Damaged(_)) => tell(window, &error, lowest),
+                Err(error @ StoreError::Damaged(_)) => window.tell_damage(&error, lowest),
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -88,10 +86,4 @@ pub(super) fn falling(
 
 fn range(window: &Window, first: u64, last: u64) -> sled::Iter {
     window.pages.range(first.to_be_bytes()..=last.max(first).to_be_bytes())
-}
-
-fn tell(window: &Window, error: &StoreError, near: u64) {
-    if !window.is_damaged.swap(true, Relaxed) {
-        tracing::error!(%error, near, "stored results cannot be read; the rest goes on");
-    }
 }

@@ -266,6 +266,13 @@ impl Window {
         Ok(())
     }
 
+    /// Some of it cannot be read, near this cursor: logged once.
+    pub(super) fn tell_damage(&self, error: &StoreError, near: u64) {
+        if !self.is_damaged.swap(true, Relaxed) {
+            tracing::error!(%error, near, "stored results cannot be read; the rest goes on");
+        }
+    }
+
     /// Notes the time of a record.
     pub(super) fn saw(&self, time: UnixTime) {
         self.last_time_ns.fetch_max(time.0, Relaxed);

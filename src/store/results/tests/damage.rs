@@ -1,6 +1,7 @@
 //! What a disk makes of what lies on it.
 
 use super::*;
+use crate::store::window::Window;
 
 /// A file of a few octets takes nothing with it.
 #[test]
@@ -84,7 +85,10 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
         for cursors in [read(false), read(true)] {
             assert!(cursors.len() >= 360, "{damaged}: {}", cursors.len());
             assert!(cursors.contains(&400) && cursors.contains(&1));
-            costly += usize::from(!cursors.contains(&(damaged * 10)));
+            let costs = !cursors.contains(&(damaged * 10));
+            let windows = windows::read(&store.windows);
+            assert_eq!(costs, windows.iter().any(|window| window.is_damaged.load(Relaxed)));
+            costly += usize::from(costs);
         }
     }
     assert!(costly > 0, "some of it was damaged");
@@ -107,6 +111,33 @@ fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
         fs::write(directory.path().join("results.sled").join(name), octets).unwrap();
         let store = open(&state);
         assert_eq!((store.damage(), store.state().borrow().records), ("", 1), "{name}");
+    }
+}
+
+/// sled may leave out what it cannot read, and say nothing.
+#[test]
+fn a_page_that_is_not_there_is_told() {
+    for missing in [1u64, 3, 5] {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        // Two windows of five pages each, and a third.
+        for cursor in 1..=11u64 {
+            store.append(now().unix.0 + (cursor - 1) / 5 * 2 * MINUTE_NS, 4_000);
+        }
+        wait_for(&store, |state| state.newest == 11);
+        drop(store);
+        let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+        let tree = engine.tree([&b"page/"[..], &1u64.to_be_bytes()].concat()).unwrap();
+        assert!(tree.remove(missing.to_be_bytes()).unwrap().is_some());
+        engine.flush_durably().unwrap();
+        drop((tree, engine));
+        let store = open(&state);
+        let found = store.entries(0, 11, 100, 1 << 20, false).unwrap();
+        assert_eq!(found.len(), 10);
+        let damaged = |window: &Arc<Window>| window.is_damaged.load(Relaxed);
+        let windows = windows::read(&store.windows);
+        assert_eq!(windows.iter().map(damaged).collect::<Vec<_>>(), [true, false, false]);
     }
 }
 
