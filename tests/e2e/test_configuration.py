@@ -9,7 +9,7 @@ import unittest
 import grpc
 
 from harness import (
-    CTL, Case, TwoHosts, client, connection, events, free_port, seconds, server, session, tests,
+    CTL, Case, TwoHosts, client, connection, events, free_port, seconds, server, session, sh, tests,
 )
 
 
@@ -434,6 +434,101 @@ class Sessions(TwoHosts):
         # And is asked for again.
         self.server.apply({"server": server()})
         self.wait_for(lambda: self.starts()["s3"][0] == 1)
+
+    def test_each_session_that_does_not_run_says_why(self):
+        self.server.apply({"server": server(maximum_sessions_per_connection=1)})
+        wanted = self.connection(session("s1"), session("dns", target_address="nowhere.invalid"), session("full"))
+        self.api.apply({"client": client(wanted)})
+        of = lambda name: self.of(name)[-1]["test_result"]  # noqa: E731
+        for name, cause in (("dns", "DNS"), ("full", "REJECTED")):
+            self.wait_for(lambda: len(self.of(name)) > 2 and int(of(name)["attempts"]) > 2)  # noqa: B023
+            self.assertEqual({t["test_result"]["cause"] for t in self.of(name)}, {f"LOSS_CAUSE_{cause}"})
+        failure = self.api.connection("c1")["last_failure"]
+        for why in ("session dns: ", "session full: the server refused the session"):
+            self.assertIn(why, failure["detail"])
+        self.assertEqual(failure["cause"], "LOSS_CAUSE_DNS", "of the first of them")
+
+    def test_what_is_refused_is_asked_for_at_another_pace_and_by_hand(self):
+        self.server.apply({"server": server(maximum_sessions_per_connection=1)})
+        slow = {**self.connection(session("s1"), session("s2")), "test_interval": "300s"}
+        for by in ("pace", "hand"):
+            self.api.apply({"client": client({**slow, "name": by})})
+            self.wait_for(lambda: self.api.connection(by).get("last_failure"))  # noqa: B023
+            self.server.apply({"server": server()})
+            if by == "pace":
+                self.api.apply({"client": client({**slow, "name": by, "test_interval": "0.5s"})})
+            else:
+                self.api.call("ClientService", "StartConnections", {"names": [by]})
+            self.wait_for(lambda: all(s["started"] for s in self.api.connection(by)["sessions"]), 5)  # noqa: B023
+            self.server.apply({"server": server(maximum_sessions_per_connection=1)})
+
+    def test_the_only_session_that_is_refused_is_an_outage(self):
+        for control in ("MANAGED", "LIGHT"):
+            with self.subTest(control):
+                both = {"prefixes": ["0.0.0.0/0"], "listen": [{"port": 8620}]}
+                self.server.apply({"server": server(light=both)})
+                light = {"control_type": "CONTROL_TYPE_LIGHT"} if control == "LIGHT" else {}
+                port = {"destination_port": 8620} if light else {}
+                right, wrong = ({**self.connection(session("s1", **port, **target), **light), "name": control}
+                                for target in ({}, {"target_address": "nowhere.invalid"}))
+                told = lambda: self.api.connection(control)  # noqa: E731, B023
+                state = lambda: told()["state"].removeprefix("CONNECTION_STATE_")  # noqa: E731
+                self.api.apply({"client": client(right)})
+                self.wait_for(lambda: tests(self.api.records(), control, "COMPLETE"))  # noqa: B023
+                self.api.apply({"client": client(wrong)})
+                self.wait_for(lambda: state() == "WAITING_RETRY", told=told)
+                self.assertEqual((told()["last_loss"]["cause"], told()["sessions"][0]["started"]), ("LOSS_CAUSE_DNS", False))
+                self.api.apply({"client": client(right)})
+                self.wait_for(lambda: state() == "RUNNING" and told()["sessions"][0]["started"], told=told)
+
+    def test_a_session_that_does_not_run_hides_no_loss_of_the_others(self):
+        self.server.apply({"server": {"light": {"prefixes": ["0.0.0.0/0"], "listen": [{"port": 8620}]}}})
+        sh("ip", "-n", self.a, "address", "add", "10.99.0.5/24", "dev", "veth0")
+        wanted = self.connection(session("s1", destination_port=8620, source_address="10.99.0.5"),
+                                 session("s2", target_address="nowhere.invalid"), control_type="CONTROL_TYPE_LIGHT")
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.of("s1"))
+        self.assertEqual(self.state(), "RUNNING")
+        sh("ip", "-n", self.a, "address", "delete", "10.99.0.5/24", "dev", "veth0")
+        self.wait_for(lambda: self.state() == "WAITING_RETRY")
+        self.assertEqual(self.api.connection("c1")["last_loss"]["cause"], "LOSS_CAUSE_LOCAL")
+        sh("ip", "-n", self.a, "address", "add", "10.99.0.5/24", "dev", "veth0")
+        self.wait_for(lambda: self.state() == "RUNNING")
+
+    def test_ports_that_are_taken_hold_up_nothing_else(self):
+        self.server.apply({"server": server()})
+        ports = [free_port() for _ in range(4)]
+        taken = [session(f"p{port}", source_port=port) for port in ports]
+        wanted = self.connection(session("s1"), *taken)
+        self.api.apply({"client": client(wanted)})
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.agent_a.stop()
+        holder = subprocess.Popen(["ip", "netns", "exec", self.a, "python3", "-c", (
+            "import socket, time\n"
+            f"held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in {ports}]\n"
+            f"[one.bind(('0.0.0.0', port)) for one, port in zip(held, {ports})]\n"
+            "print('held', flush=True)\ntime.sleep(600)")], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(holder.stdout.close)
+        self.addCleanup(holder.wait)
+        self.addCleanup(holder.kill)
+        self.assertEqual(holder.stdout.readline(), "held\n")
+        begun = time.monotonic()
+        self.agent_a.start()
+        self.api = self.agent_a.client()
+        up = lambda: [s["started"] for s in self.api.connection("c1")["sessions"]]  # noqa: E731
+        self.wait_for(lambda: up() == [True, False, False, False, False], told=up)
+        # A port that is about to be given up is waited for once, and for all of them together.
+        self.assertLess(time.monotonic() - begun, 6)
+        # While they are asked for again and again, what happens is heard.
+        for _ in range(3):
+            time.sleep(1)
+            count = len(events(self.api.records(), "CONNECTION_RESTORED"))
+            self.server.call("ServerService", "CloseServerConnections", {"all": True})
+            begun = time.monotonic()
+            self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_RESTORED")) > count, 20, 0.02)  # noqa: B023
+            self.assertLess(time.monotonic() - begun, 1.5)
+        holder.kill()
+        self.wait_for(lambda: up() == [True] * 5, told=up)
 
     def test_also_where_they_are_started_together(self):
         self.refused_from_the_beginning(extensions={"individual_session_control": False})

@@ -227,10 +227,10 @@ impl Driver {
 
     /// Sessions that do not run though their connection does: what they cannot measure is told.
     pub(super) async fn sessions_declined(&mut self, declined: Vec<Declined>) {
+        self.status.sessions_failed(&declined, clock::now());
         for Declined { name, failure } in declined {
             let (connection, detail) = (&self.config.name, &failure.detail);
             tracing::warn!(connection, detail, "not started");
-            self.status.session_failed(&name, &failure, clock::now());
             let tried = self.declined.entry(name.clone()).or_default();
             *tried += 1;
             let command = Command::Down(failure.cause, *tried);

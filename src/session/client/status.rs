@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{course::Outage, failure::Failure, sender::Command};
+use super::{course::Outage, failure::Failure, open::Declined, sender::Command};
 use crate::{
     model::{ControlConnection, ControlType, Standing},
     proto::{self, ConnectionLoss, ConnectionState, Session},
@@ -41,6 +41,9 @@ impl Changes {
         });
     }
 }
+
+/// Of so many sessions that are not started it is told why.
+const DETAILS: usize = 3;
 
 /// Status of one connection.
 #[derive(Debug)]
@@ -254,10 +257,19 @@ impl Status {
         inner.connection.last_failure = Some(loss(failure, now));
     }
 
-    /// A session could not be started while others run.
-    pub(super) fn session_failed(&self, name: &str, failure: &Failure, now: Now) {
-        self.session(name, not_started);
-        self.lock().connection.last_failure = Some(loss(failure, now));
+    /// Sessions could not be started while others run. The cause is that of the first.
+    pub(super) fn sessions_failed(&self, declined: &[Declined], now: Now) {
+        let Some(first) = declined.first() else { return };
+        for Declined { name, .. } in declined {
+            self.session(name, not_started);
+        }
+        let details = declined.iter().map(|declined| declined.failure.detail.as_str());
+        let mut detail = details.take(DETAILS).collect::<Vec<_>>().join("; ");
+        if declined.len() > DETAILS {
+            detail = format!("{detail}; and {} more", declined.len() - DETAILS);
+        }
+        let failure = Failure { detail, ..first.failure.clone() };
+        self.lock().connection.last_failure = Some(loss(&failure, now));
         self.tell();
     }
 

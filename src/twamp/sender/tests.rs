@@ -161,6 +161,20 @@ fn a_first_test_is_due_whatever_the_pause_becomes() {
     assert_eq!(driven.machine.idle_until(), Some(Monotonic(5_780 * MS)));
 }
 
+#[test]
+fn a_shorter_pause_makes_nothing_due_in_the_past() {
+    let mut driven =
+        Driven::new(SenderConfig { test_interval_ns: 3_600_000 * MS, ..config(4, 10 * MS) });
+    driven.run_until(60_000 * MS, |_| Ok(()));
+    let paced = SenderConfig { test_interval_ns: 10 * MS, ..config(4, 10 * MS) };
+    driven.machine.set_config(paced, Monotonic(60_000 * MS));
+    assert_eq!(driven.machine.idle_until(), Some(Monotonic(60_000 * MS)));
+    driven.machine.session_lost(LossCause::Refused, 1, now(60_000 * MS));
+    driven.run_until(60_200 * MS, |_| Ok(()));
+    // Each takes 90 ms: 30 ms of probes, 50 ms of loss timeout, 10 ms of pause.
+    assert_eq!(driven.results.len(), 1 + 3, "{:?}", driven.results.len());
+}
+
 /// A reply as a reflector that counts writes it.
 fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     use crate::{
