@@ -1,14 +1,11 @@
 //! The driver of one control connection: attempts in their rhythm, sessions up and down, outages
-//! as pairs of events. What happens while sessions run is in [`super::running`], changes of what is
-//! wanted in [`super::changes`].
+//! as pairs of events. What happens while sessions run is in [`super::running`], while there is no
+//! connection in [`super::waits`], changes of what is wanted in [`super::changes`].
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use futures_util::stream::FuturesUnordered;
-use tokio::{
-    sync::{oneshot, watch},
-    time::sleep,
-};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,6 +20,7 @@ use super::{
     sender::Command,
     sessions::{Running, SessionTask},
     status::Status,
+    waits::gets_better,
 };
 use crate::{
     model::{ControlConnection, ControlType, Extensions},
@@ -109,7 +107,7 @@ pub(super) struct Driver {
     pub(super) derivation: Arc<Derivation>,
     pub(super) network: watch::Receiver<NetworkChanges>,
     /// What was known of the network when the latest attempt began, or the connection was lost.
-    network_seen: u64,
+    pub(super) network_seen: u64,
     /// The revision in which ports that are taken were waited for.
     ports_awaited_in: u64,
     /// How often a session was declined that does not run though others do.
@@ -248,7 +246,7 @@ impl Driver {
         Turn { deadline, address, waits_for_ports: before != self.applied }
     }
 
-    fn next_attempt(&mut self) -> Monotonic {
+    pub(super) fn next_attempt(&mut self) -> Monotonic {
         let pauses = self.pauses();
         let random = u64::from_ne_bytes(random::octets());
         self.course.next_attempt(pauses, random, clock::monotonic())
@@ -334,70 +332,11 @@ impl Driver {
         self.rest(ConnectionState::Completed).await
     }
 
-    /// Waits for the time of the next test, which may change. Nothing is wrong: the network has no part
-    /// in it.
-    async fn park_until(&mut self, mut due: Monotonic) -> Next {
-        let progress = self.progress.clone();
-        loop {
-            self.status.parked(due, clock::now());
-            tokio::select! {
-                () = sleep(until(Some(due))) => return Next::Attempt,
-                () = progress.changed() => {}
-                next = self.change() => match next {
-                    Next::Retimed => continue,
-                    Next::Sessions => self.change_sessions_apart().await,
-                    next @ (Next::Anew
-                    | Next::Attempt
-                    | Next::Tuned
-                    | Next::Lost(..)
-                    | Next::Completed
-                    | Next::Parked(_)
-                    | Next::Again
-                    | Next::End) => return next,
-                }
-            }
-            if progress.all_completed() {
-                return Next::Completed;
-            }
-            // Where a session no longer waits, it has a test to run.
-            due = progress.idle_until().unwrap_or_else(clock::monotonic);
-            self.course.attempt_at(due);
-        }
-    }
-
     /// All tests were run.
     async fn complete(&mut self) -> Next {
         self.abandon();
         self.event(EventType::ConnectionCompleted, |_| {});
         self.rest(ConnectionState::Completed).await
-    }
-
-    /// Waits for the time of the next attempt, or for a change of the network that may make one
-    /// succeed before.
-    async fn wait_until(&mut self, mut due: Monotonic) -> Next {
-        let (known, progress) = (self.network_seen, self.progress.clone());
-        loop {
-            self.status.waiting(due, clock::now());
-            let mut network = self.network.clone();
-            let better = gets_better(&mut network, known);
-            tokio::select! {
-                () = sleep(until(Some(due))) => return Next::Attempt,
-                () = better => return Next::Attempt,
-                () = progress.changed() => {
-                    if progress.all_completed() {
-                        return Next::Completed;
-                    }
-                    continue;
-                }
-                next = self.change() => if !matches!(next, Next::Retimed) {
-                    return next;
-                }
-            }
-            // Counted from now on, where that is sooner.
-            self.course.attempt_at(clock::monotonic());
-            due = due.min(self.next_attempt());
-            self.course.attempt_at(due);
-        }
     }
 
     /// Takes up what is wanted now, from the beginning.
@@ -422,18 +361,6 @@ impl Driver {
             self.progress.reset();
         }
     }
-}
-
-/// Waits for a change of the network, behind the ones that are known, that may make an attempt
-/// succeed.
-async fn gets_better(network: &mut watch::Receiver<NetworkChanges>, known: u64) {
-    if network.wait_for(|changes| changes.better != known).await.is_err() {
-        pending::<()>().await;
-    }
-}
-
-pub(super) fn until(due: Option<Monotonic>) -> Duration {
-    due.map_or(Duration::MAX, |due| Duration::from_nanos(due.since_ns(clock::monotonic())))
 }
 
 /// Opens what the control type asks for; which sessions are not there, where others are.

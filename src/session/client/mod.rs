@@ -19,6 +19,7 @@ mod running;
 mod sender;
 mod sessions;
 mod status;
+mod waits;
 
 use std::{io, sync::Arc};
 

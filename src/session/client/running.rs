@@ -9,11 +9,12 @@ use super::{
     attempt::Established,
     changes::Changed,
     connect::names_move,
-    connection::{Driver, Next, until},
+    connection::{Driver, Next},
     failure::Failure,
     open::OpenSession,
     sender::Command,
     sessions::Running,
+    waits::until,
 };
 use crate::{
     model::{

@@ -42,6 +42,7 @@ impl Driver {
             self.config.sessions.iter().map(|session| session.name.as_str()).collect();
         self.progress.follow(&names);
         self.running.retain(|name, _| names.contains(&name.as_str()));
+        self.declined.retain(|name, _| names.contains(&name.as_str()));
         let mut known = std::mem::take(&mut self.sessions);
         for index in 0..self.config.sessions.len() {
             let name = &self.config.sessions[index].name;
