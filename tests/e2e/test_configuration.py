@@ -393,7 +393,7 @@ class Sessions(TwoHosts):
         self.up(wanted)
         before, ids = self.starts(), self.connections()
         wanted.update(tcp_keepidle="33s", control_dscp="cs6", labels={"a": "b"}, test_count=0)
-        wanted["test_sessions"][0].update(ttl=77, loss_timeout="0.4s", probe_count=3, schedule="SCHEDULE_POISSON")
+        wanted["test_sessions"][0].update(ttl=77, loss_timeout="1.5s", probe_count=3, schedule="SCHEDULE_POISSON")
         change = self.api.apply({"client": client(wanted)})["changes"][0]
         self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_LIVE", []))
         self.wait_for(lambda: tests(self.api.records(), "c1")[-1]["figures"].get("egress_ttl") == 77)

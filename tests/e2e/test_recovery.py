@@ -109,6 +109,9 @@ class Surroundings(TwoHosts):
         # From an address that is of no link: the kernel takes it while its own is yet to be checked.
         light = {"listen": [{"port": 8620}], "prefixes": ["::/0"]}
         b.apply({"server": {**server(), "light": light}})
+        opened = lambda: [s for s in b.call("ServerService", "GetServerStatus")["sockets"]  # noqa: E731
+                          if s["address"].endswith(":8620") and not s["error"]]
+        self.wait_for(opened)
         a.apply({"client": client(
             connection("c2", target, interface="veth0", source_address=self.A6),
             connection("c3", target, [session("s1", destination_port=8620)], interface="veth0",
