@@ -88,7 +88,10 @@ impl Found {
     fn take(&mut self, record: Stored, window: &Window) -> Result<bool, StoreError> {
         let subject = match window.subject(record.subject) {
             Ok(subject) => subject,
-            Err(StoreError::Damaged(_)) => return Ok(true),
+            Err(error @ StoreError::Damaged(_)) => {
+                window.tell_damage(&error, record.cursor);
+                return Ok(true);
+            }
             Err(error) => return Err(error),
         };
         let entry = record.entry(subject);

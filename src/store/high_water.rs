@@ -20,7 +20,7 @@ const OCTETS: usize = 8 + 8 + 32;
 /// Set where records are told that are not stored.
 const NOT_STORED: u64 = 1 << 63;
 /// So many records may be told until they are stored again, or the agent ends.
-const TOLD_AT_MOST: u64 = 1 << 39;
+pub(super) const TOLD_AT_MOST: u64 = 1 << 39;
 /// In memory as long as the host is up, for when the disk of the state takes nothing at all. After a
 /// crash of the host cursors jump in any case.
 const ELSEWHERE: [&str; 2] = ["/run", "/dev/shm"];

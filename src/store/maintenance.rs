@@ -186,6 +186,18 @@ fn tell_gone(directory: &StateDirectory, engine: &Engine) -> Result<(), StoreErr
     if let Some(gone) = gone(directory, &trees, &windows)? {
         tracing::warn!("{gone}");
     }
+    let list = windows::read(&windows.shared());
+    let (mut readable, mut newest) = (0, 0);
+    loop {
+        let entries = entries::entries(&list, newest + 1..=u64::MAX, 4096, 1 << 20, false)?;
+        let Some(last) = entries.last() else { break };
+        readable += entries.len() as u64;
+        newest = last.cursor;
+    }
+    let (stored, ..) = windows.figures();
+    if readable != stored {
+        tracing::warn!("{}", MaintenanceError::Unreadable { stored, readable, newest });
+    }
     Ok(())
 }
 

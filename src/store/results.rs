@@ -14,7 +14,7 @@ use super::{
     Entry, Retention, StateDirectory, StoreError, StoreState,
     engine::Engine,
     entries,
-    high_water::{HighWater, Told},
+    high_water::{HighWater, TOLD_AT_MOST, Told},
     migrate,
     windows::{self, WindowList, Windows},
     writer::{Command, Open, Writer},
@@ -25,9 +25,11 @@ pub(super) const CACHE_OCTETS: u64 = 16 << 20;
 /// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
 /// memory of a disk that stalls; beyond it, records are dropped and counted.
 const QUEUE: usize = 16_384;
-/// How far cursors jump when the host went down with cursors that readers may have seen and the
-/// disk may not: far more than can be written between two syncs.
+/// How far cursors jump where records were told that are gone: behind all that are known of, and more.
 const CURSOR_JUMP: u64 = 1 << 20;
+/// And when the host went down with cursors that readers may have seen and the disk may not. Where the
+/// disk took nothing before that, its notes of that are gone as well.
+const CRASH_JUMP: u64 = 2 * TOLD_AT_MOST;
 
 /// Only there after a clean end.
 pub(super) const NEXT_CURSOR: &[u8] = b"next-cursor";
@@ -396,7 +398,7 @@ fn first_cursor(engine: &Engine, meta: &sled::Tree) -> Result<u64, StoreError> {
         None if went_down => {
             let found = Windows::open(engine, meta, 1)?.next_cursor();
             tracing::warn!(found, "the host went down while results were written; cursors jump");
-            Ok(found + CURSOR_JUMP)
+            Ok(found + CRASH_JUMP)
         }
         None => Ok(1),
     }

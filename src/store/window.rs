@@ -3,7 +3,7 @@
 //! a whole.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -196,12 +196,13 @@ impl Window {
     pub(super) fn measured(engine: &Engine, name: WindowName) -> Result<(Self, u64), StoreError> {
         let mut window = Self::open(engine, name, Summary::default())?;
         let (mut records, mut octets, mut last) = (0, 0, name.first_cursor.saturating_sub(1));
-        let mut times = None;
+        let (mut times, mut used) = (None, HashSet::new());
         for entry in Pages::of(&window, name.first_cursor, u64::MAX) {
             let (key, value) = entry?;
             octets += (size_of_val(&key) + value.len()) as u64;
             for record in readable(key, &value, &window) {
                 last = record.cursor;
+                used.insert(record.subject);
                 let (first, _) = times.unwrap_or((record.time.0, record.time.0));
                 times = Some((first, record.time.0));
                 records += 1;
@@ -209,7 +210,10 @@ impl Window {
         }
         for entry in window.stored_subjects() {
             match entry {
-                Ok((number, value)) => octets += (size_of_val(&number) + value.len()) as u64,
+                Ok((number, value)) => {
+                    octets += (size_of_val(&number) + value.len()) as u64;
+                    used.remove(&number);
+                }
                 Err(StoreError::Damaged(_)) => {
                     window.is_damaged.store(true, Relaxed);
                     break;
@@ -217,6 +221,8 @@ impl Window {
                 Err(error) => return Err(error),
             }
         }
+        // The number of one that is gone must not become that of another.
+        window.is_damaged.fetch_or(!used.is_empty(), Relaxed);
         let (first_time_ns, last_time_ns) = times.unwrap_or_default();
         window.first_time_ns = first_time_ns;
         window.last_time_ns = last_time_ns.into();

@@ -61,6 +61,34 @@ class Surroundings(TwoHosts):
         a.apply({})
         self.assertEqual(self.agent_a.stop(), 0)
 
+    def test_a_name_that_nobody_answers_for_holds_up_no_other_session(self):
+        """Neither at the start nor where another one changes; a name service that is slow is waited for longer."""
+        self.file("resolv.conf", f"nameserver {self.B}\n")
+        self.drop("udp dport 53")
+        a, b = self.start()
+        both = {"prefixes": ["0.0.0.0/0"], "listen": [{"port": 8620}]}
+        b.apply({"server": {**server(), "light": both}})
+        for control in ("MANAGED", "LIGHT"):
+            port = {"destination_port": 8620} if control == "LIGHT" else {}
+            wanted = lambda **fields: {"client": client(connection(  # noqa: E731
+                control, self.B, [session("s1", **port, **fields), session("n", target_address="far.test", **port)],  # noqa: B023
+                control_type=f"CONTROL_TYPE_{control}", test_interval="300s", connect_timeout="20s"))}  # noqa: B023
+            told = lambda: a.connection(control)  # noqa: E731, B023
+            starts = lambda: [int(s["starts"]) for s in told()["sessions"]]  # noqa: E731
+            begun = time.monotonic()
+            a.apply(wanted())
+            self.wait_for(lambda: starts() == [1, 0], told=told)
+            self.assertLess(time.monotonic() - begun, 6)
+            self.wait_for(lambda: told().get("last_failure"), 2, told=told)
+            self.assertEqual(told()["last_failure"]["cause"], "LOSS_CAUSE_DNS")
+            self.assertIn("session n: ", told()["last_failure"]["detail"])
+            self.wait_for(lambda: tests(a.records(), control, "UNREACHABLE"), 3)  # noqa: B023
+            begun = time.monotonic()
+            change = a.apply(wanted(dscp_code_points="ef"))["changes"]
+            self.assertEqual([c["sessions"] for c in change], [["s1"]])
+            self.wait_for(lambda: starts() == [2, 0], told=told)
+            self.assertLess(time.monotonic() - begun, 3)
+
     def test_a_silent_address_does_not_hide_the_next(self):
         self.file("hosts", f"{self.B6} far.test\n{self.B} far.test\n127.0.0.1 localhost\n")
         self.drop("meta nfproto ipv6 tcp dport 862")

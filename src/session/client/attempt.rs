@@ -77,7 +77,7 @@ pub(super) async fn prepare(
     status.ends(local, server);
     let all = |_: &TestSession| true;
     let (opened, mut declined) =
-        open::with_control(config, all, (local.ip(), server.ip()), turn).await;
+        open::with_control(config, all, (local.ip(), server.ip()), turn, false).await;
     if opened.is_empty()
         && let Some(last) = declined.pop()
     {
@@ -150,7 +150,7 @@ impl Established {
         let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
         let named = |session: &TestSession| names.contains(&session.name);
         tokio::select! {
-            opened = open::with_control(config, named, (local.ip(), server.ip()), turn) => Ok(opened),
+            opened = open::with_control(config, named, (local.ip(), server.ip()), turn, true) => Ok(opened),
             failure = self.watch() => Err(failure),
         }
     }

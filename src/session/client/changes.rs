@@ -23,6 +23,15 @@ use crate::{
 /// for longer is stopped.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// A session that does not run though others do.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    /// How often it was declined.
+    pub(super) tries: u64,
+    /// Why, the last time.
+    detail: String,
+}
+
 /// What became of a change of sessions.
 pub(super) enum Changed {
     /// All run as they are to.
@@ -155,7 +164,7 @@ impl Driver {
                     Some(Ok(())) => {}
                 }
                 self.running.clear();
-                match self.request_missing(Some(control), Vec::new()).await {
+                match self.request_missing(Some(control), &touched, Vec::new()).await {
                     Changed::Lost(failure) if failure.is_end() => Changed::Closed,
                     changed @ (Changed::Done
                     | Changed::Closed
@@ -169,7 +178,7 @@ impl Driver {
                 let stop: Vec<Sid> = stopping.collect();
                 self.follow_sessions().await;
                 match stopped {
-                    Some(Ok(())) => self.request_missing(control, stop).await,
+                    Some(Ok(())) => self.request_missing(control, &touched, stop).await,
                     Some(Err(failure)) => Changed::Lost(failure),
                     None => Changed::Done,
                 }
@@ -188,15 +197,22 @@ impl Driver {
         self.progress.wake(is_touched);
     }
 
-    /// Starts the sessions that are configured and do not run; over a control connection once
+    /// Starts the sessions that are configured and do not run, those that are touched alone where there
+    /// are such; over a control connection once
     /// those with these SIDs are stopped. One that cannot be started where the others run on is
     /// tried again at the beat of the connection.
     async fn request_missing(
         &mut self,
         control: Option<&mut Established>,
+        touched: &[String],
         stop: Vec<Sid>,
     ) -> Changed {
-        let (config, names, turn) = (self.config.clone(), self.missing(), self.turn());
+        let (config, turn) = (self.config.clone(), self.turn());
+        let mut names = self.missing();
+        if touched.iter().any(|name| names.contains(name)) {
+            // What changes does not wait for what did not come before.
+            names.retain(|name| touched.contains(name) || !self.declined.contains_key(name));
+        }
         let (sessions, declined) = match control {
             Some(control) => {
                 let derivation = self.derivation.clone();
@@ -208,7 +224,8 @@ impl Driver {
                 }
             }
             None => {
-                let opened = open::without_control(&config, &names, turn);
+                let others_run = !self.running.is_empty();
+                let opened = open::without_control(&config, &names, turn, others_run);
                 match self.while_wanted(opened).await {
                     None => return Changed::Done,
                     Some(opened) => opened,
@@ -229,11 +246,17 @@ impl Driver {
     pub(super) async fn sessions_declined(&mut self, declined: Vec<Declined>) {
         self.status.sessions_failed(&declined, clock::now());
         for Declined { name, failure } in declined {
-            let (connection, detail) = (&self.config.name, &failure.detail);
-            tracing::warn!(connection, detail, "not started");
             let tried = self.declined.entry(name.clone()).or_default();
-            *tried += 1;
-            let command = Command::Down(failure.cause, *tried);
+            tried.tries += 1;
+            let command = Command::Down(failure.cause, tried.tries);
+            if tried.detail != failure.detail {
+                tracing::warn!(
+                    connection = self.config.name,
+                    detail = failure.detail,
+                    "not started"
+                );
+                tried.detail = failure.detail;
+            }
             if let Some(index) = self.sessions.iter().position(|session| session.name == name) {
                 self.tell(index, command).await;
             }

@@ -29,6 +29,11 @@ const SOONEST_ADDRESS: Duration = Duration::from_millis(10);
 /// How often it is looked whether the TTL of a name has passed.
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 
+/// How long what is ready waits for what is not, the first time; longer by as much each time that it was
+/// in vain, so many times: no name service is too slow for ever.
+pub(super) const PATIENCE: Duration = Duration::from_millis(2_600);
+pub(super) const MOST_PATIENCE: u32 = 3;
+
 /// Where an attempt stands among others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
@@ -38,13 +43,15 @@ pub(super) struct Turn {
     pub(super) address: usize,
     /// Whether a port that is taken may be one that a session of this agent is about to give up.
     pub(super) waits_for_ports: bool,
+    /// How long sessions whose sockets are open wait for others, which name service may hold up.
+    pub(super) patience: Duration,
 }
 
 impl Turn {
     /// The only attempt that there is.
     pub(super) fn only(config: &ControlConnection) -> Self {
         let deadline = clock::monotonic().plus_ns(config.connect_timeout_ns);
-        Self { deadline, address: 0, waits_for_ports: false }
+        Self { deadline, address: 0, waits_for_ports: false, patience: PATIENCE }
     }
 }
 

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Senders, Tools, Wanted,
     attempt::{self, Established},
-    connect::Turn,
+    changes::Tried,
+    connect::{MOST_PATIENCE, PATIENCE, Turn},
     course::{Course, Pauses},
     failure::Failure,
     open::{self, Declined, OpenSession},
@@ -110,8 +111,8 @@ pub(super) struct Driver {
     pub(super) network_seen: u64,
     /// The revision in which ports that are taken were waited for.
     ports_awaited_in: u64,
-    /// How often a session was declined that does not run though others do.
-    pub(super) declined: HashMap<String, u64>,
+    /// Sessions that do not run though others do.
+    pub(super) declined: HashMap<String, Tried>,
     /// Which address of a name sessions without control are sent to: the next one after a silence.
     pub(super) silences: usize,
     /// What was learnt of the server.
@@ -243,7 +244,9 @@ impl Driver {
         let address = self.silences + self.course.failed() as usize;
         // Once behind each change: it may have taken a port from one session for another.
         let before = std::mem::replace(&mut self.ports_awaited_in, self.applied);
-        Turn { deadline, address, waits_for_ports: before != self.applied }
+        let tried = self.declined.values().map(|declined| declined.tries).max().unwrap_or(0);
+        let patience = PATIENCE * (1 + tried.min(u64::from(MOST_PATIENCE)) as u32);
+        Turn { deadline, address, waits_for_ports: before != self.applied, patience }
     }
 
     pub(super) fn next_attempt(&mut self) -> Monotonic {
@@ -381,11 +384,13 @@ async fn establish(
         ControlType::Light | ControlType::Stamp => {
             let all: Vec<String> =
                 config.sessions.iter().map(|session| session.name.clone()).collect();
-            let (sessions, mut declined) = open::without_control(config, &all, turn).await;
-            match declined.pop().filter(|_| sessions.is_empty()) {
-                Some(last) => Err(last.failure),
-                None => Ok((None, sessions, declined)),
+            let (sessions, mut declined) = open::without_control(config, &all, turn, false).await;
+            if sessions.is_empty()
+                && let Some(last) = declined.pop()
+            {
+                return Err(last.failure);
             }
+            Ok((None, sessions, declined))
         }
     }
 }

@@ -4,10 +4,11 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::OptionFuture, stream::FuturesUnordered};
 use tokio::time::sleep;
 
 use super::{
@@ -51,14 +52,16 @@ pub(super) struct Declined {
 }
 
 /// Opens the sockets of the sessions of these names, for which nothing is negotiated. `turn` chooses
-/// among the addresses of a name.
+/// among the addresses of a name; `others_run` where there are sessions besides.
 pub(super) async fn without_control(
     config: &ControlConnection,
     names: &[String],
     turn: Turn,
+    others_run: bool,
 ) -> (Vec<OpenSession>, Vec<Declined>) {
-    let named = |session: &TestSession| names.contains(&session.name);
-    open_each(config, named, |session| open_without_control(config, session, turn)).await
+    let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
+    let open = |session| open_without_control(config, session, turn);
+    open_each(wanted, open, turn.patience, others_run).await
 }
 
 /// Opens the sockets of sessions between these two ends of a control connection, and says what to ask
@@ -68,19 +71,43 @@ pub(super) async fn with_control(
     which: impl Fn(&TestSession) -> bool,
     ends: (IpAddr, IpAddr),
     turn: Turn,
+    others_run: bool,
 ) -> (Vec<(OpenSession, SessionRequest)>, Vec<Declined>) {
-    open_each(config, which, |session| open(config, session, ends, turn)).await
+    let wanted = config.sessions.iter().filter(|session| which(session)).collect();
+    let open = |session| open(config, session, ends, turn);
+    open_each(wanted, open, turn.patience, others_run).await
 }
 
+/// Opens these. Once one is open, or where others run, the rest has no longer than `patience`.
 async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
-    config: &'a ControlConnection,
-    which: impl Fn(&TestSession) -> bool,
+    wanted: Vec<&'a TestSession>,
     open: impl Fn(&'a TestSession) -> O,
+    patience: Duration,
+    others_run: bool,
 ) -> (Vec<T>, Vec<Declined>) {
-    let wanted: Vec<_> = config.sessions.iter().filter(|session| which(session)).collect();
+    let mut results: Vec<Option<Result<T, Failure>>> = wanted.iter().map(|_| None).collect();
+    let indexed = wanted.iter().enumerate().map(|(index, session)| {
+        let opened = open(session);
+        async move { (index, opened.await) }
+    });
+    let mut opening: FuturesUnordered<_> = indexed.collect();
+    let mut over = pin!(OptionFuture::from(others_run.then(|| sleep(patience))));
+    let mut waits = others_run;
+    loop {
+        tokio::select! {
+            next = opening.next() => {
+                let Some((index, result)) = next else { break };
+                if result.is_ok() && !std::mem::replace(&mut waits, true) {
+                    over.set(Some(sleep(patience)).into());
+                }
+                results[index] = Some(result);
+            }
+            Some(()) = &mut over => break,
+        }
+    }
     let (mut sessions, mut declined) = (Vec::with_capacity(wanted.len()), Vec::new());
-    for (session, opened) in wanted.iter().zip(join_all(wanted.iter().map(|s| open(s))).await) {
-        match opened {
+    for (session, result) in wanted.into_iter().zip(results) {
+        match result.unwrap_or_else(|| Err(too_slow(patience))) {
             Ok(open) => sessions.push(open),
             Err(failure) => {
                 let failure = failure.of_session(&session.name);
@@ -89,6 +116,13 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
         }
     }
     (sessions, declined)
+}
+
+/// Ports that are taken are not waited for any longer: it is a name.
+fn too_slow(patience: Duration) -> Failure {
+    let detail =
+        format!("no answer of name service within {patience:?}, for which others would wait");
+    Failure::new(LossCause::Dns, detail)
 }
 
 async fn open_without_control(

@@ -117,8 +117,8 @@ fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
     drop((meta, engine));
     let store = open(&state);
     store.append(now().unix.0, 10);
-    wait_for(&store, |state| state.newest > 1 + CURSOR_JUMP);
-    assert_eq!(cursors(&store, 0), [1, 2 + CURSOR_JUMP]);
+    wait_for(&store, |state| state.newest > 1 + CRASH_JUMP);
+    assert_eq!(cursors(&store, 0), [1, 2 + CRASH_JUMP]);
 }
 
 #[test]
