@@ -7,7 +7,10 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use crate::{
     model::{AgentConfig, ControlConnection, Standing},
@@ -23,6 +26,8 @@ use crate::{
 
 /// Servers that may be tried by hand at the same time.
 const MAXIMUM_PROBES: usize = 16;
+/// How long the answer to a change waits for it to be handed to the connections.
+const HANDED_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why connections were not started or stopped. None was, then.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -42,6 +47,8 @@ pub enum ByHandError {
 #[derive(Debug)]
 pub struct Clients {
     inner: Mutex<Inner>,
+    /// The latest revision that was handed to the connections.
+    handed: watch::Sender<u64>,
     context: ClientContext,
     /// Servers that may be tried by hand at the same time.
     probes: Semaphore,
@@ -52,8 +59,6 @@ pub struct Clients {
 #[derive(Debug, Default)]
 struct Inner {
     connections: BTreeMap<String, Arc<ConnectionHandle>>,
-    /// The latest revision that was handed to the connections.
-    revision: u64,
 }
 
 impl Clients {
@@ -66,7 +71,8 @@ impl Clients {
         let changes = Arc::default();
         let context = ClientContext { results, derivation, network, senders, changes };
         let probes = Semaphore::new(MAXIMUM_PROBES);
-        Self { inner: Mutex::default(), context, probes, tasks: Tasks::new() }
+        let handed = watch::Sender::new(0);
+        Self { inner: Mutex::default(), handed, context, probes, tasks: Tasks::new() }
     }
 
     /// How the sessions of a connection can be changed now.
@@ -127,7 +133,15 @@ impl Clients {
                 }
             }
         }
-        inner.revision = revision;
+        drop(inner);
+        self.handed.send_replace(revision);
+    }
+
+    /// Waits until a revision is handed to the connections, for not much longer than that takes: who
+    /// is told of a change finds what there is from then on.
+    pub(super) async fn handed(&self, revision: u64) {
+        let mut handed = self.handed.subscribe();
+        let _ = timeout(HANDED_LIMIT, handed.wait_for(|handed| *handed >= revision)).await;
     }
 
     /// The revision that was handed to the connections, and the earliest that one of them has not
@@ -136,7 +150,7 @@ impl Clients {
         let inner = self.lock();
         let waiting =
             inner.connections.values().filter_map(|handle| handle.unapplied_revision()).min();
-        (inner.revision, waiting)
+        (*self.handed.borrow(), waiting)
     }
 
     /// The connections of these names, or all, sorted by name.

@@ -223,7 +223,9 @@ impl Control {
         request: proto::ApplyConfigRequest,
         author: String,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        commit::ask(&self.commits, |answer| Commit::Apply(Box::new(request), author, answer)).await
+        let applied =
+            commit::ask(&self.commits, |answer| Commit::Apply(Box::new(request), author, answer));
+        self.handed(applied.await).await
     }
 
     /// Goes back to a revision.
@@ -232,7 +234,19 @@ impl Control {
         request: proto::RollbackConfigRequest,
         author: String,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        commit::ask(&self.commits, |answer| Commit::RollBack(request, author, answer)).await
+        let applied =
+            commit::ask(&self.commits, |answer| Commit::RollBack(request, author, answer));
+        self.handed(applied.await).await
+    }
+
+    async fn handed(
+        &self,
+        applied: Result<proto::ApplyConfigResponse, ApplyError>,
+    ) -> Result<proto::ApplyConfigResponse, ApplyError> {
+        if let Ok(answer) = &applied {
+            self.clients.handed(answer.revision).await;
+        }
+        applied
     }
 
     /// Makes a revision stay that waits to be confirmed; 0 for whichever does. Returns it.

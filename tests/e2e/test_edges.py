@@ -205,6 +205,15 @@ class Edges(Case):
         paced("0.3s")
         self.wait_for(lambda: len([r for r in self.api.records() if "test_result" in r]) >= 2, 10)
 
+    def test_what_was_answered_is_there(self):
+        """A connection can be asked for, stopped and started as soon as its commit is answered."""
+        for number in range(30):
+            name = f"c{number}"
+            self.api.apply({"server": server(port=self.port), "client": client({
+                **self.measured()["control_connections"][0], "name": name})})
+            self.assertEqual(self.api.connection(name)["name"], name)
+            self.api.call("ClientService", "StopConnections", {"names": [name]})
+
     def test_what_is_stopped_and_not_yet_is_reconciling(self):
         self.api.apply({"server": server(port=self.port)})
         self.api.apply({"client": self.measured(session={"loss_timeout": "5s"})}, mode="APPLY_MODE_MERGE")
