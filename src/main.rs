@@ -213,6 +213,9 @@ fn run_demo(duration: Duration) -> Result<(), Failure> {
 }
 
 fn work_on(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
+    // Of sled's own words those that tell what is wrong.
+    let log = LogSettings { filter: "error,twamp_agent=warn".into(), ..LogSettings::default() };
+    telemetry::init(&log).map_err(|error| Failure(FAILED, error.to_string()))?;
     let done = match command {
         DbCommand::Verify => db::verify(directory),
         DbCommand::Export { file } => db::export(directory, file),

@@ -11,11 +11,11 @@ use tokio::{
 use super::{
     connect::{Turn, connect},
     failure::Failure,
-    open::{self, Declined, OpenSession},
+    open::{self, Declined, OpenSession, Opened},
     status::Status,
 };
 use crate::{
-    model::{ControlConnection, Extensions, TestSession},
+    model::{ControlConnection, Extensions},
     net::{
         clock, random,
         tcp::{self, TcpStream},
@@ -24,8 +24,7 @@ use crate::{
     session::{Derivation, modes},
     time::TimestampFormat,
     twamp::control_client::{
-        AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, SessionRequest,
-        Stage,
+        AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, Stage,
     },
     wire::{
         codes::{Modes, Sid},
@@ -50,22 +49,24 @@ pub(super) struct Established {
 /// Makes one attempt. Sessions that are not started, where others are, leave those alone.
 pub(super) async fn managed(
     config: &ControlConnection,
+    names: &[String],
     extensions: Extensions,
     turn: Turn,
     status: &Status,
     derivation: &Derivation,
 ) -> Result<(Established, Vec<Declined>), Failure> {
     let stream = connect(config, status, turn).await?;
-    let mut established = prepare(config, extensions, stream, turn, status).await?;
+    let mut established = prepare(config, names, extensions, stream, turn, status).await?;
     established.negotiate(config, derivation).await?;
     status.mode(established.machine.mode().0);
     let declined = established.take_declined();
     Ok((established, declined))
 }
 
-/// Everything for a negotiation over this connection.
+/// Everything for a negotiation of the sessions of these names over this connection.
 pub(super) async fn prepare(
     config: &ControlConnection,
+    names: &[String],
     extensions: Extensions,
     stream: TcpStream,
     turn: Turn,
@@ -75,9 +76,8 @@ pub(super) async fn prepare(
     let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
     let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
     status.ends(local, server);
-    let all = |_: &TestSession| true;
-    let (opened, mut declined) =
-        open::with_control(config, all, (local.ip(), server.ip()), turn, false).await;
+    let ends = (local.ip(), server.ip());
+    let (opened, mut declined) = open::with_control(config, names, ends, turn, false).await;
     if opened.is_empty()
         && let Some(last) = declined.pop()
     {
@@ -118,17 +118,21 @@ impl Established {
     }
 
     /// Stops sessions and starts others over the same connection, as far as the server can do that
-    /// one by one; otherwise stops all. Those that are started are in `sessions` then; the others are
-    /// the answer.
+    /// one by one; otherwise stops all. Those of these names that are not `opened` are. Those that are
+    /// started are in `sessions` then; the others are the answer.
     pub(super) async fn renegotiate(
         &mut self,
         config: &ControlConnection,
         names: &[String],
+        mut opened: Vec<Opened>,
         stop: Vec<Sid>,
         turn: Turn,
         derivation: &Derivation,
     ) -> Result<Vec<Declined>, Failure> {
-        let (opened, declined) = self.open(config, names, turn).await?;
+        let is_open = |name: &String| opened.iter().any(|(open, _)| open.name == *name);
+        let rest: Vec<String> = names.iter().filter(|name| !is_open(name)).cloned().collect();
+        let (others, declined) = self.open(config, &rest, turn, !opened.is_empty()).await?;
+        opened.extend(others);
         if opened.is_empty() && stop.is_empty() {
             return Ok(declined);
         }
@@ -139,18 +143,20 @@ impl Established {
         Ok(self.take_declined())
     }
 
-    /// Opens the sockets of sessions, for as long as the connection lives.
+    /// Opens the sockets of sessions, for as long as the connection lives; `others_wait` tells of some
+    /// that do.
     pub(super) async fn open(
         &mut self,
         config: &ControlConnection,
         names: &[String],
         turn: Turn,
-    ) -> Result<(Vec<(OpenSession, SessionRequest)>, Vec<Declined>), Failure> {
+        others_wait: bool,
+    ) -> Result<(Vec<Opened>, Vec<Declined>), Failure> {
         let local = self.stream.local_addr().map_err(|error| Failure::broken(&error))?;
         let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
-        let named = |session: &TestSession| names.contains(&session.name);
+        let ends = (local.ip(), server.ip());
         tokio::select! {
-            opened = open::with_control(config, named, (local.ip(), server.ip()), turn, true) => Ok(opened),
+            opened = open::with_control(config, names, ends, turn, others_wait) => Ok(opened),
             failure = self.watch() => Err(failure),
         }
     }

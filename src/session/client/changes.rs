@@ -7,13 +7,17 @@ use tokio::time::sleep;
 
 use super::{
     attempt::Established,
+    connect::{MOST_PATIENCE, PATIENCE, Turn},
     connection::{Driver, Next},
     failure::Failure,
-    open::{self, Declined},
+    open::{self, Opened},
     sender::{Command, Grace},
 };
 use crate::{
-    model::{ControlConnection, ControlType, Standing, connection_effect, touched_sessions},
+    model::{
+        ControlConnection, ControlType, Endpoint, Standing, TestSession, connection_effect,
+        touched_sessions,
+    },
     net::clock,
     proto::ChangeEffect,
     wire::codes::Sid,
@@ -22,15 +26,6 @@ use crate::{
 /// How long sessions may finish their tests before they are negotiated anew; a test that goes on
 /// for longer is stopped.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// A session that does not run though others do.
-#[derive(Debug, Default)]
-pub(super) struct Tried {
-    /// How often it was declined.
-    pub(super) tries: u64,
-    /// Why, the last time.
-    detail: String,
-}
 
 /// What became of a change of sessions.
 pub(super) enum Changed {
@@ -141,21 +136,18 @@ impl Driver {
     pub(super) async fn change_sessions(&mut self, control: Option<&mut Established>) -> Changed {
         let touched = touched_sessions(&self.config, &self.current.config);
         tracing::debug!(connection = self.config.name, ?touched, "sessions change");
+        self.declined.retain(|name, _| !touched.contains(name));
+        let mut control = control;
+        let opened = match &mut control {
+            Some(control) if touched.is_empty() => match self.open_missing(control).await {
+                Ok(opened) if opened.is_empty() => return Changed::Done,
+                Ok(opened) => opened,
+                Err(failure) => return Changed::Lost(failure),
+            },
+            Some(_) | None => Vec::new(),
+        };
         match control {
             Some(control) if self.status.standing() == Standing::Together => {
-                if touched.is_empty() {
-                    // The others are not to be asked for anew for what cannot even be opened here.
-                    let (config, names, turn) = (self.config.clone(), self.missing(), self.turn());
-                    match self.while_wanted(control.open(&config, &names, turn)).await {
-                        None => return Changed::Done,
-                        Some(Err(failure)) => return Changed::Lost(failure),
-                        Some(Ok((opened, declined))) if opened.is_empty() => {
-                            self.sessions_declined(declined).await;
-                            return Changed::Done;
-                        }
-                        Some(Ok(_)) => {}
-                    }
-                }
                 let paused = self.pause_all(control).await;
                 self.follow_sessions().await;
                 match paused {
@@ -163,8 +155,21 @@ impl Driver {
                     Some(Err(failure)) => return Changed::Lost(failure),
                     Some(Ok(())) => {}
                 }
+                // Those that ran are waited for longer: nothing was wrong with their names.
+                let ran = |session: &TestSession| {
+                    self.running.contains_key(&session.name) && !touched.contains(&session.name)
+                };
+                let is_name =
+                    |session: &TestSession| matches!(session.target, Some(Endpoint::Name(_)));
+                let some =
+                    self.config.sessions.iter().any(|session| ran(session) && is_name(session));
+                let patience = if some { PATIENCE * MOST_PATIENCE } else { PATIENCE };
                 self.running.clear();
-                match self.request_missing(Some(control), &touched, Vec::new()).await {
+                self.asked_together = clock::monotonic();
+                match self
+                    .request_missing(Some(control), opened, &touched, Vec::new(), patience)
+                    .await
+                {
                     Changed::Lost(failure) if failure.is_end() => Changed::Closed,
                     changed @ (Changed::Done
                     | Changed::Closed
@@ -178,7 +183,9 @@ impl Driver {
                 let stop: Vec<Sid> = stopping.collect();
                 self.follow_sessions().await;
                 match stopped {
-                    Some(Ok(())) => self.request_missing(control, &touched, stop).await,
+                    Some(Ok(())) => {
+                        self.request_missing(control, opened, &touched, stop, PATIENCE).await
+                    }
                     Some(Err(failure)) => Changed::Lost(failure),
                     None => Changed::Done,
                 }
@@ -197,6 +204,26 @@ impl Driver {
         self.progress.wake(is_touched);
     }
 
+    /// Does what can be left for later, unless something else is wanted.
+    pub(super) async fn unless_wanted<T>(
+        &mut self,
+        work: impl Future<Output = T> + Send,
+    ) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            self.pulse.beat();
+            tokio::select! {
+                result = &mut work => return Some(result),
+                () = self.token.cancelled() => return None,
+                _ = self.wanted.changed() => {
+                    self.wanted.mark_changed();
+                    return None;
+                }
+                () = sleep(self.pulse.rest()) => {}
+            }
+        }
+    }
+
     /// Starts the sessions that are configured and do not run, those that are touched alone where there
     /// are such; over a control connection once
     /// those with these SIDs are stopped. One that cannot be started where the others run on is
@@ -204,19 +231,25 @@ impl Driver {
     async fn request_missing(
         &mut self,
         control: Option<&mut Established>,
+        opened: Vec<Opened>,
         touched: &[String],
         stop: Vec<Sid>,
+        patience: Duration,
     ) -> Changed {
-        let (config, turn) = (self.config.clone(), self.turn());
+        let config = self.config.clone();
+        let mut turn = Turn { patience, ..self.turn() };
         let mut names = self.missing();
-        if touched.iter().any(|name| names.contains(name)) {
-            // What changes does not wait for what did not come before.
-            names.retain(|name| touched.contains(name) || !self.declined.contains_key(name));
+        if !touched.is_empty() || !opened.is_empty() {
+            // What changes, or has come, does not wait for what did not come before.
+            let is_open = |name: &String| opened.iter().any(|(open, _)| open.name == *name);
+            let is_declined = |name: &String| self.declined.contains_key(name);
+            names.retain(|name| is_open(name) || !is_declined(name));
         }
         let (sessions, declined) = match control {
             Some(control) => {
                 let derivation = self.derivation.clone();
-                let requested = control.renegotiate(&config, &names, stop, turn, &derivation);
+                let requested =
+                    control.renegotiate(&config, &names, opened, stop, turn, &derivation);
                 match self.while_wanted(requested).await {
                     None => return Changed::Done,
                     Some(Err(failure)) => return Changed::Lost(failure),
@@ -224,9 +257,15 @@ impl Driver {
                 }
             }
             None => {
-                let others_run = !self.running.is_empty();
-                let opened = open::without_control(&config, &names, turn, others_run);
-                match self.while_wanted(opened).await {
+                let opened = if touched.is_empty() {
+                    turn.patience = self.patience();
+                    let opened = open::without_control(&config, &names, turn, true);
+                    self.unless_wanted(opened).await
+                } else {
+                    let opened = open::without_control(&config, &names, turn, false);
+                    self.while_wanted(opened).await
+                };
+                match opened {
                     None => return Changed::Done,
                     Some(opened) => opened,
                 }
@@ -240,33 +279,6 @@ impl Driver {
                 Changed::Done
             }
         }
-    }
-
-    /// Sessions that do not run though their connection does: what they cannot measure is told.
-    pub(super) async fn sessions_declined(&mut self, declined: Vec<Declined>) {
-        self.status.sessions_failed(&declined, clock::now());
-        for Declined { name, failure } in declined {
-            let tried = self.declined.entry(name.clone()).or_default();
-            tried.tries += 1;
-            let command = Command::Down(failure.cause, tried.tries);
-            if tried.detail != failure.detail {
-                tracing::warn!(
-                    connection = self.config.name,
-                    detail = failure.detail,
-                    "not started"
-                );
-                tried.detail = failure.detail;
-            }
-            if let Some(index) = self.sessions.iter().position(|session| session.name == name) {
-                self.tell(index, command).await;
-            }
-        }
-    }
-
-    /// Names of sessions that are configured and do not run.
-    pub(super) fn missing(&self) -> Vec<String> {
-        let names = self.config.sessions.iter().map(|session| &session.name);
-        names.filter(|name| !self.running.contains_key(*name)).cloned().collect()
     }
 
     /// What runs is what is configured, or is tried for.

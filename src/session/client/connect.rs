@@ -29,10 +29,10 @@ const SOONEST_ADDRESS: Duration = Duration::from_millis(10);
 /// How often it is looked whether the TTL of a name has passed.
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 
-/// How long what is ready waits for what is not, the first time; longer by as much each time that it was
-/// in vain, so many times: no name service is too slow for ever.
+/// How long sessions that are ready wait for others, and by how much longer one is waited for each time
+/// that nobody has to wait with it, up to so many times as long: no name service is too slow for ever.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2_600);
-pub(super) const MOST_PATIENCE: u32 = 3;
+pub(super) const MOST_PATIENCE: u32 = 4;
 
 /// Where an attempt stands among others.
 #[derive(Clone, Copy, Debug)]

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Senders, Tools, Wanted,
     attempt::{self, Established},
-    changes::Tried,
-    connect::{MOST_PATIENCE, PATIENCE, Turn},
+    connect::{PATIENCE, Turn},
     course::{Course, Pauses},
     failure::Failure,
+    missing::Tried,
     open::{self, Declined, OpenSession},
     peer::PeerMemory,
     progress::{Progress, Silence},
@@ -56,6 +56,7 @@ pub(super) async fn run(
         network,
         ports_awaited_in: u64::MAX,
         declined: HashMap::new(),
+        asked_together: Monotonic::default(),
         silences: 0,
         peer: PeerMemory::default(),
         token,
@@ -113,6 +114,8 @@ pub(super) struct Driver {
     ports_awaited_in: u64,
     /// Sessions that do not run though others do.
     pub(super) declined: HashMap<String, Tried>,
+    /// When sessions that can only be started together were asked for anew.
+    pub(super) asked_together: Monotonic,
     /// Which address of a name sessions without control are sent to: the next one after a silence.
     pub(super) silences: usize,
     /// What was learnt of the server.
@@ -244,9 +247,7 @@ impl Driver {
         let address = self.silences + self.course.failed() as usize;
         // Once behind each change: it may have taken a port from one session for another.
         let before = std::mem::replace(&mut self.ports_awaited_in, self.applied);
-        let tried = self.declined.values().map(|declined| declined.tries).max().unwrap_or(0);
-        let patience = PATIENCE * (1 + tried.min(u64::from(MOST_PATIENCE)) as u32);
-        Turn { deadline, address, waits_for_ports: before != self.applied, patience }
+        Turn { deadline, address, waits_for_ports: before != self.applied, patience: PATIENCE }
     }
 
     pub(super) fn next_attempt(&mut self) -> Monotonic {
@@ -263,6 +264,7 @@ impl Driver {
 
     async fn attempt_and_run(&mut self) -> Next {
         let (config, progress) = (self.config.clone(), self.progress.clone());
+        let names = self.in_time();
         let (status, derivation) = (self.status.clone(), self.derivation.clone());
         let extensions = self.peer.extensions(&config, clock::monotonic());
         let established = 'attempt: loop {
@@ -271,7 +273,7 @@ impl Driver {
             let mut network = self.network.clone();
             let turn = self.turn();
             self.tell_attempt();
-            let establish = establish(&config, extensions, turn, &status, &derivation);
+            let establish = establish(&config, &names, extensions, turn, &status, &derivation);
             // Thousands of octets, which a connection that is up does not need.
             let mut establish = Box::pin(establish);
             loop {
@@ -369,6 +371,7 @@ impl Driver {
 /// Opens what the control type asks for; which sessions are not there, where others are.
 async fn establish(
     config: &ControlConnection,
+    names: &[String],
     extensions: Extensions,
     turn: Turn,
     status: &Status,
@@ -377,14 +380,12 @@ async fn establish(
     match config.control_type {
         ControlType::Managed => {
             let (mut established, declined) =
-                attempt::managed(config, extensions, turn, status, derivation).await?;
+                attempt::managed(config, names, extensions, turn, status, derivation).await?;
             let sessions = std::mem::take(&mut established.sessions);
             Ok((Some(Box::new(established)), sessions, declined))
         }
         ControlType::Light | ControlType::Stamp => {
-            let all: Vec<String> =
-                config.sessions.iter().map(|session| session.name.clone()).collect();
-            let (sessions, mut declined) = open::without_control(config, &all, turn, false).await;
+            let (sessions, mut declined) = open::without_control(config, names, turn, false).await;
             if sessions.is_empty()
                 && let Some(last) = declined.pop()
             {

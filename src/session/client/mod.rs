@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod course;
 mod failure;
+mod missing;
 mod open;
 mod outage;
 mod pace;

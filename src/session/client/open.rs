@@ -44,6 +44,9 @@ pub(super) struct OpenSession {
     pub(super) padding_start: Option<[u8; 2]>,
 }
 
+/// A session with its socket, and what to ask for.
+pub(super) type Opened = (OpenSession, SessionRequest);
+
 /// A session that is not started, and why.
 #[derive(Clone, Debug)]
 pub(super) struct Declined {
@@ -52,38 +55,38 @@ pub(super) struct Declined {
 }
 
 /// Opens the sockets of the sessions of these names, for which nothing is negotiated. `turn` chooses
-/// among the addresses of a name; `others_run` where there are sessions besides.
+/// among the addresses of a name; `others_wait` where there are sessions that wait for these.
 pub(super) async fn without_control(
     config: &ControlConnection,
     names: &[String],
     turn: Turn,
-    others_run: bool,
+    others_wait: bool,
 ) -> (Vec<OpenSession>, Vec<Declined>) {
     let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
     let open = |session| open_without_control(config, session, turn);
-    open_each(wanted, open, turn.patience, others_run).await
+    open_each(wanted, open, turn.patience, others_wait).await
 }
 
 /// Opens the sockets of sessions between these two ends of a control connection, and says what to ask
 /// for.
 pub(super) async fn with_control(
     config: &ControlConnection,
-    which: impl Fn(&TestSession) -> bool,
+    names: &[String],
     ends: (IpAddr, IpAddr),
     turn: Turn,
-    others_run: bool,
-) -> (Vec<(OpenSession, SessionRequest)>, Vec<Declined>) {
-    let wanted = config.sessions.iter().filter(|session| which(session)).collect();
+    others_wait: bool,
+) -> (Vec<Opened>, Vec<Declined>) {
+    let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
     let open = |session| open(config, session, ends, turn);
-    open_each(wanted, open, turn.patience, others_run).await
+    open_each(wanted, open, turn.patience, others_wait).await
 }
 
-/// Opens these. Once one is open, or where others run, the rest has no longer than `patience`.
+/// Opens these. Once one is open, or where others wait, the rest has no longer than `patience`.
 async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
     wanted: Vec<&'a TestSession>,
     open: impl Fn(&'a TestSession) -> O,
     patience: Duration,
-    others_run: bool,
+    others_wait: bool,
 ) -> (Vec<T>, Vec<Declined>) {
     let mut results: Vec<Option<Result<T, Failure>>> = wanted.iter().map(|_| None).collect();
     let indexed = wanted.iter().enumerate().map(|(index, session)| {
@@ -91,8 +94,8 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
         async move { (index, opened.await) }
     });
     let mut opening: FuturesUnordered<_> = indexed.collect();
-    let mut over = pin!(OptionFuture::from(others_run.then(|| sleep(patience))));
-    let mut waits = others_run;
+    let mut over = pin!(OptionFuture::from(others_wait.then(|| sleep(patience))));
+    let mut waits = others_wait;
     loop {
         tokio::select! {
             next = opening.next() => {

@@ -73,9 +73,11 @@ async fn attempt(
     found.stage = ProbeStage::Connect.into();
     let begun = clock::monotonic();
     let turn = Turn::only(config);
+    let names: Vec<String> = config.sessions.iter().map(|session| session.name.clone()).collect();
     let stream = connect(config, &status, turn).await?;
     found.connect_ns = clock::monotonic().since_ns(begun);
-    let mut established = attempt::prepare(config, extensions, stream, turn, &status).await?;
+    let mut established =
+        attempt::prepare(config, &names, extensions, stream, turn, &status).await?;
     let ends = status.to_proto(0, false, clock::now());
     (found.local_address, found.server_address) = (ends.local_address, ends.server_address);
     found.port_asked = established.sessions.first().map_or(0, |s| s.socket.local().port().into());

@@ -38,6 +38,10 @@ impl Driver {
         let interface = self.bound_interface();
         let mut moved = self.names_move(control.is_none());
         let mut missing = self.missing_due();
+        if self.in_time().len() < self.config.sessions.len() {
+            // They come behind the others, not an interval later.
+            missing = self.missing_now();
+        }
         let mut better = network.borrow().better;
         loop {
             let watch = async {
@@ -121,14 +125,6 @@ impl Driver {
         let remotes = self.running.iter().map(|(name, running)| (name.clone(), running.remote));
         let (config, remotes) = (self.config.clone(), remotes.collect());
         OptionFuture::from(without_control.then(|| Box::pin(names_move(config, remotes))))
-    }
-
-    /// When sessions are tried again that do not run though the others do. Where all have to be asked
-    /// for anew with them, that is not before none of them is in a test.
-    fn missing_due(&self) -> Option<Monotonic> {
-        let least_ns = if self.is_one_by_one() { 0 } else { SOON_NS };
-        let due = clock::monotonic().plus_ns(self.config.test_interval_ns.max(least_ns));
-        (!self.missing().is_empty()).then_some(due)
     }
 
     fn missing_now(&self) -> Option<Monotonic> {
