@@ -20,7 +20,7 @@ use super::{
     entries,
     high_water::HighWater,
     results::Trees,
-    windows::{self, Windows},
+    windows::{self, WindowList, Windows},
 };
 
 const MAGIC: &[u8] = b"TWAMPDB1";
@@ -131,21 +131,16 @@ pub fn verify(
         disk_octets: engine.disk_octets(),
         ..Verified::default()
     };
-    let mut after = 0;
-    loop {
-        let entries = entries::entries(&list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;
-        let Some(last) = entries.last() else { break };
-        for entry in &entries {
-            check(entry).map_err(|error| MaintenanceError::Record(entry.cursor, error))?;
-            let (first, newest) = found.cursors;
-            if newest > 0 {
-                found.missing += entry.cursor - newest - 1;
-            }
-            found.cursors = (if first == 0 { entry.cursor } else { first }, entry.cursor);
-            found.records += 1;
+    each_entry(&list, |entry| {
+        check(entry).map_err(|error| MaintenanceError::Record(entry.cursor, error))?;
+        let (first, newest) = found.cursors;
+        if newest > 0 {
+            found.missing += entry.cursor - newest - 1;
         }
-        after = last.cursor;
-    }
+        found.cursors = (if first == 0 { entry.cursor } else { first }, entry.cursor);
+        found.records += 1;
+        Ok(())
+    })?;
     if found.records != records || windows.was_damaged() {
         let (readable, newest) = (found.records, found.cursors.1);
         return Err(MaintenanceError::Unreadable { stored: records, readable, newest });
@@ -180,7 +175,7 @@ fn gone(
 }
 
 /// Tells of what a copy of a database will not have.
-fn tell_gone(directory: &StateDirectory, engine: &Engine) -> Result<(), StoreError> {
+fn tell_gone(directory: &StateDirectory, engine: &Engine) -> Result<(), MaintenanceError> {
     let trees = Trees::open(engine)?;
     let windows = Windows::open(engine, &trees.meta, 1)?;
     if let Some(gone) = gone(directory, &trees, &windows)? {
@@ -188,17 +183,29 @@ fn tell_gone(directory: &StateDirectory, engine: &Engine) -> Result<(), StoreErr
     }
     let list = windows::read(&windows.shared());
     let (mut readable, mut newest) = (0, 0);
-    loop {
-        let entries = entries::entries(&list, newest + 1..=u64::MAX, 4096, 1 << 20, false)?;
-        let Some(last) = entries.last() else { break };
-        readable += entries.len() as u64;
-        newest = last.cursor;
-    }
+    each_entry(&list, |entry| {
+        (readable, newest) = (readable + 1, entry.cursor);
+        Ok(())
+    })?;
     let (stored, ..) = windows.figures();
     if readable != stored {
         tracing::warn!("{}", MaintenanceError::Unreadable { stored, readable, newest });
     }
     Ok(())
+}
+
+/// Visits what can be read of the log, rising.
+fn each_entry(
+    list: &WindowList,
+    mut visit: impl FnMut(&Entry) -> Result<(), MaintenanceError>,
+) -> Result<(), MaintenanceError> {
+    let mut after = 0;
+    loop {
+        let entries = entries::entries(list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;
+        let Some(last) = entries.last() else { return Ok(()) };
+        entries.iter().try_for_each(&mut visit)?;
+        after = last.cursor;
+    }
 }
 
 /// Writes everything into a file; how many items.

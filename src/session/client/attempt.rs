@@ -204,23 +204,25 @@ impl Established {
                     }
                     ClientAction::Accepted(accepted) => self.accepted(accepted),
                     ClientAction::Refused(index, accept) => {
-                        let name = self.sessions[index].name.clone();
                         let error = ClientError::SessionRejected { index, accept };
-                        let failure = Failure::from(error).of_session(&name);
-                        self.declined.push(Declined { name, failure });
+                        self.declined.push(self.rejected(index, error));
                     }
                     ClientAction::Started => return Ok(()),
                     ClientAction::Stopped => return Err(Failure::closed_by_server()),
                     ClientAction::Failed(error @ ClientError::SessionRejected { index, .. }) => {
-                        let session = self.sessions.get(index);
-                        let name = session.map_or("", |session| session.name.as_str());
-                        return Err(Failure::from(error).of_session(name));
+                        return Err(self.rejected(index, error).failure);
                     }
                     ClientAction::Failed(error) => return Err(error.into()),
                 }
             }
             self.read().await?;
         }
+    }
+
+    fn rejected(&self, index: usize, error: ClientError) -> Declined {
+        let name = self.sessions[index].name.clone();
+        let failure = Failure::from(error).of_session(&name);
+        Declined { name, failure }
     }
 
     fn accepted(&mut self, accepted: AcceptedSession) {

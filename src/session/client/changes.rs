@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use tokio::time::sleep;
 
 use super::{
+    Wanted,
     attempt::Established,
     connect::{MOST_PATIENCE, PATIENCE, Turn},
     connection::{Driver, Next},
@@ -104,6 +105,27 @@ impl Driver {
     /// Does what takes its time for as long as it is wanted: `None` where the connection is to stop,
     /// to end or to begin anew meanwhile. Other changes wait until it is done.
     async fn while_wanted<T>(&mut self, work: impl Future<Output = T> + Send) -> Option<T> {
+        let ends = |from: &Wanted, to: &Wanted| {
+            let effect = connection_effect(&from.config, &to.config, Standing::OneByOne);
+            to.stopped || matches!(effect, ChangeEffect::Stop | ChangeEffect::Reconnect)
+        };
+        self.unless(work, ends).await
+    }
+
+    /// Does what can be left for later, unless something else is wanted.
+    pub(super) async fn unless_wanted<T>(
+        &mut self,
+        work: impl Future<Output = T> + Send,
+    ) -> Option<T> {
+        self.unless(work, |_, _| true).await
+    }
+
+    /// Does it unless it gives way to what is wanted meanwhile, which is told by what was and is.
+    async fn unless<T>(
+        &mut self,
+        work: impl Future<Output = T> + Send,
+        gives_way: fn(&Wanted, &Wanted) -> bool,
+    ) -> Option<T> {
         let mut work = pin!(work);
         let mut news = false;
         let result = loop {
@@ -113,13 +135,7 @@ impl Driver {
                 () = self.token.cancelled() => break None,
                 changed = self.wanted.changed() => {
                     news = true;
-                    let wanted = self.wanted.borrow();
-                    let (from, to) = (&self.current.config, &wanted.config);
-                    let effect = connection_effect(from, to, Standing::OneByOne);
-                    if changed.is_err()
-                        || wanted.stopped
-                        || matches!(effect, ChangeEffect::Stop | ChangeEffect::Reconnect)
-                    {
+                    if changed.is_err() || gives_way(&self.current, &self.wanted.borrow()) {
                         break None;
                     }
                 }
@@ -204,30 +220,10 @@ impl Driver {
         self.progress.wake(is_touched);
     }
 
-    /// Does what can be left for later, unless something else is wanted.
-    pub(super) async fn unless_wanted<T>(
-        &mut self,
-        work: impl Future<Output = T> + Send,
-    ) -> Option<T> {
-        let mut work = pin!(work);
-        loop {
-            self.pulse.beat();
-            tokio::select! {
-                result = &mut work => return Some(result),
-                () = self.token.cancelled() => return None,
-                _ = self.wanted.changed() => {
-                    self.wanted.mark_changed();
-                    return None;
-                }
-                () = sleep(self.pulse.rest()) => {}
-            }
-        }
-    }
-
-    /// Starts the sessions that are configured and do not run, those that are touched alone where there
-    /// are such; over a control connection once
-    /// those with these SIDs are stopped. One that cannot be started where the others run on is
-    /// tried again at the beat of the connection.
+    /// Starts the sessions that are configured and do not run; where some are touched or open, but for
+    /// those that were declined before. Over a control connection once those with these SIDs are
+    /// stopped. One that cannot be started where the others run on is tried again at the beat of the
+    /// connection.
     async fn request_missing(
         &mut self,
         control: Option<&mut Established>,

@@ -69,6 +69,17 @@ fn open(directory: &StateDirectory) -> Opened {
     Opened::with(directory, retention())
 }
 
+/// A state that has one record, and that nobody has open.
+fn one_record() -> (tempfile::TempDir, StateDirectory) {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    wait_for(&store, |state| state.newest == 1);
+    drop(store);
+    (directory, state)
+}
+
 fn wait_for(store: &ResultStore, what: impl Fn(&StoreState) -> bool) -> StoreState {
     for _ in 0..500 {
         let state = store.state().borrow().clone();
@@ -104,12 +115,7 @@ fn cursors_rise_over_restarts() {
 
 #[test]
 fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDirectory::open(directory.path()).unwrap();
-    let store = open(&state);
-    store.append(now().unix.0, 10);
-    wait_for(&store, |state| state.newest == 1);
-    drop(store);
+    let (directory, state) = one_record();
     let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
     let meta = engine.tree("meta").unwrap();
     meta.remove(NEXT_CURSOR).unwrap();

@@ -97,12 +97,7 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
 /// What sled notes to start sooner is not needed to start.
 #[test]
 fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDirectory::open(directory.path()).unwrap();
-    let store = open(&state);
-    store.append(now().unix.0, 10);
-    wait_for(&store, |state| state.newest == 1);
-    drop(store);
+    let (directory, state) = one_record();
     for (name, octets) in [
         ("snap.0000000000FFFFFF.generating", &b""[..]),
         ("snap.0000000000FFFFFF", b""),
