@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    model::{AgentConfig, ControlConnection, Standing},
+    model::{AgentConfig, ControlConnection, SessionControl},
     net::{NetworkChanges, TcpDirectory},
     proto::{Connection, ProbeServerResponse, Statistics},
     results::Results,
@@ -76,9 +76,9 @@ impl Clients {
     }
 
     /// How the sessions of a connection can be changed now.
-    pub fn standing(&self, name: &str) -> Standing {
+    pub fn session_control(&self, name: &str) -> SessionControl {
         let handle = self.lock().connections.get(name).cloned();
-        handle.map_or(Standing::Down, |handle| handle.standing())
+        handle.map_or(SessionControl::Down, |handle| handle.session_control())
     }
 
     /// Numbers of changes, for whoever waits for one.

@@ -7,29 +7,29 @@ use ipnet::IpNet;
 use super::{AgentConfig, ControlConnection, ControlType, ServerConfig, TestSession};
 use crate::proto::{Change, ChangeEffect, ChangeKind};
 
-/// How a connection stands, which decides what a change of its sessions takes.
+/// Control over the sessions of a connection: it decides the effect of a changed session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Standing {
-    /// No session of it is started.
+pub enum SessionControl {
+    /// No session is started.
     #[default]
     Down,
-    /// Its sessions can only be stopped and started together.
-    Together,
-    /// Its sessions can be stopped and started one by one (RFC 5938), or are not negotiated.
-    OneByOne,
-    /// It was stopped by hand, or waits to be started by hand.
+    /// All sessions can only be stopped and started together.
+    AllOrNothing,
+    /// Each session can be stopped and started alone (RFC 5938), or none is negotiated.
+    Individual,
+    /// Stopped by hand, or waiting for a manual start.
     Stopped,
-    /// It ran all its tests.
+    /// All `test_count` tests were run.
     Completed,
 }
 
 /// The differences from `old` to `new`: connections by name, then the server, export and
 /// storage.
-/// `standing` tells how each connection stands.
+/// `session_control` returns the control that each connection has over its sessions.
 pub fn changes(
     old: &AgentConfig,
     new: &AgentConfig,
-    standing: &dyn Fn(&str) -> Standing,
+    session_control: &dyn Fn(&str) -> SessionControl,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, connection) in &new.connections {
@@ -41,7 +41,7 @@ pub fn changes(
             None => changes.push(change(path, ChangeKind::Added, ChangeEffect::Start)),
             Some(before) if before == connection => {}
             Some(before) => {
-                let effect = connection_effect(before, connection, standing(name));
+                let effect = connection_effect(before, connection, session_control(name));
                 let sessions = match effect {
                     ChangeEffect::Sessions => touched_sessions(before, connection),
                     ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
@@ -96,7 +96,7 @@ pub fn changes(
 pub fn connection_effect(
     old: &ControlConnection,
     new: &ControlConnection,
-    standing: Standing,
+    session_control: SessionControl,
 ) -> ChangeEffect {
     match (old.inactive, new.inactive) {
         (true, true) => return ChangeEffect::Live,
@@ -106,11 +106,13 @@ pub fn connection_effect(
         (false, true) => return ChangeEffect::Stop,
         (false, false) => {}
     }
-    match standing {
-        Standing::Stopped | Standing::Completed if new.manual_start => return ChangeEffect::Live,
-        Standing::Completed if old.test_count == new.test_count => return ChangeEffect::Live,
-        Standing::Stopped | Standing::Completed => return ChangeEffect::Start,
-        Standing::Down | Standing::Together | Standing::OneByOne => {}
+    match session_control {
+        SessionControl::Stopped | SessionControl::Completed if new.manual_start => {
+            return ChangeEffect::Live;
+        }
+        SessionControl::Completed if old.test_count == new.test_count => return ChangeEffect::Live,
+        SessionControl::Stopped | SessionControl::Completed => return ChangeEffect::Start,
+        SessionControl::Down | SessionControl::AllOrNothing | SessionControl::Individual => {}
     }
     let managed = |c: &ControlConnection| c.control_type == ControlType::Managed;
     // What the control connection is made of; the rest of it can be set while it is open.
@@ -126,11 +128,12 @@ pub fn connection_effect(
     } else if touched_sessions(old, new).is_empty() {
         ChangeEffect::Live
     } else {
-        match standing {
-            Standing::Together => ChangeEffect::Renegotiate,
-            Standing::Down | Standing::OneByOne | Standing::Stopped | Standing::Completed => {
-                ChangeEffect::Sessions
-            }
+        match session_control {
+            SessionControl::AllOrNothing => ChangeEffect::Renegotiate,
+            SessionControl::Down
+            | SessionControl::Individual
+            | SessionControl::Stopped
+            | SessionControl::Completed => ChangeEffect::Sessions,
         }
     }
 }

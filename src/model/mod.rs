@@ -21,7 +21,7 @@ pub use config::{
     AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, Keepalive,
     ResultKeeping, Schedule, StorageConfig, TestSession,
 };
-pub use diff::{Standing, changes, connection_effect, touched_sessions};
+pub use diff::{SessionControl, changes, connection_effect, touched_sessions};
 pub use dscp::Dscp;
 pub use export::{ExportConfig, ExportTarget, Exporter};
 pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, warnings};

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Committed, secrets::Digester};
 use crate::{
-    model::{Standing, changes, parse, warnings},
+    model::{SessionControl, changes, parse, warnings},
     net::{
         check_resources,
         clock::{self, Uptime},
@@ -303,7 +303,7 @@ impl Actor {
                 return Err(ApplyError::Refused(refusals));
             }
         }
-        let standing = |name: &str| self.clients.standing(name);
+        let session_control = |name: &str| self.clients.session_control(name);
         // What is stored, where what runs has gone back already.
         let from = match &self.waiting {
             Some(Waiting { gone_back: true, .. }) => {
@@ -312,13 +312,18 @@ impl Actor {
             _ => before.config,
         };
         // What is open beside the sockets that run already.
-        let runs = |name: &str| matches!(standing(name), Standing::Together | Standing::OneByOne);
+        let runs = |name: &str| {
+            matches!(
+                session_control(name),
+                SessionControl::AllOrNothing | SessionControl::Individual
+            )
+        };
         let running = from.connections.values().filter(|connection| runs(&connection.name));
         let others = open_files().saturating_sub(running.map(|c| c.sockets()).sum());
         let most_sockets = files_for_measurements().saturating_sub(others);
         let mut answer = ApplyConfigResponse {
             revision: current,
-            changes: changes(&from, &proposal.config, &standing),
+            changes: changes(&from, &proposal.config, &session_control),
             warnings: warnings(&proposal.config, most_sockets),
             confirm_until: None,
         };

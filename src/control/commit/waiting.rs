@@ -10,7 +10,7 @@ use super::{
     proposal::{Proposal, digest},
 };
 use crate::{
-    model::{Standing, changes, limits::CONFIRM_TIMEOUT, parse},
+    model::{SessionControl, changes, limits::CONFIRM_TIMEOUT, parse},
     net::clock::Uptime,
     proto::{self, ApplyConfigResponse, Revision},
     store::{ConfigStore, StoredRevision, Unconfirmed},
@@ -88,7 +88,7 @@ pub(in super::super) fn roll_back_overdue(
     // One that this version does not take any more is gone back from all the same.
     if let Ok(config) = parse(&before) {
         let redacted = digester.redacted(proposal.document.clone());
-        answer.changes = changes(&config, &proposal.config, &|_| Standing::Down);
+        answer.changes = changes(&config, &proposal.config, &|_| SessionControl::Down);
         name_fields(&mut answer.changes, &|| digester.redacted(before.clone()), &redacted);
     }
     let stored = StoredRevision {

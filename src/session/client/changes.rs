@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     model::{
-        ControlConnection, ControlType, Endpoint, Standing, TestSession, connection_effect,
+        ControlConnection, ControlType, Endpoint, SessionControl, TestSession, connection_effect,
         touched_sessions,
     },
     net::clock,
@@ -63,8 +63,8 @@ impl Driver {
             if self.current.stopped || self.current.config.inactive != self.config.inactive {
                 return Next::Anew;
             }
-            let standing = self.status.standing();
-            match connection_effect(&self.config, &self.current.config, standing) {
+            let session_control = self.status.session_control();
+            match connection_effect(&self.config, &self.current.config, session_control) {
                 ChangeEffect::Live => {}
                 ChangeEffect::Sessions | ChangeEffect::Renegotiate => return Next::Sessions,
                 ChangeEffect::Unspecified
@@ -86,7 +86,12 @@ impl Driver {
                 if before.stopped {
                     return Next::Anew;
                 }
-                if tuned && matches!(standing, Standing::Together | Standing::OneByOne) {
+                if tuned
+                    && matches!(
+                        session_control,
+                        SessionControl::AllOrNothing | SessionControl::Individual
+                    )
+                {
                     return Next::Tuned;
                 }
                 if retimed {
@@ -106,7 +111,7 @@ impl Driver {
     /// to end or to begin anew meanwhile. Other changes wait until it is done.
     async fn while_wanted<T>(&mut self, work: impl Future<Output = T> + Send) -> Option<T> {
         let ends = |from: &Wanted, to: &Wanted| {
-            let effect = connection_effect(&from.config, &to.config, Standing::OneByOne);
+            let effect = connection_effect(&from.config, &to.config, SessionControl::Individual);
             to.stopped || matches!(effect, ChangeEffect::Stop | ChangeEffect::Reconnect)
         };
         self.unless(work, ends).await
@@ -163,7 +168,7 @@ impl Driver {
             Some(_) | None => Vec::new(),
         };
         match control {
-            Some(control) if self.status.standing() == Standing::Together => {
+            Some(control) if self.status.session_control() == SessionControl::AllOrNothing => {
                 let paused = self.pause_all(control).await;
                 self.follow_sessions().await;
                 match paused {
@@ -327,13 +332,13 @@ impl Driver {
     }
 
     /// How sessions of what runs now can be changed.
-    pub(super) fn standing(&self, control: Option<&Established>) -> Standing {
+    pub(super) fn session_control(&self, control: Option<&Established>) -> SessionControl {
         match control {
-            None => Standing::OneByOne,
-            Some(control) if control.machine().is_individual() => Standing::OneByOne,
+            None => SessionControl::Individual,
+            Some(control) if control.machine().is_individual() => SessionControl::Individual,
             Some(_) => {
                 debug_assert_eq!(self.config.control_type, ControlType::Managed);
-                Standing::Together
+                SessionControl::AllOrNothing
             }
         }
     }

@@ -12,7 +12,7 @@ use super::{
     running::SOON_NS,
     sender::Command,
 };
-use crate::{model::Standing, net::clock, proto::LossCause, time::Monotonic};
+use crate::{model::SessionControl, net::clock, proto::LossCause, time::Monotonic};
 
 /// A session that does not run though others do.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ impl Driver {
     ) -> Result<Vec<Opened>, Failure> {
         let mut names = self.missing();
         let asked_ns = clock::monotonic().since_ns(self.asked_together);
-        if self.status.standing() == Standing::Together && asked_ns < SOON_NS {
+        if self.status.session_control() == SessionControl::AllOrNothing && asked_ns < SOON_NS {
             // To ask the server the others would have to stop for a moment.
             names.retain(|name| self.declined.get(name).is_some_and(Tried::is_local));
         }
@@ -77,7 +77,7 @@ impl Driver {
     pub(super) fn missing_due(&self) -> Option<Monotonic> {
         let missing = self.missing();
         let is_local = |name: &String| self.declined.get(name).is_none_or(Tried::is_local);
-        let together = self.status.standing() == Standing::Together;
+        let together = self.status.session_control() == SessionControl::AllOrNothing;
         // There all have to be asked for anew with them.
         let least_ns = if together && !missing.iter().any(is_local) { SOON_NS } else { 0 };
         let due = clock::monotonic().plus_ns(self.config.test_interval_ns.max(least_ns));

@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    model::{ControlConnection, Standing},
+    model::{ControlConnection, SessionControl},
     net::{NetworkChanges, clock},
     proto::{Connection, Statistics},
     results::Results,
@@ -167,8 +167,8 @@ impl ConnectionHandle {
     }
 
     /// How its sessions can be changed now.
-    pub fn standing(&self) -> Standing {
-        self.status.standing()
+    pub fn session_control(&self) -> SessionControl {
+        self.status.session_control()
     }
 
     /// Number of the latest change of its state.

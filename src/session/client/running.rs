@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{
-        ControlType, Standing,
+        ControlType, SessionControl,
         limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
     },
     net::{check_route, check_source, clock, interface_index},
@@ -132,7 +132,7 @@ impl Driver {
     }
 
     fn is_one_by_one(&self) -> bool {
-        self.status.standing() == Standing::OneByOne
+        self.status.session_control() == SessionControl::Individual
     }
 
     /// The kernel's number of the interface that sockets are bound to; another one is another
@@ -183,7 +183,7 @@ impl Driver {
         self.progress.wake(|_| true);
         self.progress.forget_silence();
         self.status.state(ConnectionState::Running, now);
-        self.status.stands(self.standing(control));
+        self.status.set_session_control(self.session_control(control));
         if let Some(outage) = self.course.ended() {
             let length_ns = now.monotonic.since_ns(outage.since);
             self.event(EventType::ConnectionRestored, |event| {

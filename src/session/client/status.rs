@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{course::Outage, failure::Failure, open::Declined, sender::Command};
 use crate::{
-    model::{ControlConnection, ControlType, Standing},
+    model::{ControlConnection, ControlType, SessionControl},
     proto::{self, ConnectionLoss, ConnectionState, Session},
     session::plane::Handle,
     time::{Monotonic, Now, duration_to_proto},
@@ -62,7 +62,7 @@ struct Inner {
     sessions: Vec<Handle<Command>>,
     /// Number of its latest change.
     changed: u64,
-    standing: Standing,
+    session_control: SessionControl,
     /// While an attempt is made: when the next one is due should it fail.
     next_attempt: Option<prost_types::Timestamp>,
 }
@@ -86,12 +86,12 @@ impl Status {
     }
 
     /// How its sessions can be changed while they run.
-    pub(super) fn standing(&self) -> Standing {
-        self.lock().standing
+    pub(super) fn session_control(&self) -> SessionControl {
+        self.lock().session_control
     }
 
-    pub(super) fn stands(&self, standing: Standing) {
-        self.lock().standing = standing;
+    pub(super) fn set_session_control(&self, session_control: SessionControl) {
+        self.lock().session_control = session_control;
     }
 
     /// The driver follows this configuration now.
@@ -146,15 +146,15 @@ impl Status {
         let mut inner = self.lock();
         match state {
             ConnectionState::Running => {}
-            ConnectionState::Stopped => inner.standing = Standing::Stopped,
-            ConnectionState::Completed => inner.standing = Standing::Completed,
+            ConnectionState::Stopped => inner.session_control = SessionControl::Stopped,
+            ConnectionState::Completed => inner.session_control = SessionControl::Completed,
             ConnectionState::Unspecified
             | ConnectionState::Inactive
             | ConnectionState::Resolving
             | ConnectionState::Connecting
             | ConnectionState::Negotiating
             | ConnectionState::WaitingRetry
-            | ConnectionState::Failed => inner.standing = Standing::Down,
+            | ConnectionState::Failed => inner.session_control = SessionControl::Down,
         }
         let next_attempt = inner.next_attempt.filter(|_| attempts(state));
         let connection = &mut inner.connection;
@@ -294,7 +294,7 @@ impl Status {
     /// All is well, and nothing is open until the next test is due.
     pub(super) fn parked(&self, due: Monotonic, now: Now) {
         let mut inner = self.lock();
-        inner.standing = Standing::Down;
+        inner.session_control = SessionControl::Down;
         let wait_ns = due.since_ns(now.monotonic);
         let connection = &mut inner.connection;
         not_connected(connection);
