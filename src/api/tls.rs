@@ -16,8 +16,15 @@ use tokio_rustls::{
         server::WebPkiClientVerifier,
     },
 };
+use x509_cert::{
+    Certificate,
+    der::{Decode, Tag, Tagged, asn1::ObjectIdentifier},
+};
 
 use super::listen::TlsSettings;
+
+/// `id-at-commonName` (RFC 5280 appendix A.1).
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// What is wrong with the files of TLS.
 #[derive(Debug, Error)]
@@ -138,9 +145,15 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::File { path: path.to_owned(), source })
 }
 
-/// Common name of a certificate.
+/// Returns the common name of a certificate's subject (RFC 5280 §4.1.2.6).
 pub(super) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let name = parsed.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(name.to_owned())
+    let parsed = Certificate::from_der(certificate).ok()?;
+    let names = parsed.tbs_certificate.subject.0;
+    let name = names.iter().flat_map(|set| set.0.iter()).find(|name| name.oid == COMMON_NAME)?;
+    // The other string types of a DirectoryString are not octets of ASCII or UTF-8.
+    let is_text = matches!(
+        name.value.tag(),
+        Tag::Utf8String | Tag::PrintableString | Tag::Ia5String | Tag::TeletexString
+    );
+    is_text.then(|| str::from_utf8(name.value.value()).ok().map(str::to_owned))?
 }
