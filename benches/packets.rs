@@ -172,7 +172,7 @@ fn without_session(authenticated: Option<bool>) -> Reflector {
             stateful: true,
             authenticated,
             secrets: vec![Secret::new("secret")],
-            may_choose_dscp: true,
+            allow_class_of_service: true,
             timestamps: TimestampFormat::Ntp,
             refwait_ns: u64::MAX,
         }),

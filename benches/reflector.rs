@@ -142,7 +142,7 @@ impl Server {
             client_list: vec![proto::ClientList { name: "all".into(), prefixes: all.clone() }],
             authentication_modes: modes.map(Into::into).to_vec(),
             key_chains: vec![proto::KeyChain { name: "bench".into(), keys: vec![key] }],
-            light: Some(proto::LightServer {
+            light: Some(proto::LightReflector {
                 listen: vec![at(ports[1])],
                 prefixes: all,
                 stateful: true,

@@ -55,8 +55,8 @@ fn main() {
     let length = Duration::from_secs(numbers.next().unwrap_or(10));
     let directory = tempfile::tempdir().expect("a directory");
     let state = directory.path().join("state");
-    let (records, live_octets) = persisted(&state, length);
-    bare_sled(&directory.path().join("bare"), live_octets, length);
+    let (records, live_bytes) = persisted(&state, length);
+    bare_sled(&directory.path().join("bare"), live_bytes, length);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -108,10 +108,10 @@ fn probes(number: u64) -> Vec<proto::ProbeResult> {
                 ingress_ttl: Some(255),
                 ingress_tos: Some(0),
                 egress_tos: None,
-                transmit_stamp: kernel,
-                receive_stamp: Some(kernel),
+                transmit_timestamp_source: kernel,
+                receive_timestamp_source: Some(kernel),
                 one_way_validity: Some(proto::OneWayValidity::Negative.into()),
-                reflector_stamp_corrected: false,
+                reflector_timestamp_corrected: false,
             }
         })
         .collect()
@@ -135,7 +135,7 @@ fn persisted(directory: &Path, length: Duration) -> (u64, u64) {
     }
     let took = begun.elapsed().as_secs_f64();
     assert_eq!(results.dropped(), 0, "all are stored");
-    let octets = state.borrow().live_octets;
+    let octets = state.borrow().live_bytes;
     let each = sent as f64 * PROBES as f64;
     println!("stored: {:.0} probe results/s in {:.0} records/s", each / took, sent as f64 / took);
     println!("  {:.1} octets live for each probe result, {sent} records", octets as f64 / each);
@@ -174,7 +174,7 @@ async fn replayed(directory: &Path, records: u64) {
         reflectors: PlaneSettings::default(),
         state_dir: directory.to_owned(),
         api: ApiSettings { listen: vec![([127, 0, 0, 1], 0).into()], ..ApiSettings::default() },
-        hardware_stamps: Vec::new(),
+        hardware_timestamp_interfaces: Vec::new(),
         bootstrap: None,
     });
     let agent = agent.await.expect("an agent");
@@ -326,7 +326,7 @@ fn reopened(directory: &Path, mib: u64) {
     let results = open_with(directory, retention.clone());
     let (subjects, state) = (subjects(), results.state());
     let mut sent = 0u64;
-    while state.borrow().live_octets < mib << 20 {
+    while state.borrow().live_bytes < mib << 20 {
         while sent.saturating_sub(state.borrow().newest) >= UNDER_WAY {
             std::thread::yield_now();
         }
@@ -338,7 +338,7 @@ fn reopened(directory: &Path, mib: u64) {
     let begun = Instant::now();
     let results = open_with(directory, retention);
     let took = begun.elapsed();
-    let octets = results.state().borrow().live_octets;
+    let octets = results.state().borrow().live_bytes;
     println!("opened again with {} MiB live: {:.2} s", octets >> 20, took.as_secs_f64());
     assert!(octets >> 20 >= mib, "{octets} octets are left");
     assert!(took < REOPENED_WITHIN, "twice what it may take on a machine that does nothing else");

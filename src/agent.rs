@@ -31,7 +31,7 @@ pub struct Options {
     /// Threads of the test packets of the server role.
     pub reflectors: PlaneSettings,
     /// Network interfaces whose stamps of packets are used; those of the kernel where they have none.
-    pub hardware_stamps: Vec<String>,
+    pub hardware_timestamp_interfaces: Vec<String>,
     /// Committed where nothing was ever committed.
     pub bootstrap: Option<AgentConfig>,
 }
@@ -128,7 +128,7 @@ impl Agent {
         };
 
         let tasks = Tasks::new();
-        net::stamp_by_hardware(&options.hardware_stamps);
+        net::stamp_by_hardware(&options.hardware_timestamp_interfaces);
         tasks.spawn("hardware clocks", net::follow_hardware(tasks.token()));
         tasks.spawn("statistics", results.clone().keep_statistics(clock::now, tasks.token()));
         let version = format!("version {}", env!("CARGO_PKG_VERSION"));

@@ -56,8 +56,8 @@ pub fn verify(directory: &Path) -> Result<String, DbError> {
         directory.display(),
         found.revisions,
         found.records,
-        found.live_octets,
-        found.disk_octets
+        found.live_bytes,
+        found.disk_bytes
     ))
 }
 

@@ -56,7 +56,7 @@ pub async fn run(
         api,
         senders: PlaneSettings::default(),
         reflectors: PlaneSettings::default(),
-        hardware_stamps: Vec::new(),
+        hardware_timestamp_interfaces: Vec::new(),
         bootstrap: None,
     };
     let agent = Agent::start(options).await?;

@@ -155,7 +155,7 @@ fn run(
         reflectors: settings.reflector_plane(),
         state_dir: settings.state_dir,
         api: settings.api,
-        hardware_stamps: settings.hardware_stamps,
+        hardware_timestamp_interfaces: settings.hardware_timestamp_interfaces,
         bootstrap,
     };
     runtime()?.block_on(async {

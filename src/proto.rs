@@ -10,7 +10,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// A value of an enum as people read it: without the name of the enum in front.
 pub trait Word {
-    /// `DNS` of `LOSS_CAUSE_DNS`.
+    /// `DNS` of `FAILURE_CAUSE_DNS`.
     fn word(self) -> &'static str;
 }
 
@@ -27,7 +27,7 @@ macro_rules! words {
         #[test]
         fn words_are_names_without_that_of_the_enum() {
             $(assert_eq!($name::default().word(), "UNSPECIFIED");)*
-            assert_eq!(LossCause::Dns.word(), "DNS");
+            assert_eq!(FailureCause::Dns.word(), "DNS");
         }
     };
 }
@@ -40,7 +40,7 @@ words! {
     EndCause => "END_CAUSE_",
     EventType => "EVENT_TYPE_",
     ExporterState => "EXPORTER_STATE_",
-    LossCause => "LOSS_CAUSE_",
+    FailureCause => "FAILURE_CAUSE_",
     OneWayValidity => "ONE_WAY_VALIDITY_",
     ProbeStage => "PROBE_STAGE_",
     ProbeStatus => "PROBE_STATUS_",

@@ -25,7 +25,7 @@ pub struct Settings {
     /// How the agent logs.
     pub log: LogSettings,
     /// Network interfaces whose stamps of packets are used.
-    pub hardware_stamps: Vec<String>,
+    pub hardware_timestamp_interfaces: Vec<String>,
     /// The threads that send probes; one where it is not said.
     pub senders: ThreadSettings,
     /// The threads that answer probes; one for each CPU where it is not said.
@@ -49,7 +49,7 @@ pub struct ThreadSettings {
     pub busy_poll_us: u32,
     /// Microseconds for which they stay awake before a probe is due, 0 to 1000.
     #[serde(deserialize_with = "awake")]
-    pub awake_us: u32,
+    pub spin_before_deadline_us: u32,
 }
 
 /// Threads of one kind that are started without being asked for.
@@ -80,7 +80,9 @@ fn awake<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     if microseconds <= LONGEST_AWAKE_US {
         return Ok(microseconds);
     }
-    Err(D::Error::custom(format!("awake_us {microseconds}: it is from 0 to {LONGEST_AWAKE_US}")))
+    Err(D::Error::custom(format!(
+        "spin_before_deadline_us {microseconds}: it is from 0 to {LONGEST_AWAKE_US}"
+    )))
 }
 
 fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
@@ -108,7 +110,7 @@ impl ThreadSettings {
                 realtime_priority: self.realtime_priority,
             },
             busy_poll_us: self.busy_poll_us,
-            awake_us: self.awake_us,
+            spin_before_deadline_us: self.spin_before_deadline_us,
         }
     }
 }
@@ -119,7 +121,7 @@ impl Default for Settings {
             state_dir: DEFAULT_STATE_DIR.into(),
             api: ApiSettings::default(),
             log: LogSettings::default(),
-            hardware_stamps: Vec::new(),
+            hardware_timestamp_interfaces: Vec::new(),
             senders: ThreadSettings::default(),
             reflectors: ThreadSettings::default(),
         }
@@ -191,18 +193,21 @@ mod tests {
     #[test]
     fn every_key_is_taken() {
         let settings = read(
-            "state_dir = \"/tmp/x\"\nhardware_stamps = [\"eth0\"]\n\
+            "state_dir = \"/tmp/x\"\nhardware_timestamp_interfaces = [\"eth0\"]\n\
              [api]\nlisten = [\"[::1]:1\"]\nunix_socket = \"/run/x\"\n\
              allow_remote_without_tls = true\n\
              [api.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n\
              [log]\nfilter = \"debug\"\nformat = \"json\"\n\
-             [senders]\nthreads = 2\ncpus = [0, 1]\nrealtime_priority = 10\nbusy_poll_us = 50\nawake_us = 200\n\
+             [senders]\nthreads = 2\ncpus = [0, 1]\nrealtime_priority = 10\nbusy_poll_us = 50\nspin_before_deadline_us = 200\n\
              [reflectors]\nthreads = 3\n",
         )
         .unwrap();
-        assert_eq!(settings.hardware_stamps, ["eth0"]);
+        assert_eq!(settings.hardware_timestamp_interfaces, ["eth0"]);
         let senders = settings.sender_plane();
-        assert_eq!((senders.threads, senders.busy_poll_us, senders.awake_us), (2, 50, 200));
+        assert_eq!(
+            (senders.threads, senders.busy_poll_us, senders.spin_before_deadline_us),
+            (2, 50, 200)
+        );
         assert_eq!((senders.place.cpus, senders.place.realtime_priority), (vec![0, 1], 10));
         assert_eq!(settings.reflector_plane().threads, 3);
         assert!(settings.api.allow_remote_without_tls);
@@ -216,7 +221,7 @@ mod tests {
             ("[reflectors]\nthreads = 65\n", "from 1 to 64"),
             ("[senders]\nrealtime_priority = 100\n", "from 1 to 99"),
             ("[senders]\ncpus = [-1]\n", "-1"),
-            ("[senders]\nawake_us = 1001\n", "from 0 to 1000"),
+            ("[senders]\nspin_before_deadline_us = 1001\n", "from 0 to 1000"),
             ("[senders]\nbusy_poll_us = 1000001\n", "from 0 to 1000000"),
             ("\nstate_dir = \"\"\n", "name a directory"),
         ] {

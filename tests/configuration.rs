@@ -20,8 +20,8 @@ use twamp_agent::{
     proto::{
         AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode,
         AvailabilityRule, ClientConfig, ClientList, ControlConnection, ControlType, DESCRIPTORS,
-        ExportConfig, Key, KeyChain, LightServer, ListenAddress, NatsExport, OtlpExport,
-        PrometheusExport, RecordFilter, ServerConfig, StampServer, StampServerSession,
+        ExportConfig, Key, KeyChain, LightReflector, ListenAddress, NatsExport, OtlpExport,
+        PrometheusExport, RecordFilter, ServerConfig, StampReflector, StampReflectorSession,
         StampSession, StorageConfig, TestPort, TestPortMode, TestSession, Thresholds,
     },
 };
@@ -69,7 +69,7 @@ fn report(config: &mut AgentConfig) -> &mut AccessReport {
     stamp(config).access_report.as_mut().unwrap()
 }
 
-fn stamp_server(config: &mut AgentConfig) -> &mut StampServer {
+fn stamp_server(config: &mut AgentConfig) -> &mut StampReflector {
     server(config).stamp.as_mut().unwrap()
 }
 
@@ -110,10 +110,10 @@ fn good() -> AgentConfig {
         server: Some(ServerConfig {
             listen: vec![ListenAddress::default()],
             client_list: vec![ClientList { name: "all".into(), prefixes: vec!["::/0".into()] }],
-            light: Some(LightServer { prefixes: vec!["::/0".into()], ..Default::default() }),
-            stamp: Some(StampServer {
+            light: Some(LightReflector { prefixes: vec!["::/0".into()], ..Default::default() }),
+            stamp: Some(StampReflector {
                 listen: vec![ListenAddress { port: Some(863), ..Default::default() }],
-                sessions: vec![StampServerSession {
+                sessions: vec![StampReflectorSession {
                     prefix: "192.0.2.0/24".into(),
                     ..Default::default()
                 }],
@@ -183,12 +183,12 @@ fn numeric_fields() -> Vec<Numeric> {
         "TestSession" "probe_interval" "C.test_sessions[0].probe_interval" PROBE_INTERVAL 1, |c, v| session(c).probe_interval = duration(v);
         "TestSession" "loss_timeout" "C.test_sessions[0].loss_timeout" LOSS_TIMEOUT 1, |c, v| session(c).loss_timeout = duration(v);
         "ControlConnection" "maximum_key_derivation_count" "C.maximum_key_derivation_count" MAXIMUM_KEY_DERIVATION_COUNT 1, |c, v| connection(c).maximum_key_derivation_count = Some(v as u32);
-        "TestSession" "reflected_padding" "C.test_sessions[0].reflected_padding" REFLECTED_PADDING 1, |c, v| session(c).reflected_padding = Some(v as u32);
+        "TestSession" "reflected_octets" "C.test_sessions[0].reflected_octets" REFLECTED_OCTETS 1, |c, v| session(c).reflected_octets = Some(v as u32);
         "StampSession" "ssid" "client.control_connections[1].test_sessions[0].stamp.ssid" SSID 1, |c, v| stamp(c).ssid = Some(v as u32);
         "AccessReport" "retransmission_interval" "client.control_connections[1].test_sessions[0].stamp.access_report.retransmission_interval" RETRANSMISSION_INTERVAL 1, |c, v| report(c).retransmission_interval = duration(v);
         "AccessReport" "retransmissions" "client.control_connections[1].test_sessions[0].stamp.access_report.retransmissions" RETRANSMISSIONS 1, |c, v| report(c).retransmissions = Some(v as u32);
-        "StampServerSession" "port" "server.stamp.sessions[0].port" PORT 1, |c, v| stamp_server(c).sessions[0].port = Some(v as u32);
-        "StampServerSession" "ssid" "server.stamp.sessions[0].ssid" SERVER_SSID 1, |c, v| stamp_server(c).sessions[0].ssid = Some(v as u32);
+        "StampReflectorSession" "port" "server.stamp.sessions[0].port" PORT 1, |c, v| stamp_server(c).sessions[0].port = Some(v as u32);
+        "StampReflectorSession" "ssid" "server.stamp.sessions[0].ssid" SERVER_SSID 1, |c, v| stamp_server(c).sessions[0].ssid = Some(v as u32);
         "ServerConfig" "key_derivation_count" "server.key_derivation_count" KEY_DERIVATION_COUNT 1, |c, v| server(c).key_derivation_count = Some(v as u32);
         "ServerConfig" "server_inactivity_timeout" "server.server_inactivity_timeout" SERVER_INACTIVITY_TIMEOUT 1, |c, v| server(c).server_inactivity_timeout = duration(v);
         "ServerConfig" "max_connection_duration" "server.max_connection_duration" MAX_CONNECTION_DURATION 1, |c, v| server(c).max_connection_duration = duration(v);
@@ -215,7 +215,7 @@ fn numeric_fields() -> Vec<Numeric> {
         "Thresholds" "jitter_ingress" "C.test_sessions[0].thresholds.jitter_ingress" DELAY_THRESHOLD 1, |c, v| thresholds(c).jitter_ingress = duration(v);
         "Thresholds" "std_dev_ingress" "C.test_sessions[0].thresholds.std_dev_ingress" DELAY_THRESHOLD 1, |c, v| thresholds(c).std_dev_ingress = duration(v);
         "Thresholds" "clear_percent" "C.test_sessions[0].thresholds.clear_percent" CLEAR_PERCENT 1, |c, v| thresholds(c).clear_percent = Some(v as u32);
-        "Thresholds" "clear_after" "C.test_sessions[0].thresholds.clear_after" CLEAR_AFTER 1, |c, v| thresholds(c).clear_after = Some(v as u32);
+        "Thresholds" "clear_after_tests" "C.test_sessions[0].thresholds.clear_after_tests" CLEAR_AFTER 1, |c, v| thresholds(c).clear_after_tests = Some(v as u32);
         "ControlConnection" "moving_average_size" "C.moving_average_size" MOVING_AVERAGE_SIZE 1, |c, v| connection(c).moving_average_size = Some(v as u32);
         "ControlConnection" "history_size" "C.history_size" HISTORY_SIZE 1, |c, v| connection(c).history_size = Some(v as u32);
         "ControlConnection" "retention_age" "C.retention_age" CONNECTION_RETENTION_AGE 1, |c, v| {
@@ -225,15 +225,15 @@ fn numeric_fields() -> Vec<Numeric> {
         "AvailabilityRule" "probes_per_interval" "C.test_sessions[0].availability.probes_per_interval" AVAILABILITY_PROBES 1, |c, v| rule(c).probes_per_interval = Some(v as u32);
         "AvailabilityRule" "loss_percent" "C.test_sessions[0].availability.loss_percent" AVAILABILITY_LOSS_PERCENT 1, |c, v| rule(c).loss_percent = Some(v as u32);
         "AvailabilityRule" "consecutive_intervals" "C.test_sessions[0].availability.consecutive_intervals" AVAILABILITY_INTERVALS 1, |c, v| rule(c).consecutive_intervals = Some(v as u32);
-        "AvailabilityRule" "consecutive_high_loss" "C.test_sessions[0].availability.consecutive_high_loss" AVAILABILITY_HIGH_LOSS 1, |c, v| {
+        "AvailabilityRule" "consecutive_high_loss_intervals" "C.test_sessions[0].availability.consecutive_high_loss_intervals" AVAILABILITY_HIGH_LOSS 1, |c, v| {
             rule(c).consecutive_intervals = Some(1000);
-            rule(c).consecutive_high_loss = Some(v as u32);
+            rule(c).consecutive_high_loss_intervals = Some(v as u32);
         };
         "PrometheusExport" "port" "export.prometheus.port" PROMETHEUS_PORT 1, |c, v| c.export.as_mut().unwrap().prometheus.as_mut().unwrap().port = Some(v as u32);
-        "LightServer" "maximum_packets_per_second" "server.light.maximum_packets_per_second" PACKETS_PER_SECOND 1, |c, v| server(c).light.as_mut().unwrap().maximum_packets_per_second = Some(v as u32);
+        "LightReflector" "maximum_packets_per_second" "server.light.maximum_packets_per_second" PACKETS_PER_SECOND 1, |c, v| server(c).light.as_mut().unwrap().maximum_packets_per_second = Some(v as u32);
         "ServerConfig" "maximum_packets_per_second_per_sender" "server.maximum_packets_per_second_per_sender" PACKETS_PER_SECOND 1, |c, v| server(c).maximum_packets_per_second_per_sender = Some(v as u32);
         "StorageConfig" "retention_age" "storage.retention_age" RETENTION_AGE 1, |c, v| c.storage.as_mut().unwrap().retention_age = duration(v);
-        "StorageConfig" "retention_octets" "storage.retention_octets" RETENTION_OCTETS 1, |c, v| c.storage.as_mut().unwrap().retention_octets = Some(v);
+        "StorageConfig" "retention_bytes" "storage.retention_bytes" RETENTION_OCTETS 1, |c, v| c.storage.as_mut().unwrap().retention_bytes = Some(v);
     }
 }
 
@@ -402,8 +402,8 @@ fn every_other_field_is_checked() {
             // Three octets more than the least: too few for Extra Padding.
             stamp_connection(c).test_sessions[0].data_size = Some(44 + 8 + 3);
         }),
-        ("S.test_sessions[0].reflected_padding", |c| {
-            stamp_connection(c).test_sessions[0].reflected_padding = Some(4);
+        ("S.test_sessions[0].reflected_octets", |c| {
+            stamp_connection(c).test_sessions[0].reflected_octets = Some(4);
         }),
         ("server.authentication_modes[1]", |c| server(c).authentication_modes = vec![1, 1]),
         ("server.key_chains", |c| server(c).authentication_modes = vec![3]),
@@ -455,10 +455,10 @@ fn every_other_field_is_checked() {
         ("C.test_sessions[0].percentiles", |c| {
             session(c).percentiles = (1..12).map(f64::from).collect();
         }),
-        ("C.test_sessions[0].availability.consecutive_high_loss", |c| {
+        ("C.test_sessions[0].availability.consecutive_high_loss_intervals", |c| {
             *rule(c) = AvailabilityRule {
                 consecutive_intervals: Some(5),
-                consecutive_high_loss: Some(5),
+                consecutive_high_loss_intervals: Some(5),
                 ..Default::default()
             };
         }),
@@ -585,7 +585,7 @@ fn the_proto_says_what_the_model_does() {
             "client.control_connections[1].test_sessions[0].stamp.ssid",
             "server.stamp.sessions[0].port",
             "server.stamp.sessions[0].ssid",
-            "C.test_sessions[0].availability.consecutive_high_loss",
+            "C.test_sessions[0].availability.consecutive_high_loss_intervals",
             "C.retention_age",
         ];
         if in_words.contains(&field.path) {

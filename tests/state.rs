@@ -84,8 +84,8 @@ fn test(start_ns: u64, end_ns: u64, probes: u64) -> TestResult {
     TestResult {
         test_number: 1,
         outcome: TestOutcome::Complete.into(),
-        start: Some(UnixTime(start_ns).to_proto()),
-        end: Some(UnixTime(end_ns).to_proto()),
+        start_time: Some(UnixTime(start_ns).to_proto()),
+        end_time: Some(UnixTime(end_ns).to_proto()),
         figures: Some(Box::new(figures)),
         ..TestResult::default()
     }
@@ -281,7 +281,7 @@ fn intervals(results: &Results) -> Vec<(u64, bool)> {
     let query = StatisticsQuery { scopes, running: true, ..StatisticsQuery::default() };
     let found = results.statistics(&query);
     let start = |time: Option<&prost_types::Timestamp>| time.unwrap().seconds as u64 / 60;
-    found.iter().map(|one| (start(one.interval_start.as_ref()), one.suspect)).collect()
+    found.iter().map(|one| (start(one.interval_start_time.as_ref()), one.suspect)).collect()
 }
 
 fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {

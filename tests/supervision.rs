@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::sleep};
 use twamp_agent::{
     model::{ControlConnection, parse_connection},
     net::{NetworkChanges, clock, free_port},
-    proto::{self, ConnectionState, EventType, LossCause, Record, record},
+    proto::{self, ConnectionState, EventType, FailureCause, Record, record},
     results::{Filter, Results, page, retention},
     session::{
         Derivation, PlaneSettings,
@@ -74,13 +74,13 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
     let snapshot = bad.snapshot();
     assert!(snapshot.task_restarts >= 2, "{snapshot:?}");
     assert_eq!(snapshot.outages, 1, "one outage, however often it fails");
-    assert_eq!(snapshot.last_loss.as_ref().unwrap().cause(), LossCause::Panic);
+    assert_eq!(snapshot.last_loss.as_ref().unwrap().cause(), FailureCause::Panic);
     let detail = &snapshot.last_loss.as_ref().unwrap().detail;
     assert!(detail.contains("the task failed"), "{detail}");
     // The other one goes its way.
     let other = good.snapshot();
     assert_eq!((other.task_restarts, other.outages), (0, 1));
-    assert_eq!(other.last_loss.unwrap().cause(), LossCause::Refused);
+    assert_eq!(other.last_loss.unwrap().cause(), FailureCause::Refused);
     assert!(other.attempts_since_success > 10);
     // Another configuration is a new beginning.
     bad.configure(Arc::new(connection("broken")), 2);
@@ -92,7 +92,7 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
         }
         sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(bad.snapshot().last_failure.unwrap().cause(), LossCause::Refused);
+    assert_eq!(bad.snapshot().last_failure.unwrap().cause(), FailureCause::Refused);
     let lost = events(&results, "broken", EventType::ConnectionLost).await;
     assert_eq!(lost.len(), 1, "{lost:?}");
     assert!(tasks.end(Duration::from_secs(5)).await);

@@ -17,7 +17,7 @@ fn with_reflector(port: u16, connections: Vec<proto::ControlConnection>) -> prot
         port: Some(port.into()),
         ..Default::default()
     };
-    let server = proto::LightServer {
+    let server = proto::LightReflector {
         listen: vec![listen],
         prefixes: vec!["127.0.0.0/8".into()],
         stateful: true,

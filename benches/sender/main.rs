@@ -78,7 +78,7 @@ struct Run {
     sessions: usize,
     interval: Duration,
     realtime_priority: u8,
-    awake_us: u32,
+    spin_before_deadline_us: u32,
     /// Calls a second to the API, and records of every tenth session's probes.
     beside: usize,
 }
@@ -86,14 +86,14 @@ struct Run {
 const fn run(
     sessions: usize,
     interval_ms: u64,
-    (realtime_priority, awake_us): (u8, u32),
+    (realtime_priority, spin_before_deadline_us): (u8, u32),
     beside: usize,
 ) -> Run {
     Run {
         sessions,
         interval: Duration::from_millis(interval_ms),
         realtime_priority,
-        awake_us,
+        spin_before_deadline_us,
         beside,
     }
 }
@@ -208,7 +208,7 @@ async fn start(bootstrap: proto::AgentConfig, senders: PlaneSettings) -> Running
         api: ApiSettings { listen, ..ApiSettings::default() },
         senders,
         reflectors: PlaneSettings::default(),
-        hardware_stamps: Vec::new(),
+        hardware_timestamp_interfaces: Vec::new(),
         bootstrap: Some(bootstrap),
     };
     let agent = Agent::start(options).await.expect("an agent");
@@ -254,9 +254,15 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     let config = proto::AgentConfig { client: Some(client), ..Default::default() };
     let memory = resident_kib();
     let place = ThreadPlace { cpus: vec![SENDER], realtime_priority: run.realtime_priority };
-    let running =
-        start(config, PlaneSettings { place, awake_us: run.awake_us, ..PlaneSettings::default() })
-            .await;
+    let running = start(
+        config,
+        PlaneSettings {
+            place,
+            spin_before_deadline_us: run.spin_before_deadline_us,
+            ..PlaneSettings::default()
+        },
+    )
+    .await;
     let mut clients = ClientServiceClient::connect(running.endpoint.clone())
         .await
         .expect("the API")

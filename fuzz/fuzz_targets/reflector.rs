@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
         stateful: head & 8 != 0,
         authenticated,
         secrets: vec![Secret::new("other"), Secret::new("secret")],
-        may_choose_dscp: head & 16 != 0,
+        allow_class_of_service: head & 16 != 0,
         timestamps: TimestampFormat::Ptp,
         refwait_ns: 1_000_000_000,
     };

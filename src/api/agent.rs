@@ -6,7 +6,7 @@ use super::{Context, services::agent_service_server::AgentService};
 use crate::{
     model::limits::MAXIMUM_REQUEST_OCTETS,
     net::{HardwareState, clock, hardware_states},
-    proto::{ClockState, GetAgentRequest, GetAgentResponse, HardwareStamps, StoreStatus},
+    proto::{ClockState, GetAgentRequest, GetAgentResponse, HardwareClock, StoreStatus},
     time::{Now, duration_to_proto},
 };
 
@@ -70,20 +70,20 @@ impl AgentService for Context {
                 healthy,
                 detail,
                 earliest_cursor: store.earliest,
-                newest_cursor: store.newest,
+                latest_cursor: store.newest,
                 records: store.records,
-                live_octets: store.live_octets,
-                disk_octets: store.disk_octets,
+                live_bytes: store.live_bytes,
+                disk_bytes: store.disk_bytes,
                 records_dropped: self.results.dropped(),
             }),
             capabilities: CAPABILITIES.map(String::from).to_vec(),
-            maximum_request_octets: MAXIMUM_REQUEST_OCTETS as u64,
+            maximum_request_bytes: MAXIMUM_REQUEST_OCTETS as u64,
             exporters: self.exporters.list(store.newest),
-            hardware_stamps: hardware_states().into_iter().map(hardware_stamps).collect(),
+            hardware_clocks: hardware_states().into_iter().map(hardware_clock).collect(),
         }))
     }
 }
 
-fn hardware_stamps(HardwareState { interface, detail, error_ns }: HardwareState) -> HardwareStamps {
-    HardwareStamps { interface, detail, error_ns }
+fn hardware_clock(HardwareState { interface, detail, error_ns }: HardwareState) -> HardwareClock {
+    HardwareClock { interface, error: detail, error_estimate_ns: error_ns }
 }

@@ -123,7 +123,7 @@ impl Watch {
             let removed: Vec<String> = self.known.difference(&present).cloned().collect();
             self.known = present;
             if since.is_none() || !connections.is_empty() || !removed.is_empty() {
-                return Some(WatchConnectionsResponse { connections, removed });
+                return Some(WatchConnectionsResponse { connections, removed_names: removed });
             }
             self.numbers.changed().await.ok()?;
             sleep(WATCH_PAUSE).await;

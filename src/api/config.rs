@@ -23,15 +23,15 @@ impl ConfigService for Context {
             Some(stored) => {
                 let number = stored.revision.as_ref().map_or(0, |revision| revision.revision);
                 let current = number == self.control.committed_revision();
-                let confirm_until = match current {
-                    true => self.control.confirm_until().await.map_err(error::store)?,
+                let confirm_deadline = match current {
+                    true => self.control.confirm_deadline().await.map_err(error::store)?,
                     false => None,
                 };
                 Ok(Response::new(GetConfigResponse {
                     config: stored.config,
                     revision: stored.revision,
                     changes: stored.answer.map(|answer| answer.changes).unwrap_or_default(),
-                    confirm_until: confirm_until.map(UnixTime::to_proto),
+                    confirm_deadline: confirm_deadline.map(UnixTime::to_proto),
                 }))
             }
             None if revision == 0 => Ok(Response::new(GetConfigResponse {
@@ -69,9 +69,9 @@ impl ConfigService for Context {
     ) -> Result<Response<RollbackConfigResponse>, Status> {
         let author = author(request.extensions());
         let applied = self.control.roll_back(request.into_inner(), author).await;
-        let ApplyConfigResponse { revision, changes, warnings, confirm_until } =
+        let ApplyConfigResponse { revision, changes, warnings, confirm_deadline } =
             applied.map_err(error::apply)?;
-        Ok(Response::new(RollbackConfigResponse { revision, changes, warnings, confirm_until }))
+        Ok(Response::new(RollbackConfigResponse { revision, changes, warnings, confirm_deadline }))
     }
 
     async fn list_revisions(

@@ -42,7 +42,8 @@ impl ResultsService for Context {
                 }
             }
         }
-        (query.running, query.history) = (request.running_intervals, request.history);
+        (query.running, query.history) =
+            (request.include_current_intervals, request.include_history);
         let (results, selected) = (self.results.clone(), query.clone());
         let read = tokio::task::spawn_blocking(move || results.statistics(&selected));
         let mut statistics = read.await.map_err(|_| error::ending())?;
@@ -55,13 +56,13 @@ impl ResultsService for Context {
             }
             statistics.extend(current);
         }
-        if !request.histograms {
+        if !request.include_histograms {
             let figures = statistics.iter_mut().filter_map(|one| one.figures.as_deref_mut());
             figures.for_each(clear_histograms);
         }
         statistics.sort_by(|a, b| {
             let order =
-                |one: &Statistics| (one.scope, one.running, one.interval_start.map(seconds));
+                |one: &Statistics| (one.scope, one.current, one.interval_start_time.map(seconds));
             (&a.connection, &a.session, order(a)).cmp(&(&b.connection, &b.session, order(b)))
         });
         Ok(Response::new(GetStatisticsResponse { statistics }))
@@ -77,7 +78,9 @@ impl ResultsService for Context {
         let cleared = self.results.clear_statistics(&query, clock::unix()).await;
         match cleared.map_err(error::store)? {
             0 => Err(Status::not_found("no session is selected: see the names in GetConfig")),
-            sessions => Ok(Response::new(ClearStatisticsResponse { sessions: sessions as u32 })),
+            sessions => {
+                Ok(Response::new(ClearStatisticsResponse { sessions_cleared: sessions as u32 }))
+            }
         }
     }
 
@@ -103,7 +106,7 @@ impl ResultsService for Context {
         let newest = self.results.state().borrow().newest;
         Ok(Response::new(ListRecordsResponse {
             records: page.records,
-            next_after_cursor: page.looked_at,
+            end_cursor: page.looked_at,
             more: page.looked_at < newest,
         }))
     }
@@ -241,9 +244,9 @@ impl Follow {
             }),
             StreamItem::Batch(records) => Message::Batch(RecordBatch { records }),
             StreamItem::Sync(cursor) => Message::Sync(StreamSync { cursor }),
-            StreamItem::Heartbeat(newest_cursor) => {
+            StreamItem::Heartbeat(latest_cursor) => {
                 let time = Some(clock::unix().to_proto());
-                Message::Heartbeat(Heartbeat { newest_cursor, time })
+                Message::Heartbeat(Heartbeat { latest_cursor, time })
             }
         };
         StreamRecordsResponse { message: Some(message) }

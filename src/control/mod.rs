@@ -255,7 +255,7 @@ impl Control {
     }
 
     /// Until when the current revision waits to be confirmed.
-    pub async fn confirm_until(&self) -> Result<Option<UnixTime>, StoreError> {
+    pub async fn confirm_deadline(&self) -> Result<Option<UnixTime>, StoreError> {
         let store = self.store.clone();
         let read = move || store.unconfirmed();
         let unconfirmed =

@@ -257,7 +257,7 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
                 ClearStatisticsRequest { connections: names, ..ClearStatisticsRequest::default() };
             let answer = agent.results().clear_statistics(request).await?.into_inner();
             print(format, &answer, "ClearStatisticsResponse", || {
-                format!("the statistics of {} sessions begin anew", answer.sessions)
+                format!("the statistics of {} sessions begin anew", answer.sessions_cleared)
             })
         }
         Command::Records { filter, count, after } => {
@@ -339,7 +339,7 @@ async fn statistics(
     let request = GetStatisticsRequest {
         connections: names,
         scopes: scope.into_iter().collect(),
-        running_intervals: running,
+        include_current_intervals: running,
         ..GetStatisticsRequest::default()
     };
     let answer = agent.results().get_statistics(request).await?.into_inner();
@@ -363,7 +363,7 @@ async fn records(
         let lines: Vec<String> = answer.records.iter().map(tables::record_line).collect();
         if lines.is_empty() { "no records".into() } else { lines.join("\n") }
     })?;
-    Ok(answer.next_after_cursor)
+    Ok(answer.end_cursor)
 }
 
 async fn watch(agent: &Connection, names: Vec<String>, format: Format) -> Result<(), CtlError> {
@@ -373,7 +373,7 @@ async fn watch(agent: &Connection, names: Vec<String>, format: Format) -> Result
         print_item(format, &message, "WatchConnectionsResponse", || {
             let mut lines: Vec<String> =
                 message.connections.iter().map(tables::connection_line).collect();
-            lines.extend(message.removed.iter().map(|name| format!("{name}  removed")));
+            lines.extend(message.removed_names.iter().map(|name| format!("{name}  removed")));
             (!lines.is_empty()).then(|| lines.join("\n"))
         })?;
     }

@@ -129,9 +129,9 @@ pub(super) async fn run(
             };
             let answer = agent.config().rollback_config(request).await?.into_inner();
             print(format, &answer, "RollbackConfigResponse", || {
-                let RollbackConfigResponse { revision, changes, warnings, confirm_until } =
+                let RollbackConfigResponse { revision, changes, warnings, confirm_deadline } =
                     answer.clone();
-                let same = ApplyConfigResponse { revision, changes, warnings, confirm_until };
+                let same = ApplyConfigResponse { revision, changes, warnings, confirm_deadline };
                 applied(&same, options.dry_run)
             })
         }
@@ -200,8 +200,8 @@ fn applied(answer: &ApplyConfigResponse, dry_run: bool) -> String {
     if !answer.changes.is_empty() {
         text += &format!("\n{}", changes(&answer.changes));
     }
-    if answer.confirm_until.is_some() {
-        let until = time(answer.confirm_until.as_ref());
+    if answer.confirm_deadline.is_some() {
+        let until = time(answer.confirm_deadline.as_ref());
         text += &format!("\n  waits to be confirmed until {until}");
     }
     for warning in &answer.warnings {
@@ -217,7 +217,7 @@ fn changes(changes: &[Change]) -> String {
     let mut lines = Vec::new();
     for change in changes {
         let kind = change.kind().word().to_lowercase();
-        let effect = change.effect().word().to_lowercase();
+        let effect = change.effect().word().to_lowercase().replace('_', " ");
         let mut line = format!("  {} {kind} ({effect})", change.path);
         if change.kind() == ChangeKind::Changed && !change.sessions.is_empty() {
             line += &format!(": {}", change.sessions.join(", "));

@@ -8,7 +8,7 @@ use super::{
     words::{nanoseconds, time},
 };
 use crate::proto::{
-    AuthenticationMode, LossCause, ModeExtensions, ProbeServerRequest, ProbeServerResponse,
+    AuthenticationMode, FailureCause, ModeExtensions, ProbeServerRequest, ProbeServerResponse,
     ProbeStage, Word,
 };
 
@@ -97,23 +97,26 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| lines.push(format!("{name:<10}{value}"));
     if !found.server_address.is_empty() {
-        let took = nanoseconds(found.connect_ns as f64);
+        let took = nanoseconds(found.connect_duration_ns as f64);
         line("server", format!("{}, connected in {took}", found.server_address));
         line("from", found.local_address.clone());
     }
-    if found.modes_offered.is_some() {
-        line("offers", found.modes_offered_words.clone());
+    if found.offered_modes.is_some() {
+        line("offers", found.offered_mode_names.clone());
         line("count", format!("{} rounds of key derivation", found.key_derivation_count));
     }
-    if found.mode_chosen != 0 {
-        line("chosen", found.mode_chosen_words.clone());
+    if found.mode != 0 {
+        line("chosen", found.mode_name.clone());
     }
     if found.server_start_time.is_some() {
         line("started", time(found.server_start_time.as_ref()));
     }
-    if found.port_given != 0 {
+    if found.accepted_port != 0 {
         line("session", found.sid.clone());
-        line("UDP port", format!("{} given, {} asked for", found.port_given, found.port_asked));
+        line(
+            "UDP port",
+            format!("{} given, {} asked for", found.accepted_port, found.requested_port),
+        );
     }
     if let Some(probe) = &found.probe {
         let hops = probe.egress_ttl.map_or_else(|| "?".into(), |ttl| ttl.to_string());
@@ -128,7 +131,7 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
     }
     let verdict = match (found.stage(), found.cause()) {
         (ProbeStage::Done, _) => format!("works: {}", found.detail),
-        (stage, LossCause::Unspecified) => {
+        (stage, FailureCause::Unspecified) => {
             format!("fails at {}: {}", stage.word(), found.detail)
         }
         (stage, cause) => format!("fails at {} ({}): {}", stage.word(), cause.word(), found.detail),

@@ -24,7 +24,7 @@ fn text(table: &Table) -> String {
     lines.lines().map(trimmed).collect()
 }
 
-fn cause(cause: proto::LossCause) -> &'static str {
+fn cause(cause: proto::FailureCause) -> &'static str {
     cause.word()
 }
 
@@ -53,7 +53,7 @@ pub(super) fn connections(connections: &[Connection]) -> String {
             c.name.clone(),
             c.control_type().word().into(),
             c.state().word().into(),
-            time(c.state_since.as_ref()),
+            time(c.state_start_time.as_ref()),
             if c.server_address.is_empty() { "-".into() } else { c.server_address.clone() },
             loss.map_or("-", |loss| cause(loss.cause())).into(),
             c.attempts_since_success.to_string(),
@@ -83,7 +83,7 @@ pub(super) fn connections(connections: &[Connection]) -> String {
 /// What a connection does, on one line.
 pub(super) fn connection_line(c: &Connection) -> String {
     let state = c.state().word();
-    let mut line = format!("{}  {:<16}  {state}", time(c.state_since.as_ref()), c.name);
+    let mut line = format!("{}  {:<16}  {state}", time(c.state_start_time.as_ref()), c.name);
     if !c.server_address.is_empty() {
         line += &format!(", {}", c.server_address);
     }
@@ -148,7 +148,7 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
 
 /// Lost probes, with directions where they are known.
 fn lost(figures: &Figures) -> String {
-    match (figures.probes_lost, figures.lost_egress, figures.lost_ingress) {
+    match (figures.probes_lost, figures.probes_lost_egress, figures.probes_lost_ingress) {
         (0, _, _) => "0".into(),
         (lost, Some(egress), Some(ingress)) => format!("{lost} ({egress}→ {ingress}←)"),
         (lost, _, _) => lost.to_string(),
@@ -189,7 +189,7 @@ fn interval_text(interval: &proto::IntervalResult) -> String {
     let suspect = if interval.suspect { ", not whole" } else { "" };
     format!(
         "INTERVAL {scope} from {}{suspect}, sent {}, lost {} ({}), rtt {}",
-        time(interval.start.as_ref()),
+        time(interval.start_time.as_ref()),
         figures.probes_sent,
         lost(&figures),
         loss_ratio(&figures),
@@ -201,7 +201,7 @@ fn test_text(result: &proto::TestResult) -> String {
     let figures = result.figures.clone().unwrap_or_default();
     let outcome = result.outcome().word();
     let mut text = format!("TEST     {} {outcome}", result.test_number);
-    if result.cause() != proto::LossCause::Unspecified {
+    if result.cause() != proto::FailureCause::Unspecified {
         text += &format!(", {}", cause(result.cause()));
     }
     if result.outcome() == proto::TestOutcome::Unreachable {
@@ -234,7 +234,7 @@ fn probes_text(batch: &proto::ProbeResults) -> String {
 fn event_text(event: &proto::Event) -> String {
     let name = event.r#type().word();
     let mut text = format!("EVENT    {name}");
-    if event.cause() != proto::LossCause::Unspecified {
+    if event.cause() != proto::FailureCause::Unspecified {
         text += &format!(", {}", cause(event.cause()));
     }
     if event.revision > 0 {
@@ -271,7 +271,7 @@ pub(super) fn revisions(revisions: &[Revision]) -> String {
     for r in revisions {
         rows.add_row([
             r.revision.to_string(),
-            time(r.time.as_ref()),
+            time(r.commit_time.as_ref()),
             r.author.clone(),
             r.comment.clone(),
         ]);
@@ -288,7 +288,7 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         }
         _ => "not synchronised: one-way delays cannot be trusted".into(),
     };
-    let kept = format!("{} records, {}", store.records, octets(store.live_octets));
+    let kept = format!("{} records, {}", store.records, octets(store.live_bytes));
     let health = if store.detail.is_empty() { kept } else { format!("{kept}; {}", store.detail) };
     let mut text = format!(
         "agent     {} {} on {}, up {}\nrevision  {}",
@@ -302,9 +302,9 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         text += &format!(" committed, {} applied", agent.applied_revision);
     }
     text += &format!("\nclock     {clock}\nresults   {health}\n");
-    for stamps in &agent.hardware_stamps {
-        let how = match stamps.detail.as_str() {
-            "" => format!("by its own clock, known to {} ns", stamps.error_ns),
+    for stamps in &agent.hardware_clocks {
+        let how = match stamps.error.as_str() {
+            "" => format!("by its own clock, known to {} ns", stamps.error_estimate_ns),
             detail => format!("by the kernel: {detail}"),
         };
         text += &format!("stamps    {} {how}\n", stamps.interface);
@@ -343,12 +343,12 @@ pub(super) fn server(
         ("not started", packets.dropped_not_started),
         ("too short", packets.dropped_too_short),
         ("corrupt", packets.dropped_corrupt),
-        ("not genuine", packets.dropped_not_genuine),
+        ("not genuine", packets.dropped_integrity_failed),
         ("not listed", packets.dropped_not_listed),
         ("reflection loop", packets.dropped_reflection_loop),
         ("send failed", packets.dropped_send_failed),
         ("rate limited", packets.dropped_rate_limited),
-        ("no room in the receive buffer", packets.dropped_no_room),
+        ("no room in the receive buffer", packets.dropped_buffer_full),
     ];
     let dropped: Vec<String> = dropped
         .iter()
@@ -400,7 +400,7 @@ pub(super) fn server(
                 c.state().word().into(),
                 format!("{:#x}", c.mode),
                 if c.key_id.is_empty() { "-".into() } else { c.key_id.clone() },
-                time(c.since.as_ref()),
+                time(c.accept_time.as_ref()),
                 c.sessions.to_string(),
             ]);
         }

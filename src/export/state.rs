@@ -50,7 +50,7 @@ impl ExporterStates {
             kind: kind.to_owned(),
             state: state.into(),
             detail: detail.into(),
-            since: Some(clock::unix().to_proto()),
+            state_start_time: Some(clock::unix().to_proto()),
             ..ExporterStatus::default()
         };
         let number = self.runs.fetch_add(1, Relaxed);
@@ -98,7 +98,7 @@ impl Run {
     fn set(&self, state: ExporterState, detail: &str) {
         self.update(|status| {
             if status.state() != state {
-                status.since = Some(clock::unix().to_proto());
+                status.state_start_time = Some(clock::unix().to_proto());
             }
             status.state = state.into();
             if status.detail != detail {

@@ -161,7 +161,7 @@ impl ControlConnection {
 
     /// Whether padding is to come back for some session.
     pub fn reflects(&self) -> bool {
-        self.sessions.iter().any(|session| session.reflected_padding > 0)
+        self.sessions.iter().any(|session| session.reflected_octets > 0)
     }
 }
 
@@ -221,7 +221,7 @@ pub struct TestSession {
     /// How T1 is written.
     pub timestamps: TimestampFormat,
     /// Octets of padding that are to come back as they are.
-    pub reflected_padding: u16,
+    pub reflected_octets: u16,
     /// What STAMP adds; there for STAMP alone.
     pub stamp: Option<StampSession>,
     /// Limits whose crossing is reported.
@@ -244,7 +244,7 @@ pub struct AvailabilityRule {
     /// Intervals in a row that change the state.
     pub consecutive_intervals: u64,
     /// Intervals of high loss in a row that count as a run.
-    pub consecutive_high_loss: u64,
+    pub consecutive_high_loss_intervals: u64,
 }
 
 impl Default for AvailabilityRule {
@@ -254,7 +254,7 @@ impl Default for AvailabilityRule {
             probes_per_interval: super::limits::AVAILABILITY_PROBES.default,
             loss_percent: super::limits::AVAILABILITY_LOSS_PERCENT.default,
             consecutive_intervals,
-            consecutive_high_loss: consecutive_intervals / 2,
+            consecutive_high_loss_intervals: consecutive_intervals / 2,
         }
     }
 }
@@ -274,7 +274,7 @@ impl TestSession {
                 (session.target.clone(), session.destination_port),
                 (session.source_address, session.source_port),
                 (session.data_size, session.dscp, session.timestamps),
-                (session.reflected_padding, session.stamp.clone()),
+                (session.reflected_octets, session.stamp.clone()),
             )
         };
         wire(self) != wire(other)
@@ -287,14 +287,14 @@ pub struct StorageConfig {
     /// Age at which records go.
     pub retention_age_ns: u64,
     /// Octets beyond which the oldest go.
-    pub retention_octets: u64,
+    pub retention_bytes: u64,
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
         Self {
             retention_age_ns: super::limits::RETENTION_AGE.default,
-            retention_octets: super::limits::RETENTION_OCTETS.default,
+            retention_bytes: super::limits::RETENTION_OCTETS.default,
         }
     }
 }

@@ -43,7 +43,7 @@ pub fn changes(
             Some(before) => {
                 let effect = connection_effect(before, connection, session_control(name));
                 let sessions = match effect {
-                    ChangeEffect::Sessions => touched_sessions(before, connection),
+                    ChangeEffect::SessionRestart => touched_sessions(before, connection),
                     ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
                         // Those that are no more are stopped with the others.
                         let all = before.sessions.iter().chain(&connection.sessions);
@@ -55,7 +55,7 @@ pub fn changes(
                     | ChangeEffect::Start
                     | ChangeEffect::Stop
                     | ChangeEffect::Listen
-                    | ChangeEffect::Close => Vec::new(),
+                    | ChangeEffect::CloseConnections => Vec::new(),
                 };
                 changes.push(Change { sessions, ..change(path, ChangeKind::Changed, effect) });
             }
@@ -76,7 +76,7 @@ pub fn changes(
                 && before.standing_udp_sockets() == after.standing_udp_sockets();
             let effect = match (sockets_stay, forbids(before, after)) {
                 (false, _) => ChangeEffect::Listen,
-                (true, true) => ChangeEffect::Close,
+                (true, true) => ChangeEffect::CloseConnections,
                 (true, false) => ChangeEffect::Live,
             };
             changes.push(change("server".into(), ChangeKind::Changed, effect));
@@ -133,7 +133,7 @@ pub fn connection_effect(
             SessionControl::Down
             | SessionControl::Individual
             | SessionControl::Stopped
-            | SessionControl::Completed => ChangeEffect::Sessions,
+            | SessionControl::Completed => ChangeEffect::SessionRestart,
         }
     }
 }

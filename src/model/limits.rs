@@ -122,8 +122,8 @@ pub const MAXIMUM_KEY_DERIVATION_COUNT: Limit = limit(1..=1 << 24, 32_768, "1 to
 /// `key_derivation_count`.
 pub const KEY_DERIVATION_COUNT: Limit =
     limit(1024..=1 << 20, 2048, "a power of two, 1024 to 1048576");
-/// `reflected_padding`, octets.
-pub const REFLECTED_PADDING: Limit = limit(0..=65_507, 0, "0 to 65507");
+/// `reflected_octets`, octets.
+pub const REFLECTED_OCTETS: Limit = limit(0..=65_507, 0, "0 to 65507");
 /// `ssid` of a sender.
 pub const SSID: Limit = limit(1..=65_535, 0, "1 to 65535");
 /// `ssid` of a reflector's session.
@@ -172,13 +172,13 @@ pub const AVAILABILITY_PROBES: Limit = limit(1..=1000, 1, "1 to 1000");
 pub const AVAILABILITY_LOSS_PERCENT: Limit = limit(1..=100, 50, "1 to 100");
 /// `consecutive_intervals` of the availability.
 pub const AVAILABILITY_INTERVALS: Limit = limit(2..=1000, 10, "2 to 1000");
-/// `consecutive_high_loss` of the availability; the default follows `consecutive_intervals`.
+/// `consecutive_high_loss_intervals` of the availability; the default follows `consecutive_intervals`.
 pub const AVAILABILITY_HIGH_LOSS: Limit = limit(1..=999, 0, "1 to 999");
 /// `moving_average_size`.
 pub const MOVING_AVERAGE_SIZE: Limit = limit(0..=1024, 0, "0 to 1024");
 /// `history_size`.
 pub const HISTORY_SIZE: Limit = limit(0..=512, 50, "0 to 512");
-/// `clear_after`.
+/// `clear_after_tests`.
 pub const CLEAR_AFTER: Limit = limit(1..=1000, 3, "1 to 1000");
 /// `maximum_packets_per_second` of a light reflector and `maximum_packets_per_second_per_sender`; 0
 /// is without limit.
@@ -189,7 +189,7 @@ pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");
 pub const RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 7 * DAY, "1 min to 366 days");
 /// `retention_age` of a connection, nanoseconds; the default is that of the storage.
 pub const CONNECTION_RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 0, "1 min to 366 days");
-/// `retention_octets`.
+/// `retention_bytes`.
 pub const RETENTION_OCTETS: Limit =
     limit(1 << 20..=1 << 40, 1 << 30, "1 MiB (1048576) to 1 TiB (1099511627776)");
 /// `heartbeat_interval` of a stream, nanoseconds.

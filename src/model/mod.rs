@@ -28,7 +28,7 @@ pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, 
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};
 pub use server::{
-    ClientList, LightServer, ListenAddress, ServerConfig, StampServer, StampServerSession,
+    ClientList, LightReflector, ListenAddress, ServerConfig, StampReflector, StampReflectorSession,
     TestPort, UdpListen,
 };
 pub use stamp::{AccessReport, StampSession};

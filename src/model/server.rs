@@ -34,9 +34,9 @@ pub struct ServerConfig {
     /// How the UDP port of a session is chosen.
     pub test_port: TestPort,
     /// Reflector for TWAMP Light.
-    pub light: Option<LightServer>,
+    pub light: Option<LightReflector>,
     /// Reflector for STAMP.
-    pub stamp: Option<StampServer>,
+    pub stamp: Option<StampReflector>,
     /// Modes offered to clients.
     pub authentication_modes: Vec<AuthenticationMode>,
     /// Keys of clients, of all chains.
@@ -193,7 +193,7 @@ pub enum TestPort {
 
 /// Reflector for TWAMP Light.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LightServer {
+pub struct LightReflector {
     /// UDP addresses.
     pub listen: Vec<ListenAddress>,
     /// Counts replies by itself.
@@ -206,26 +206,26 @@ pub struct LightServer {
 
 /// Reflector for STAMP.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StampServer {
+pub struct StampReflector {
     /// UDP addresses.
     pub listen: Vec<ListenAddress>,
     /// Counts replies by itself.
     pub stateful: bool,
     /// Who is answered.
-    pub sessions: Vec<StampServerSession>,
+    pub sessions: Vec<StampReflectorSession>,
     /// Only packets with a right HMAC are answered.
     pub authenticated: bool,
     /// Keys, any of which may have made an HMAC.
     pub secrets: Vec<Secret>,
     /// A probe may choose the DSCP of its reply.
-    pub may_choose_dscp: bool,
+    pub allow_class_of_service: bool,
     /// How T2 and T3 are written.
     pub timestamps: TimestampFormat,
 }
 
 /// A STAMP session that is provisioned, or all of a prefix.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StampServerSession {
+pub struct StampReflectorSession {
     /// Prefix of its sender.
     pub prefix: IpNet,
     /// Port of its sender; `None` for any.

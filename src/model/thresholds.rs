@@ -19,5 +19,5 @@ pub struct Thresholds {
     /// Percent of a limit at or below which a value counts as clear.
     pub clear_percent: u64,
     /// Tests in a row that clear.
-    pub clear_after: u32,
+    pub clear_after_tests: u32,
 }

@@ -11,7 +11,7 @@ use netlink_packet_sock_diag::{
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
 use nix::libc;
 
-use crate::proto::TcpFacts;
+use crate::proto::TcpInfo;
 
 /// No socket is asked for by this.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
@@ -52,7 +52,7 @@ impl TcpDirectory {
 
     /// The facts of the connection between these ends; `None` where there is none, or the kernel
     /// does not tell.
-    pub fn facts(&self, local: SocketAddr, remote: SocketAddr) -> Option<TcpFacts> {
+    pub fn facts(&self, local: SocketAddr, remote: SocketAddr) -> Option<TcpInfo> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let request = InetRequest {
             family: family as u8,
@@ -88,16 +88,16 @@ impl TcpDirectory {
             .iter()
             .find_map(|nla| if let Nla::TcpInfo(info) = nla { Some(info) } else { None })?;
         let nanoseconds = |micros: u32| u64::from(micros) * 1_000;
-        Some(TcpFacts {
+        Some(TcpInfo {
             state: STATES.get(usize::from(info.state)).copied().unwrap_or_default().into(),
             rtt_ns: nanoseconds(info.rtt),
             rtt_variation_ns: nanoseconds(info.rttvar),
             retransmits: info.total_retrans,
-            unacknowledged: info.unacked,
-            probes: info.probes.into(),
+            unacknowledged_segments: info.unacked,
+            unanswered_probes: info.probes.into(),
             // Milliseconds.
-            last_data_received_ns: nanoseconds(info.last_data_recv) * 1_000,
-            last_acknowledgement_ns: nanoseconds(info.last_ack_recv) * 1_000,
+            time_since_data_received_ns: nanoseconds(info.last_data_recv) * 1_000,
+            time_since_ack_received_ns: nanoseconds(info.last_ack_recv) * 1_000,
         })
     }
 }

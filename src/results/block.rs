@@ -147,8 +147,8 @@ fn put(probe: &ProbeResult, mut before: Before, octets: &mut Vec<u8>) -> Option<
         return None;
     }
     let mut marks = before.marks;
-    let transmit = stamped(probe.transmit_stamp(), &mut marks, KERNEL_TRANSMIT)?;
-    let receive = match probe.receive_stamp {
+    let transmit = stamped(probe.transmit_timestamp_source(), &mut marks, KERNEL_TRANSMIT)?;
+    let receive = match probe.receive_timestamp_source {
         Some(source) => {
             stamped(TimestampSource::try_from(source).ok()?, &mut marks, KERNEL_RECEIVE)?
         }
@@ -179,9 +179,9 @@ fn put(probe: &ProbeResult, mut before: Before, octets: &mut Vec<u8>) -> Option<
         if now.path.iter().flatten().any(|octet| *octet > u8::MAX.into()) {
             return None;
         }
-        probe.receive_stamp?;
+        probe.receive_timestamp_source?;
         let validity = probe.one_way_validity.map(OneWayValidity::try_from).transpose().ok()?;
-        marks.set(CORRECTED, probe.reflector_stamp_corrected);
+        marks.set(CORRECTED, probe.reflector_timestamp_corrected);
         marks.set(VALIDITY_KNOWN, validity.is_some());
         marks.set(STEPPED, validity == Some(OneWayValidity::ClockStepped));
         match validity {
@@ -272,8 +272,11 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         sequence: state.sequence,
         sent_unix_ns: state.sent_ns,
         status: status.into(),
-        transmit_stamp: source(flags & KERNEL_TRANSMIT != 0, state.marks.has(KERNEL_TRANSMIT))
-            .into(),
+        transmit_timestamp_source: source(
+            flags & KERNEL_TRANSMIT != 0,
+            state.marks.has(KERNEL_TRANSMIT),
+        )
+        .into(),
         ..ProbeResult::default()
     };
     if status != ProbeStatus::Received {
@@ -298,14 +301,14 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
         egress_ns: Some(state.egress_ns),
         ingress_ns: Some(ingress_ns),
         one_way_validity: validity.map(i32::from),
-        reflector_stamp_corrected: state.marks.has(CORRECTED),
+        reflector_timestamp_corrected: state.marks.has(CORRECTED),
         reflector_processing_ns: Some(state.processing_ns),
         reflector_sequence: Some(state.reply),
         egress_ttl,
         ingress_ttl,
         ingress_tos,
         egress_tos,
-        receive_stamp: Some(
+        receive_timestamp_source: Some(
             source(flags & KERNEL_RECEIVE != 0, state.marks.has(KERNEL_RECEIVE)).into(),
         ),
         ..probe

@@ -15,7 +15,7 @@ use super::{
     tail::Tail,
 };
 use crate::{
-    proto::{Event, LossCause, Word, record},
+    proto::{Event, FailureCause, Word, record},
     store::{Entry, ResultStore, StoreError, content},
     time::UnixTime,
 };
@@ -144,7 +144,7 @@ fn tell(connection: &str, event: &Event) {
     let cause = event.cause();
     tracing::info!(
         connection = given(connection),
-        cause = (cause != LossCause::Unspecified).then(|| cause.word()),
+        cause = (cause != FailureCause::Unspecified).then(|| cause.word()),
         attempts = (event.attempts > 0).then_some(event.attempts),
         revision = (event.revision > 0).then_some(event.revision),
         detail = given(&event.detail),

@@ -356,6 +356,6 @@ pub fn retention(config: &AgentConfig) -> Retention {
         .iter()
         .filter_map(|(name, connection)| Some((name.clone(), connection.retention_age_ns?)));
     let storage = &config.storage;
-    Retention::of_all(storage.retention_age_ns, storage.retention_octets)
+    Retention::of_all(storage.retention_age_ns, storage.retention_bytes)
         .with_connection_ages(ages.collect())
 }

@@ -27,13 +27,13 @@ pub async fn watch_store(
         let event = Event {
             r#type: kind.into(),
             detail,
-            since: since.map(UnixTime::to_proto),
+            start_time: since.map(UnixTime::to_proto),
             ..Event::default()
         };
         results.event(Subject::agent(), event, now().unix);
     };
     if !results.damage().is_empty() {
-        event(EventType::StoreTrouble, results.damage().to_owned(), None);
+        event(EventType::StoreDegraded, results.damage().to_owned(), None);
     }
     let mut state = results.state();
     let mut troubles = [Trouble::default(), Trouble::default()];
@@ -68,7 +68,7 @@ impl Trouble {
         match (&self.0, detail.is_empty()) {
             (None, false) => {
                 self.0 = Some((now, detail.clone()));
-                Some((EventType::StoreTrouble, detail, None))
+                Some((EventType::StoreDegraded, detail, None))
             }
             (Some(_), true) => {
                 let (since, detail) = self.0.take()?;

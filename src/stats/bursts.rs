@@ -38,7 +38,7 @@ impl Fates {
         if lost {
             self.run += 1;
             let bursts = figures.loss_bursts.get_or_insert_with(LossBursts::default);
-            bursts.longest = bursts.longest.max(self.run);
+            bursts.max_length = bursts.max_length.max(self.run);
         } else {
             self.end_run(figures);
         }
@@ -90,12 +90,12 @@ impl Fates {
         }
         let bursts = figures.loss_bursts.get_or_insert_with(LossBursts::default);
         let class = run.ilog2() as usize;
-        if bursts.by_length.len() <= class {
-            bursts.by_length.resize(class + 1, 0);
+        if bursts.counts_by_length.len() <= class {
+            bursts.counts_by_length.resize(class + 1, 0);
         }
-        bursts.by_length[class] += 1;
+        bursts.counts_by_length[class] += 1;
         bursts.bursts += 1;
-        bursts.longest = bursts.longest.max(run);
+        bursts.max_length = bursts.max_length.max(run);
     }
 }
 
@@ -127,7 +127,8 @@ impl Window {
         counts.available_intervals += against;
         let high_loss = std::mem::take(&mut self.high_loss);
         counts.high_loss_intervals += high_loss;
-        counts.consecutive_high_loss += u64::from(high_loss >= rule.consecutive_high_loss);
+        counts.consecutive_high_loss_intervals +=
+            u64::from(high_loss >= rule.consecutive_high_loss_intervals);
     }
 }
 
@@ -136,11 +137,14 @@ pub(super) fn merge_bursts(into: &mut Option<LossBursts>, later: Option<&LossBur
     let Some(later) = later else { return };
     let into = into.get_or_insert_with(LossBursts::default);
     into.bursts += later.bursts;
-    into.longest = into.longest.max(later.longest);
-    if into.by_length.len() < later.by_length.len() {
-        into.by_length.resize(later.by_length.len(), 0);
+    into.max_length = into.max_length.max(later.max_length);
+    if into.counts_by_length.len() < later.counts_by_length.len() {
+        into.counts_by_length.resize(later.counts_by_length.len(), 0);
     }
-    into.by_length.iter_mut().zip(&later.by_length).for_each(|(into, later)| *into += later);
+    into.counts_by_length
+        .iter_mut()
+        .zip(&later.counts_by_length)
+        .for_each(|(into, later)| *into += later);
 }
 
 /// Adds the availability of a later test.
@@ -150,7 +154,7 @@ pub(super) fn merge_availability(into: &mut Option<Availability>, later: Option<
     into.available_intervals += later.available_intervals;
     into.unavailable_intervals += later.unavailable_intervals;
     into.high_loss_intervals += later.high_loss_intervals;
-    into.consecutive_high_loss += later.consecutive_high_loss;
+    into.consecutive_high_loss_intervals += later.consecutive_high_loss_intervals;
 }
 
 #[cfg(test)]
@@ -162,7 +166,7 @@ mod tests {
             probes_per_interval,
             loss_percent: 50,
             consecutive_intervals,
-            consecutive_high_loss: 2,
+            consecutive_high_loss_intervals: 2,
         }
     }
 
@@ -184,15 +188,15 @@ mod tests {
             a.available_intervals,
             a.unavailable_intervals,
             a.high_loss_intervals,
-            a.consecutive_high_loss,
+            a.consecutive_high_loss_intervals,
         ]
     }
 
     #[test]
     fn runs_are_counted_by_length() {
         let bursts = of("x.xx..xxxxx.xx", &rule(1, 10)).loss_bursts.unwrap();
-        assert_eq!((bursts.bursts, bursts.longest), (3, 5), "the last one has not ended");
-        assert_eq!(bursts.by_length, [1, 1, 1]);
+        assert_eq!((bursts.bursts, bursts.max_length), (3, 5), "the last one has not ended");
+        assert_eq!(bursts.counts_by_length, [1, 1, 1]);
     }
 
     #[test]

@@ -88,8 +88,8 @@ impl Delays {
         figures.egress_jitter = self.egress_jitter.told();
         figures.ingress_jitter = self.ingress_jitter.told();
         figures.reflector_processing = Some(Box::new((&self.processing).into()));
-        figures.egress_variation = self.egress.variation();
-        figures.ingress_variation = self.ingress.variation();
+        figures.egress_delay_variation = self.egress.variation();
+        figures.ingress_delay_variation = self.ingress.variation();
     }
 }
 
@@ -185,15 +185,18 @@ pub(super) struct StampSources {
 
 impl StampSources {
     pub(super) fn of(sample: &Sample) -> Self {
-        Self { transmit: sample.transmit_stamp, receive: sample.receive_stamp }
+        Self {
+            transmit: sample.transmit_timestamp_source,
+            receive: sample.receive_timestamp_source,
+        }
     }
 
     pub(super) fn tell(sources: Option<Self>, figures: &mut Figures) {
         let source = |of: fn(Self) -> StampSource| {
             sources.map_or(TimestampSource::Unspecified, |sources| of(sources).into())
         };
-        figures.transmit_stamp = source(|sources| sources.transmit).into();
-        figures.receive_stamp = source(|sources| sources.receive).into();
+        figures.transmit_timestamp_source = source(|sources| sources.transmit).into();
+        figures.receive_timestamp_source = source(|sources| sources.receive).into();
     }
 }
 

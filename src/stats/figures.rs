@@ -18,16 +18,16 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.probes_late, later.probes_late);
     sum(&mut into.probes_duplicate, later.probes_duplicate);
     sum(&mut into.probes_reordered, later.probes_reordered);
-    sum(&mut into.lost_unattributed, later.lost_unattributed);
+    sum(&mut into.probes_lost_unattributed, later.probes_lost_unattributed);
     sum(&mut into.packets_ignored, later.packets_ignored);
-    sum(&mut into.kernel_receive_stamps, later.kernel_receive_stamps);
-    sum(&mut into.kernel_transmit_stamps, later.kernel_transmit_stamps);
+    sum(&mut into.kernel_receive_timestamps, later.kernel_receive_timestamps);
+    sum(&mut into.kernel_transmit_timestamps, later.kernel_transmit_timestamps);
     sum(&mut into.samples_invalid, later.samples_invalid);
-    sum(&mut into.samples_other_stamps, later.samples_other_stamps);
+    sum(&mut into.samples_other_timestamp_source, later.samples_other_timestamp_source);
     sum(&mut into.packets_dropped, later.packets_dropped);
     sum(&mut into.probes_abandoned, later.probes_abandoned);
-    sum(&mut into.packets_not_genuine, later.packets_not_genuine);
-    sum(&mut into.reflector_stamps_corrected, later.reflector_stamps_corrected);
+    sum(&mut into.packets_integrity_failed, later.packets_integrity_failed);
+    sum(&mut into.reflector_timestamps_corrected, later.reflector_timestamps_corrected);
     sum(&mut into.egress_ttl_changes, later.egress_ttl_changes);
     sum(&mut into.ingress_ttl_changes, later.ingress_ttl_changes);
     sum(&mut into.egress_tos_changes, later.egress_tos_changes);
@@ -39,9 +39,10 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     into.reflector_clock_error_ns =
         into.reflector_clock_error_ns.max(later.reflector_clock_error_ns);
     // A direction that one test cannot tell leaves that of the others as they were.
-    for (into, later) in
-        [(&mut into.lost_egress, later.lost_egress), (&mut into.lost_ingress, later.lost_ingress)]
-    {
+    for (into, later) in [
+        (&mut into.probes_lost_egress, later.probes_lost_egress),
+        (&mut into.probes_lost_ingress, later.probes_lost_ingress),
+    ] {
         if let Some(later) = later {
             *into.get_or_insert(0) += later;
         }
@@ -55,8 +56,8 @@ pub fn merge(into: &mut Figures, later: &Figures) {
         (&mut into.ingress_jitter, &later.ingress_jitter),
         (&mut into.reflector_processing, &later.reflector_processing),
         (&mut into.schedule_error, &later.schedule_error),
-        (&mut into.egress_variation, &later.egress_variation),
-        (&mut into.ingress_variation, &later.ingress_variation),
+        (&mut into.egress_delay_variation, &later.egress_delay_variation),
+        (&mut into.ingress_delay_variation, &later.ingress_delay_variation),
     ] {
         merge_stats(into, later.as_deref());
     }
@@ -71,8 +72,10 @@ pub fn merge(into: &mut Figures, later: &Figures) {
         let merged = merge_stamp(&into.stamp.take().unwrap_or_default(), later);
         into.stamp = Some(Box::new(merged));
     }
-    into.transmit_stamp = source(into.transmit_stamp(), later.transmit_stamp()).into();
-    into.receive_stamp = source(into.receive_stamp(), later.receive_stamp()).into();
+    into.transmit_timestamp_source =
+        source(into.transmit_timestamp_source(), later.transmit_timestamp_source()).into();
+    into.receive_timestamp_source =
+        source(into.receive_timestamp_source(), later.receive_timestamp_source()).into();
     into.one_way_validity = into.one_way_validity.max(later.one_way_validity);
 }
 
@@ -90,7 +93,7 @@ fn merge_stamp(into: &StampFigures, later: &StampFigures) -> StampFigures {
         replies_without_tlvs: into.replies_without_tlvs + later.replies_without_tlvs,
         tlvs_unrecognised: into.tlvs_unrecognised + later.tlvs_unrecognised,
         tlvs_malformed: into.tlvs_malformed + later.tlvs_malformed,
-        tlvs_not_genuine: into.tlvs_not_genuine + later.tlvs_not_genuine,
+        tlvs_integrity_failed: into.tlvs_integrity_failed + later.tlvs_integrity_failed,
         dscp_refused: into.dscp_refused + later.dscp_refused,
         // The rest describes the latest reply.
         ..later.clone()
@@ -119,7 +122,7 @@ fn merge_stats(into: &mut Option<Box<DelayStats>>, later: Option<&DelayStats>) {
 
 /// Takes the delays out; how many samples were in them is counted.
 pub(super) fn clear_delays(figures: &mut Figures) {
-    figures.samples_other_stamps += figures.rtt.as_ref().map_or(0, |rtt| rtt.samples);
+    figures.samples_other_timestamp_source += figures.rtt.as_ref().map_or(0, |rtt| rtt.samples);
     for stats in all_delays(figures) {
         *stats = None;
     }
@@ -127,7 +130,7 @@ pub(super) fn clear_delays(figures: &mut Figures) {
 
 /// Adds what is never stored: percentiles, and what a voice call would be like.
 pub fn complete(figures: &mut Figures, percentiles: &[f64]) {
-    figures.voice = voice_quality(figures);
+    figures.voice_quality = voice_quality(figures);
     for stats in all_delays(figures).into_iter().flatten() {
         let Some(histogram) = stats.histogram.as_ref().map(Histogram::from) else { continue };
         let value = |percent: &f64| {
@@ -166,8 +169,8 @@ fn all_delays(figures: &mut Figures) -> [&mut Option<Box<DelayStats>>; 9] {
         &mut figures.egress_jitter,
         &mut figures.ingress_jitter,
         &mut figures.reflector_processing,
-        &mut figures.egress_variation,
-        &mut figures.ingress_variation,
+        &mut figures.egress_delay_variation,
+        &mut figures.ingress_delay_variation,
     ]
 }
 
@@ -181,10 +184,10 @@ pub fn add_result(statistics: &mut Statistics, result: &TestResult) {
 
 /// Adds that a later test ended, without what was sent in it.
 pub fn add_outcome(statistics: &mut Statistics, result: &TestResult) {
-    if statistics.since.is_none() {
-        statistics.since = result.start;
+    if statistics.start_time.is_none() {
+        statistics.start_time = result.start_time;
     }
-    statistics.until = result.end;
+    statistics.end_time = result.end_time;
     match result.outcome() {
         TestOutcome::Complete => statistics.tests_complete += 1,
         TestOutcome::Interrupted => statistics.tests_interrupted += 1,

@@ -170,7 +170,7 @@ impl From<&Histogram> for proto::Histogram {
         });
         Self {
             precision: histogram.precision,
-            bucket_steps: steps.collect(),
+            bucket_deltas: steps.collect(),
             counts: histogram.buckets.iter().map(|(_, count)| *count).collect(),
         }
     }
@@ -179,9 +179,9 @@ impl From<&Histogram> for proto::Histogram {
 impl From<&proto::Histogram> for Histogram {
     /// What no histogram can be becomes an empty one.
     fn from(histogram: &proto::Histogram) -> Self {
-        let proto::Histogram { precision, bucket_steps, counts } = histogram;
+        let proto::Histogram { precision, bucket_deltas, counts } = histogram;
         let mut bucket = 0i32;
-        let buckets: Option<Vec<(i16, u64)>> = bucket_steps
+        let buckets: Option<Vec<(i16, u64)>> = bucket_deltas
             .iter()
             .zip(counts)
             .enumerate()
@@ -262,10 +262,10 @@ mod tests {
         #[test]
         fn what_is_no_histogram_is_empty_or_taken(
             precision in 0u32..20,
-            bucket_steps in prop::collection::vec(any::<i32>(), 0..6),
+            bucket_deltas in prop::collection::vec(any::<i32>(), 0..6),
             counts in prop::collection::vec(any::<u32>().prop_map(u64::from), 0..6),
         ) {
-            let histogram = Histogram::from(&proto::Histogram { precision, bucket_steps, counts });
+            let histogram = Histogram::from(&proto::Histogram { precision, bucket_deltas, counts });
             let _ = (histogram.percentile(99.0), histogram.cumulative(&[0, 1 << 40]));
         }
     }

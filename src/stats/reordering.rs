@@ -43,15 +43,15 @@ impl Arrivals {
 
 /// Adds one extent.
 pub(super) fn count(into: &mut Option<proto::Reordering>, extent: u32) {
-    merge(into, Some(&proto::Reordering { extent_max: extent, extent_sum: extent.into() }));
+    merge(into, Some(&proto::Reordering { max_extent: extent, total_extent: extent.into() }));
 }
 
 /// Adds the reordering of a later test.
 pub(super) fn merge(into: &mut Option<proto::Reordering>, later: Option<&proto::Reordering>) {
     let Some(later) = later else { return };
     let into = into.get_or_insert_with(proto::Reordering::default);
-    into.extent_max = into.extent_max.max(later.extent_max);
-    into.extent_sum += later.extent_sum;
+    into.max_extent = into.max_extent.max(later.max_extent);
+    into.total_extent += later.total_extent;
 }
 
 #[cfg(test)]

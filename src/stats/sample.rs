@@ -23,9 +23,9 @@ pub struct Sample {
     /// T3-T2, nanoseconds.
     pub processing_ns: i64,
     /// Where T4 is from.
-    pub receive_stamp: StampSource,
+    pub receive_timestamp_source: StampSource,
     /// Where T1 is from.
-    pub transmit_stamp: StampSource,
+    pub transmit_timestamp_source: StampSource,
     /// Both ends say that their clocks are synchronised.
     pub synchronised: bool,
     /// The error that the clock of this host is estimated to have.

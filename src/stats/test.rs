@@ -173,7 +173,7 @@ impl TestFigures {
 
     /// A packet with a wrong HMAC.
     pub fn not_genuine(&mut self) {
-        self.latest().packets_not_genuine += 1;
+        self.latest().packets_integrity_failed += 1;
     }
 
     /// The first answer to a probe, in order of arrival.
@@ -190,9 +190,11 @@ impl TestFigures {
         let known = known.unwrap_or_else(|| self.index(minute));
         let Piece { counts, delays, .. } = &mut self.pieces[known];
         counts.probes_received += 1;
-        counts.kernel_receive_stamps += u64::from(sample.receive_stamp > StampSource::User);
-        counts.kernel_transmit_stamps += u64::from(sample.transmit_stamp > StampSource::User);
-        counts.reflector_stamps_corrected += u64::from(sample.t3_followed_up);
+        counts.kernel_receive_timestamps +=
+            u64::from(sample.receive_timestamp_source > StampSource::User);
+        counts.kernel_transmit_timestamps +=
+            u64::from(sample.transmit_timestamp_source > StampSource::User);
+        counts.reflector_timestamps_corrected += u64::from(sample.t3_followed_up);
         counts.clock_error_ns = counts.clock_error_ns.max(sample.clock_error_ns);
         counts.reflector_clock_error_ns =
             counts.reflector_clock_error_ns.max(sample.reflector_clock_error_ns);
@@ -205,7 +207,7 @@ impl TestFigures {
         if !sample.is_valid() {
             counts.samples_invalid += 1;
         } else if lesser {
-            counts.samples_other_stamps += 1;
+            counts.samples_other_timestamp_source += 1;
         } else {
             self.sources = Some(sources);
             delays.add(sample, &mut self.neighbours);
@@ -263,10 +265,11 @@ impl TestFigures {
             let (egress, ingress) = mine.fold((0, 0), |(egress, ingress), (_, placed)| {
                 (egress + placed.egress, ingress + placed.ingress)
             });
-            (figures.lost_egress, figures.lost_ingress) = (Some(egress), Some(ingress));
+            (figures.probes_lost_egress, figures.probes_lost_ingress) =
+                (Some(egress), Some(ingress));
             by_direction = egress + ingress;
         }
-        figures.lost_unattributed = figures.probes_lost.saturating_sub(by_direction);
+        figures.probes_lost_unattributed = figures.probes_lost.saturating_sub(by_direction);
         piece.delays.tell(&mut figures);
         figures.schedule_error = Some(Box::new((&piece.schedule_error).into()));
         figures.interarrival_jitter_ns = self.neighbours.interarrival_jitter_ns();
@@ -276,7 +279,7 @@ impl TestFigures {
 
     fn begin_delays_anew(&mut self) {
         for piece in &mut self.pieces {
-            piece.counts.samples_other_stamps += piece.delays.count();
+            piece.counts.samples_other_timestamp_source += piece.delays.count();
             piece.delays = Delays::default();
         }
         self.closed.as_deref_mut().map(clear_delays);
@@ -388,17 +391,17 @@ mod tests {
 
     #[test]
     fn stamps_of_different_sources_are_never_mixed() {
-        let sample = |sequence, rtt_ns, transmit_stamp| Sample {
+        let sample = |sequence, rtt_ns, transmit_timestamp_source| Sample {
             sequence,
             rtt_ns,
-            transmit_stamp,
-            receive_stamp: StampSource::Kernel,
+            transmit_timestamp_source,
+            receive_timestamp_source: StampSource::Kernel,
             ..Sample::default()
         };
         let mut track = Track::default();
         let mut figures = TestFigures::new(5, UnixTime(0));
         figures.received(&sample(0, 90, StampSource::User), &mut track);
-        let source = figures.figures(None).transmit_stamp();
+        let source = figures.figures(None).transmit_timestamp_source();
         assert_eq!(source, TimestampSource::User, "as long as there is nothing better");
         figures.received(&sample(1, 10, StampSource::Kernel), &mut track);
         figures.received(&sample(2, 80, StampSource::User), &mut track);
@@ -407,14 +410,14 @@ mod tests {
         let (rtt, jitter) = (got.rtt.as_ref().unwrap(), got.rtt_jitter.as_ref().unwrap());
         assert_eq!((rtt.samples, rtt.min_ns, rtt.max_ns), (2, 10, 20));
         assert_eq!(jitter.samples, 0, "the two are no neighbours");
-        assert_eq!((got.samples_other_stamps, got.kernel_transmit_stamps), (2, 2));
-        assert_eq!((got.probes_received, got.kernel_receive_stamps), (4, 4));
-        assert_eq!((got.transmit_stamp(), got.receive_stamp()), {
+        assert_eq!((got.samples_other_timestamp_source, got.kernel_transmit_timestamps), (2, 2));
+        assert_eq!((got.probes_received, got.kernel_receive_timestamps), (4, 4));
+        assert_eq!((got.transmit_timestamp_source(), got.receive_timestamp_source()), {
             (TimestampSource::Kernel, TimestampSource::Kernel)
         });
         figures.received(&sample(4, 5, StampSource::Hardware), &mut track);
         let got = figures.figures(None);
-        assert_eq!((got.rtt.as_ref().unwrap().samples, got.transmit_stamp()), {
+        assert_eq!((got.rtt.as_ref().unwrap().samples, got.transmit_timestamp_source()), {
             (1, TimestampSource::Hardware)
         });
     }
@@ -454,17 +457,20 @@ mod tests {
         let so_far = figures.figures(Some(&placed));
         let (minute, first) = figures.close(0, Some(&placed)).unwrap();
         assert_eq!((minute, first.probes_sent, first.probes_received), (0, 2, 1));
-        assert_eq!((first.probes_lost, first.lost_egress, first.probes_reordered), (1, Some(1), 1));
+        assert_eq!(
+            (first.probes_lost, first.probes_lost_egress, first.probes_reordered),
+            (1, Some(1), 1)
+        );
         assert!(figures.close(0, None).is_none(), "the next minute is open");
         let (_, second) = figures.close(1, Some(&placed)).unwrap();
-        assert_eq!((second.probes_sent, second.lost_egress), (2, Some(0)));
+        assert_eq!((second.probes_sent, second.probes_lost_egress), (2, Some(0)));
         let jitter = |figures: &Figures| figures.rtt_jitter.as_ref().unwrap().samples;
         assert_eq!(jitter(&first) + jitter(&second), 2, "also across the boundary");
-        assert_eq!(second.egress_variation.as_ref().unwrap().max_ns, 20);
+        assert_eq!(second.egress_delay_variation.as_ref().unwrap().max_ns, 20);
         let whole = figures.figures(Some(&placed));
         assert_eq!(whole.rtt, so_far.rtt);
         assert_eq!((whole.probes_scheduled, whole.probes_sent, whole.probes_lost), (4, 4, 1));
-        assert_eq!((whole.rtt.unwrap().samples, whole.lost_egress), (3, Some(1)));
+        assert_eq!((whole.rtt.unwrap().samples, whole.probes_lost_egress), (3, Some(1)));
     }
 
     #[test]

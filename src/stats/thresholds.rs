@@ -167,7 +167,7 @@ impl ThresholdMonitor {
         let raised = state.raised?;
         let below = u128::from(limit.limit) * u128::from(self.thresholds.clear_percent) / 100;
         state.clear = if u128::from(worst) <= below { state.clear + 1 } else { 0 };
-        if state.clear < self.thresholds.clear_after {
+        if state.clear < self.thresholds.clear_after_tests {
             return None;
         }
         state.raised = None;
@@ -193,7 +193,7 @@ fn event(
         threshold: threshold.into(),
         value: value as i64,
         limit: limit as i64,
-        since: cleared.map(|raised| raised.since.to_proto()),
+        start_time: cleared.map(|raised| raised.since.to_proto()),
         test_number,
         ..Event::default()
     }
@@ -209,7 +209,7 @@ mod tests {
     fn monitor(threshold: Threshold, limit: u64) -> ThresholdMonitor {
         let mut monitor = ThresholdMonitor::default();
         let limits = vec![ThresholdLimit { threshold, limit }];
-        monitor.set(&Thresholds { limits, clear_percent: 90, clear_after: 2 });
+        monitor.set(&Thresholds { limits, clear_percent: 90, clear_after_tests: 2 });
         monitor
     }
 
@@ -268,7 +268,7 @@ mod tests {
         monitor.probe(&probe(Some(500)), UnixTime(9));
         let cleared = monitor.test_ended(&complete(), UnixTime(9));
         assert_eq!(kinds(&cleared), [EventType::ThresholdCleared]);
-        assert_eq!((cleared[0].value, cleared[0].since), (500, Some(NOW.to_proto())));
+        assert_eq!((cleared[0].value, cleared[0].start_time), (500, Some(NOW.to_proto())));
         assert_eq!(monitor.probe(&probe(Some(1_000)), NOW).len(), 1, "and again");
     }
 

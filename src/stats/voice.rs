@@ -24,8 +24,8 @@ pub fn voice_quality(figures: &Figures) -> Option<VoiceQuality> {
     let loss_percent = figures.probes_lost as f64 / decided.max(1) as f64 * 100.0;
     let delay = 0.024 * one_way_ms + 0.11 * (one_way_ms - DISTURBING_MS).max(0.0);
     let loss = EQUIPMENT + (95.0 - EQUIPMENT) * loss_percent / (loss_percent + LOSS_ROBUSTNESS);
-    let r_value = (R_0 - delay - loss).clamp(0.0, 100.0);
-    Some(VoiceQuality { r_value, mos: mos(r_value) })
+    let r_factor = (R_0 - delay - loss).clamp(0.0, 100.0);
+    Some(VoiceQuality { r_factor, mos_cq: mos(r_factor) })
 }
 
 /// G.107 annex B.
@@ -58,12 +58,12 @@ mod tests {
     #[test]
     fn values_computed_by_hand() {
         let perfect = of(0.0, 100, 0);
-        assert!((perfect.r_value - 92.96).abs() < 0.001 && (perfect.mos - 4.40).abs() < 0.01);
+        assert!((perfect.r_factor - 92.96).abs() < 0.001 && (perfect.mos_cq - 4.40).abs() < 0.01);
         // 210 ms one way: 0.024 * 210 + 0.11 * 32.7 = 8.637; 2 % loss: 95 * 2 / 27.1 = 7.011.
         let far = of(400.0, 98, 2);
-        assert!((far.r_value - (93.2 - 8.637 - 7.011)).abs() < 0.001, "{far:?}");
-        assert!((far.mos - 3.928).abs() < 0.001, "{far:?}");
-        assert!((of(5000.0, 1, 99).mos - 1.0).abs() < 1e-9);
+        assert!((far.r_factor - (93.2 - 8.637 - 7.011)).abs() < 0.001, "{far:?}");
+        assert!((far.mos_cq - 3.928).abs() < 0.001, "{far:?}");
+        assert!((of(5000.0, 1, 99).mos_cq - 1.0).abs() < 1e-9);
         assert!(voice_quality(&Figures::default()).is_none());
     }
 }

@@ -201,7 +201,7 @@ impl Engine {
     }
 
     /// Octets on disk.
-    pub(super) fn disk_octets(&self) -> u64 {
+    pub(super) fn disk_bytes(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)
     }
 }

@@ -102,9 +102,9 @@ pub struct Verified {
     /// Cursors between those that have no record.
     pub missing: u64,
     /// Octets of them.
-    pub live_octets: u64,
+    pub live_bytes: u64,
     /// Octets of the files.
-    pub disk_octets: u64,
+    pub disk_bytes: u64,
 }
 
 /// Reads everything that is stored; `check` reads the content of a record, and `is_key` whether a key
@@ -124,11 +124,11 @@ pub fn verify(
     let trees = Trees::open(&engine)?;
     let windows = Windows::open(&engine, &trees.meta, 1)?;
     let list = windows::read(&windows.shared());
-    let (records, live_octets, _) = windows.figures();
+    let (records, live_bytes, _) = windows.figures();
     let mut found = Verified {
         revisions: revisions.len(),
-        live_octets,
-        disk_octets: engine.disk_octets(),
+        live_bytes,
+        disk_bytes: engine.disk_bytes(),
         ..Verified::default()
     };
     each_entry(&list, |entry| {
@@ -304,7 +304,7 @@ pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceErro
         if database == "results" {
             tell_gone(directory, &engine)?;
         }
-        before += engine.disk_octets();
+        before += engine.disk_bytes();
         let copy = Engine::open_whole(&small, CACHE_OCTETS)?;
         let (mut items, mut copied) = (0u64, 0u64);
         each(&engine, |tree, key, value| {
@@ -323,7 +323,7 @@ pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceErro
         if copied != items {
             return Err(StoreError::Damaged("copy").into());
         }
-        after += copy.disk_octets();
+        after += copy.disk_bytes();
         drop((engine, copy));
         fs::rename(&whole, &old)?;
         fs::rename(&small, &whole)?;

@@ -119,8 +119,8 @@ fn result_of(statistics: &[u8]) -> Result<Vec<u8>, StoreError> {
     };
     let result = proto::TestResult {
         outcome: outcome.into(),
-        start: last.since,
-        end: last.until,
+        start_time: last.start_time,
+        end_time: last.end_time,
         figures: last.figures,
         ..proto::TestResult::default()
     };

@@ -172,13 +172,13 @@ impl ResultStore {
             windows.jump(0)?;
         }
         engine.flush_durably()?;
-        let (records, live_octets, earliest) = windows.figures();
+        let (records, live_bytes, earliest) = windows.figures();
         let state = StoreState {
             newest: windows.newest(),
             earliest: earliest.unwrap_or(0),
             records,
-            live_octets,
-            disk_octets: engine.disk_octets(),
+            live_bytes,
+            disk_bytes: engine.disk_bytes(),
             ..StoreState::default()
         };
         let (publish, state) = watch::channel(state);

@@ -54,9 +54,9 @@ pub struct StoreState {
     /// Records stored.
     pub records: u64,
     /// Their octets.
-    pub live_octets: u64,
+    pub live_bytes: u64,
     /// Octets on disk.
-    pub disk_octets: u64,
+    pub disk_bytes: u64,
     /// Records that could not be written.
     pub dropped: u64,
 }
@@ -353,7 +353,7 @@ impl Writer {
 
     fn publish(&mut self) {
         let figures = self.open.as_ref().map(|open| open.windows.figures());
-        let (records, live_octets, earliest) = figures.unwrap_or_default();
+        let (records, live_bytes, earliest) = figures.unwrap_or_default();
         let trimmed_up_to = self.open.as_ref().map_or(0, |open| open.windows.trimmed_up_to());
         let newest = if self.unflushed { self.state.borrow().newest } else { self.newest };
         let state = StoreState {
@@ -362,8 +362,8 @@ impl Writer {
             trimmed_up_to,
             newest,
             records,
-            live_octets,
-            disk_octets: self.open.as_ref().map_or(0, |open| open.engine.disk_octets()),
+            live_bytes,
+            disk_bytes: self.open.as_ref().map_or(0, |open| open.engine.disk_bytes()),
             dropped: self.dropped,
         };
         self.state.send_if_modified(|old| {

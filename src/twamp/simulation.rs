@@ -8,7 +8,7 @@ use pair::*;
 
 use super::sender::{Carrier, ReplyMeta, SenderConfig};
 use crate::{
-    proto::{Figures, LossCause, OneWayValidity, TestOutcome, TestResult},
+    proto::{FailureCause, Figures, OneWayValidity, TestOutcome, TestResult},
     time::{Monotonic, TimestampFormat, UnixTime},
     wire::{codes::Modes, format::PacketFormat},
 };
@@ -49,12 +49,15 @@ fn loss_has_its_direction() {
     // The last probe of the test is lost, too, and no reply follows that could place it.
     let figures = pair.only();
     assert_eq!(figures.probes_lost, 10);
-    assert_eq!((figures.lost_egress, figures.lost_ingress), (Some(9), Some(0)));
-    assert_eq!(figures.lost_unattributed, 1);
+    assert_eq!((figures.probes_lost_egress, figures.probes_lost_ingress), (Some(9), Some(0)));
+    assert_eq!(figures.probes_lost_unattributed, 1);
 
     let mut pair = Pair::new(config(95), lossless(2 * MS), every(10, 2 * MS));
     pair.run_until(Monotonic(3 * SECOND));
-    assert_eq!((pair.only().lost_egress, pair.only().lost_ingress), (Some(0), Some(9)));
+    assert_eq!(
+        (pair.only().probes_lost_egress, pair.only().probes_lost_ingress),
+        (Some(0), Some(9))
+    );
 }
 
 #[test]
@@ -84,7 +87,7 @@ fn tests_follow_each_other_without_drift() {
     // 40 ms of probes, 500 ms of loss timeout, 1 s of pause.
     assert_eq!(pair.results.len(), (100 * SECOND).div_ceil(1_540 * MS) as usize);
     let start = |result: &TestResult| {
-        let start = result.start.unwrap();
+        let start = result.start_time.unwrap();
         start.seconds as u64 * SECOND + start.nanos as u64
     };
     for (index, result) in pair.results.iter().enumerate() {
@@ -98,22 +101,22 @@ fn tests_follow_each_other_without_drift() {
 fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
     let mut pair = Pair::new(config(100), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(SECOND + 305 * MS));
-    pair.sender.session_lost(LossCause::Reset, 0, pair.now);
+    pair.sender.session_lost(FailureCause::Reset, 0, pair.now);
     pair.settle();
     assert_eq!(pair.results[0].outcome(), TestOutcome::Interrupted);
-    assert_eq!(pair.results[0].cause(), LossCause::Reset);
+    assert_eq!(pair.results[0].cause(), FailureCause::Reset);
     let figures = pair.results[0].figures.as_ref().unwrap();
     assert_eq!(figures.probes_scheduled, 100);
     assert_eq!(figures.probes_sent + figures.probes_not_sent, 100);
     assert_eq!(figures.probes_sent, 31);
 
     // Next slots: 990 ms + 500 ms + 1 s after the start, and every 2.49 s from then on.
-    pair.sender.session_lost(LossCause::Refused, 7, pair.now);
+    pair.sender.session_lost(FailureCause::Refused, 7, pair.now);
     pair.run_until(Monotonic(SECOND + 2 * 2_490 * MS));
     assert_eq!(pair.results.len(), 3);
     for result in &pair.results[1..] {
         assert_eq!(result.outcome(), TestOutcome::Unreachable);
-        assert_eq!((result.cause(), result.attempts), (LossCause::Refused, 7));
+        assert_eq!((result.cause(), result.attempts), (FailureCause::Refused, 7));
         assert_eq!(result.figures.as_ref().unwrap().probes_not_sent, 100);
     }
     pair.sender.session_started(Carrier::default(), pair.now.monotonic, pair.now);
@@ -125,7 +128,7 @@ fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
 fn what_is_under_way_when_a_test_is_cut_short_is_neither_received_nor_lost() {
     let mut pair = Pair::new(config(100), lossless(50 * MS), lossless(50 * MS));
     pair.run_until(Monotonic(SECOND + 305 * MS));
-    pair.sender.session_lost(LossCause::Reset, 0, pair.now);
+    pair.sender.session_lost(FailureCause::Reset, 0, pair.now);
     pair.settle();
     let figures = pair.results[0].figures.as_ref().unwrap();
     assert_eq!((figures.probes_sent, figures.probes_lost), (31, 0));
@@ -175,7 +178,7 @@ fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
 fn an_outage_of_a_day_yields_its_tests_and_no_more_memory() {
     let mut pair = Pair::new(config(1), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(SECOND + 100 * MS));
-    pair.sender.session_lost(LossCause::NoRoute, 1, pair.now);
+    pair.sender.session_lost(FailureCause::NoRoute, 1, pair.now);
     pair.run_until(Monotonic(86_401 * SECOND));
     // One test each 1.5 s, the first of which was begun and interrupted.
     assert_eq!(pair.results.len(), 86_400 * 10 / 15 + 1);
@@ -244,14 +247,15 @@ fn bursts_keep_the_time_of_the_schedule() {
     assert!(near(ipdv.max_ns, 20_000) && near(ipdv.min_ns, -80_000), "{ipdv:?}");
     let length = |result: &TestResult| {
         let time = |time: Option<prost_types::Timestamp>| UnixTime::from_proto(&time.unwrap());
-        time(result.end).since_ns(time(result.start))
+        time(result.end_time).since_ns(time(result.start_time))
     };
     assert_eq!(length(&pair.results[0]).cast_unsigned() / MS, 30 + 500);
     // Tests that nobody answers take as long, and count what was due by then.
-    pair.sender.session_lost(LossCause::Unspecified, 0, pair.now);
+    pair.sender.session_lost(FailureCause::Unspecified, 0, pair.now);
     let begun = pair.results.len();
     pair.run_until(Monotonic(10 * SECOND));
-    let start = |index: usize| UnixTime::from_proto(&pair.results[begun + index].start.unwrap());
+    let start =
+        |index: usize| UnixTime::from_proto(&pair.results[begun + index].start_time.unwrap());
     assert_eq!(start(2).since_ns(start(1)).cast_unsigned(), 30 * MS + 500 * MS + SECOND);
 }
 
@@ -266,7 +270,7 @@ fn a_million_probes() {
         Pair::new(SenderConfig { probe_interval_ns: MS, ..config(1_000_000) }, lossy, lossless(MS));
     pair.run_until(Monotonic(1_003 * SECOND));
     assert_eq!(pair.only().probes_sent, 1_000_000);
-    assert_eq!((pair.only().probes_lost, pair.only().lost_egress), (1_000, Some(999)));
+    assert_eq!((pair.only().probes_lost, pair.only().probes_lost_egress), (1_000, Some(999)));
 }
 
 #[test]
@@ -293,13 +297,13 @@ fn a_test_over_minutes_is_told_by_minutes() {
     let sum = |of: fn(&Figures) -> u64| minutes.iter().map(|(_, figures)| of(figures)).sum::<u64>();
     assert_eq!(sum(|f| f.probes_sent), 300);
     assert_eq!(sum(|f| f.probes_lost), 7);
-    assert_eq!(sum(|f| f.lost_egress.unwrap()), whole.lost_egress.unwrap());
-    assert_eq!(whole.lost_egress, Some(7));
+    assert_eq!(sum(|f| f.probes_lost_egress.unwrap()), whole.probes_lost_egress.unwrap());
+    assert_eq!(whole.probes_lost_egress, Some(7));
     assert_eq!(sum(|f| f.rtt.as_ref().unwrap().samples), delay(whole.rtt.as_deref()).samples);
     let jitter = delay(whole.rtt_jitter.as_deref()).samples;
     assert_eq!(sum(|f| f.rtt_jitter.as_ref().unwrap().samples), jitter);
     assert_eq!(jitter, 299 - 2 * 7);
-    assert_eq!(whole.loss_bursts.unwrap().by_length, [7]);
+    assert_eq!(whole.loss_bursts.unwrap().counts_by_length, [7]);
     assert_eq!(whole.availability.unwrap().available_intervals, 300);
     // In the middle of a minute all 120 probes of it are told of.
     assert_eq!(minutes[1].1.probes_sent, 120);
@@ -311,7 +315,7 @@ fn an_outage_lowers_availability_by_as_long_as_it_was() {
     let config = SenderConfig { probe_interval_ns: 100 * MS, ..config(1000) };
     let mut pair = Pair::new(config, lossless(MS), lossless(MS));
     pair.run_until(Monotonic(5 * SECOND));
-    pair.sender.session_lost(LossCause::Reset, 1, pair.now);
+    pair.sender.session_lost(FailureCause::Reset, 1, pair.now);
     // The test that was cut short had 95 s to go; the outage takes four.
     // Nothing happens meanwhile.
     let passed = 9 * SECOND - pair.now.monotonic.0;

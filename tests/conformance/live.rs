@@ -273,7 +273,7 @@ fn conformance_050_limits() {
     assert_eq!((refused.len(), refused[0].count), (1, 1));
     // What has ended counts no more.
     drop(a);
-    server.wait(|registry| registry.status().sessions == 1);
+    server.wait(|registry| registry.status().sessions_open == 1);
     assert_eq!(b.request(&udp(), |_| {}).accept, 0);
 }
 

@@ -37,7 +37,7 @@ fn policy() -> StampPolicy {
         stateful: true,
         authenticated: false,
         secrets: Vec::new(),
-        may_choose_dscp: true,
+        allow_class_of_service: true,
         timestamps: TimestampFormat::Ntp,
         refwait_ns: 900 * SECOND,
     }
@@ -221,7 +221,10 @@ fn conformance_113_port_862_by_default() {
             }],
         }),
         server: Some(proto::ServerConfig {
-            stamp: Some(proto::StampServer { prefixes: vec!["::/0".into()], ..Default::default() }),
+            stamp: Some(proto::StampReflector {
+                prefixes: vec!["::/0".into()],
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         ..Default::default()
@@ -384,7 +387,10 @@ fn conformance_119_the_sender_sets_u_and_believes_the_flags() {
         assert!(tlv::walk(&reply[44..]).all(|tlv| tlv.unwrap().flags == 0));
     });
     let stamp = pair.stamp();
-    assert_eq!((stamp.tlvs_unrecognised, stamp.tlvs_malformed, stamp.tlvs_not_genuine), (0, 0, 0));
+    assert_eq!(
+        (stamp.tlvs_unrecognised, stamp.tlvs_malformed, stamp.tlvs_integrity_failed),
+        (0, 0, 0)
+    );
     // A reflector that does not know them, one that finds them malformed, one that mistrusts them.
     for (flag, counts) in [(0x80, (4, 0, 0)), (0x40, (0, 4, 0)), (0x20, (0, 0, 4))] {
         let pair = Pair::new(everything(), 0, reflector(policy())).run(|_, reply| {
@@ -392,7 +398,7 @@ fn conformance_119_the_sender_sets_u_and_believes_the_flags() {
             reply[44 + first.at] |= flag;
         });
         let s = pair.stamp();
-        assert_eq!((s.tlvs_unrecognised, s.tlvs_malformed, s.tlvs_not_genuine), counts);
+        assert_eq!((s.tlvs_unrecognised, s.tlvs_malformed, s.tlvs_integrity_failed), counts);
         assert_eq!(pair.figures.unwrap().egress_tos, None, "its first TLV is that of the class");
     }
 }
@@ -409,12 +415,12 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
         }
     });
     assert_eq!(pair.figures.as_ref().unwrap().probes_received, 4);
-    assert_eq!(pair.stamp().tlvs_not_genuine, 0);
+    assert_eq!(pair.stamp().tlvs_integrity_failed, 0);
     assert_eq!(pair.stamp().direct_reflector_received, 4);
     // A changed TLV in a reply: its times are good, its TLVs are not used.
     let pair =
         Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply[112 + 6] ^= 1);
-    assert_eq!(pair.stamp().tlvs_not_genuine, 4);
+    assert_eq!(pair.stamp().tlvs_integrity_failed, 4);
     assert_eq!(pair.figures.unwrap().probes_received, 4);
     // The flags of the HMAC TLV itself are not signed: they cannot make it go away.
     let pair = Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| {
@@ -422,7 +428,7 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
         reply[112 + 6] ^= 1;
         reply[112 + hmac.at] |= tlv::flags::UNRECOGNISED;
     });
-    assert_eq!(pair.stamp().tlvs_not_genuine, 4);
+    assert_eq!(pair.stamp().tlvs_integrity_failed, 4);
     assert_eq!(pair.figures.unwrap().egress_tos, None);
     // Nor does it go away when it is cut off, or becomes another one.
     let pair = Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| {
@@ -440,15 +446,15 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     for forged in forged {
         let pair =
             Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply.extend(&forged));
-        assert_eq!(pair.stamp().tlvs_not_genuine, 4, "{forged:?}");
+        assert_eq!(pair.stamp().tlvs_integrity_failed, 4, "{forged:?}");
         let figures = pair.figures.as_ref().unwrap();
-        assert_eq!((figures.egress_tos, figures.reflector_stamps_corrected), (None, 0));
+        assert_eq!((figures.egress_tos, figures.reflector_timestamps_corrected), (None, 0));
         assert_eq!((figures.probes_received, pair.stamp().direct_reflector_received), (4, 0));
     }
     let padding = [0, tlv::types::EXTRA_PADDING, 0, 4, 1, 2, 3, 4];
     let pair =
         Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply.extend(padding));
-    assert_eq!(pair.stamp().tlvs_not_genuine, 0);
+    assert_eq!(pair.stamp().tlvs_integrity_failed, 0);
     // Two paddings are two TLVs, and need a signature like all others.
     let key = authenticated(KEY);
     let mut packet = probe(0, 0x4321, &key, 112);
@@ -468,11 +474,14 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
         assert_eq!((packet.len(), reply.len()), (144, 144));
         assert_eq!(reply[112..116], [0, 1, 0, 28]);
     });
-    assert_eq!(pair.stamp().tlvs_not_genuine, 0);
+    assert_eq!(pair.stamp().tlvs_integrity_failed, 0);
     // Without authentication when asked for.
     let signed = StampSession { sign_tlvs: true, secret: Some(Secret::new(KEY)), ..everything() };
     let knows = StampPolicy { secrets: vec![Secret::new(KEY)], ..policy() };
-    assert_eq!(Pair::new(signed, 0, reflector(knows)).run(|_, _| {}).stamp().tlvs_not_genuine, 0);
+    assert_eq!(
+        Pair::new(signed, 0, reflector(knows)).run(|_, _| {}).stamp().tlvs_integrity_failed,
+        0
+    );
 }
 
 #[test]
@@ -489,7 +498,7 @@ fn every_extension_tells_what_it_is_for() {
         (4, 4, 4)
     );
     assert_eq!(
-        (stamp.seen_source, stamp.seen_destination),
+        (stamp.observed_source_address, stamp.observed_destination_address),
         (sender_address().to_string(), "192.0.2.2:862".into())
     );
     assert_eq!((stamp.reflector_sync_source, stamp.reflector_transmit_method), (1, 2));
@@ -506,11 +515,11 @@ fn conformance_125_follow_ups_correct_t3() {
     assert_eq!(rounded, [25, 25, 25, 5], "nobody tells of the last");
     let rtt: Vec<i64> = pair.probes.iter().map(|p| (p.rtt_ns.unwrap() + 500) / 1000).collect();
     assert_eq!(rtt, [75, 75, 75, 95]);
-    assert_eq!(pair.figures.unwrap().reflector_stamps_corrected, 3);
+    assert_eq!(pair.figures.unwrap().reflector_timestamps_corrected, 3);
     // A reflector without state has nothing to tell.
     let stateless = reflector(StampPolicy { stateful: false, ..policy() });
     let pair = Pair::new(everything(), 0, stateless).run(|_, _| {});
-    assert_eq!(pair.figures.unwrap().reflector_stamps_corrected, 0);
+    assert_eq!(pair.figures.unwrap().reflector_timestamps_corrected, 0);
     assert_eq!(pair.probes.len(), 4, "and nothing is held back for good");
 }
 
@@ -576,7 +585,10 @@ fn keys_roll_without_a_break_in_what_is_counted() {
         }
     });
     assert_eq!(pair.figures.as_ref().unwrap().probes_received, 4);
-    assert_eq!((pair.stamp().direct_reflector_received, pair.stamp().tlvs_not_genuine), (4, 0));
+    assert_eq!(
+        (pair.stamp().direct_reflector_received, pair.stamp().tlvs_integrity_failed),
+        (4, 0)
+    );
 }
 
 #[test]
@@ -587,7 +599,10 @@ fn the_key_of_signed_tlvs_can_be_changed() {
         let secrets = vec![Secret::new(KEY), Secret::new("the next one")];
         let pair =
             Pair::new(signed, 0, reflector(StampPolicy { secrets, ..policy() })).run(|_, _| {});
-        assert_eq!((pair.stamp().tlvs_not_genuine, pair.stamp().direct_reflector_received), (0, 4));
+        assert_eq!(
+            (pair.stamp().tlvs_integrity_failed, pair.stamp().direct_reflector_received),
+            (0, 4)
+        );
     }
 }
 

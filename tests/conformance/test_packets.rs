@@ -294,7 +294,7 @@ fn two_reflectors_on_different_ports_do_not_play_ping_pong() {
             stateful: true,
             authenticated: false,
             secrets: Vec::new(),
-            may_choose_dscp: true,
+            allow_class_of_service: true,
             timestamps: TimestampFormat::Ntp,
             refwait_ns: u64::MAX,
         })
@@ -549,15 +549,15 @@ fn conformance_100_late_answers_are_lost() {
 /// that grows, and the rhythm of the tests kept.
 #[test]
 fn a_day_without_a_server() {
-    use twamp_agent::proto::LossCause;
+    use twamp_agent::proto::FailureCause;
     let mut sending = Sending::new(10);
     while sending.machine.poll_event().is_some() {}
     let start = sending.now.monotonic;
-    sending.machine.session_lost(LossCause::Refused, 0, sending.now);
+    sending.machine.session_lost(FailureCause::Refused, 0, sending.now);
     let mut results = Vec::new();
     for attempt in 1..=86_400 {
         sending.pass(SECOND_NS);
-        sending.machine.session_lost(LossCause::Refused, attempt, sending.now);
+        sending.machine.session_lost(FailureCause::Refused, attempt, sending.now);
         sending.machine.handle_timeout(sending.now);
         assert_eq!(sending.machine.poll_probe(sending.now), None, "nothing is sent");
         while let Some(event) = sending.machine.poll_event() {
@@ -574,7 +574,7 @@ fn a_day_without_a_server() {
     for result in &unreachable {
         let figures = result.figures.clone().unwrap();
         assert_eq!((figures.probes_not_sent, figures.probes_sent), (10, 0));
-        assert_eq!(result.cause(), LossCause::Refused);
+        assert_eq!(result.cause(), FailureCause::Refused);
     }
     assert!(unreachable.last().unwrap().attempts > 86_390);
     // Back again: it measures at once.

@@ -114,7 +114,7 @@ class Client:
                 {"after_cursor": after, "page_size": 1000, **fields},
             )
             found += page["records"]
-            after = int(page["next_after_cursor"])
+            after = int(page["end_cursor"])
             if not page["more"]:
                 return found
 

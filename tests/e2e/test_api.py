@@ -111,7 +111,7 @@ class Api(harness.Case):
         agent = self.agent()
         api = agent.client()
         about = self.wait_for(
-            lambda: (a := api.call("AgentService", "GetAgent"))["store"]["newest_cursor"] == "1" and a
+            lambda: (a := api.call("AgentService", "GetAgent"))["store"]["latest_cursor"] == "1" and a
         )
         stream = api.stream({"earliest": True, "heartbeat_interval": "0.2s"})
         messages = (harness.to_dict(message) for message in stream)
@@ -120,7 +120,7 @@ class Api(harness.Case):
         self.assertEqual(opening["first_cursor"], "1")
         self.assertEqual(next(messages)["batch"]["records"][0]["event"]["type"], "EVENT_TYPE_AGENT_STARTED")
         self.assertEqual(next(messages)["sync"]["cursor"], "1")
-        self.assertEqual(next(messages)["heartbeat"]["newest_cursor"], "1")
+        self.assertEqual(next(messages)["heartbeat"]["latest_cursor"], "1")
         api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
         following = next(m for m in messages if "batch" in m)["batch"]["records"][0]
         self.assertEqual((following["cursor"], following["event"]["revision"]), ("2", "1"))
@@ -203,7 +203,7 @@ class Api(harness.Case):
     def test_retention_leaves_a_gap_that_is_told(self):
         port = harness.free_port()
         api = self.agent().client()
-        storage = {"retention_octets": str(1 << 20)}
+        storage = {"retention_bytes": str(1 << 20)}
         api.apply({
             "storage": storage,
             "server": {"light": {"listen": [{"address": "127.0.0.1", "port": port}], "prefixes": ["127.0.0.0/8"]}},
@@ -216,7 +216,7 @@ class Api(harness.Case):
         })
         store = self.wait_for(lambda: (s := api.call("AgentService", "GetAgent")["store"])
                               and int(s["earliest_cursor"]) > 1 and s, 60)
-        self.assertLessEqual(int(store["live_octets"]), (1 << 20) * 1.2)
+        self.assertLessEqual(int(store["live_bytes"]), (1 << 20) * 1.2)
         first = next(m["batch"]["records"][0] for m in map(harness.to_dict, api.stream({"after_cursor": 1})) if "batch" in m)
         self.assertEqual(first["gap"]["first_cursor"], "2")
         self.assertEqual(first["gap"]["last_cursor"], first["cursor"])
@@ -254,11 +254,11 @@ class LongOutage(harness.Case):
         """Each way in which a server can fail has its cause, and the words for it."""
         api = self.agent().client()
         scripts = {
-            "LOSS_CAUSE_CLOSED_BY_SERVER": lambda peer: None,
-            "LOSS_CAUSE_REJECTED": lambda peer: peer.sendall(bytes(64)) or peer.recv(1),
-            "LOSS_CAUSE_NO_COMMON_MODE": lambda peer: peer.sendall(greeting(4)) or peer.recv(1),
-            "LOSS_CAUSE_RESPONSE_TIMEOUT": lambda peer: time.sleep(3),
-            "LOSS_CAUSE_RESET": lambda peer: peer.setsockopt(
+            "FAILURE_CAUSE_CLOSED_BY_SERVER": lambda peer: None,
+            "FAILURE_CAUSE_REJECTED": lambda peer: peer.sendall(bytes(64)) or peer.recv(1),
+            "FAILURE_CAUSE_NO_COMMON_MODE": lambda peer: peer.sendall(greeting(4)) or peer.recv(1),
+            "FAILURE_CAUSE_RESPONSE_TIMEOUT": lambda peer: time.sleep(3),
+            "FAILURE_CAUSE_RESET": lambda peer: peer.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
         }
         connections = []
@@ -272,9 +272,9 @@ class LongOutage(harness.Case):
         listening = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listening.close)
         connections += [
-            connection("LOSS_CAUSE_REFUSED", "127.0.0.1", destination_port=harness.free_port()),
-            connection("LOSS_CAUSE_DNS", "no-such-host.invalid"),
-            connection("LOSS_CAUSE_LOCAL", "127.0.0.1", [session("s1", source_address="::1")],
+            connection("FAILURE_CAUSE_REFUSED", "127.0.0.1", destination_port=harness.free_port()),
+            connection("FAILURE_CAUSE_DNS", "no-such-host.invalid"),
+            connection("FAILURE_CAUSE_LOCAL_ERROR", "127.0.0.1", [session("s1", source_address="::1")],
                        destination_port=listening.getsockname()[1]),
         ]
         api.apply({"client": client(*connections)})

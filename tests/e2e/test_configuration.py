@@ -95,15 +95,15 @@ class Documents(Case):
         self.api.apply({"client": client(idle("a"))})
         answer = self.api.apply({"client": client(idle("b"))}, confirm_timeout="1.5s")
         begun = time.time()
-        self.assertLess(abs(seconds(answer["confirm_until"]) - begun - 1.5), 0.5)
+        self.assertLess(abs(seconds(answer["confirm_deadline"]) - begun - 1.5), 0.5)
         config = self.api.call("ConfigService", "GetConfig")
-        self.assertEqual(config["confirm_until"], answer["confirm_until"])
+        self.assertEqual(config["confirm_deadline"], answer["confirm_deadline"])
         self.wait_for(lambda: names(self.api) == ["a"], 5, 0.02)
         self.assertGreater(time.time() - begun, 1.4)
         latest = self.api.call("ConfigService", "ListRevisions")["revisions"][0]
         self.assertEqual((latest["revision"], latest["rollback_to"], latest["author"]), ("3", "1", "agent"))
         self.assertIn("revision 2 was not confirmed", latest["comment"])
-        self.assertNotIn("confirm_until", self.api.call("ConfigService", "GetConfig"))
+        self.assertNotIn("confirm_deadline", self.api.call("ConfigService", "GetConfig"))
         committed = lambda: events(self.api.records(), "CONFIGURATION_COMMITTED")[-1]  # noqa: E731
         self.wait_for(lambda: "back to revision 1" in committed()["detail"])
         # Confirmed, it stays; nothing is left to be confirmed then.
@@ -144,8 +144,8 @@ class Documents(Case):
         self.api.apply({"client": client(idle("b"))}, confirm_timeout="60s")
         self.api.apply({"client": client(idle("a"))}, confirm_timeout="1s")
         current = lambda: self.api.call("ConfigService", "GetConfig")  # noqa: E731
-        self.assertIn("confirm_until", current())
-        self.wait_for(lambda: "confirm_until" not in current(), 5)
+        self.assertIn("confirm_deadline", current())
+        self.wait_for(lambda: "confirm_deadline" not in current(), 5)
         revision = current()["revision"]
         self.assertEqual((revision["revision"], revision["rollback_to"]), ("4", "1"))
         time.sleep(1.5)
@@ -153,12 +153,12 @@ class Documents(Case):
 
     def test_the_same_document_does_not_confirm(self):
         self.api.apply({"client": client(idle("a"))})
-        until = self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")["confirm_until"]
+        until = self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")["confirm_deadline"]
         same = self.api.apply({"client": client(idle("b"))})
-        self.assertEqual((same["changes"], same["confirm_until"]), ([], until))
+        self.assertEqual((same["changes"], same["confirm_deadline"]), ([], until))
         self.assertIn("revision 2 still waits to be confirmed", same["warnings"][0])
         longer = self.api.apply({"client": client(idle("b"))}, confirm_timeout="4s")
-        self.assertGreater(seconds(longer["confirm_until"]), seconds(until) + 1)
+        self.assertGreater(seconds(longer["confirm_deadline"]), seconds(until) + 1)
         time.sleep(2.5)
         self.restart(kill=True)
         self.assertEqual(names(self.api), ["b"], "the time was set anew")
@@ -331,7 +331,7 @@ class Sessions(TwoHosts):
         answer = self.api.apply({"client": client(wanted)})
         self.assertEqual(dry["changes"], answer["changes"])
         change = answer["changes"][0]
-        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s2"]))
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSION_RESTART", ["s2"]))
         self.settled()
         self.wait_for(lambda: self.starts()["s2"][0] == 2)
         after = self.starts()
@@ -342,7 +342,7 @@ class Sessions(TwoHosts):
         # One more, one less, and the order turned round.
         wanted["test_sessions"] = [session("s4"), wanted["test_sessions"][1], three[0]]
         change = self.api.apply({"client": client(wanted)})["changes"][0]
-        self.assertEqual((change["effect"], sorted(change["sessions"])), ("CHANGE_EFFECT_SESSIONS", ["s3", "s4"]))
+        self.assertEqual((change["effect"], sorted(change["sessions"])), ("CHANGE_EFFECT_SESSION_RESTART", ["s3", "s4"]))
         self.settled()
         self.wait_for(lambda: self.starts().get("s4", (0,))[0] == 1)
         last = self.starts()
@@ -381,7 +381,7 @@ class Sessions(TwoHosts):
         before = self.starts()
         wanted["test_sessions"][0]["data_size"] = 300
         change = self.api.apply({"client": client(wanted)})["changes"][0]
-        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s1"]))
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSION_RESTART", ["s1"]))
         self.wait_for(lambda: self.starts()["s1"][0] == 2)
         self.assertEqual(self.starts()["s2"], before["s2"])
         count = len(self.of("s1"))
@@ -413,10 +413,10 @@ class Sessions(TwoHosts):
         before = self.starts()
         wanted["test_sessions"].append(session("s3"))
         change = self.api.apply({"client": client(wanted)})["changes"][0]
-        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s3"]))
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSION_RESTART", ["s3"]))
         self.wait_for(lambda: self.api.connection("c1").get("last_failure"))
         failure = self.api.connection("c1")["last_failure"]
-        self.assertEqual((failure["cause"], failure["accept_code"]), ("LOSS_CAUSE_REJECTED", 4))
+        self.assertEqual((failure["cause"], failure["accept_code"]), ("FAILURE_CAUSE_REJECTED", 4))
         self.assertFalse(self.api.connection("c1")["reconciling"])
         self.wait_for(lambda: [t for t in self.of("s3") if t["test_result"]["outcome"] == "TEST_OUTCOME_UNREACHABLE"])
         after = self.starts()
@@ -442,11 +442,11 @@ class Sessions(TwoHosts):
         of = lambda name: self.of(name)[-1]["test_result"]  # noqa: E731
         for name, cause in (("dns", "DNS"), ("full", "REJECTED")):
             self.wait_for(lambda: len(self.of(name)) > 2 and int(of(name)["attempts"]) > 2)  # noqa: B023
-            self.assertEqual({t["test_result"]["cause"] for t in self.of(name)}, {f"LOSS_CAUSE_{cause}"})
+            self.assertEqual({t["test_result"]["cause"] for t in self.of(name)}, {f"FAILURE_CAUSE_{cause}"})
         failure = self.api.connection("c1")["last_failure"]
         for why in ("session dns: ", "session full: the server refused the session"):
             self.assertIn(why, failure["detail"])
-        self.assertEqual(failure["cause"], "LOSS_CAUSE_DNS", "of the first of them")
+        self.assertEqual(failure["cause"], "FAILURE_CAUSE_DNS", "of the first of them")
 
     def test_what_is_refused_is_asked_for_at_another_pace_and_by_hand(self):
         self.server.apply({"server": server(maximum_sessions_per_connection=1)})
@@ -477,7 +477,7 @@ class Sessions(TwoHosts):
                 self.wait_for(lambda: tests(self.api.records(), control, "COMPLETE"))  # noqa: B023
                 self.api.apply({"client": client(wrong)})
                 self.wait_for(lambda: state() == "WAITING_RETRY", told=told)
-                self.assertEqual((told()["last_loss"]["cause"], told()["sessions"][0]["started"]), ("LOSS_CAUSE_DNS", False))
+                self.assertEqual((told()["last_loss"]["cause"], told()["sessions"][0]["started"]), ("FAILURE_CAUSE_DNS", False))
                 self.api.apply({"client": client(right)})
                 self.wait_for(lambda: state() == "RUNNING" and told()["sessions"][0]["started"], told=told)
 
@@ -491,7 +491,7 @@ class Sessions(TwoHosts):
         self.assertEqual(self.state(), "RUNNING")
         sh("ip", "-n", self.a, "address", "delete", "10.99.0.5/24", "dev", "veth0")
         self.wait_for(lambda: self.state() == "WAITING_RETRY")
-        self.assertEqual(self.api.connection("c1")["last_loss"]["cause"], "LOSS_CAUSE_LOCAL")
+        self.assertEqual(self.api.connection("c1")["last_loss"]["cause"], "FAILURE_CAUSE_LOCAL_ERROR")
         sh("ip", "-n", self.a, "address", "add", "10.99.0.5/24", "dev", "veth0")
         self.wait_for(lambda: self.state() == "RUNNING")
 
@@ -557,7 +557,7 @@ class Sessions(TwoHosts):
         wanted["test_sessions"].append(session("s2", target_address="nowhere.invalid"))
         self.api.apply({"client": client(wanted)})
         self.wait_for(lambda: self.api.connection("c1").get("last_failure"))
-        self.assertEqual(self.api.connection("c1")["last_failure"]["cause"], "LOSS_CAUSE_DNS")
+        self.assertEqual(self.api.connection("c1")["last_failure"]["cause"], "FAILURE_CAUSE_DNS")
         count = len(self.of("s1"))
         self.wait_for(lambda: len(self.of("s1")) > count + 2)
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
@@ -703,9 +703,9 @@ class Sessions(TwoHosts):
         # Of a server: whether it may close what is open.
         say = lambda *lists, **fields: effect({"server": server(*lists, **fields)}, self.server)  # noqa: E731
         self.assertEqual(say(maximum_sessions=500), "LIVE")
-        self.assertEqual(say(maximum_sessions=500, max_connection_duration="1h".replace("1h", "3600s")), "CLOSE")
+        self.assertEqual(say(maximum_sessions=500, max_connection_duration="1h".replace("1h", "3600s")), "CLOSE_CONNECTIONS")
         self.assertEqual(say(maximum_sessions=500), "LIVE")
-        self.assertEqual(say("192.0.2.0/24", maximum_sessions=500), "CLOSE")
+        self.assertEqual(say("192.0.2.0/24", maximum_sessions=500), "CLOSE_CONNECTIONS")
 
     def test_a_loss_is_seen_while_a_session_is_stopped(self):
         slow = session("s1", loss_timeout="15s", probe_count=100, source_port=5001)
@@ -717,7 +717,7 @@ class Sessions(TwoHosts):
         time.sleep(0.5)
         slow["dscp_code_points"] = "ef"
         change = self.api.apply({"client": client(wanted)})["changes"][0]
-        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSIONS", ["s1"]))
+        self.assertEqual((change["effect"], change["sessions"]), ("CHANGE_EFFECT_SESSION_RESTART", ["s1"]))
         time.sleep(0.3)
         killed = time.time()
         self.agent_b.kill()

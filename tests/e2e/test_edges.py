@@ -55,7 +55,7 @@ class Edges(Case):
         self.api.apply({"client": client({**moved, "name": "c2"})}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
         self.wait_for(lambda: self.api.call("ClientService", "ListConnections")["connections"][0]["state"]
                       == "CONNECTION_STATE_RUNNING")
-        lost = [e for e in events(self.api.records(), "CONNECTION_LOST") if e["cause"] == "LOSS_CAUSE_LOCAL"]
+        lost = [e for e in events(self.api.records(), "CONNECTION_LOST") if e["cause"] == "FAILURE_CAUSE_LOCAL_ERROR"]
         self.assertEqual(lost, [])
 
     def test_a_longer_interval_closes_what_waits_for_it(self):
@@ -133,7 +133,7 @@ class Edges(Case):
         changed = paced(one("s1"), one("s2", dscp_code_points="ef"), one("s3"))
         for dry in (True, False):
             change = self.api.apply(changed, mode="APPLY_MODE_MERGE", validate_only=dry)["changes"][0]
-            self.assertEqual((change["effect"], sorted(change["sessions"])), ("CHANGE_EFFECT_SESSIONS", ["s2", "s3"]))
+            self.assertEqual((change["effect"], sorted(change["sessions"])), ("CHANGE_EFFECT_SESSION_RESTART", ["s2", "s3"]))
         self.wait_for(lambda: len(ended()) == 4 and parked())
         self.assertEqual(ended(), ["s1", "s2", "s2", "s3"])
         self.assertLess(abs(due() - before), 1, "s1 as before")
@@ -247,7 +247,7 @@ class Edges(Case):
         self.api.apply({"client": client(one(0))}, mode="APPLY_MODE_MERGE",
                        delete=[f"client/c{i}" for i in range(1, 150)])
         self.wait_for(lambda: self.api.connection("c0")["state"] == "CONNECTION_STATE_RUNNING")
-        self.assertEqual(events(self.api.records(), "STORE_TROUBLE"), [])
+        self.assertEqual(events(self.api.records(), "STORE_DEGRADED"), [])
 
     def test_bursts_go_out_at_once_and_keep_the_rhythm(self):
         burst = {"probe_count": 23, "burst_size": 5, "probe_interval": "0.05s"}
@@ -388,8 +388,8 @@ class Queue(harness.TwoHosts):
 
     def test_every_probe_of_a_burst_has_its_stamp(self):
         figures = self.measure(probe_count=60, burst_size=6, probe_interval="0.05s")
-        self.assertEqual((figures["probes_received"], figures["kernel_transmit_stamps"]), ("60", "60"))
-        self.assertEqual((figures["rtt"]["samples"], figures.get("samples_other_stamps", "0")), ("60", "0"))
+        self.assertEqual((figures["probes_received"], figures["kernel_transmit_timestamps"]), ("60", "60"))
+        self.assertEqual((figures["rtt"]["samples"], figures.get("samples_other_timestamp_source", "0")), ("60", "0"))
 
     def test_a_stamp_behind_a_refused_probe_is_of_no_other(self):
         # Now and then one is refused, while others wait for tenths of a second.
@@ -399,8 +399,8 @@ class Queue(harness.TwoHosts):
             add rule inet t out udp length > 1000 numgen inc mod 100 == 99 drop""")
         figures = self.measure(probe_count=2000, probe_interval="0.001s")
         self.assertGreater(int(figures["probes_not_sent"]), 10)
-        stamped = [p for p in self.probes() if "rtt_ns" in p and p["transmit_stamp"] == "TIMESTAMP_SOURCE_KERNEL"]
-        waited = [p for p in self.probes() if "rtt_ns" in p and p["transmit_stamp"] == "TIMESTAMP_SOURCE_USER"]
+        stamped = [p for p in self.probes() if "rtt_ns" in p and p["transmit_timestamp_source"] == "TIMESTAMP_SOURCE_KERNEL"]
+        waited = [p for p in self.probes() if "rtt_ns" in p and p["transmit_timestamp_source"] == "TIMESTAMP_SOURCE_USER"]
         longest = lambda probes: max((int(p["rtt_ns"]) for p in probes), default=0) / 1e6  # noqa: E731
         print(f"\n{len(stamped)} stamped, rtt at most {longest(stamped):.2f} ms; "
               f"{len(waited)} not, {longest(waited):.2f} ms")
@@ -412,15 +412,15 @@ class Queue(harness.TwoHosts):
 
 class Stamps(Case):
     def test_an_interface_that_cannot_stamp_says_so_and_the_kernel_stamps(self):
-        agent = self.agent(top='hardware_stamps = ["lo", "gone0"]\n')
+        agent = self.agent(top='hardware_timestamp_interfaces = ["lo", "gone0"]\n')
         api = agent.client()
         port = free_port()
         api.apply({"server": server(port=port), "client": client(connection(
             "c", "127.0.0.1", [session("s", probe_count=3, probe_interval="0.01s", loss_timeout="0.1s")],
             destination_port=port, test_count=1))})
         result = self.wait_for(lambda: [r for r in api.records() if "test_result" in r])[0]["test_result"]
-        self.assertEqual(result["figures"]["receive_stamp"], "TIMESTAMP_SOURCE_KERNEL")
-        told = {s["interface"]: s["detail"] for s in api.call("AgentService", "GetAgent")["hardware_stamps"]}
+        self.assertEqual(result["figures"]["receive_timestamp_source"], "TIMESTAMP_SOURCE_KERNEL")
+        told = {s["interface"]: s["error"] for s in api.call("AgentService", "GetAgent")["hardware_clocks"]}
         self.assertIn("no clock of its own", told["lo"])
         self.assertIn("no such interface", told["gone0"])
         status = subprocess.run([harness.CTL, "--agent", f"127.0.0.1:{agent.port}", "status"],

@@ -90,7 +90,7 @@ class Otlp(Export):
         self.wait_for(lambda: self.state("collector") == "RUNNING", 60)
         records = self.stop_and_drain("collector")
         wanted = {
-            (r["connection"], harness.seconds(r["test_result"]["end"])): r["test_result"]
+            (r["connection"], harness.seconds(r["test_result"]["end_time"])): r["test_result"]
             for r in records if "test_result" in r
         }
         # The collector passes on what it has in batches.
@@ -106,7 +106,7 @@ class Otlp(Export):
         self.assertEqual(sink.validity, {key: {word(test)} for key, test in wanted.items()
                                          if "egress" in test["figures"]})
         source = lambda test, key: test["figures"][key].removeprefix("TIMESTAMP_SOURCE_")  # noqa: E731
-        self.assertEqual(sink.stamps, {key: (source(test, "transmit_stamp"), source(test, "receive_stamp"))
+        self.assertEqual(sink.stamps, {key: (source(test, "transmit_timestamp_source"), source(test, "receive_timestamp_source"))
                                        for key, test in wanted.items() if "rtt" in test["figures"]})
         cursors = {int(r["cursor"]) for r in records if "event" in r}
         self.assertEqual(set(sink.events), cursors)
@@ -237,7 +237,7 @@ class Prometheus(Export):
         self.api.call("ClientService", "StopConnections")
         time.sleep(3)
         statistics = self.api.call("ResultsService", "GetStatistics",
-                                   {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"], "histograms": True})["statistics"]
+                                   {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"], "include_histograms": True})["statistics"]
         sent = sum(int(s["figures"]["probes_sent"]) for s in statistics)
         self.wait_for(lambda: sum(query("twamp_probes_sent_total")) == sent, 20)
         samples = sum(int(s["figures"]["rtt"]["samples"]) for s in statistics)
@@ -259,7 +259,7 @@ class Prometheus(Export):
         told = re.findall(r'^twamp_delay_stamps{(.*)} 1$', text, re.M)
         told = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in told]
         self.assertLessEqual({("transmit", "kernel"), ("receive", "kernel")},
-                             {(labels["stamp"], labels["source"]) for labels in told})
+                             {(labels["timestamp"], labels["source"]) for labels in told})
         self.assertIn("twamp_last_test_schedule_error_max_seconds{", text)
         # promtool knows the older text form: without units and the mark of the end.
         plain = "\n".join(line for line in text.splitlines() if not line.startswith(("# UNIT", "# EOF"))) + "\n"
@@ -383,10 +383,10 @@ class Sink:
                             assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
                             self.rtt[self.key(point)] = point.count
                             given = attributes(point)
-                            self.stamps[self.key(point)] = given["twamp.transmit_stamp"], given["twamp.receive_stamp"]
+                            self.stamps[self.key(point)] = given["twamp.transmit_timestamp_source"], given["twamp.receive_timestamp_source"]
                     elif metric.name in ("twamp.egress", "twamp.ingress"):
                         for point in metric.histogram.data_points:
-                            self.validity.setdefault(self.key(point), set()).add(attributes(point)["twamp.validity"])
+                            self.validity.setdefault(self.key(point), set()).add(attributes(point)["twamp.one_way_validity"])
 
     def take_logs(self, request):
         with self.lock:

@@ -114,7 +114,7 @@ class StampSuite(harness.Case):
         self.assertEqual(summary["access_report"]["outcome"], "acknowledged")
         packets = status()["packets"]
         got = [packets[f] for f in ("received", "reflected_stamp", "access_reports",
-                                    "tlvs_malformed", "tlvs_not_genuine", "dropped_not_genuine")]
+                                    "tlvs_malformed", "tlvs_integrity_failed", "dropped_integrity_failed")]
         self.assertEqual(got, ["50", "50", "1", "0", "0", "0"])
 
     def test_their_stamp_sender_and_our_reflector(self):
@@ -169,19 +169,19 @@ class StampSuite(harness.Case):
 
     def check_figures(self, port, figures):
         self.assertEqual(figures["probes_received"], "50")
-        self.assertEqual((figures["packets_ignored"], figures["packets_not_genuine"]), ("0", "0"))
+        self.assertEqual((figures["packets_ignored"], figures["packets_integrity_failed"]), ("0", "0"))
         self.assertEqual((figures["egress_tos"], figures["ingress_tos"]), (10 << 2, 46 << 2))
         stamp = figures["stamp"]
-        for field in ("tlvs_unrecognised", "tlvs_malformed", "tlvs_not_genuine", "dscp_refused",
+        for field in ("tlvs_unrecognised", "tlvs_malformed", "tlvs_integrity_failed", "dscp_refused",
                       "replies_without_ssid", "replies_without_tlvs"):
             self.assertEqual(stamp[field], "0", field)
-        self.assertEqual(stamp["seen_destination"], f"127.0.0.1:{port}")
+        self.assertEqual(stamp["observed_destination_address"], f"127.0.0.1:{port}")
         self.assertEqual(stamp["direct_sender_transmitted"] % 50, 0)
         self.assertEqual(stamp["direct_reflector_received"], stamp["direct_sender_transmitted"])
         # They count a reply when it has been sent: the one that tells is not in it.
         self.assertEqual(stamp["direct_reflector_transmitted"] + 1, stamp["direct_reflector_received"])
         # What they tell later is what they said before: nothing is corrected by it.
-        self.assertEqual(int(figures["reflector_stamps_corrected"]), 0)
+        self.assertEqual(int(figures["reflector_timestamps_corrected"]), 0)
 
     def test_our_stamp_sender_and_their_reflector(self):
         port, figures = self.measure_with_tlvs(False, "--stateful-reflector")
@@ -214,4 +214,4 @@ class StampSuite(harness.Case):
             capture_output=True, timeout=60,
         )
         packets = status()["packets"]
-        self.assertEqual((packets["dropped_not_genuine"], packets["reflected"]), ("5", "0"))
+        self.assertEqual((packets["dropped_integrity_failed"], packets["reflected"]), ("5", "0"))

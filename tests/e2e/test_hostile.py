@@ -145,7 +145,7 @@ class Servers(Case):
         for key, name in names.items():
             with self.subTest(server=name):
                 loss = found[key].get("last_failure") or found[key]["last_loss"]
-                self.assertIn(loss["cause"].removeprefix("LOSS_CAUSE_"), ALLOWED, loss)
+                self.assertIn(loss["cause"].removeprefix("FAILURE_CAUSE_"), ALLOWED, loss)
                 self.assertTrue(loss["detail"])
                 self.assertGreaterEqual(scripted[name].accepted, 3)
                 # One attempt an interval, and one more where it had been up.
@@ -239,7 +239,7 @@ class Clients(Case):
         before = agent.memory_kib()
         time.sleep(8)
         status = api.call("ServerService", "GetServerStatus")
-        self.assertLessEqual(status["connections"], 51)
+        self.assertLessEqual(status["connections_open"], 51)
         refused = {r["cause"]: int(r["count"]) for r in status["connections_refused"]}
         self.assertGreater(refused["REFUSAL_CAUSE_MAXIMUM_CONNECTIONS_PER_CLIENT"], 100)
         self.assertLessEqual(len(status["latest_refusals"]), 64)
@@ -254,7 +254,7 @@ class Clients(Case):
         self.assertEqual(sum(int(t["figures"]["probes_lost"]) for t in results), 0)
         self.assertEqual(events(api.records(), "CONNECTION_LOST"), [])
         # All slots come back.
-        self.wait_for(lambda: api.call("ServerService", "GetServerStatus")["connections"] == 1, 10)
+        self.wait_for(lambda: api.call("ServerService", "GetServerStatus")["connections_open"] == 1, 10)
         print(f"\n{opened[0]} connections opened and abandoned")
 
 

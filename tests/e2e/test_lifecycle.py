@@ -91,7 +91,7 @@ class Killed(Case):
             self.assertIn(found, allowed, (seed, kill, before, pushes, got))
             # From here on the truth is what is there.
             current, acknowledged = found, revision
-            if "confirm_until" not in got:
+            if "confirm_deadline" not in got:
                 confirmed = found
             numbers = [int(r["revision"]) for r in kept]
             self.assertEqual(numbers, sorted(numbers, reverse=True))
@@ -159,7 +159,7 @@ class Damaged(Case):
                         self.wait_for(lambda: api.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
                         self.wait_for(lambda: tests(api.records(), "c1", "COMPLETE"))
                         trouble = lambda: [  # noqa: E731
-                            e["detail"] for e in events(api.records(), "STORE_TROUBLE")]
+                            e["detail"] for e in events(api.records(), "STORE_DEGRADED")]
                         store = api.call("AgentService", "GetAgent")["store"]
                         if name == "config.sled/db":
                             self.assertFalse(store["healthy"])
@@ -226,7 +226,7 @@ class Service(Case):
             self.wait_for(lambda: not peer.call("ServerService", "ListServerConnections")["connections"])
             status = peer.call("ServerService", "GetServerStatus")
             self.assertEqual(status["irregular_stops"], "0")
-            self.assertEqual(status["connections_ended"], [{"cause": "END_CAUSE_CLIENT", "count": "1"}])
+            self.assertEqual(status["connections_ended"], [{"cause": "END_CAUSE_CLOSED_BY_CLIENT", "count": "1"}])
             agent.start()
             api = agent.client()
             stopped = tests(api.records(), "c1", "STOPPED")

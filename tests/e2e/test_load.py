@@ -53,8 +53,8 @@ class Load(harness.Case):
             used = (cpu_seconds(agent) - cpu[agent]) / length
             print(f"{name}: peak memory {peak[agent] / 1024:.1f} MiB, {used:.2f} CPUs")
         print(f"{sent} probes sent, {lost} lost, {total('probes_not_sent')} not sent; "
-              f"{store['records']} records, {int(store['live_octets']) >> 20} MiB live, "
-              f"{int(store['disk_octets']) >> 20} MiB on disk, {packets['reflected']} reflected")
+              f"{store['records']} records, {int(store['live_bytes']) >> 20} MiB live, "
+              f"{int(store['disk_bytes']) >> 20} MiB on disk, {packets['reflected']} reflected")
         self.assertEqual(len(statistics), CONNECTIONS)
         self.assertEqual(lost, 0, "no loss that is the agent's own")
         self.assertEqual(store["records_dropped"], "0")

@@ -67,7 +67,7 @@ class EveryMode(harness.TwoHosts):
                 sessions.append(session(
                     f"s{index}", data_size=header + padding, probe_count=3, probe_interval="0.02s",
                     dscp_code_points=("be", "ef", "af11", "cs6", "101110", "1")[index],
-                    data_fill_with_zeros=index % 2 == 1, reflected_padding=reflected,
+                    data_fill_with_zeros=index % 2 == 1, reflected_octets=reflected,
                     timestamp_format=f"TIMESTAMP_FORMAT_{'PTP' if index == 0 else 'NTP'}",
                 ))
             yield f"{mode}.{family}.{label}", extensions, keyed(
@@ -109,7 +109,7 @@ class EveryMode(harness.TwoHosts):
         self.assertEqual(len(results), len(wanted) * len(self.SIZES))
         for key, result in results.items():
             figures = result["figures"]
-            got = [figures[f] for f in ("probes_received", "packets_ignored", "packets_not_genuine")]
+            got = [figures[f] for f in ("probes_received", "packets_ignored", "packets_integrity_failed")]
             self.assertEqual(got, ["3", "0", "0"], key)
             dscp = (0, 46, 10, 48, 46, 1)[int(key[1][1:])]
             monitored = any(name == key[0] and "dscp_ecn_monitoring" in e for name, e, _ in wanted)
@@ -210,7 +210,7 @@ class Keys(harness.Case):
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
         # One of two secrets of a name that is taken away takes its connections with it.
         refused = lambda: ((self.api.connection("c1").get("last_failure") or {}).get("cause")  # noqa: E731
-                           == "LOSS_CAUSE_BAD_KEY")
+                           == "FAILURE_CAUSE_BAD_KEY")
         self.api.apply({"server": server(key_chains=chains(new), **listen),
                         "client": client(self.one(key_id=third[0], secret=third[1]))})
         self.wait_for(refused)
@@ -221,7 +221,7 @@ class Keys(harness.Case):
         self.api.apply({"server": server(key_chains=chains(old), **listen),
                         "client": client(self.one(key_id=third[0], secret=third[1]))})
         self.wait_for(lambda: (self.api.connection("c1").get("last_failure") or {}).get("cause")
-                      == "LOSS_CAUSE_BAD_KEY")
+                      == "FAILURE_CAUSE_BAD_KEY")
 
     def test_secrets_are_never_shown(self):
         config = {"server": server(port=self.port, key_chains=KEY_CHAINS,
@@ -469,7 +469,7 @@ class Peculiar(harness.Case):
 
         self.measure(self.scripted(script))
         lost = self.wait_for(lambda: self.api.connection("c1").get("last_loss"))
-        self.assertEqual(lost["cause"], "LOSS_CAUSE_RESPONSE_TIMEOUT")
+        self.assertEqual(lost["cause"], "FAILURE_CAUSE_RESPONSE_TIMEOUT")
         self.assertIn("Accept-Session", lost["detail"])
 
     def test_accept_values_that_are_undefined_and_answers_to_stop(self):
@@ -487,7 +487,7 @@ class Peculiar(harness.Case):
         peer = self.scripted(script)
         self.measure(peer)
         lost = self.wait_for(lambda: events(self.api.records(), "CONNECTION_LOST"))[0]
-        self.assertEqual((lost["cause"], lost["accept_code"]), ("LOSS_CAUSE_REJECTED", 1))
+        self.assertEqual((lost["cause"], lost["accept_code"]), ("FAILURE_CAUSE_REJECTED", 1))
         self.wait_for(self.complete)
         self.api.call("ClientService", "StopConnections", {"names": ["c1"]})
         self.wait_for(lambda: self.api.connection("c1")["state"] == "CONNECTION_STATE_STOPPED")
@@ -517,17 +517,17 @@ class Peculiar(harness.Case):
             ("greeting", "GREETING", "CLOSED_BY_SERVER", "closed"),
             ("refuses", "GREETING", "REJECTED", "refuses service"),
             ("modes", "GREETING", "NO_COMMON_MODE", "0x6 (authenticated, encrypted)"),
-            ("start", "SET_UP", "REJECTED", "temporary resource limitation"),
+            ("start", "SETUP", "REJECTED", "temporary resource limitation"),
             ("session", "REQUEST", "REJECTED", "permanent resource limitation"),
             ("udp", "PROBE", "UNSPECIFIED", "is UDP let through"),
         ):
             found = probe(self.scripted(stage(at)).port)
             self.assertEqual(found["stage"], f"PROBE_STAGE_{wanted}", found)
-            self.assertEqual(found["cause"], f"LOSS_CAUSE_{cause}", found)
+            self.assertEqual(found["cause"], f"FAILURE_CAUSE_{cause}", found)
             self.assertIn(words, found["detail"])
         found = probe(free_port())
         self.assertEqual((found["stage"], found["cause"]),
-                         ("PROBE_STAGE_CONNECT", "LOSS_CAUSE_REFUSED"))
+                         ("PROBE_STAGE_CONNECT", "FAILURE_CAUSE_REFUSED"))
         self.assertEqual(self.api.call("ClientService", "ListConnections")["connections"], [])
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
 
@@ -578,10 +578,10 @@ class BothEndsOfStamp(harness.TwoHosts):
                 self.assertEqual(
                     [told[f"direct_{end}"] for end in ("sender_transmitted", "reflector_received", "reflector_transmitted")],
                     [10, 10, 10])
-                self.assertGreaterEqual(int(figures["reflector_stamps_corrected"]), 8)
-                self.assertIn(ends[version][1], told["seen_source"])
+                self.assertGreaterEqual(int(figures["reflector_timestamps_corrected"]), 8)
+                self.assertIn(ends[version][1], told["observed_source_address"])
                 self.assertGreater(told["reflector_sync_source"], 0)
-                flags = [told[name] for name in ("tlvs_unrecognised", "tlvs_malformed", "tlvs_not_genuine")]
+                flags = [told[name] for name in ("tlvs_unrecognised", "tlvs_malformed", "tlvs_integrity_failed")]
                 self.assertEqual(flags, ["0", "0", "0"])
         self.on_the_wire(path, ports)
 

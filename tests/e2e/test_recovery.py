@@ -53,7 +53,7 @@ class Surroundings(TwoHosts):
         a.apply({"client": client(connection("good", self.B), *names)})
         self.wait_for(lambda: a.connection("good")["state"] == "CONNECTION_STATE_RUNNING")
         self.wait_for(lambda: a.connection("c99").get("last_loss"), seconds=30)
-        self.assertEqual(a.connection("c99")["last_loss"]["cause"], "LOSS_CAUSE_DNS")
+        self.assertEqual(a.connection("c99")["last_loss"]["cause"], "FAILURE_CAUSE_DNS")
         for service, method in (("ResultsService", "ListRecords"), ("ConfigService", "ListRevisions")):
             a.call(service, method, timeout=5)
         threads = len(os.listdir(f"/proc/{self.agent_a.process.pid}/task"))
@@ -80,7 +80,7 @@ class Surroundings(TwoHosts):
             self.wait_for(lambda: starts() == [1, 0], told=told)
             self.assertLess(time.monotonic() - begun, 6)
             self.wait_for(lambda: told().get("last_failure"), 2, told=told)
-            self.assertEqual(told()["last_failure"]["cause"], "LOSS_CAUSE_DNS")
+            self.assertEqual(told()["last_failure"]["cause"], "FAILURE_CAUSE_DNS")
             self.assertIn("session n: ", told()["last_failure"]["detail"])
             self.wait_for(lambda: tests(a.records(), control, "UNREACHABLE"), 3)  # noqa: B023
             begun = time.monotonic()
@@ -235,7 +235,7 @@ class Alone(Case):
         records = api.records()
         self.assertEqual(len(events(records, "CONNECTION_ABANDONED")), 2)
         abandoned = events(records, "CONNECTION_ABANDONED")[0]
-        self.assertEqual(abandoned["cause"], "LOSS_CAUSE_REFUSED")
+        self.assertEqual(abandoned["cause"], "FAILURE_CAUSE_REFUSED")
         lost = events(records, "CONNECTION_LOST")[0]
         length = seconds(abandoned["time"]) - seconds(lost["time"])
         self.assertLess(abs(float(abandoned["duration"].rstrip("s")) - length), 0.2)
@@ -271,7 +271,7 @@ class Alone(Case):
         store = self.wait_for(lambda: (s := api.call("AgentService", "GetAgent")["store"])
                               and not s["healthy"] and s)
         self.assertIn("config.last", store["detail"])
-        self.wait_for(lambda: events(api.records(), "STORE_TROUBLE"))
+        self.wait_for(lambda: events(api.records(), "STORE_DEGRADED"))
         os.rmdir(copy)
         self.wait_for(lambda: api.call("AgentService", "GetAgent")["store"]["healthy"])
         self.assertTrue(os.path.isfile(copy))
@@ -300,7 +300,7 @@ class Alone(Case):
             self.assertEqual(len(config["client"]["control_connections"]), 1, place)
             aside = place.split(".")[0] + ".damaged"
             self.assertTrue(os.path.exists(os.path.join(agent.directory, aside)), place)
-            self.wait_for(lambda: [e for e in events(api.records(), "STORE_TROUBLE") if aside in e["detail"]])
+            self.wait_for(lambda: [e for e in events(api.records(), "STORE_DEGRADED") if aside in e["detail"]])
 
     def test_damage_is_told_though_a_revision_was_rolled_back(self):
         agent = self.agent()
@@ -319,7 +319,7 @@ class Alone(Case):
         document = api.call("ConfigService", "GetConfig")["config"]
         self.assertEqual([c["name"] for c in document["client"]["control_connections"]], ["a"])
         self.assertFalse(api.call("AgentService", "GetAgent")["store"]["healthy"])
-        self.wait_for(lambda: events(api.records(), "STORE_TROUBLE"))
+        self.wait_for(lambda: events(api.records(), "STORE_DEGRADED"))
         # Both gone, and results are there: that is not how an agent begins.
         api.close()
         agent.stop()

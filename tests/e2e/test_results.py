@@ -106,7 +106,7 @@ class Numbers(harness.TwoHosts):
         lost = [p.status == 2 for p in probes]
         self.assertEqual(figures.probes_received, len(received))
         self.assertEqual(figures.probes_lost, sum(lost))
-        self.assertEqual(figures.lost_egress + figures.lost_ingress + figures.lost_unattributed, sum(lost))
+        self.assertEqual(figures.probes_lost_egress + figures.probes_lost_ingress + figures.probes_lost_unattributed, sum(lost))
         worst = 0.0
         for field in ("rtt", "egress", "ingress"):
             values = numpy.array([getattr(p, f"{field}_ns") for p in received], dtype=float)
@@ -174,19 +174,19 @@ class Intervals(Case):
         first, second = (r["interval_result"] for r in found[:2])
         self.assertTrue(first["suspect"], "the session began in it")
         self.assertFalse(second["suspect"])
-        begins, ends = harness.seconds(second["start"]), harness.seconds(second["end"])
+        begins, ends = harness.seconds(second["start_time"]), harness.seconds(second["end_time"])
         self.assertEqual((begins % 60, ends - begins), (0, 60))
-        self.assertEqual(harness.seconds(first["end"]), begins)
+        self.assertEqual(harness.seconds(first["end_time"]), begins)
         # 10 probes in 1.5 s: 0.9 s, the loss timeout, the interval.
         self.assertTrue(360 <= int(second["figures"]["probes_sent"]) <= 410, second["figures"]["probes_sent"])
         self.brief_records_go(api)
-        running = api.call("ResultsService", "GetStatistics", {"running_intervals": True, "connections": ["c"]})["statistics"]
+        running = api.call("ResultsService", "GetStatistics", {"include_current_intervals": True, "connections": ["c"]})["statistics"]
         scopes = collections.Counter(s["scope"] for s in running)
         self.assertEqual(scopes[scope], 2)
         for longer in ("15_MINUTES", "1_HOUR", "1_DAY"):
             self.assertGreaterEqual(scopes[f"STATISTICS_SCOPE_INTERVAL_{longer}"], 1)
         day = next(s for s in running if s["scope"] == "STATISTICS_SCOPE_INTERVAL_1_DAY")
-        self.assertTrue(day["running"] and day["suspect"])
+        self.assertTrue(day["current"] and day["suspect"])
         self.assertGreaterEqual(int(day["figures"]["probes_sent"]),
                                 sum(int(r["interval_result"]["figures"]["probes_sent"]) for r in found[:2]))
         # A restart, without warning: what was counted goes on, and the minute is not whole.
@@ -195,13 +195,13 @@ class Intervals(Case):
         api.close()
         api = agent.client()
         after = api.call("ResultsService", "GetStatistics",
-                         {"scopes": ["STATISTICS_SCOPE_INTERVAL_1_DAY"], "running_intervals": True,
+                         {"scopes": ["STATISTICS_SCOPE_INTERVAL_1_DAY"], "include_current_intervals": True,
                           "connections": ["c"]})["statistics"]
         self.assertGreaterEqual(int(after[-1]["figures"]["probes_sent"]), int(day["figures"]["probes_sent"]) * 0.8)
         time.sleep(2)
-        now = api.call("ResultsService", "GetStatistics", {"scopes": [scope], "running_intervals": True,
+        now = api.call("ResultsService", "GetStatistics", {"scopes": [scope], "include_current_intervals": True,
                                                                "connections": ["c"]})["statistics"]
-        self.assertTrue(now[-1]["suspect"] and now[-1]["running"])
+        self.assertTrue(now[-1]["suspect"] and now[-1]["current"])
 
     def brief_records_go(self, api):
         """Of the connection whose records are kept for a minute none is left that is older than a
@@ -300,7 +300,7 @@ class Blocks(Case):
         one = session("s", probe_count=100_000, probe_interval=interval)
         api.apply({"server": server(port=port),
                    "client": client(connection("c1", "127.0.0.1", [one], destination_port=port))})
-        store = lambda: int(api.call("AgentService", "GetAgent")["store"]["live_octets"])  # noqa: E731
+        store = lambda: int(api.call("AgentService", "GetAgent")["store"]["live_bytes"])  # noqa: E731
         blocks = lambda: [  # noqa: E731
             len(r["probe_results"]["probes"]) for r in api.records() if "probe_results" in r
         ]
@@ -385,7 +385,7 @@ class Crash(Case):
             api.close()
             api = agent.client()
             opened.append(time.monotonic() - killed)
-            newest = int(api.call("AgentService", "GetAgent")["store"]["newest_cursor"])
+            newest = int(api.call("AgentService", "GetAgent")["store"]["latest_cursor"])
             self.assertGreaterEqual(newest, position)
             found = Collector(api, min(given, default=1) - 1, until=position)
             found.join()
@@ -398,7 +398,7 @@ class Crash(Case):
         store = api.call("AgentService", "GetAgent")["store"]
         print(f"\n{KILLS} kills at {sum(rates) / len(rates):.0f} probe results/s in the mean (at most {max(rates):.0f}): "
               f"{len(records)} records, no hole, nothing lost that was given; up again after at most {max(opened):.2f} s; "
-              f"{int(store['live_octets']) / 1e6:.0f} MB live")
+              f"{int(store['live_bytes']) / 1e6:.0f} MB live")
 
     def cursors(self, api):
         found = []
@@ -518,7 +518,7 @@ class Disks(Case):
                     connection("c", "127.0.0.1", sessions, destination_port=port, test_interval="0.02s"))})
                 store = lambda: api.call("AgentService", "GetAgent")["store"]  # noqa: B023, E731
                 self.wait_for(lambda: int(store()["records"]) > 30)  # noqa: B023
-                stored = int(store()["newest_cursor"])
+                stored = int(store()["latest_cursor"])
                 live = api.stream({"latest": True})
                 fail()
                 self.wait_for(lambda: not store()["healthy"])  # noqa: B023
@@ -660,8 +660,8 @@ class Disks(Case):
         current = self.wait_for(lambda: (c := api.call("ConfigService", "GetConfig"))["revision"]["revision"] == "3" and c)
         self.assertEqual((len(current["config"]["client"]["control_connections"]), current["revision"]["rollback_to"]),
                          (5, "1"))
-        newest = int(store()["newest_cursor"])
-        self.wait_for(lambda: int(store()["newest_cursor"]) > newest + 100)
+        newest = int(store()["latest_cursor"])
+        self.wait_for(lambda: int(store()["latest_cursor"]) > newest + 100)
         live.cancel()
         self.assertTrue(self.wait_for(lambda: events(api.records(), "STORE_RECOVERED")))
         self.assertGreater(sent(), before)

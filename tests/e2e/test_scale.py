@@ -75,7 +75,7 @@ class TenThousand(Case):
         answer, took = self.apply(wanted)
         print(f"one field of one session: answered in {took:.2f} s")
         self.assertEqual([c["path"] for c in answer["changes"]], [f"client/m{MANAGED // 2}"])
-        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_SESSIONS")
+        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_SESSION_RESTART")
         self.wait_for(lambda: self.starts()[f"m{MANAGED // 2}"] == 2, 20)
         after = self.starts()
         self.assertEqual({name for name in after if after[name] != starts[name]}, {f"m{MANAGED // 2}"})

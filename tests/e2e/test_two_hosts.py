@@ -48,7 +48,7 @@ class MainJob(harness.TwoHosts):
         )
         self.assertIn(
             status["last_loss"]["cause"],
-            ("LOSS_CAUSE_KEEPALIVE_TIMEOUT", "LOSS_CAUSE_CONNECT_TIMEOUT", "LOSS_CAUSE_NO_ROUTE"),
+            ("FAILURE_CAUSE_KEEPALIVE_TIMEOUT", "FAILURE_CAUSE_CONNECT_TIMEOUT", "FAILURE_CAUSE_NO_ROUTE"),
         )
         time.sleep(max(0, down + 10 - time.time()))
         status = a.connection("c1")
@@ -65,7 +65,7 @@ class MainJob(harness.TwoHosts):
         lost = events(records, "CONNECTION_LOST")
         restored = events(records, "CONNECTION_RESTORED")
         self.assertEqual((len(lost), len(restored)), (1, 1), "an outage is one pair of events")
-        self.assertEqual(lost[0]["cause"], "LOSS_CAUSE_KEEPALIVE_TIMEOUT")
+        self.assertEqual(lost[0]["cause"], "FAILURE_CAUSE_KEEPALIVE_TIMEOUT")
         # Keepalive finds it after 1 s + 2 x 1 s, or the user timeout after the same.
         self.assertLess(seconds(lost[0]["time"]) - down, 6)
         # One attempt for each interval of the outage.
@@ -82,7 +82,7 @@ class MainJob(harness.TwoHosts):
         for test in unreachable:
             self.assertEqual(test["figures"]["probes_not_sent"], "5")
             self.assertEqual(test["figures"]["probes_sent"], "0")
-            self.assertNotEqual(test["cause"], "LOSS_CAUSE_UNSPECIFIED")
+            self.assertNotEqual(test["cause"], "FAILURE_CAUSE_UNSPECIFIED")
         tried = [int(test["attempts"]) for test in unreachable]
         self.assertEqual(tried, sorted(tried))
         self.assertGreater(tried[-1], 2)
@@ -100,7 +100,7 @@ class MainJob(harness.TwoHosts):
         a = self.agent_a.client()
         self.assertEqual(a.call("AgentService", "GetAgent")["agent_id"], agent_id)
         self.wait_for(
-            lambda: [t for t in tests(a.records(), "c1", "COMPLETE") if seconds(t["start"]) > killed]
+            lambda: [t for t in tests(a.records(), "c1", "COMPLETE") if seconds(t["start_time"]) > killed]
         )
         records = a.records()
         started_again = events(records, "AGENT_STARTED")[-1]
@@ -115,12 +115,12 @@ class MainJob(harness.TwoHosts):
             self.assertEqual(stored[cursor], record, "what a collector saw is history")
         after = a.call("ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})
         was, now = before["statistics"][0], after["statistics"][0]
-        self.assertEqual(was["since"], now["since"])
+        self.assertEqual(was["start_time"], now["start_time"])
         self.assertGreater(int(now["tests_complete"]), int(was["tests_complete"]))
         # The statistics are those of the log, no more and no less.
         self.assertEqual(int(now["tests_complete"]), len(tests(a.records(), "c1", "COMPLETE")))
         self.assertEqual(int(now["tests_unreachable"]), len(tests(a.records(), "c1", "UNREACHABLE")))
-        self.assertGreater(seconds(was["since"]), started)
+        self.assertGreater(seconds(was["start_time"]), started)
 
     def test_a_consumer_that_is_away_for_30_seconds(self):
         a, _ = self.configure(test_interval="0.2s")
@@ -143,7 +143,7 @@ class MainJob(harness.TwoHosts):
             mine.close()
             return [int(r["cursor"]) for r in got]
 
-        newest = lambda: int(a.call("AgentService", "GetAgent")["store"]["newest_cursor"])
+        newest = lambda: int(a.call("AgentService", "GetAgent")["store"]["latest_cursor"])
         mark = newest()
         tidy = read("tidy", True, lambda: mark)
         forgetful = read("forgetful", False, lambda: mark)
@@ -166,11 +166,11 @@ class MainJob(harness.TwoHosts):
         self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))
         self.agent_b.kill()
         lost = self.wait_for(lambda: events(a.records(), "CONNECTION_LOST"))[0]
-        self.assertIn(lost["cause"], ("LOSS_CAUSE_RESET", "LOSS_CAUSE_CLOSED_BY_SERVER"))
+        self.assertIn(lost["cause"], ("FAILURE_CAUSE_RESET", "FAILURE_CAUSE_CLOSED_BY_SERVER"))
         self.wait_for(lambda: int(a.connection("c1")["attempts_since_success"]) >= 4)
         status = a.connection("c1")
         self.assertEqual(status["last_loss"]["cause"], lost["cause"], "how the outage began")
-        self.assertEqual(status["last_failure"]["cause"], "LOSS_CAUSE_REFUSED")
+        self.assertEqual(status["last_failure"]["cause"], "FAILURE_CAUSE_REFUSED")
         interrupted = tests(a.records(), "c1", "INTERRUPTED")
         self.assertLessEqual(len(interrupted), 1)
         self.agent_b.start()
@@ -202,7 +202,7 @@ class MainJob(harness.TwoHosts):
         # Another DSCP needs a word.
         changed["test_sessions"][0]["dscp_code_points"] = "ef"
         answer = a.apply({"client": client(changed)})
-        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_SESSIONS")
+        self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_SESSION_RESTART")
         self.wait_for(
             lambda: b.call("ServerService", "ListServerSessions")["sessions"][-1:] and
             b.call("ServerService", "ListServerSessions")["sessions"][-1]["dscp"] == 46
@@ -238,7 +238,7 @@ class MainJob(harness.TwoHosts):
             a.apply({})
         complete = tests(a.records(), outcome="COMPLETE")
         self.assertEqual(sum(int(t["figures"]["probes_lost"]) for t in complete), 0)
-        self.assertEqual({t["figures"]["kernel_receive_stamps"] for t in complete}, {"5"})
+        self.assertEqual({t["figures"]["kernel_receive_timestamps"] for t in complete}, {"5"})
         # What was removed has no statistics, also when its last test ends after that.
         time.sleep(1)
         self.assertEqual(a.call("ResultsService", "GetStatistics")["statistics"], [])
@@ -298,7 +298,7 @@ class MainJob(harness.TwoHosts):
         a = self.agent_a.client()
         a.apply({"client": client(connection("c1", self.B, test_interval="0.5s"))})
         restored = self.wait_for(lambda: events(a.records(), "CONNECTION_RESTORED"))[0]
-        self.assertEqual(restored["cause"], "LOSS_CAUSE_CLOSED_BY_SERVER")
+        self.assertEqual(restored["cause"], "FAILURE_CAUSE_CLOSED_BY_SERVER")
         self.assertEqual(restored["attempts"], "1")
         self.assertLess(float(restored["duration"].rstrip("s")), 1.0)
 

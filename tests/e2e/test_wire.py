@@ -146,27 +146,27 @@ class OnTheWire(harness.TwoHosts):
         self.lose(self.b, "udp dport != 53")
         figures, lost = self.loss()
         self.assertEqual(lost, list(range(0, 100, 10)))
-        self.assertEqual((figures["lost_egress"], figures["lost_ingress"]), ("10", "0"))
-        self.assertEqual(figures["lost_unattributed"], "0")
+        self.assertEqual((figures["probes_lost_egress"], figures["probes_lost_ingress"]), ("10", "0"))
+        self.assertEqual(figures["probes_lost_unattributed"], "0")
 
     def test_loss_on_the_way_back(self):
         self.lose(self.a, "udp dport != 53")
         figures, lost = self.loss()
         self.assertEqual(lost, list(range(0, 100, 10)))
-        self.assertEqual((figures["lost_egress"], figures["lost_ingress"]), ("0", "10"))
+        self.assertEqual((figures["probes_lost_egress"], figures["probes_lost_ingress"]), ("0", "10"))
 
     def test_loss_both_ways(self):
         self.lose(self.a, "udp dport != 53")
         self.lose(self.b, "udp dport != 53")
         figures, lost = self.loss()
         self.assertEqual(len(lost), 10 + 9)
-        self.assertEqual((figures["lost_egress"], figures["lost_ingress"]), ("10", "9"))
+        self.assertEqual((figures["probes_lost_egress"], figures["probes_lost_ingress"]), ("10", "9"))
 
     def test_loss_to_a_stateful_light_reflector(self):
         self.lose(self.b, "udp dport 4000")
         figures, lost = self.loss(control_type="CONTROL_TYPE_LIGHT", session={"destination_port": 4000})
         self.assertEqual(lost, list(range(0, 100, 10)))
-        self.assertEqual((figures["lost_egress"], figures["lost_ingress"]), ("10", "0"))
+        self.assertEqual((figures["probes_lost_egress"], figures["probes_lost_ingress"]), ("10", "0"))
 
 
 class KnownDelay(harness.Case):
@@ -187,9 +187,9 @@ class KnownDelay(harness.Case):
         })
         result = self.wait_for(lambda: tests(a.records(), "c1", "COMPLETE"))[0]
         self.assertEqual(result["figures"]["probes_lost"], "0")
-        self.assertEqual(result["figures"]["kernel_receive_stamps"], "100")
-        self.assertEqual(result["figures"]["kernel_transmit_stamps"], "100")
-        self.assertEqual((result["figures"]["transmit_stamp"], result["figures"]["receive_stamp"]),
+        self.assertEqual(result["figures"]["kernel_receive_timestamps"], "100")
+        self.assertEqual(result["figures"]["kernel_transmit_timestamps"], "100")
+        self.assertEqual((result["figures"]["transmit_timestamp_source"], result["figures"]["receive_timestamp_source"]),
                          ("TIMESTAMP_SOURCE_KERNEL",) * 2)
         beyond = []
         for probe in probes(a.records()):

@@ -92,7 +92,7 @@ class Configuration(harness.Case):
         self.assertIn(code, (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.RESOURCE_EXHAUSTED))
         self.assertIn(str(64 << 20), message)
         agent = self.api.call("AgentService", "GetAgent")
-        self.assertEqual(int(agent["maximum_request_octets"]), 64 << 20)
+        self.assertEqual(int(agent["maximum_request_bytes"]), 64 << 20)
 
     def test_invalid_utf8_and_garbage(self):
         def raw(octets):

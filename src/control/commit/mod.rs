@@ -325,7 +325,7 @@ impl Actor {
             revision: current,
             changes: changes(&from, &proposal.config, &session_control),
             warnings: warnings(&proposal.config, most_sockets),
-            confirm_until: None,
+            confirm_deadline: None,
         };
         let redacted = self.digester.redacted(proposal.document.clone());
         let store = self.store.clone();
@@ -341,7 +341,7 @@ impl Actor {
         let changes = current == 0 || digest != self.digest || proposal.unconditional;
         if changes {
             answer.revision = current + 1;
-            answer.confirm_until = unconfirmed.map(until);
+            answer.confirm_deadline = unconfirmed.map(until);
             let document_before = unconfirmed.map(|_| match &self.waiting {
                 Some(waiting) => waiting.before.clone(),
                 None => Some(Arc::new(current_document(&store))),
@@ -370,7 +370,7 @@ impl Actor {
                         clock::uptime(),
                     ));
                 }
-                answer.confirm_until = Some(until(waits));
+                answer.confirm_deadline = Some(until(waits));
                 answer.warnings.push(format!(
                     "revision {revision} still waits to be confirmed, and goes back to {} otherwise",
                     waits.rollback_to
@@ -431,7 +431,7 @@ impl Actor {
         let stored = StoredRevision {
             revision: Some(Revision {
                 revision,
-                time: Some(now.unix.to_proto()),
+                commit_time: Some(now.unix.to_proto()),
                 author: proposal.author,
                 comment: proposal.comment,
                 digest: digest.to_owned(),

@@ -94,7 +94,7 @@ pub(in super::super) fn roll_back_overdue(
     let stored = StoredRevision {
         revision: Some(Revision {
             revision,
-            time: Some(now.to_proto()),
+            commit_time: Some(now.to_proto()),
             author: proposal.author,
             comment: proposal.comment,
             digest: digest(&digester.redacted(proposal.document.clone())),

@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::{
 
 use super::values::{self, number, text};
 use crate::{
-    proto::{Event, EventType, LossCause, ProbeResult, Record, Threshold, Word, record},
+    proto::{Event, EventType, FailureCause, ProbeResult, Record, Threshold, Word, record},
     time::UnixTime,
 };
 
@@ -40,7 +40,7 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
         EventType::ConnectionLost
         | EventType::ConnectionAbandoned
         | EventType::ThresholdRaised
-        | EventType::StoreTrouble
+        | EventType::StoreDegraded
         | EventType::ClockStepped => SeverityNumber::Warn,
         EventType::Unspecified
         | EventType::AgentStarted
@@ -54,7 +54,7 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
         | EventType::AgentStopped
         | EventType::StatisticsCleared => SeverityNumber::Info,
     };
-    if event.cause() != LossCause::Unspecified {
+    if event.cause() != FailureCause::Unspecified {
         let cause = event.cause().word();
         attributes.push(text("twamp.cause", cause));
     }
@@ -104,12 +104,14 @@ fn of_probe(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
             attributes.push(number(key, value));
         }
     }
-    attributes.push(text("twamp.transmit_stamp", probe.transmit_stamp().word()));
-    if probe.receive_stamp.is_some() {
-        attributes.push(text("twamp.receive_stamp", probe.receive_stamp().word()));
+    attributes
+        .push(text("twamp.transmit_timestamp_source", probe.transmit_timestamp_source().word()));
+    if probe.receive_timestamp_source.is_some() {
+        attributes
+            .push(text("twamp.receive_timestamp_source", probe.receive_timestamp_source().word()));
     }
     if probe.one_way_validity.is_some() {
-        attributes.push(text("twamp.validity", probe.one_way_validity().word()));
+        attributes.push(text("twamp.one_way_validity", probe.one_way_validity().word()));
     }
     log("twamp.probe", SeverityNumber::Info, status.to_owned(), attributes, probe.sent_unix_ns)
 }

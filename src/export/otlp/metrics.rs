@@ -39,7 +39,8 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
         let mut attributes = values::of_record(record);
         match &record.kind {
             Some(record::Kind::TestResult(result)) => {
-                let (start_ns, end_ns) = (time(result.start.as_ref()), time(result.end.as_ref()));
+                let (start_ns, end_ns) =
+                    (time(result.start_time.as_ref()), time(result.end_time.as_ref()));
                 let outcome = result.outcome().word();
                 let outcome = [values::text("twamp.outcome", outcome)];
                 let of_test = attributes.iter().cloned().chain(outcome).collect();
@@ -52,7 +53,8 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
                 let scope = result.scope().word().trim_start_matches("INTERVAL_");
                 attributes.push(values::text("twamp.interval", scope));
                 attributes.push(values::boolean("twamp.suspect", result.suspect));
-                let (start_ns, end_ns) = (time(result.start.as_ref()), time(result.end.as_ref()));
+                let (start_ns, end_ns) =
+                    (time(result.start_time.as_ref()), time(result.end_time.as_ref()));
                 if let Some(figures) = result.figures.as_deref() {
                     intervals.push(Told { figures, attributes, start_ns, end_ns });
                 }
@@ -92,8 +94,8 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
             let most = Value::AsDouble(seconds(error.max_ns));
             late.push(number(one.attributes.clone(), one.start_ns, one.end_ns, most));
         }
-        if let Some(voice) = &figures.voice {
-            let mos = Value::AsDouble(voice.mos);
+        if let Some(voice) = &figures.voice_quality {
+            let mos = Value::AsDouble(voice.mos_cq);
             quality.push(number(one.attributes.clone(), one.start_ns, one.end_ns, mos));
         }
     }
@@ -103,11 +105,11 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
             // Whether what one way took means something depends on both clocks.
             if name != RTT {
                 let validity = one.figures.one_way_validity().word();
-                attributes.push(values::text("twamp.validity", validity));
+                attributes.push(values::text("twamp.one_way_validity", validity));
             }
             for (key, source) in [
-                ("twamp.transmit_stamp", one.figures.transmit_stamp()),
-                ("twamp.receive_stamp", one.figures.receive_stamp()),
+                ("twamp.transmit_timestamp_source", one.figures.transmit_timestamp_source()),
+                ("twamp.receive_timestamp_source", one.figures.receive_timestamp_source()),
             ] {
                 let source = source.word();
                 attributes.push(values::text(key, source));

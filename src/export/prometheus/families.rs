@@ -31,7 +31,7 @@ const RESERVED: [&str; 11] = [
     "direction",
     "state",
     "validity",
-    "stamp",
+    "timestamp",
     "source",
     "job",
     "instance",
@@ -171,19 +171,20 @@ impl Sessions {
         let help = "Where the stamps are from that delays are made of: of the program, the kernel, the \
                     network interface, or mixed where they came from one and then from another";
         let mut family =
-            encoder.encode_descriptor("delay_stamps", help, None, MetricType::Gauge)?;
+            encoder.encode_descriptor("delay_timestamp_source", help, None, MetricType::Gauge)?;
         for (labels, all, _) in &self.sessions {
             let Some(figures) = all.as_ref().and_then(|all| all.figures.as_deref()) else {
                 continue;
             };
-            for (stamp, source) in
-                [("transmit", figures.transmit_stamp()), ("receive", figures.receive_stamp())]
-            {
+            for (stamp, source) in [
+                ("transmit", figures.transmit_timestamp_source()),
+                ("receive", figures.receive_timestamp_source()),
+            ] {
                 if source != TimestampSource::Unspecified {
                     let word = source.word();
                     let word = word.to_ascii_lowercase();
                     let labels =
-                        with(&with(labels, Some(("stamp", stamp))), Some(("source", &word)));
+                        with(&with(labels, Some(("timestamp", stamp))), Some(("source", &word)));
                     family.encode_family(&labels)?.encode_gauge(&1i64)?;
                 }
             }
@@ -223,9 +224,9 @@ impl Collector for Sessions {
             "probes_lost",
             "Probes not answered in time, by the way on which they were lost",
             &[
-                (Some(("direction", "egress")), |f| f.lost_egress.unwrap_or(0)),
-                (Some(("direction", "ingress")), |f| f.lost_ingress.unwrap_or(0)),
-                (Some(("direction", "unknown")), |f| f.lost_unattributed),
+                (Some(("direction", "egress")), |f| f.probes_lost_egress.unwrap_or(0)),
+                (Some(("direction", "ingress")), |f| f.probes_lost_ingress.unwrap_or(0)),
+                (Some(("direction", "unknown")), |f| f.probes_lost_unattributed),
             ],
         )?;
         let late = "Answers that came after the loss timeout";
@@ -264,7 +265,12 @@ impl Collector for Sessions {
         self.validity(e)?;
         self.stamps(e)?;
         let other = "Answers left out of the delays, because their stamps are from a lesser source";
-        self.counter(e, "samples_other_stamps", other, &[(None, |f| f.samples_other_stamps)])?;
+        self.counter(
+            e,
+            "samples_other_timestamp_source",
+            other,
+            &[(None, |f| f.samples_other_timestamp_source)],
+        )?;
         let seconds = Some(&Unit::Seconds);
         let mean = ("last_test_rtt_mean", "Mean round-trip time of the last test", seconds);
         self.last(e, mean, |f| answered(f.rtt.as_deref()).map(|rtt| rtt.mean_ns / 1e9))?;
@@ -282,7 +288,7 @@ impl Collector for Sessions {
             (decided > 0).then(|| f.probes_lost as f64 / decided as f64)
         })?;
         let mos = ("last_test_mos", "Estimated quality of a voice call (G.107)", None);
-        self.last(e, mos, |f| stats::voice_quality(f).map(|voice| voice.mos))
+        self.last(e, mos, |f| stats::voice_quality(f).map(|voice| voice.mos_cq))
     }
 }
 

@@ -186,7 +186,7 @@ impl Check {
             source_port: self.optional_port("source_port", s.source_port),
             data_size: self.data_size(s, stamp.as_ref(), security.mode),
             timestamps: self.timestamps(s, control_type),
-            reflected_padding: self.reflected_padding(s, control_type),
+            reflected_octets: self.reflected_octets(s, control_type),
             stamp,
             zero_padding: s.data_fill_with_zeros,
             dscp: self.dscp("dscp_code_points", &s.dscp_code_points),

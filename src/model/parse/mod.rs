@@ -144,9 +144,9 @@ impl Check {
                 storage.retention_age,
                 &limits::RETENTION_AGE,
             ),
-            retention_octets: self.number(
-                "retention_octets",
-                storage.retention_octets,
+            retention_bytes: self.number(
+                "retention_bytes",
+                storage.retention_bytes,
                 &limits::RETENTION_OCTETS,
             ),
         }

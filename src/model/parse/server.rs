@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     super::{
-        AuthenticationMode, ClientList, Extensions, LightServer, ListenAddress, ServerConfig,
+        AuthenticationMode, ClientList, Extensions, LightReflector, ListenAddress, ServerConfig,
         TestPort, UdpListen, limits,
     },
     Check,
@@ -136,9 +136,9 @@ impl Check {
         }
     }
 
-    pub(super) fn light(&mut self, light: &proto::LightServer) -> LightServer {
+    pub(super) fn light(&mut self, light: &proto::LightReflector) -> LightReflector {
         let all = [proto::ListenAddress::default()];
-        LightServer {
+        LightReflector {
             listen: self.listen(if light.listen.is_empty() { &all } else { &light.listen }),
             stateful: light.stateful,
             prefixes: self.prefixes(&light.prefixes),

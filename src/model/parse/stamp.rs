@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::{
     super::{
-        AccessReport, AuthenticationMode, ControlType, StampServer, StampServerSession,
+        AccessReport, AuthenticationMode, ControlType, StampReflector, StampReflectorSession,
         StampSession, limits,
     },
     Check,
@@ -131,20 +131,20 @@ impl Check {
         format
     }
 
-    pub(super) fn reflected_padding(
+    pub(super) fn reflected_octets(
         &mut self,
         session: &proto::TestSession,
         control_type: ControlType,
     ) -> u16 {
         let octets =
-            self.number("reflected_padding", session.reflected_padding, &limits::REFLECTED_PADDING);
+            self.number("reflected_octets", session.reflected_octets, &limits::REFLECTED_OCTETS);
         if octets != 0 && control_type != ControlType::Managed {
-            self.report("reflected_padding", "has no meaning but with control_type MANAGED");
+            self.report("reflected_octets", "has no meaning but with control_type MANAGED");
         }
         octets as u16
     }
 
-    pub(super) fn stamp_server(&mut self, stamp: &proto::StampServer) -> StampServer {
+    pub(super) fn stamp_server(&mut self, stamp: &proto::StampReflector) -> StampReflector {
         let all = [proto::ListenAddress::default()];
         let mode = self.authentication_mode("authentication_mode", stamp.authentication_mode);
         let authenticated = mode == AuthenticationMode::Authenticated;
@@ -161,21 +161,24 @@ impl Check {
         let secrets = secrets.collect();
         let mut sessions = self.stamp_sessions(&stamp.sessions);
         if stamp.sessions.is_empty() || !stamp.prefixes.is_empty() {
-            let any = |prefix| StampServerSession { prefix, port: None, ssid: None };
+            let any = |prefix| StampReflectorSession { prefix, port: None, ssid: None };
             sessions.extend(self.prefixes(&stamp.prefixes).into_iter().map(any));
         }
-        StampServer {
+        StampReflector {
             listen: self.listen(if stamp.listen.is_empty() { &all } else { &stamp.listen }),
             stateful: stamp.stateful,
             sessions,
             authenticated,
             secrets,
-            may_choose_dscp: stamp.may_choose_dscp.unwrap_or(true),
+            allow_class_of_service: stamp.allow_class_of_service.unwrap_or(true),
             timestamps: self.timestamp_format(stamp.timestamp_format),
         }
     }
 
-    fn stamp_sessions(&mut self, given: &[proto::StampServerSession]) -> Vec<StampServerSession> {
+    fn stamp_sessions(
+        &mut self,
+        given: &[proto::StampReflectorSession],
+    ) -> Vec<StampReflectorSession> {
         if given.len() > limits::MAXIMUM_STAMP_SESSIONS {
             let (count, most) = (given.len(), limits::MAXIMUM_STAMP_SESSIONS);
             self.report("sessions", format!("{count} sessions; at most {most}"));
@@ -190,7 +193,7 @@ impl Check {
                 match super::server::prefix(&session.prefix) {
                     Ok(prefix) => {
                         let prefix: IpNet = prefix;
-                        sessions.push(StampServerSession { prefix, port, ssid });
+                        sessions.push(StampReflectorSession { prefix, port, ssid });
                     }
                     Err(description) => check.report("prefix", description),
                 }

@@ -49,17 +49,19 @@ impl Check {
                 given.consecutive_intervals,
                 &limits::AVAILABILITY_INTERVALS,
             );
-            let consecutive_high_loss = match given.consecutive_high_loss {
+            let consecutive_high_loss_intervals = match given.consecutive_high_loss_intervals {
                 None => consecutive_intervals / 2,
-                given => {
-                    check.number("consecutive_high_loss", given, &limits::AVAILABILITY_HIGH_LOSS)
-                }
+                given => check.number(
+                    "consecutive_high_loss_intervals",
+                    given,
+                    &limits::AVAILABILITY_HIGH_LOSS,
+                ),
             };
-            if consecutive_high_loss >= consecutive_intervals {
+            if consecutive_high_loss_intervals >= consecutive_intervals {
                 check.report(
-                    "consecutive_high_loss",
+                    "consecutive_high_loss_intervals",
                     format!(
-                        "{consecutive_high_loss} is not below consecutive_intervals, \
+                        "{consecutive_high_loss_intervals} is not below consecutive_intervals, \
                          {consecutive_intervals}"
                     ),
                 );
@@ -76,7 +78,7 @@ impl Check {
                     &limits::AVAILABILITY_LOSS_PERCENT,
                 ),
                 consecutive_intervals,
-                consecutive_high_loss,
+                consecutive_high_loss_intervals,
             }
         })
     }

@@ -40,7 +40,11 @@ impl Check {
                 given.clear_percent,
                 &limits::CLEAR_PERCENT,
             ),
-            clear_after: self.number("clear_after", given.clear_after, &limits::CLEAR_AFTER) as u32,
+            clear_after_tests: self.number(
+                "clear_after_tests",
+                given.clear_after_tests,
+                &limits::CLEAR_AFTER,
+            ) as u32,
         }
     }
 }

@@ -36,7 +36,7 @@ fn probe() -> impl Strategy<Value = ProbeResult> {
                 sequence,
                 sent_unix_ns,
                 status,
-                transmit_stamp: source(t),
+                transmit_timestamp_source: source(t),
                 ..ProbeResult::default()
             };
             if status != i32::from(ProbeStatus::Received) {
@@ -52,12 +52,12 @@ fn probe() -> impl Strategy<Value = ProbeResult> {
                 ingress_ttl: path.1,
                 ingress_tos: path.2,
                 egress_tos: path.3,
-                receive_stamp: Some(source(r)),
+                receive_timestamp_source: Some(source(r)),
                 one_way_validity: validity_of(
                     validity,
                     [egress, rtt.wrapping_sub(egress), processing],
                 ),
-                reflector_stamp_corrected: corrected,
+                reflector_timestamp_corrected: corrected,
                 ..lost
             }
         },
@@ -99,8 +99,8 @@ fn a_block_of_an_earlier_agent_is_read() {
         egress_ttl: Some(255),
         ingress_ttl: Some(254),
         ingress_tos: Some(0),
-        transmit_stamp: TimestampSource::User.into(),
-        receive_stamp: Some(TimestampSource::User.into()),
+        transmit_timestamp_source: TimestampSource::User.into(),
+        receive_timestamp_source: Some(TimestampSource::User.into()),
         ..ProbeResult::default()
     };
     let second = ProbeResult {
@@ -108,7 +108,7 @@ fn a_block_of_an_earlier_agent_is_read() {
         sequence: 1,
         sent_unix_ns: 2_000_000,
         status: ProbeStatus::Lost.into(),
-        transmit_stamp: TimestampSource::User.into(),
+        transmit_timestamp_source: TimestampSource::User.into(),
         ..ProbeResult::default()
     };
     assert_eq!(decode(block.as_slice(), Before::default()).unwrap(), [first, second]);
@@ -137,10 +137,10 @@ fn regular(n: u32, interval_ns: u64, ahead_ns: i64) -> ProbeResult {
         ingress_ttl: Some(251),
         ingress_tos: Some(0),
         egress_tos: None,
-        transmit_stamp: TimestampSource::Kernel.into(),
-        receive_stamp: Some(TimestampSource::Kernel.into()),
+        transmit_timestamp_source: TimestampSource::Kernel.into(),
+        receive_timestamp_source: Some(TimestampSource::Kernel.into()),
         one_way_validity: Some(validity.into()),
-        reflector_stamp_corrected: false,
+        reflector_timestamp_corrected: false,
     }
 }
 
@@ -163,9 +163,9 @@ fn a_regular_probe_takes_few_octets() {
 #[test]
 fn an_irregular_probe_is_refused() {
     let encode = |probe: ProbeResult| encode(&[probe], UnixTime(SENT_NS));
-    let lost = ProbeResult { status: 2, transmit_stamp: 1, ..ProbeResult::default() };
+    let lost = ProbeResult { status: 2, transmit_timestamp_source: 1, ..ProbeResult::default() };
     assert!(encode(lost).is_some());
-    assert!(encode(ProbeResult { transmit_stamp: 0, ..lost }).is_none());
+    assert!(encode(ProbeResult { transmit_timestamp_source: 0, ..lost }).is_none());
     assert!(encode(ProbeResult { rtt_ns: Some(1), ..lost }).is_none());
     assert!(encode(ProbeResult { status: 1, ..lost }).is_none());
 }

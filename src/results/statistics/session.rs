@@ -104,7 +104,7 @@ impl Session {
         }
         let packed = Packed(content.into());
         if let Part::Finished(level) = part {
-            let start = packed.unpack().interval_start;
+            let start = packed.unpack().interval_start_time;
             self.finished[level as usize] = start.map(|start| UnixTime::from_proto(&start).0);
         }
         self.parts.insert(part, packed);
@@ -124,7 +124,7 @@ impl Session {
         // counts in the last of them.
         let (minute, add): (u64, Add) = match minute {
             Some(minute) => (minute, add_result),
-            None => (time_ns(result.end.as_ref()) / MINUTE_NS, add_outcome),
+            None => (time_ns(result.end_time.as_ref()) / MINUTE_NS, add_outcome),
         };
         self.count(result, content, add, (minute, add), disturbed, has);
     }
@@ -139,7 +139,7 @@ impl Session {
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
-        self.seen(time_ns(result.start.as_ref()));
+        self.seen(time_ns(result.start_time.as_ref()));
         self.set_pieces(false);
         if !has(Part::All) {
             let mut all = self.all();
@@ -153,7 +153,7 @@ impl Session {
         }
         self.in_minute(minute, disturbed, &has, |statistics| add_to_minute(statistics, result));
         if result.outcome() == TestOutcome::Stopped {
-            self.not_whole(time_ns(result.end.as_ref()));
+            self.not_whole(time_ns(result.end_time.as_ref()));
             self.since_ns = None;
         }
         if let ResultKeeping::InMemory(most) = self.plan.keeping {
@@ -174,7 +174,7 @@ impl Session {
         self.set_pieces(true);
         let mut all = self.all();
         merge(all.figures.get_or_insert_with(Default::default), figures);
-        all.since.get_or_insert_with(|| UnixTime(minute * MINUTE_NS).to_proto());
+        all.start_time.get_or_insert_with(|| UnixTime(minute * MINUTE_NS).to_proto());
         self.set(Part::All, all);
         self.in_minute(minute, disturbed, &|_| false, |statistics| {
             merge(statistics.figures.get_or_insert_with(Default::default), figures);
@@ -191,7 +191,7 @@ impl Session {
         has: impl Fn(Part) -> bool,
     ) {
         let minute = |time: Option<&prost_types::Timestamp>| time_ns(time) / MINUTE_NS;
-        let (start, end) = (minute(result.start.as_ref()), minute(result.end.as_ref()));
+        let (start, end) = (minute(result.start_time.as_ref()), minute(result.end_time.as_ref()));
         let (mut add, mut add_to_minute): (Add, Add) = (add_result, add_result);
         if start != end {
             let has_pieces = self.head.has_pieces;
@@ -390,8 +390,8 @@ fn empty(scope: StatisticsScope) -> Statistics {
 
 /// Adds statistics of a later time.
 fn add_statistics(into: &mut Statistics, later: &Statistics) {
-    into.since = into.since.or(later.since);
-    into.until = later.until.or(into.until);
+    into.start_time = into.start_time.or(later.start_time);
+    into.end_time = later.end_time.or(into.end_time);
     into.tests_complete += later.tests_complete;
     into.tests_interrupted += later.tests_interrupted;
     into.tests_unreachable += later.tests_unreachable;

@@ -20,7 +20,7 @@ use crate::{
         clock, random,
         tcp::{self, TcpStream},
     },
-    proto::{ConnectionState, LossCause},
+    proto::{ConnectionState, FailureCause},
     session::{Derivation, modes},
     time::TimestampFormat,
     twamp::control_client::{
@@ -198,7 +198,7 @@ impl Established {
                         let keys = derivation.derive(server.ip(), vec![secret], salt, count).await;
                         let Some(key) = keys.and_then(|mut keys| keys.pop()) else {
                             let detail = "the key could not be derived";
-                            return Err(Failure::new(LossCause::Local, detail));
+                            return Err(Failure::new(FailureCause::LocalError, detail));
                         };
                         self.machine.key_derived(&key, clock::monotonic());
                     }
@@ -326,7 +326,7 @@ impl Established {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Failure::broken(&error)),
             Err(_) => Err(Failure::new(
-                LossCause::ResponseTimeout,
+                FailureCause::ResponseTimeout,
                 "the server does not read its control connection",
             )),
         }

@@ -66,13 +66,13 @@ impl Driver {
             let session_control = self.status.session_control();
             match connection_effect(&self.config, &self.current.config, session_control) {
                 ChangeEffect::Live => {}
-                ChangeEffect::Sessions | ChangeEffect::Renegotiate => return Next::Sessions,
+                ChangeEffect::SessionRestart | ChangeEffect::Renegotiate => return Next::Sessions,
                 ChangeEffect::Unspecified
                 | ChangeEffect::Reconnect
                 | ChangeEffect::Start
                 | ChangeEffect::Stop
                 | ChangeEffect::Listen
-                | ChangeEffect::Close => return Next::Anew,
+                | ChangeEffect::CloseConnections => return Next::Anew,
             }
             let transport = |config: &ControlConnection| (config.control_dscp, config.keepalive);
             let tuned = transport(&self.config) != transport(&self.current.config);

@@ -18,7 +18,7 @@ use crate::{
         check_route, clock, resolve,
         tcp::{self, ConnectOptions, TcpStream},
     },
-    proto::{ConnectionState, LossCause},
+    proto::{ConnectionState, FailureCause},
     time::Monotonic,
 };
 
@@ -62,7 +62,7 @@ pub(super) async fn connect(
     turn: Turn,
 ) -> Result<TcpStream, Failure> {
     let Some(target) = &config.target else {
-        return Err(Failure::new(LossCause::Local, "no target_address"));
+        return Err(Failure::new(FailureCause::LocalError, "no target_address"));
     };
     if matches!(target, Endpoint::Name(_)) {
         status.state(ConnectionState::Resolving, clock::now());
@@ -96,7 +96,7 @@ async fn connect_to_any(
     let mut over = pin!(sleep(limit));
     let mut rest = addresses.iter();
     let mut attempts = FuturesUnordered::new();
-    let mut failure = Failure::new(LossCause::Dns, "no address");
+    let mut failure = Failure::new(FailureCause::Dns, "no address");
     let mut begin = true;
     loop {
         if std::mem::take(&mut begin)
@@ -125,7 +125,7 @@ async fn connect_to_any(
             () = &mut over => {
                 let tried = words(&addresses[..addresses.len() - rest.len()]);
                 return Err(Failure::new(
-                    LossCause::ConnectTimeout,
+                    FailureCause::ConnectTimeout,
                     format!("TCP connect to {tried} took longer than {limit:.1?}"),
                 ));
             }
@@ -148,7 +148,7 @@ pub(super) async fn reachable(
     let mut addresses = resolved(config, target, port, source).await?;
     let first = turn.address % addresses.len();
     addresses.rotate_left(first);
-    let mut failure = Failure::new(LossCause::Dns, "no address");
+    let mut failure = Failure::new(FailureCause::Dns, "no address");
     for address in addresses {
         match check_route(address, source, config.interface.as_deref()) {
             Ok(()) => return Ok(address),
@@ -197,10 +197,10 @@ pub(super) async fn resolved(
     let limit = Duration::from_nanos(config.response_timeout_ns);
     let silent = |_| {
         let name = if let Endpoint::Name(name) = target { name.as_str() } else { "" };
-        Failure::new(LossCause::Dns, format!("{name:?}: name service did not answer in time"))
+        Failure::new(FailureCause::Dns, format!("{name:?}: name service did not answer in time"))
     };
     timeout(limit, resolve::addresses(target, port, source))
         .await
         .map_err(silent)?
-        .map_err(|error| Failure::new(LossCause::Dns, error.to_string()))
+        .map_err(|error| Failure::new(FailureCause::Dns, error.to_string()))
 }

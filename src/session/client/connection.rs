@@ -26,7 +26,7 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Extensions},
     net::{NetworkChanges, clock, random},
-    proto::{ConnectionState, EventType, LossCause},
+    proto::{ConnectionState, EventType, FailureCause},
     results::Results,
     session::{Derivation, plane::Ended},
     supervise::Pulse,
@@ -195,7 +195,7 @@ impl Driver {
             let next = match next {
                 Next::Lost(failure, started) => {
                     // What was lost here may find another way from here, and does not wait for it.
-                    let at_once = started && failure.cause == LossCause::Local;
+                    let at_once = started && failure.cause == FailureCause::LocalError;
                     if self.lost(failure, started).await {
                         return self.completed_by_break().await;
                     }

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{AvailabilityRule, Schedule},
-        proto::{LossCause, TestOutcome},
+        proto::{FailureCause, TestOutcome},
         twamp::sender::{Carrier, SenderConfig, SenderEvent, SessionSender},
     };
 
@@ -114,19 +114,19 @@ mod tests {
     const OUTAGES: usize = 100_000;
 
     /// How long an attempt takes to fail, by its cause.
-    const CAUSES: [(LossCause, u64); 6] = [
-        (LossCause::Refused, MS / 5),
-        (LossCause::NoRoute, MS / 50),
-        (LossCause::Dns, 40 * MS),
-        (LossCause::ConnectTimeout, INTERVAL),
-        (LossCause::ResponseTimeout, 250 * MS),
-        (LossCause::Rejected, 2 * MS),
+    const CAUSES: [(FailureCause, u64); 6] = [
+        (FailureCause::Refused, MS / 5),
+        (FailureCause::NoRoute, MS / 50),
+        (FailureCause::Dns, 40 * MS),
+        (FailureCause::ConnectTimeout, INTERVAL),
+        (FailureCause::ResponseTimeout, 250 * MS),
+        (FailureCause::Rejected, 2 * MS),
     ];
 
     struct Scripted {
         begins: u64,
         ends: u64,
-        cause: (LossCause, u64),
+        cause: (FailureCause, u64),
     }
 
     /// Outages of random length and cause, all over a day.
@@ -146,7 +146,7 @@ mod tests {
         Now { monotonic: Monotonic(ns), unix: UnixTime(1_800_000_000_000_000_000 + ns) }
     }
 
-    fn failure((cause, _): (LossCause, u64)) -> Failure {
+    fn failure((cause, _): (FailureCause, u64)) -> Failure {
         Failure::new(cause, "scripted")
     }
 

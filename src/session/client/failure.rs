@@ -3,12 +3,12 @@
 use std::{io, net::SocketAddr};
 
 use super::peer::Blame;
-use crate::{proto::LossCause, twamp::control_client::ClientError, wire::codes::Accept};
+use crate::{proto::FailureCause, twamp::control_client::ClientError, wire::codes::Accept};
 
 /// A loss with its cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Failure {
-    pub(super) cause: LossCause,
+    pub(super) cause: FailureCause,
     pub(super) accept_code: u8,
     pub(super) detail: String,
     /// Whether the server may have stumbled over extensions that it was asked for.
@@ -16,7 +16,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(cause: LossCause, detail: impl Into<String>) -> Self {
+    pub(super) fn new(cause: FailureCause, detail: impl Into<String>) -> Self {
         Self { cause, detail: detail.into(), ..Self::default() }
     }
 
@@ -24,13 +24,13 @@ impl Failure {
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     pub(super) fn connecting(error: &io::Error, to: &str) -> Self {
         let cause = match error.kind() {
-            io::ErrorKind::ConnectionRefused => LossCause::Refused,
-            io::ErrorKind::TimedOut => LossCause::ConnectTimeout,
+            io::ErrorKind::ConnectionRefused => FailureCause::Refused,
+            io::ErrorKind::TimedOut => FailureCause::ConnectTimeout,
             io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown => LossCause::NoRoute,
-            io::ErrorKind::ConnectionReset => LossCause::Reset,
-            _ => LossCause::Local,
+            | io::ErrorKind::NetworkDown => FailureCause::NoRoute,
+            io::ErrorKind::ConnectionReset => FailureCause::Reset,
+            _ => FailureCause::LocalError,
         };
         Self::new(cause, format!("TCP connect to {to}: {error}"))
     }
@@ -41,15 +41,15 @@ impl Failure {
         let cause = match error.kind() {
             io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown => LossCause::NoRoute,
-            _ => LossCause::Local,
+            | io::ErrorKind::NetworkDown => FailureCause::NoRoute,
+            _ => FailureCause::LocalError,
         };
         Self::new(cause, format!("UDP to {to}: {error}"))
     }
 
     /// A socket of this host that did not come about.
     pub(super) fn local(what: &str, error: &io::Error) -> Self {
-        Self::new(LossCause::Local, format!("{what}: {error}"))
+        Self::new(FailureCause::LocalError, format!("{what}: {error}"))
     }
 
     /// Of one of several sessions.
@@ -61,13 +61,13 @@ impl Failure {
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     pub(super) fn broken(error: &io::Error) -> Self {
         let cause = match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => LossCause::Reset,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => FailureCause::Reset,
             // What keepalive and the user timeout end a connection with; a router's message may
             // stand in for the timeout.
             io::ErrorKind::TimedOut
             | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable => LossCause::KeepaliveTimeout,
-            _ => LossCause::Local,
+            | io::ErrorKind::NetworkUnreachable => FailureCause::KeepaliveTimeout,
+            _ => FailureCause::LocalError,
         };
         Self::new(cause, format!("control connection: {error}"))
     }
@@ -77,58 +77,58 @@ impl Failure {
     pub(super) fn with_extensions(self, derives: bool) -> Self {
         let unsaid = [Accept::FAILURE, Accept::NOT_SUPPORTED].contains(&Accept(self.accept_code));
         let blame = match self.cause {
-            LossCause::Rejected if unsaid => Blame::Likely,
+            FailureCause::Rejected if unsaid => Blame::Likely,
             // A server that refuses the mode may say the same as one that refuses the key.
-            LossCause::BadKey if self.accept_code == Accept::FAILURE.0 => Blame::Possible,
-            LossCause::ResponseTimeout if derives => Blame::None,
+            FailureCause::BadKey if self.accept_code == Accept::FAILURE.0 => Blame::Possible,
+            FailureCause::ResponseTimeout if derives => Blame::None,
             // It may also have been started again just then.
-            LossCause::Reset
-            | LossCause::ClosedByServer
-            | LossCause::ProtocolError
-            | LossCause::ResponseTimeout => Blame::Possible,
-            LossCause::Unspecified
-            | LossCause::Refused
-            | LossCause::ConnectTimeout
-            | LossCause::NoRoute
-            | LossCause::Dns
-            | LossCause::KeepaliveTimeout
-            | LossCause::NoCommonMode
-            | LossCause::BadKey
-            | LossCause::Rejected
-            | LossCause::Limit
-            | LossCause::Panic
-            | LossCause::Local => Blame::None,
+            FailureCause::Reset
+            | FailureCause::ClosedByServer
+            | FailureCause::ProtocolError
+            | FailureCause::ResponseTimeout => Blame::Possible,
+            FailureCause::Unspecified
+            | FailureCause::Refused
+            | FailureCause::ConnectTimeout
+            | FailureCause::NoRoute
+            | FailureCause::Dns
+            | FailureCause::KeepaliveTimeout
+            | FailureCause::NoCommonMode
+            | FailureCause::BadKey
+            | FailureCause::Rejected
+            | FailureCause::Limit
+            | FailureCause::Panic
+            | FailureCause::LocalError => Blame::None,
         };
         Self { blame, ..self }
     }
 
     /// The server ended the connection, in whatever way.
     pub(super) fn is_end(&self) -> bool {
-        matches!(self.cause, LossCause::ClosedByServer | LossCause::Reset)
+        matches!(self.cause, FailureCause::ClosedByServer | FailureCause::Reset)
     }
 
     pub(super) fn closed_by_server() -> Self {
-        Self::new(LossCause::ClosedByServer, "the server closed the control connection")
+        Self::new(FailureCause::ClosedByServer, "the server closed the control connection")
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (cause, accept) = match &error {
-            ClientError::ServiceRefused => (LossCause::Rejected, 0),
-            ClientError::NoCommonMode { .. } => (LossCause::NoCommonMode, 0),
-            ClientError::Count { .. } => (LossCause::Limit, 0),
-            ClientError::KeyRejected(accept) => (LossCause::BadKey, accept.0),
-            ClientError::NotGenuine(_) => (LossCause::BadKey, 0),
+            ClientError::ServiceRefused => (FailureCause::Rejected, 0),
+            ClientError::NoCommonMode { .. } => (FailureCause::NoCommonMode, 0),
+            ClientError::Count { .. } => (FailureCause::Limit, 0),
+            ClientError::KeyRejected(accept) => (FailureCause::BadKey, accept.0),
+            ClientError::NotGenuine(_) => (FailureCause::BadKey, 0),
             ClientError::ConnectionRejected(accept)
             | ClientError::SessionRejected { accept, .. }
-            | ClientError::StartRejected(accept) => (LossCause::Rejected, accept.0),
+            | ClientError::StartRejected(accept) => (FailureCause::Rejected, accept.0),
             ClientError::NoPort { .. }
             | ClientError::ReflectedOctets { .. }
             | ClientError::Unexpected(_)
             | ClientError::RepeatedSid { .. }
-            | ClientError::UnknownSessions(_) => (LossCause::ProtocolError, 0),
-            ClientError::ResponseTimeout(_) => (LossCause::ResponseTimeout, 0),
+            | ClientError::UnknownSessions(_) => (FailureCause::ProtocolError, 0),
+            ClientError::ResponseTimeout(_) => (FailureCause::ResponseTimeout, 0),
         };
         Self { accept_code: accept, ..Self::new(cause, error.to_string()) }
     }

@@ -12,7 +12,7 @@ use super::{
     running::SOON_NS,
     sender::Command,
 };
-use crate::{model::SessionControl, net::clock, proto::LossCause, time::Monotonic};
+use crate::{model::SessionControl, net::clock, proto::FailureCause, time::Monotonic};
 
 /// A session that does not run though others do.
 #[derive(Debug, Default)]
@@ -26,12 +26,12 @@ pub(super) struct Tried {
 impl Tried {
     /// The server was not asked: to ask again disturbs nobody.
     fn is_local(&self) -> bool {
-        self.failure.cause != LossCause::Rejected
+        self.failure.cause != FailureCause::Rejected
     }
 
     /// Nobody answered for its name.
     fn is_slow(&self) -> bool {
-        self.failure.cause == LossCause::Dns
+        self.failure.cause == FailureCause::Dns
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     model::{ControlConnection, StampSession, TestSession},
     net::{TestSocket, TransmitStamps, UdpOptions, clock, random},
-    proto::LossCause,
+    proto::FailureCause,
     twamp::{
         control_client::SessionRequest,
         sender::{Carrier, StampSender},
@@ -125,7 +125,7 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
 fn too_slow(patience: Duration) -> Failure {
     let detail =
         format!("no answer of name service within {patience:?}, for which others would wait");
-    Failure::new(LossCause::Dns, detail)
+    Failure::new(FailureCause::Dns, detail)
 }
 
 async fn open_without_control(
@@ -136,7 +136,7 @@ async fn open_without_control(
     let source = session.source_address.or(config.source_address);
     let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
     let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
-        return Err(Failure::new(LossCause::Local, "no target"));
+        return Err(Failure::new(FailureCause::LocalError, "no target"));
     };
     let remote = reachable(config, target, port, source, turn).await?;
     let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
@@ -178,7 +178,7 @@ async fn open(
     let source = source.unwrap_or(local);
     if source.is_ipv4() != remote.is_ipv4() {
         return Err(Failure::new(
-            LossCause::Local,
+            FailureCause::LocalError,
             format!(
                 "sender {source} and reflector {remote} are of different IP versions; \
                  source_address or target_address of the session would have to change"
@@ -195,7 +195,7 @@ async fn open(
         receiver_address: if remote == server { unspecified } else { remote },
         receiver_port: session.destination_port.unwrap_or(port),
         data_size: session.data_size,
-        reflected_length: session.reflected_padding,
+        reflected_length: session.reflected_octets,
         dscp: session.dscp.value(),
         timeout_ns: session.loss_timeout_ns,
     };

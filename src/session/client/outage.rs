@@ -4,7 +4,7 @@ use super::{Tools, connection::Driver, failure::Failure, sender::Command};
 use crate::{
     model::{ControlConnection, ControlType},
     net::clock,
-    proto::{Event, EventType, LossCause, Word},
+    proto::{Event, EventType, FailureCause, Word},
     results::{Results, Subject},
     time::duration_to_proto,
 };
@@ -49,7 +49,7 @@ impl Driver {
                 event.accept_code = outage.failure.accept_code.into();
                 event.attempts = outage.attempts;
                 event.duration = Some(duration_to_proto(length_ns));
-                event.since = Some(outage.began.to_proto());
+                event.start_time = Some(outage.began.to_proto());
             });
         }
         self.status.outage_ends(clock::now());
@@ -67,7 +67,7 @@ pub(super) fn failed(
     text: &str,
     last: bool,
 ) {
-    let failure = Failure::new(LossCause::Panic, format!("the task failed: {text}"));
+    let failure = Failure::new(FailureCause::Panic, format!("the task failed: {text}"));
     tracing::error!(connection = config.name, text, last, "task failed");
     if status.open_outage().is_none() {
         event(config, results, EventType::ConnectionLost, |event| {

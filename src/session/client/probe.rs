@@ -43,7 +43,7 @@ pub async fn probe_server(
             without.extensions_refused = true;
             without.detail = format!(
                 "works without extensions only; with {}: {}. {}",
-                Modes(found.mode_chosen),
+                Modes(found.mode),
                 failure.detail,
                 without.detail
             );
@@ -75,12 +75,13 @@ async fn attempt(
     let turn = Turn::only(config);
     let names: Vec<String> = config.sessions.iter().map(|session| session.name.clone()).collect();
     let stream = connect(config, &status, turn).await?;
-    found.connect_ns = clock::monotonic().since_ns(begun);
+    found.connect_duration_ns = clock::monotonic().since_ns(begun);
     let mut established =
         attempt::prepare(config, &names, extensions, stream, turn, &status).await?;
     let ends = status.to_proto(0, false, clock::now());
     (found.local_address, found.server_address) = (ends.local_address, ends.server_address);
-    found.port_asked = established.sessions.first().map_or(0, |s| s.socket.local().port().into());
+    found.requested_port =
+        established.sessions.first().map_or(0, |s| s.socket.local().port().into());
     let negotiated = established.negotiate(config, derivation).await;
     describe(&established, found);
     negotiated?;
@@ -98,23 +99,23 @@ fn describe(established: &Established, found: &mut ProbeServerResponse) {
     let machine = established.machine();
     found.stage = match machine.stage() {
         Stage::Greeting => ProbeStage::Greeting,
-        Stage::SetUp => ProbeStage::SetUp,
+        Stage::SetUp => ProbeStage::Setup,
         Stage::Request => ProbeStage::Request,
         Stage::Start | Stage::Running => ProbeStage::Start,
     }
     .into();
     if let Some(greeting) = machine.greeting() {
         let modes = Modes(greeting.modes.get());
-        found.modes_offered = Some(modes.0);
-        found.modes_offered_words = modes.to_string();
+        found.offered_modes = Some(modes.0);
+        found.offered_mode_names = modes.to_string();
         found.key_derivation_count = greeting.count.get();
     }
-    found.mode_chosen = machine.mode().0;
-    found.mode_chosen_words = machine.mode().to_string();
+    found.mode = machine.mode().0;
+    found.mode_name = machine.mode().to_string();
     let start = machine.server_start_time();
     found.server_start_time = (start.0 != 0).then(|| start.to_unix(clock::unix()).to_proto());
     if let Some(session) = established.sessions.first() {
-        found.port_given = session.remote.port().into();
+        found.accepted_port = session.remote.port().into();
         found.sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
     }
 }

@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn one_session_that_can_send_is_enough() {
         let (progress, now) = (Progress::default(), Monotonic(0));
-        let failure = || Some(Failure::new(crate::proto::LossCause::NoRoute, "no route"));
+        let failure = || Some(Failure::new(crate::proto::FailureCause::NoRoute, "no route"));
         progress.follow(&["a", "b", "c"]);
         progress.set("c", Stage::Completed);
         progress.test_ended("a", Some(false), failure(), now);

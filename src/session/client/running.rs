@@ -22,7 +22,7 @@ use crate::{
         limits::{SILENT_CONNECTION_NS, TWAMP_PORT},
     },
     net::{check_route, check_source, clock, interface_index},
-    proto::{ConnectionState, EventType, LossCause},
+    proto::{ConnectionState, EventType, FailureCause},
     time::{Monotonic, NANOS_PER_SECOND, duration_to_proto},
 };
 
@@ -143,7 +143,7 @@ impl Driver {
 
     fn interface_gone(&self) -> Failure {
         let name = self.config.interface.as_deref().unwrap_or_default();
-        Failure::new(LossCause::Local, format!("interface {name} is gone or was replaced"))
+        Failure::new(FailureCause::LocalError, format!("interface {name} is gone or was replaced"))
     }
 
     /// Why no reply can come: the address of the control connection is gone, or what all sessions send
@@ -191,7 +191,7 @@ impl Driver {
                 event.accept_code = outage.failure.accept_code.into();
                 event.attempts = outage.attempts + 1;
                 event.duration = Some(duration_to_proto(length_ns));
-                event.since = Some(outage.began.to_proto());
+                event.start_time = Some(outage.began.to_proto());
             });
         }
         self.status.outage_ends(now);

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{course::Outage, failure::Failure, open::Declined, sender::Command};
 use crate::{
     model::{ControlConnection, ControlType, SessionControl},
-    proto::{self, ConnectionLoss, ConnectionState, Session},
+    proto::{self, ConnectionFailure, ConnectionState, Session},
     session::plane::Handle,
     time::{Monotonic, Now, duration_to_proto},
 };
@@ -158,9 +158,9 @@ impl Status {
         }
         let next_attempt = inner.next_attempt.filter(|_| attempts(state));
         let connection = &mut inner.connection;
-        if connection.state() != state || connection.state_since.is_none() {
+        if connection.state() != state || connection.state_start_time.is_none() {
             connection.state = state.into();
-            connection.state_since = Some(now.unix.to_proto());
+            connection.state_start_time = Some(now.unix.to_proto());
         }
         connection.next_attempt_time = next_attempt;
         if !matches!(state, ConnectionState::Negotiating | ConnectionState::Running) {
@@ -357,8 +357,8 @@ fn attempts(state: ConnectionState) -> bool {
     )
 }
 
-fn loss(failure: &Failure, now: Now) -> ConnectionLoss {
-    ConnectionLoss {
+fn loss(failure: &Failure, now: Now) -> ConnectionFailure {
+    ConnectionFailure {
         cause: failure.cause.into(),
         accept_code: failure.accept_code.into(),
         detail: failure.detail.clone(),

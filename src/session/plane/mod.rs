@@ -147,12 +147,17 @@ pub struct PlaneSettings {
     pub busy_poll_us: u32,
     /// So many microseconds before something is due a thread sleeps no more: waking up takes its
     /// time, on a virtual machine a tenth of a millisecond.
-    pub awake_us: u32,
+    pub spin_before_deadline_us: u32,
 }
 
 impl Default for PlaneSettings {
     fn default() -> Self {
-        Self { threads: 1, place: ThreadPlace::default(), busy_poll_us: 0, awake_us: 0 }
+        Self {
+            threads: 1,
+            place: ThreadPlace::default(),
+            busy_poll_us: 0,
+            spin_before_deadline_us: 0,
+        }
     }
 }
 

@@ -84,7 +84,7 @@ impl<E: Endpoint> Shard<E> {
             timers: BinaryHeap::new(),
             again: Vec::new(),
             busy_poll_us,
-            awake_ns: u64::from(settings.awake_us) * 1_000,
+            awake_ns: u64::from(settings.spin_before_deadline_us) * 1_000,
         };
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
             for refused in take_place(&place) {

@@ -58,23 +58,23 @@ impl Reason {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => EndCause::Reset,
             io::ErrorKind::TimedOut
             | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable => EndCause::Keepalive,
-            _ => EndCause::Server,
+            | io::ErrorKind::NetworkUnreachable => EndCause::KeepaliveTimeout,
+            _ => EndCause::ClosedByServer,
         };
         Self(cause, error.to_string())
     }
 
     fn of_machine(error: &ServerError) -> Self {
         let cause = match error {
-            ServerError::Ended | ServerError::ClientGaveUp => EndCause::Client,
-            ServerError::BadKey | ServerError::Busy => EndCause::Key,
+            ServerError::Ended | ServerError::ClientGaveUp => EndCause::ClosedByClient,
+            ServerError::BadKey | ServerError::Busy => EndCause::BadKey,
             ServerError::Inactive | ServerError::Incomplete => EndCause::Inactivity,
             ServerError::ModeNotOffered { .. }
             | ServerError::NotGenuine(_)
             | ServerError::TooManySessions { .. }
             | ServerError::Command(_)
             | ServerError::WrongSessionCount { .. }
-            | ServerError::BrokenStop => EndCause::Protocol,
+            | ServerError::BrokenStop => EndCause::ProtocolError,
         };
         Self(cause, error.to_string())
     }
@@ -146,8 +146,8 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
     let by_hand = connection.entry.close.clone();
     let Reason(cause, reason) = tokio::select! {
         reason = connection.run(ended) => reason,
-        () = by_hand.cancelled() => Reason(EndCause::ByHand, "it was closed by hand".into()),
-        () = token.cancelled() => Reason(EndCause::Server, "the server role ends".into()),
+        () = by_hand.cancelled() => Reason(EndCause::ClosedByOperator, "it was closed by hand".into()),
+        () = token.cancelled() => Reason(EndCause::ClosedByServer, "the server role ends".into()),
     };
     connection.shared.registry.ended(cause);
     tracing::info!(client = %ends.client, reason, "control connection ended");
@@ -193,7 +193,7 @@ impl Connection {
                     let now = clock::monotonic();
                     if self.deadline.is_some_and(|end| end <= now) {
                         let reason = "max_connection_duration has passed";
-                        return Reason(EndCause::Duration, reason.into());
+                        return Reason(EndCause::MaxDuration, reason.into());
                     }
                     self.machine.handle_timeout(now);
                 }
@@ -202,7 +202,7 @@ impl Connection {
                     if known && end == SessionEnd::SocketClosed {
                         // Its probes go nowhere: the client is to come again.
                         let reason = "the test port of a session was closed";
-                        return Reason(EndCause::Server, reason.into());
+                        return Reason(EndCause::ClosedByServer, reason.into());
                     }
                     self.machine.session_expired(sid, clock::monotonic());
                 }
@@ -215,11 +215,11 @@ impl Connection {
                     }
                     if !config.allows(self.ends.client.ip()) {
                         let reason = "its address is in no client_list any more";
-                        return Reason(EndCause::Server, reason.into());
+                        return Reason(EndCause::ClosedByServer, reason.into());
                     }
                     if self.key_is_gone(&config) {
                         let reason = format!("key {:?} was taken away", self.key_id);
-                        return Reason(EndCause::Key, reason);
+                        return Reason(EndCause::BadKey, reason);
                     }
                 }
             }
@@ -293,7 +293,7 @@ impl Connection {
             // Nothing is worked for whom nobody waits any more.
             () = gone(&self.stream) => {
                 let reason = "the client went before its key was derived";
-                return Err(Reason(EndCause::Client, reason.into()));
+                return Err(Reason(EndCause::ClosedByClient, reason.into()));
             }
         };
         self.key_id = String::from_utf8_lossy(key_id).into_owned();

@@ -77,7 +77,7 @@ pub(super) async fn place(
             sid: sid.to_string(),
             sender_address: sender.to_string(),
             state: ServerSessionState::Accepted.into(),
-            since: Some(clock::unix().to_proto()),
+            accept_time: Some(clock::unix().to_proto()),
             dscp: request.dscp.into(),
             padding_length: request.padding_length,
             timeout: Some(duration_to_proto(drain_ns)),

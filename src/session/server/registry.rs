@@ -18,9 +18,9 @@ use crate::{
     model::ServerConfig,
     net::clock,
     proto::{
-        EndCause, EndedCount, GetServerStatusResponse, KeyCounters, Refusal, RefusalCause,
-        RefusedCount, RefusedSessions, ServerConnection, ServerConnectionState, ServerSession,
-        ServerSessionState, ServerSocket,
+        EndCause, EndedConnections, GetServerStatusResponse, KeyCounters, Refusal, RefusalCause,
+        RefusedConnections, RefusedSessions, ServerConnection, ServerConnectionState,
+        ServerSession, ServerSessionState, ServerSocket,
     },
     time::UnixTime,
     twamp::{control_server::ServerError, reflector::SessionCounters},
@@ -135,7 +135,7 @@ impl Registry {
                 client_address: client.to_string(),
                 local_address: local.to_string(),
                 state: ServerConnectionState::Setup.into(),
-                since: Some(clock::unix().to_proto()),
+                accept_time: Some(clock::unix().to_proto()),
                 ..ServerConnection::default()
             },
         );
@@ -198,13 +198,13 @@ impl Registry {
         let inner = self.lock();
         GetServerStatusResponse {
             sockets: inner.sockets.clone(),
-            connections: inner.connections.len() as u32,
-            sessions: inner.sessions.len() as u32,
+            connections_open: inner.connections.len() as u32,
+            sessions_open: inner.sessions.len() as u32,
             connections_accepted: inner.accepted,
             connections_refused: inner
                 .refused
                 .iter()
-                .map(|(cause, count)| RefusedCount { cause: *cause, count: *count })
+                .map(|(cause, count)| RefusedConnections { cause: *cause, count: *count })
                 .collect(),
             packets: Some(self.reflectors.counted()),
             latest_refusals: inner.latest_refusals.iter().cloned().collect(),
@@ -219,7 +219,7 @@ impl Registry {
             connections_ended: inner
                 .ended
                 .iter()
-                .map(|(cause, count)| EndedCount { cause: *cause, count: *count })
+                .map(|(cause, count)| EndedConnections { cause: *cause, count: *count })
                 .collect(),
             keys: Some(inner.keys),
             irregular_stops: inner.irregular_stops,

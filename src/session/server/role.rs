@@ -15,7 +15,7 @@ use super::{
     sockets::Sockets,
 };
 use crate::{
-    model::{ListenAddress, ServerConfig, StampServerSession, UdpListen},
+    model::{ListenAddress, ServerConfig, StampReflectorSession, UdpListen},
     net::tcp::{self, TcpListener},
     proto::ServerSocket,
     session::Derivation,
@@ -199,7 +199,7 @@ fn sessionless(config: &ServerConfig, place: &UdpListen) -> Sessionless {
     let Some(stamp) = config.stamp.as_ref().filter(|stamp| names(&stamp.listen)) else {
         return Sessionless::Nobody;
     };
-    let rule = |session: &StampServerSession| StampRule {
+    let rule = |session: &StampReflectorSession| StampRule {
         prefix: session.prefix,
         port: session.port,
         ssid: session.ssid,
@@ -209,7 +209,7 @@ fn sessionless(config: &ServerConfig, place: &UdpListen) -> Sessionless {
         stateful: stamp.stateful,
         authenticated: stamp.authenticated,
         secrets: stamp.secrets.clone(),
-        may_choose_dscp: stamp.may_choose_dscp,
+        allow_class_of_service: stamp.allow_class_of_service,
         timestamps: stamp.timestamps,
         refwait_ns: config.refwait_ns,
     })

@@ -63,7 +63,7 @@ fn a_state_goes_through_a_file_and_is_the_same() {
     let imported = StateDirectory::open(&other).unwrap();
     let after = verified(&imported);
     assert_eq!((after.records, after.cursors), (before.records, before.cursors));
-    assert_eq!((after.revisions, after.live_octets), (1, before.live_octets));
+    assert_eq!((after.revisions, after.live_bytes), (1, before.live_bytes));
     let store =
         ResultStore::open(&imported, Retention::of_all(u64::MAX, 1 << 30), "another", now).unwrap();
     // Where it came from the log may have gone on.
@@ -96,7 +96,7 @@ fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
     let before = verified(&state);
     compact(&state).unwrap();
     let after = verified(&state);
-    assert_eq!(Verified { disk_octets: 0, ..after }, Verified { disk_octets: 0, ..before });
+    assert_eq!(Verified { disk_bytes: 0, ..after }, Verified { disk_bytes: 0, ..before });
     drop(state);
     // Between the two renames.
     let results = directory.path().join("results.sled");

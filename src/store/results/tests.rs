@@ -137,7 +137,7 @@ fn windows_go_whole_by_age_and_by_octets() {
     for _ in 0..80 {
         store.append(now().unix.0, 4_000);
     }
-    let kept = wait_for(&store, |state| state.newest == 80 && state.live_octets <= 160_000);
+    let kept = wait_for(&store, |state| state.newest == 80 && state.live_bytes <= 160_000);
     assert!(kept.records >= 34, "{kept:?}");
     assert_eq!(kept.earliest, 80 - kept.records + 1);
     // All of it is older than the new age allows; the cursors go on.
@@ -236,7 +236,7 @@ fn windows_that_are_full_are_not_read_again() {
     wait_for(&store, |state| state.records == 5);
     let after = store.state().borrow().clone();
     assert_eq!((after.newest, after.earliest), (before.newest, before.earliest));
-    assert_eq!(after.live_octets, before.live_octets);
+    assert_eq!(after.live_bytes, before.live_bytes);
 }
 
 #[tokio::test]
@@ -338,14 +338,14 @@ fn the_disk_stays_small_over_a_day_of_sliding_windows() {
             state.newest == cursor
         });
         if minute % 60 == 0 {
-            let limit = 3 * kept.live_octets + (64 << 20);
-            assert!(kept.disk_octets <= limit, "after {minute} minutes: {kept:?}");
+            let limit = 3 * kept.live_bytes + (64 << 20);
+            assert!(kept.disk_bytes <= limit, "after {minute} minutes: {kept:?}");
         }
     }
     let kept = store.state().borrow().clone();
     // An hour, and what is in a window with it.
     assert!((11_000..=14_000).contains(&kept.records), "{kept:?}");
-    assert!(written > 10 * kept.live_octets);
+    assert!(written > 10 * kept.live_bytes);
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn a_connection_has_its_records_kept_for_less() {
         let connection = if cursor % 2 == 0 { "brief" } else { "other" };
         store.append_of(connection, begun_ns - age_ns(cursor), 300);
     }
-    let full = wait_for(&store, |state| state.newest == 400).live_octets;
+    let full = wait_for(&store, |state| state.newest == 400).live_bytes;
     let check = |store: &ResultStore| {
         let entries = store.entries(0, 400, 1000, 1 << 20, false).unwrap();
         assert_eq!(entries.len(), 400);
@@ -402,8 +402,8 @@ fn a_connection_has_its_records_kept_for_less() {
     let kept = wait_for(&store, |state| state.trimmed_up_to == 240);
     let gone = check(&store);
     assert_eq!((gone, kept.records), (120, 400));
-    let live_octets = store.state().borrow().live_octets;
-    assert!(live_octets < full - gone * 280, "{live_octets} of {full}");
+    let live_bytes = store.state().borrow().live_bytes;
+    assert!(live_bytes < full - gone * 280, "{live_bytes} of {full}");
     store.close();
     drop(store);
 
@@ -424,7 +424,7 @@ fn a_connection_has_its_records_kept_for_less() {
     let store = Opened::with(&state, retention);
     assert_eq!(check(&store), gone);
     let again = wait_for(&store, |state| state.records == 400);
-    assert!(again.live_octets == live_octets, "{again:?} {live_octets}");
+    assert!(again.live_bytes == live_bytes, "{again:?} {live_bytes}");
     store.close();
     drop(store);
     assert_eq!(pages(&Engine::open(&path, CACHE_OCTETS).unwrap()), whole);

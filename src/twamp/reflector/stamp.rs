@@ -41,7 +41,7 @@ pub struct StampPolicy {
     /// Secrets of which any may have made an HMAC.
     pub secrets: Vec<Secret>,
     /// A probe may choose the DSCP of its reply (Class of Service TLV).
-    pub may_choose_dscp: bool,
+    pub allow_class_of_service: bool,
     /// How T2 and T3 are written.
     pub timestamps: TimestampFormat,
     /// Silence after which a session's counts are forgotten, nanoseconds.
@@ -202,7 +202,7 @@ impl Stamp {
                 destination: meta.destination,
                 tos: meta.tos.unwrap_or(0),
                 synchronised: error_estimate.is_synchronised(),
-                may_choose_dscp: self.policy.may_choose_dscp,
+                allow_class_of_service: self.policy.allow_class_of_service,
                 state,
             };
             // Without authentication the HMAC TLV tells the key, where there are several.
@@ -212,7 +212,7 @@ impl Stamp {
             };
             tlvs = answer(&mut reply[base..], &probed, key, self.policy.authenticated);
             counters.tlvs_malformed.fetch_add(tlvs.malformed.into(), Relaxed);
-            counters.tlvs_not_genuine.fetch_add(tlvs.not_genuine.into(), Relaxed);
+            counters.tlvs_integrity_failed.fetch_add(tlvs.not_genuine.into(), Relaxed);
             counters.access_reports.fetch_add(tlvs.access_report.into(), Relaxed);
         }
         if state.is_some() {

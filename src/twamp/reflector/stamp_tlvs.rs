@@ -26,7 +26,7 @@ pub(super) struct Probed {
     pub(super) tos: u8,
     pub(super) synchronised: bool,
     /// The reply may go out with the DSCP that the probe asks for.
-    pub(super) may_choose_dscp: bool,
+    pub(super) allow_class_of_service: bool,
     /// What a reflector that keeps state knows.
     pub(super) state: Option<ProbedState>,
 }
@@ -211,7 +211,7 @@ fn answer_one(
 fn class_of_service(value: &mut [u8], probed: &Probed, answer: &mut TlvAnswer) {
     let wanted = value[0] >> 2;
     let (dscp, ecn) = (probed.tos >> 2, probed.tos & 3);
-    let refused = u8::from(!probed.may_choose_dscp && wanted != dscp);
+    let refused = u8::from(!probed.allow_class_of_service && wanted != dscp);
     value[0] = wanted << 2 | dscp >> 4;
     value[1] = dscp << 4 | ecn << 2 | refused;
     answer.tos = Some(if refused == 0 { wanted << 2 } else { dscp << 2 });
@@ -288,7 +288,7 @@ mod tests {
             destination: SocketAddr::from(([192, 0, 2, 2], 862)),
             tos: 10 << 2 | 2,
             synchronised: true,
-            may_choose_dscp: true,
+            allow_class_of_service: true,
             state: Some(ProbedState { received: 1, sent: 1, previous: Some((4, 9)) }),
         }
     }
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa8, 0, 0]);
         assert_eq!(answer.tos, Some(46 << 2));
         // Not allowed to choose: the DSCP received, and RP says so.
-        let (area, answer) = answered(&tlv, &Probed { may_choose_dscp: false, ..probed() });
+        let (area, answer) = answered(&tlv, &Probed { allow_class_of_service: false, ..probed() });
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa9, 0, 0]);
         assert_eq!(answer.tos, Some(10 << 2));
     }

@@ -80,7 +80,7 @@ pub struct ReflectorCounters {
     /// STAMP packets whose TLVs were answered with the flag for malformed ones.
     pub tlvs_malformed: AtomicU64,
     /// STAMP packets whose TLVs were answered with the flag for failed integrity.
-    pub tlvs_not_genuine: AtomicU64,
+    pub tlvs_integrity_failed: AtomicU64,
     /// Access Reports of STAMP.
     pub access_reports: AtomicU64,
 }
@@ -103,12 +103,12 @@ impl ReflectorCounters {
             dropped_send_failed: sum.dropped_send_failed + send_failed,
             reflected_light: sum.reflected_light + of(&self.reflected_light),
             reflected_stamp: sum.reflected_stamp + of(&self.reflected_stamp),
-            dropped_not_genuine: sum.dropped_not_genuine + of(&self.not_genuine),
+            dropped_integrity_failed: sum.dropped_integrity_failed + of(&self.not_genuine),
             tlvs_malformed: sum.tlvs_malformed + of(&self.tlvs_malformed),
-            tlvs_not_genuine: sum.tlvs_not_genuine + of(&self.tlvs_not_genuine),
+            tlvs_integrity_failed: sum.tlvs_integrity_failed + of(&self.tlvs_integrity_failed),
             access_reports: sum.access_reports + of(&self.access_reports),
             dropped_rate_limited: sum.dropped_rate_limited + of(&self.rate_limited),
-            dropped_no_room: sum.dropped_no_room + of(&self.no_room),
+            dropped_buffer_full: sum.dropped_buffer_full + of(&self.no_room),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{LATEST_NS, Phase, SenderConfig, SenderEvent, SessionSender};
 use crate::{
-    proto::{Figures, LossCause, TestOutcome, TestResult},
+    proto::{FailureCause, Figures, TestOutcome, TestResult},
     stats::{MINUTE_NS, TestFigures, minute_of},
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
 };
@@ -26,7 +26,7 @@ pub(super) struct Test {
     /// A probe of it went out.
     pub(super) sent: bool,
     /// Probes that this host would not send to the reflector, and why not the latest of them.
-    pub(super) refused: (u64, LossCause),
+    pub(super) refused: (u64, FailureCause),
     /// When all is known of the probes that were sent in the minute before this one.
     pub(super) minute_closes: Option<Monotonic>,
 }
@@ -48,7 +48,7 @@ impl SessionSender {
             ends: None,
             outcome: TestOutcome::Complete,
             sent: false,
-            refused: (0, LossCause::Unspecified),
+            refused: (0, FailureCause::Unspecified),
             minute_closes: None,
         }));
         let missed = std::mem::take(&mut self.missed);
@@ -70,7 +70,7 @@ impl SessionSender {
 
     pub(super) fn unreachable_test(
         &mut self,
-        cause: LossCause,
+        cause: FailureCause,
         attempts: u64,
         due: Monotonic,
         now: Now,
@@ -88,8 +88,8 @@ impl SessionSender {
         let result = TestResult {
             test_number: self.test_number,
             outcome: TestOutcome::Unreachable.into(),
-            start: Some(start.to_proto()),
-            end: Some(now.unix.to_proto()),
+            start_time: Some(start.to_proto()),
+            end_time: Some(now.unix.to_proto()),
             cause: cause.into(),
             attempts,
             figures: Some(Box::new(figures)),
@@ -106,7 +106,7 @@ impl SessionSender {
     }
 
     /// Ends the running test before its time; the next is due when it would have been.
-    pub(super) fn end_early(&mut self, outcome: TestOutcome, cause: LossCause, now: Now) {
+    pub(super) fn end_early(&mut self, outcome: TestOutcome, cause: FailureCause, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         let left = self.config.probe_count - test.dealt_with;
         test.figures.not_sent(left.into(), now.unix);
@@ -122,7 +122,7 @@ impl SessionSender {
         let stopped = test.outcome == TestOutcome::Stopped;
         self.abandon();
         if stopped {
-            self.end(TestOutcome::Stopped, LossCause::Unspecified, None, now);
+            self.end(TestOutcome::Stopped, FailureCause::Unspecified, None, now);
         } else {
             self.end(outcome, cause, Some(next), now);
         }
@@ -131,7 +131,7 @@ impl SessionSender {
     pub(super) fn end(
         &mut self,
         outcome: TestOutcome,
-        cause: LossCause,
+        cause: FailureCause,
         next: Option<Monotonic>,
         now: Now,
     ) {
@@ -165,8 +165,8 @@ impl SessionSender {
         let result = TestResult {
             test_number: self.test_number,
             outcome: outcome.into(),
-            start: Some(test.started.unix.to_proto()),
-            end: Some(now.unix.to_proto()),
+            start_time: Some(test.started.unix.to_proto()),
+            end_time: Some(now.unix.to_proto()),
             cause: cause.into(),
             attempts: 0,
             figures: Some(Box::new(figures)),

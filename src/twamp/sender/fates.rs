@@ -58,7 +58,7 @@ impl SessionSender {
                 test_number: self.test_number,
                 sequence: probe.sequence,
                 sent_unix_ns: at.0,
-                transmit_stamp: TimestampSource::from(source).into(),
+                transmit_timestamp_source: TimestampSource::from(source).into(),
                 status: status.into(),
                 ..ProbeResult::default()
             }));

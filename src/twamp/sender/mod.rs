@@ -13,7 +13,7 @@ mod types;
 use std::collections::VecDeque;
 
 use crate::{
-    proto::{Figures, LossCause, TestOutcome},
+    proto::{FailureCause, Figures, TestOutcome},
     stats::{TestFigures, Track},
     time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     wire::format::ProbeHeader,
@@ -47,7 +47,7 @@ pub struct SessionSender {
     next_config: Option<SenderConfig>,
     phase: Phase,
     /// Why there is no session now; `None` while there is one.
-    unreachable: Option<(LossCause, u64)>,
+    unreachable: Option<(FailureCause, u64)>,
     /// No test begins until the session is resumed.
     paused: bool,
     /// What is due is due a pause behind a test: not the first test of a session, nor one at once.
@@ -79,7 +79,7 @@ impl SessionSender {
             config,
             next_config: None,
             phase: Phase::Idle(None),
-            unreachable: Some((LossCause::Unspecified, 0)),
+            unreachable: Some((FailureCause::Unspecified, 0)),
             paused: false,
             behind_test: false,
             completed: false,
@@ -194,7 +194,7 @@ impl SessionSender {
 
     /// The session is gone. A running test ends as INTERRUPTED; tests that are due until the next
     /// session are UNREACHABLE. `attempts` is how often a new one was tried for.
-    pub fn session_lost(&mut self, cause: LossCause, attempts: u64, now: Now) {
+    pub fn session_lost(&mut self, cause: FailureCause, attempts: u64, now: Now) {
         self.paused = false;
         let was_reachable = self.unreachable.replace((cause, attempts)).is_none();
         if was_reachable {
@@ -294,7 +294,7 @@ impl SessionSender {
 
     /// The socket did not take the probe of [`Self::poll_probe`]. `cause` says why nothing can be sent
     /// to the reflector, which lowers availability; it is `None` where the host was busy.
-    pub fn probe_refused(&mut self, cause: Option<LossCause>, random: u64, now: Now) {
+    pub fn probe_refused(&mut self, cause: Option<FailureCause>, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.not_sent(1, now.unix);
         if let Some(cause) = cause {
@@ -332,7 +332,7 @@ impl SessionSender {
                 let outcome = test.outcome;
                 let next = (outcome == TestOutcome::Complete).then_some(next);
                 self.abandon();
-                self.end(outcome, LossCause::Unspecified, next, now);
+                self.end(outcome, FailureCause::Unspecified, next, now);
             }
             Phase::Idle(Some(due)) if *due <= now.monotonic && !self.paused => {
                 let due = *due;

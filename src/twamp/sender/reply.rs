@@ -89,7 +89,7 @@ impl SessionSender {
             egress_tos = said.egress_tos;
             follow_up = said.follow_up;
         }
-        let (t1, transmit_stamp) = probe.sent_at();
+        let (t1, transmit_timestamp_source) = probe.sent_at();
         let by_clock = now.unix.since_ns(probe.t1);
         let by_monotonic = now.monotonic.since_ns(probe.sent) as i64;
         let sample = Sample {
@@ -97,8 +97,8 @@ impl SessionSender {
             t1: probe.t1,
             clock_error_ns: known_error(reply.probe.error_estimate),
             reflector_clock_error_ns: known_error(reply.error_estimate),
-            receive_stamp: meta.stamp,
-            transmit_stamp,
+            receive_timestamp_source: meta.stamp,
+            transmit_timestamp_source,
             synchronised: is_synchronised(&reply),
             clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
             egress_ttl: reply.sender_ttl,
@@ -173,10 +173,13 @@ impl SessionSender {
             ingress_ttl: sample.ingress_ttl.map(u32::from),
             ingress_tos: sample.ingress_tos.map(u32::from),
             egress_tos: sample.egress_tos.map(u32::from),
-            transmit_stamp: TimestampSource::from(sample.transmit_stamp).into(),
-            receive_stamp: Some(TimestampSource::from(sample.receive_stamp).into()),
+            transmit_timestamp_source: TimestampSource::from(sample.transmit_timestamp_source)
+                .into(),
+            receive_timestamp_source: Some(
+                TimestampSource::from(sample.receive_timestamp_source).into(),
+            ),
             one_way_validity: Some(sample.validity().into()),
-            reflector_stamp_corrected: sample.t3_followed_up,
+            reflector_timestamp_corrected: sample.t3_followed_up,
         }));
     }
 

@@ -119,7 +119,7 @@ impl StampSender {
             replies_without_tlvs: 0,
             tlvs_unrecognised: 0,
             tlvs_malformed: 0,
-            tlvs_not_genuine: 0,
+            tlvs_integrity_failed: 0,
             dscp_refused: 0,
             ..figures.clone()
         };
@@ -181,7 +181,7 @@ impl StampSender {
         }
         let all = || tlv::walk(area).map_while(Result::ok);
         if all().any(|tlv| tlv.flags & flags::INTEGRITY != 0) || !self.is_genuine(sequence, area) {
-            self.figures.tlvs_not_genuine += 1;
+            self.figures.tlvs_integrity_failed += 1;
             return said;
         }
         self.figures.tlvs_malformed +=
@@ -279,9 +279,9 @@ impl StampSender {
             };
             let text = std::net::SocketAddr::new(ip, port(at)).to_string();
             if at == 0 {
-                self.figures.seen_destination = text;
+                self.figures.observed_destination_address = text;
             } else {
-                self.figures.seen_source = text;
+                self.figures.observed_source_address = text;
             }
         }
     }

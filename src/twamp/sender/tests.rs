@@ -42,7 +42,7 @@ impl Driven {
     }
 
     /// Does what is due until then; `send` says of a probe, by its number, why the socket refused it.
-    fn run_until(&mut self, end_ns: u64, send: impl Fn(u32) -> Result<(), Option<LossCause>>) {
+    fn run_until(&mut self, end_ns: u64, send: impl Fn(u32) -> Result<(), Option<FailureCause>>) {
         loop {
             self.machine.handle_timeout(now(self.at_ns));
             while let Some(number) = self.machine.poll_probe(now(self.at_ns)) {
@@ -100,15 +100,18 @@ fn after_a_pause_there_is_no_burst_and_what_is_left_out_is_counted() {
 #[test]
 fn a_test_of_which_nothing_can_be_sent_is_unreachable() {
     let mut driven = Driven::new(config(4, 10 * MS));
-    driven.run_until(500 * MS, |_| Err(Some(LossCause::NoRoute)));
+    driven.run_until(500 * MS, |_| Err(Some(FailureCause::NoRoute)));
     let first = &driven.results[0];
-    assert_eq!((first.outcome(), first.cause()), (TestOutcome::Unreachable, LossCause::NoRoute));
+    assert_eq!((first.outcome(), first.cause()), (TestOutcome::Unreachable, FailureCause::NoRoute));
     let figures = first.figures.as_ref().unwrap();
     assert_eq!((figures.probes_sent, figures.probes_not_sent, figures.probes_lost), (0, 4, 0));
     assert_eq!(figures.availability.as_ref().unwrap().unavailable_intervals, 2);
     driven.run_until(1_500 * MS, |_| Ok(()));
     let second = &driven.results[1];
-    assert_eq!((second.outcome(), second.cause()), (TestOutcome::Complete, LossCause::Unspecified));
+    assert_eq!(
+        (second.outcome(), second.cause()),
+        (TestOutcome::Complete, FailureCause::Unspecified)
+    );
     driven.run_until(2_700 * MS, |_| Err(None));
     let third = driven.results.last().unwrap();
     assert_eq!(third.outcome(), TestOutcome::Complete);
@@ -119,11 +122,11 @@ fn a_test_of_which_nothing_can_be_sent_is_unreachable() {
 #[test]
 fn the_next_test_comes_as_after_any_other() {
     let mut driven = Driven::new(config(4, 10 * MS));
-    driven.run_until(5_000 * MS, |_| Err(Some(LossCause::Local)));
+    driven.run_until(5_000 * MS, |_| Err(Some(FailureCause::LocalError)));
     let starts: Vec<u64> = driven
         .results
         .iter()
-        .map(|result| UnixTime::from_proto(result.start.as_ref().unwrap()).0)
+        .map(|result| UnixTime::from_proto(result.start_time.as_ref().unwrap()).0)
         .collect();
     // 30 ms of probes, 50 ms of loss timeout, a second of pause.
     assert!(starts.len() >= 4 && starts.windows(2).all(|pair| pair[1] - pair[0] == 1_080 * MS));
@@ -169,7 +172,7 @@ fn a_shorter_pause_makes_nothing_due_in_the_past() {
     let paced = SenderConfig { test_interval_ns: 10 * MS, ..config(4, 10 * MS) };
     driven.machine.set_config(paced, Monotonic(60_000 * MS));
     assert_eq!(driven.machine.idle_until(), Some(Monotonic(60_000 * MS)));
-    driven.machine.session_lost(LossCause::Refused, 1, now(60_000 * MS));
+    driven.machine.session_lost(FailureCause::Refused, 1, now(60_000 * MS));
     driven.run_until(60_200 * MS, |_| Ok(()));
     // Each takes 90 ms: 30 ms of probes, 50 ms of loss timeout, 10 ms of pause.
     assert_eq!(driven.results.len(), 1 + 3, "{:?}", driven.results.len());
@@ -234,7 +237,7 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     // One that was sent long ago is late.
     machine.handle_reply(&reply_to(&packets[3], 3), &ReplyMeta::default(), now(at_ns));
     // The connection breaks while some are under way.
-    machine.session_lost(LossCause::Reset, 0, now(at_ns));
+    machine.session_lost(FailureCause::Reset, 0, now(at_ns));
     let mut results = Vec::new();
     while let Some(event) = machine.poll_event() {
         if let SenderEvent::Test(result, _) = event {
@@ -244,9 +247,12 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     let figures = results[0].figures.as_ref().unwrap();
     assert_eq!((figures.packets_ignored, figures.probes_late), (1, 1));
     assert!(figures.probes_abandoned > 0, "{figures:?}");
-    let placed = figures.lost_egress.unwrap() + figures.lost_ingress.unwrap();
-    assert_eq!(placed + figures.lost_unattributed, figures.probes_lost);
-    assert!(figures.lost_egress.unwrap() >= 16 && figures.lost_ingress == Some(0), "{figures:?}");
+    let placed = figures.probes_lost_egress.unwrap() + figures.probes_lost_ingress.unwrap();
+    assert_eq!(placed + figures.probes_lost_unattributed, figures.probes_lost);
+    assert!(
+        figures.probes_lost_egress.unwrap() >= 16 && figures.probes_lost_ingress == Some(0),
+        "{figures:?}"
+    );
 }
 
 /// What is lost around the end of a minute does not take from that minute what is known of it.
@@ -297,8 +303,9 @@ fn each_minute_of_a_long_test_knows_its_directions() {
         let (minutes, whole) = run(interval_ns, gone.clone());
         assert!(minutes.len() >= 2, "{}", minutes.len());
         let known = |figures: &Figures, unclear: u64| {
-            let (egress, ingress) = (figures.lost_egress.unwrap(), figures.lost_ingress.unwrap());
-            let (unattributed, fifth) = (figures.lost_unattributed, figures.probes_sent / 5);
+            let (egress, ingress) =
+                (figures.probes_lost_egress.unwrap(), figures.probes_lost_ingress.unwrap());
+            let (unattributed, fifth) = (figures.probes_lost_unattributed, figures.probes_sent / 5);
             assert_eq!(egress + ingress + unattributed, figures.probes_lost);
             assert!(unattributed <= unclear, "{interval_ns} {gone:?}: {unattributed}");
             assert!(egress + unclear >= fifth, "{interval_ns} {gone:?}: {egress} of {fifth}");

@@ -32,9 +32,13 @@ fn every_mode_sees_the_same_path() {
     let first = &all[0];
     assert!(first.probes_lost > 10 && first.probes_duplicate > 3 && first.probes_reordered > 3);
     // Most of them: a number that is missing may be that of a duplicate.
-    let placed = first.lost_egress.zip(first.lost_ingress).map(|(out, back)| out + back);
-    assert_eq!(placed.map(|placed| placed + first.lost_unattributed), Some(first.probes_lost));
-    assert!(first.lost_unattributed > 0, "{first:?}");
+    let placed =
+        first.probes_lost_egress.zip(first.probes_lost_ingress).map(|(out, back)| out + back);
+    assert_eq!(
+        placed.map(|placed| placed + first.probes_lost_unattributed),
+        Some(first.probes_lost)
+    );
+    assert!(first.probes_lost_unattributed > 0, "{first:?}");
     assert!(all.iter().all(|figures| figures == first), "{all:#?}");
 }
 
@@ -59,7 +63,7 @@ fn a_flipped_bit_is_counted_and_nothing_else() {
         pair.run_until(Monotonic(2 * SECOND));
         let figures = pair.only();
         assert_eq!((figures.probes_received, figures.probes_lost), (1, 2), "{mode}");
-        assert_eq!((figures.packets_not_genuine, figures.packets_ignored), (1, 0), "{mode}");
+        assert_eq!((figures.packets_integrity_failed, figures.packets_ignored), (1, 0), "{mode}");
     }
 }
 

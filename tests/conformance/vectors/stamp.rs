@@ -64,7 +64,7 @@ fn reflected(input: &Value, expected: &[u8]) {
         stateful: true,
         authenticated: true,
         secrets: vec![Secret::new(octets(&input["hmac_key"]))],
-        may_choose_dscp: true,
+        allow_class_of_service: true,
         timestamps: TimestampFormat::Ntp,
         refwait_ns: u64::MAX,
     };

@@ -64,7 +64,7 @@ impl Agent {
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
                 .encode_gauge(&value.cast_signed())
         };
-        let (connections, sessions) = (status.connections.into(), status.sessions.into());
+        let (connections, sessions) = (status.connections_open.into(), status.sessions_open.into());
         gauge(encoder, "server_connections", "Control connections of clients", connections)?;
         gauge(encoder, "server_sessions", "Test sessions of clients", sessions)?;
         let packets = status.packets.unwrap_or_default();
@@ -98,9 +98,9 @@ impl Agent {
         let healthy = u64::from(state.detail.is_empty());
         gauge("store_healthy", "1 while records are stored", None, healthy)?;
         gauge("store_records", "Records stored", None, state.records)?;
-        gauge("store_live", "Size of what is stored", bytes, state.live_octets)?;
-        gauge("store_disk", "Size of the files", bytes, state.disk_octets)?;
-        gauge("store_newest_cursor", "Newest cursor of the log", None, state.newest)?;
+        gauge("store_live", "Size of what is stored", bytes, state.live_bytes)?;
+        gauge("store_disk", "Size of the files", bytes, state.disk_bytes)?;
+        gauge("store_latest_cursor", "Newest cursor of the log", None, state.newest)?;
         let clock = clock::state();
         let synchronised = u64::from(clock.synchronised);
         gauge("clock_synchronised", "1 while the clock is synchronised", None, synchronised)?;

@@ -39,8 +39,8 @@ impl Session {
                 let statistics = packed.unpack();
                 closed.push(IntervalResult {
                     scope: level.scope().into(),
-                    start: statistics.interval_start,
-                    end: Some(UnixTime(start_ns + length_ns).to_proto()),
+                    start_time: statistics.interval_start_time,
+                    end_time: Some(UnixTime(start_ns + length_ns).to_proto()),
                     suspect: statistics.suspect,
                     figures: statistics.figures.clone(),
                 });
@@ -90,13 +90,13 @@ impl Session {
         if has(Part::Finished(level)) {
             return;
         }
-        let start_ns = time_ns(result.start.as_ref());
+        let start_ns = time_ns(result.start_time.as_ref());
         let part = Part::Running(level, start_ns);
         self.changed.push(part);
         // The tests are counted in the part, the figures of the record are whole.
         let counted = self.parts.remove(&part).as_ref().map(Packed::unpack);
         let statistics = Statistics {
-            interval_start: result.start,
+            interval_start_time: result.start_time,
             suspect: result.suspect,
             figures: result.figures.clone(),
             ..counted.unwrap_or_else(|| empty(level.scope()))
@@ -174,7 +174,7 @@ impl Session {
         }
         let whole = start_ns..start_ns + level.length_ns();
         Statistics {
-            interval_start: Some(UnixTime(start_ns).to_proto()),
+            interval_start_time: Some(UnixTime(start_ns).to_proto()),
             suspect: self.since_ns.is_none_or(|since| start_ns < since)
                 || disturbed.iter().any(|at| whole.contains(at)),
             ..empty(level.scope())
@@ -202,7 +202,7 @@ impl Session {
                 add_statistics(statistics, &packed.unpack());
             }
         }
-        found.into_values().map(|one| Statistics { running: true, ..one }).collect()
+        found.into_values().map(|one| Statistics { current: true, ..one }).collect()
     }
 
     /// The first result behind a pause tells from when on intervals are whole.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
     net::{Drained, PacketInfo, StampNumbers, TestSocket, clock, random},
-    proto::{LossCause, ProbeResult, Statistics},
+    proto::{FailureCause, ProbeResult, Statistics},
     results::{Results, Subject},
     session::plane::Endpoint,
     stats::ThresholdMonitor,
@@ -42,7 +42,7 @@ pub(super) enum Command {
     /// The session is started: probes may go out.
     Up(Box<OpenSession>),
     /// It is lost, or one more attempt failed.
-    Down(LossCause, u64),
+    Down(FailureCause, u64),
     /// It is closed until the next test is due, and nothing is wrong.
     Park,
     /// The test that runs is the last for now, and then the socket is closed; answers then.

@@ -104,8 +104,8 @@ impl Session {
             connection: self.subject.connection().to_owned(),
             session: self.subject.session().to_owned(),
             scope: StatisticsScope::CurrentTest.into(),
-            since: Some(since.to_proto()),
-            until: Some(now.unix.to_proto()),
+            start_time: Some(since.to_proto()),
+            end_time: Some(now.unix.to_proto()),
             figures: Some(Box::new(figures)),
             ..Statistics::default()
         })
