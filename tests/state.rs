@@ -15,7 +15,10 @@ use twamp_agent::{
         TestOutcome, TestResult, TestSession,
     },
     results::{Results, StatisticsQuery, Subject},
-    store::{ConfigStore, ResultStore, Retention, StateDirectory, StoreState},
+    store::{
+        ConfigStore, PersistedConnection, PersistedOutage, ResultStore, Retention, StateDirectory,
+        StoreState,
+    },
     time::UnixTime,
 };
 
@@ -376,4 +379,26 @@ fn what_was_given_up_stays_so_after_a_kill() {
         runtime.block_on(results.settle());
         state = as_killed(state.path());
     }
+}
+
+/// An open outage, a completed test count and a manual stop are found by the start after a kill.
+#[test]
+fn the_state_of_a_connection_survives_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let results = opened(&StateDirectory::open(directory.path()).unwrap());
+    let outage = |attempts| PersistedConnection {
+        outage: Some(PersistedOutage { since_unix_ns: 5, attempts, ..PersistedOutage::default() }),
+        ..PersistedConnection::default()
+    };
+    results.persist_connection("ended", outage(1));
+    results.persist_connection("lost", outage(1));
+    results.persist_connection("lost", outage(2));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(results.flush()).unwrap();
+    results.persist_connection("ended", PersistedConnection::default());
+    runtime.block_on(results.flush()).unwrap();
+    let killed = as_killed(directory.path());
+    let again = opened(&StateDirectory::open(killed.path()).unwrap());
+    assert_eq!(again.persisted_connection("lost"), Some(outage(2)));
+    assert_eq!(again.persisted_connections(), [("lost".to_owned(), outage(2))].into());
 }

@@ -29,7 +29,7 @@ use crate::{
     model::{AgentConfig, ResultKeeping},
     proto::{Event, EventType, Figures, ProbeResult, ProbeResults, Statistics, TestResult, record},
     stats,
-    store::{self, ResultStore, Retention, StoreError, StoreState},
+    store::{self, PersistedConnection, ResultStore, Retention, StoreError, StoreState},
     time::{Now, UnixTime},
 };
 use log::Log;
@@ -239,8 +239,7 @@ impl Results {
             self.event(subject, event, time);
         }
         // The events take the way of all others: who is answered finds them, also after a kill.
-        self.reports.settle().await;
-        self.log.store.flush().await?;
+        self.flush().await?;
         Ok(cleared.len())
     }
 
@@ -297,6 +296,30 @@ impl Results {
         if let Err(error) = self.log.store.flush().await {
             tracing::debug!(%error, "statistics are told that are not stored");
         }
+    }
+
+    /// States of connections that were persisted, by name: what a start goes on with.
+    pub fn persisted_connections(&self) -> BTreeMap<String, PersistedConnection> {
+        self.log.store.connections()
+    }
+
+    /// Persisted state of a connection.
+    pub fn persisted_connection(&self, name: &str) -> Option<PersistedConnection> {
+        self.log.store.connection(name)
+    }
+
+    /// Replaces the persisted state of a connection; a default one removes it. It is stored after the
+    /// events reported so far, within tens of milliseconds, and never waits. After [`Self::flush`]
+    /// it survives the death of this process.
+    pub fn persist_connection(&self, name: &str, state: PersistedConnection) {
+        self.log.store.set_connection(name, state);
+        self.reports.save_connection(&self.log, name);
+    }
+
+    /// Waits until all that was reported so far survives the death of this process.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.reports.settle().await;
+        self.log.store.flush().await
     }
 
     /// Moves a consumer forward, never back; returns where it is then.

@@ -50,6 +50,8 @@ pub(super) enum Told {
 #[derive(Debug)]
 enum Item {
     Report(Report),
+    /// The stored state of a connection, after all before it.
+    Connection(String),
     /// To be told when all before it is in the log.
     Barrier(oneshot::Sender<()>),
     End,
@@ -78,6 +80,14 @@ impl Reports {
             self.queue.try_send(Item::Report(report))
         {
             self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Has the state of a connection stored after all that was reported so far; at once where the queue
+    /// is full.
+    pub(super) fn save_connection(&self, log: &Log, name: &str) {
+        if self.queue.try_send(Item::Connection(name.to_owned())).is_err() {
+            log.store.save_connection(name);
         }
     }
 
@@ -117,6 +127,7 @@ fn run(log: &Log, reports: &Receiver<Item>) {
         for item in iter::once(first).chain(reports.try_iter()) {
             match item {
                 Item::Report(report) => take(log, report),
+                Item::Connection(name) => log.store.save_connection(&name),
                 Item::Barrier(answer) => drop(answer.send(())),
                 Item::End => return,
             }

@@ -7,6 +7,7 @@
 //! own, windows that are dropped as whole trees, and values of at most 4 KiB.
 
 mod config;
+mod connections;
 pub mod content;
 mod engine;
 mod entries;
@@ -37,6 +38,7 @@ use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
 pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
+pub use connections::{PersistedCompletion, PersistedConnection, PersistedOutage, PersistedStop};
 pub use page::MAXIMUM_CONTENT_OCTETS;
 pub use results::{Changed, ResultStore, Snapshot};
 pub use retention::Retention;

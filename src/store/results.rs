@@ -11,7 +11,8 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Entry, Retention, StateDirectory, StoreError, StoreState,
+    Entry, PersistedConnection, Retention, StateDirectory, StoreError, StoreState,
+    connections::Connections,
     engine::Engine,
     entries,
     high_water::{HighWater, TOLD_AT_MOST, Told},
@@ -56,6 +57,7 @@ pub(super) struct Trees {
     pub(super) meta: sled::Tree,
     pub(super) consumers: sled::Tree,
     pub(super) statistics: sled::Tree,
+    pub(super) connections: sled::Tree,
 }
 
 /// Shared with the writer, who takes them away before it opens the database anew.
@@ -67,6 +69,7 @@ impl Trees {
             meta: engine.tree("meta")?,
             consumers: engine.tree("consumers")?,
             statistics: engine.tree("statistics")?,
+            connections: engine.tree("connections")?,
         })
     }
 }
@@ -81,6 +84,7 @@ pub struct ResultStore {
     windows: Arc<RwLock<WindowList>>,
     /// Not there while the database is opened anew.
     trees: SharedTrees,
+    connections: Arc<Connections>,
     state: watch::Receiver<StoreState>,
     agent_id: String,
     damage: String,
@@ -185,11 +189,13 @@ impl ResultStore {
         let (commands, receiver) = mpsc::sync_channel(QUEUE);
         let shared = windows.shared();
         let next_cursor = windows.next_cursor();
+        let connections = Arc::new(Connections::load(&trees.connections)?);
         let trees: SharedTrees = Arc::new(RwLock::new(Some(trees)));
         let writer = Writer {
             open: Some(Open { windows, engine }),
             list: shared.clone(),
             trees: trees.clone(),
+            connections: connections.clone(),
             newest: next_cursor - 1,
             retention,
             state: publish,
@@ -209,7 +215,17 @@ impl ResultStore {
             .map_err(|source| StoreError::Directory { path: directory.path().into(), source })?;
         let thread = Mutex::new(Some(thread));
         let windows = shared;
-        Ok(Self { commands, windows, trees, state, agent_id, damage, next_cursor, thread })
+        Ok(Self {
+            commands,
+            windows,
+            trees,
+            connections,
+            state,
+            agent_id,
+            damage,
+            next_cursor,
+            thread,
+        })
     }
 
     /// What was wrong when it was opened; empty when nothing was.
@@ -249,6 +265,7 @@ impl ResultStore {
                 | Command::MoveConsumer(..)
                 | Command::DeleteConsumer(..)
                 | Command::SetRetention(_)
+                | Command::SaveConnections
                 | Command::Flush(_)
                 | Command::End => Changed::default(),
             };
@@ -304,6 +321,30 @@ impl ResultStore {
                 Ok((name, cursor_value(&cursor)?))
             })
             .collect()
+    }
+
+    /// Stored states of connections, by name.
+    pub fn connections(&self) -> BTreeMap<String, PersistedConnection> {
+        self.connections.all()
+    }
+
+    /// Stored state of a connection.
+    pub fn connection(&self, name: &str) -> Option<PersistedConnection> {
+        self.connections.get(name)
+    }
+
+    /// Replaces the state of a connection, in memory; a default one removes it. See
+    /// [`Self::save_connection`].
+    pub fn set_connection(&self, name: &str, state: PersistedConnection) {
+        self.connections.set(name, state);
+    }
+
+    /// Has the writer store the state of a connection with its next flush, after the entries handed
+    /// over so far. Never waits; what the database does not take is tried again.
+    pub fn save_connection(&self, name: &str) {
+        self.connections.mark_unsaved(name);
+        // Where the queue is full, the commands in it bring the flush.
+        let _ = self.command(Command::SaveConnections);
     }
 
     /// Position of a consumer.

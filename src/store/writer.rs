@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     Entry, StoreError,
+    connections::Connections,
     engine::Engine,
     high_water::HighWater,
     results::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
@@ -69,6 +70,7 @@ pub(super) enum Command {
     MoveConsumer(String, u64, oneshot::Sender<Result<u64, StoreError>>),
     DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
     SetRetention(Retention),
+    SaveConnections,
     Flush(oneshot::Sender<()>),
     End,
 }
@@ -86,6 +88,7 @@ pub(super) struct Writer {
     /// What readers share.
     pub(super) list: Arc<RwLock<WindowList>>,
     pub(super) trees: SharedTrees,
+    pub(super) connections: Arc<Connections>,
     /// The newest cursor that came, stored or not.
     pub(super) newest: u64,
     pub(super) retention: Retention,
@@ -170,6 +173,7 @@ impl Writer {
                 }
                 self.keep_house((self.now)());
             }
+            Command::SaveConnections => self.unflushed = true,
             Command::Flush(answer) => {
                 self.unflushed = true;
                 self.flush(false);
@@ -288,6 +292,7 @@ impl Writer {
         if self.failure.is_none() && !self.unsaved.is_empty() {
             self.save(Vec::new());
         }
+        self.unflushed |= self.connections.has_unsaved();
         let has_room = self.failure.is_none();
         if let Some(Open { engine, windows }) = &mut self.open
             && let Err(error) = windows.retain(engine, &self.retention, now.unix, has_room)
@@ -327,7 +332,12 @@ impl Writer {
         if std::mem::take(&mut self.unflushed)
             && let (false, Some(Open { engine, windows })) = (failed, &mut self.open)
         {
-            result = windows.write_page().and_then(|()| engine.flush());
+            let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let tree = trees.as_ref().map(|trees| &trees.connections);
+            result = windows
+                .write_page()
+                .and_then(|()| tree.map_or(Ok(()), |tree| self.connections.save(tree)))
+                .and_then(|()| engine.flush());
             self.unsynced = true;
         }
         if durably

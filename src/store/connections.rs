@@ -1,0 +1,221 @@
+//! State of control connections that outlives a restart: an open outage, a completed test count, a
+//! manual stop. It is read from memory; the writer of the results persists what changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use prost::Message;
+
+use super::{MAXIMUM_VALUE_OCTETS, StoreError};
+
+/// Between the name of a connection, which has no NUL, and the number of a piece of its state.
+const SEPARATOR: u8 = 0;
+
+/// State of one control connection. A default one is not stored.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PersistedConnection {
+    /// The outage that has not ended.
+    #[prost(message, optional, tag = "1")]
+    pub outage: Option<PersistedOutage>,
+    /// All tests of `test_count` were done.
+    #[prost(message, optional, tag = "2")]
+    pub completed: Option<PersistedCompletion>,
+    /// A manual stop.
+    #[prost(message, optional, tag = "3")]
+    pub stopped: Option<PersistedStop>,
+}
+
+/// An outage that was reported as begun.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PersistedOutage {
+    /// Time of the loss, nanoseconds since 1970.
+    #[prost(fixed64, tag = "1")]
+    pub since_unix_ns: u64,
+    /// Number of the `LossCause`.
+    #[prost(int32, tag = "2")]
+    pub cause: i32,
+    /// Accept field of the peer, where the cause is one.
+    #[prost(uint32, tag = "3")]
+    pub accept_code: u32,
+    /// Text of the first error.
+    #[prost(string, tag = "4")]
+    pub detail: String,
+    /// Attempts to connect since then.
+    #[prost(uint64, tag = "5")]
+    pub attempts: u64,
+}
+
+/// End of a connection whose sessions have a `test_count`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PersistedCompletion {
+    /// Time at which the last session completed, nanoseconds since 1970.
+    #[prost(fixed64, tag = "1")]
+    pub time_unix_ns: u64,
+    /// Tests done, by session.
+    #[prost(btree_map = "string, uint64", tag = "2")]
+    pub tests_by_session: BTreeMap<String, u64>,
+}
+
+/// A manual stop: the connection stays down until somebody starts it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PersistedStop {
+    /// Time of the request, nanoseconds since 1970.
+    #[prost(fixed64, tag = "1")]
+    pub time_unix_ns: u64,
+    /// Identity of the caller.
+    #[prost(string, tag = "2")]
+    pub identity: String,
+}
+
+/// The states in memory, shared by those who change them and the writer.
+#[derive(Debug, Default)]
+pub(super) struct Connections(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    states: BTreeMap<String, PersistedConnection>,
+    /// Names whose state has yet to be stored: at most one for each connection.
+    unsaved: BTreeSet<String>,
+}
+
+impl Connections {
+    /// Reads what is stored. The state of a connection that does not read back is left out.
+    pub(super) fn load(tree: &sled::Tree) -> Result<Self, StoreError> {
+        let mut octets: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        for piece in tree {
+            let (key, piece) = piece?;
+            let name = key.split(|octet| *octet == SEPARATOR).next().unwrap_or_default();
+            let name = str::from_utf8(name).map_err(|_| StoreError::Damaged("connection state"))?;
+            octets.entry(name.to_owned()).or_default().extend_from_slice(&piece);
+        }
+        let mut states = BTreeMap::new();
+        for (name, octets) in octets {
+            match PersistedConnection::decode(octets.as_slice()) {
+                Ok(state) => drop(states.insert(name, state)),
+                Err(error) => tracing::error!(%error, connection = name, "stored state is damaged"),
+            }
+        }
+        Ok(Self(Mutex::new(Table { states, unsaved: BTreeSet::new() })))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all(&self) -> BTreeMap<String, PersistedConnection> {
+        self.table().states.clone()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<PersistedConnection> {
+        self.table().states.get(name).cloned()
+    }
+
+    /// Replaces the state in memory; a default one removes it.
+    pub(super) fn set(&self, name: &str, state: PersistedConnection) {
+        let mut table = self.table();
+        if state == PersistedConnection::default() {
+            table.states.remove(name);
+        } else {
+            table.states.insert(name.to_owned(), state);
+        }
+    }
+
+    /// Marks a state as one to be stored.
+    pub(super) fn mark_unsaved(&self, name: &str) {
+        self.table().unsaved.insert(name.to_owned());
+    }
+
+    pub(super) fn has_unsaved(&self) -> bool {
+        !self.table().unsaved.is_empty()
+    }
+
+    /// Stores what is marked. After an error all of it stays marked.
+    pub(super) fn save(&self, tree: &sled::Tree) -> Result<(), StoreError> {
+        let unsaved = std::mem::take(&mut self.table().unsaved);
+        let saved = unsaved.iter().try_for_each(|name| self.save_one(tree, name));
+        if saved.is_err() {
+            self.table().unsaved.extend(unsaved);
+        }
+        saved
+    }
+
+    fn save_one(&self, tree: &sled::Tree, name: &str) -> Result<(), StoreError> {
+        let octets = self.get(name).map(|state| state.encode_to_vec()).unwrap_or_default();
+        let mut batch = sled::Batch::default();
+        for stored in tree.scan_prefix([name.as_bytes(), &[SEPARATOR]].concat()).keys() {
+            batch.remove(stored?);
+        }
+        for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
+            let number = (index as u32).to_be_bytes();
+            batch.insert([name.as_bytes(), &[SEPARATOR], &number].concat(), piece);
+        }
+        Ok(tree.apply_batch(batch)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> sled::Tree {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        db.open_tree("connections").unwrap()
+    }
+
+    fn completed(sessions: u64) -> PersistedConnection {
+        let tests_by_session = (0..sessions).map(|n| (format!("session-{n}"), n)).collect();
+        let completed = Some(PersistedCompletion { time_unix_ns: 7, tests_by_session });
+        PersistedConnection { completed, ..PersistedConnection::default() }
+    }
+
+    #[test]
+    fn states_of_any_size_survive_and_shrink() {
+        let tree = tree();
+        let outage = PersistedOutage {
+            since_unix_ns: 5,
+            cause: 2,
+            accept_code: 3,
+            detail: "refused".into(),
+            attempts: 9,
+        };
+        let stopped = PersistedStop { time_unix_ns: 6, identity: "uid:0".into() };
+        let small = PersistedConnection {
+            outage: Some(outage),
+            stopped: Some(stopped),
+            ..PersistedConnection::default()
+        };
+        let connections = Connections::default();
+        for (name, state) in [("a", small.clone()), ("ab", completed(3_000))] {
+            connections.set(name, state);
+            connections.mark_unsaved(name);
+        }
+        connections.save(&tree).unwrap();
+        assert!(!connections.has_unsaved());
+        assert!(tree.iter().values().all(|value| value.unwrap().len() <= MAXIMUM_VALUE_OCTETS));
+        let loaded = Connections::load(&tree).unwrap();
+        assert_eq!(loaded.all(), connections.all());
+        assert_eq!(loaded.get("ab"), Some(completed(3_000)));
+
+        loaded.set("ab", completed(1));
+        loaded.set("a", PersistedConnection::default());
+        loaded.mark_unsaved("ab");
+        loaded.mark_unsaved("a");
+        loaded.save(&tree).unwrap();
+        let loaded = Connections::load(&tree).unwrap();
+        assert_eq!(loaded.all(), [("ab".to_owned(), completed(1))].into());
+        assert_eq!(tree.len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_state_costs_no_other() {
+        let tree = tree();
+        let connections = Connections::default();
+        connections.set("a", completed(1));
+        connections.mark_unsaved("a");
+        connections.save(&tree).unwrap();
+        tree.insert(b"b\0\0\0\0\0", &[0xff; 3]).unwrap();
+        assert_eq!(Connections::load(&tree).unwrap().all(), connections.all());
+    }
+}
