@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::{document::hexadecimal, proto::AgentConfig};
+use crate::{document::hexadecimal, proto::AgentConfig, store::StoreError};
 
 /// Octets of a digest that are shown.
 const DIGEST_OCTETS: usize = 16;
@@ -53,15 +53,15 @@ impl Digester {
     pub(super) fn completed(
         &self,
         mut document: AgentConfig,
-        current: impl FnOnce() -> AgentConfig,
-    ) -> AgentConfig {
+        current: impl FnOnce() -> Result<AgentConfig, StoreError>,
+    ) -> Result<AgentConfig, StoreError> {
         let mut wanted = false;
         each_secret(&mut document, |secret, digest| {
             wanted |= secret.is_empty() && !digest.is_empty();
         });
         let mut known = HashMap::new();
         if wanted {
-            each_secret(&mut current(), |secret, _| {
+            each_secret(&mut current()?, |secret, _| {
                 known.insert(self.digest(secret), secret.clone());
             });
         }
@@ -75,7 +75,7 @@ impl Digester {
                 *digest = String::new();
             }
         });
-        document
+        Ok(document)
     }
 }
 
@@ -121,13 +121,13 @@ mod tests {
         let shown = digester.redacted(current.clone());
         let (hidden, digest) = secret(&shown);
         assert_eq!((hidden, digest.len()), ("", 2 * DIGEST_OCTETS));
-        let again = digester.completed(shown.clone(), || current.clone());
+        let again = digester.completed(shown.clone(), || Ok(current.clone())).unwrap();
         assert_eq!(again, current);
         assert_ne!(Digester::new([8; 32]).redacted(current.clone()), shown, "of this agent alone");
         // A digest that stands for nothing stays; a new secret goes before an old digest.
         let unknown = document("", "00");
-        assert_eq!(digester.completed(unknown.clone(), || current.clone()), unknown);
-        let changed = digester.completed(document("new", digest), || current.clone());
+        assert_eq!(digester.completed(unknown.clone(), || Ok(current.clone())).unwrap(), unknown);
+        let changed = digester.completed(document("new", digest), || Ok(current.clone())).unwrap();
         assert_eq!(secret(&changed), ("new", ""));
     }
 }

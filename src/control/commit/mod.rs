@@ -307,7 +307,7 @@ impl Actor {
         // What is stored, where what runs has gone back already.
         let from = match &self.waiting {
             Some(Waiting { gone_back: true, .. }) => {
-                parse(&current_document(&self.store)).map_or(before.config, Arc::new)
+                parse(&current_document(&self.store)?).map_or(before.config, Arc::new)
             }
             _ => before.config,
         };
@@ -329,8 +329,8 @@ impl Actor {
         };
         let redacted = self.digester.redacted(proposal.document.clone());
         let store = self.store.clone();
-        let shown = || self.digester.redacted(current_document(&store));
-        name_fields(&mut answer.changes, &shown, &redacted);
+        let shown = || Ok(self.digester.redacted(current_document(&store)?));
+        name_fields(&mut answer.changes, &shown, &redacted)?;
         if proposal.validate_only {
             return Ok(answer);
         }
@@ -342,15 +342,15 @@ impl Actor {
         if changes {
             answer.revision = current + 1;
             answer.confirm_deadline = unconfirmed.map(until);
-            let document_before = unconfirmed.map(|_| match &self.waiting {
-                Some(waiting) => waiting.before.clone(),
-                None => Some(Arc::new(current_document(&store))),
-            });
+            let document_before = match (unconfirmed, &self.waiting) {
+                (None, _) => None,
+                (Some(_), Some(waiting)) => waiting.before.clone(),
+                (Some(_), None) => Some(Arc::new(current_document(&store)?)),
+            };
             self.commit(proposal, unconfirmed, &digest, &answer, now).await?;
             self.digest = digest;
             self.waiting = unconfirmed.map(|waits| {
-                let before = document_before.flatten();
-                Waiting::new(answer.revision, waits, before, now.unix, clock::uptime())
+                Waiting::new(answer.revision, waits, document_before, now.unix, clock::uptime())
             });
         } else {
             self.store.settle();
@@ -459,9 +459,9 @@ impl Actor {
     }
 }
 
-fn current_document(store: &ConfigStore) -> proto::AgentConfig {
-    let current = store.current().ok().flatten();
-    current.and_then(|stored| stored.config).unwrap_or_default()
+/// Returns the document of the current revision; an empty one only where nothing was ever committed.
+fn current_document(store: &ConfigStore) -> Result<proto::AgentConfig, StoreError> {
+    Ok(store.current()?.and_then(|stored| stored.config).unwrap_or_default())
 }
 
 fn until(unconfirmed: Unconfirmed) -> prost_types::Timestamp {

@@ -7,19 +7,20 @@ use prost::Message;
 use crate::{
     document::{Fields, differences, to_value},
     proto::{AgentConfig, Change, ChangeKind, FieldChange},
+    store::StoreError,
 };
 
 /// Fills in the fields of the parts that are changed. Both documents are as they may be shown.
 pub(super) fn name_fields(
     changes: &mut [Change],
-    before: &dyn Fn() -> AgentConfig,
+    before: &dyn Fn() -> Result<AgentConfig, StoreError>,
     after: &AgentConfig,
-) {
+) -> Result<(), StoreError> {
     let changed = |change: &&mut Change| change.kind() == ChangeKind::Changed;
     if !changes.iter().any(|change| change.kind() == ChangeKind::Changed) {
-        return;
+        return Ok(());
     }
-    let before = before();
+    let before = before()?;
     let (before_places, after_places) = (places(&before), places(after));
     for change in changes.iter_mut().filter(changed) {
         let fields = match change.path.strip_prefix("client/") {
@@ -41,6 +42,7 @@ pub(super) fn name_fields(
         };
         change.fields = fields;
     }
+    Ok(())
 }
 
 fn places(document: &AgentConfig) -> HashMap<&str, usize> {

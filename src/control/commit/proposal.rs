@@ -12,6 +12,7 @@ use crate::{
         parse, parse_duration,
     },
     proto::{self, ApplyConfigRequest, ApplyMode, RollbackConfigRequest},
+    store::StoreError,
 };
 
 /// A configuration that somebody wants.
@@ -41,18 +42,18 @@ impl Proposal {
         author: String,
         request_digest: String,
         digester: &Digester,
-        current: &dyn Fn() -> proto::AgentConfig,
+        current: &dyn Fn() -> Result<proto::AgentConfig, StoreError>,
     ) -> Result<Self, ApplyError> {
         let mut violations = Vec::new();
         check_fields(&request, &mut violations);
         let merge = request.mode() == ApplyMode::Merge;
-        let given = digester.completed(request.config.unwrap_or_default(), current);
+        let given = digester.completed(request.config.unwrap_or_default(), current)?;
         let document = if merge {
             // The whole is valid where what is given is.
             if let Err(mut wrong) = parse(&given) {
                 violations.append(&mut wrong);
             }
-            merged(current(), given, &request.delete, &mut violations)
+            merged(current()?, given, &request.delete, &mut violations)
         } else {
             given
         };
@@ -285,6 +286,21 @@ mod tests {
         assert_eq!(violations, []);
         assert_eq!(names(&new), [("b", "2"), ("c", "1"), ("d", "2")]);
         assert_eq!((new.server, new.storage), (current.server, None));
+    }
+
+    /// Merged into an empty document, the change would remove every other connection.
+    #[test]
+    fn a_merge_fails_where_the_current_document_cannot_be_read() {
+        let digester = Digester::new([7; 32]);
+        let request = ApplyConfigRequest {
+            mode: ApplyMode::Merge.into(),
+            config: Some(document(&[("a", "1")])),
+            ..ApplyConfigRequest::default()
+        };
+        let unreadable = || Err(StoreError::Damaged("configuration"));
+        let made =
+            Proposal::of_request(request, String::new(), String::new(), &digester, &unreadable);
+        assert!(matches!(made, Err(ApplyError::Store(StoreError::Damaged(_)))));
     }
 
     #[test]

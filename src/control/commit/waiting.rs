@@ -89,7 +89,8 @@ pub(in super::super) fn roll_back_overdue(
     if let Ok(config) = parse(&before) {
         let redacted = digester.redacted(proposal.document.clone());
         answer.changes = changes(&config, &proposal.config, &|_| SessionControl::Down);
-        name_fields(&mut answer.changes, &|| digester.redacted(before.clone()), &redacted);
+        let shown = || Ok(digester.redacted(before.clone()));
+        name_fields(&mut answer.changes, &shown, &redacted)?;
     }
     let stored = StoredRevision {
         revision: Some(Revision {
