@@ -3,6 +3,7 @@
 //! nothing left, and calls `handle_timeout` when `poll_deadline` has passed. What a peer sends
 //! ends a machine at worst with a reason, never with a panic.
 
+pub mod connection;
 pub mod control_client;
 pub mod control_server;
 mod message_buffer;

@@ -1,0 +1,224 @@
+//! Inputs of the machine and actions that its driver carries out.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use super::{
+    failure::Failure,
+    outage::{ConnectionEvent, Remembered},
+    progress::SessionProgress,
+    sessions::{Declined, StartedSession},
+};
+use crate::{
+    model::{ControlConnection, Extensions},
+    proto::LossCause,
+    time::Monotonic,
+    wire::codes::Sid,
+};
+
+/// Desired state of a connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// Committed configuration.
+    pub config: Arc<ControlConnection>,
+    /// Stopped by hand, or not yet started by hand.
+    pub stopped: bool,
+    /// Number of starts by hand.
+    pub starts: u64,
+    /// Revision that `config` came with.
+    pub revision: u64,
+}
+
+/// Input of the machine. Progress comes before any other input that is available at the same time.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A new desired state.
+    Desired(Desired),
+    /// Counter of the changes of this host's network that may let an attempt succeed.
+    Network(u64),
+    /// Progress of the sessions that changed.
+    Progress(Vec<(String, SessionProgress)>),
+    /// Result of [`Operation::Resolve`].
+    Resolved(Result<Vec<SocketAddr>, Failure>),
+    /// Result of [`Operation::Connect`]: own and remote address.
+    Connected(Result<(SocketAddr, SocketAddr), Failure>),
+    /// Result of [`Operation::Negotiate`], [`Operation::OpenUnnegotiated`] and [`Operation::Request`].
+    Started(Result<Started, Failure>),
+    /// Result of [`Operation::OpenSockets`]: names of the sessions whose sockets are open.
+    Opened(Vec<String>, Vec<Declined>),
+    /// End of [`Operation::PauseSessions`], [`Operation::StopSessions`] or [`Operation::Close`].
+    Done,
+    /// Answer to [`Action::VerifyUnreachable`]: the failure if no reflector can be reached.
+    Verified(Option<Failure>),
+    /// The control connection was lost, or the interface or address that it needs.
+    Lost(Failure),
+    /// A name has another address than the sessions are sent to.
+    NameMoved,
+    /// [`super::Connection::next_deadline`] has passed.
+    Timer,
+    /// The connection is removed, or the agent ends; `keeps_outage` where a later process resumes it.
+    End {
+        /// The outage that is going on stays open.
+        keeps_outage: bool,
+    },
+}
+
+/// Sessions that an operation started, and those that it could not start.
+#[derive(Clone, Debug, Default)]
+pub struct Started {
+    /// Sessions with an open socket that the server accepted.
+    pub sessions: Vec<StartedSession>,
+    /// Sessions that were not started although others were or run.
+    pub declined: Vec<Declined>,
+    /// Mode in force; 0 without a control connection.
+    pub mode: u32,
+    /// Whether sessions are started and stopped one by one.
+    pub is_individual: bool,
+}
+
+/// Position of an attempt among others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptContext {
+    /// Time at which the TCP connection has to be open.
+    pub deadline: Monotonic,
+    /// Index of the address of a name that is tried first.
+    pub address: usize,
+    /// Whether a port in use may be one that a session of this agent is about to give up.
+    pub waits_for_ports: bool,
+    /// Time that sessions whose sockets are open wait for others, nanoseconds.
+    pub socket_wait_ns: u64,
+}
+
+/// Time that a session which is stopped waits for replies to the probes in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grace {
+    /// Until each is answered or lost.
+    LossTimeout,
+    /// Short, because somebody waits; probes given up then do not count as lost.
+    Short,
+}
+
+/// Operation of the driver. One is under way at a time; its time is bounded, and it ends with an input
+/// unless it is abandoned.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Resolves the address of the server within the response timeout.
+    Resolve(Arc<ControlConnection>),
+    /// Opens the TCP connection to the first address that accepts it.
+    Connect {
+        /// Configuration of the attempt.
+        config: Arc<ControlConnection>,
+        /// Addresses in the order in which they are tried.
+        addresses: Vec<SocketAddr>,
+        /// Limit, nanoseconds.
+        limit_ns: u64,
+    },
+    /// Negotiates sessions over the open TCP connection and starts them.
+    Negotiate {
+        /// Configuration of the attempt.
+        config: Arc<ControlConnection>,
+        /// Sessions to request.
+        names: Vec<String>,
+        /// Extensions to use where they are offered.
+        extensions: Extensions,
+        /// Position among other attempts.
+        context: AttemptContext,
+    },
+    /// Opens the sockets of sessions that need no negotiation.
+    OpenUnnegotiated {
+        /// Configuration of the attempt.
+        config: Arc<ControlConnection>,
+        /// Sessions to open.
+        names: Vec<String>,
+        /// Position among other attempts.
+        context: AttemptContext,
+        /// Whether others wait for these from the beginning.
+        others_wait: bool,
+    },
+    /// Opens the sockets of sessions that are then requested.
+    OpenSockets {
+        /// Configuration in effect.
+        config: Arc<ControlConnection>,
+        /// Sessions to open.
+        names: Vec<String>,
+        /// Position among other attempts.
+        context: AttemptContext,
+    },
+    /// Lets all sessions finish their tests and close their sockets.
+    PauseSessions,
+    /// Stops the tests of these sessions, or of all.
+    StopSessions {
+        /// Sessions to stop; `None` for all.
+        names: Option<Vec<String>>,
+        /// Time for replies.
+        grace: Grace,
+    },
+    /// Stops and requests sessions over the open control connection: one by one where the server can
+    /// do that, else all are stopped. Sessions that [`Operation::OpenSockets`] opened are included.
+    Request {
+        /// Configuration in effect.
+        config: Arc<ControlConnection>,
+        /// Sessions to request.
+        names: Vec<String>,
+        /// Sessions to stop.
+        stop: Vec<Sid>,
+        /// Position among other attempts.
+        context: AttemptContext,
+    },
+    /// Sends Stop-Sessions and closes the control connection.
+    Close,
+}
+
+/// Command to all sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionCommand {
+    /// The connection is lost, or one more attempt failed.
+    Down(LossCause, u64),
+    /// The connection is closed until the next test is due.
+    Park,
+    /// Nothing is measured until a start by hand.
+    Rest,
+    /// A new run of `test_count` tests.
+    Restart,
+}
+
+/// Action that the driver carries out, in the order in which they come.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Begins an operation.
+    Begin(Operation),
+    /// Drops the operation that is under way, with the control connection if it uses it.
+    Abandon,
+    /// Drops the control connection without a message.
+    Drop,
+    /// Follows a configuration: sessions that are gone end, new ones are created, the others are told.
+    Follow(Arc<ControlConnection>),
+    /// Ends all sessions.
+    EndSessions,
+    /// Passes the sessions that an operation opened to their threads.
+    Start(Vec<String>),
+    /// Sends a command to all sessions.
+    Command(SessionCommand),
+    /// Tells a session that it was not started.
+    Decline {
+        /// Name of the session.
+        name: String,
+        /// Reason.
+        failure: Failure,
+        /// Number of times, this one included.
+        tries: u64,
+        /// Whether the reason differs from that of the time before.
+        is_new: bool,
+    },
+    /// Sets the options of the open control connection that can be set.
+    Tune(Arc<ControlConnection>),
+    /// Watches the names of the sessions for another address while sessions run.
+    WatchNames,
+    /// Asks whether any reflector can be reached from this host; the failure explains the question.
+    VerifyUnreachable(Failure),
+    /// Records an event.
+    Event(ConnectionEvent),
+    /// Stores the state that outlives the process.
+    Persist(Remembered),
+    /// Ends the driver.
+    Finish,
+}

@@ -1,0 +1,191 @@
+//! Changes of the desired state, each with as little effect as it allows.
+
+use super::{
+    Action, Connection, Desired,
+    retry::RetrySchedule,
+    state::{State, Step},
+};
+use crate::{
+    model::{ControlConnection, SessionControl, connection_effect, touched_sessions},
+    proto::ChangeEffect,
+    time::Now,
+};
+
+/// Consequence of a change for the present state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transition {
+    /// None that is not done.
+    None,
+    /// Start over.
+    Restart,
+    /// Change sessions.
+    Sessions,
+    /// An attempt by hand, at once.
+    Attempt,
+    /// Other options of an open control connection.
+    SocketOptionsChanged,
+    /// Other intervals between attempts and tests.
+    IntervalsChanged,
+}
+
+impl Connection {
+    /// Drops the change of sessions that is under way if it gives way to the pending desired state.
+    pub(super) fn give_way(&mut self, now: Now) {
+        let (State::Running(running), Some(pending)) = (&mut self.state, &self.pending) else {
+            return;
+        };
+        let Some(change) = &running.change else { return };
+        let is_optional = change.is_optional();
+        let effect =
+            connection_effect(&self.desired.config, &pending.config, SessionControl::Individual);
+        let ends =
+            pending.stopped || matches!(effect, ChangeEffect::Stop | ChangeEffect::Reconnect);
+        if !is_optional && !ends {
+            return;
+        }
+        let uses_control = self.has_control && change.uses_control();
+        running.change = None;
+        self.actions.push_back(Action::Abandon);
+        if uses_control {
+            self.drop_control();
+        }
+        if is_optional {
+            self.change_done(now);
+        }
+    }
+
+    /// Considers a desired state.
+    pub(super) fn change(&mut self, desired: Desired, now: Now) {
+        let transition = self.transition(desired);
+        match transition {
+            Transition::None => {}
+            Transition::Restart => self.restart_unless_completed(now),
+            Transition::Sessions => self.sessions_desired(now),
+            Transition::Attempt => self.attempt_by_hand(now),
+            Transition::SocketOptionsChanged => {
+                self.actions.push_back(Action::Tune(self.config.clone()));
+                self.retime(now);
+            }
+            Transition::IntervalsChanged => self.retime(now),
+        }
+    }
+
+    /// Puts the desired state into effect as far as the sessions need no message for it; returns what
+    /// else follows.
+    fn transition(&mut self, desired: Desired) -> Transition {
+        let before = std::mem::replace(&mut self.desired, desired);
+        if self.desired.stopped || self.desired.config.inactive != self.config.inactive {
+            return Transition::Restart;
+        }
+        let control = self.status.session_control;
+        match connection_effect(&self.config, &self.desired.config, control) {
+            ChangeEffect::Live => {}
+            ChangeEffect::Sessions | ChangeEffect::Renegotiate => return Transition::Sessions,
+            ChangeEffect::Unspecified
+            | ChangeEffect::Reconnect
+            | ChangeEffect::Start
+            | ChangeEffect::Stop
+            | ChangeEffect::Listen
+            | ChangeEffect::Close => return Transition::Restart,
+        }
+        if self.desired.config != self.config {
+            let options = |config: &ControlConnection| (config.control_dscp, config.keepalive);
+            let intervals =
+                |config: &ControlConnection| (config.test_interval_ns, config.retry_backoff_max_ns);
+            let other_options = options(&self.config) != options(&self.desired.config);
+            let other_intervals = intervals(&self.config) != intervals(&self.desired.config);
+            self.applied = self.desired.revision;
+            if self.config.inactive {
+                self.config = self.desired.config.clone();
+                self.status.set_config(&self.config, self.applied);
+                self.status_changed = true;
+                return Transition::None;
+            }
+            self.follow_desired();
+            if before.stopped {
+                return Transition::Restart;
+            }
+            if other_options && self.is_running() && self.has_control {
+                return Transition::SocketOptionsChanged;
+            }
+            if other_intervals {
+                return Transition::IntervalsChanged;
+            }
+        } else if self.applied != self.desired.revision {
+            // The change in between was taken back.
+            self.mark_applied();
+        }
+        match self.desired.starts == before.starts {
+            true => Transition::None,
+            false => Transition::Attempt,
+        }
+    }
+
+    /// Starts over, except a completed connection, which runs no more tests because it is changed.
+    fn restart_unless_completed(&mut self, now: Now) {
+        let stays = matches!(self.state, State::Completed)
+            && !self.desired.stopped
+            && !self.desired.config.inactive
+            && (self.desired.config.test_count == self.config.test_count
+                || self.desired.config.manual_start);
+        if stays {
+            self.applied = self.desired.revision;
+            self.follow_desired();
+        } else {
+            self.restart(now);
+        }
+    }
+
+    fn sessions_desired(&mut self, now: Now) {
+        if self.is_running() {
+            return self.change_sessions(now);
+        }
+        let is_idle = matches!(self.state, State::Idle(_));
+        self.abandon_attempt();
+        let touched = touched_sessions(&self.config, &self.desired.config);
+        self.sessions.forget_declined(&touched);
+        self.requests.sessions_changed();
+        self.change_unconnected_sessions(touched, is_idle, now);
+    }
+
+    fn attempt_by_hand(&mut self, now: Now) {
+        match &self.state {
+            State::Stopped | State::Completed => self.restart(now),
+            State::Connecting(connecting) if connecting.step != Step::Negotiating => {
+                self.abandon_attempt();
+                self.begin_attempt(now);
+            }
+            State::Idle(_) | State::WaitingRetry(_) => self.begin_attempt(now),
+            // An attempt by hand is for the sessions that do not run.
+            State::Running(_) => self.request_missing_now(now),
+            State::Inactive | State::Connecting(_) | State::Leaving(_) | State::Ended => {}
+        }
+    }
+
+    /// Adapts the schedule to other intervals.
+    fn retime(&mut self, now: Now) {
+        match &self.state {
+            State::Connecting(_) => self.show_following_attempt(now),
+            State::WaitingRetry(due) => {
+                // Counted from now on, where that is sooner.
+                let due = *due;
+                self.retry = RetrySchedule::starting_at(now.monotonic);
+                let due = due.min(self.next_attempt(now));
+                self.retry = RetrySchedule::starting_at(due);
+                self.wait_until(due, now);
+            }
+            State::Running(_) => {
+                let due = self.missing_due(now);
+                if let State::Running(running) = &mut self.state {
+                    running.missing = due;
+                }
+            }
+            State::Inactive
+            | State::Stopped
+            | State::Completed
+            | State::Idle(_)
+            | State::Leaving(_)
+            | State::Ended => {}
+        }
+    }
+}

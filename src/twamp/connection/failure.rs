@@ -1,0 +1,114 @@
+//! Reasons for which a control connection was lost or could not be established.
+
+use crate::{proto::LossCause, twamp::control_client::ClientError, wire::codes::Accept};
+
+/// Loss of a connection or failure of an attempt, with its cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// Category of the cause, as results and events carry it.
+    pub cause: LossCause,
+    /// Accept code of the server; 0 where it sent none.
+    pub accept_code: u8,
+    /// Text for people: the operation that failed, with the value that made it fail.
+    pub detail: String,
+    /// Part of the request that the server may have failed on.
+    pub suspect: Suspect,
+}
+
+/// Part of a negotiation that may explain its failure, so that the next attempt leaves it out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Suspect {
+    /// Nothing that was requested.
+    #[default]
+    None,
+    /// Extensions: the server did not answer, closed, or broke the protocol.
+    ExtensionsPossibly,
+    /// Extensions: the server refused.
+    ExtensionsLikely,
+    /// One of several sessions: the server ended the connection when it was requested.
+    Session {
+        /// Name of the session.
+        name: String,
+        /// Number of sessions that the server had accepted before.
+        accepted: usize,
+    },
+}
+
+impl Failure {
+    /// Returns a failure without accept code and suspect.
+    pub fn new(cause: LossCause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into(), ..Self::default() }
+    }
+
+    /// Returns the failure of a connection that the server closed.
+    pub fn closed_by_server() -> Self {
+        Self::new(LossCause::ClosedByServer, "the server closed the control connection")
+    }
+
+    /// Adds the name of the session that failed to the detail.
+    #[must_use]
+    pub fn for_session(self, name: &str) -> Self {
+        Self { detail: format!("session {name}: {}", self.detail), ..self }
+    }
+
+    /// Adds the suspicion against extensions after a negotiation in which some had been chosen.
+    /// `derives_key` tells that the server had to derive a key: it may be slow for that reason.
+    #[must_use]
+    pub fn suspecting_extensions(self, derives_key: bool) -> Self {
+        let unspecific =
+            [Accept::FAILURE, Accept::NOT_SUPPORTED].contains(&Accept(self.accept_code));
+        let suspect = match self.cause {
+            LossCause::Rejected if unspecific => Suspect::ExtensionsLikely,
+            // A server that refuses the mode may answer as one that refuses the key.
+            LossCause::BadKey if self.accept_code == Accept::FAILURE.0 => {
+                Suspect::ExtensionsPossibly
+            }
+            LossCause::ResponseTimeout if derives_key => Suspect::None,
+            // The server may also have been restarted at that moment.
+            LossCause::Reset
+            | LossCause::ClosedByServer
+            | LossCause::ProtocolError
+            | LossCause::ResponseTimeout => Suspect::ExtensionsPossibly,
+            LossCause::Unspecified
+            | LossCause::Refused
+            | LossCause::ConnectTimeout
+            | LossCause::NoRoute
+            | LossCause::Dns
+            | LossCause::KeepaliveTimeout
+            | LossCause::NoCommonMode
+            | LossCause::BadKey
+            | LossCause::Rejected
+            | LossCause::Limit
+            | LossCause::Panic
+            | LossCause::Local => Suspect::None,
+        };
+        Self { suspect, ..self }
+    }
+
+    /// Returns whether the server ended the connection, with FIN or RST.
+    pub fn is_end_by_server(&self) -> bool {
+        matches!(self.cause, LossCause::ClosedByServer | LossCause::Reset)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let (cause, accept) = match &error {
+            ClientError::ServiceRefused => (LossCause::Rejected, 0),
+            ClientError::NoCommonMode { .. } => (LossCause::NoCommonMode, 0),
+            ClientError::Count { .. } => (LossCause::Limit, 0),
+            ClientError::KeyRejected(accept) => (LossCause::BadKey, accept.0),
+            ClientError::NotGenuine(_) => (LossCause::BadKey, 0),
+            ClientError::ConnectionRejected(accept)
+            | ClientError::SessionRejected { accept, .. }
+            | ClientError::StartRejected(accept) => (LossCause::Rejected, accept.0),
+            ClientError::NoPort { .. }
+            | ClientError::ReflectedOctets { .. }
+            | ClientError::Unexpected(_)
+            | ClientError::RepeatedSid { .. }
+            | ClientError::UnknownSessions(_) => (LossCause::ProtocolError, 0),
+            ClientError::ResponseTimeout(_) => (LossCause::ResponseTimeout, 0),
+        };
+        Self { accept_code: accept, ..Self::new(cause, error.to_string()) }
+    }
+}

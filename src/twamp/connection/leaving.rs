@@ -1,0 +1,223 @@
+//! Ends of what runs, and the states in which nothing is measured.
+
+use std::collections::VecDeque;
+
+use super::{
+    Action, Connection, ConnectionEvent, ExtensionProbe, Grace, Operation, Phase, Remembered,
+    SessionCommand,
+    attempt::unix,
+    request_limit::RequestLimit,
+    retry::RetrySchedule,
+    state::{Leaving, State, Then},
+};
+use crate::time::{Monotonic, Now};
+
+impl Connection {
+    /// Stops all sessions if `stops`, closes the control connection, and continues with `then`.
+    pub(super) fn leave(&mut self, stops: bool, then: Then, now: Now) {
+        let mut operations = VecDeque::new();
+        if stops {
+            let grace = Grace::Short;
+            operations.push_back(Operation::StopSessions { names: None, grace });
+        }
+        if self.has_control {
+            operations.push_back(Operation::Close);
+        }
+        if self.is_running() {
+            self.network_seen = self.network;
+        }
+        self.sessions.all_stopped();
+        self.state = State::Leaving(Leaving { operations, then });
+        self.continue_leaving(now);
+    }
+
+    /// Stops the sessions that changed while the connection is not open.
+    pub(super) fn change_unconnected_sessions(
+        &mut self,
+        touched: Vec<String>,
+        is_idle: bool,
+        now: Now,
+    ) {
+        let names = Some(touched.clone());
+        let stop = Operation::StopSessions { names, grace: Grace::Short };
+        let then = Then::SessionsChanged { touched, is_idle };
+        self.state = State::Leaving(Leaving { operations: [stop].into(), then });
+        self.continue_leaving(now);
+    }
+
+    /// Begins the next operation, or continues after the last.
+    pub(super) fn continue_leaving(&mut self, now: Now) {
+        let State::Leaving(leaving) = &mut self.state else { return };
+        if let Some(operation) = leaving.operations.pop_front() {
+            if matches!(operation, Operation::Close) {
+                self.has_control = false;
+            }
+            return self.begin_operation(operation);
+        }
+        let then = std::mem::replace(&mut leaving.then, Then::Reconnect);
+        match then {
+            Then::Restart => self.restarted(now),
+            Then::Reconnect => {
+                self.retry = RetrySchedule::starting_at(now.monotonic);
+                self.begin_attempt(now);
+            }
+            Then::IdleUntil(due) => self.idle_until(due, now),
+            Then::AttemptFailed(failure) => self.lose(failure, false, now),
+            Then::Complete => self.complete(now),
+            Then::CompleteByLoss => self.rest(State::Completed, Phase::Completed, now),
+            Then::SessionsChanged { touched, is_idle } => {
+                self.applied = self.desired.revision;
+                self.follow_desired();
+                self.sessions.wake(|name| touched.iter().any(|touched| touched == name));
+                if is_idle {
+                    self.idle(now);
+                } else {
+                    self.retry = RetrySchedule::starting_at(now.monotonic);
+                    self.begin_attempt(now);
+                }
+            }
+            Then::End => {
+                self.actions.push_back(Action::EndSessions);
+                self.actions.push_back(Action::Finish);
+                self.state = State::Ended;
+            }
+        }
+    }
+
+    /// Begins with what is remembered from before the start.
+    pub(super) fn resume(&mut self, now: Now) {
+        let Remembered { outage, completed } = self.remembered.clone();
+        if let Some(outage) = outage
+            && self.status.outage.is_none()
+        {
+            self.status.outages += 1;
+            self.status.outage = Some(outage);
+        }
+        let is_completed = completed == Some(self.config.test_count) && self.config.test_count != 0;
+        if is_completed && !self.desired.stopped && !self.config.inactive {
+            self.follow_desired();
+            return self.rest(State::Completed, Phase::Completed, now);
+        }
+        self.begin(now);
+    }
+
+    /// Starts over with the desired state.
+    pub(super) fn restart(&mut self, now: Now) {
+        self.abandon_attempt();
+        let rests = self.desired.stopped || self.desired.config.inactive;
+        // Sessions that go on have no test that would have to end; a test that is due stays due.
+        self.leave(rests || self.is_running(), Then::Restart, now);
+    }
+
+    fn restarted(&mut self, now: Now) {
+        if !self.config.has_same_server(&self.desired.config) {
+            self.extensions = ExtensionProbe::default();
+            self.requests = RequestLimit::default();
+            self.pauses = super::PauseProbe::default();
+        }
+        self.begin(now);
+    }
+
+    /// Enters the state that the desired one asks for.
+    fn begin(&mut self, now: Now) {
+        self.applied = self.desired.revision;
+        if self.desired.config.inactive {
+            self.config = self.desired.config.clone();
+            self.sessions.clear();
+            self.actions.push_back(Action::EndSessions);
+            self.status.set_config(&self.config, self.applied);
+            return self.rest(State::Inactive, Phase::Inactive, now);
+        }
+        self.follow_desired();
+        self.command(SessionCommand::Restart);
+        self.sessions.restart();
+        if self.desired.stopped {
+            return self.rest(State::Stopped, Phase::Stopped, now);
+        }
+        self.retry = RetrySchedule::starting_at(now.monotonic);
+        self.begin_attempt(now);
+    }
+
+    /// Puts the desired configuration into effect for the sessions.
+    pub(super) fn follow_desired(&mut self) {
+        self.config = self.desired.config.clone();
+        self.sessions.follow(&self.config);
+        self.actions.push_back(Action::Follow(self.config.clone()));
+        self.status.set_config(&self.config, self.applied);
+        self.status_changed = true;
+    }
+
+    /// Shows the desired revision as the one in effect.
+    pub(super) fn mark_applied(&mut self) {
+        self.applied = self.desired.revision;
+        self.status.set_config(&self.config, self.applied);
+        self.status_changed = true;
+    }
+
+    /// Enters a state in which nothing is measured until something else is desired.
+    pub(super) fn rest(&mut self, state: State, phase: Phase, now: Now) {
+        self.abandon_outage(now);
+        self.command(SessionCommand::Rest);
+        self.status.set_phase(phase, now);
+        self.status_changed = true;
+        self.state = state;
+    }
+
+    /// Ends a connection whose sessions have run all their tests.
+    pub(super) fn complete(&mut self, now: Now) {
+        self.abandon_outage(now);
+        self.actions.push_back(Action::Event(ConnectionEvent::Completed));
+        self.rest(State::Completed, Phase::Completed, now);
+    }
+
+    /// Waits for the next test, or for the first that became due earlier.
+    pub(super) fn idle(&mut self, now: Now) {
+        if self.sessions.all_completed() {
+            return self.complete(now);
+        }
+        self.idle_until(self.sessions.idle_until().unwrap_or(now.monotonic), now);
+    }
+
+    fn idle_until(&mut self, due: Monotonic, now: Now) {
+        self.retry = RetrySchedule::starting_at(due);
+        self.status.set_idle(unix(due, now));
+        self.status_changed = true;
+        self.state = State::Idle(due);
+    }
+
+    /// Ends the outage that nobody waits for any more.
+    fn abandon_outage(&mut self, now: Now) {
+        if let Some((outage, length_ns)) = self.status.end_outage(now) {
+            let abandoned = ConnectionEvent::Abandoned { outage, length_ns };
+            self.actions.push_back(Action::Event(abandoned));
+        }
+        self.status_changed = true;
+    }
+
+    /// Ends the connection, for its removal or with the agent.
+    pub(super) fn end(&mut self, keeps_outage: bool, now: Now) {
+        if matches!(self.state, State::Ended)
+            || matches!(&self.state, State::Leaving(Leaving { then: Then::End, .. }))
+        {
+            return;
+        }
+        if keeps_outage {
+            let outage = self.status.outage.clone();
+            let remembered = Remembered { outage, ..self.remembered.clone() };
+            self.actions.push_back(Action::Persist(remembered));
+        } else {
+            self.abandon_outage(now);
+        }
+        let is_busy = matches!(self.state, State::Connecting(_))
+            || matches!(&self.state, State::Running(running) if running.change.is_some());
+        if is_busy {
+            self.actions.push_back(Action::Abandon);
+        }
+        if let State::Leaving(leaving) = &mut self.state {
+            // The operation that is under way ends by itself.
+            leaving.then = Then::End;
+            return;
+        }
+        self.leave(true, Then::End, now);
+    }
+}

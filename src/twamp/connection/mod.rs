@@ -1,0 +1,316 @@
+//! Life of a control connection as a machine: attempts and their schedule, sessions, outages, and
+//! changes of the desired state. It has no I/O, no clock and no randomness of its own: a driver feeds it
+//! with [`Connection::handle`], carries out what [`Connection::poll_action`] returns until there is
+//! nothing left, and waits for the next input or for [`Connection::next_deadline`].
+
+mod action;
+mod attempt;
+mod changes;
+mod extension_probe;
+mod failure;
+mod leaving;
+mod outage;
+mod progress;
+mod request_limit;
+mod retry;
+mod running;
+mod sessions;
+mod state;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, net::IpAddr, sync::Arc};
+
+use crate::{
+    model::{ControlConnection, ControlType, SessionControl},
+    time::{Monotonic, Now},
+};
+use progress::{PauseProbe, SilenceDetector};
+use request_limit::RequestLimit;
+use retry::RetrySchedule;
+use sessions::Sessions;
+use state::{Change, State, Step};
+
+pub use action::{
+    Action, AttemptContext, Desired, Grace, Input, Operation, SessionCommand, Started,
+};
+pub use extension_probe::ExtensionProbe;
+pub use failure::{Failure, Suspect};
+pub use outage::{ConnectionEvent, Outage, Remembered};
+pub use progress::{SessionProgress, SessionStage};
+pub use sessions::{Declined, SHORT_PAUSE_NS, SOCKET_WAIT_NS, StartedSession};
+pub use status::{ConnectionStatus, FailureReport, Phase, SessionStatus};
+
+/// The machine of one control connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Configuration in effect.
+    config: Arc<ControlConnection>,
+    /// Revision in effect.
+    applied: u64,
+    /// Latest desired state that was considered.
+    desired: Desired,
+    /// Desired state that is considered once the present state allows.
+    pending: Option<Desired>,
+    state: State,
+    status: ConnectionStatus,
+    status_changed: bool,
+    sessions: Sessions,
+    retry: RetrySchedule,
+    silence: SilenceDetector,
+    pauses: PauseProbe,
+    extensions: ExtensionProbe,
+    requests: RequestLimit,
+    /// Whether the driver holds a control connection.
+    has_control: bool,
+    /// Latest counter of the network's changes, and the one known when the latest attempt began or the
+    /// connection was lost.
+    network: u64,
+    network_seen: u64,
+    /// New negotiations after a silence: each begins with another address.
+    silences: usize,
+    /// Revision in which ports in use were waited for.
+    ports_awaited_in: Option<u64>,
+    /// Time of the latest request that interrupted all sessions.
+    requested_together: Monotonic,
+    /// State of the random numbers.
+    random: u64,
+    remembered: Remembered,
+    actions: VecDeque<Action>,
+}
+
+impl Connection {
+    /// Begins the life of a connection. `status` carries counters and an outage over a restart of the
+    /// task, `remembered` over a restart of the process; `seed` is random.
+    pub fn start(
+        desired: Desired,
+        status: ConnectionStatus,
+        remembered: Remembered,
+        seed: u64,
+        now: Now,
+    ) -> Self {
+        let mut connection = Self {
+            config: desired.config.clone(),
+            applied: desired.revision,
+            desired,
+            pending: None,
+            state: State::Inactive,
+            status,
+            status_changed: true,
+            sessions: Sessions::default(),
+            retry: RetrySchedule::starting_at(now.monotonic),
+            silence: SilenceDetector::default(),
+            pauses: PauseProbe::default(),
+            extensions: ExtensionProbe::default(),
+            requests: RequestLimit::default(),
+            has_control: false,
+            network: 0,
+            network_seen: 0,
+            silences: 0,
+            ports_awaited_in: None,
+            requested_together: Monotonic::default(),
+            random: seed,
+            remembered,
+            actions: VecDeque::new(),
+        };
+        connection.resume(now);
+        connection.finish_step(now);
+        connection
+    }
+
+    /// Handles one input.
+    pub fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Desired(desired) => {
+                self.pending = Some(desired);
+                self.give_way(now);
+            }
+            Input::Network(counter) => self.network_changed(counter, now),
+            Input::Progress(changed) => {
+                self.sessions.update(changed);
+                self.progress(now);
+            }
+            Input::Resolved(result) => self.resolved(result, now),
+            Input::Connected(result) => self.connected(result, now),
+            Input::Started(result) => {
+                if self.is_running() {
+                    self.requested(result, now);
+                } else {
+                    self.attempted(result, now);
+                }
+            }
+            Input::Opened(opened, declined) => self.sockets_opened(opened, declined, now),
+            Input::Done => {
+                if self.is_running() {
+                    self.sessions_stopped(now);
+                } else {
+                    self.continue_leaving(now);
+                }
+            }
+            Input::Verified(failure) => self.verified(failure, now),
+            Input::Lost(failure) => self.control_lost(failure, now),
+            Input::NameMoved => self.name_moved(now),
+            Input::Timer => self.timer(now),
+            Input::End { keeps_outage } => self.end(keeps_outage, now),
+        }
+        self.finish_step(now);
+    }
+
+    /// Returns the next action.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Returns the status if it changed since the last call.
+    pub fn poll_status(&mut self) -> Option<&ConnectionStatus> {
+        std::mem::take(&mut self.status_changed).then_some(&self.status)
+    }
+
+    /// Returns the time at which [`Input::Timer`] is due. `None` while nothing is desired, or while an
+    /// operation is under way that ends by itself.
+    pub fn next_deadline(&self) -> Option<Monotonic> {
+        match &self.state {
+            State::Idle(due) | State::WaitingRetry(due) => Some(*due),
+            State::Running(running) => match &running.change {
+                None => {
+                    let missing = running.missing.filter(|_| self.is_individual());
+                    Some(missing.map_or(running.review, |due| due.min(running.review)))
+                }
+                Some(Change::Pausing { until, .. }) => *until,
+                Some(Change::Opening | Change::Stopping { .. } | Change::Requesting { .. }) => None,
+            },
+            State::Inactive
+            | State::Stopped
+            | State::Completed
+            | State::Connecting(_)
+            | State::Leaving(_)
+            | State::Ended => None,
+        }
+    }
+
+    /// Returns the configuration in effect.
+    pub fn config(&self) -> &Arc<ControlConnection> {
+        &self.config
+    }
+
+    /// Returns the reflector addresses of the sessions that run.
+    pub fn remotes(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+        self.sessions.remotes()
+    }
+
+    /// Returns whether sessions run.
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    /// Returns whether the loss of the control connection would be the end of its tests.
+    pub fn ends_with_loss(&self) -> bool {
+        self.is_managed() && self.config.test_count != 0
+    }
+
+    fn is_managed(&self) -> bool {
+        self.config.control_type == ControlType::Managed
+    }
+
+    fn is_individual(&self) -> bool {
+        self.status.session_control == SessionControl::Individual
+    }
+
+    fn is_together(&self) -> bool {
+        self.status.session_control == SessionControl::AllOrNothing
+    }
+
+    /// Considers a desired state that waits, and stores what has to outlive the process.
+    fn finish_step(&mut self, now: Now) {
+        while self.takes_changes()
+            && let Some(desired) = self.pending.take()
+        {
+            self.change(desired, now);
+        }
+        let remembered = Remembered {
+            outage: self.status.outage.clone(),
+            completed: matches!(self.state, State::Completed).then_some(self.config.test_count),
+        };
+        if !matches!(self.state, State::Leaving(_) | State::Ended)
+            && !self.remembered.is_same(&remembered)
+        {
+            self.actions.push_back(Action::Persist(remembered.clone()));
+            self.remembered = remembered;
+        }
+    }
+
+    fn takes_changes(&self) -> bool {
+        match &self.state {
+            State::Leaving(_) | State::Ended => false,
+            State::Running(running) => running.change.is_none(),
+            State::Inactive
+            | State::Stopped
+            | State::Completed
+            | State::Connecting(_)
+            | State::Idle(_)
+            | State::WaitingRetry(_) => true,
+        }
+    }
+
+    fn timer(&mut self, now: Now) {
+        if self.next_deadline().is_none_or(|due| due > now.monotonic) {
+            return;
+        }
+        if self.is_running() {
+            self.running_timer(now);
+        } else {
+            self.begin_attempt(now);
+        }
+    }
+
+    fn network_changed(&mut self, counter: u64, now: Now) {
+        self.network = counter;
+        if self.is_running() {
+            self.request_missing_now(now);
+        } else if counter != self.network_seen {
+            if self.is_connecting() {
+                // An attempt that hangs gives way to one that may succeed at once.
+                self.abandon_attempt();
+                self.begin_attempt(now);
+            } else if matches!(self.state, State::WaitingRetry(_)) {
+                self.begin_attempt(now);
+            }
+        }
+    }
+
+    fn progress(&mut self, now: Now) {
+        if self.is_running() {
+            self.running_progress(now);
+        } else if matches!(self.state, State::Idle(_)) {
+            self.idle(now);
+        } else if matches!(self.state, State::Connecting(_) | State::WaitingRetry(_))
+            && self.sessions.all_completed()
+        {
+            self.abandon_attempt();
+            self.complete(now);
+        }
+    }
+
+    /// Returns whether an attempt has not come as far as a TCP connection.
+    fn is_connecting(&self) -> bool {
+        let State::Connecting(connecting) = &self.state else { return false };
+        matches!(connecting.step, Step::Resolving | Step::Tcp)
+    }
+
+    fn begin_operation(&mut self, operation: Operation) {
+        self.actions.push_back(Action::Begin(operation));
+    }
+
+    fn command(&mut self, command: SessionCommand) {
+        self.actions.push_back(Action::Command(command));
+    }
+
+    /// Returns the next number of SplitMix64.
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}

@@ -1,0 +1,163 @@
+//! Sessions that a server does not take. Some servers do not reject a session that they have no port or
+//! no room for, but end the connection; asked for all sessions again, they would never let any of them
+//! measure.
+
+use super::{
+    extension_probe::{FIRST_RETRY_NS, MAX_RETRY_NS},
+    failure::Suspect,
+};
+use crate::time::Monotonic;
+
+/// Knowledge about the number of sessions that one server takes.
+#[derive(Debug)]
+pub(super) struct RequestLimit {
+    /// Session at whose request the server last ended the connection, and the number accepted before.
+    ended_at: Option<(String, usize)>,
+    /// Sessions that are not requested.
+    left_out: Vec<String>,
+    /// Sessions that the server takes at most.
+    limit: Option<usize>,
+    /// Start of the time after which all are requested again.
+    since: Monotonic,
+    retry_ns: u64,
+}
+
+impl Default for RequestLimit {
+    fn default() -> Self {
+        let (ended_at, left_out, limit) = (None, Vec::new(), None);
+        Self { ended_at, left_out, limit, since: Monotonic::default(), retry_ns: FIRST_RETRY_NS }
+    }
+}
+
+impl RequestLimit {
+    /// Records a failed negotiation; returns whether the next one asks for fewer sessions.
+    pub(super) fn record_failure(&mut self, suspect: &Suspect, now: Monotonic) -> bool {
+        let Suspect::Session { name, accepted } = suspect else { return false };
+        let before = self.ended_at.replace((name.clone(), *accepted));
+        self.since = now;
+        match before {
+            // Another session at the same place: it is their number.
+            Some((other, count)) if other != *name && count == *accepted => {
+                self.left_out.clear();
+                self.limit = Some(*accepted);
+                true
+            }
+            Some((same, _)) if same == *name => {
+                self.left_out.push(same);
+                true
+            }
+            // The first time it may be chance: the server may have been stopped at that moment.
+            Some(_) | None => false,
+        }
+    }
+
+    /// Records a negotiation that succeeded.
+    pub(super) fn record_success(&mut self) {
+        if !self.is_restricted() {
+            self.ended_at = None;
+            self.retry_ns = FIRST_RETRY_NS;
+        }
+    }
+
+    /// Lifts the restriction for one attempt when it is old enough; call before each attempt.
+    pub(super) fn begin_attempt(&mut self, now: Monotonic) {
+        if self.is_restricted() && now.since_ns(self.since) >= self.retry_ns {
+            self.left_out.clear();
+            self.limit = None;
+            self.retry_ns = (self.retry_ns * 2).min(MAX_RETRY_NS);
+        }
+    }
+
+    /// Forgets single sessions after a change of the configuration; the number stays known.
+    pub(super) fn sessions_changed(&mut self) {
+        self.left_out.clear();
+    }
+
+    /// Divides sessions into those to request and those that the server would end the connection for,
+    /// where `running` sessions are started.
+    pub(super) fn split(&self, names: Vec<String>, running: usize) -> (Vec<String>, Vec<String>) {
+        let mut room = self.limit.map_or(usize::MAX, |limit| limit.saturating_sub(running));
+        names.into_iter().partition(|name| {
+            let requested = room > 0 && !self.left_out.contains(name);
+            room -= usize::from(requested);
+            requested
+        })
+    }
+
+    fn is_restricted(&self) -> bool {
+        self.limit.is_some() || !self.left_out.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Monotonic = Monotonic(7);
+
+    fn names(count: usize) -> Vec<String> {
+        (1..=count).map(|number| format!("s{number}")).collect()
+    }
+
+    /// Attempts at a server that takes `limit` sessions until one succeeds.
+    fn attempts(
+        requests: &mut RequestLimit,
+        sessions: usize,
+        limit: usize,
+        now: Monotonic,
+    ) -> usize {
+        for attempt in 1..=10 {
+            requests.begin_attempt(now);
+            let (requested, _) = requests.split(names(sessions), 0);
+            match requested.get(limit) {
+                None => {
+                    requests.record_success();
+                    return attempt;
+                }
+                Some(name) => {
+                    let suspect = Suspect::Session { name: name.clone(), accepted: limit };
+                    requests.record_failure(&suspect, now);
+                }
+            }
+        }
+        panic!("no attempt succeeds");
+    }
+
+    #[test]
+    fn number_is_learnt_in_four_attempts_and_tried_again_later() {
+        let mut requests = RequestLimit::default();
+        assert_eq!(attempts(&mut requests, 5, 2, NOW), 4);
+        let (requested, left) = requests.split(names(5), 0);
+        assert_eq!((requested, left.len()), (names(2), 3));
+        assert_eq!(requests.split(names(5), 2).0, names(0), "as many run as the server takes");
+        assert_eq!(requests.split(names(5), 1).0, names(1), "room for one");
+        let later = NOW.plus_ns(FIRST_RETRY_NS);
+        assert_eq!(attempts(&mut requests, 5, 2, later), 2, "tried again, and learnt again");
+        assert_eq!(attempts(&mut requests, 5, 2, later.plus_ns(FIRST_RETRY_NS)), 1, "not so soon");
+        assert_eq!(attempts(&mut requests, 5, 9, later.plus_ns(2 * FIRST_RETRY_NS)), 1);
+        assert_eq!(requests.split(names(5), 0).0, names(5));
+    }
+
+    #[test]
+    fn chance_costs_no_session() {
+        let mut requests = RequestLimit::default();
+        let suspect = Suspect::Session { name: "s2".into(), accepted: 1 };
+        assert!(!requests.record_failure(&suspect, NOW));
+        assert_eq!(requests.split(names(3), 0).0, names(3));
+        requests.record_success();
+        assert!(!requests.record_failure(&suspect, NOW), "long ago");
+    }
+
+    #[test]
+    fn one_session_of_its_kind_is_left_out_alone() {
+        let mut requests = RequestLimit::default();
+        let suspect = Suspect::Session { name: "s2".into(), accepted: 1 };
+        requests.record_failure(&suspect, NOW);
+        assert!(requests.record_failure(&suspect, NOW));
+        let (requested, left) = requests.split(names(3), 0);
+        assert_eq!(requested, ["s1", "s3"]);
+        assert_eq!(left, ["s2"]);
+        requests.sessions_changed();
+        assert_eq!(requests.split(names(3), 0).0, names(3));
+    }
+}

@@ -1,0 +1,334 @@
+//! A connection whose sessions run: conclusions from their progress, and changes of its sessions, which
+//! interrupt as few of them as the server allows.
+
+use super::{
+    Action, Connection, Declined, Failure, Grace, Operation, SHORT_PAUSE_NS, SOCKET_WAIT_NS,
+    SessionCommand, Started,
+    retry::RetrySchedule,
+    state::{Change, Running, State, Then},
+};
+use crate::{
+    model::{limits::SILENT_CONNECTION_NS, touched_sessions},
+    time::{Monotonic, NANOS_PER_SECOND, Now},
+};
+
+/// Time that sessions may take to finish their tests before they are negotiated again; a test that
+/// lasts for longer is stopped.
+const MAX_PAUSE_NS: u64 = 60 * NANOS_PER_SECOND;
+/// Time between two reviews of sessions that run.
+const REVIEW_NS: u64 = 15 * NANOS_PER_SECOND;
+/// Time after which a server that ended sessions in the pauses between tests is tried again.
+const PAUSE_RETRY_NS: u64 = 6 * 3_600 * NANOS_PER_SECOND;
+
+impl Connection {
+    /// Reviews a connection that has just started its sessions.
+    pub(super) fn begin_running(&mut self, now: Now) {
+        self.actions.push_back(Action::WatchNames);
+        let missing = self.missing_due(now);
+        // Sessions whose names are slow are requested after the others, not an interval later.
+        let first = self.sessions.requested_first(&self.config).len();
+        let is_slow = first < self.config.sessions.len();
+        if let State::Running(running) = &mut self.state {
+            running.review = now.monotonic.plus_ns(REVIEW_NS);
+            running.missing = if is_slow { missing.map(|_| now.monotonic) } else { missing };
+        }
+    }
+
+    pub(super) fn running_timer(&mut self, now: Now) {
+        let State::Running(running) = &mut self.state else { return };
+        match &mut running.change {
+            None => {
+                let is_missing = running.missing.is_some_and(|due| due <= now.monotonic);
+                running.review = now.monotonic.plus_ns(REVIEW_NS);
+                if is_missing && self.is_individual() {
+                    self.change_sessions(now);
+                } else {
+                    self.running_progress(now);
+                }
+            }
+            Some(Change::Pausing { until, .. }) => {
+                *until = None;
+                self.actions.push_back(Action::Abandon);
+                self.begin_operation(Operation::StopSessions { names: None, grace: Grace::Short });
+            }
+            Some(Change::Opening | Change::Stopping { .. } | Change::Requesting { .. }) => {}
+        }
+    }
+
+    /// Concludes what follows from the progress of the sessions.
+    pub(super) fn running_progress(&mut self, now: Now) {
+        let State::Running(Running { change: None, .. }) = self.state else { return };
+        if self.sessions.all_completed() {
+            return self.leave(true, Then::Complete, now);
+        }
+        // With a number of tests a control connection is kept: its loss would be their end.
+        let elsewhere = self.config.sessions.iter().any(|session| session.target.is_some());
+        let may_lose = !(self.is_managed() && elsewhere || self.ends_with_loss());
+        match self.sessions.refused().filter(|_| may_lose) {
+            // There may be a route again since then.
+            Some(failure) => self.actions.push_back(Action::VerifyUnreachable(failure)),
+            None => self.review_pauses(now),
+        }
+    }
+
+    pub(super) fn verified(&mut self, failure: Option<Failure>, now: Now) {
+        let State::Running(Running { change: None, .. }) = self.state else { return };
+        match failure {
+            Some(failure) => self.lose(failure, true, now),
+            None => self.review_pauses(now),
+        }
+    }
+
+    /// Negotiates silent sessions again, closes the connection for a long pause, or uses a short one to
+    /// request sessions that do not run.
+    fn review_pauses(&mut self, now: Now) {
+        if self.config.is_resolved_anew() && self.silence.is_over(self.sessions.progress()) {
+            self.pauses.record_silence(self.sessions.progress());
+            self.status.renegotiations += 1;
+            self.status_changed = true;
+            self.silences = self.silences.wrapping_add(1);
+            return self.leave(true, Then::Reconnect, now);
+        }
+        let Some(due) = self.sessions.idle_until() else { return };
+        if self.is_managed() {
+            let pause_ns = due.since_ns(now.monotonic);
+            let is_long =
+                self.config.test_interval_ns > SILENT_CONNECTION_NS && pause_ns > SHORT_PAUSE_NS;
+            let sessions_die = self.pauses.closes_in_pause(
+                self.sessions.progress(),
+                PAUSE_RETRY_NS,
+                now.monotonic,
+            ) && pause_ns > NANOS_PER_SECOND;
+            if is_long || sessions_die {
+                self.command(SessionCommand::Park);
+                return self.leave(false, Then::IdleUntil(due), now);
+            }
+        }
+        let State::Running(running) = &self.state else { return };
+        if running.missing.is_some_and(|due| due <= now.monotonic) {
+            self.change_sessions(now);
+        }
+    }
+
+    /// Requests sessions that do not run at the next opportunity.
+    pub(super) fn request_missing_now(&mut self, now: Now) {
+        let is_missing = !self.missing_sessions().is_empty();
+        if let State::Running(running) = &mut self.state {
+            running.missing = is_missing.then_some(now.monotonic);
+        }
+    }
+
+    pub(super) fn name_moved(&mut self, now: Now) {
+        if let State::Running(Running { change: None, .. }) = self.state {
+            self.leave(true, Then::Reconnect, now);
+        }
+    }
+
+    pub(super) fn control_lost(&mut self, failure: Failure, now: Now) {
+        let State::Running(running) = &mut self.state else { return };
+        if running.change.take().is_some() {
+            self.actions.push_back(Action::Abandon);
+            self.follow_desired();
+            self.mark_applied();
+        }
+        self.lose(failure, true, now);
+    }
+
+    /// Returns the time at which sessions are requested that do not run though others do.
+    pub(super) fn missing_due(&self, now: Now) -> Option<Monotonic> {
+        let missing = self.missing_sessions();
+        let is_local = |name: &String| {
+            !self.sessions.is_declined(name) || self.sessions.is_declined_locally(name)
+        };
+        // To ask the server, all sessions would have to be interrupted.
+        let interrupts = self.is_together() && !missing.iter().any(is_local);
+        let least_ns = if interrupts { SHORT_PAUSE_NS } else { 0 };
+        let due = now.monotonic.plus_ns(self.config.test_interval_ns.max(least_ns));
+        (!missing.is_empty()).then_some(due)
+    }
+
+    /// Returns the sessions that do not run and that the server can be asked for.
+    fn missing_sessions(&self) -> Vec<String> {
+        let missing = self.sessions.missing(&self.config);
+        self.requests.split(missing, self.sessions.running_count()).0
+    }
+
+    /// Begins to change the sessions to those that are desired, or to request those that do not run.
+    pub(super) fn change_sessions(&mut self, now: Now) {
+        let touched = touched_sessions(&self.config, &self.desired.config);
+        self.sessions.forget_declined(&touched);
+        if !touched.is_empty() {
+            self.requests.sessions_changed();
+        }
+        if self.has_control && touched.is_empty() {
+            return self.open_missing(now);
+        }
+        if self.is_together() {
+            return self.pause(touched, Vec::new(), now);
+        }
+        if touched.is_empty() {
+            return self.request(&touched, &[], Vec::new(), SOCKET_WAIT_NS, now);
+        }
+        let names = Some(touched.clone());
+        self.set_change(Some(Change::Stopping { touched }));
+        self.begin_operation(Operation::StopSessions { names, grace: Grace::LossTimeout });
+    }
+
+    /// Opens the sockets of sessions that do not run. No session is interrupted for that.
+    fn open_missing(&mut self, now: Now) {
+        let mut names = self.missing_sessions();
+        let since_ns = now.monotonic.since_ns(self.requested_together);
+        if self.is_together() && since_ns < SHORT_PAUSE_NS {
+            names.retain(|name| self.sessions.is_declined_locally(name));
+        }
+        if names.is_empty() {
+            return self.change_done(now);
+        }
+        let context = self.attempt_context(self.sessions.socket_wait_ns(), now);
+        let config = self.config.clone();
+        self.set_change(Some(Change::Opening));
+        self.begin_operation(Operation::OpenSockets { config, names, context });
+    }
+
+    pub(super) fn sockets_opened(
+        &mut self,
+        opened: Vec<String>,
+        declined: Vec<Declined>,
+        now: Now,
+    ) {
+        let State::Running(Running { change: Some(Change::Opening), .. }) = self.state else {
+            return;
+        };
+        self.decline_sessions(declined, now);
+        if opened.is_empty() {
+            self.change_done(now);
+        } else if self.is_together() {
+            self.pause(Vec::new(), opened, now);
+        } else {
+            self.request(&[], &opened, Vec::new(), SOCKET_WAIT_NS, now);
+        }
+    }
+
+    fn pause(&mut self, touched: Vec<String>, opened: Vec<String>, now: Now) {
+        let until = Some(now.monotonic.plus_ns(MAX_PAUSE_NS));
+        self.set_change(Some(Change::Pausing { touched, opened, until }));
+        self.begin_operation(Operation::PauseSessions);
+    }
+
+    /// Continues once the sessions that change are stopped, or all are between two tests.
+    pub(super) fn sessions_stopped(&mut self, now: Now) {
+        let State::Running(running) = &mut self.state else { return };
+        match running.change.take() {
+            Some(Change::Pausing { touched, opened, .. }) => {
+                self.follow_desired();
+                let wait_ns = self.sessions.socket_wait_for_all_ns(&self.config, &touched);
+                self.sessions.all_stopped();
+                self.requested_together = now.monotonic;
+                self.request(&touched, &opened, Vec::new(), wait_ns, now);
+            }
+            Some(Change::Stopping { touched }) => {
+                let stop = self.sessions.stopped(&touched);
+                self.follow_desired();
+                self.request(&touched, &[], stop, SOCKET_WAIT_NS, now);
+            }
+            change @ (None | Some(Change::Opening | Change::Requesting { .. })) => {
+                self.set_change(change);
+            }
+        }
+    }
+
+    /// Requests the sessions that are configured and do not run; where some are touched or have their
+    /// sockets, without those that were declined before: a change does not wait for them.
+    fn request(
+        &mut self,
+        touched: &[String],
+        opened: &[String],
+        stop: Vec<crate::wire::codes::Sid>,
+        wait_ns: u64,
+        now: Now,
+    ) {
+        let together = self.is_together();
+        let (mut names, left_out) =
+            self.requests.split(self.sessions.missing(&self.config), self.sessions.running_count());
+        self.record_left_out(left_out, now);
+        if !touched.is_empty() || !opened.is_empty() {
+            let first = |name: &String| opened.contains(name) || !self.sessions.is_declined(name);
+            if !together || names.iter().any(first) {
+                names.retain(first);
+            }
+        }
+        if names.is_empty() && stop.is_empty() {
+            return self.change_done(now);
+        }
+        let config = self.config.clone();
+        let optional = !self.has_control && touched.is_empty();
+        let wait_ns = if optional { self.sessions.socket_wait_ns() } else { wait_ns };
+        let context = self.attempt_context(wait_ns, now);
+        self.set_change(Some(Change::Requesting { together, optional }));
+        self.begin_operation(if self.has_control {
+            Operation::Request { config, names, stop, context }
+        } else {
+            Operation::OpenUnnegotiated { config, names, context, others_wait: optional }
+        });
+    }
+
+    /// Handles the end of a request for sessions.
+    pub(super) fn requested(&mut self, result: Result<Started, Failure>, now: Now) {
+        let State::Running(running) = &mut self.state else { return };
+        let Some(Change::Requesting { together, .. }) = running.change.take() else { return };
+        let Started { sessions, mut declined, .. } = match result {
+            Ok(started) => started,
+            Err(failure) => {
+                self.mark_applied();
+                if together && failure.is_end_by_server() {
+                    // Some servers close when sessions are stopped. No probe was in flight.
+                    self.requests.record_failure(&failure.suspect, now.monotonic);
+                    return self.reconnect(now);
+                }
+                return self.lose(failure, true, now);
+            }
+        };
+        self.start_sessions(sessions);
+        match declined.pop() {
+            Some(last) if self.sessions.running_count() == 0 => {
+                self.mark_applied();
+                self.leave(true, Then::AttemptFailed(last.failure), now);
+            }
+            last => {
+                declined.extend(last);
+                self.decline_sessions(declined, now);
+                self.change_done(now);
+            }
+        }
+    }
+
+    /// Connects again at once although nothing is wrong.
+    fn reconnect(&mut self, now: Now) {
+        self.drop_control();
+        self.sessions.all_stopped();
+        self.retry = RetrySchedule::starting_at(now.monotonic);
+        self.begin_attempt(now);
+    }
+
+    /// Ends a change of sessions.
+    pub(super) fn change_done(&mut self, now: Now) {
+        self.set_change(None);
+        self.mark_applied();
+        if self.has_control {
+            self.actions.push_back(Action::Tune(self.config.clone()));
+        }
+        self.actions.push_back(Action::WatchNames);
+        let missing = self.missing_due(now);
+        if let State::Running(running) = &mut self.state {
+            running.missing = missing;
+        }
+        // The sessions that are gone may have been the last with tests left.
+        self.running_progress(now);
+    }
+
+    fn set_change(&mut self, change: Option<Change>) {
+        if let State::Running(running) = &mut self.state {
+            running.change = change;
+        }
+    }
+}

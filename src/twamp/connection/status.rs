@@ -1,0 +1,248 @@
+//! Status of a connection: values of this crate that the API converts once.
+
+use std::net::SocketAddr;
+
+use super::{
+    failure::Failure,
+    outage::Outage,
+    sessions::{Declined, StartedSession},
+};
+use crate::{
+    model::{ControlConnection, ControlType, SessionControl},
+    time::{Now, UnixTime},
+};
+
+/// Number of sessions that are not started and whose reasons are named.
+const MAX_DETAILS: usize = 3;
+
+/// Phase of a connection, as the API shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Configured as inactive.
+    #[default]
+    Inactive,
+    /// Resolving the name of the server.
+    Resolving,
+    /// Opening the TCP connection.
+    Connecting,
+    /// Negotiating the sessions.
+    Negotiating,
+    /// Sessions run, or wait for a test that is due so late that the connection is closed until then.
+    Running,
+    /// Waiting for the next attempt.
+    WaitingRetry,
+    /// Stopped by hand, or waiting for a manual start.
+    Stopped,
+    /// All tests were run.
+    Completed,
+    /// The task failed too often.
+    Failed,
+}
+
+impl Phase {
+    fn is_attempt(self) -> bool {
+        matches!(self, Self::Resolving | Self::Connecting | Self::Negotiating)
+    }
+}
+
+/// A failure and its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailureReport {
+    /// Failure.
+    pub failure: Failure,
+    /// Time of the failure.
+    pub time: UnixTime,
+}
+
+/// Status of a test session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// Name of the session.
+    pub name: String,
+    /// Present while the session is started.
+    pub started: Option<StartedSession>,
+    /// Number of starts.
+    pub starts: u64,
+}
+
+/// Status of a control connection and its sessions.
+#[derive(Clone, Debug)]
+pub struct ConnectionStatus {
+    /// Name of the connection.
+    pub name: String,
+    /// Kind of the connection.
+    pub control_type: ControlType,
+    /// Present phase.
+    pub phase: Phase,
+    /// Time at which the phase began.
+    pub phase_since: UnixTime,
+    /// Time of the next attempt, or of the next test while the connection is closed until then.
+    pub next_attempt: Option<UnixTime>,
+    /// Own and remote address of the control connection while it is open.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// Mode bits that were negotiated; 0 without.
+    pub mode: u32,
+    /// Beginning of the latest outage.
+    pub last_loss: Option<FailureReport>,
+    /// Latest failed attempt, or latest session that was not started.
+    pub last_failure: Option<FailureReport>,
+    /// Failed attempts of the present outage.
+    pub attempts_since_success: u64,
+    /// Number of outages.
+    pub outages: u64,
+    /// Length of all outages that are over.
+    pub past_outages_ns: u64,
+    /// The outage that is going on.
+    pub outage: Option<Outage>,
+    /// Negotiations that were repeated because sessions had fallen silent.
+    pub renegotiations: u64,
+    /// Restarts of the task after a failure.
+    pub task_restarts: u64,
+    /// Sessions in the order of the configuration.
+    pub sessions: Vec<SessionStatus>,
+    /// Revision of the configuration that is in effect.
+    pub applied_revision: u64,
+    /// Control over the sessions, which decides the effect of a change.
+    pub session_control: SessionControl,
+    /// Time of the attempt after the present one.
+    following_attempt: Option<UnixTime>,
+}
+
+impl ConnectionStatus {
+    /// Returns the status of a connection that has not begun.
+    pub fn new(config: &ControlConnection, now: Now) -> Self {
+        let mut status = Self {
+            name: String::new(),
+            control_type: config.control_type,
+            phase: Phase::Inactive,
+            phase_since: now.unix,
+            next_attempt: None,
+            ends: None,
+            mode: 0,
+            last_loss: None,
+            last_failure: None,
+            attempts_since_success: 0,
+            outages: 0,
+            past_outages_ns: 0,
+            outage: None,
+            renegotiations: 0,
+            task_restarts: 0,
+            sessions: Vec::new(),
+            applied_revision: 0,
+            session_control: SessionControl::Down,
+            following_attempt: None,
+        };
+        status.set_config(config, 0);
+        status
+    }
+
+    /// Records that the task failed; returns whether that begins an outage. After the `last` failure
+    /// that the restart budget allows the connection is FAILED.
+    pub fn task_failed(&mut self, failure: Failure, last: bool, now: Now) -> bool {
+        let begins = self.begin_outage(failure, 0, now);
+        self.set_phase(if last { Phase::Failed } else { Phase::WaitingRetry }, now);
+        self.task_restarts += u64::from(!last);
+        begins
+    }
+
+    pub(super) fn set_config(&mut self, config: &ControlConnection, revision: u64) {
+        self.applied_revision = revision;
+        self.name.clone_from(&config.name);
+        self.control_type = config.control_type;
+        let known = std::mem::take(&mut self.sessions);
+        let status = |name: &String| {
+            let known = known.iter().find(|session| session.name == *name);
+            known
+                .cloned()
+                .unwrap_or_else(|| SessionStatus { name: name.clone(), ..SessionStatus::default() })
+        };
+        self.sessions = config.sessions.iter().map(|session| status(&session.name)).collect();
+    }
+
+    /// Enters a phase and drops what holds in others only.
+    pub(super) fn set_phase(&mut self, phase: Phase, now: Now) {
+        match phase {
+            Phase::Running => {}
+            Phase::Stopped => self.session_control = SessionControl::Stopped,
+            Phase::Completed => self.session_control = SessionControl::Completed,
+            Phase::Inactive
+            | Phase::Resolving
+            | Phase::Connecting
+            | Phase::Negotiating
+            | Phase::WaitingRetry
+            | Phase::Failed => self.session_control = SessionControl::Down,
+        }
+        if self.phase != phase {
+            (self.phase, self.phase_since) = (phase, now.unix);
+        }
+        self.next_attempt = self.following_attempt.filter(|_| phase.is_attempt());
+        if !matches!(phase, Phase::Negotiating | Phase::Running) {
+            self.clear_connection();
+        }
+    }
+
+    /// Sets the time of the attempt after the present one.
+    pub(super) fn set_following_attempt(&mut self, next: Option<UnixTime>) {
+        self.following_attempt = next;
+        if self.phase.is_attempt() {
+            self.next_attempt = next;
+        }
+    }
+
+    /// Enters the pause between two tests in which the connection is closed.
+    pub(super) fn set_idle(&mut self, until: UnixTime) {
+        self.session_control = SessionControl::Down;
+        self.clear_connection();
+        self.next_attempt = Some(until);
+    }
+
+    pub(super) fn session_started(&mut self, started: StartedSession) {
+        let mut sessions = self.sessions.iter_mut();
+        if let Some(session) = sessions.find(|session| session.name == started.name) {
+            session.starts += 1;
+            session.started = Some(started);
+        }
+    }
+
+    /// Records sessions that are not started though others run; the cause is that of the first.
+    pub(super) fn sessions_declined(&mut self, declined: &[Declined], now: Now) {
+        let Some(first) = declined.first() else { return };
+        for session in &mut self.sessions {
+            if declined.iter().any(|declined| declined.name == session.name) {
+                session.started = None;
+            }
+        }
+        let details = declined.iter().map(|declined| declined.failure.detail.as_str());
+        let mut detail = details.take(MAX_DETAILS).collect::<Vec<_>>().join("; ");
+        if declined.len() > MAX_DETAILS {
+            detail = format!("{detail}; and {} more", declined.len() - MAX_DETAILS);
+        }
+        let failure = Failure { detail, ..first.failure.clone() };
+        self.last_failure = Some(FailureReport { failure, time: now.unix });
+    }
+
+    /// Begins an outage unless one is going on; returns whether it does.
+    pub(super) fn begin_outage(&mut self, failure: Failure, attempts: u64, now: Now) -> bool {
+        if self.outage.is_some() {
+            return false;
+        }
+        self.outages += 1;
+        self.last_loss = Some(FailureReport { failure: failure.clone(), time: now.unix });
+        self.outage = Some(Outage::begin(failure, attempts, now));
+        true
+    }
+
+    /// Ends the outage, where one is going on, and returns it with its length.
+    pub(super) fn end_outage(&mut self, now: Now) -> Option<(Outage, u64)> {
+        self.attempts_since_success = 0;
+        let outage = self.outage.take()?;
+        let length_ns = outage.length_ns(now);
+        self.past_outages_ns += length_ns;
+        Some((outage, length_ns))
+    }
+
+    fn clear_connection(&mut self) {
+        (self.ends, self.mode) = (None, 0);
+        self.sessions.iter_mut().for_each(|session| session.started = None);
+    }
+}

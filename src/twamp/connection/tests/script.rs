@@ -1,0 +1,644 @@
+//! One situation each: the table of automatic restarts, and what happens to sessions.
+
+use super::{world::*, *};
+use crate::proto::{ControlType as Kind, LossCause};
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+fn three() -> Arc<ControlConnection> {
+    config(|c| c.test_sessions = ["s1", "s2", "s3"].map(session).into())
+}
+
+fn kinds(world: &World) -> Vec<&'static str> {
+    let kind = |(_, event): &(u64, ConnectionEvent)| match event {
+        ConnectionEvent::Lost(_) => "lost",
+        ConnectionEvent::Restored { .. } => "restored",
+        ConnectionEvent::Abandoned { .. } => "abandoned",
+        ConnectionEvent::Completed => "completed",
+    };
+    world.events.iter().map(kind).collect()
+}
+
+fn count(world: &World, word: &str) -> usize {
+    world.operations.iter().filter(|(operation, _)| *operation == word).count()
+}
+
+fn last_names(world: &World, word: &str) -> Vec<String> {
+    let mut found = world.operations.iter().rev().filter(|(operation, _)| *operation == word);
+    found.next().map(|(_, names)| names.clone()).unwrap_or_default()
+}
+
+#[test]
+fn committed_connection_connects_at_once() {
+    let mut world = World::new(config(|_| {}));
+    assert_eq!(world.attempts, [0]);
+    world.run(20 * MS);
+    assert!(world.machine.is_running());
+    assert_eq!(world.status.phase, Phase::Running);
+    assert!(world.events.is_empty());
+}
+
+#[test]
+fn activated_connection_connects_at_once_and_waits_for_a_manual_start() {
+    let mut world = World::new(config(|c| c.inactive = true));
+    world.run(5 * SECOND);
+    assert!(world.attempts.is_empty());
+    world.start_by_hand();
+    assert!(world.attempts.is_empty(), "inactive connections are not started by hand");
+    world.desire(config(|_| {}));
+    world.run(20 * MS);
+    assert!(world.machine.is_running());
+    let manual = config(|c| c.set_test_start(proto::TestStart::Manual));
+    let mut world = World::resumed(manual.clone(), true, Remembered::default(), 0);
+    world.run(SECOND);
+    assert_eq!((world.status.phase, world.attempts.len()), (Phase::Stopped, 0));
+    world.start_by_hand();
+    world.run(SECOND);
+    assert!(world.machine.is_running());
+    world.may_stop_all = true;
+    world.desired(manual, true);
+    world.run(SECOND);
+    assert_eq!(world.status.phase, Phase::Stopped);
+}
+
+#[test]
+fn unreachable_server_gets_one_attempt_each_interval_whatever_an_attempt_takes() {
+    for (cause, takes) in [
+        (LossCause::Refused, MS),
+        (LossCause::NoRoute, 1),
+        (LossCause::ConnectTimeout, 60 * SECOND),
+        (LossCause::Reset, 700 * MS),
+    ] {
+        let mut world = World::new(config(|c| c.connect_timeout = seconds(1)));
+        world.server.up = false;
+        world.server.failure = (cause, takes);
+        world.run(100 * SECOND);
+        for (index, at) in world.attempts.iter().enumerate() {
+            let due = index as u64 * SECOND;
+            assert!(at.abs_diff(due) <= 50 * MS, "{cause:?}: attempt {index} at {at}");
+        }
+        assert!(world.attempts.len() >= 100, "{cause:?}: {}", world.attempts.len());
+        assert_eq!(kinds(&world), ["lost"], "{cause:?}");
+        world.server.up = true;
+        let back = world.now;
+        world.run(2 * SECOND);
+        assert_eq!(kinds(&world), ["lost", "restored"]);
+        let (at, ConnectionEvent::Restored { outage, length_ns }) = &world.events[1] else {
+            panic!("no end");
+        };
+        assert!(at - back <= SECOND + 50 * MS, "{cause:?}");
+        assert_eq!(outage.attempts as usize, world.attempts.len());
+        assert_eq!(at - world.events[0].0, *length_ns);
+    }
+}
+
+#[test]
+fn silent_resolver_is_waited_for_within_bounds() {
+    let mut world = World::new(config(|c| {
+        c.target_address = "server.example".into();
+        c.test_interval = seconds(10);
+    }));
+    world.server.resolves_in = None;
+    world.run(MS);
+    assert_eq!(world.status.phase, Phase::Resolving);
+    world.run(100 * SECOND);
+    assert_eq!(world.attempts.len(), 11);
+    let (_, ConnectionEvent::Lost(failure)) = &world.events[0] else { panic!("no loss") };
+    assert_eq!(failure.cause, LossCause::Dns);
+    // A change of the network interrupts the wait.
+    let attempts = world.attempts.len();
+    world.server.resolves_in = Some(MS);
+    world.input(Input::Network(1));
+    assert_eq!(world.attempts.len(), attempts + 1, "at once");
+    world.run(SECOND);
+    assert!(world.machine.is_running());
+}
+
+#[test]
+fn network_change_makes_one_attempt_at_once_besides_the_schedule() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.server.up = false;
+    world.run(13 * SECOND);
+    assert_eq!(world.attempts, [0, 10 * SECOND]);
+    world.input(Input::Network(1));
+    assert_eq!(world.attempts.last(), Some(&(13 * SECOND)));
+    world.input(Input::Network(1));
+    world.run(20 * SECOND);
+    assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule stays");
+    // One that hangs in TCP gives way, one that negotiates does not.
+    world.server.failure = (LossCause::ConnectTimeout, 60 * SECOND);
+    world.run(8 * SECOND);
+    let attempts = world.attempts.len();
+    world.input(Input::Network(2));
+    assert_eq!(world.attempts.len(), attempts + 1);
+    world.server.up = true;
+    world.server.handshake = 2 * SECOND;
+    world.run(10 * SECOND);
+    assert!(world.machine.is_running());
+    // A change during the negotiation makes the next attempt immediate.
+    world.lose_server();
+    world.server.up = true;
+    world.run(10 * SECOND + 500 * MS);
+    assert_eq!(world.status.phase, Phase::Negotiating);
+    let attempts = world.attempts.len();
+    world.input(Input::Network(3));
+    assert_eq!(world.attempts.len(), attempts);
+    world.server.up = false;
+    world.run(2 * SECOND);
+    assert_eq!(world.attempts.len(), attempts + 1);
+}
+
+#[test]
+fn start_by_hand_makes_one_attempt_at_once() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.server.up = false;
+    world.run(13 * SECOND);
+    world.start_by_hand();
+    assert_eq!(world.attempts, [0, 10 * SECOND, 13 * SECOND]);
+    world.run(8 * SECOND);
+    assert_eq!(world.attempts[3..], [20 * SECOND]);
+}
+
+#[test]
+fn loss_begins_the_schedule_and_a_local_one_is_retried_at_once() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.run(3 * SECOND);
+    world.lose_server();
+    assert!(matches!(world.commands.last(), Some(SessionCommand::Down(LossCause::Reset, 0))));
+    world.run(25 * SECOND);
+    assert_eq!(world.attempts, [0, 13 * SECOND, 23 * SECOND]);
+    world.server.up = true;
+    world.run(10 * SECOND);
+    assert!(world.machine.is_running());
+    world.input(Input::Lost(Failure::new(LossCause::Local, "the interface is gone")));
+    let at = world.now;
+    world.run(SECOND);
+    assert_eq!(world.attempts.last(), Some(&at));
+    assert!(world.machine.is_running());
+    assert_eq!(kinds(&world), ["lost", "restored", "lost", "restored"]);
+}
+
+#[test]
+fn number_of_tests_completes_and_only_a_start_or_another_number_begins_again() {
+    let counted = |count| config(move |c| c.test_count = count);
+    let mut world = World::new(counted(3));
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, kinds(&world)), (Phase::Completed, vec!["completed"]));
+    assert_eq!(world.sessions["s1"].answered, 3);
+    assert_eq!(world.machine.next_deadline(), None);
+    // A change that leaves the number as it is.
+    world.desire(config(|c| {
+        c.test_count = 3;
+        c.destination_port = Some(4000);
+    }));
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Completed);
+    assert_eq!(world.status.applied_revision, 2);
+    world.start_by_hand();
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 6));
+    world.desire(counted(2));
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 8));
+}
+
+#[test]
+fn completed_connection_stays_so_over_a_restart_of_the_agent() {
+    let counted = |count| config(move |c| c.test_count = count);
+    let mut world = World::new(counted(3));
+    world.run(20 * SECOND);
+    let remembered = world.persisted.clone().unwrap();
+    assert_eq!(remembered.completed, Some(3));
+    let mut world = World::resumed(counted(3), false, remembered.clone(), 30 * SECOND);
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 0));
+    assert!(world.events.is_empty(), "completed once");
+    world.start_by_hand();
+    world.run(20 * SECOND);
+    assert_eq!(world.sessions["s1"].answered, 3);
+    // The number was changed while the agent was not there.
+    let mut world = World::resumed(counted(2), false, remembered, 30 * SECOND);
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 2));
+}
+
+#[test]
+fn loss_with_a_number_of_tests_is_final() {
+    let mut world = World::new(config(|c| c.test_count = 100));
+    world.run(3 * SECOND);
+    world.lose_server();
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 1));
+    assert_eq!(kinds(&world), ["lost", "abandoned"]);
+}
+
+#[test]
+fn number_of_tests_without_a_control_connection_outlives_an_outage() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Light);
+        c.test_count = 6;
+    }));
+    world.run(2 * SECOND);
+    world.no_route = true;
+    world.run(2 * SECOND);
+    assert_eq!(kinds(&world)[0], "lost");
+    world.no_route = false;
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Completed);
+}
+
+#[test]
+fn end_by_the_server_is_an_ordinary_reconnect() {
+    let mut world = World::new(config(|_| {}));
+    for _ in 0..10 {
+        world.run(3 * SECOND);
+        world.may_stop_all = true;
+        world.input(Input::Lost(Failure::closed_by_server()));
+        world.has_control = false;
+        let at = world.now;
+        world.run(SECOND + 50 * MS);
+        assert!(world.machine.is_running());
+        assert_eq!(world.attempts.last(), Some(&(at + SECOND)));
+    }
+    assert_eq!(world.events.len(), 20);
+}
+
+#[test]
+fn outage_over_a_restart_of_the_task_is_one_pair() {
+    let mut world = World::new(config(|_| {}));
+    world.server.up = false;
+    world.run(3 * SECOND);
+    world.fail_task();
+    world.server.up = true;
+    world.run(3 * SECOND);
+    assert_eq!(kinds(&world), ["lost", "restored"]);
+    assert_eq!((world.status.outages, world.status.task_restarts), (1, 1));
+}
+
+#[test]
+fn outage_over_a_restart_and_a_kill_is_one_pair_of_the_right_length() {
+    for is_killed in [false, true] {
+        let mut world = World::new(config(|_| {}));
+        world.run(SECOND);
+        world.lose_server();
+        let began = world.now;
+        world.run(4 * SECOND);
+        if !is_killed {
+            world.input(Input::End { keeps_outage: true });
+            world.run(SECOND);
+            assert!(world.is_finished);
+        }
+        assert_eq!(kinds(&world), ["lost"]);
+        let remembered = world.persisted.clone().unwrap();
+        assert!(remembered.outage.is_some());
+        // Another process: its monotonic clock begins elsewhere, UTC goes on.
+        let resumed = remembered.outage.map(|outage| {
+            let Outage { failure, began, attempts, .. } = outage;
+            Outage::resume(failure, began, attempts, at(9 * SECOND))
+        });
+        let remembered = Remembered { outage: resumed, ..Remembered::default() };
+        let mut world = World::resumed(config(|_| {}), false, remembered, 9 * SECOND);
+        world.server.up = false;
+        world.run(2 * SECOND);
+        world.server.up = true;
+        world.run(2 * SECOND);
+        assert_eq!(kinds(&world), ["restored"]);
+        let (at, ConnectionEvent::Restored { length_ns, .. }) = &world.events[0] else {
+            panic!("no end");
+        };
+        assert_eq!(*length_ns, at - began);
+        assert_eq!(world.persisted.as_ref().unwrap().outage, None);
+    }
+}
+
+#[test]
+fn backoff_spreads_attempts() {
+    let mut world = World::new(config(|c| c.retry_backoff_max = seconds(60)));
+    world.server.up = false;
+    world.run(1_000 * SECOND);
+    let attempts = world.attempts.len();
+    assert!((20..200).contains(&attempts), "{attempts}");
+    assert_eq!(kinds(&world), ["lost"]);
+}
+
+#[test]
+fn one_of_three_sessions_changes_alone_where_the_server_can() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    let changed = config(|c| {
+        c.test_sessions = ["s1", "s2", "s3"].map(session).into();
+        c.test_sessions[1].destination_port = Some(4001);
+    });
+    world.desire(changed);
+    world.run(5 * SECOND);
+    assert_eq!(last_names(&world, "stop"), ["s2"]);
+    assert_eq!(last_names(&world, "request"), ["s2"]);
+    assert_eq!(world.status.applied_revision, 2);
+    let starts: Vec<u64> = world.sessions.values().map(|session| session.starts).collect();
+    assert_eq!((starts, world.attempts.len()), (vec![1, 2, 1], 1));
+    assert_eq!(count(&world, "stop all"), 0);
+}
+
+#[test]
+fn sessions_change_together_between_tests_where_the_server_cannot() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.reset();
+    world.run(50 * MS);
+    world.desire(config(|c| c.test_sessions = ["s1", "s2"].map(session).into()));
+    world.run(5 * SECOND);
+    assert_eq!((count(&world, "pause"), count(&world, "stop all")), (1, 0));
+    assert_eq!(last_names(&world, "request"), ["s1", "s2"]);
+    let unanswered: u64 = world.sessions.values().map(|session| session.unanswered).sum();
+    assert_eq!((unanswered, world.attempts.len()), (0, 1));
+    // A server that closes then is connected to again at once, and that is no outage.
+    world.server.closes_on_stop = true;
+    world.desire(three());
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    assert_eq!(world.attempts.len(), 2);
+}
+
+#[test]
+fn live_changes_need_no_operation() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    let operations = world.operations.len();
+    world.desire(config(|c| {
+        c.test_sessions = ["s1", "s2", "s3"].map(session).into();
+        c.test_interval = seconds(7);
+        c.labels.insert("site".into(), "a".into());
+    }));
+    world.run(SECOND);
+    assert_eq!(world.operations.len(), operations);
+    assert_eq!(world.status.applied_revision, 2);
+}
+
+#[test]
+fn changed_server_needs_another_connection() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    world.may_stop_all = true;
+    world.desire(config(|c| {
+        c.test_sessions = ["s1", "s2", "s3"].map(session).into();
+        c.destination_port = Some(4000);
+    }));
+    world.run(SECOND);
+    assert_eq!((world.attempts.len(), count(&world, "close")), (2, 1));
+    assert!(world.machine.is_running() && world.events.is_empty());
+}
+
+#[test]
+fn change_that_is_taken_back_while_it_is_made_is_applied() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.reset();
+    world.run(1_500 * MS);
+    world.events.clear();
+    world.desire(config(|c| c.test_sessions = vec![session("s1")]));
+    world.desire(three());
+    world.run(10 * SECOND);
+    assert_eq!(world.status.applied_revision, 3);
+    assert!(world.sessions.values().all(|session| session.is_started));
+    assert!(world.events.is_empty());
+}
+
+#[test]
+fn stop_interrupts_a_change() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    world.desire(config(|c| c.test_sessions = vec![session("s1")]));
+    world.may_stop_all = true;
+    world.stop_by_hand();
+    world.run(SECOND);
+    assert_eq!(world.status.phase, Phase::Stopped);
+}
+
+#[test]
+fn sessions_of_a_connection_that_is_away_change_without_it() {
+    let mut world = World::new(three());
+    world.server.up = false;
+    world.run(5_500 * MS);
+    world.desire(config(|c| c.test_sessions = ["s2", "s3"].map(session).into()));
+    world.run(SECOND);
+    assert_eq!(world.status.applied_revision, 2);
+    assert_eq!(last_names(&world, "stop"), ["s1"]);
+    assert_eq!(kinds(&world), ["lost"]);
+    world.server.up = true;
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+}
+
+#[test]
+fn rejected_session_leaves_the_others_alone_and_is_requested_again() {
+    let mut world = World::new(three());
+    world.server.rejects.insert("s2".into());
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    assert!(count(&world, "open") >= 4 && count(&world, "request") >= 4);
+    assert_eq!(last_names(&world, "request"), ["s2"]);
+    assert!(world.status.last_failure.is_some());
+    world.server.rejects.clear();
+    world.run(2 * SECOND);
+    assert_eq!(world.sessions["s2"].starts, 1);
+    assert_eq!(world.sessions["s1"].starts, 1);
+    assert_eq!(world.attempts.len(), 1);
+}
+
+#[test]
+fn rejected_session_of_a_server_without_individual_control_waits_a_minute() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.reset();
+    world.server.rejects.insert("s2".into());
+    world.run(50 * SECOND);
+    assert_eq!(count(&world, "pause"), 0, "the others would have to be interrupted");
+    world.run(30 * SECOND);
+    assert_eq!(count(&world, "pause"), 1);
+    assert!(world.sessions["s1"].starts == 2 && world.sessions["s1"].unanswered == 0);
+    world.server.rejects.clear();
+    world.run(70 * SECOND);
+    assert!(world.sessions["s2"].is_started);
+}
+
+#[test]
+fn only_session_that_is_rejected_is_an_outage() {
+    let mut world = World::new(config(|_| {}));
+    world.server.rejects.insert("s1".into());
+    world.run(5_500 * MS);
+    assert_eq!((kinds(&world), world.attempts.len()), (vec!["lost"], 6));
+    world.server.rejects.clear();
+    world.run(SECOND);
+    assert_eq!(kinds(&world), ["lost", "restored"]);
+}
+
+#[test]
+fn slow_name_of_a_session_holds_up_no_other() {
+    let mut world = World::new(three());
+    world.server.unopened.insert("s3".into(), LossCause::Dns);
+    world.run(3_500 * MS);
+    assert!(world.machine.is_running());
+    assert_eq!(last_names(&world, "open"), ["s3"]);
+    let waits = world.machine.sessions.socket_wait_ns();
+    assert_eq!(waits, 4 * SOCKET_WAIT_NS, "waited for longer each time");
+    // After a loss the others come first, and it follows at once.
+    world.reset();
+    world.run(1_020 * MS);
+    assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
+    assert_eq!(last_names(&world, "open"), ["s3"]);
+    world.server.unopened.clear();
+    world.run(2 * SECOND);
+    assert!(world.sessions["s3"].is_started);
+}
+
+#[test]
+fn light_session_that_cannot_open_leaves_the_others_alone() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Light);
+        c.test_sessions = ["s1", "s2"].map(session).into();
+    }));
+    world.server.unopened.insert("s2".into(), LossCause::Local);
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    world.server.unopened.clear();
+    world.run(2 * SECOND);
+    assert_eq!((world.sessions["s1"].starts, world.sessions["s2"].starts), (1, 1));
+}
+
+#[test]
+fn long_pause_closes_the_connection_until_the_next_test() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(1_200)));
+    world.run(10 * SECOND);
+    assert_eq!((world.status.phase, world.has_control), (Phase::Running, false));
+    assert_eq!(world.machine.next_deadline(), Some(Monotonic(1_200 * SECOND + TEST + 6 * MS)));
+    world.run(6_000 * SECOND);
+    assert_eq!((world.attempts.len(), world.sessions["s1"].answered), (6, 6));
+    assert!(world.events.is_empty());
+    // A change of the network is nothing to it, one by hand is.
+    world.input(Input::Network(1));
+    assert_eq!(world.attempts.len(), 6);
+    world.start_by_hand();
+    assert_eq!(world.attempts.len(), 7);
+}
+
+#[test]
+fn forgotten_sessions_are_negotiated_again_after_a_silence() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.run(60 * SECOND);
+    // The server lost its sessions, not the connection.
+    world.server.refwait = 5 * SECOND;
+    world.may_stop_all = true;
+    world.run(50 * SECOND);
+    assert_eq!(world.status.renegotiations, 1);
+    assert!(world.events.is_empty(), "no outage");
+}
+
+#[test]
+fn server_whose_refwait_is_shorter_than_the_pause_is_learnt() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(40)));
+    world.server.refwait = 3 * SECOND;
+    world.may_stop_all = true;
+    world.run(400 * SECOND);
+    let (unanswered, renegotiations) =
+        (world.sessions["s1"].unanswered, world.status.renegotiations);
+    assert_eq!(renegotiations, 1);
+    world.run(4_000 * SECOND);
+    assert_eq!(world.sessions["s1"].unanswered, unanswered, "no test is lost any more");
+    assert!(world.sessions["s1"].answered >= 95);
+    assert_eq!(world.status.renegotiations, renegotiations);
+    assert!(world.events.is_empty());
+}
+
+#[test]
+fn server_that_closes_when_it_is_asked_for_one_session_more_measures_the_others() {
+    for is_individual in [true, false] {
+        let mut world = World::new(config(|c| {
+            c.test_sessions = ["s1", "s2", "s3", "s4"].map(session).into();
+        }));
+        world.server.is_individual = is_individual;
+        world.server.takes = 2;
+        world.run(3 * SECOND);
+        assert!(world.machine.is_running());
+        assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
+        assert_eq!(kinds(&world), ["lost", "restored"]);
+        assert_eq!(world.attempts.len(), 4);
+        world.run(1_000 * SECOND);
+        assert_eq!(world.attempts.len(), 4, "it is not asked for more");
+        assert!(world.status.last_failure.is_some());
+        assert_eq!(world.events.len(), 2);
+        // A session less is room for another.
+        world.desire(config(|c| c.test_sessions = ["s2", "s3", "s4"].map(session).into()));
+        world.run(5 * SECOND);
+        assert!(world.sessions["s3"].is_started && !world.sessions["s4"].is_started);
+        assert_eq!(world.attempts.len(), 4);
+    }
+}
+
+#[test]
+fn extensions_that_a_server_refuses_are_left_out() {
+    let mut world = World::new(config(|_| {}));
+    world.server.knows_extensions = false;
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+    assert_eq!(world.attempts.len(), 2);
+    world.reset();
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+    assert_eq!(world.attempts.len(), 3, "remembered");
+}
+
+#[test]
+fn host_without_a_route_is_an_outage_and_one_that_is_back_is_none() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Stamp);
+    }));
+    world.run(3 * SECOND);
+    world.no_route = true;
+    world.run(1_500 * MS);
+    assert_eq!(kinds(&world)[0], "lost");
+    world.no_route = false;
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+}
+
+#[test]
+fn moved_name_is_followed_without_an_outage() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Light);
+        c.target_address = "reflector.example".into();
+    }));
+    world.run(3 * SECOND);
+    world.may_stop_all = true;
+    world.input(Input::NameMoved);
+    world.run(SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    assert_eq!(world.attempts.len(), 2);
+}
+
+#[test]
+fn end_abandons_the_outage_and_stops_everything() {
+    for is_up in [false, true] {
+        let mut world = World::new(three());
+        world.server.up = is_up;
+        world.run(3 * SECOND);
+        world.may_stop_all = true;
+        world.input(Input::End { keeps_outage: false });
+        world.run(SECOND);
+        assert!(world.is_finished && world.sessions.is_empty());
+        assert_eq!(kinds(&world), if is_up { vec![] } else { vec!["lost", "abandoned"] });
+        assert_eq!(count(&world, "close"), usize::from(is_up));
+    }
+}
+
+#[test]
+fn other_interval_holds_at_once_while_the_server_is_away() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(600)));
+    world.server.up = false;
+    world.run(20 * SECOND);
+    world.desire(config(|c| c.test_interval = seconds(2)));
+    world.run(10 * SECOND);
+    assert!(world.attempts.len() >= 5, "{:?}", world.attempts);
+    assert_eq!(kinds(&world), ["lost"]);
+}
