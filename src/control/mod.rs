@@ -7,7 +7,7 @@ mod commit;
 mod reconcile;
 mod secrets;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, io, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
@@ -48,7 +48,7 @@ pub struct Committed {
 impl Committed {
     /// What is stored; what was not confirmed in time is rolled back before.
     pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
-        let digester = Digester::new(store.digest_key(random::octets())?);
+        let digester = Digester::new(store.digest_key(random::bytes()?)?);
         let rolled_back =
             commit::roll_back_overdue(store, &digester, clock::unix(), clock::uptime());
         let rolled_back = rolled_back.unwrap_or_else(|error| {
@@ -90,6 +90,9 @@ pub enum LoadError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The kernel gave no random bytes for the key of digests.
+    #[error(transparent)]
+    Random(#[from] io::Error),
     /// The document of a revision is not valid.
     #[error("stored revision {revision} is not valid: {violations:?}")]
     Invalid {
@@ -145,7 +148,7 @@ impl Control {
         );
         let (publish, committed_receiver) = watch::channel(committed);
         let (commits, requests) = mpsc::channel(COMMITS);
-        let digester = Digester::new(store.digest_key(random::octets())?);
+        let digester = Digester::new(store.digest_key(random::bytes()?)?);
         let (network, network_changes) = watch::channel(NetworkChanges::default());
         tasks.spawn("network", follow_network(network, tasks.token()));
         let clients = Arc::new(Clients::new(results.clone(), network_changes, planes.senders));

@@ -138,7 +138,7 @@ impl Shipment {
 
     /// Longer with each failure, and not in step with other agents.
     async fn rest(&self, pause: &mut Duration) {
-        let part = f64::from(u16::from_ne_bytes(random::octets())) / f64::from(u16::MAX);
+        let part = f64::from(random::number() as u16) / f64::from(u16::MAX);
         let rest = pause.mul_f64(0.5 + part / 2.0);
         *pause = (*pause * 2).min(LONGEST_PAUSE);
         self.pulse.beat();

@@ -84,19 +84,26 @@ pub(super) async fn prepare(
         return Err(last.failure);
     }
     let (sessions, requests) = opened.into_iter().unzip();
-    let options = ClientOptions {
+    let machine = ControlClient::new(requests, options(config, extensions)?, clock::monotonic());
+    Ok(Established { stream, machine, sessions, declined })
+}
+
+fn options(config: &ControlConnection, extensions: Extensions) -> Result<ClientOptions, Failure> {
+    let without = |error| Failure::local("keys", &error);
+    Ok(ClientOptions {
         security: modes::security(config.authentication),
         extensions: modes::extensions(extensions),
         key_id: config.key_id.clone(),
         maximum_count: config.maximum_count,
         response_timeout_ns: config.response_timeout_ns,
         key_timeout_ns: config.key_timeout_ns,
-        keys: SessionKeys::new(random::octets(), random::octets()),
-        client_iv: random::octets(),
-        reflected_octets: u16::from_ne_bytes(random::octets()),
-    };
-    let machine = ControlClient::new(requests, options, clock::monotonic());
-    Ok(Established { stream, machine, sessions, declined })
+        keys: SessionKeys::new(
+            random::bytes().map_err(without)?,
+            random::bytes().map_err(without)?,
+        ),
+        client_iv: random::bytes().map_err(without)?,
+        reflected_octets: random::number() as u16,
+    })
 }
 
 impl Established {
@@ -330,5 +337,30 @@ impl Established {
                 "the server does not read its control connection",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::parse_connection, proto};
+
+    #[test]
+    fn an_attempt_fails_without_random_bytes_for_its_keys() {
+        let connection = proto::ControlConnection {
+            name: "a".to_owned(),
+            target_address: "192.0.2.1".to_owned(),
+            test_sessions: vec![proto::TestSession {
+                name: "b".to_owned(),
+                ..proto::TestSession::default()
+            }],
+            ..proto::ControlConnection::default()
+        };
+        let config = parse_connection(&connection).unwrap();
+        let made = options(&config, config.extensions).unwrap();
+        assert_ne!(made.client_iv, [0; 16]);
+        let _failing = random::failing::start();
+        let failure = options(&config, config.extensions).unwrap_err();
+        assert!(failure.detail.contains("no random bytes"), "{}", failure.detail);
     }
 }

@@ -252,7 +252,7 @@ impl Driver {
 
     pub(super) fn next_attempt(&mut self) -> Monotonic {
         let pauses = self.pauses();
-        let random = u64::from_ne_bytes(random::octets());
+        let random = random::number();
         self.course.next_attempt(pauses, random, clock::monotonic())
     }
 

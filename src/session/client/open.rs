@@ -148,10 +148,10 @@ async fn open_without_control(
 }
 
 fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
-    let ssid = stamp.ssid.unwrap_or_else(|| u16::from_ne_bytes(random::octets()).max(1));
+    let ssid = stamp.ssid.unwrap_or_else(|| (random::number() as u16).max(1));
     let padding = |octets: &mut [u8]| {
         if !session.zero_padding {
-            random::fill(octets);
+            random::fill_padding(octets);
         }
     };
     let sender = StampSender::new(stamp.clone(), ssid, session.data_size.into(), padding);

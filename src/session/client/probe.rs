@@ -129,7 +129,7 @@ async fn exchange(
     let OpenSession { socket, remote, carrier, .. } = session;
     let Some(test) = config.sessions.first() else { return };
     let mut packet = vec![0; carrier.format.probe_octets().max(test.data_size.into())];
-    random::fill(&mut packet);
+    random::fill_padding(&mut packet);
     let mut machine = SessionSender::new(sender_config(config, test));
     let begun = clock::now();
     machine.session_started(carrier, begun.monotonic, begun);

@@ -64,6 +64,11 @@ impl Reason {
         Self(cause, error.to_string())
     }
 
+    /// What this host cannot do.
+    fn of_host(error: &io::Error) -> Self {
+        Self(EndCause::Server, error.to_string())
+    }
+
     fn of_machine(error: &ServerError) -> Self {
         let cause = match error {
             ServerError::Ended | ServerError::ClientGaveUp => EndCause::ClosedByClient,
@@ -127,10 +132,17 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
         tracing::debug!(client = %ends.client, %error, "cannot prepare a control connection");
         return;
     }
+    let options = match options(&config, &shared.registry) {
+        Ok(options) => options,
+        Err(error) => {
+            tracing::error!(client = %ends.client, %error, "cannot greet a client");
+            return;
+        }
+    };
     let now = clock::monotonic();
     let (ended_sender, ended) = mpsc::channel(*SERVER_SESSIONS_PER_CONNECTION.range.end() as usize);
     let mut connection = Connection {
-        machine: ControlServer::new(options(&config, &shared.registry), now),
+        machine: ControlServer::new(options, now),
         stream,
         entry,
         ends,
@@ -274,7 +286,10 @@ impl Connection {
         let named = keys.filter(|key| key.id.as_bytes() == key_id);
         let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
         let most = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
-        secrets.resize_with(most.max(1), || Secret::new(random::octets::<32>()));
+        while secrets.len() < most.max(1) {
+            let decoy = random::bytes::<32>().map_err(|error| Reason::of_host(&error))?;
+            secrets.push(Secret::new(decoy));
+        }
         let asker = self.ends.client.ip();
         let derive = self.shared.derivation.derive(asker, secrets.clone(), salt, count);
         let deadline = self.machine.poll_deadline();
@@ -380,16 +395,16 @@ impl Sessions {
     }
 }
 
-fn options(config: &ServerConfig, registry: &Registry) -> ServerOptions {
+fn options(config: &ServerConfig, registry: &Registry) -> io::Result<ServerOptions> {
     let security = config.authentication_modes.iter().map(|mode| modes::security(*mode));
     let extensions = modes::extensions(config.extensions);
-    ServerOptions {
+    Ok(ServerOptions {
         offered: security.fold(extensions, Modes::or),
         count: config.key_derivation_count,
         start_time: NtpTimestamp::from_unix(registry.start_time()),
         inactivity_timeout_ns: config.inactivity_timeout_ns,
-        challenge: random::octets(),
-        salt: random::octets(),
-        server_iv: random::octets(),
-    }
+        challenge: random::bytes()?,
+        salt: random::bytes()?,
+        server_iv: random::bytes()?,
+    })
 }

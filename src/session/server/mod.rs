@@ -9,6 +9,8 @@ mod reflector;
 mod registry;
 mod role;
 mod sockets;
+#[cfg(test)]
+mod tests;
 
 pub use reflector::Reflectors;
 pub use registry::Registry;

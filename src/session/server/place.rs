@@ -1,6 +1,7 @@
 //! Where a requested session is reflected: which port it gets, and why it gets none.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -67,7 +68,10 @@ pub(super) async fn place(
     ended: mpsc::Sender<(Sid, SessionEnd)>,
 ) -> Result<Placed, Accept> {
     let (sender, receiver) = addresses(ends, request)?;
-    let sid = new_sid(receiver);
+    let sid = new_sid(receiver).map_err(|error| {
+        tracing::error!(%error, "cannot identify a test session");
+        Accept::INTERNAL_ERROR
+    })?;
     let counters = Arc::new(SessionCounters::default());
     let drain_ns = request.timeout_ns.min(LONGEST_DRAIN_NS);
     let tos = Dscp::new(request.dscp).ok_or(Accept::NOT_SUPPORTED)?.tos();
@@ -114,7 +118,7 @@ fn addresses(ends: Ends, request: &RequestedSession) -> Result<(SocketAddr, IpAd
 }
 
 /// Address of the generator, time, random octets (RFC 4656 §3.5).
-fn new_sid(address: IpAddr) -> Sid {
+fn new_sid(address: IpAddr) -> io::Result<Sid> {
     let mut sid = [0; 16];
     let octets = match address {
         IpAddr::V4(v4) => v4.octets(),
@@ -122,8 +126,8 @@ fn new_sid(address: IpAddr) -> Sid {
     };
     sid[..4].copy_from_slice(&octets);
     sid[4..12].copy_from_slice(&NtpTimestamp::from_unix(clock::unix()).0.to_be_bytes());
-    sid[12..].copy_from_slice(&random::octets::<4>());
-    Sid(sid)
+    sid[12..].copy_from_slice(&random::bytes::<4>()?);
+    Ok(Sid(sid))
 }
 
 /// Reflectors that may take a session, best first. Sockets are opened as they are asked for.
@@ -165,7 +169,7 @@ impl<'a> Candidates<'a> {
             TestPort::Range { minimum, maximum } => {
                 let asked = Some(asked).filter(|port| (minimum..=maximum).contains(port));
                 let size = u32::from(maximum - minimum) + 1;
-                let first = u32::from_ne_bytes(random::octets()) % size;
+                let first = random::number() as u32 % size;
                 (asked, None, Some(RangeWalk { minimum, size, first, walked: 0 }))
             }
         };
@@ -213,8 +217,10 @@ mod tests {
     #[test]
     fn conformance_046_a_million_identifiers_are_unique() {
         let address = [192, 0, 2, 1].into();
-        let all: HashSet<[u8; 16]> = (0..1_000_000).map(|_| new_sid(address).0).collect();
+        let all: HashSet<[u8; 16]> = (0..1_000_000).map(|_| new_sid(address).unwrap().0).collect();
         assert_eq!(all.len(), 1_000_000);
         assert!(all.iter().all(|sid| sid[..4] == [192, 0, 2, 1]));
+        let _failing = random::failing::start();
+        new_sid(address).unwrap_err();
     }
 }

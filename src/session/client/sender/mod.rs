@@ -353,7 +353,7 @@ impl Session {
                 return;
             }
             let random = match self.config.schedule {
-                Schedule::Poisson => u64::from_ne_bytes(random::octets()),
+                Schedule::Poisson => random::number(),
                 Schedule::Periodic => 0,
             };
             let error_estimate = clock::error_estimate();
@@ -387,7 +387,7 @@ impl Session {
 fn packet(config: &TestSession, least_octets: usize, padding_start: Option<[u8; 2]>) -> Vec<u8> {
     let mut packet = vec![0; least_octets.max(config.data_size.into())];
     if !config.zero_padding {
-        random::fill(&mut packet);
+        random::fill_padding(&mut packet);
     }
     if let (Some(start), Some(padding)) =
         (padding_start, packet.get_mut(least_octets..least_octets + 2))
