@@ -24,9 +24,12 @@ use sha2::Sha256;
 use twamp_agent::{
     model::Secret,
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
-    twamp::reflector::{
-        Allowances, LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy,
-        StampRule, Verdict,
+    twamp::{
+        PacketMeta,
+        reflector::{
+            Allowances, LightPolicy, Reflector, ReflectorSession, Sessionless, StampPolicy,
+            StampRule, Verdict,
+        },
     },
     wire::{
         codes::{Modes, Sid},
@@ -69,12 +72,11 @@ fn probe_header(sequence: u32) -> ProbeHeader {
 fn meta() -> PacketMeta {
     PacketMeta {
         source: SocketAddr::from(([192, 0, 2, 1], 4001)),
-        source_mac: None,
         destination: SocketAddr::from(([192, 0, 2, 2], 862)),
-        to_group: false,
         received: START,
         ttl: Some(255),
         tos: Some(184),
+        ..PacketMeta::default()
     }
 }
 

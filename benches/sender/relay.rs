@@ -52,10 +52,10 @@ impl Way {
     /// Takes what came; from where that was.
     fn take(&mut self) -> Option<SocketAddr> {
         let mut source = None;
-        let take = |info: &twamp_agent::net::PacketInfo, packet: &[u8]| {
-            assert_eq!(info.stamp, StampSource::Kernel, "a stamp of the kernel");
-            source = Some(info.source);
-            self.waiting.push_back((info.received.0, packet.to_vec()));
+        let take = |meta: &twamp_agent::twamp::PacketMeta, packet: &[u8]| {
+            assert_eq!(meta.stamp, StampSource::Kernel, "a stamp of the kernel");
+            source = Some(meta.source);
+            self.waiting.push_back((meta.received.0, packet.to_vec()));
         };
         self.from.receive(take).expect("packets");
         source

@@ -8,10 +8,10 @@ use libfuzzer_sys::fuzz_target;
 use twamp_agent::{
     model::Secret,
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
-    twamp::reflector::{
-        Allowances, LightPolicy, PacketMeta, Reflector, ReflectorSession, Sessionless, StampPolicy, StampRule,
+    twamp::{PacketMeta, reflector::{
+        Allowances, LightPolicy, Reflector, ReflectorSession, Sessionless, StampPolicy, StampRule,
         Verdict,
-    },
+    }},
     wire::codes::Sid,
 };
 
@@ -64,6 +64,7 @@ fuzz_target!(|data: &[u8]| {
             received: UnixTime(1_700_000_000_000_000_000),
             ttl: Some(choice),
             tos: Some(choice),
+            ..PacketMeta::default()
         };
         let verdict = reflector.handle(&meta, packet, ErrorEstimate(0x8001), now, &mut reply);
         if let Verdict::Reply { octets, finish, .. } = verdict {

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use twamp_agent::{
     model::{AccessReport, Dscp, Schedule, Secret, StampSession},
     time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
-    twamp::sender::{Carrier, ReplyMeta, SenderConfig, SessionSender, StampSender},
+    twamp::{PacketMeta, sender::{Carrier, SenderConfig, SessionSender, StampSender}},
     wire::format::ReplyHeader,
 };
 
@@ -86,7 +86,7 @@ fuzz_target!(|data: &[u8]| {
             format.write_reply(&header, &mut reply);
             format.finish_reply(header.timestamp, &mut reply);
         }
-        let meta = ReplyMeta { received: now.unix.plus_ns(9_000), stamp: StampSource::Kernel, ttl: None, tos: None };
+        let meta = PacketMeta { received: now.unix.plus_ns(9_000), stamp: StampSource::Kernel, ..PacketMeta::default() };
         sender.handle_reply(&reply, &meta, now);
         let step = u64::from(choice) * 1_000_000;
         now.monotonic = now.monotonic.plus_ns(step);

@@ -28,6 +28,6 @@ pub use route::{check_route, check_source};
 pub use tcp_facts::TcpDirectory;
 pub use thread::{ThreadPlace, take_place};
 pub use udp::{
-    Answer, Answered, Drained, PacketInfo, Reflected, StampNumbers, TestSocket, TransmitStamps,
+    Drained, PacketHandler, PreparedReply, Reflected, StampNumbers, TestSocket, TransmitStamps,
     UdpOptions,
 };

@@ -7,8 +7,11 @@ pub mod connection;
 pub mod control_client;
 pub mod control_server;
 mod message_buffer;
+mod packet_meta;
 pub mod reflector;
 pub mod schedule;
 pub mod sender;
 #[cfg(test)]
 mod simulation;
+
+pub use packet_meta::PacketMeta;

@@ -6,7 +6,10 @@ mod pair;
 
 use pair::*;
 
-use super::sender::{Carrier, ReplyMeta, SenderConfig};
+use super::{
+    PacketMeta,
+    sender::{Carrier, SenderConfig},
+};
 use crate::{
     proto::{FailureCause, Figures, OneWayValidity, TestOutcome, TestResult},
     time::{Monotonic, TimestampFormat, UnixTime},
@@ -224,7 +227,7 @@ fn a_step_of_the_local_clock_spoils_no_delay() {
 fn conformance_097_foreign_datagrams_are_counted_and_end_nothing() {
     let mut pair = Pair::new(config(2), lossless(MS), lossless(MS));
     pair.settle();
-    let meta = ReplyMeta { received: pair.now.unix, ..ReplyMeta::default() };
+    let meta = PacketMeta { received: pair.now.unix, ..PacketMeta::default() };
     pair.sender.handle_reply(&[0; 12], &meta, pair.now);
     pair.sender.handle_reply(&[0; 41], &meta, pair.now);
     pair.sender.handle_reply(&[0xff; 1400], &meta, pair.now);

@@ -5,9 +5,10 @@ use std::{net::SocketAddr, sync::Arc};
 use twamp_agent::{
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
     twamp::{
+        PacketMeta,
         control_client::{ClientError, ClientOptions, SessionRequest},
         control_server::{ServerAction, ServerError, ServerOptions},
-        reflector::{PacketMeta, Reflector, ReflectorSession, Sessionless, Verdict},
+        reflector::{Reflector, ReflectorSession, Sessionless, Verdict},
     },
     wire::{
         codes::{Accept, Command, Modes, Sid},
@@ -247,12 +248,11 @@ fn reflected(mode: Modes, octets: usize, tos: u8) -> Option<(PacketFormat, Vec<u
     }
     let meta = PacketMeta {
         source: sender,
-        source_mac: None,
         destination: SocketAddr::from(([192, 0, 2, 2], 862)),
-        to_group: false,
         received: START.plus_ns(1_000),
         ttl: Some(77),
         tos: Some(tos),
+        ..PacketMeta::default()
     };
     let mut reply = vec![0xee; 2048];
     let estimate = ErrorEstimate::new(true, 1000);

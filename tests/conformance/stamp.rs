@@ -7,11 +7,12 @@ use twamp_agent::{
     proto::{self, ProbeResult, StampFigures},
     time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
     twamp::{
+        PacketMeta,
         reflector::{
-            Allowances, LightPolicy, PacketMeta, Reflector, ReflectorCounters, Sessionless,
-            StampPolicy, StampRule, Verdict,
+            Allowances, LightPolicy, Reflector, ReflectorCounters, Sessionless, StampPolicy,
+            StampRule, Verdict,
         },
-        sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender, StampSender},
+        sender::{Carrier, SenderConfig, SenderEvent, SessionSender, StampSender},
     },
     wire::{
         format::{PacketFormat, ProbeHeader, Protection},
@@ -46,12 +47,11 @@ fn policy() -> StampPolicy {
 fn meta(source: SocketAddr) -> PacketMeta {
     PacketMeta {
         source,
-        source_mac: None,
         destination: SocketAddr::from(([192, 0, 2, 2], 862)),
-        to_group: false,
         received: START,
         ttl: Some(77),
         tos: Some(10 << 2 | 1),
+        ..PacketMeta::default()
     }
 }
 
@@ -160,7 +160,8 @@ impl Pair {
                 let wire = [vec![0x45; 28], reply.clone()].concat();
                 self.reflector.transmitted(&wire, START.plus_ns(25_000));
                 let received = START.plus_ns(100_000);
-                let meta = ReplyMeta { received, stamp: StampSource::Kernel, ttl: None, tos: None };
+                let meta =
+                    PacketMeta { received, stamp: StampSource::Kernel, ..PacketMeta::default() };
                 self.sender.handle_reply(&reply, &meta, self.now);
             }
             while let Some(event) = self.sender.poll_event() {

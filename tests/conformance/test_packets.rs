@@ -10,11 +10,12 @@ use twamp_agent::{
     proto::{TestOutcome, TestResult},
     time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, StampSource, TimestampFormat, UnixTime},
     twamp::{
+        PacketMeta,
         reflector::{
-            Allowances, Ended, Finish, LightPolicy, PacketMeta, Reflector, ReflectorCounters,
-            ReflectorSession, Sessionless, Verdict,
+            Allowances, Ended, Finish, LightPolicy, Reflector, ReflectorCounters, ReflectorSession,
+            Sessionless, Verdict,
         },
-        sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+        sender::{Carrier, SenderConfig, SenderEvent, SessionSender},
     },
     wire::{
         codes::Sid,
@@ -55,12 +56,11 @@ fn reflector() -> Reflector {
 fn meta(source: SocketAddr) -> PacketMeta {
     PacketMeta {
         source,
-        source_mac: None,
         destination: SocketAddr::from(([192, 0, 2, 2], 862)),
-        to_group: false,
         received: START,
         ttl: Some(77),
         tos: Some(0),
+        ..PacketMeta::default()
     }
 }
 
@@ -406,11 +406,12 @@ impl Sending {
     }
 
     fn receive(&mut self, packet: &[u8]) {
-        let meta = ReplyMeta {
+        let meta = PacketMeta {
             received: self.now.unix,
             stamp: StampSource::Kernel,
             ttl: Some(64),
             tos: Some(0),
+            ..PacketMeta::default()
         };
         self.machine.handle_reply(packet, &meta, self.now);
     }
@@ -595,7 +596,7 @@ fn a_reply_that_waited_in_the_socket_is_not_late() {
         sending.now.unix = sending.now.unix.plus_ns(later_ns as i64);
         assert!(sending.machine.loses(sending.now.monotonic));
         let received = sending.now.unix.plus_ns(-(waited_ns as i64));
-        let meta = ReplyMeta { received, stamp: StampSource::Kernel, ..ReplyMeta::default() };
+        let meta = PacketMeta { received, stamp: StampSource::Kernel, ..PacketMeta::default() };
         sending.machine.handle_reply(&reply, &meta, sending.now);
         sending.machine.handle_timeout(sending.now);
         let figures = sending.result().figures.unwrap();

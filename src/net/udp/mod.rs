@@ -1,5 +1,7 @@
-//! UDP sockets of test sessions: batches in and out, and with each packet the kernel's receive
-//! stamp, TTL, TOS and, on sockets bound to all addresses, the address it came to.
+//! UDP sockets of test sessions.
+//!
+//! Packets are read and sent in batches that share the buffers of the thread. Each received packet
+//! comes with its receive timestamp, TTL, TOS and destination address.
 
 mod numbers;
 mod receive;
@@ -26,137 +28,141 @@ use super::{
     hardware::{HardwareClock, clock_of},
     host::spare_files,
 };
-use crate::time::{StampSource, UnixTime};
-use receive::{BATCH, Kind, SCRATCH, receive_batch, receive_numbers, receive_stamps};
+use crate::{
+    time::{StampSource, UnixTime},
+    twamp::PacketMeta,
+};
+use receive::{BATCH, HeaderKind, SCRATCH, receive_batch, receive_numbers, receive_stamps};
 use send::Reply;
 
 pub use numbers::StampNumbers;
-pub use receive::PacketInfo;
 
-/// Buffers asked for, in and out: some ten thousand packets; the kernel may give less.
-const BUFFER_OCTETS: usize = 4 << 20;
+/// Size requested for each socket buffer, about ten thousand packets. The kernel may grant less.
+const BUFFER_BYTES: usize = 4 << 20;
 
-/// Whether the kernel tells when each packet went out.
+/// Reporting of transmit timestamps by the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransmitStamps {
-    /// It does not.
+    /// Disabled.
     #[default]
     None,
-    /// With the packet itself; see [`Answer::transmitted`].
+    /// Reported with a copy of the packet; see [`PacketHandler::transmitted`].
     WithPacket,
-    /// With the number of the packet; see [`TestSocket::transmitted`].
+    /// Reported with the packet's number; see [`TestSocket::transmitted`].
     Numbered,
 }
 
-/// Numbers sockets.
+/// Identifier of the next socket of this process.
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
-/// How a socket is made.
+/// Options of a new socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UdpOptions<'a> {
-    /// Network interface.
+    /// Network interface to bind to.
     pub interface: Option<&'a str>,
-    /// TOS or traffic class of what is sent.
+    /// TOS or traffic class of sent packets.
     pub tos: u8,
-    /// TTL or hop limit of what is sent; 0 for 255.
+    /// TTL or hop limit of sent packets; 0 means 255.
     pub ttl: u8,
-    /// Of what is sent.
+    /// Transmit timestamps of sent packets.
     pub transmit_stamps: TransmitStamps,
 }
 
-/// Packets that a sender reads with one system call: it has few under way.
-const FEW: usize = 4;
-/// Batches read before others have their turn.
-const ROUNDS: usize = 8;
-/// Behind so many packets more have come by the time that they are answered: to look is cheaper than to
-/// be woken. Where none have, what comes is told.
-const MANY: usize = BATCH / 4;
+/// Packets that a sender reads with one system call; it has few in flight.
+const SENDER_BATCH: usize = 4;
+/// Batches read from one socket before the other sockets of the thread are served.
+const BATCHES_PER_TURN: usize = 8;
+/// Batch size from which on another read follows at once: more packets have probably arrived while
+/// these were handled, and a read costs less than a wake-up.
+const FULL_BATCH: usize = BATCH / 4;
 
-/// What became of the packets of a reflector.
+/// Outcome of [`TestSocket::reflect`].
 #[derive(Clone, Copy, Debug)]
 pub struct Reflected {
-    /// Replies that the socket did not take.
+    /// Replies that the kernel did not accept.
     pub failed: usize,
-    /// Whether there are more packets.
+    /// Emptiness of the socket afterwards.
     pub drained: Drained,
 }
 
-/// An answer that is written.
+/// A reply in its buffer, complete except for its transmit timestamp.
 #[derive(Clone, Copy, Debug)]
-pub struct Answered<T> {
-    /// Its octets.
-    pub octets: usize,
-    /// Its TOS or traffic class.
+pub struct PreparedReply<T> {
+    /// Length of the UDP payload.
+    pub len: usize,
+    /// TOS or traffic class.
     pub tos: u8,
-    /// What [`Answer::finish`] needs to know of it.
-    pub ticket: T,
+    /// State for [`PacketHandler::finish`].
+    pub token: T,
 }
 
-/// Answers the packets of a socket.
-pub trait Answer {
-    /// What is remembered of an answer until it is finished.
-    type Ticket: Copy;
+/// Handler of the packets of a reflector socket.
+pub trait PacketHandler {
+    /// State of a reply between [`Self::reply`] and [`Self::finish`].
+    type ReplyToken: Copy;
 
-    /// Writes the answer to a packet, or `None` for none.
-    fn answer(
+    /// Writes the reply to a packet; `None` when the packet is not answered.
+    fn reply(
         &mut self,
-        info: &PacketInfo,
+        meta: &PacketMeta,
         packet: &[u8],
         reply: &mut [u8],
-    ) -> Option<Answered<Self::Ticket>>;
+    ) -> Option<PreparedReply<Self::ReplyToken>>;
 
-    /// Finishes an answer just before it is sent.
-    fn finish(&mut self, to: SocketAddr, ticket: Self::Ticket, reply: &mut [u8]);
+    /// Completes a reply immediately before it is sent.
+    fn finish(&mut self, to: SocketAddr, token: Self::ReplyToken, reply: &mut [u8]);
 
-    /// With [`UdpOptions::transmit_stamps`]: when a packet went out. `packet` ends with its payload.
+    /// Accepts the transmit time of a sent packet; see [`TransmitStamps::WithPacket`]. `packet` ends
+    /// with the UDP payload and may begin with headers.
     fn transmitted(&mut self, packet: &[u8], at: UnixTime);
 }
 
-/// A UDP socket for test packets. Never waits.
+/// A non-blocking UDP socket for test packets.
 #[derive(Debug)]
 pub struct TestSocket {
     id: u64,
     io: Socket,
     local: SocketAddr,
-    /// Bound to all addresses: replies must say which one they come from.
+    /// Bound to the unspecified address: each reply must name its source address.
     any_address: bool,
     tos: AtomicU8,
-    /// Which receive headers fit.
-    kind: Kind,
+    header_kind: HeaderKind,
     transmit_stamps: TransmitStamps,
-    /// What the interface stamps with, where it does.
+    /// Clock of an interface that stamps packets.
     hardware: Option<Arc<HardwareClock>>,
+    /// Drop counter of the kernel, as the latest packet reported it.
     dropped: AtomicU32,
-    dropped_told: AtomicU32,
-    /// Packets that were left out because the kernel had no room for what it tells of them.
-    dropped_untold: AtomicU32,
-    /// Packets tell of drops: from the first one on all do.
-    drops: AtomicBool,
+    /// Drops already returned by [`TestSocket::newly_dropped`].
+    dropped_reported: AtomicU32,
+    /// Packets dropped here because the kernel had no room for all control messages.
+    dropped_incomplete: AtomicU32,
+    /// Set from the first drop on: from then on each packet reports the drop counter.
+    reports_drops: AtomicBool,
 }
 
-/// Whether all was read that there was.
+/// Emptiness of a socket after a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Nothing is left, and what comes is told.
+    /// Empty: the poller reports the next packet.
     Yes,
-    /// There may be more: come again.
+    /// Possibly not empty: read again without waiting for the poller.
     No,
 }
 
 impl TestSocket {
-    /// Opens a socket on a local address; port 0 is any free one.
+    /// Opens a socket on a local address; port 0 selects a free port.
     pub fn bind(address: SocketAddr, options: &UdpOptions<'_>) -> io::Result<Self> {
         Self::open(address, options, false)
     }
 
-    /// Opens so many sockets on one address, among which the kernel divides those who send to it.
+    /// Opens `count` sockets on one address. The kernel distributes senders among them.
     pub fn bind_group(
         address: SocketAddr,
         options: &UdpOptions<'_>,
         count: usize,
     ) -> io::Result<Vec<Self>> {
         if count > 1 {
-            // Another group, of another program, would be joined without a word.
+            // SO_REUSEPORT would silently join the group of another program.
             drop(bound(address, options.interface, false)?);
         }
         (0..count).map(|_| Self::open(address, options, count > 1)).collect()
@@ -188,54 +194,55 @@ impl TestSocket {
             socket.set_unicast_hops_v6(ttl.into())?;
             socket.set_tclass_v6(options.tos.into())?;
         }
-        // The kernel caps them by net.core.rmem_max and wmem_max without an error, but not for root.
-        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_OCTETS).is_err() {
-            socket.set_recv_buffer_size(BUFFER_OCTETS)?;
+        // Without CAP_NET_ADMIN the kernel silently caps them at net.core.rmem_max and wmem_max.
+        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
+            socket.set_recv_buffer_size(BUFFER_BYTES)?;
         }
-        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_OCTETS).is_err() {
-            socket.set_send_buffer_size(BUFFER_OCTETS)?;
+        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
+            socket.set_send_buffer_size(BUFFER_BYTES)?;
         }
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        let kind = Kind::of(address.is_ipv6(), any_address, flags.is_some());
+        let header_kind = HeaderKind::new(address.is_ipv6(), any_address, flags.is_some());
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
             io: socket,
             local,
             any_address,
             tos: options.tos.into(),
-            kind,
+            header_kind,
             transmit_stamps: stamps,
             hardware,
             dropped: AtomicU32::new(0),
-            dropped_told: AtomicU32::new(0),
-            dropped_untold: AtomicU32::new(0),
-            drops: AtomicBool::new(false),
+            dropped_reported: AtomicU32::new(0),
+            dropped_incomplete: AtomicU32::new(0),
+            reports_drops: AtomicBool::new(false),
         })
     }
 
-    /// Tells it from every other socket of this process, before and after it.
+    /// Returns an identifier that is unique in this process and never reused.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The local address and port.
+    /// Returns the local address and port.
     pub fn local(&self) -> SocketAddr {
         self.local
     }
 
-    /// For so many microseconds a thread that waits asks the interface for packets; 0 for none.
+    /// Sets `SO_BUSY_POLL`: a waiting thread polls the interface for this long; 0 disables it.
     pub fn set_busy_poll(&self, microseconds: u32) -> io::Result<()> {
         self.io.set_busy_poll(microseconds)
     }
 
-    /// Packets that found no room in the receive buffer since this was asked last, as far as later
-    /// ones told.
+    /// Returns the number of packets dropped since the previous call, as far as later packets have
+    /// reported them.
     pub fn newly_dropped(&self) -> u64 {
-        let dropped = self.dropped.load(Relaxed).wrapping_add(self.dropped_untold.load(Relaxed));
-        dropped.wrapping_sub(self.dropped_told.swap(dropped, Relaxed)).into()
+        let dropped =
+            self.dropped.load(Relaxed).wrapping_add(self.dropped_incomplete.load(Relaxed));
+        dropped.wrapping_sub(self.dropped_reported.swap(dropped, Relaxed)).into()
     }
 
-    /// Sets the TTL or hop limit of what is sent.
+    /// Sets the TTL or hop limit of sent packets.
     pub fn set_ttl(&self, ttl: u8) -> io::Result<()> {
         if self.local.is_ipv4() {
             self.io.set_ttl_v4(ttl.into())
@@ -244,21 +251,24 @@ impl TestSocket {
         }
     }
 
-    /// Sends one packet. The kernel counts them from 0. After an error whoever wants stamps calls
-    /// [`Self::number_anew`].
+    /// Sends one packet. The kernel numbers packets from 0 for their timestamps; after an error the
+    /// caller must restart the numbers with [`Self::restart_numbers`].
     pub fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
         self.io.send_to(packet, &to.into()).map(drop)
     }
 
-    /// Whether a packet that was not sent would have been at another moment.
-    pub fn was_busy(error: &io::Error) -> bool {
+    /// Returns true for send errors that pass by themselves: a full buffer or lack of memory.
+    pub fn is_transient(error: &io::Error) -> bool {
         let busy = [Errno::EAGAIN, Errno::ENOBUFS, Errno::ENOMEM];
         error.raw_os_error().is_some_and(|number| busy.contains(&Errno::from_raw(number)))
     }
 
-    /// Whether the kernel counted a packet that it did not send depends on how far it came: makes it
-    /// count from 0 again. Stamps that are there go to `handle`, as in [`Self::transmitted`].
-    pub fn number_anew(&self, handle: impl FnMut(u32, UnixTime, StampSource)) -> io::Result<()> {
+    /// Restarts the kernel's packet numbers at 0, because a packet that failed may or may not have
+    /// been counted. Pending timestamps are passed to `handle` as by [`Self::transmitted`].
+    pub fn restart_numbers(
+        &self,
+        handle: impl FnMut(u32, UnixTime, StampSource),
+    ) -> io::Result<()> {
         let by_hardware = self.hardware.is_some();
         let Some(flags) = stamp_flags(self.transmit_stamps, by_hardware) else { return Ok(()) };
         let without = flags - TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
@@ -267,11 +277,11 @@ impl TestSocket {
         Ok(setsockopt(&self.io, sockopt::Timestamping, &flags)?)
     }
 
-    /// With [`TransmitStamps::Numbered`]: gives the kernel's numbers of packets that went out to
-    /// `handle`, when they did, and who tells; see [`StampNumbers`].
+    /// Passes the number, transmit time and timestamp source of each sent packet to `handle`. Needs
+    /// [`TransmitStamps::Numbered`]; [`StampNumbers`] maps the numbers to packets.
     pub fn transmitted(&self, mut handle: impl FnMut(u32, UnixTime, StampSource)) {
         SCRATCH.with_borrow_mut(|scratch| {
-            for _ in 0..ROUNDS {
+            for _ in 0..BATCHES_PER_TURN {
                 if receive_numbers(self, scratch, &mut handle) == Drained::Yes {
                     return;
                 }
@@ -279,17 +289,17 @@ impl TestSocket {
         });
     }
 
-    /// Gives each packet that is there to `handle`, up to a number at which others are to have
-    /// their turn. An error of the socket stands before the packets behind it.
-    pub fn receive(&self, mut handle: impl FnMut(&PacketInfo, &[u8])) -> io::Result<Drained> {
+    /// Passes queued packets to `handle`, at most [`BATCHES_PER_TURN`] batches of them. Reads on after
+    /// a pending socket error, which the kernel returns before the packets that follow it.
+    pub fn receive(&self, mut handle: impl FnMut(&PacketMeta, &[u8])) -> io::Result<Drained> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut drained = Ok(Drained::No);
-            for _ in 0..ROUNDS {
-                let count = receive_batch::<FEW>(self, scratch, |info, packet, _, _| {
-                    handle(info, packet);
+            for _ in 0..BATCHES_PER_TURN {
+                let count = receive_batch::<SENDER_BATCH>(self, scratch, |received, _| {
+                    handle(&received.meta, received.packet);
                 });
                 match count {
-                    Ok(FEW) => drained = Ok(Drained::No),
+                    Ok(SENDER_BATCH) => drained = Ok(Drained::No),
                     Ok(_) => return Ok(Drained::Yes),
                     Err(error) => drained = Err(error),
                 }
@@ -298,51 +308,54 @@ impl TestSocket {
         })
     }
 
-    /// Waits for packets in a task and gives each to `handle`. Nothing is lost when the future is
-    /// dropped.
+    /// Waits for packets and passes each to `handle`. Cancel-safe.
     pub async fn receive_async(
         &self,
-        mut handle: impl FnMut(&PacketInfo, &[u8]),
+        mut handle: impl FnMut(&PacketMeta, &[u8]),
     ) -> io::Result<()> {
         let watched = tokio::net::UdpSocket::from_std(self.io.try_clone()?.into())?;
         watched.readable().await?;
         self.receive(&mut handle).map(drop)
     }
 
-    /// Has each packet that is there answered and sends the answers, up to a number at which
-    /// others are to have their turn.
-    pub fn reflect(&self, answers: &mut impl Answer) -> io::Result<Reflected> {
+    /// Passes queued packets to `handler` and sends its replies, at most [`BATCHES_PER_TURN`] batches.
+    pub fn reflect(&self, handler: &mut impl PacketHandler) -> io::Result<Reflected> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let (mut failed, mut broken) = (0, None);
-            for _ in 0..ROUNDS {
+            let (mut failed, mut last_error) = (0, None);
+            for _ in 0..BATCHES_PER_TURN {
                 if self.transmit_stamps == TransmitStamps::WithPacket {
-                    receive_stamps(self, scratch, answers);
+                    receive_stamps(self, scratch, handler);
                 }
                 let mut queue = ArrayVec::<_, BATCH>::new();
-                let count = receive_batch::<BATCH>(self, scratch, |info, packet, buffer, reply| {
-                    // Without what the kernel tells an answer would be a wrong one.
-                    if !info.is_whole {
-                        self.dropped_untold.fetch_add(1, Relaxed);
-                    } else if let Some(answered) = answers.answer(info, packet, reply) {
-                        let (to, from) = (info.source, info.destination);
-                        let interface_index = info.interface_index;
-                        queue.push(Reply { buffer, answered, to, from, interface_index });
+                let count = receive_batch::<BATCH>(self, scratch, |received, reply| {
+                    let meta = &received.meta;
+                    // A reply without the destination address or the TTL would be wrong.
+                    if !received.is_complete {
+                        self.dropped_incomplete.fetch_add(1, Relaxed);
+                    } else if let Some(prepared) = handler.reply(meta, received.packet, reply) {
+                        queue.push(Reply {
+                            buffer: received.index,
+                            prepared,
+                            to: meta.source,
+                            from: meta.destination.ip(),
+                            interface_index: meta.interface_index,
+                        });
                     }
                 });
                 let count = match count {
                     Ok(count) => count,
                     Err(error) => {
-                        broken = Some(error);
+                        last_error = Some(error);
                         continue;
                     }
                 };
-                broken = None;
-                failed += self.send_replies(&queue, scratch, answers);
-                if count < MANY {
+                last_error = None;
+                failed += self.send_replies(&queue, scratch, handler);
+                if count < FULL_BATCH {
                     return Ok(Reflected { failed, drained: Drained::Yes });
                 }
             }
-            broken.map_or(Ok(Reflected { failed, drained: Drained::No }), Err)
+            last_error.map_or(Ok(Reflected { failed, drained: Drained::No }), Err)
         })
     }
 }
@@ -353,14 +366,14 @@ impl AsFd for TestSocket {
     }
 }
 
-/// What the kernel is asked for to stamp what is sent, and then what is received as well.
+/// Returns the `SO_TIMESTAMPING` flags; `None` when `SO_TIMESTAMPNS` is enough.
 fn stamp_flags(stamps: TransmitStamps, by_hardware: bool) -> Option<TimestampingFlag> {
     use TimestampingFlag as Flag;
     let mut received = Flag::SOF_TIMESTAMPING_RX_SOFTWARE | Flag::SOF_TIMESTAMPING_SOFTWARE;
     let mut sent = Flag::SOF_TIMESTAMPING_TX_SOFTWARE;
     if by_hardware {
         received |= Flag::SOF_TIMESTAMPING_RX_HARDWARE | Flag::SOF_TIMESTAMPING_RAW_HARDWARE;
-        // Of a packet that the interface stamps, the kernel's stamp does not come.
+        // The kernel reports no software timestamp of a packet that the interface stamps.
         sent |= Flag::SOF_TIMESTAMPING_TX_HARDWARE;
     }
     match stamps {
@@ -373,7 +386,7 @@ fn stamp_flags(stamps: TransmitStamps, by_hardware: bool) -> Option<Timestamping
     }
 }
 
-/// A bound UDP socket; also used to see whether that would work.
+/// Binds a UDP socket without the options of test sockets.
 pub(super) fn bound(
     address: SocketAddr,
     interface: Option<&str>,
@@ -400,31 +413,31 @@ mod tests {
         (bind(), bind())
     }
 
-    /// Sockets of all kinds share the buffers of a thread, and none may spoil them for another.
+    /// Sockets of all kinds share the buffers of the thread: none may spoil them for another.
     #[tokio::test]
-    async fn every_packet_carries_what_the_kernel_knows() {
+    async fn each_packet_comes_with_all_of_its_meta_data() {
         let (a4, b4) = pair("127.0.0.1:0");
         let (a6, b6) = pair("[::1]:0");
         let any4 = TestSocket::bind("0.0.0.0:0".parse().unwrap(), &UdpOptions::default()).unwrap();
         let any6 = TestSocket::bind("[::]:0".parse().unwrap(), &UdpOptions::default()).unwrap();
-        for length in [1, 14, 41, 1400, 60_000] {
+        for len in [1, 14, 41, 1400, 60_000] {
             for (a, b) in [(&a4, &b4), (&a6, &b6), (&a4, &any4), (&a6, &any6)] {
                 let to = SocketAddr::new(a.local().ip(), b.local().port());
-                a.send(&vec![7; length], to).unwrap();
+                a.send(&vec![7; len], to).unwrap();
                 let mut seen = Vec::new();
-                b.receive_async(|info, packet| seen.push((*info, packet.len()))).await.unwrap();
-                let [(info, octets)] = seen[..] else { panic!("{} packets", seen.len()) };
-                assert_eq!((octets, info.source), (length, a.local()));
-                assert_eq!(info.stamp, StampSource::Kernel, "{to}, {length} octets");
-                assert_eq!((info.ttl, info.tos), (Some(255), Some(0)));
-                assert_eq!(info.destination, b.any_address.then_some(to.ip()));
+                b.receive_async(|meta, packet| seen.push((*meta, packet.len()))).await.unwrap();
+                let [(meta, received_len)] = seen[..] else { panic!("{} packets", seen.len()) };
+                assert_eq!((received_len, meta.source), (len, a.local()));
+                assert_eq!(meta.stamp, StampSource::Kernel, "{to}, {len} bytes");
+                assert_eq!((meta.ttl, meta.tos), (Some(255), Some(0)));
+                assert_eq!(meta.destination, to);
             }
         }
     }
 
-    /// A stamp of the interface is asked for, and where a packet has none the kernel's is taken.
+    /// Hardware timestamps are requested; packets without one fall back on the kernel's.
     #[tokio::test]
-    async fn without_a_stamp_of_the_interface_there_is_that_of_the_kernel() {
+    async fn the_kernel_stamps_packets_that_the_interface_does_not() {
         hardware::pretend("lo");
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let bind = |transmit_stamps| {
@@ -435,15 +448,17 @@ mod tests {
             assert!(from.hardware.is_some() && to.hardware.is_some());
             let begun = clock::unix();
             from.send(&[7; 41], to.local()).unwrap();
-            let mut came = None;
-            to.receive_async(|info, _| came = Some((info.received, info.stamp))).await.unwrap();
-            let mut went = None;
-            while went.is_none() {
-                from.transmitted(|number, at, source| went = Some((number, at, source)));
+            let mut received = None;
+            to.receive_async(|meta, _| received = Some((meta.received, meta.stamp))).await.unwrap();
+            let mut sent = None;
+            while sent.is_none() {
+                from.transmitted(|number, at, source| sent = Some((number, at, source)));
             }
-            let ((came, by), (number, went, told_by)) = (came.unwrap(), went.unwrap());
-            assert_eq!((by, number, told_by), (StampSource::Kernel, 0, StampSource::Kernel));
-            assert!(begun <= went && went <= came, "{begun:?} {went:?} {came:?}");
+            let (received, received_source) = received.unwrap();
+            let (number, sent, sent_source) = sent.unwrap();
+            assert_eq!(number, 0);
+            assert_eq!([received_source, sent_source], [StampSource::Kernel; 2]);
+            assert!(begun <= sent && sent <= received, "{begun:?} {sent:?} {received:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Batches in: packets with what the kernel tells of them, and the stamps of those that went out.
+//! Batched reads of received packets with their control messages, and of transmit timestamps.
 
 use std::{
     cell::RefCell,
@@ -19,29 +19,31 @@ use nix::{
     },
 };
 
-use super::{Answer, Drained, TestSocket};
+use super::{Drained, PacketHandler, TestSocket};
 use crate::{
     net::clock,
     time::{NANOS_PER_SECOND, StampSource, UnixTime},
+    twamp::PacketMeta,
 };
 
 /// Packets read with one system call.
 pub(super) const BATCH: usize = 32;
-/// Stamps read with one system call.
+/// Transmit timestamps read with one system call.
 const STAMPS: usize = 4;
-/// Room for the largest datagram.
-const DATAGRAM_OCTETS: usize = 65_536;
+/// Size of the largest datagram.
+const DATAGRAM_BYTES: usize = 65_536;
 
-/// What comes with each packet of a socket: IPv4 or IPv6, bound to one address or to all, with
-/// transmit stamps or without, and once it had to drop packets how many.
+/// Set of control messages that come with each packet of a socket: depends on the IP version, on
+/// the local address (one or unspecified), on transmit timestamps and, after a drop, on the drop
+/// counter.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind(usize);
+pub(super) struct HeaderKind(usize);
 
-impl Kind {
+impl HeaderKind {
     const DROPS: usize = 8;
     const COUNT: usize = 16;
 
-    pub(super) fn of(ipv6: bool, any_address: bool, stamps: bool) -> Self {
+    pub(super) fn new(ipv6: bool, any_address: bool, stamps: bool) -> Self {
         Self(usize::from(stamps) * 4 + usize::from(ipv6) * 2 + usize::from(any_address))
     }
 
@@ -50,36 +52,23 @@ impl Kind {
     }
 }
 
-/// What the kernel tells of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct PacketInfo {
-    /// Where it came from.
-    pub source: SocketAddr,
-    /// When it was received.
-    pub received: UnixTime,
-    /// Who noted that.
-    pub stamp: StampSource,
-    /// TTL or hop limit.
-    pub ttl: Option<u8>,
-    /// TOS or traffic class.
-    pub tos: Option<u8>,
-    /// Address that it came to, on sockets bound to all addresses.
-    pub destination: Option<IpAddr>,
-    /// Kernel's number of the interface, where that address says nothing without it; 0 elsewhere.
-    pub interface_index: u32,
-    /// All that was asked for was told: the kernel had room for it.
-    pub is_whole: bool,
-    /// It came to a group or to all, not to this host alone.
-    pub to_group: bool,
+/// A received packet in its buffer.
+pub(super) struct Received<'a> {
+    pub(super) meta: PacketMeta,
+    /// False when the kernel had no room for all control messages.
+    pub(super) is_complete: bool,
+    pub(super) packet: &'a [u8],
+    /// Index of the buffer.
+    pub(super) index: usize,
 }
 
-/// Buffers of a thread. Sockets come by thousands; a batch is read, handled and answered without
-/// waiting, so a thread needs one set.
+/// Buffers of a thread. A batch is read, handled and answered without waiting, therefore the
+/// thousands of sockets of a thread share one set.
 pub(super) struct Scratch {
-    /// One set for each kind of socket: the kernel writes the room that it used over the room that
-    /// there is, so that a set serves only packets that all use the same.
-    headers: [Headers; Kind::COUNT],
-    /// The same for transmit stamps, by IP version.
+    /// One set for each kind: the kernel overwrites the size of a control buffer with the size used,
+    /// therefore all packets read with one set must carry the same control messages.
+    headers: [Headers; HeaderKind::COUNT],
+    /// Headers of transmit timestamps, by IP version.
     stamps: [MultiHeaders<SockaddrStorage>; 2],
     stamp_space: Vec<u8>,
     pub(super) packets: Vec<Vec<u8>>,
@@ -87,14 +76,14 @@ pub(super) struct Scratch {
     pub(super) out: SendHeaders,
 }
 
-/// Headers of batches in, by the family of the socket: an address is copied several times on its way,
-/// and one that may be of any family is four times as long.
+/// Headers of received batches, by address family: addresses are copied several times, and a
+/// `SockaddrStorage` is four times as long as an address of a known family.
 enum Headers {
     V4(MultiHeaders<SockaddrIn>),
     V6(MultiHeaders<SockaddrIn6>),
 }
 
-/// Headers of batches out, by family, and by whether each packet says where it comes from.
+/// Headers of sent batches, by address family, with and without an explicit source address.
 pub(super) struct SendHeaders {
     pub(super) v4: MultiHeaders<SockaddrIn>,
     pub(super) v6: MultiHeaders<SockaddrIn6>,
@@ -102,30 +91,30 @@ pub(super) struct SendHeaders {
     pub(super) from_v6: MultiHeaders<SockaddrIn6>,
 }
 
-/// An address of one family, as the kernel has it.
-pub(super) trait Peer: SockaddrLike + Copy {
+/// Socket address of one family in the kernel's form.
+pub(super) trait FamilyAddress: SockaddrLike + Copy {
     fn to_std(self) -> SocketAddr;
-    /// `None` for one of the other family.
-    fn of(address: SocketAddr) -> Option<Self>;
+    /// Converts an address; `None` for one of the other family.
+    fn from_std(address: SocketAddr) -> Option<Self>;
 }
 
-impl Peer for SockaddrIn {
+impl FamilyAddress for SockaddrIn {
     fn to_std(self) -> SocketAddr {
         SocketAddr::from((self.ip(), self.port()))
     }
 
-    fn of(address: SocketAddr) -> Option<Self> {
+    fn from_std(address: SocketAddr) -> Option<Self> {
         if let SocketAddr::V4(v4) = address { Some(v4.into()) } else { None }
     }
 }
 
-impl Peer for SockaddrIn6 {
+impl FamilyAddress for SockaddrIn6 {
     fn to_std(self) -> SocketAddr {
-        // What flow a packet was of says nothing of who sent it.
+        // The flow label does not identify the sender.
         SocketAddrV6::new(self.ip(), self.port(), 0, self.scope_id()).into()
     }
 
-    fn of(address: SocketAddr) -> Option<Self> {
+    fn from_std(address: SocketAddr) -> Option<Self> {
         if let SocketAddr::V6(v6) = address { Some(v6.into()) } else { None }
     }
 }
@@ -137,11 +126,11 @@ thread_local! {
 impl Scratch {
     fn new() -> Self {
         Self {
-            headers: std::array::from_fn(|kind| Headers::of(Kind(kind))),
+            headers: std::array::from_fn(|kind| Headers::new(HeaderKind(kind))),
             stamps: std::array::from_fn(|_| stamp_headers()),
             stamp_space: stamp_space(),
-            packets: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
-            replies: (0..BATCH).map(|_| vec![0; DATAGRAM_OCTETS]).collect(),
+            packets: (0..BATCH).map(|_| vec![0; DATAGRAM_BYTES]).collect(),
+            replies: (0..BATCH).map(|_| vec![0; DATAGRAM_BYTES]).collect(),
             out: SendHeaders {
                 v4: MultiHeaders::preallocate(BATCH, None),
                 v6: MultiHeaders::preallocate(BATCH, None),
@@ -153,7 +142,7 @@ impl Scratch {
 }
 
 impl Headers {
-    fn of(kind: Kind) -> Self {
+    fn new(kind: HeaderKind) -> Self {
         let space =
             cmsg_space!(TimeSpec, [TimeSpec; 3], u32, libc::c_int, libc::c_int, libc::in6_pktinfo);
         if kind.is_ipv6() {
@@ -168,8 +157,8 @@ fn stamp_headers() -> MultiHeaders<SockaddrStorage> {
     MultiHeaders::preallocate(STAMPS, Some(stamp_space()))
 }
 
-/// Room for what comes with the stamp of a packet that went out; over IPv6 that is also what the
-/// socket asked for of packets that come in.
+/// Returns space for the control messages of a transmit timestamp. Over IPv6 these include the ones
+/// requested for received packets.
 fn stamp_space() -> Vec<u8> {
     cmsg_space!(
         [TimeSpec; 3],
@@ -181,7 +170,7 @@ fn stamp_space() -> Vec<u8> {
     )
 }
 
-/// Where so many packets go.
+/// Returns the first `COUNT` buffers as slices to read into.
 fn slices<const COUNT: usize>(buffers: &mut [Vec<u8>]) -> [[IoSliceMut<'_>; 1]; COUNT] {
     let mut buffers = buffers.iter_mut();
     std::array::from_fn(|_| {
@@ -189,37 +178,36 @@ fn slices<const COUNT: usize>(buffers: &mut [Vec<u8>]) -> [[IoSliceMut<'_>; 1]; 
     })
 }
 
-/// Reads up to so many packets and gives each to `handle` with its buffer's index and a reply
-/// buffer; how many there were.
+/// Reads up to `COUNT` packets, passes each to `handle` with a reply buffer and returns their number.
 pub(super) fn receive_batch<const COUNT: usize>(
     socket: &TestSocket,
     scratch: &mut Scratch,
-    handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
+    handle: impl FnMut(Received<'_>, &mut [u8]),
 ) -> io::Result<usize> {
     let Scratch { headers, packets, replies, .. } = scratch;
-    let drops = socket.drops.load(Relaxed);
-    let kind = Kind(socket.kind.0 + if drops { Kind::DROPS } else { 0 });
+    let reports_drops = socket.reports_drops.load(Relaxed);
+    let kind = HeaderKind(socket.header_kind.0 + if reports_drops { HeaderKind::DROPS } else { 0 });
     let headers = &mut headers[kind.0];
     let buffers = (&mut packets[..], &mut replies[..]);
     let (count, truncated) = match headers {
         Headers::V4(headers) => read::<COUNT, _>(socket, headers, buffers, handle)?,
         Headers::V6(headers) => read::<COUNT, _>(socket, headers, buffers, handle)?,
     };
-    // A packet with less than its kind has, as after a change of options, left too little room;
-    // and from the first drop on each packet tells of drops.
+    // Either an earlier packet with fewer control messages shrank the buffer, or the first drop
+    // added the drop counter to each packet.
     if truncated {
-        *headers = Headers::of(kind);
-        socket.drops.store(true, Relaxed);
+        *headers = Headers::new(kind);
+        socket.reports_drops.store(true, Relaxed);
     }
     Ok(count)
 }
 
-/// How many packets there were, and whether there was too little room for what the kernel tells.
-fn read<const COUNT: usize, S: Peer>(
+/// Returns the number of packets and whether control messages of any were truncated.
+fn read<const COUNT: usize, S: FamilyAddress>(
     socket: &TestSocket,
     headers: &mut MultiHeaders<S>,
     (packets, replies): (&mut [Vec<u8>], &mut [Vec<u8>]),
-    mut handle: impl FnMut(&PacketInfo, &[u8], usize, &mut [u8]),
+    mut handle: impl FnMut(Received<'_>, &mut [u8]),
 ) -> io::Result<(usize, bool)> {
     let mut truncated = false;
     let mut count = 0;
@@ -235,31 +223,26 @@ fn read<const COUNT: usize, S: Peer>(
             count += 1;
             let packet = message.iovs().next().unwrap_or(&[]);
             let Some(source) = message.address else { continue };
-            let mut info = PacketInfo {
+            let mut meta = PacketMeta {
                 source: source.to_std(),
-                received: UnixTime(0),
-                stamp: StampSource::User,
-                ttl: None,
-                tos: None,
-                destination: None,
-                interface_index: 0,
-                is_whole: true,
-                to_group: false,
+                destination: socket.local,
+                ..PacketMeta::default()
             };
+            let mut is_complete = true;
             match message.cmsgs() {
-                Ok(cmsgs) => cmsgs.for_each(|cmsg| info.take(&cmsg, socket)),
-                Err(_) => (truncated, info.is_whole) = (true, false),
+                Ok(cmsgs) => cmsgs.for_each(|cmsg| apply(&mut meta, &cmsg, socket)),
+                Err(_) => (truncated, is_complete) = (true, false),
             }
-            if info.stamp == StampSource::User {
-                info.received = clock::unix();
+            if meta.stamp == StampSource::User {
+                meta.received = clock::unix();
             }
-            handle(&info, packet, index, &mut replies[index]);
+            handle(Received { meta, is_complete, packet, index }, &mut replies[index]);
         }
     }
     Ok((count, truncated))
 }
 
-/// Reads the numbers of packets that went out, and when they did.
+/// Reads the numbers and transmit times of sent packets.
 pub(super) fn receive_numbers(
     socket: &TestSocket,
     scratch: &mut Scratch,
@@ -284,7 +267,7 @@ pub(super) fn receive_numbers(
             let (mut at, mut number) = (None, None);
             for cmsg in cmsgs {
                 if let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg {
-                    at = socket.best_of(&stamps);
+                    at = socket.best_stamp(&stamps);
                 } else if let ControlMessageOwned::Ipv4RecvErr(error, _)
                 | ControlMessageOwned::Ipv6RecvErr(error, _) = cmsg
                 {
@@ -302,12 +285,12 @@ pub(super) fn receive_numbers(
     if count < STAMPS { Drained::Yes } else { Drained::No }
 }
 
-/// Reads what the kernel tells of packets that went out. Errors that come this way (a port that is
-/// closed at the other end) are taken out as well, and are of no interest here.
+/// Reads sent packets with their transmit times. ICMP errors arrive in the same queue (a closed port
+/// at the peer, for example) and are discarded.
 pub(super) fn receive_stamps(
     socket: &TestSocket,
     scratch: &mut Scratch,
-    answers: &mut impl Answer,
+    handler: &mut impl PacketHandler,
 ) {
     let Scratch { stamp_space, packets, .. } = scratch;
     let buffer = packets[0].as_mut_slice();
@@ -317,15 +300,15 @@ pub(super) fn receive_stamps(
         let fd = socket.io.as_raw_fd();
         let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut *stamp_space), flags);
         let Ok(message) = message else { return };
-        let octets = message.bytes;
+        let len = message.bytes;
         let stamp = message.cmsgs().ok().and_then(|mut cmsgs| {
             cmsgs.find_map(|cmsg| {
                 let ControlMessageOwned::ScmTimestampsns(stamps) = cmsg else { return None };
-                socket.best_of(&stamps)
+                socket.best_stamp(&stamps)
             })
         });
         if let Some((at, _)) = stamp {
-            answers.transmitted(&buffer[..octets], at);
+            handler.transmitted(&buffer[..len], at);
         }
     }
 }
@@ -336,51 +319,50 @@ fn to_time(stamp: &TimeSpec) -> UnixTime {
 }
 
 impl TestSocket {
-    /// The stamp that is nearest to the wire.
-    fn best_of(&self, stamps: &Timestamps) -> Option<(UnixTime, StampSource)> {
+    /// Returns the timestamp taken nearest to the wire.
+    fn best_stamp(&self, stamps: &Timestamps) -> Option<(UnixTime, StampSource)> {
         let kernel = Some(to_time(&stamps.system)).filter(|at| at.0 != 0);
         let by_hardware = self.hardware.as_ref().and_then(|clock| {
-            let about = kernel.unwrap_or_else(clock::unix);
-            clock.in_host_time(to_time(&stamps.hw_raw).0, about)
+            let near = kernel.unwrap_or_else(clock::unix);
+            clock.in_host_time(to_time(&stamps.hw_raw).0, near)
         });
         let by_hardware = by_hardware.map(|at| (at, StampSource::Hardware));
         by_hardware.or_else(|| kernel.map(|at| (at, StampSource::Kernel)))
     }
 }
 
-impl PacketInfo {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "what was not asked for is of no use")]
-    fn take(&mut self, cmsg: &ControlMessageOwned, socket: &TestSocket) {
-        match cmsg {
-            ControlMessageOwned::ScmTimestampns(stamp) => {
-                (self.received, self.stamp) = (to_time(stamp), StampSource::Kernel);
-            }
-            ControlMessageOwned::ScmTimestampsns(stamps) => {
-                if let Some(best) = socket.best_of(stamps) {
-                    (self.received, self.stamp) = best;
-                }
-            }
-            ControlMessageOwned::RxqOvfl(dropped) => socket.dropped.store(*dropped, Relaxed),
-            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
-                self.ttl = u8::try_from(*ttl).ok();
-            }
-            ControlMessageOwned::Ipv4Tos(tos) => self.tos = Some(*tos),
-            ControlMessageOwned::Ipv6TClass(class) => self.tos = u8::try_from(*class).ok(),
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                self.destination =
-                    Some(IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes()));
-                // For a broadcast or multicast, the local address is not what the packet names.
-                self.to_group = info.ipi_spec_dst.s_addr != info.ipi_addr.s_addr;
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                let destination = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                self.destination = Some(destination.into());
-                if destination.is_unicast_link_local() {
-                    self.interface_index = info.ipi6_ifindex;
-                }
-                self.to_group = destination.is_multicast();
-            }
-            _ => {}
+/// Copies a control message into the meta data of its packet.
+#[expect(clippy::wildcard_enum_match_arm, reason = "other control messages are not requested")]
+fn apply(meta: &mut PacketMeta, cmsg: &ControlMessageOwned, socket: &TestSocket) {
+    match cmsg {
+        ControlMessageOwned::ScmTimestampns(stamp) => {
+            (meta.received, meta.stamp) = (to_time(stamp), StampSource::Kernel);
         }
+        ControlMessageOwned::ScmTimestampsns(stamps) => {
+            if let Some(best) = socket.best_stamp(stamps) {
+                (meta.received, meta.stamp) = best;
+            }
+        }
+        ControlMessageOwned::RxqOvfl(dropped) => socket.dropped.store(*dropped, Relaxed),
+        ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+            meta.ttl = u8::try_from(*ttl).ok();
+        }
+        ControlMessageOwned::Ipv4Tos(tos) => meta.tos = Some(*tos),
+        ControlMessageOwned::Ipv6TClass(class) => meta.tos = u8::try_from(*class).ok(),
+        ControlMessageOwned::Ipv4PacketInfo(info) => {
+            let destination = IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes());
+            meta.destination.set_ip(destination);
+            // For a broadcast or multicast packet, the local address differs from the one it names.
+            meta.to_group = info.ipi_spec_dst.s_addr != info.ipi_addr.s_addr;
+        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => {
+            let destination = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+            meta.destination.set_ip(destination.into());
+            if destination.is_unicast_link_local() {
+                meta.interface_index = info.ipi6_ifindex;
+            }
+            meta.to_group = destination.is_multicast();
+        }
+        _ => {}
     }
 }

@@ -1,4 +1,4 @@
-//! Batches out.
+//! Batched sending of replies.
 
 use std::{
     io::{self, IoSlice},
@@ -14,55 +14,55 @@ use nix::{
 };
 
 use super::{
-    Answer, Answered, TestSocket,
-    receive::{BATCH, Peer, Scratch, SendHeaders},
+    PacketHandler, PreparedReply, TestSocket,
+    receive::{BATCH, FamilyAddress, Scratch, SendHeaders},
 };
 
-/// An answer on its way.
+/// A reply to be sent.
 #[derive(Clone, Copy)]
 pub(super) struct Reply<T> {
-    /// Which of the buffers holds it.
+    /// Index of the buffer that holds it.
     pub(super) buffer: usize,
-    pub(super) answered: Answered<T>,
+    pub(super) prepared: PreparedReply<T>,
     pub(super) to: SocketAddr,
-    pub(super) from: Option<IpAddr>,
-    /// See [`super::PacketInfo::interface_index`].
+    pub(super) from: IpAddr,
+    /// See [`crate::twamp::PacketMeta::interface_index`].
     pub(super) interface_index: u32,
 }
 
 impl<T> Reply<T> {
-    /// What packets that are sent together have in common.
-    fn way(&self) -> (u8, Option<IpAddr>, u32) {
-        (self.answered.tos, self.from, self.interface_index)
+    /// Returns the properties that all packets of one system call share.
+    fn route(&self) -> (u8, IpAddr, u32) {
+        (self.prepared.tos, self.from, self.interface_index)
     }
 }
 
 impl TestSocket {
-    /// Sends replies in runs that share TOS and source address; returns how many were not taken.
-    pub(super) fn send_replies<A: Answer>(
+    /// Sends replies in runs that share TOS and source address; returns the number that failed.
+    pub(super) fn send_replies<H: PacketHandler>(
         &self,
-        queue: &[Reply<A::Ticket>],
+        queue: &[Reply<H::ReplyToken>],
         scratch: &mut Scratch,
-        answers: &mut A,
+        handler: &mut H,
     ) -> usize {
         let Scratch { replies: buffers, out, .. } = scratch;
         let mut failed = 0;
-        for run in queue.chunk_by(|a, b| a.way() == b.way()) {
-            if let Err(error) = self.set_tos(run[0].answered.tos) {
-                tracing::debug!(%error, "cannot set the TOS of replies");
+        for run in queue.chunk_by(|a, b| a.route() == b.route()) {
+            if let Err(error) = self.set_tos(run[0].prepared.tos) {
+                tracing::debug!(%error, "failed to set TOS of replies");
             }
-            for Reply { buffer, answered, to, .. } in run {
-                let reply = &mut buffers[*buffer][..answered.octets];
-                answers.finish(*to, answered.ticket, reply);
+            for Reply { buffer, prepared, to, .. } in run {
+                let reply = &mut buffers[*buffer][..prepared.len];
+                handler.finish(*to, prepared.token, reply);
             }
-            let mut rest = run;
-            while !rest.is_empty() {
-                match self.send_run(rest, buffers, out) {
-                    Ok(sent) => rest = &rest[sent.clamp(1, rest.len())..],
-                    // The first packet is the one that was refused.
+            let mut unsent = run;
+            while !unsent.is_empty() {
+                match self.send_run(unsent, buffers, out) {
+                    Ok(sent) => unsent = &unsent[sent.clamp(1, unsent.len())..],
+                    // An error is that of the first packet.
                     Err(_) => {
                         failed += 1;
-                        rest = &rest[1..];
+                        unsent = &unsent[1..];
                     }
                 }
             }
@@ -89,10 +89,15 @@ impl TestSocket {
         buffers: &[Vec<u8>],
         out: &mut SendHeaders,
     ) -> io::Result<usize> {
-        match run[0].from.filter(|_| self.any_address) {
-            None if self.local.is_ipv4() => self.send_all(run, buffers, &mut out.v4, &[]),
-            None => self.send_all(run, buffers, &mut out.v6, &[]),
-            Some(IpAddr::V4(from)) => {
+        if !self.any_address {
+            return if self.local.is_ipv4() {
+                self.send_all(run, buffers, &mut out.v4, &[])
+            } else {
+                self.send_all(run, buffers, &mut out.v6, &[])
+            };
+        }
+        match run[0].from {
+            IpAddr::V4(from) => {
                 let info = libc::in_pktinfo {
                     ipi_ifindex: 0,
                     ipi_spec_dst: libc::in_addr { s_addr: u32::from(from).to_be() },
@@ -101,7 +106,7 @@ impl TestSocket {
                 let cmsgs = [ControlMessage::Ipv4PacketInfo(&info)];
                 self.send_all(run, buffers, &mut out.from_v4, &cmsgs)
             }
-            Some(IpAddr::V6(from)) => {
+            IpAddr::V6(from) => {
                 let info = libc::in6_pktinfo {
                     ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
                     ipi6_ifindex: run[0].interface_index,
@@ -112,7 +117,7 @@ impl TestSocket {
         }
     }
 
-    fn send_all<T, S: Peer>(
+    fn send_all<T, S: FamilyAddress>(
         &self,
         run: &[Reply<T>],
         buffers: &[Vec<u8>],
@@ -120,9 +125,9 @@ impl TestSocket {
         cmsgs: &[ControlMessage<'_>],
     ) -> io::Result<usize> {
         let slices: ArrayVec<[IoSlice<'_>; 1], BATCH> =
-            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.answered.octets])]).collect();
+            run.iter().map(|r| [IoSlice::new(&buffers[r.buffer][..r.prepared.len])]).collect();
         let addresses: ArrayVec<Option<S>, BATCH> =
-            run.iter().map(|reply| S::of(reply.to)).collect();
+            run.iter().map(|reply| S::from_std(reply.to)).collect();
         let (fd, flags) = (self.io.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
         Ok(sendmmsg(fd, headers, &slices, &addresses, cmsgs, flags)?.count())
     }

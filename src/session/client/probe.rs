@@ -10,7 +10,7 @@ use super::{
     failure::Failure,
     open::OpenSession,
     peer::{Blame, PeerMemory},
-    sender::{reply_meta, sender_config},
+    sender::sender_config,
     status::Status,
 };
 use crate::{
@@ -146,9 +146,9 @@ async fn exchange(
     let end = Instant::now() + Duration::from_nanos(test.loss_timeout_ns);
     let answered = timeout_at(end, async {
         loop {
-            let received = socket.receive_async(|info, reply| {
-                if (info.source.ip(), info.source.port()) == (remote.ip(), remote.port()) {
-                    machine.handle_reply(reply, &reply_meta(info), clock::now());
+            let received = socket.receive_async(|meta, reply| {
+                if (meta.source.ip(), meta.source.port()) == (remote.ip(), remote.port()) {
+                    machine.handle_reply(reply, meta, clock::now());
                 }
             });
             if received.await.is_err() {

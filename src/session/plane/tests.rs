@@ -146,15 +146,15 @@ fn packets_that_went_out_are_numbered() {
                 numbers.sent();
             }
             let now = clock::monotonic();
-            while numbers.are_awaited() {
+            while numbers.is_pending() {
                 socket.transmitted(|number, at, _| {
                     told.extend(numbers.packet(number, now).map(|packet| (packet, at)));
                 });
             }
             // Longer than any datagram.
             socket.send(&vec![0; 65_530], to).unwrap_err();
-            socket.number_anew(|_, _, _| panic!("all were told")).unwrap();
-            numbers.begin_anew(now);
+            socket.restart_numbers(|_, _, _| panic!("all were told")).unwrap();
+            numbers.restart(now);
         }
         assert_eq!(
             told.iter().map(|(number, _)| *number).collect::<Vec<_>>(),

@@ -8,13 +8,15 @@ use tokio::sync::oneshot;
 
 use super::registry::{SessionEnd, SessionEntry};
 use crate::{
-    net::{Answer, Answered, Drained, Neighbours, PacketInfo, TestSocket, clock},
+    net::{Drained, Neighbours, PacketHandler, PreparedReply, TestSocket, clock},
     proto::{PacketCounters, ServerSessionState},
     session::plane::{Endpoint, Handle, Plane, PlaneSettings},
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
-    twamp::reflector::{
-        Ended, Finish, PacketMeta, Reflector, ReflectorCounters, ReflectorSession, Sessionless,
-        Verdict,
+    twamp::{
+        PacketMeta,
+        reflector::{
+            Ended, Finish, Reflector, ReflectorCounters, ReflectorSession, Sessionless, Verdict,
+        },
     },
     wire::codes::Sid,
 };
@@ -49,7 +51,7 @@ pub(super) enum Command {
 /// The threads of the reflectors.
 #[derive(Debug)]
 pub struct Reflectors {
-    plane: Plane<SocketOfSessions>,
+    plane: Plane<ReflectorSocket>,
     /// Of each thread.
     counters: Vec<Arc<ReflectorCounters>>,
 }
@@ -88,8 +90,8 @@ impl Reflectors {
             let endpoint = |thread: usize| {
                 let counters = self.counters[thread].clone();
                 let mut endpoint =
-                    SocketOfSessions::new(socket, sessionless.clone(), counters, ends_empty);
-                endpoint.answers.machine.set_sender_limit(sender_limit);
+                    ReflectorSocket::new(socket, sessionless.clone(), counters, ends_empty);
+                endpoint.machine.reflector.set_sender_limit(sender_limit);
                 endpoint
             };
             let on = several.then_some(index);
@@ -174,8 +176,8 @@ impl ReflectorHandle {
 
 /// A socket with its sessions.
 #[derive(Debug)]
-struct SocketOfSessions {
-    answers: Answers,
+struct ReflectorSocket {
+    machine: SocketMachine,
     socket: Option<TestSocket>,
     entries: HashMap<Sid, Arc<SessionEntry>>,
     counters: Arc<ReflectorCounters>,
@@ -184,26 +186,24 @@ struct SocketOfSessions {
     next_look: Monotonic,
 }
 
-/// The machine as the socket needs it.
+/// The reflector with the facts that its socket adds.
 #[derive(Debug)]
-struct Answers {
-    machine: Reflector,
-    local: SocketAddr,
-    /// Read now and then, for a reflector of STAMP, which tells them to its senders.
+struct SocketMachine {
+    reflector: Reflector,
+    /// Refreshed every [`EXPIRY_NS`] for a STAMP reflector, which reports MAC addresses to senders.
     neighbours: Neighbours,
 }
 
-impl SocketOfSessions {
+impl ReflectorSocket {
     fn new(
         socket: TestSocket,
         sessionless: Sessionless,
         counters: Arc<ReflectorCounters>,
         ends_empty: bool,
     ) -> Self {
-        let local = socket.local();
-        let machine = Reflector::new(local.port(), sessionless, counters.clone());
+        let reflector = Reflector::new(socket.local().port(), sessionless, counters.clone());
         Self {
-            answers: Answers { machine, local, neighbours: Neighbours::default() },
+            machine: SocketMachine { reflector, neighbours: Neighbours::default() },
             socket: Some(socket),
             entries: HashMap::new(),
             counters,
@@ -229,22 +229,22 @@ impl SocketOfSessions {
 
     fn expire(&mut self, now: Monotonic) {
         let entries = &mut self.entries;
-        self.answers.machine.expire(now, |sid, ended| {
+        self.machine.reflector.expire(now, |sid, ended| {
             if let Some(entry) = entries.remove(&sid)
                 && ended == Ended::Silent
             {
                 entry.tell_ended(sid, SessionEnd::Silent);
             }
         });
-        if self.answers.machine.tells_locations() {
-            self.answers.neighbours = Neighbours::read();
+        if self.machine.reflector.tells_locations() {
+            self.machine.neighbours = Neighbours::read();
         }
-        let empty = self.answers.machine.is_empty();
+        let empty = self.machine.reflector.is_empty();
         self.empty_looks = if empty { self.empty_looks + 1 } else { 0 };
     }
 }
 
-impl Endpoint for SocketOfSessions {
+impl Endpoint for ReflectorSocket {
     type Command = Command;
 
     const PATIENCE_NS: u64 = 0;
@@ -256,7 +256,7 @@ impl Endpoint for SocketOfSessions {
     fn obey(&mut self, command: Command) {
         let now = clock::monotonic();
         let open = self.socket.is_some() && !self.is_over();
-        let machine = &mut self.answers.machine;
+        let machine = &mut self.machine.reflector;
         match command {
             // The answer is dropped with the command: there is no such socket any more.
             Command::Add(..) if !open => {}
@@ -300,7 +300,7 @@ impl Endpoint for SocketOfSessions {
     fn receive(&mut self) -> Drained {
         use std::sync::atomic::Ordering::Relaxed;
         let Some(socket) = &self.socket else { return Drained::Yes };
-        let reflected = match socket.reflect(&mut self.answers) {
+        let reflected = match socket.reflect(&mut self.machine) {
             Ok(reflected) => reflected,
             Err(error) => {
                 tracing::debug!(%error, local = %socket.local(), "test socket");
@@ -337,39 +337,30 @@ impl Endpoint for SocketOfSessions {
     }
 }
 
-impl Answer for Answers {
-    type Ticket = Finish;
+impl PacketHandler for SocketMachine {
+    type ReplyToken = Finish;
 
-    fn answer(
+    fn reply(
         &mut self,
-        info: &PacketInfo,
+        meta: &PacketMeta,
         packet: &[u8],
         reply: &mut [u8],
-    ) -> Option<Answered<Finish>> {
-        let destination = info.destination.unwrap_or_else(|| self.local.ip());
-        let meta = PacketMeta {
-            source: info.source,
-            source_mac: self.neighbours.mac(info.source.ip()),
-            destination: SocketAddr::new(destination, self.local.port()),
-            to_group: info.to_group,
-            received: info.received,
-            ttl: info.ttl,
-            tos: info.tos,
-        };
+    ) -> Option<PreparedReply<Finish>> {
+        let meta = PacketMeta { source_mac: self.neighbours.mac(meta.source.ip()), ..*meta };
         let (estimate, now) = (clock::error_estimate(), clock::monotonic());
-        let verdict = self.machine.handle(&meta, packet, estimate, now, reply);
-        if let Verdict::Reply { octets, tos, finish } = verdict {
-            return Some(Answered { octets, tos, ticket: finish });
+        let verdict = self.reflector.handle(&meta, packet, estimate, now, reply);
+        if let Verdict::Reply { octets: len, tos, finish } = verdict {
+            return Some(PreparedReply { len, tos, token: finish });
         }
-        tracing::trace!(source = %info.source, ?verdict, "test packet");
+        tracing::trace!(source = %meta.source, ?verdict, "test packet not answered");
         None
     }
 
-    fn finish(&mut self, to: SocketAddr, ticket: Finish, reply: &mut [u8]) {
-        self.machine.finish(to, ticket, reply, clock::unix());
+    fn finish(&mut self, to: SocketAddr, token: Finish, reply: &mut [u8]) {
+        self.reflector.finish(to, token, reply, clock::unix());
     }
 
     fn transmitted(&mut self, packet: &[u8], at: UnixTime) {
-        self.machine.transmitted(packet, at);
+        self.reflector.transmitted(packet, at);
     }
 }

@@ -17,6 +17,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use crate::{
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
+    twamp::PacketMeta,
     wire::{
         codes::Sid,
         format::{PacketFormat, ProbeHeader, ReplyHeader, Unreadable},
@@ -33,25 +34,6 @@ pub use light::{Allowances, LightPolicy};
 pub use session::ReflectorSession;
 pub use stamp::{StampPolicy, StampRule};
 pub use verdict::{Finish, ReflectorCounters, SessionCounters, Verdict};
-
-/// What the kernel tells of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct PacketMeta {
-    /// Where it came from.
-    pub source: SocketAddr,
-    /// Address of the link that it came from, where that is known.
-    pub source_mac: Option<[u8; 6]>,
-    /// Where it came to.
-    pub destination: SocketAddr,
-    /// It came to a group or to all, not to this host alone.
-    pub to_group: bool,
-    /// T2.
-    pub received: UnixTime,
-    /// TTL or hop limit; `None` where the kernel did not tell.
-    pub ttl: Option<u8>,
-    /// TOS or traffic class; `None` where the kernel did not tell.
-    pub tos: Option<u8>,
-}
 
 /// Why a session ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

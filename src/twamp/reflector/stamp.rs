@@ -9,13 +9,14 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    PacketMeta, header,
+    header,
     stamp_tlvs::{Probed, ProbedState, TlvAnswer, answer, signer},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
 use crate::{
     model::Secret,
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
+    twamp::PacketMeta,
     wire::{
         crypto::StampKey,
         format::{PacketFormat, ProbeHeader, Protection, STAMP_OCTETS, Unreadable},

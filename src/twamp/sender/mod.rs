@@ -22,7 +22,6 @@ use course::Test;
 use outstanding::Outstanding;
 use reply::Held;
 
-pub use reply::ReplyMeta;
 pub use stamp::StampSender;
 pub use types::{Carrier, SenderConfig, SenderEvent};
 

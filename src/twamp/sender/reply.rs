@@ -7,6 +7,7 @@ use crate::{
     proto::{ProbeResult, ProbeStatus, TestOutcome, TimestampSource},
     stats::Sample,
     time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
+    twamp::PacketMeta,
     wire::format::{ReplyHeader, Unreadable},
 };
 
@@ -18,19 +19,6 @@ const LATEST_FOLLOW_UP_NS: i64 = 1_000_000_000;
 
 /// A reply that seems to have waited for longer was stamped by a clock that was stepped since.
 const LONGEST_WAIT_NS: i64 = 1_000_000_000;
-
-/// What the kernel tells of a reply.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ReplyMeta {
-    /// T4.
-    pub received: UnixTime,
-    /// T4 came from the kernel.
-    pub stamp: StampSource,
-    /// TTL or hop limit.
-    pub ttl: Option<u8>,
-    /// TOS or traffic class.
-    pub tos: Option<u8>,
-}
 
 /// A sample whose T3 may yet be corrected.
 #[derive(Debug)]
@@ -45,7 +33,7 @@ pub(super) struct Held {
 
 impl SessionSender {
     /// A datagram from the reflector's address and port.
-    pub fn handle_reply(&mut self, packet: &[u8], meta: &ReplyMeta, now: Now) {
+    pub fn handle_reply(&mut self, packet: &[u8], meta: &PacketMeta, now: Now) {
         let mut reply = match self.carrier.format.read_reply(packet) {
             Ok(reply) => reply,
             Err(Unreadable::BadMac) => return self.not_genuine(),
@@ -191,7 +179,7 @@ impl SessionSender {
 }
 
 /// When a reply came: it may have waited in the socket since.
-fn came(meta: &ReplyMeta, now: Now) -> Monotonic {
+fn came(meta: &PacketMeta, now: Now) -> Monotonic {
     let waited_ns = now.unix.since_ns(meta.received);
     let believed = meta.stamp > StampSource::User && (0..=LONGEST_WAIT_NS).contains(&waited_ns);
     Monotonic(now.monotonic.0 - if believed { waited_ns as u64 } else { 0 })

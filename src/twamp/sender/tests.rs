@@ -3,6 +3,7 @@ use crate::{
     model::{AvailabilityRule, Schedule},
     proto::{Figures, TestResult},
     stats::MINUTE_NS,
+    twamp::PacketMeta,
 };
 
 const MS: u64 = 1_000_000;
@@ -224,7 +225,7 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
             let number = packets.len() as u32;
             if number % 4 != 3 {
                 let reply = reply_to(&packet, number - number / 4);
-                machine.handle_reply(&reply, &ReplyMeta::default(), now(at_ns + MS));
+                machine.handle_reply(&reply, &PacketMeta::default(), now(at_ns + MS));
             }
             packets.push(packet);
         }
@@ -233,9 +234,9 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     // What was never sent, from the right address: with a number that is forgotten, and any T1.
     let mut stranger = packets[1].clone();
     stranger[4..12].copy_from_slice(&[0x11; 8]);
-    machine.handle_reply(&reply_to(&stranger, 0xffff_fff0), &ReplyMeta::default(), now(at_ns));
+    machine.handle_reply(&reply_to(&stranger, 0xffff_fff0), &PacketMeta::default(), now(at_ns));
     // One that was sent long ago is late.
-    machine.handle_reply(&reply_to(&packets[3], 3), &ReplyMeta::default(), now(at_ns));
+    machine.handle_reply(&reply_to(&packets[3], 3), &PacketMeta::default(), now(at_ns));
     // The connection breaks while some are under way.
     machine.session_lost(FailureCause::Reset, 0, now(at_ns));
     let mut results = Vec::new();
@@ -279,7 +280,7 @@ fn each_minute_of_a_long_test_knows_its_directions() {
                 replies += 1;
                 if fate != 4 {
                     let reply = reply_to(&packet, replies - 1);
-                    machine.handle_reply(&reply, &ReplyMeta::default(), now(at_ns + MS));
+                    machine.handle_reply(&reply, &PacketMeta::default(), now(at_ns + MS));
                 }
             }
             while let Some(event) = machine.poll_event() {

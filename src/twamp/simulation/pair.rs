@@ -7,8 +7,9 @@ use std::{
 };
 
 use crate::twamp::{
-    reflector::{PacketMeta, Reflector, ReflectorSession, Sessionless, Verdict},
-    sender::{Carrier, ReplyMeta, SenderConfig, SenderEvent, SessionSender},
+    PacketMeta,
+    reflector::{Reflector, ReflectorSession, Sessionless, Verdict},
+    sender::{Carrier, SenderConfig, SenderEvent, SessionSender},
 };
 use crate::{
     model::{AvailabilityRule, Schedule},
@@ -179,11 +180,12 @@ impl Pair {
                 match entry.remove() {
                     Arrival::AtReflector(packet) => self.reflect(&packet),
                     Arrival::AtSender(packet) => {
-                        let meta = ReplyMeta {
+                        let meta = PacketMeta {
                             received: self.now.unix,
                             stamp: StampSource::Kernel,
                             ttl: Some(250),
                             tos: Some(0),
+                            ..PacketMeta::default()
                         };
                         self.sender.handle_reply(&packet, &meta, self.now);
                     }
@@ -200,12 +202,11 @@ impl Pair {
         let clock = self.now.unix.plus_ns(self.reflector_offset_ns + skew_ns);
         let meta = PacketMeta {
             source: sender_address(),
-            source_mac: None,
             destination: SocketAddr::from(([127, 0, 0, 1], 862)),
-            to_group: false,
             received: clock,
             ttl: Some(251),
             tos: Some(0xb9),
+            ..PacketMeta::default()
         };
         let mut reply = vec![0; 2048];
         let verdict = self.reflector.handle(

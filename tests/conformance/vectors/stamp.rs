@@ -6,7 +6,10 @@ use serde_json::Value;
 use twamp_agent::{
     model::Secret,
     time::{ErrorEstimate, Monotonic, NtpTimestamp, TimestampFormat, UnixTime},
-    twamp::reflector::{PacketMeta, Reflector, Sessionless, StampPolicy, StampRule, Verdict},
+    twamp::{
+        PacketMeta,
+        reflector::{Reflector, Sessionless, StampPolicy, StampRule, Verdict},
+    },
     wire::{
         crypto::StampKey,
         format::{PacketFormat, Protection},
@@ -72,12 +75,11 @@ fn reflected(input: &Value, expected: &[u8]) {
     let near = UnixTime(1_700_000_000_000_000_000);
     let meta = PacketMeta {
         source: SocketAddr::from(([192, 0, 2, 1], 20_000)),
-        source_mac: None,
         destination: SocketAddr::from(([192, 0, 2, 2], 862)),
-        to_group: false,
         received: NtpTimestamp(header.receive_timestamp).to_unix(near),
         ttl: Some(header.sender_ttl),
         tos: Some(10 << 2 | 2),
+        ..PacketMeta::default()
     };
     let estimate: ErrorEstimate = header.error_estimate;
     let mut reply = vec![0; 1024];

@@ -18,13 +18,13 @@ use super::{
 };
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
-    net::{Drained, PacketInfo, StampNumbers, TestSocket, clock, random},
+    net::{Drained, StampNumbers, TestSocket, clock, random},
     proto::{FailureCause, ProbeResult, Statistics},
     results::{Results, Subject},
     session::plane::Endpoint,
     stats::ThresholdMonitor,
     time::{Monotonic, Now, StampSource, UnixTime},
-    twamp::sender::{ReplyMeta, SenderConfig, SessionSender},
+    twamp::sender::{SenderConfig, SessionSender},
 };
 
 /// Commands that wait for a session; the driver waits where there are more.
@@ -128,9 +128,9 @@ impl Endpoint for Session {
         let machine = &mut self.machine;
         // Before the replies: what they answer went out before.
         link.read_stamps(machine);
-        let received = link.socket.receive(|info, packet| {
-            if info.source.port() == link.remote.port() && info.source.ip() == link.remote.ip() {
-                machine.handle_reply(packet, &reply_meta(info), clock::now());
+        let received = link.socket.receive(|meta, packet| {
+            if meta.source.port() == link.remote.port() && meta.source.ip() == link.remote.ip() {
+                machine.handle_reply(packet, meta, clock::now());
             } else {
                 machine.ignored();
             }
@@ -170,19 +170,19 @@ impl Endpoint for Session {
 
 impl Link {
     fn read_stamps(&mut self, machine: &mut SessionSender) {
-        if self.numbers.are_awaited() {
+        if self.numbers.is_pending() {
             let Self { socket, numbers, .. } = self;
             socket.transmitted(told(numbers, machine));
         }
         self.unread_stamps = 0;
     }
 
-    fn number_anew(&mut self, machine: &mut SessionSender) {
+    fn restart_numbers(&mut self, machine: &mut SessionSender) {
         let Self { socket, numbers, .. } = self;
-        if let Err(error) = socket.number_anew(told(numbers, machine)) {
+        if let Err(error) = socket.restart_numbers(told(numbers, machine)) {
             tracing::debug!(%error, "no stamps of what is sent");
         }
-        numbers.begin_anew(clock::monotonic());
+        numbers.restart(clock::monotonic());
         self.unread_stamps = 0;
     }
 }
@@ -370,8 +370,8 @@ impl Session {
                 }
                 Err(error) => {
                     tracing::trace!(%error, session = self.config.name, "probe not sent");
-                    link.number_anew(&mut self.machine);
-                    let refusal = (!TestSocket::was_busy(&error)).then_some(error);
+                    link.restart_numbers(&mut self.machine);
+                    let refusal = (!TestSocket::is_transient(&error)).then_some(error);
                     let failure =
                         refusal.as_ref().map(|error| Failure::sending(error, link.remote));
                     self.machine.probe_refused(failure.map(|f| f.cause), random, now);
@@ -415,8 +415,4 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         reflector_counts: connection.control_type == ControlType::Managed,
         availability: session.availability,
     }
-}
-
-pub(super) fn reply_meta(info: &PacketInfo) -> ReplyMeta {
-    ReplyMeta { received: info.received, stamp: info.stamp, ttl: info.ttl, tos: info.tos }
 }
