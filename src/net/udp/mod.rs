@@ -435,6 +435,15 @@ mod tests {
         }
     }
 
+    /// The kernel enables timestamps some time after the first socket of the host asks for them.
+    async fn until_the_kernel_stamps(socket: &TestSocket) {
+        let mut stamp = StampSource::User;
+        while stamp == StampSource::User {
+            socket.send(&[0; 41], socket.local()).unwrap();
+            socket.receive_async(|meta, _| stamp = meta.stamp).await.unwrap();
+        }
+    }
+
     /// Hardware timestamps are requested; packets without one fall back on the kernel's.
     #[tokio::test]
     async fn the_kernel_stamps_packets_that_the_interface_does_not() {
@@ -446,6 +455,7 @@ mod tests {
             };
             let (from, to) = (bind(TransmitStamps::Numbered), bind(TransmitStamps::None));
             assert!(from.hardware.is_some() && to.hardware.is_some());
+            until_the_kernel_stamps(&bind(TransmitStamps::None)).await;
             let begun = clock::unix();
             from.send(&[7; 41], to.local()).unwrap();
             let mut received = None;
