@@ -20,13 +20,13 @@ use common::{Echo, Load, cpu_of, flow, load, median, pin};
 use tokio::sync::watch;
 use twamp_agent::{
     model::parse,
-    net::{ThreadPlace, free_port},
+    net::{ThreadScheduling, free_port},
     proto,
     session::{
         PlaneSettings,
         server::{Reflectors, Registry, ServerRole},
     },
-    supervise::{Pulse, Tasks},
+    supervise::{Heartbeat, Tasks},
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
     twamp::control_client::{ClientAction, ClientOptions, ControlClient, SessionRequest},
     wire::{
@@ -152,8 +152,8 @@ impl Server {
         };
         let document = proto::AgentConfig { server: Some(server), ..Default::default() };
         let config = parse(&document).expect("a configuration").server;
-        let place = ThreadPlace { cpus: vec![SUBJECT], ..ThreadPlace::default() };
-        let settings = PlaneSettings { place, ..PlaneSettings::default() };
+        let scheduling = ThreadScheduling { cpus: vec![SUBJECT], ..ThreadScheduling::default() };
+        let settings = PlaneSettings { scheduling, ..PlaneSettings::default() };
         let reflectors = Reflectors::start(settings).expect("threads");
         let (ready, is_ready) = mpsc::channel();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -164,7 +164,7 @@ impl Server {
                 let (_config, receiver) = watch::channel(config);
                 let (applied, mut in_force) = watch::channel(None);
                 let role = ServerRole::new(Registry::new(reflectors), receiver, &tasks);
-                tasks.spawn("role", role.run(applied, Pulse::default()));
+                tasks.spawn("role", role.run(applied, Heartbeat::default()));
                 in_force.wait_for(Option::is_some).await.expect("the role");
                 ready.send(()).expect("the main thread");
                 let _ = ended.await;

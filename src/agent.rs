@@ -128,7 +128,7 @@ impl Agent {
         };
 
         let tasks = Tasks::new();
-        net::stamp_by_hardware(&options.hardware_timestamp_interfaces);
+        net::enable_hardware_stamps(&options.hardware_timestamp_interfaces);
         tasks.spawn("hardware clocks", net::follow_hardware(tasks.token()));
         tasks.spawn("statistics", results.clone().keep_statistics(clock::now, tasks.token()));
         let version = format!("version {}", env!("CARGO_PKG_VERSION"));

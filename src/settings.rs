@@ -8,7 +8,9 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 use thiserror::Error;
 
-use crate::{api::ApiSettings, net::ThreadPlace, session::PlaneSettings, telemetry::LogSettings};
+use crate::{
+    api::ApiSettings, net::ThreadScheduling, session::PlaneSettings, telemetry::LogSettings,
+};
 
 /// Where configuration and results are kept, if nothing else is said.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/twamp-agent";
@@ -105,7 +107,7 @@ impl ThreadSettings {
     fn plane(&self, threads_by_default: usize) -> PlaneSettings {
         PlaneSettings {
             threads: self.threads.unwrap_or(threads_by_default),
-            place: ThreadPlace {
+            scheduling: ThreadScheduling {
                 cpus: self.cpus.clone(),
                 realtime_priority: self.realtime_priority,
             },
@@ -208,7 +210,10 @@ mod tests {
             (senders.threads, senders.busy_poll_us, senders.spin_before_deadline_us),
             (2, 50, 200)
         );
-        assert_eq!((senders.place.cpus, senders.place.realtime_priority), (vec![0, 1], 10));
+        assert_eq!(
+            (senders.scheduling.cpus, senders.scheduling.realtime_priority),
+            (vec![0, 1], 10)
+        );
         assert_eq!(settings.reflector_plane().threads, 3);
         assert!(settings.api.allow_remote_without_tls);
         assert_eq!(settings.api.tls.unwrap().client_ca, Some("a".into()));

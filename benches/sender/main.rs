@@ -47,7 +47,7 @@ use twamp_agent::{
             results_service_client::ResultsServiceClient,
         },
     },
-    net::{ThreadPlace, free_port, raise_open_files},
+    net::{ThreadScheduling, free_port, raise_open_files},
     proto,
     session::PlaneSettings,
     time::{ErrorEstimate, UnixTime},
@@ -253,11 +253,12 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     let client = proto::ClientConfig { control_connections: connections.collect() };
     let config = proto::AgentConfig { client: Some(client), ..Default::default() };
     let memory = resident_kib();
-    let place = ThreadPlace { cpus: vec![SENDER], realtime_priority: run.realtime_priority };
+    let scheduling =
+        ThreadScheduling { cpus: vec![SENDER], realtime_priority: run.realtime_priority };
     let running = start(
         config,
         PlaneSettings {
-            place,
+            scheduling,
             spin_before_deadline_us: run.spin_before_deadline_us,
             ..PlaneSettings::default()
         },
@@ -352,7 +353,7 @@ fn lateness(arrivals: &[Arrival], interval: Duration) -> Vec<u64> {
             places.push(probe.1.saturating_sub(slot * interval_ns));
         }
         let grid = places.iter().min().copied().unwrap_or(0);
-        late.extend(places.iter().map(|place| place - grid));
+        late.extend(places.iter().map(|scheduling| scheduling - grid));
     }
     late
 }

@@ -166,7 +166,9 @@ impl Control {
             keep_alive(
                 token,
                 RestartPolicy::default(),
-                move |pulse| committer.clone().run(requests.clone(), commit_token.clone(), pulse),
+                move |heartbeat| {
+                    committer.clone().run(requests.clone(), commit_token.clone(), heartbeat)
+                },
                 |text, last| tracing::error!(text, last, "the commit task failed"),
             ),
         );
@@ -180,10 +182,10 @@ impl Control {
             keep_alive(
                 tasks.token(),
                 RestartPolicy::default(),
-                move |pulse| {
+                move |heartbeat| {
                     let (registry, config) = (role_registry.clone(), server_config.clone());
                     let role = ServerRole::new(registry, config, &role_tasks);
-                    role.run(applied.clone(), pulse)
+                    role.run(applied.clone(), heartbeat)
                 },
                 |text, last| tracing::error!(text, last, "the server role failed"),
             ),
@@ -203,7 +205,7 @@ impl Control {
             keep_alive(
                 tasks.token(),
                 RestartPolicy::default(),
-                move |pulse| reconciler.clone().follow(pulse),
+                move |heartbeat| reconciler.clone().follow(heartbeat),
                 |text, last| tracing::error!(text, last, "the reconcile task failed"),
             ),
         );

@@ -13,7 +13,7 @@ use super::{Clients, Committed};
 use crate::{
     model::{ExportConfig, ServerConfig},
     results::Results,
-    supervise::Pulse,
+    supervise::Heartbeat,
 };
 
 /// How long the client role waits for the server role.
@@ -33,7 +33,7 @@ pub(super) struct Reconciler {
 
 impl Reconciler {
     /// Follows until the token is cancelled.
-    pub(super) async fn follow(mut self, pulse: Pulse) {
+    pub(super) async fn follow(mut self, heartbeat: Heartbeat) {
         loop {
             let Committed { revision, config, .. } = self.committed.borrow_and_update().clone();
             self.server.send_if_modified(|running| {
@@ -54,14 +54,14 @@ impl Reconciler {
                 differs
             });
             loop {
-                pulse.beat();
+                heartbeat.beat();
                 tokio::select! {
                     changed = self.committed.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
                     },
                     () = self.token.cancelled() => return,
-                    () = sleep(pulse.rest()) => {}
+                    () = sleep(heartbeat.interval()) => {}
                 }
             }
         }

@@ -22,7 +22,7 @@ use crate::{
         limits::{EXPORT_CONSUMER, PROMETHEUS_NAME as PROMETHEUS},
     },
     results::{Filter, Results},
-    supervise::{Pulse, RestartPolicy, Tasks, keep_alive},
+    supervise::{Heartbeat, RestartPolicy, Tasks, keep_alive},
 };
 use nats::NatsSink;
 use otlp::OtlpSink;
@@ -123,13 +123,13 @@ impl Exporters {
             tracing::error!(exporter = failing.name(), text, last, "an exporter failed");
             failing.failed(&format!("it failed and is started again: {text}"));
         };
-        let run = move |pulse: Pulse| {
+        let run = move |heartbeat: Heartbeat| {
             let shipment = Shipment {
                 run: state.clone(),
                 filter: Filter::new(exporter.filter.clone()).unwrap_or_default(),
                 results: results.clone(),
                 token: token.clone(),
-                pulse,
+                heartbeat,
             };
             run(shipment, exporter.clone())
         };

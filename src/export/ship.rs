@@ -11,7 +11,7 @@ use crate::{
     net::random,
     proto::Record,
     results::{Filter, Reader, Results, Start, StreamItem},
-    supervise::Pulse,
+    supervise::Heartbeat,
 };
 
 /// Silence after which the position moves over what the filter leaves out.
@@ -46,7 +46,7 @@ pub(super) struct Shipment {
     pub(super) filter: Filter,
     pub(super) results: Arc<Results>,
     pub(super) token: CancellationToken,
-    pub(super) pulse: Pulse,
+    pub(super) heartbeat: Heartbeat,
 }
 
 /// Until the token is cancelled.
@@ -69,7 +69,7 @@ impl Shipment {
             Err(error) => return error.to_string(),
         };
         loop {
-            self.pulse.beat();
+            self.heartbeat.beat();
             let item = tokio::select! {
                 item = reader.next() => item,
                 () = self.token.cancelled() => return String::new(),
@@ -131,8 +131,8 @@ impl Shipment {
     /// For ever.
     async fn beat(&self) {
         loop {
-            self.pulse.beat();
-            sleep(self.pulse.rest()).await;
+            self.heartbeat.beat();
+            sleep(self.heartbeat.interval()).await;
         }
     }
 
@@ -141,11 +141,11 @@ impl Shipment {
         let part = f64::from(random::number() as u16) / f64::from(u16::MAX);
         let rest = pause.mul_f64(0.5 + part / 2.0);
         *pause = (*pause * 2).min(LONGEST_PAUSE);
-        self.pulse.beat();
+        self.heartbeat.beat();
         tokio::select! {
             () = sleep(rest) => {}
             () = self.token.cancelled() => {}
         }
-        self.pulse.beat();
+        self.heartbeat.beat();
     }
 }

@@ -6,33 +6,34 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::time::{ErrorEstimate, Monotonic, NANOS_PER_SECOND, Now, UnixTime};
 
-/// Two readings further apart than this were torn by the scheduler and are taken again.
+/// Longest time between two readings of one clock pair; the scheduler interrupted longer ones,
+/// which are repeated.
 const TORN_READING_NS: u64 = 50_000;
-/// How long the state of the clock is taken as it was.
+/// Age up to which the cached clock state is used.
 const STATE_AGE_NS: u64 = NANOS_PER_SECOND;
 /// `STA_UNSYNC` of adjtimex(2).
 const STA_UNSYNC: i32 = 0x0040;
 
-/// Synchronisation of the local clock, as the kernel knows it.
+/// Synchronisation state of the local clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockState {
     /// Synchronised by an external source.
     pub synchronised: bool,
-    /// The kernel's estimate of its error, nanoseconds.
+    /// Estimated error in nanoseconds (`esterror` of adjtimex(2)); 0 when not synchronised.
     pub error_ns: u64,
 }
 
-/// The monotonic clock.
+/// Reads the monotonic clock.
 pub fn monotonic() -> Monotonic {
     Monotonic(read(ClockId::CLOCK_MONOTONIC))
 }
 
-/// Coordinated universal time.
+/// Reads the realtime clock.
 pub fn unix() -> UnixTime {
     UnixTime(read(ClockId::CLOCK_REALTIME))
 }
 
-/// Both clocks at one moment.
+/// Reads both clocks at the same moment.
 pub fn now() -> Now {
     let mut before = monotonic();
     for _ in 0..5 {
@@ -46,16 +47,16 @@ pub fn now() -> Now {
     Now { monotonic: before, unix: unix() }
 }
 
-/// How long the host is up, on a clock that goes on while it sleeps.
+/// Time since the boot of the host, including suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uptime {
-    /// Which start of the host this is; 0 where that is not known.
+    /// Number derived from the boot identifier; 0 when unknown.
     pub boot: u64,
-    /// Nanoseconds since then.
+    /// Nanoseconds since boot.
     pub ns: u64,
 }
 
-/// How long the host is up.
+/// Reads the time since boot.
 pub fn uptime() -> Uptime {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     let boot = boot.and_then(|id| uuid::Uuid::try_parse(id.trim()).ok());
@@ -63,7 +64,7 @@ pub fn uptime() -> Uptime {
     Uptime { boot, ns: read(ClockId::CLOCK_BOOTTIME) }
 }
 
-/// State of the local clock, at most a second old.
+/// Returns the state of the local clock, at most one second old.
 pub fn state() -> ClockState {
     let estimate = error_estimate();
     ClockState {
@@ -72,9 +73,10 @@ pub fn state() -> ClockState {
     }
 }
 
-/// Error Estimate of timestamps of the local clock, at most a second old.
+/// Returns the Error Estimate of local timestamps, at most one second old.
 pub fn error_estimate() -> ErrorEstimate {
-    // Age in the high 48 bits (units of 2^16 ns), the estimate in the low 16: one word, no lock.
+    // Time of reading in the high 48 bits (units of 2^16 ns), estimate in the low 16: one word, no
+    // lock.
     static CACHE: AtomicU64 = AtomicU64::new(0);
     let now = monotonic().0;
     let cached = CACHE.load(Relaxed);
@@ -98,7 +100,7 @@ fn read_error_estimate() -> ErrorEstimate {
 }
 
 fn read(clock: ClockId) -> u64 {
-    // The two clocks exist on every Linux.
+    // All clocks read here exist on every Linux.
     clock_gettime(clock).map_or(0, |time| {
         (time.tv_sec() as u64).wrapping_mul(NANOS_PER_SECOND).wrapping_add(time.tv_nsec() as u64)
     })

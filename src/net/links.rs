@@ -1,4 +1,4 @@
-//! Changes of this host's network: links, addresses and routes, as the kernel tells of them.
+//! Changes of links, addresses and routes of this host, reported by the kernel over netlink.
 
 use std::{io, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What is asked for: links, addresses and routes of both families.
+/// Multicast groups: links, addresses and routes of both families.
 const GROUPS: [i32; 5] = [
     libc::RTMGRP_LINK,
     libc::RTMGRP_IPV4_IFADDR,
@@ -20,27 +20,28 @@ const GROUPS: [i32; 5] = [
     libc::RTMGRP_IPV4_ROUTE,
     libc::RTMGRP_IPV6_ROUTE,
 ];
-/// The pause between two tellings, of which there may be so many in a row: links, addresses and routes
-/// that come one by one are told each. Where changes go on, as they do on a router whose routes are in
-/// motion, it is one in each longest pause.
+/// Shortest pause between two notifications. After [`BURST`] of them in a row, as on a router with
+/// unstable routes, one follows in each [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(50);
-const IN_A_ROW: u32 = 10;
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// When the kernel's messages are asked for again after a failure.
-const AGAIN: Duration = Duration::from_secs(1);
-/// Octets of the messages that are read at once.
-const READ_OCTETS: usize = 64 << 10;
+const BURST: u32 = 10;
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before the netlink socket is reopened after an error.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes read from the netlink socket at once.
+const READ_BYTES: usize = 64 << 10;
 
-/// Counts what was told; a change of a number is the news.
+/// Counters of changes: an increase is the notification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetworkChanges {
-    /// A link came up, or an address or a route came: what failed may go now.
+    /// Links that came up and addresses and routes that were added: failed attempts may succeed
+    /// now.
     pub better: u64,
-    /// A link went or came, or an address went: what is bound to it may have lost it.
+    /// Links that changed and addresses that were removed: sockets bound to them may have lost
+    /// them.
     pub bound: u64,
 }
 
-/// Tells of changes until `token` is cancelled.
+/// Counts changes until `token` is cancelled.
 pub async fn follow_network(changes: watch::Sender<NetworkChanges>, token: CancellationToken) {
     tokio::select! {
         () = token.cancelled() => {}
@@ -51,9 +52,9 @@ pub async fn follow_network(changes: watch::Sender<NetworkChanges>, token: Cance
 async fn follow(changes: &watch::Sender<NetworkChanges>) {
     loop {
         if let Err(error) = listen(changes).await {
-            tracing::warn!(%error, "changes of the network are not told; trying again");
+            tracing::warn!(%error, "failed to follow network changes, retrying");
         }
-        sleep(AGAIN).await;
+        sleep(RETRY_PAUSE).await;
     }
 }
 
@@ -61,17 +62,18 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     let groups = GROUPS.iter().fold(0, |all, group| all | *group as u32);
     socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
-    // Routes that are in motion elsewhere do not hold up a link or an address.
-    let (mut pace, mut pace_of_routes) = (Pace::new(Instant::now()), Pace::new(Instant::now()));
+    // Unstable routes elsewhere must not delay a link or an address.
+    let mut limit = RateLimit::new(Instant::now());
+    let mut route_limit = RateLimit::new(Instant::now());
     let mut pending = News::NOTHING;
-    let mut buffer = Vec::with_capacity(READ_OCTETS);
+    let mut buffer = Vec::with_capacity(READ_BYTES);
     loop {
-        let pace = if pending == News::ROUTE { &mut pace_of_routes } else { &mut pace };
-        let due = pace.due();
+        let limit = if pending == News::ROUTE { &mut route_limit } else { &mut limit };
+        let due = limit.due();
         tokio::select! {
             received = socket.recv(&mut buffer) => {
                 pending = pending.and(match received {
-                    Ok(()) => News::of(&buffer),
+                    Ok(()) => News::parse(&buffer),
                     // Messages were lost: anything may have changed.
                     Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => News::ANYTHING,
                     Err(error) => return Err(error),
@@ -84,18 +86,18 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
                     changes.better += u64::from(news.better || news.route);
                     changes.bound += u64::from(news.bound);
                 });
-                pace.told(Instant::now());
+                limit.record(Instant::now());
             }
         }
     }
 }
 
-/// What a batch of messages tells.
+/// Content of a batch of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct News {
-    /// A link or an address came.
+    /// Link came up or address added.
     better: bool,
-    /// A route came.
+    /// Route added.
     route: bool,
     bound: bool,
 }
@@ -113,11 +115,11 @@ impl News {
         }
     }
 
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel tells of much else")]
-    fn of(mut octets: &[u8]) -> Self {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "other messages are irrelevant")]
+    fn parse(mut messages: &[u8]) -> Self {
         let mut news = Self::NOTHING;
-        while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(octets) {
-            let length = (message.header.length as usize).next_multiple_of(4);
+        while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(messages) {
+            let len = (message.header.length as usize).next_multiple_of(4);
             news = news.and(match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Self {
                     better: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
@@ -133,8 +135,8 @@ impl News {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(_)) => Self::ROUTE,
                 _ => Self::NOTHING,
             });
-            match octets.get(length..) {
-                Some(rest) if length > 0 && !rest.is_empty() => octets = rest,
+            match messages.get(len..) {
+                Some(rest) if len > 0 && !rest.is_empty() => messages = rest,
                 _ => break,
             }
         }
@@ -142,29 +144,29 @@ impl News {
     }
 }
 
-/// How often it is told: [`IN_A_ROW`] times, and once more for each longest pause that passes.
+/// Rate limit: [`BURST`] notifications, and one more for each [`MAX_PAUSE`] that passes.
 #[derive(Debug)]
-struct Pace {
+struct RateLimit {
     last: Option<Instant>,
-    /// When there may be all of a row again.
+    /// Time at which a whole burst is available again.
     full: Instant,
 }
 
-impl Pace {
+impl RateLimit {
     fn new(now: Instant) -> Self {
         Self { last: None, full: now }
     }
 
     fn due(&self) -> Instant {
         let spaced = self.last.map(|last| last + PAUSE);
-        let rest = LONGEST_PAUSE * (IN_A_ROW - 1);
-        let left = self.full.checked_sub(rest);
+        let burst = MAX_PAUSE * (BURST - 1);
+        let left = self.full.checked_sub(burst);
         spaced.into_iter().chain(left).max().unwrap_or_else(Instant::now)
     }
 
-    fn told(&mut self, now: Instant) {
+    fn record(&mut self, now: Instant) {
         self.last = Some(now);
-        self.full = self.full.max(now) + LONGEST_PAUSE;
+        self.full = self.full.max(now) + MAX_PAUSE;
     }
 }
 
@@ -173,30 +175,30 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_storm_is_told_ever_less_often_and_a_lone_change_at_once() {
+    async fn a_storm_is_limited_and_a_single_change_is_immediate() {
         let begun = Instant::now();
-        let mut pace = Pace::new(begun);
-        assert!(pace.due() <= begun);
-        let mut told = Vec::new();
+        let mut limit = RateLimit::new(begun);
+        assert!(limit.due() <= begun);
+        let mut notified = Vec::new();
         while begun.elapsed() < Duration::from_secs(60) {
-            sleep_until(pace.due()).await;
-            pace.told(Instant::now());
-            told.push(begun.elapsed());
+            sleep_until(limit.due()).await;
+            limit.record(Instant::now());
+            notified.push(begun.elapsed());
         }
-        assert!(told[9] <= PAUSE * 10, "a row: {told:?}");
-        assert!((18..26).contains(&told.len()), "{told:?}");
-        sleep(LONGEST_PAUSE * 3).await;
+        assert!(notified[9] <= PAUSE * 10, "a burst: {notified:?}");
+        assert!((18..26).contains(&notified.len()), "{notified:?}");
+        sleep(MAX_PAUSE * 3).await;
         for _ in 0..3 {
-            assert!(pace.due() <= Instant::now());
-            pace.told(Instant::now());
+            assert!(limit.due() <= Instant::now());
+            limit.record(Instant::now());
             sleep(PAUSE).await;
         }
     }
 
     #[test]
-    fn nonsense_is_no_news() {
-        assert_eq!(News::of(&[]), News::NOTHING);
-        assert_eq!(News::of(&[0; 64]), News::NOTHING);
-        assert_eq!(News::of(&[255; 64]), News::NOTHING);
+    fn unreadable_messages_are_ignored() {
+        assert_eq!(News::parse(&[]), News::NOTHING);
+        assert_eq!(News::parse(&[0; 64]), News::NOTHING);
+        assert_eq!(News::parse(&[255; 64]), News::NOTHING);
     }
 }

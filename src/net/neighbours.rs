@@ -1,27 +1,27 @@
-//! Addresses of links, as the kernel's table of neighbours has them.
+//! MAC addresses of IPv4 neighbours, from the kernel's ARP table.
 
 use std::{collections::HashMap, fs, net::IpAddr};
 
 const TABLE: &str = "/proc/net/arp";
 
-/// Addresses of links by IPv4 address. Empty where the table cannot be read.
+/// MAC addresses by IPv4 address; empty when the table cannot be read.
 #[derive(Debug, Default)]
 pub struct Neighbours {
     addresses: HashMap<IpAddr, [u8; 6]>,
 }
 
 impl Neighbours {
-    /// The table as it is now.
+    /// Reads the current table.
     pub fn read() -> Self {
         Self::parse(&fs::read_to_string(TABLE).unwrap_or_default())
     }
 
-    /// The address of the link to a host on it.
+    /// Returns the MAC address of a directly connected host.
     pub fn mac(&self, host: IpAddr) -> Option<[u8; 6]> {
         self.addresses.get(&host).copied()
     }
 
-    /// `IP HW-type Flags HW-address Mask Device`, below a headline.
+    /// Parses lines of `IP HW-type Flags HW-address Mask Device` after a header line.
     fn parse(table: &str) -> Self {
         let entry = |line: &str| {
             let mut columns = line.split_whitespace();

@@ -1,6 +1,7 @@
-//! How one thread waits for many sockets, for a point in time and for a bell: epoll, a timer of
-//! nanoseconds, and an eventfd. Sockets can be left for a while: what comes to them lies there with
-//! its stamp, and a thread that is woken for each packet does little else.
+//! Wait of one thread for many sockets, a point in time and a waker.
+//!
+//! Built on epoll, a timerfd and an eventfd. Sockets can be excluded from a wait: their packets
+//! stay queued with their timestamps, which saves a wake-up for each packet.
 
 use std::{
     io,
@@ -25,57 +26,57 @@ use nix::{
 use super::clock;
 use crate::time::Monotonic;
 
-/// Sockets told of with one system call.
+/// Events read with one system call.
 const EVENTS: usize = 256;
-const BELL: u64 = u64::MAX;
+const WAKER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
-/// Wakes the thread that waits, from any other.
+/// Wakes a waiting thread from any other thread.
 #[derive(Clone, Debug)]
-pub struct Bell {
+pub struct Waker {
     eventfd: Arc<EventFd>,
-    rung: Arc<AtomicBool>,
+    pending: Arc<AtomicBool>,
 }
 
-impl Bell {
-    /// The thread comes round once more. Cheap where it has yet to come round for an earlier ring.
-    pub fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            // It fails only where the counter is full, and then the thread wakes anyway.
+impl Waker {
+    /// Ends the current or next wait. Costs no system call while an earlier wake-up is pending.
+    pub fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            // The write fails only when the counter is full, and then the thread wakes anyway.
             let _ = self.eventfd.write(1);
         }
     }
 
-    /// What was rung for until now is about to be seen to.
-    pub fn answer(&self) {
-        self.rung.swap(false, Ordering::AcqRel);
+    /// Acknowledges all wake-ups so far; call before handling their causes.
+    pub fn clear(&self) {
+        self.pending.swap(false, Ordering::AcqRel);
     }
 }
 
-/// What a thread waits with.
+/// Poller of one thread.
 #[derive(Debug)]
 pub struct Poller {
-    /// Of sockets, timer and bell.
+    /// Sockets, timer and waker.
     all: Epoll,
-    /// Of timer and bell.
-    calls: Epoll,
+    /// Timer and waker without sockets.
+    without_sockets: Epoll,
     timer: TimerFd,
-    /// What the timer is set to.
+    /// Expiry time of the timer.
     armed: Option<Monotonic>,
     events: Vec<EpollEvent>,
-    bell: Bell,
+    waker: Waker,
 }
 
 #[derive(Clone, Copy)]
-enum Which {
+enum Sources {
     All,
-    Calls,
+    WithoutSockets,
 }
 
 impl Poller {
-    /// With no socket yet.
+    /// Creates a poller without sockets.
     pub fn new() -> io::Result<Self> {
-        let (all, calls) = (
+        let (all, without_sockets) = (
             Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
         );
@@ -85,48 +86,48 @@ impl Poller {
         )?;
         let eventfd =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        // Told at the edge, neither has to be read.
+        // With edge triggering neither has to be read.
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        for epoll in [&all, &calls] {
+        for epoll in [&all, &without_sockets] {
             epoll.add(&timer, EpollEvent::new(edge, TIMER))?;
-            epoll.add(&eventfd, EpollEvent::new(edge, BELL))?;
+            epoll.add(&eventfd, EpollEvent::new(edge, WAKER))?;
         }
-        let bell = Bell { eventfd: Arc::new(eventfd), rung: Arc::default() };
+        let waker = Waker { eventfd: Arc::new(eventfd), pending: Arc::default() };
         let events = vec![EpollEvent::empty(); EVENTS];
-        Ok(Self { all, calls, timer, armed: None, events, bell })
+        Ok(Self { all, without_sockets, timer, armed: None, events, waker })
     }
 
-    /// Wakes the thread that waits with this.
-    pub fn bell(&self) -> Bell {
-        self.bell.clone()
+    /// Returns a waker of this poller.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
-    /// Tells of this socket by `key` from now on, each time that something comes, until it is
-    /// closed. `key` is below 2^63.
+    /// Watches a socket until it is closed; its packets are reported as `key`, which must be below
+    /// 2^63.
     pub fn add(&self, socket: impl AsFd, key: u64) -> io::Result<()> {
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         Ok(self.all.add(socket, EpollEvent::new(edge, key))?)
     }
 
-    /// Waits for `until`, for `longest`, for the bell or for sockets, whichever is first; the keys
-    /// of sockets go to `ready`.
+    /// Waits for `until`, `longest`, the waker or a socket, whichever is first, and appends the
+    /// keys of readable sockets to `ready`.
     pub fn wait(
         &mut self,
         until: Option<Monotonic>,
         longest: Duration,
         ready: &mut Vec<u64>,
     ) -> io::Result<()> {
-        self.wait_for(Which::All, until, longest, ready)
+        self.wait_for(Sources::All, until, longest, ready)
     }
 
-    /// The same, and leaves sockets alone.
+    /// Waits like [`Self::wait`] but ignores sockets.
     pub fn wait_without_sockets(&mut self, until: Monotonic, longest: Duration) -> io::Result<()> {
-        self.wait_for(Which::Calls, Some(until), longest, &mut Vec::new())
+        self.wait_for(Sources::WithoutSockets, Some(until), longest, &mut Vec::new())
     }
 
     fn wait_for(
         &mut self,
-        which: Which,
+        sources: Sources,
         until: Option<Monotonic>,
         longest: Duration,
         ready: &mut Vec<u64>,
@@ -138,9 +139,9 @@ impl Poller {
             self.arm(until)?;
             EpollTimeout::try_from(longest).unwrap_or(EpollTimeout::NONE)
         };
-        let epoll = match which {
-            Which::All => &self.all,
-            Which::Calls => &self.calls,
+        let epoll = match sources {
+            Sources::All => &self.all,
+            Sources::WithoutSockets => &self.without_sockets,
         };
         let count = match epoll.wait(&mut self.events, timeout) {
             Ok(count) => count,
@@ -149,8 +150,8 @@ impl Poller {
         };
         for event in &self.events[..count] {
             match event.data() {
-                BELL | TIMER => {}
-                // Of the stamp of a packet that went out, which is read with the next that comes.
+                WAKER | TIMER => {}
+                // A transmit timestamp: the owner reads it with its next packet.
                 _ if !event.events().contains(EpollFlags::EPOLLIN) => {}
                 key => ready.push(key),
             }
@@ -160,7 +161,7 @@ impl Poller {
 
     fn arm(&mut self, until: Option<Monotonic>) -> io::Result<()> {
         let Some(until) = until else { return Ok(()) };
-        // One that rings too early costs one round more, and setting it another system call.
+        // A timer that expires too early costs one more turn; setting it anew costs a system call.
         if self.armed.is_some_and(|armed| clock::monotonic() < armed && armed <= until) {
             return Ok(());
         }
@@ -180,7 +181,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(10);
 
     #[test]
-    fn it_wakes_at_the_time_for_a_socket_and_for_the_bell() {
+    fn a_wait_ends_at_its_time_for_a_socket_and_for_the_waker() {
         let mut poller = Poller::new().unwrap();
         let mut ready = Vec::new();
         let due = clock::monotonic().plus_ns(3_000_000);
@@ -195,17 +196,17 @@ mod tests {
         poller.wait(None, LONG, &mut ready).unwrap();
         assert_eq!(ready, [7]);
 
-        let bell = poller.bell();
-        let other = thread::spawn(move || bell.ring());
+        let waker = poller.waker();
+        let other = thread::spawn(move || waker.wake());
         poller.wait(None, LONG, &mut ready).unwrap();
         other.join().unwrap();
-        assert_eq!(ready, [7], "the bell is no socket");
-        poller.bell().answer();
+        assert_eq!(ready, [7], "the waker is no socket");
+        poller.waker().clear();
         poller.wait(None, Duration::from_millis(1), &mut ready).unwrap();
     }
 
     #[test]
-    fn sockets_can_be_left_alone() {
+    fn sockets_can_be_excluded_from_a_wait() {
         let mut poller = Poller::new().unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         poller.add(&socket, 7).unwrap();
@@ -216,10 +217,10 @@ mod tests {
         }
         let mut ready = Vec::new();
         poller.wait(Some(due), LONG, &mut ready).unwrap();
-        assert_eq!(ready, [7], "it is told when it is asked for");
+        assert_eq!(ready, [7], "reported by the next wait for sockets");
     }
 
-    /// One deadline passes, and an earlier one than the timer was set to comes up.
+    /// The timer must be set to an earlier time than before.
     #[test]
     fn an_earlier_time_replaces_a_later_one() {
         let mut poller = Poller::new().unwrap();

@@ -1,4 +1,5 @@
-//! Asks the host whether it would give what a configuration names, without keeping it.
+//! Checks that the host can provide the sockets, addresses and interfaces of a configuration.
+//! Nothing stays open.
 
 use std::{
     io,
@@ -8,16 +9,16 @@ use std::{
 use super::{tcp, udp};
 use crate::model::{AgentConfig, ListenAddress, ServerConfig, UdpListen};
 
-/// A resource that the host refuses.
+/// A resource that the host cannot provide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceRefusal {
-    /// Where the configuration names it.
+    /// Path of the configuration field that names it.
     pub field: String,
-    /// What was refused, and why.
+    /// Resource, error and hint.
     pub description: String,
 }
 
-/// Tries to bind what `new` needs and `old`, which runs, does not hold already.
+/// Tries to bind the resources of `new` that the running configuration `old` does not use.
 pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefusal> {
     let mut refusals = Vec::new();
     let mut refuse = |field: String, what: String, error: &io::Error| {
@@ -65,7 +66,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
         let path = format!("client.control_connections[{name}]");
         let interface = connection.interface.as_deref();
         let before = old.connections.get(name).filter(|before| !before.inactive);
-        // What is away now was there when it was configured, and is waited for.
+        // An interface that was accepted before may be down now; the connection waits for it.
         let known = before.is_some_and(|before| before.interface == connection.interface);
         if let Some(interface) = interface.filter(|_| !known)
             && let Err(error) = nix::net::if_::if_nametoindex(interface)
@@ -89,7 +90,7 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
             if known.contains(&address) {
                 continue;
             }
-            // The port is asked for only when it is needed: until then others may use it.
+            // Port 0: the connection binds its port only while it needs it.
             if let Err(error) = udp::bound(SocketAddr::new(address, 0), None, false) {
                 refuse(format!("{path}.{field}"), format!("address {address}"), &error);
             }
@@ -112,14 +113,14 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
     refusals
 }
 
-/// The TCP socket of a listening address.
+/// Returns the TCP socket of a listening address.
 fn own(listen: &ListenAddress) -> UdpListen {
     let address = SocketAddr::new(listen.address, listen.port);
     UdpListen { address, interface: listen.interface.clone() }
 }
 
-/// Whether the port is in use by a socket of ours, which makes room: one on all addresses stands in
-/// the way of one on a single address, and the other way round.
+/// Returns true when a socket of the running configuration occupies the port; it will be closed. A
+/// socket on all addresses conflicts with one on a single address and vice versa.
 fn is_own(error: &io::Error, held: &[UdpListen], wanted: &UdpListen) -> bool {
     let meets = |held: &UdpListen| {
         let (held, wanted) = (held.address, wanted.address);
@@ -134,10 +135,10 @@ fn is_own(error: &io::Error, held: &[UdpListen], wanted: &UdpListen) -> bool {
 #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another program has it: see `ss -lntup`",
-        io::ErrorKind::AddrNotAvailable => "; this host has no such address: see `ip address`",
+        io::ErrorKind::AddrInUse => "; used by another program, see `ss -lntup`",
+        io::ErrorKind::AddrNotAvailable => "; not an address of this host, see `ip address`",
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE, interfaces CAP_NET_RAW"
+            "; ports below 1024 require CAP_NET_BIND_SERVICE, interfaces CAP_NET_RAW"
         }
         _ => "",
     }

@@ -1,5 +1,6 @@
-//! Name service: hosts file and DNS as the host configures them, without threads. A name is asked
-//! for again when its TTL has passed; that it does not exist is believed for a second.
+//! Name resolution by the hosts file and DNS as the host configures them, without threads.
+//!
+//! Addresses are cached for their TTL, the absence of a name for one second.
 
 use std::{
     fs, io,
@@ -23,29 +24,28 @@ use tokio::time::timeout;
 
 use crate::model::Endpoint;
 
-/// What name service is configured by: read again when one of them changes.
+/// Files that configure name resolution; a change of either reloads both.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
-/// How long a name that does not exist is not asked for again.
+/// Caching time of the absence of a name.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
-/// How long the addresses of one family wait for those of the other.
-const OTHER_FAMILY: Duration = Duration::from_millis(300);
+/// Time to wait for the second address family once the first has answered (RFC 8305 section 3).
+const OTHER_FAMILY_WAIT: Duration = Duration::from_millis(300);
 
 type Stamps = [Option<SystemTime>; 2];
 
-/// Name service as the host configures it.
+/// Resolver with the configuration of the host.
 struct NameService {
-    /// A name that stands there is not asked for elsewhere, in whichever family it has no address.
+    /// Names found here are not looked up in DNS, not even for a missing family.
     hosts: Hosts,
     resolver: TokioResolver,
 }
 
-/// That of the process, with the times of the files that it was made of. Its cache is what makes
-/// thousands of connections to one name ask once.
+/// Shared resolver with the modification times of its files. Its cache makes thousands of
+/// connections to one name cost one query.
 static SERVICE: Mutex<Option<(Stamps, Arc<NameService>)>> = Mutex::new(None);
 
-/// The addresses of an endpoint, in the order in which they are to be tried. Only those of
-/// `family`, if one is given, for a socket that is bound to an address of that family. May be
-/// dropped at any time; nothing of it goes on then.
+/// Returns the addresses of an endpoint in the order in which to try them, limited to the family
+/// of `family` (a source address). Cancel-safe.
 pub async fn addresses(
     endpoint: &Endpoint,
     port: u16,
@@ -75,23 +75,23 @@ pub async fn addresses(
 
 impl NameService {
     async fn in_dns(&self, name: &str, family: Option<IpAddr>) -> io::Result<Vec<IpAddr>> {
-        let of = async |kind| {
+        let query = async |kind| {
             let lookup = self.resolver.lookup(name, kind).await;
             let lookup = lookup.map_err(|error| failed(name, kind, error))?;
             let records = lookup.answers().iter();
             Ok(records.filter_map(|record| record.data.ip_addr()).collect())
         };
         match family {
-            Some(IpAddr::V4(_)) => of(RecordType::A).await,
-            Some(IpAddr::V6(_)) => of(RecordType::AAAA).await,
-            None => either(of(RecordType::AAAA), of(RecordType::A)).await,
+            Some(IpAddr::V4(_)) => query(RecordType::A).await,
+            Some(IpAddr::V6(_)) => query(RecordType::AAAA).await,
+            None => either(query(RecordType::AAAA), query(RecordType::A)).await,
         }
     }
 
     fn in_hosts(&self, name: &str) -> Vec<IpAddr> {
         let Ok(name) = Name::from_utf8(name) else { return Vec::new() };
-        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
-        let found = [RecordType::AAAA, RecordType::A].into_iter().filter_map(of);
+        let lookup = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let found = [RecordType::AAAA, RecordType::A].into_iter().filter_map(lookup);
         found
             .flat_map(|lookup| lookup.answers().to_vec())
             .filter_map(|record| record.data.ip_addr())
@@ -99,7 +99,7 @@ impl NameService {
     }
 }
 
-/// Why a name has no address, in the words of who looks for it: the library names what it asked last.
+/// Converts a resolver error; the library names only its last query.
 #[expect(clippy::wildcard_enum_match_arm, reason = "a name server may answer anything")]
 fn failed(name: &str, kind: RecordType, error: NetError) -> io::Error {
     if let NetError::Dns(DnsError::NoRecordsFound(none)) = &error {
@@ -113,8 +113,8 @@ fn failed(name: &str, kind: RecordType, error: NetError) -> io::Error {
     io::Error::other(format!("{name:?}: {error}"))
 }
 
-/// Addresses of both families, once one is known and the other was waited for a little (RFC 8305
-/// §3): a server that is silent for one of them does not hide the other.
+/// Returns the addresses of both families, waiting [`OTHER_FAMILY_WAIT`] for the second: a server
+/// that drops queries for one family must not hide the other.
 async fn either(
     v6: impl Future<Output = io::Result<Vec<IpAddr>>>,
     v4: impl Future<Output = io::Result<Vec<IpAddr>>>,
@@ -122,12 +122,12 @@ async fn either(
     let (mut v6, mut v4) = (pin!(v6), pin!(v4));
     let (of_v6, of_v4) = tokio::select! {
         first = &mut v6 => {
-            let patience = if has_some(&first) { OTHER_FAMILY } else { Duration::MAX };
-            (Some(first), timeout(patience, v4).await.ok())
+            let wait = if has_some(&first) { OTHER_FAMILY_WAIT } else { Duration::MAX };
+            (Some(first), timeout(wait, v4).await.ok())
         }
         first = &mut v4 => {
-            let patience = if has_some(&first) { OTHER_FAMILY } else { Duration::MAX };
-            (timeout(patience, v6).await.ok(), Some(first))
+            let wait = if has_some(&first) { OTHER_FAMILY_WAIT } else { Duration::MAX };
+            (timeout(wait, v6).await.ok(), Some(first))
         }
     };
     let (mut found, mut failed) = (Vec::new(), None);
@@ -143,7 +143,7 @@ async fn either(
     }
 }
 
-/// One of each family in turn, beginning with the first (RFC 8305 §4).
+/// Alternates between families, starting with the first address (RFC 8305 section 4).
 fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let begins = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, other): (Vec<_>, Vec<_>) =
@@ -165,7 +165,7 @@ fn service() -> Result<Arc<NameService>, NetError> {
     {
         return Ok(service.clone());
     }
-    // Without servers there still are the names of the hosts file.
+    // The hosts file works without name servers.
     let none = || {
         let config = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
         TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_family_does_not_wait_for_a_silent_one() {
+    async fn addresses_of_one_family_do_not_wait_for_a_silent_server() {
         let address = IpAddr::from([192, 0, 2, 1]);
         let answers = async || Ok(vec![address]);
         let silent = async || {
@@ -198,14 +198,17 @@ mod tests {
         let begun = tokio::time::Instant::now();
         assert_eq!(either(silent(), answers()).await.unwrap(), [address]);
         assert_eq!(either(answers(), silent()).await.unwrap(), [address]);
-        assert_eq!(begun.elapsed(), OTHER_FAMILY * 2);
-        assert!(either(silent(), nothing()).await.is_err(), "nothing is no answer");
+        assert_eq!(begun.elapsed(), OTHER_FAMILY_WAIT * 2);
+        assert!(
+            either(silent(), nothing()).await.is_err(),
+            "an empty answer does not hide an error"
+        );
         assert_eq!(either(nothing(), answers()).await.unwrap(), [address]);
         assert_eq!(either(answers(), answers()).await.unwrap().len(), 2);
     }
 
     #[test]
-    fn families_take_turns() {
+    fn families_alternate() {
         let parse = |texts: &[&str]| -> Vec<SocketAddr> {
             texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 1)).collect()
         };
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_of_the_hosts_file_and_addresses() {
+    async fn hosts_file_names_and_addresses_resolve_without_dns() {
         let localhost = Endpoint::Name("localhost".into());
         let v4 = IpAddr::from([127, 0, 0, 1]);
         let found = addresses(&localhost, 862, Some(v4)).await.unwrap();

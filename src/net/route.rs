@@ -1,4 +1,4 @@
-//! Asks the kernel for the way to an address, and sends nothing.
+//! Checks of routes and source addresses that send no packet.
 
 use std::{
     io,
@@ -7,8 +7,8 @@ use std::{
 
 use super::udp;
 
-/// An error where packets cannot be sent from here to an address: no route, no such source address
-/// or interface, or one without an address.
+/// Returns an error when packets cannot be sent to an address: no route, no such source address or
+/// interface, or an interface without an address.
 pub fn check_route(
     to: SocketAddr,
     source: Option<IpAddr>,
@@ -20,14 +20,14 @@ pub fn check_route(
     socket.connect(&to.into())?;
     let from = socket.local_addr()?.as_socket();
     if from.is_some_and(|from| from.ip().is_unspecified()) {
-        // The kernel would send from 0.0.0.0, and no reply could come.
+        // The kernel would send from 0.0.0.0 and no reply could arrive.
         let why = format!("interface {} has no address", interface.unwrap_or_default());
         return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, why));
     }
     Ok(())
 }
 
-/// An error where this host does not have an address.
+/// Returns an error when this host does not have an address.
 pub fn check_source(source: IpAddr, interface: Option<&str>) -> io::Result<()> {
     udp::bound(SocketAddr::new(source, 0), interface, false).map(drop)
 }

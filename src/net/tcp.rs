@@ -13,17 +13,17 @@ pub use tokio::net::{TcpListener, TcpStream};
 use super::host::spare_files;
 use crate::model::{Dscp, Keepalive};
 
-/// Connections that wait to be accepted.
+/// Length of the accept queue.
 const BACKLOG: i32 = 1024;
 
-/// How a control connection is made.
+/// Options of an outgoing control connection.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions<'a> {
-    /// Local address.
+    /// Source address.
     pub source: Option<IpAddr>,
-    /// Network interface.
+    /// Network interface to bind to.
     pub interface: Option<&'a str>,
-    /// DSCP of all its packets, the SYN included.
+    /// DSCP of all packets, including the SYN.
     pub dscp: Dscp,
     /// Keepalive and user timeout.
     pub keepalive: Keepalive,
@@ -37,7 +37,7 @@ pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Re
     socket.bind_device(options.interface.map(str::as_bytes))?;
     set_dscp(&SockRef::from(&socket), target.is_ipv4(), options.dscp)?;
     if let Some(source) = options.source {
-        // Without this the kernel would reserve the port for this address alone.
+        // Port 0 is chosen at connect, so that one port can serve several destinations.
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     set_keepalive(&SockRef::from(&socket), options.keepalive)?;
@@ -46,7 +46,7 @@ pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Re
     Ok(stream)
 }
 
-/// Sets what can be set on an open connection.
+/// Sets DSCP and keepalive of an open connection.
 pub fn tune(stream: &TcpStream, dscp: Dscp, keepalive: Keepalive) -> io::Result<()> {
     let socket = SockRef::from(stream);
     set_dscp(&socket, stream.local_addr()?.is_ipv4(), dscp)?;
@@ -68,21 +68,21 @@ pub fn listen(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpLis
     TcpListener::from_std(socket.into())
 }
 
-/// A bound TCP socket that does not listen; also used to see whether that would work.
+/// Binds a TCP socket without listening.
 pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.bind_device(interface.map(str::as_bytes))?;
     if address.is_ipv6() {
-        // `::` takes both families.
+        // `::` accepts both families.
         socket.set_only_v6(false)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-/// Sets keepalive on an accepted connection, if it is not one too many for this process.
+/// Sets the options of an accepted connection; an error when it exceeds the file limit.
 pub fn prepare_accepted(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     spare_files(stream)?;
     stream.set_nodelay(true)?;
@@ -94,8 +94,8 @@ pub fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     set_keepalive(&SockRef::from(stream), keepalive)
 }
 
-/// Keepalive with its three options. It is silent while sent data is unacknowledged, which is what
-/// the user timeout is for: both end the connection after the same time.
+/// Sets keepalive and the user timeout, which replaces keepalive while sent data is
+/// unacknowledged. Both end the connection after the same time.
 fn set_keepalive(socket: &SockRef<'_>, keepalive: Keepalive) -> io::Result<()> {
     let Keepalive { idle_ns, interval_ns, count } = keepalive;
     socket.set_tcp_keepalive(

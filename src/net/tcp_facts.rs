@@ -1,5 +1,4 @@
-//! What the kernel knows of TCP connections (TCP_INFO), by the kernel's own directory of sockets:
-//! nobody has to hold the socket for it.
+//! TCP_INFO of connections, read through sock_diag without access to the sockets.
 
 use std::{io, net::SocketAddr};
 
@@ -13,10 +12,10 @@ use nix::libc;
 
 use crate::proto::TcpInfo;
 
-/// No socket is asked for by this.
+/// Cookie that matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
-const ANSWER_OCTETS: usize = 4096;
-/// Names of `ss`, by the kernel's number.
+const RESPONSE_BYTES: usize = 4096;
+/// State names of ss(8), by kernel number.
 const STATES: [&str; 13] = [
     "",
     "ESTAB",
@@ -33,25 +32,23 @@ const STATES: [&str; 13] = [
     "NEW-SYN-RECV",
 ];
 
-/// A way to ask the kernel.
+/// Netlink socket to the kernel's socket directory.
 #[derive(Debug)]
 pub struct TcpDirectory {
     socket: Socket,
 }
 
 impl TcpDirectory {
-    /// Opens it.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
         socket.connect(&NetlinkAddress::new(0, 0))?;
-        // The kernel has answered when the question is put.
+        // The kernel answers before the send returns.
         socket.set_non_blocking(true)?;
         Ok(Self { socket })
     }
 
-    /// The facts of the connection between these ends; `None` where there is none, or the kernel
-    /// does not tell.
+    /// Returns the facts of the connection between two addresses; `None` if there is none.
     pub fn facts(&self, local: SocketAddr, remote: SocketAddr) -> Option<TcpInfo> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let request = InetRequest {
@@ -76,7 +73,7 @@ impl TcpDirectory {
         let mut octets = vec![0; message.buffer_len()];
         message.serialize(&mut octets);
         self.socket.send(&octets, 0).ok()?;
-        let mut answer = Vec::with_capacity(ANSWER_OCTETS);
+        let mut answer = Vec::with_capacity(RESPONSE_BYTES);
         self.socket.recv(&mut answer, 0).ok()?;
         let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer).ok()?;
         let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) = answer.payload
@@ -95,7 +92,7 @@ impl TcpDirectory {
             retransmits: info.total_retrans,
             unacknowledged_segments: info.unacked,
             unanswered_probes: info.probes.into(),
-            // Milliseconds.
+            // The kernel reports these in milliseconds.
             time_since_data_received_ns: nanoseconds(info.last_data_recv) * 1_000,
             time_since_ack_received_ns: nanoseconds(info.last_ack_recv) * 1_000,
         })
@@ -112,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_tells_of_an_open_connection_and_of_no_other() {
+    fn only_open_connections_have_facts() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

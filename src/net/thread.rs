@@ -1,4 +1,4 @@
-//! What a thread asks of the kernel for itself.
+//! CPU affinity, timer slack and priority of the current thread.
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -10,58 +10,60 @@ use thread_priority::{
     set_thread_priority_and_policy, thread_native_id,
 };
 
-/// Where and how urgently a thread runs.
+/// CPU affinity and priority of a thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ThreadPlace {
-    /// CPUs that it may run on; empty for all.
+pub struct ThreadScheduling {
+    /// Allowed CPUs; empty for all.
     pub cpus: Vec<usize>,
-    /// Priority of SCHED_FIFO, 1 to 99; 0 for the ordinary scheduler.
+    /// SCHED_FIFO priority, 1 to 99; 0 for the default scheduler.
     pub realtime_priority: u8,
 }
 
-/// Puts the thread that calls there; what the kernel refuses is in the answer, in words, and the
-/// rest holds.
-pub fn take_place(place: &ThreadPlace) -> Vec<String> {
-    let mut refused = Vec::new();
-    if !place.cpus.is_empty() {
+/// Applies the scheduling to the calling thread. Returns a description of each setting that the
+/// kernel rejected; the others are in force.
+pub fn apply_scheduling(scheduling: &ThreadScheduling) -> Vec<String> {
+    let mut errors = Vec::new();
+    if !scheduling.cpus.is_empty() {
         let mut set = CpuSet::new();
-        for cpu in &place.cpus {
+        for cpu in &scheduling.cpus {
             if set.set(*cpu).is_err() {
-                refused.push(format!("CPU {cpu} is beyond what this system can name"));
+                errors.push(format!("CPU {cpu} is above the limit of the system"));
             }
         }
         let this = Pid::from_raw(0);
         match sched_setaffinity(this, &set).and_then(|()| sched_getaffinity(this)) {
-            Err(error) => refused.push(format!("CPUs {:?}: {}", place.cpus, error.desc())),
-            // The kernel leaves out without a word what is not there, or not for this process.
-            Ok(given) => {
-                let missing = |cpu: &&usize| !given.is_set(**cpu).unwrap_or(false);
-                let missing: Vec<_> = place.cpus.iter().filter(missing).collect();
+            Err(error) => errors.push(format!("CPUs {:?}: {}", scheduling.cpus, error.desc())),
+            // The kernel silently ignores CPUs that are offline or outside the cpuset of the
+            // process.
+            Ok(applied) => {
+                let missing = |cpu: &&usize| !applied.is_set(**cpu).unwrap_or(false);
+                let missing: Vec<_> = scheduling.cpus.iter().filter(missing).collect();
                 if !missing.is_empty() {
-                    refused
-                        .push(format!("CPUs {missing:?} are not there, or not for this process"));
+                    errors.push(format!(
+                        "CPUs {missing:?} are offline or not allowed for this process"
+                    ));
                 }
             }
         }
     }
-    // Timers of an ordinary thread may ring this much later, so that others ring with them.
+    // The default slack of 50 µs lets the kernel delay timers to merge wake-ups.
     if let Err(error) = prctl::set_timerslack(1) {
-        refused.push(format!("timer slack: {}", error.desc()));
+        errors.push(format!("timer slack: {}", error.desc()));
     }
-    if place.realtime_priority > 0 {
+    if scheduling.realtime_priority > 0 {
         let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
-        let set = ThreadPriorityValue::try_from(place.realtime_priority)
+        let set = ThreadPriorityValue::try_from(scheduling.realtime_priority)
             .map(ThreadPriority::Crossplatform)
-            .map_err(|_| thread_priority::Error::Priority("it is from 1 to 99"))
+            .map_err(|_| thread_priority::Error::Priority("expected 1 to 99"))
             .and_then(|priority| {
                 set_thread_priority_and_policy(thread_native_id(), priority, policy)
             });
         if let Err(error) = set {
-            refused.push(format!(
-                "SCHED_FIFO {}: {error:?}; it needs CAP_SYS_NICE or LimitRTPRIO=",
-                place.realtime_priority
+            errors.push(format!(
+                "SCHED_FIFO {}: {error:?}; CAP_SYS_NICE or LimitRTPRIO= is required",
+                scheduling.realtime_priority
             ));
         }
     }
-    refused
+    errors
 }

@@ -1,10 +1,10 @@
-//! Tasks that are named, counted, stopped together, and started again when they fail. Knows
-//! nothing of what they do.
+//! Supervision of tasks: named, tracked, stopped together and restarted after a failure.
+//! Independent of their content.
 
-mod pulse;
+mod heartbeat;
 mod restart;
 mod tasks;
 
-pub use pulse::Pulse;
+pub use heartbeat::Heartbeat;
 pub use restart::{RestartPolicy, keep_alive, panic_text};
 pub use tasks::Tasks;

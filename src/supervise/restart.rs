@@ -1,4 +1,4 @@
-//! Starts a task again that failed, but not for ever at once.
+//! Restarts of failed tasks with backoff and a budget.
 
 use std::{any::Any, collections::VecDeque, future::Future, time::Duration};
 
@@ -8,18 +8,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Pulse, pulse::STALLED};
+use super::{Heartbeat, heartbeat::STALL_LIMIT};
 
-/// How often a task may fail.
+/// Backoff and budget of restarts.
 #[derive(Clone, Copy, Debug)]
 pub struct RestartPolicy {
-    /// Wait before the first restart; doubles with each further one.
+    /// Delay before the first restart; doubles with each further failure.
     pub first_delay: Duration,
-    /// Longest wait.
+    /// Longest delay.
     pub longest_delay: Duration,
-    /// Failures within `window` after which it is left alone.
+    /// Failures within `window` after which the task is not restarted.
     pub budget: usize,
-    /// See `budget`.
+    /// Period in which failures count.
     pub window: Duration,
 }
 
@@ -34,33 +34,33 @@ impl Default for RestartPolicy {
     }
 }
 
-/// How often it is looked whether a task has stalled.
-const LOOK: Duration = Duration::from_secs(15);
+/// Interval between checks for a stall.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Runs what `start` makes, again whenever it panics or stalls, until it ends by itself or `token`
-/// is cancelled. What it makes is to beat the pulse that it is given. Each failure is told to `failed` with its text and whether it was the last one that
-/// the budget allows.
+/// Runs the task that `start` creates and restarts it when it panics or stalls, until it returns
+/// or `token` is cancelled. The task must beat its heartbeat. `failed` receives the text of each
+/// failure and whether it exhausted the budget.
 pub async fn keep_alive<F, Task>(
     token: CancellationToken,
     policy: RestartPolicy,
     mut start: F,
     mut failed: impl FnMut(&str, bool),
 ) where
-    F: FnMut(Pulse) -> Task,
+    F: FnMut(Heartbeat) -> Task,
     Task: Future<Output = ()> + Send + 'static,
 {
     let mut failures: VecDeque<Instant> = VecDeque::new();
     loop {
-        // Dropping the set ends the task; one that never yields goes on until it does.
+        // Dropping the set aborts the task at its next await.
         let mut running = JoinSet::new();
-        let pulse = Pulse::default();
-        running.spawn(start(pulse.clone()));
+        let heartbeat = Heartbeat::default();
+        running.spawn(start(heartbeat.clone()));
         let panic = tokio::select! {
             ended = running.join_next() => match ended {
                 Some(Err(error)) if error.is_panic() => error.into_panic(),
                 _ => return,
             },
-            () = stalled(&pulse) => Box::new(format!("stalled for {} s", STALLED.as_secs())),
+            () = stalled(&heartbeat) => Box::new(format!("stalled for {} s", STALL_LIMIT.as_secs())),
         };
         drop(running);
         let now = Instant::now();
@@ -80,13 +80,13 @@ pub async fn keep_alive<F, Task>(
     }
 }
 
-async fn stalled(pulse: &Pulse) {
-    while !pulse.has_stalled() {
-        sleep(LOOK).await;
+async fn stalled(heartbeat: &Heartbeat) {
+    while !heartbeat.has_stalled() {
+        sleep(STALL_CHECK_INTERVAL).await;
     }
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<String>()
@@ -104,7 +104,7 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn restarts_until_the_budget_is_spent() {
+    async fn a_task_is_restarted_until_the_budget_is_exhausted() {
         let starts = Arc::new(AtomicUsize::new(0));
         let mut failures = Vec::new();
         let policy = RestartPolicy { budget: 3, ..RestartPolicy::default() };
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_ends_is_not_started_again() {
+    async fn a_task_that_returns_is_not_restarted() {
         let starts = AtomicUsize::new(0);
         let count = |_| {
             starts.fetch_add(1, Relaxed);
@@ -140,20 +140,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_stalls_is_started_again_and_one_that_beats_is_not() {
+    async fn only_a_stalled_task_is_restarted() {
         let starts = Arc::new(AtomicUsize::new(0));
         let mut failures = Vec::new();
         let begun = Instant::now();
         keep_alive(
             CancellationToken::new(),
             RestartPolicy::default(),
-            |pulse: Pulse| {
+            |heartbeat: Heartbeat| {
                 let first = starts.fetch_add(1, Relaxed) == 0;
                 async move {
                     for _ in 0..20 {
-                        sleep(pulse.rest()).await;
+                        sleep(heartbeat.interval()).await;
                         if !first {
-                            pulse.beat();
+                            heartbeat.beat();
                         }
                     }
                 }

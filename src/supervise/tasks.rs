@@ -1,11 +1,11 @@
-//! The tasks of the agent: none is detached, and all end together.
+//! Task groups of the agent: no task is detached, and all end together.
 
 use std::{future::Future, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
-/// A group of tasks with one token that ends them.
+/// A group of tasks with one cancellation token.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -13,27 +13,27 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// A group of its own.
+    /// Creates an independent group.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A part of the group that can be ended by itself; the end of the group waits for it too.
+    /// Returns a subgroup with its own token; the end of the group waits for its tasks as well.
     pub fn child(&self) -> Self {
         Self { tracker: self.tracker.clone(), token: self.token.child_token() }
     }
 
-    /// Runs a task, which is to end soon after the token is cancelled.
+    /// Runs a task. It must end soon after the token is cancelled.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(task.instrument(tracing::debug_span!("task", name)));
     }
 
-    /// Cancelled when the group is to end.
+    /// Returns the token that is cancelled when the group must end.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 
-    /// Tells all tasks to end and waits for them; `false` where some did not in time.
+    /// Cancels the token and waits for all tasks; false if some did not end within `grace`.
     pub async fn end(&self, grace: Duration) -> bool {
         self.token.cancel();
         self.tracker.close();

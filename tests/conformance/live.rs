@@ -17,7 +17,7 @@ use twamp_agent::{
         PlaneSettings,
         server::{Reflectors, Registry, ServerRole},
     },
-    supervise::{Pulse, Tasks},
+    supervise::{Heartbeat, Tasks},
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ impl Server {
         {
             let _inside = runtime.enter();
             let role = ServerRole::new(registry.clone(), receiver, &tasks);
-            tasks.spawn("server role", role.run(applied, Pulse::default()));
+            tasks.spawn("server role", role.run(applied, Heartbeat::default()));
         }
         runtime.block_on(in_force.wait_for(Option::is_some)).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));

@@ -28,7 +28,7 @@ use crate::{
     },
     results::Results,
     store::{ConfigStore, StoreError, StoredAnswer, StoredRevision, Unconfirmed},
-    supervise::Pulse,
+    supervise::Heartbeat,
     time::{Now, UnixTime},
 };
 use answered::Answered;
@@ -81,10 +81,10 @@ impl Committer {
         self,
         requests: Arc<Mutex<mpsc::Receiver<Commit>>>,
         token: CancellationToken,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
     ) {
         match Actor::new(self) {
-            Ok(actor) => actor.run(requests, token, pulse).await,
+            Ok(actor) => actor.run(requests, token, heartbeat).await,
             Err(error) => tracing::error!(%error, "no configuration can be committed"),
         }
     }
@@ -136,11 +136,11 @@ impl Actor {
         mut self,
         requests: Arc<Mutex<mpsc::Receiver<Commit>>>,
         token: CancellationToken,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
     ) {
         let mut requests = requests.lock().await;
         loop {
-            pulse.beat();
+            heartbeat.beat();
             let due = self.waiting.as_ref().map(|waiting| waiting.due);
             let over = async {
                 match due {
@@ -154,7 +154,7 @@ impl Actor {
                     self.roll_back_by_time().await;
                     continue;
                 }
-                () = sleep(pulse.rest().min(MEND_EVERY)) => {
+                () = sleep(heartbeat.interval().min(MEND_EVERY)) => {
                     let store = self.store.clone();
                     if let Err(error) = blocking(move || store.mend()).await {
                         tracing::debug!(%error, "the configuration database still fails");

@@ -46,14 +46,14 @@ impl Driver {
     /// word on the wire is passed on meanwhile.
     pub(super) async fn change(&mut self) -> Next {
         loop {
-            self.pulse.beat();
+            self.heartbeat.beat();
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() {
                     return Next::End;
                 },
                 () = self.token.cancelled() => return Next::End,
                 Some(ended) = self.ends.next() => Self::session_ended(ended),
-                () = sleep(self.pulse.rest()) => {
+                () = sleep(self.heartbeat.interval()) => {
                     self.look_after_sessions();
                     continue;
                 }
@@ -134,7 +134,7 @@ impl Driver {
         let mut work = pin!(work);
         let mut news = false;
         let result = loop {
-            self.pulse.beat();
+            self.heartbeat.beat();
             tokio::select! {
                 result = &mut work => break Some(result),
                 () = self.token.cancelled() => break None,
@@ -144,7 +144,7 @@ impl Driver {
                         break None;
                     }
                 }
-                () = sleep(self.pulse.rest()) => {}
+                () = sleep(self.heartbeat.interval()) => {}
             }
         };
         if news {

@@ -28,8 +28,8 @@ use crate::{
     net::{NetworkChanges, clock, random},
     proto::{ConnectionState, EventType, FailureCause},
     results::Results,
-    session::{Derivation, plane::Ended},
-    supervise::Pulse,
+    session::{Derivation, plane::Exit},
+    supervise::Heartbeat,
     time::Monotonic,
 };
 
@@ -38,7 +38,7 @@ pub(super) async fn run(
     mut wanted: watch::Receiver<Wanted>,
     tools: Tools,
     token: CancellationToken,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
 ) {
     let Tools { status, results, derivation, network, senders } = tools;
     let current = wanted.borrow_and_update().clone();
@@ -60,7 +60,7 @@ pub(super) async fn run(
         silences: 0,
         peer: PeerMemory::default(),
         token,
-        pulse,
+        heartbeat,
         sessions: Vec::new(),
         running: HashMap::new(),
         senders,
@@ -121,13 +121,13 @@ pub(super) struct Driver {
     /// What was learnt of the server.
     peer: PeerMemory,
     pub(super) token: CancellationToken,
-    pub(super) pulse: Pulse,
+    pub(super) heartbeat: Heartbeat,
     pub(super) sessions: Vec<SessionTask>,
     /// The sessions that run, by name.
     pub(super) running: HashMap<String, Running>,
     pub(super) senders: Arc<Senders>,
     /// Ends of sessions; one that panics takes the driver with it, which is started again.
-    pub(super) ends: FuturesUnordered<oneshot::Receiver<Ended>>,
+    pub(super) ends: FuturesUnordered<oneshot::Receiver<Exit>>,
     pub(super) progress: Arc<Progress>,
     pub(super) silence: Silence,
     pub(super) course: Course,

@@ -201,7 +201,7 @@ impl ConnectionHandle {
         let mut statistics = Vec::new();
         for session in self.status.session_handles() {
             let (answer, answered) = oneshot::channel();
-            if session.tell(Command::Snapshot(answer)).await.is_ok()
+            if session.send(Command::Snapshot(answer)).await.is_ok()
                 && let Ok(Some(current)) = answered.await
             {
                 statistics.push(current);
@@ -215,7 +215,8 @@ impl ConnectionHandle {
 /// wanted.
 async fn supervise(mut wanted: watch::Receiver<Wanted>, tools: Tools, token: CancellationToken) {
     loop {
-        let start = |pulse| connection::run(wanted.clone(), tools.clone(), token.clone(), pulse);
+        let start =
+            |heartbeat| connection::run(wanted.clone(), tools.clone(), token.clone(), heartbeat);
         let failed = |text: &str, last| {
             outage::failed(&wanted.borrow().config, &tools, text, last);
         };

@@ -14,7 +14,7 @@ use super::{
     sender::{self, Command, Grace, Session},
 };
 use crate::{
-    session::plane::{Ended, Handle},
+    session::plane::{Exit, Handle},
     wire::codes::Sid,
 };
 
@@ -52,7 +52,7 @@ impl Driver {
                     let session = known.swap_remove(place);
                     let configure = Command::Configure(self.config.clone(), index);
                     // One that is gone is found by `change`.
-                    let _ = session.handle.tell(configure).await;
+                    let _ = session.handle.send(configure).await;
                     session
                 }
                 None => self.make_session(index),
@@ -133,7 +133,7 @@ impl Driver {
 
     pub(super) async fn tell(&self, index: usize, command: Command) {
         // A session that is gone is found by `change`.
-        let _ = self.sessions[index].handle.tell(command).await;
+        let _ = self.sessions[index].handle.send(command).await;
     }
 
     /// A session that stalled takes the driver with it, which is started again.
@@ -144,10 +144,10 @@ impl Driver {
     }
 
     /// A session ended; one that panicked takes the driver with it.
-    pub(super) fn session_ended(ended: Result<Ended, oneshot::error::RecvError>) {
+    pub(super) fn session_ended(ended: Result<Exit, oneshot::error::RecvError>) {
         match ended {
-            Ok(Ended::InForm) => {}
-            Ok(Ended::Panicked(text)) => panicked(text),
+            Ok(Exit::Clean) => {}
+            Ok(Exit::Panicked(text)) => panicked(text),
             Err(_) => panicked("a thread of the data plane failed".into()),
         }
     }

@@ -1,6 +1,7 @@
-//! The data plane: threads that own the sockets of test packets and what stands behind them. A
-//! probe meets no task, no channel and no timer of a runtime on its way; what the control plane
-//! wants of an endpoint comes to it by a queue and a bell.
+//! The data plane: threads that own the sockets of test packets and the machines behind them.
+//!
+//! A probe passes through no task, channel or runtime timer. Commands of the control plane reach
+//! an endpoint through a bounded queue and a waker.
 
 mod shard;
 #[cfg(test)]
@@ -17,136 +18,135 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    net::{Bell, Drained, TestSocket, ThreadPlace},
+    net::{Drained, TestSocket, ThreadScheduling, Waker},
     session::lock,
-    supervise::Pulse,
+    supervise::Heartbeat,
     time::{Monotonic, Now},
 };
-use shard::{Inbox, Newcomer, Shard};
+use shard::{Inbox, PendingEndpoint, Shard};
 
-/// What a thread of the data plane owns and looks after.
+/// A socket with its machine, owned by one thread of the data plane.
 pub(super) trait Endpoint: Send + 'static {
-    /// What it can be told.
+    /// Message type of the control plane.
     type Command: Send + 'static;
 
-    /// For so long packets may lie in the sockets of its thread before they are taken, and once more
-    /// so long where something is due then: whoever needs no more than their stamps spares a wake-up
-    /// for each. 0 where somebody waits.
-    const PATIENCE_NS: u64;
+    /// Longest time that packets may wait in the sockets of the thread, and that a timer may be
+    /// delayed to share a wake-up with them. Packets carry kernel timestamps, therefore only the
+    /// sending of replies needs 0.
+    const POLL_COALESCE_NS: u64;
 
-    /// Its socket, while it has one.
+    /// Returns the socket while it is open.
     fn socket(&self) -> Option<&TestSocket>;
 
-    /// Does what it is told.
-    fn obey(&mut self, command: Self::Command);
+    fn handle_command(&mut self, command: Self::Command);
 
-    /// Takes what came to the socket.
+    /// Reads packets from the socket.
     fn receive(&mut self) -> Drained;
 
-    /// Does what is due.
+    /// Carries out what is due at `now`.
     fn advance(&mut self, now: Now);
 
-    /// When something will be due.
+    /// Returns the time of the next [`Self::advance`]; `None` for none.
     fn deadline(&self) -> Option<Monotonic>;
 
-    /// Whether it has nothing more to do.
+    /// Returns true when the thread must drop the endpoint.
     fn is_over(&self) -> bool {
         false
     }
 
-    /// Nobody is left to tell it anything, or it is over.
+    /// Releases resources after the last handle was dropped or [`Self::is_over`] returned true.
     fn end(&mut self);
 }
 
-/// How an endpoint ended.
+/// Manner in which an endpoint ended.
 #[derive(Debug)]
-pub(super) enum Ended {
-    /// As it was to.
-    InForm,
-    /// It panicked.
+pub(super) enum Exit {
+    Clean,
+    /// Panic message of the endpoint.
     Panicked(String),
 }
 
-/// Tells an endpoint what to do. The endpoint ends when the last of its handles is dropped.
+/// Sender of commands to one endpoint, which ends when the last handle is dropped.
 #[derive(Debug)]
 pub(super) struct Handle<C> {
-    // Closed before the bell rings for the last time.
+    // Dropped before the last wake-up, so that the thread sees the closed queue.
     commands: Option<mpsc::Sender<C>>,
-    caller: Caller,
-    pulse: Pulse,
+    notifier: Notifier,
+    heartbeat: Heartbeat,
 }
 
 #[derive(Clone, Debug)]
-struct Caller {
+struct Notifier {
     id: u64,
-    rung: Arc<AtomicBool>,
-    calls: Arc<Mutex<Vec<u64>>>,
-    called: Arc<AtomicBool>,
-    bell: Bell,
+    notified: Arc<AtomicBool>,
+    notified_ids: Arc<Mutex<Vec<u64>>>,
+    has_notifications: Arc<AtomicBool>,
+    waker: Waker,
 }
 
-impl Caller {
-    fn call(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            lock(&self.calls).push(self.id);
-            self.called.store(true, Ordering::Release);
-            self.bell.ring();
+impl Notifier {
+    fn notify(&self) {
+        if !self.notified.swap(true, Ordering::AcqRel) {
+            lock(&self.notified_ids).push(self.id);
+            self.has_notifications.store(true, Ordering::Release);
+            self.waker.wake();
         }
     }
 }
 
 impl<C> Clone for Handle<C> {
     fn clone(&self) -> Self {
-        let (commands, caller) = (self.commands.clone(), self.caller.clone());
-        Self { commands, caller, pulse: self.pulse.clone() }
+        let (commands, notifier) = (self.commands.clone(), self.notifier.clone());
+        Self { commands, notifier, heartbeat: self.heartbeat.clone() }
     }
 }
 
 impl<C> Drop for Handle<C> {
     fn drop(&mut self) {
         self.commands = None;
-        self.caller.call();
+        self.notifier.notify();
     }
 }
 
 impl<C> Handle<C> {
-    /// Waits for room in the queue; gives the command back where the endpoint is no more.
-    pub(super) async fn tell(&self, command: C) -> Result<(), C> {
+    /// Queues a command, waiting while the queue is full. Returns the command when the endpoint
+    /// has ended.
+    pub(super) async fn send(&self, command: C) -> Result<(), C> {
         let Some(commands) = &self.commands else { return Err(command) };
         let sent = commands.send(command).await.map_err(|unsent| unsent.0);
-        self.caller.call();
+        self.notifier.notify();
         sent
     }
 
-    /// For where one cannot wait: `false` where there is no room.
-    pub(super) fn try_tell(&self, command: C) -> bool {
-        let told = self.commands.as_ref().is_some_and(|queue| queue.try_send(command).is_ok());
-        self.caller.call();
-        told
+    /// Queues a command without waiting; false when the queue is full or the endpoint has ended.
+    pub(super) fn try_send(&self, command: C) -> bool {
+        let queued = self.commands.as_ref().is_some_and(|queue| queue.try_send(command).is_ok());
+        self.notifier.notify();
+        queued
     }
 
-    /// Whether the endpoint is no more.
+    /// Returns true when the endpoint has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.commands.as_ref().is_none_or(mpsc::Sender::is_closed)
     }
 
-    /// Whether the thread that has the endpoint has stalled.
+    /// Returns true when the endpoint's thread has stalled.
     pub(super) fn has_stalled(&self) -> bool {
-        self.pulse.has_stalled()
+        self.heartbeat.has_stalled()
     }
 }
 
-/// How many threads, and how they run.
+/// Number and scheduling of data-plane threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaneSettings {
-    /// Threads, at least one.
+    /// Number of threads, at least one.
     pub threads: usize,
-    /// Where and how urgently each runs.
-    pub place: ThreadPlace,
-    /// For so many microseconds sockets are asked for packets before a thread sleeps; 0 for none.
+    /// CPU affinity and priority of each thread.
+    pub scheduling: ThreadScheduling,
+    /// Duration in microseconds of busy polling on each socket; 0 disables it.
     pub busy_poll_us: u32,
-    /// So many microseconds before something is due a thread sleeps no more: waking up takes its
-    /// time, on a virtual machine a tenth of a millisecond.
+    /// Time before a deadline, in microseconds, from which a thread spins instead of sleeping: a
+    /// wake-up takes up to 100 µs on a virtual machine.
     pub spin_before_deadline_us: u32,
 }
 
@@ -154,7 +154,7 @@ impl Default for PlaneSettings {
     fn default() -> Self {
         Self {
             threads: 1,
-            place: ThreadPlace::default(),
+            scheduling: ThreadScheduling::default(),
             busy_poll_us: 0,
             spin_before_deadline_us: 0,
         }
@@ -179,11 +179,11 @@ impl<E: Endpoint> std::fmt::Debug for Plane<E> {
     }
 }
 
-/// A new endpoint: how to tell it something, and how it ended once it did.
-pub(super) type Spawned<C> = (Handle<C>, oneshot::Receiver<Ended>);
+/// Handle of a new endpoint and the notice of its end.
+pub(super) type Spawned<C> = (Handle<C>, oneshot::Receiver<Exit>);
 
 impl<E: Endpoint> Plane<E> {
-    /// Starts the threads; `name` is what the kernel shows of them, with a number.
+    /// Starts the threads. The kernel shows each as `name` with its index.
     pub(super) fn start(name: &'static str, settings: PlaneSettings) -> io::Result<Self> {
         let shards: io::Result<Vec<_>> = (0..settings.threads.max(1))
             .map(|index| Shard::start(format!("{name}-{index}"), &settings))
@@ -191,13 +191,13 @@ impl<E: Endpoint> Plane<E> {
         Ok(Self { name, settings, shards: Mutex::new(shards?) })
     }
 
-    /// Threads.
+    /// Returns the number of threads.
     pub(super) fn threads(&self) -> usize {
         self.settings.threads.max(1)
     }
 
-    /// Gives an endpoint, made for the thread of an index, to the one that has the fewest, or to
-    /// that of the index `on`.
+    /// Creates an endpoint on thread `on`, or on the thread with the fewest endpoints. `endpoint`
+    /// receives the thread index; `commands` is the length of its queue.
     pub(super) fn spawn(
         &self,
         endpoint: impl FnOnce(usize) -> E,
@@ -208,10 +208,10 @@ impl<E: Endpoint> Plane<E> {
         let fewest = (0..shards.len()).min_by_key(|index| shards[*index].endpoints());
         let index = on.or(fewest).unwrap_or(0) % shards.len();
         if shards[index].has_stalled() {
-            // Whatever holds it up, new endpoints are not to suffer from it.
-            let name = format!("{}-{index}", self.name);
-            tracing::error!(thread = name, "a thread of the data plane has stalled: another one");
-            shards[index] = Shard::start(name, &self.settings)?;
+            // New endpoints must not wait for a stalled thread.
+            let thread = format!("{}-{index}", self.name);
+            tracing::error!(thread, "data-plane thread stalled, replacing it");
+            shards[index] = Shard::start(thread, &self.settings)?;
         }
         Ok(shards[index].spawn(endpoint(index), commands))
     }
@@ -221,18 +221,19 @@ impl<E: Endpoint> Shard<E> {
     fn spawn(&self, endpoint: E, commands: usize) -> Spawned<E::Command> {
         let (sender, receiver) = mpsc::channel(commands);
         let (ended, has_ended) = oneshot::channel();
-        let rung = Arc::new(AtomicBool::new(false));
-        let newcomer = Newcomer {
+        let notified = Arc::new(AtomicBool::new(false));
+        let pending = PendingEndpoint {
             endpoint: Box::new(endpoint),
             commands: receiver,
-            rung: rung.clone(),
+            notified: notified.clone(),
             ended,
         };
-        let Inbox { calls, called, bell, .. } = self.inbox();
-        let id = self.admit(newcomer);
-        let (calls, called, bell) = (calls.clone(), called.clone(), bell.clone());
-        let caller = Caller { id, rung, calls, called, bell };
-        caller.call();
-        (Handle { commands: Some(sender), caller, pulse: self.pulse() }, has_ended)
+        let Inbox { notified_ids, has_notifications, waker, .. } = self.inbox();
+        let id = self.admit(pending);
+        let (notified_ids, has_notifications, waker) =
+            (notified_ids.clone(), has_notifications.clone(), waker.clone());
+        let notifier = Notifier { id, notified, notified_ids, has_notifications, waker };
+        notifier.notify();
+        (Handle { commands: Some(sender), notifier, heartbeat: self.heartbeat() }, has_ended)
     }
 }

@@ -1,4 +1,6 @@
-//! One thread of the data plane.
+//! One thread of the data plane: its event loop, endpoints and timers.
+//!
+//! The thread owns its endpoints. Other threads reach it through the inbox only.
 
 use std::{
     cmp::Reverse,
@@ -19,224 +21,226 @@ use std::{
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Ended, Endpoint, PlaneSettings};
+use super::{Endpoint, Exit, PlaneSettings};
 use crate::{
-    net::{Bell, Drained, Poller, clock, take_place},
+    net::{Drained, Poller, Waker, apply_scheduling, clock},
     session::lock,
-    supervise::{Pulse, panic_text},
+    supervise::{Heartbeat, panic_text},
     time::Monotonic,
 };
 
-/// Endpoints that do what is due before sockets have their turn.
-const DUE_AT_ONCE: usize = 64;
-/// Rest after an error of epoll, which may come again at once.
-const REST: Duration = Duration::from_millis(100);
+/// Timers handled before sockets are served unfinished.
+const MAX_TIMERS_PER_TURN: usize = 64;
+/// Pause after an error of epoll, which may repeat immediately.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// An endpoint on its way to its thread.
-pub(super) struct Newcomer<E: Endpoint> {
+/// An endpoint that its thread has not yet taken over.
+pub(super) struct PendingEndpoint<E: Endpoint> {
     pub(super) endpoint: Box<E>,
     pub(super) commands: mpsc::Receiver<E::Command>,
-    pub(super) rung: Arc<AtomicBool>,
-    pub(super) ended: oneshot::Sender<Ended>,
+    pub(super) notified: Arc<AtomicBool>,
+    pub(super) ended: oneshot::Sender<Exit>,
 }
 
-/// What comes to a thread from others.
+/// State shared with other threads.
 pub(super) struct Inbox<E: Endpoint> {
-    newcomers: Mutex<Vec<(u64, Newcomer<E>)>>,
-    /// Endpoints that were told something.
-    pub(super) calls: Arc<Mutex<Vec<u64>>>,
-    /// Whether there is anything in either: rounds without a call take no lock.
-    pub(super) called: Arc<AtomicBool>,
-    pub(super) bell: Bell,
+    pending: Mutex<Vec<(u64, PendingEndpoint<E>)>>,
+    /// Identifiers of endpoints with new commands.
+    pub(super) notified_ids: Arc<Mutex<Vec<u64>>>,
+    /// Set when `pending` or `notified_ids` has entries: the loop takes no lock otherwise.
+    pub(super) has_notifications: Arc<AtomicBool>,
+    pub(super) waker: Waker,
     next_id: AtomicU64,
     endpoints: AtomicUsize,
     closed: AtomicBool,
 }
 
-/// A thread, as others see it.
+/// Handle of one data-plane thread.
 pub(super) struct Shard<E: Endpoint> {
     inbox: Arc<Inbox<E>>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<E: Endpoint> Shard<E> {
-    /// Starts the thread.
     pub(super) fn start(name: String, settings: &PlaneSettings) -> io::Result<Self> {
-        let (place, busy_poll_us) = (settings.place.clone(), settings.busy_poll_us);
+        let (scheduling, busy_poll_us) = (settings.scheduling.clone(), settings.busy_poll_us);
         let poller = Poller::new()?;
         let inbox = Arc::new(Inbox {
-            newcomers: Mutex::default(),
-            calls: Arc::default(),
-            called: Arc::default(),
-            bell: poller.bell(),
+            pending: Mutex::default(),
+            notified_ids: Arc::default(),
+            has_notifications: Arc::default(),
+            waker: poller.waker(),
             next_id: AtomicU64::new(0),
             endpoints: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         });
-        let pulse = Pulse::default();
-        let round = Round {
+        let heartbeat = Heartbeat::default();
+        let event_loop = EventLoop {
             inbox: inbox.clone(),
-            pulse: pulse.clone(),
+            heartbeat: heartbeat.clone(),
             poller,
-            places: Slab::new(),
-            names: HashMap::new(),
+            slots: Slab::new(),
+            slot_by_id: HashMap::new(),
             timers: BinaryHeap::new(),
-            again: Vec::new(),
+            unfinished: Vec::new(),
             busy_poll_us,
-            awake_ns: u64::from(settings.spin_before_deadline_us) * 1_000,
+            spin_before_deadline_ns: u64::from(settings.spin_before_deadline_us) * 1_000,
         };
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
-            for refused in take_place(&place) {
-                tracing::warn!(thread = name, "not granted: {refused}");
+            for error in apply_scheduling(&scheduling) {
+                tracing::warn!(thread = name, %error, "failed to apply thread scheduling");
             }
-            round.run();
+            event_loop.run();
         })?;
-        Ok(Self { inbox, pulse, thread: Some(thread) })
+        Ok(Self { inbox, heartbeat, thread: Some(thread) })
     }
 
     pub(super) fn inbox(&self) -> &Inbox<E> {
         &self.inbox
     }
 
-    /// Puts an endpoint where its thread finds it; its number.
-    pub(super) fn admit(&self, newcomer: Newcomer<E>) -> u64 {
+    /// Queues an endpoint for the thread and returns its identifier.
+    pub(super) fn admit(&self, pending: PendingEndpoint<E>) -> u64 {
         let id = self.inbox.next_id.fetch_add(1, Relaxed);
         self.inbox.endpoints.fetch_add(1, Relaxed);
-        lock(&self.inbox.newcomers).push((id, newcomer));
-        self.inbox.called.store(true, Release);
+        lock(&self.inbox.pending).push((id, pending));
+        self.inbox.has_notifications.store(true, Release);
         id
     }
 
-    /// Endpoints that it has.
+    /// Returns the number of endpoints.
     pub(super) fn endpoints(&self) -> usize {
         self.inbox.endpoints.load(Relaxed)
     }
 
-    /// Whether it does not come round any more.
+    /// Returns true when the event loop has stopped or hangs.
     pub(super) fn has_stalled(&self) -> bool {
-        self.pulse.has_stalled() || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.heartbeat.has_stalled() || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    pub(super) fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    pub(super) fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
     }
 }
 
 impl<E: Endpoint> Drop for Shard<E> {
     fn drop(&mut self) {
         self.inbox.closed.store(true, Release);
-        self.inbox.bell.ring();
-        // One that has stalled would hold this one up for ever.
-        if let Some(thread) = self.thread.take().filter(|_| !self.pulse.has_stalled()) {
+        self.inbox.waker.wake();
+        // Joining a stalled thread would block forever.
+        if let Some(thread) = self.thread.take().filter(|_| !self.heartbeat.has_stalled()) {
             let _ = thread.join();
         }
     }
 }
 
-struct Place<E: Endpoint> {
+struct Slot<E: Endpoint> {
     id: u64,
     endpoint: Box<E>,
     commands: mpsc::Receiver<E::Command>,
-    rung: Arc<AtomicBool>,
-    ended: oneshot::Sender<Ended>,
-    /// The earliest time for which a timer of it is set.
+    notified: Arc<AtomicBool>,
+    ended: oneshot::Sender<Exit>,
+    /// Earliest timer of this slot; older entries in the heap are stale.
     queued: Option<Monotonic>,
-    /// The socket of it that is watched.
+    /// Identifier of the socket registered with the poller.
     watched: Option<u64>,
 }
 
-/// What the thread has.
-struct Round<E: Endpoint> {
+/// Event loop and all state of the thread.
+struct EventLoop<E: Endpoint> {
     inbox: Arc<Inbox<E>>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     poller: Poller,
-    places: Slab<Place<E>>,
-    /// Where the endpoint of a number is.
-    names: HashMap<u64, usize>,
-    /// Times, and the places that they are of; a place whose time was moved has more than one.
+    slots: Slab<Slot<E>>,
+    slot_by_id: HashMap<u64, usize>,
+    /// Deadlines with slot indexes. A slot whose deadline moved has several entries.
     timers: BinaryHeap<Reverse<(Monotonic, usize)>>,
-    /// Places that have more to read.
-    again: Vec<u64>,
+    /// Slots whose sockets are not yet drained.
+    unfinished: Vec<u64>,
     busy_poll_us: u32,
-    /// So long before something is due it sleeps no more.
-    awake_ns: u64,
+    spin_before_deadline_ns: u64,
 }
 
-impl<E: Endpoint> Round<E> {
+impl<E: Endpoint> EventLoop<E> {
     fn run(mut self) {
         let mut ready = Vec::new();
-        // Before that, sockets are left alone; and whether anything is expected there by then.
-        let (mut next_look, mut answers_follow) = (Monotonic(0), false);
+        // Sockets are not polled before `next_poll`; `replies_expected` is true while packets are
+        // likely by then.
+        let (mut next_poll, mut replies_expected) = (Monotonic(0), false);
         loop {
-            self.pulse.beat();
-            self.inbox.bell.answer();
-            self.take_calls();
+            self.heartbeat.beat();
+            self.inbox.waker.clear();
+            self.accept_notifications();
             if self.inbox.closed.load(Acquire) {
-                let all: Vec<usize> = self.places.iter().map(|(index, _)| index).collect();
+                let all: Vec<usize> = self.slots.iter().map(|(index, _)| index).collect();
                 all.into_iter().for_each(|index| self.end(index));
                 return;
             }
-            let did = self.do_what_is_due();
+            let did = self.run_due_timers();
             let next = self.timers.peek().map(|Reverse((at, _))| *at);
-            let next = next.map(|at| Monotonic(at.0.saturating_sub(self.awake_ns)));
-            let (now, rest) = (clock::monotonic(), self.pulse.rest());
-            // Without patience sockets are waited for like everything else.
-            let look = E::PATIENCE_NS > 0 && answers_follow && next_look <= now;
-            if did && (look || !answers_follow) {
-                next_look = now.plus_ns(E::PATIENCE_NS);
+            let next = next.map(|at| Monotonic(at.0.saturating_sub(self.spin_before_deadline_ns)));
+            let (now, longest) = (clock::monotonic(), self.heartbeat.interval());
+            // With a coalescing time of 0, sockets are waited for together with everything else.
+            let poll_now = E::POLL_COALESCE_NS > 0 && replies_expected && next_poll <= now;
+            if did && (poll_now || !replies_expected) {
+                next_poll = now.plus_ns(E::POLL_COALESCE_NS);
             }
-            answers_follow = did || answers_follow && !look;
-            let waited = if look || !self.again.is_empty() {
-                self.poller.wait(Some(Monotonic(0)), rest, &mut ready)
-            } else if now < next_look {
-                // What is due soon after wakes the thread anyway.
-                let soon = next.filter(|at| *at < next_look.plus_ns(E::PATIENCE_NS));
-                self.poller.wait_without_sockets(soon.unwrap_or(next_look), rest)
+            replies_expected = did || replies_expected && !poll_now;
+            let waited = if poll_now || !self.unfinished.is_empty() {
+                self.poller.wait(Some(Monotonic(0)), longest, &mut ready)
+            } else if now < next_poll {
+                // A timer due shortly afterwards wakes the thread anyway.
+                let soon = next.filter(|at| *at < next_poll.plus_ns(E::POLL_COALESCE_NS));
+                self.poller.wait_without_sockets(soon.unwrap_or(next_poll), longest)
             } else {
-                let waited = self.poller.wait(next, rest, &mut ready);
-                next_look = clock::monotonic().plus_ns(E::PATIENCE_NS);
-                answers_follow = !ready.is_empty();
+                let waited = self.poller.wait(next, longest, &mut ready);
+                next_poll = clock::monotonic().plus_ns(E::POLL_COALESCE_NS);
+                replies_expected = !ready.is_empty();
                 waited
             };
             if let Err(error) = waited {
-                tracing::error!(%error, "a thread of the data plane cannot wait for its sockets");
-                thread::park_timeout(REST);
+                tracing::error!(%error, "data-plane thread failed to wait for sockets");
+                thread::park_timeout(ERROR_PAUSE);
             }
-            ready.append(&mut self.again);
+            ready.append(&mut self.unfinished);
             for key in ready.drain(..) {
-                self.visit(key as usize, |endpoint, again| {
-                    *again = endpoint.receive() == Drained::No;
+                self.visit(key as usize, |endpoint, unfinished| {
+                    *unfinished = endpoint.receive() == Drained::No;
                 });
             }
         }
     }
 
-    /// Takes up newcomers, and what endpoints were told.
-    fn take_calls(&mut self) {
-        // What is put there while this is cleared is taken now; what is put there later sets it again.
-        let called = &self.inbox.called;
-        if !called.load(Relaxed) || !called.swap(false, AcqRel) {
+    /// Takes over pending endpoints and handles queued commands.
+    fn accept_notifications(&mut self) {
+        // Entries added while the flag is cleared are handled now; later ones set the flag unfinished.
+        let has_notifications = &self.inbox.has_notifications;
+        if !has_notifications.load(Relaxed) || !has_notifications.swap(false, AcqRel) {
             return;
         }
-        // In this order: whoever is called is among the newcomers by then, and a call that finds
-        // nobody is lost, and with it each later one.
-        let calls = std::mem::take(&mut *lock(&self.inbox.calls));
-        let newcomers = std::mem::take(&mut *lock(&self.inbox.newcomers));
-        for (id, newcomer) in newcomers {
-            let Newcomer { endpoint, commands, rung, ended } = newcomer;
-            let place = Place { id, endpoint, commands, rung, ended, queued: None, watched: None };
-            let index = self.places.insert(place);
-            self.names.insert(id, index);
+        // `notified_ids` is read first: each endpoint named there is then known or pending. A
+        // notification without an endpoint would be lost, and all later ones of that endpoint with
+        // it.
+        let notified_ids = std::mem::take(&mut *lock(&self.inbox.notified_ids));
+        let pending = std::mem::take(&mut *lock(&self.inbox.pending));
+        for (id, pending) in pending {
+            let PendingEndpoint { endpoint, commands, notified, ended } = pending;
+            let slot =
+                Slot { id, endpoint, commands, notified, ended, queued: None, watched: None };
+            let index = self.slots.insert(slot);
+            self.slot_by_id.insert(id, index);
             self.visit(index, |_, _| {});
         }
-        for id in calls {
-            let Some(index) = self.names.get(&id).copied() else { continue };
-            // What was told before a call that was left out, because of this one, is in the queue.
-            self.places[index].rung.swap(false, AcqRel);
-            while let Some(place) = self.places.get_mut(index).filter(|place| place.id == id) {
-                match place.commands.try_recv() {
-                    Ok(command) => self.visit(index, |endpoint, _| endpoint.obey(command)),
+        for id in notified_ids {
+            let Some(index) = self.slot_by_id.get(&id).copied() else { continue };
+            // Commands whose notification was suppressed by this flag are in the queue now.
+            self.slots[index].notified.swap(false, AcqRel);
+            while let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.id == id) {
+                match slot.commands.try_recv() {
+                    Ok(command) => {
+                        self.visit(index, |endpoint, _| endpoint.handle_command(command))
+                    }
                     Err(mpsc::error::TryRecvError::Empty) => break,
                     Err(mpsc::error::TryRecvError::Disconnected) => {
                         self.end(index);
@@ -247,90 +251,90 @@ impl<E: Endpoint> Round<E> {
         }
     }
 
-    /// Whether anything was.
-    fn do_what_is_due(&mut self) -> bool {
-        for done in 0..DUE_AT_ONCE {
+    /// Runs due timers; returns true if there were any.
+    fn run_due_timers(&mut self) -> bool {
+        for done in 0..MAX_TIMERS_PER_TURN {
             let now = clock::monotonic();
             let due = self.timers.peek().filter(|Reverse((at, _))| *at <= now);
             let Some(Reverse((at, index))) = due.copied() else { return done > 0 };
             self.timers.pop();
-            if let Some(place) = self.places.get_mut(index)
-                && place.queued == Some(at)
+            if let Some(slot) = self.slots.get_mut(index)
+                && slot.queued == Some(at)
             {
-                place.queued = None;
+                slot.queued = None;
                 self.visit(index, |_, _| {});
             }
         }
         true
     }
 
-    /// Lets an endpoint do something, then what is due, and sees to what follows. One that panics
-    /// is gone, and the others go on.
+    /// Runs `act` and due work on an endpoint, then registers its socket and deadline. A panic
+    /// ends this endpoint only.
     fn visit(&mut self, index: usize, act: impl FnOnce(&mut E, &mut bool)) {
-        let Some(place) = self.places.get_mut(index) else { return };
-        let mut again = false;
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let mut unfinished = false;
         let acted = catch_unwind(AssertUnwindSafe(|| {
-            act(&mut place.endpoint, &mut again);
-            place.endpoint.advance(clock::now());
+            act(&mut slot.endpoint, &mut unfinished);
+            slot.endpoint.advance(clock::now());
         }));
         if let Err(panic) = acted {
             let text = panic_text(panic.as_ref()).to_owned();
-            self.remove(index, |_| Ended::Panicked(text));
+            self.remove(index, |_| Exit::Panicked(text));
             return;
         }
-        if place.endpoint.is_over() {
+        if slot.endpoint.is_over() {
             return self.end(index);
         }
-        if again {
-            self.again.push(index as u64);
+        if unfinished {
+            self.unfinished.push(index as u64);
         }
-        // One that is closed is watched no more.
-        if let Some(socket) = place.endpoint.socket()
-            && place.watched != Some(socket.id())
+        // The kernel stops watching a socket when it is closed.
+        if let Some(socket) = slot.endpoint.socket()
+            && slot.watched != Some(socket.id())
         {
             if self.busy_poll_us > 0
                 && let Err(error) = socket.set_busy_poll(self.busy_poll_us)
             {
-                tracing::debug!(%error, "no busy polling");
+                tracing::debug!(%error, "failed to enable busy polling");
             }
             match self.poller.add(socket, index as u64) {
-                Ok(()) => place.watched = Some(socket.id()),
-                Err(error) => tracing::error!(%error, "a test socket cannot be watched"),
+                Ok(()) => slot.watched = Some(socket.id()),
+                Err(error) => tracing::error!(%error, "failed to watch test socket"),
             }
         }
-        if let Some(at) = place.endpoint.deadline()
-            && place.queued.is_none_or(|queued| at < queued)
+        if let Some(at) = slot.endpoint.deadline()
+            && slot.queued.is_none_or(|queued| at < queued)
         {
-            place.queued = Some(at);
+            slot.queued = Some(at);
             self.timers.push(Reverse((at, index)));
         }
     }
 
     fn end(&mut self, index: usize) {
-        self.remove(index, |place| {
-            // Whatever is still in the queue is answered.
-            place.commands.close();
-            let ended = catch_unwind(AssertUnwindSafe(|| {
-                while let Ok(command) = place.commands.try_recv() {
-                    place.endpoint.obey(command);
+        self.remove(index, |slot| {
+            // Queued commands are handled so that their senders receive an clear.
+            slot.commands.close();
+            let drained = catch_unwind(AssertUnwindSafe(|| {
+                while let Ok(command) = slot.commands.try_recv() {
+                    slot.endpoint.handle_command(command);
                 }
-                place.endpoint.end();
+                slot.endpoint.end();
             }));
-            match ended {
-                Ok(()) => Ended::InForm,
-                Err(panic) => Ended::Panicked(panic_text(panic.as_ref()).to_owned()),
+            match drained {
+                Ok(()) => Exit::Clean,
+                Err(panic) => Exit::Panicked(panic_text(panic.as_ref()).to_owned()),
             }
         });
     }
 
-    fn remove(&mut self, index: usize, how: impl FnOnce(&mut Place<E>) -> Ended) {
-        let Some(mut place) = self.places.try_remove(index) else { return };
-        self.names.remove(&place.id);
-        let ended = how(&mut place);
+    fn remove(&mut self, index: usize, how: impl FnOnce(&mut Slot<E>) -> Exit) {
+        let Some(mut slot) = self.slots.try_remove(index) else { return };
+        self.slot_by_id.remove(&slot.id);
+        let exit = how(&mut slot);
         self.inbox.endpoints.fetch_sub(1, Relaxed);
-        let Place { endpoint, commands, ended: told, .. } = place;
-        // What it holds is free before anybody hears of its end.
+        let Slot { endpoint, commands, ended: notice, .. } = slot;
+        // Sockets and addresses are released before the end is announced.
         drop((endpoint, commands));
-        let _ = told.send(ended);
+        let _ = notice.send(exit);
     }
 }

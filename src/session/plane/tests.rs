@@ -1,4 +1,4 @@
-//! Endpoints that do nothing but tell what was asked of them.
+//! Endpoints that do nothing but send what was asked of them.
 
 use std::{
     sync::mpsc::{Sender, channel},
@@ -13,30 +13,30 @@ use crate::{
 
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    Obeyed(u8),
+    Handled(u8),
     Received(usize),
     Due,
     Over,
 }
 
-struct Teller {
+struct Reporter {
     seen: Sender<Seen>,
     socket: TestSocket,
     due: Option<Monotonic>,
 }
 
-impl Endpoint for Teller {
+impl Endpoint for Reporter {
     type Command = u8;
 
-    const PATIENCE_NS: u64 = 1_000_000;
+    const POLL_COALESCE_NS: u64 = 1_000_000;
 
     fn socket(&self) -> Option<&TestSocket> {
         Some(&self.socket)
     }
 
-    fn obey(&mut self, command: u8) {
+    fn handle_command(&mut self, command: u8) {
         assert_ne!(command, 13, "bad luck");
-        let _ = self.seen.send(Seen::Obeyed(command));
+        let _ = self.seen.send(Seen::Handled(command));
     }
 
     fn receive(&mut self) -> Drained {
@@ -69,20 +69,20 @@ fn socket() -> TestSocket {
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_is_told_of_commands_packets_times_and_its_end() {
+async fn an_endpoint_sees_commands_packets_deadlines_and_its_end() {
     let plane = Plane::start("test", PlaneSettings::default()).unwrap();
     let (seen, saw) = channel();
     let (socket, other) = (socket(), socket());
     let to = socket.local();
     let due = Some(clock::monotonic().plus_ns(20_000_000));
-    let teller = Teller { seen, socket, due };
-    let (handle, ended) = plane.spawn(|_| teller, None, 4).unwrap();
+    let reporter = Reporter { seen, socket, due };
+    let (handle, ended) = plane.spawn(|_| reporter, None, 4).unwrap();
     for command in 0..12 {
-        handle.tell(command).await.unwrap();
-        assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Obeyed(command)), "before it is due");
+        handle.send(command).await.unwrap();
+        assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Handled(command)), "before it is due");
     }
     assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Due));
-    // More than are read at once.
+    // More packets than one read returns.
     for _ in 0..100 {
         other.send(&[0; 41], to).unwrap();
     }
@@ -93,39 +93,39 @@ async fn an_endpoint_is_told_of_commands_packets_times_and_its_end() {
     }
     let clone = handle.clone();
     drop(handle);
-    assert!(clone.try_tell(12), "one handle is left");
-    // It may have looked once more, and found nothing.
+    assert!(clone.try_send(12), "one handle is left");
+    // The thread may have polled once more and found nothing.
     let mut next = saw.recv_timeout(LIMIT);
     if next == Ok(Seen::Received(0)) {
         next = saw.recv_timeout(LIMIT);
     }
-    assert_eq!(next, Ok(Seen::Obeyed(12)));
+    assert_eq!(next, Ok(Seen::Handled(12)));
     drop(clone);
     assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Over));
-    assert!(matches!(ended.await, Ok(Ended::InForm)));
+    assert!(matches!(ended.await, Ok(Exit::Clean)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_panics_is_gone_and_its_neighbour_is_not() {
+async fn a_panic_ends_one_endpoint_and_leaves_the_others() {
     let plane = Plane::start("test", PlaneSettings::default()).unwrap();
     let (seen, saw) = channel();
-    let teller = |seen| Teller { seen, socket: socket(), due: None };
-    let (bad, bad_ended) = plane.spawn(|_| teller(channel().0), Some(0), 4).unwrap();
-    let (good, _good_ended) = plane.spawn(|_| teller(seen), Some(0), 4).unwrap();
-    bad.tell(13).await.unwrap();
-    let Ok(Ended::Panicked(text)) = bad_ended.await else { panic!("it goes on") };
+    let reporter = |seen| Reporter { seen, socket: socket(), due: None };
+    let (bad, bad_ended) = plane.spawn(|_| reporter(channel().0), Some(0), 4).unwrap();
+    let (good, _good_ended) = plane.spawn(|_| reporter(seen), Some(0), 4).unwrap();
+    bad.send(13).await.unwrap();
+    let Ok(Exit::Panicked(text)) = bad_ended.await else { panic!("the endpoint goes on") };
     assert!(text.contains("bad luck"), "{text}");
-    assert!(bad.is_closed() && bad.tell(1).await == Err(1));
-    good.tell(1).await.unwrap();
-    assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Obeyed(1)));
-    // All end with the plane.
+    assert!(bad.is_closed() && bad.send(1).await == Err(1));
+    good.send(1).await.unwrap();
+    assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Handled(1)));
+    // Dropping the plane ends all endpoints.
     drop(plane);
     assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Over));
 }
 
-/// Each packet out is told with its number, also behind one that the kernel did not take.
+/// Numbers stay right after a packet that the kernel rejects.
 #[test]
-fn packets_that_went_out_are_numbered() {
+fn transmit_timestamps_name_packets_in_order() {
     use crate::net::{StampNumbers, TransmitStamps};
     for (address, host) in [
         ("127.0.0.1:0", "127.0.0.1"),
@@ -151,9 +151,9 @@ fn packets_that_went_out_are_numbered() {
                     told.extend(numbers.packet(number, now).map(|packet| (packet, at)));
                 });
             }
-            // Longer than any datagram.
+            // Longer than the largest datagram.
             socket.send(&vec![0; 65_530], to).unwrap_err();
-            socket.restart_numbers(|_, _, _| panic!("all were told")).unwrap();
+            socket.restart_numbers(|_, _, _| panic!("no timestamp is pending")).unwrap();
             numbers.restart(now);
         }
         assert_eq!(
@@ -164,15 +164,15 @@ fn packets_that_went_out_are_numbered() {
     }
 }
 
-/// Endpoints that come while their thread takes up others are told what they are told.
+/// New endpoints arrive while the thread takes over others.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_a_newcomer_is_told_is_lost() {
+async fn no_command_to_a_new_endpoint_is_lost() {
     let plane = Plane::start("test", PlaneSettings::default()).unwrap();
     for _ in 0..2_000 {
         let (seen, saw) = channel();
-        let teller = Teller { seen, socket: socket(), due: None };
-        let (handle, _ended) = plane.spawn(|_| teller, None, 4).unwrap();
-        handle.tell(1).await.unwrap();
-        assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Obeyed(1)));
+        let reporter = Reporter { seen, socket: socket(), due: None };
+        let (handle, _ended) = plane.spawn(|_| reporter, None, 4).unwrap();
+        handle.send(1).await.unwrap();
+        assert_eq!(saw.recv_timeout(LIMIT), Ok(Seen::Handled(1)));
     }
 }

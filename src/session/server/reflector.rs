@@ -116,7 +116,7 @@ impl ReflectorHandle {
         for handle in &self.handles {
             let (answer, answered) = oneshot::channel();
             let add = Command::Add(Box::new(session.clone()), entry.clone(), answer);
-            if handle.tell(add).await.is_err() || !answered.await.unwrap_or(false) {
+            if handle.send(add).await.is_err() || !answered.await.unwrap_or(false) {
                 self.remove(session.sid);
                 return false;
             }
@@ -127,7 +127,7 @@ impl ReflectorHandle {
     pub(super) async fn start(&self, sid: Sid) {
         for handle in &self.handles {
             let (done, started) = oneshot::channel();
-            if handle.tell(Command::Start(sid, done)).await.is_ok() {
+            if handle.send(Command::Start(sid, done)).await.is_ok() {
                 let _ = started.await;
             }
         }
@@ -135,26 +135,26 @@ impl ReflectorHandle {
 
     pub(super) async fn drain(&self, sid: Sid, until: Monotonic) {
         for handle in &self.handles {
-            let _ = handle.tell(Command::Drain(sid, until)).await;
+            let _ = handle.send(Command::Drain(sid, until)).await;
         }
     }
 
     /// Ends a session, also from where one cannot wait; if the queue is full, REFWAIT ends it.
     pub(super) fn remove(&self, sid: Sid) {
         for handle in &self.handles {
-            handle.try_tell(Command::Remove(sid));
+            handle.try_send(Command::Remove(sid));
         }
     }
 
     pub(super) async fn set_sessionless(&self, sessionless: Sessionless) {
         for handle in &self.handles {
-            let _ = handle.tell(Command::SetSessionless(sessionless.clone())).await;
+            let _ = handle.send(Command::SetSessionless(sessionless.clone())).await;
         }
     }
 
     pub(super) async fn set_sender_limit(&self, limit: Option<u32>) {
         for handle in &self.handles {
-            let _ = handle.tell(Command::SetSenderLimit(limit)).await;
+            let _ = handle.send(Command::SetSenderLimit(limit)).await;
         }
     }
 
@@ -162,7 +162,7 @@ impl ReflectorHandle {
     pub(super) async fn close(&self) {
         for handle in &self.handles {
             let (done, closed) = oneshot::channel();
-            if handle.tell(Command::Close(done)).await.is_ok() {
+            if handle.send(Command::Close(done)).await.is_ok() {
                 let _ = closed.await;
             }
         }
@@ -247,13 +247,13 @@ impl ReflectorSocket {
 impl Endpoint for ReflectorSocket {
     type Command = Command;
 
-    const PATIENCE_NS: u64 = 0;
+    const POLL_COALESCE_NS: u64 = 0;
 
     fn socket(&self) -> Option<&TestSocket> {
         self.socket.as_ref()
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle_command(&mut self, command: Command) {
         let now = clock::monotonic();
         let open = self.socket.is_some() && !self.is_over();
         let machine = &mut self.machine.reflector;

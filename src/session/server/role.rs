@@ -19,7 +19,7 @@ use crate::{
     net::tcp::{self, TcpListener},
     proto::ServerSocket,
     session::Derivation,
-    supervise::{Pulse, Tasks},
+    supervise::{Heartbeat, Tasks},
     twamp::reflector::{Allowances, LightPolicy, Sessionless, StampPolicy, StampRule},
 };
 
@@ -59,7 +59,11 @@ impl ServerRole {
     }
 
     /// Runs until the tasks are to end. `applied` is told each configuration that is in force.
-    pub async fn run(mut self, applied: watch::Sender<Option<Arc<ServerConfig>>>, pulse: Pulse) {
+    pub async fn run(
+        mut self,
+        applied: watch::Sender<Option<Arc<ServerConfig>>>,
+        heartbeat: Heartbeat,
+    ) {
         let token = self.tasks.token();
         // Whatever ends this task ends all that it opened.
         let _guard = token.clone().drop_guard();
@@ -68,10 +72,10 @@ impl ServerRole {
             let config = self.config.borrow_and_update().clone();
             let all_open = self.apply(config.as_deref()).await;
             applied.send_replace(config);
-            pulse.beat();
+            heartbeat.beat();
             tokio::select! {
                 () = token.cancelled() => return,
-                () = sleep(pulse.rest()) => {}
+                () = sleep(heartbeat.interval()) => {}
                 changed = self.config.changed() => match changed {
                     Ok(()) => retry = FIRST_RETRY,
                     Err(_) => return,

@@ -113,14 +113,14 @@ impl Endpoint for Session {
     type Command = Command;
 
     /// Replies carry the kernel's stamp.
-    const PATIENCE_NS: u64 = 1_000_000;
+    const POLL_COALESCE_NS: u64 = 1_000_000;
 
     fn socket(&self) -> Option<&TestSocket> {
         self.link.as_ref().map(|link| &link.socket)
     }
 
-    fn obey(&mut self, command: Command) {
-        self.obey(command, clock::now());
+    fn handle_command(&mut self, command: Command) {
+        self.handle_command(command, clock::now());
     }
 
     fn receive(&mut self) -> Drained {
@@ -222,7 +222,7 @@ impl Session {
         }
     }
 
-    fn obey(&mut self, command: Command, now: Now) {
+    fn handle_command(&mut self, command: Command, now: Now) {
         match command {
             Command::Up(session) => {
                 let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
