@@ -8,12 +8,11 @@ use super::TimestampFormat;
 pub struct ErrorEstimate(pub u16);
 
 impl ErrorEstimate {
-    /// Not synchronised, with the smallest error that can be written: receivers are not to read
-    /// a figure into it.
+    /// An unsynchronised clock, with the smallest valid error; receivers must not interpret it.
     pub const UNSYNCHRONISED: Self = Self(0x0001);
 
-    /// The estimate for a clock, with the smallest scale that holds the error. A Multiplier of 0
-    /// is never made (RFC 4656 §4.1.2).
+    /// Creates an estimate with the smallest scale that holds the error. The Multiplier is never 0
+    /// (RFC 4656 §4.1.2).
     pub fn new(synchronised: bool, error_ns: u64) -> Self {
         // Units of 2^-32 s, rounded up so that the error is never understated.
         let mut units = (u128::from(error_ns) << 32).div_ceil(1_000_000_000).max(1);
@@ -25,17 +24,17 @@ impl ErrorEstimate {
         Self(u16::from(synchronised) << 15 | scale << 8 | units.min(255) as u16)
     }
 
-    /// Whether the clock says that it is synchronised to UTC by an external source.
+    /// Returns true when the clock is synchronised to UTC by an external source.
     pub fn is_synchronised(self) -> bool {
         self.0 & 0x8000 != 0
     }
 
-    /// The format of the timestamps that it belongs to (RFC 8186 §2.3).
+    /// Returns the format of the timestamps it belongs to (RFC 8186 §2.3).
     pub fn format(self) -> TimestampFormat {
         if self.0 & 0x4000 == 0 { TimestampFormat::Ntp } else { TimestampFormat::Ptp }
     }
 
-    /// The same estimate, of timestamps in this format.
+    /// Returns the estimate for timestamps in another format.
     pub fn with_format(self, format: TimestampFormat) -> Self {
         match format {
             TimestampFormat::Ntp => Self(self.0 & !0x4000),
@@ -43,12 +42,12 @@ impl ErrorEstimate {
         }
     }
 
-    /// A Multiplier of 0 marks a corrupt packet (RFC 4656 §4.1.2).
+    /// Returns true for a Multiplier of 0, which marks a corrupt packet (RFC 4656 §4.1.2).
     pub fn is_corrupt(self) -> bool {
         self.0 & 0x00ff == 0
     }
 
-    /// The error in nanoseconds, rounded down.
+    /// Returns the error in nanoseconds, rounded down.
     pub fn error_ns(self) -> u64 {
         let units = u128::from(self.0 & 0xff) << (self.0 >> 8 & 0x3f);
         u64::try_from((units * 1_000_000_000) >> 32).unwrap_or(u64::MAX)

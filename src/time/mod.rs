@@ -1,5 +1,7 @@
-//! Points in time and their wire forms. No clock is read here: time is an argument everywhere
-//! below the drivers, so that a pair of machines runs in simulated time.
+//! Points in time and their wire forms.
+//!
+//! No clock is read here: below the drivers time is an argument, so that machines run in simulated
+//! time.
 
 mod error_estimate;
 mod ntp;
@@ -16,18 +18,18 @@ pub use step::ClockWatch;
 /// Nanoseconds in a second.
 pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// A point on the monotonic clock, in nanoseconds from an origin that only this process knows.
-/// Deadlines are points on this clock.
+/// A point on the monotonic clock, in nanoseconds from an origin private to this process. Used for
+/// deadlines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Monotonic(pub u64);
 
 impl Monotonic {
-    /// This point and `nanoseconds` later; saturates.
+    /// Returns the point `nanoseconds` later; saturates.
     pub fn plus_ns(self, nanoseconds: u64) -> Self {
         Self(self.0.saturating_add(nanoseconds))
     }
 
-    /// Nanoseconds from `earlier` to this point; zero where `earlier` is later.
+    /// Returns the nanoseconds since `earlier`; zero if `earlier` is later.
     pub fn since_ns(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
@@ -38,17 +40,17 @@ impl Monotonic {
 pub struct UnixTime(pub u64);
 
 impl UnixTime {
-    /// Signed nanoseconds from `earlier` to this point.
+    /// Returns the signed nanoseconds since `earlier`.
     pub fn since_ns(self, earlier: Self) -> i64 {
         self.0.wrapping_sub(earlier.0) as i64
     }
 
-    /// This point and a signed distance.
+    /// Returns the point at a signed distance.
     pub fn plus_ns(self, nanoseconds: i64) -> Self {
         Self(self.0.saturating_add_signed(nanoseconds))
     }
 
-    /// As the well-known protobuf type.
+    /// Converts to the well-known protobuf type.
     pub fn to_proto(self) -> prost_types::Timestamp {
         prost_types::Timestamp {
             seconds: (self.0 / NANOS_PER_SECOND) as i64,
@@ -56,7 +58,7 @@ impl UnixTime {
         }
     }
 
-    /// From the form of the API; what is before 1970 is 1970.
+    /// Converts from the well-known protobuf type; times before 1970 become 1970.
     pub fn from_proto(time: &prost_types::Timestamp) -> Self {
         let seconds = u64::try_from(time.seconds).unwrap_or(0);
         let nanos = u64::try_from(time.nanos).unwrap_or(0);
@@ -64,18 +66,18 @@ impl UnixTime {
     }
 }
 
-/// How a point in time is written in a test packet (RFC 8186 §2.3).
+/// Timestamp format of a test packet (RFC 8186 §2.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TimestampFormat {
-    /// NTP, RFC 4656 §4.1.2.
+    /// NTP format of RFC 4656 §4.1.2.
     #[default]
     Ntp,
-    /// PTPv2, truncated.
+    /// Truncated PTPv2 format.
     Ptp,
 }
 
 impl TimestampFormat {
-    /// The octets of a point in time.
+    /// Encodes a point in time.
     pub fn encode(self, time: UnixTime) -> u64 {
         match self {
             Self::Ntp => NtpTimestamp::from_unix(time).0,
@@ -83,7 +85,7 @@ impl TimestampFormat {
         }
     }
 
-    /// The point in time nearest to `near` that is written so; `None` where nothing is.
+    /// Decodes the point in time nearest to `near`; `None` for an invalid timestamp.
     pub fn decode(self, octets: u64, near: UnixTime) -> Option<UnixTime> {
         match self {
             Self::Ntp => Some(NtpTimestamp(octets).to_unix(near)),
@@ -92,16 +94,16 @@ impl TimestampFormat {
     }
 }
 
-/// Both clocks at one moment.
+/// A reading of both clocks at the same moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// For deadlines.
+    /// Reading for deadlines and durations.
     pub monotonic: Monotonic,
-    /// For records and packets.
+    /// Reading for records and packets.
     pub unix: UnixTime,
 }
 
-/// Nanoseconds as the well-known protobuf duration.
+/// Converts nanoseconds to the well-known protobuf duration.
 pub fn duration_to_proto(nanoseconds: u64) -> prost_types::Duration {
     prost_types::Duration {
         seconds: (nanoseconds / NANOS_PER_SECOND) as i64,

@@ -5,21 +5,21 @@ use super::{NANOS_PER_SECOND, UnixTime};
 /// Seconds from 1900-01-01 to 1970-01-01.
 const UNIX_EPOCH_IN_NTP_SECONDS: u64 = 2_208_988_800;
 
-/// A point in UTC as the wire carries it. Era 0 ends on 2036-02-07; differences are taken with
-/// wrapping arithmetic and hold for distances below 68 years in either direction.
+/// A point in UTC in wire format. Era 0 ends on 2036-02-07; differences wrap and hold for
+/// distances below 68 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NtpTimestamp(pub u64);
 
 impl NtpTimestamp {
-    /// The timestamp of a point in time, rounded down to the unit of 2^-32 s.
+    /// Converts from a point in time, rounded down to the unit of 2^-32 s.
     pub fn from_unix(time: UnixTime) -> Self {
         let seconds = (time.0 / NANOS_PER_SECOND + UNIX_EPOCH_IN_NTP_SECONDS) as u32;
         let fraction = ((time.0 % NANOS_PER_SECOND) << 32) / NANOS_PER_SECOND;
         Self(u64::from(seconds) << 32 | fraction)
     }
 
-    /// The point in time in the era that puts it nearest to `near`. Exact for every nanosecond
-    /// that went through [`NtpTimestamp::from_unix`].
+    /// Converts to the point in time of the era nearest to `near`. Inverts
+    /// [`NtpTimestamp::from_unix`] exactly.
     pub fn to_unix(self, near: UnixTime) -> UnixTime {
         near.plus_ns(self.since_ns(Self::from_unix(near)))
     }
@@ -28,7 +28,7 @@ impl NtpTimestamp {
         ((fraction * NANOS_PER_SECOND + (1 << 31)) >> 32) as i64
     }
 
-    /// Signed nanoseconds from `earlier` to this point.
+    /// Returns the signed nanoseconds since `earlier`.
     pub fn since_ns(self, earlier: Self) -> i64 {
         let seconds = ((self.0 >> 32) as u32).wrapping_sub((earlier.0 >> 32) as u32) as i32;
         i64::from(seconds) * NANOS_PER_SECOND as i64 + Self::fraction_to_ns(self.0 & 0xffff_ffff)

@@ -6,19 +6,19 @@ use super::{NANOS_PER_SECOND, UnixTime};
 /// TAI - UTC since 2017; no further leap second has been announced.
 const TAI_OFFSET_SECONDS: u64 = 37;
 
-/// A point in time as PTP writes it. It wraps in 2106; nanoseconds are a number, not a fraction.
+/// A point in time in wire format. Wraps in 2106; nanoseconds are an integer, not a fraction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PtpTimestamp(pub u64);
 
 impl PtpTimestamp {
-    /// The timestamp of a point in time.
+    /// Converts from a point in time.
     pub fn from_unix(time: UnixTime) -> Self {
         let seconds = (time.0 / NANOS_PER_SECOND + TAI_OFFSET_SECONDS) as u32;
         Self((u64::from(seconds) << 32) | (time.0 % NANOS_PER_SECOND))
     }
 
-    /// The point in time in the wrap that puts it nearest to `near`; `None` where the nanoseconds
-    /// are a second or more.
+    /// Converts to the point in time of the wrap nearest to `near`; `None` for nanoseconds of a
+    /// second or more.
     pub fn to_unix(self, near: UnixTime) -> Option<UnixTime> {
         let nanoseconds = self.0 & 0xffff_ffff;
         if nanoseconds >= NANOS_PER_SECOND {
@@ -38,7 +38,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn nanoseconds_are_no_fraction() {
+    fn nanoseconds_are_an_integer() {
         let time = UnixTime(1_700_000_000_999_999_999);
         assert_eq!(PtpTimestamp::from_unix(time).0, (1_700_000_037 << 32) + 999_999_999);
         assert_eq!(PtpTimestamp(1_000_000_000).to_unix(time), None);

@@ -1,13 +1,13 @@
-//! Where a time of a packet is from.
+//! Origins of packet timestamps.
 
-/// Who noted when a packet went out or came; the later, the nearer to the wire.
+/// Origin of a packet timestamp; later variants are nearer to the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StampSource {
-    /// The program, by its clock.
+    /// Clock read by the program.
     #[default]
     User,
-    /// The kernel.
+    /// Timestamp of the kernel.
     Kernel,
-    /// The network interface, by its clock, told in the time of this host.
+    /// Timestamp of the network interface, converted to host time.
     Hardware,
 }

@@ -1,25 +1,25 @@
-//! Steps of the clock, told by the clock that nobody sets.
+//! Detection of steps of the realtime clock, by comparison with the monotonic clock.
 
 use super::Now;
 
-/// A difference that is no step: readings are torn apart by the scheduler, and clocks slewed.
+/// Tolerated difference: the scheduler may interrupt a reading, and clocks are slewed.
 const SLACK_NS: u64 = 10_000_000;
-/// What a clock is slewed by at most, in parts of a million (adjtimex(2)).
+/// Largest slew rate in parts per million (adjtimex(2)).
 const SLEW_PPM: u64 = 500;
 
-/// Compares both clocks from time to time.
+/// Comparison of both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockWatch {
     last: Now,
 }
 
 impl ClockWatch {
-    /// From now on.
+    /// Starts the comparison at `now`.
     pub fn new(now: Now) -> Self {
         Self { last: now }
     }
 
-    /// By how much the clock was set since the last time; `None` where it was not.
+    /// Returns the step since the previous call; `None` if there was none.
     pub fn step_ns(&mut self, now: Now) -> Option<i64> {
         let passed_ns = now.monotonic.since_ns(self.last.monotonic);
         let step_ns = now.unix.since_ns(self.last.unix).saturating_sub(passed_ns as i64);
@@ -35,7 +35,7 @@ mod tests {
     use crate::time::{Monotonic, UnixTime};
 
     #[test]
-    fn a_step_is_told_once_and_a_slewed_clock_is_not_stepped() {
+    fn a_step_is_reported_once_and_slewing_is_not_a_step() {
         let at = |monotonic: u64, unix: u64| Now {
             monotonic: Monotonic(monotonic * 1_000_000),
             unix: UnixTime(unix * 1_000_000),
@@ -44,9 +44,9 @@ mod tests {
         assert_eq!(watch.step_ns(at(2_000, 51_000)), None);
         assert_eq!(watch.step_ns(at(3_000, 52_009)), None, "torn readings");
         assert_eq!(watch.step_ns(at(4_000, 53_500)), Some(491_000_000));
-        assert_eq!(watch.step_ns(at(5_000, 54_500)), None, "and from there on");
+        assert_eq!(watch.step_ns(at(5_000, 54_500)), None, "a step is reported once");
         assert_eq!(watch.step_ns(at(6_000, 50_000)), Some(-5_500_000_000));
-        // An hour at the fastest that a clock is slewed by.
+        // An hour of the largest slew.
         assert_eq!(watch.step_ns(at(3_606_000, 3_650_000 + 1_800)), None);
     }
 }

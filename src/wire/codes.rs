@@ -1,5 +1,4 @@
-//! Code points. Newtypes rather than enums: a value that is legal on the wire but unknown here
-//! must survive.
+//! Code points, as newtypes: a value that is legal on the wire but unknown here must survive.
 
 use std::fmt;
 
@@ -29,32 +28,32 @@ impl Modes {
     /// Timestamps in PTPv2 format are understood (RFC 8186).
     pub const PTP_TIMESTAMPS: Self = Self(512);
 
-    /// Whether all bits of `other` are set here.
+    /// Returns true when all bits of `other` are set.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// The security bits alone.
+    /// Returns the security bits only.
     pub fn security(self) -> Self {
         self.and(Self::SECURITY)
     }
 
-    /// The bits of extensions alone.
+    /// Returns the extension bits only.
     pub fn extensions(self) -> Self {
         Self(self.0 & !Self::SECURITY.0)
     }
 
-    /// The bits that are in both.
+    /// Returns the bits set in both.
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// The bits that are in either.
+    /// Returns the bits set in either.
     pub fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether the control connection is encrypted.
+    /// Returns true when the control connection is encrypted.
     pub fn is_protected(self) -> bool {
         let protected = Self(Self::AUTHENTICATED.0 | Self::ENCRYPTED.0 | Self::MIXED.0);
         self.and(protected).0 != 0
@@ -93,9 +92,9 @@ impl fmt::Display for Modes {
 pub struct Accept(pub u8);
 
 impl Accept {
-    /// The request is granted.
+    /// Request accepted, no error.
     pub const OK: Self = Self(0);
-    /// Refused, for no stated reason.
+    /// Refused for an unspecified reason.
     pub const FAILURE: Self = Self(1);
     /// Refused because of an internal error.
     pub const INTERNAL_ERROR: Self = Self(2);
@@ -106,7 +105,7 @@ impl Accept {
     /// Refused because of a temporary resource limitation.
     pub const TEMPORARY_RESOURCE_LIMIT: Self = Self(5);
 
-    /// A value as received: what RFC 4656 §3.3 does not define is to be treated as 1.
+    /// Returns a received value; RFC 4656 §3.3 treats undefined values as 1.
     pub fn received(value: u8) -> Self {
         if value <= Self::TEMPORARY_RESOURCE_LIMIT.0 { Self(value) } else { Self::FAILURE }
     }
@@ -133,21 +132,21 @@ pub struct Command(pub u8);
 impl Command {
     /// OWAMP's Request-Session; forbidden in TWAMP.
     pub const FORBIDDEN: Self = Self(1);
-    /// Start-Sessions.
+    /// Start-Sessions (RFC 5357 §3.7).
     pub const START_SESSIONS: Self = Self(2);
-    /// Stop-Sessions.
+    /// Stop-Sessions (RFC 5357 §3.8).
     pub const STOP_SESSIONS: Self = Self(3);
     /// OWAMP's Fetch-Session; reserved in TWAMP.
     pub const RESERVED_FETCH: Self = Self(4);
-    /// Request-TW-Session.
+    /// Request-TW-Session (RFC 5357 §3.5).
     pub const REQUEST_TW_SESSION: Self = Self(5);
-    /// Start-N-Sessions (RFC 5938).
+    /// Start-N-Sessions (RFC 5938 §3.3).
     pub const START_N_SESSIONS: Self = Self(7);
-    /// Start-N-Ack (RFC 5938).
+    /// Start-N-Ack (RFC 5938 §3.4).
     pub const START_N_ACK: Self = Self(8);
-    /// Stop-N-Sessions (RFC 5938).
+    /// Stop-N-Sessions (RFC 5938 §3.5).
     pub const STOP_N_SESSIONS: Self = Self(9);
-    /// Stop-N-Ack (RFC 5938).
+    /// Stop-N-Ack (RFC 5938 §3.6).
     pub const STOP_N_ACK: Self = Self(10);
 }
 
@@ -161,17 +160,17 @@ impl fmt::Display for Sid {
     }
 }
 
-/// Type-P Descriptor (RFC 4656 §3.5): here always a DSCP, the form with the two high bits clear.
+/// Type-P Descriptor (RFC 4656 §3.5) in its DSCP form, with the two high bits clear.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TypeP(pub u32);
 
 impl TypeP {
-    /// The descriptor of a DSCP.
+    /// Returns the descriptor of a DSCP.
     pub fn from_dscp(dscp: u8) -> Self {
         Self(u32::from(dscp & 0x3f) << 24)
     }
 
-    /// The DSCP; `None` for the PHB form and where undefined bits are set.
+    /// Returns the DSCP; `None` for the PHB form and for undefined bits.
     pub fn dscp(self) -> Option<u8> {
         (self.0 & 0xc0ff_ffff == 0).then_some((self.0 >> 24) as u8)
     }

@@ -10,14 +10,14 @@ use super::codes::Command;
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct StartSessions {
-    /// 2.
+    /// Command number, always 2.
     pub command: u8,
     mbz: [u8; 15],
     hmac: [u8; 16],
 }
 
 impl StartSessions {
-    /// The command.
+    /// Creates the command with a zero HMAC.
     pub fn new() -> Self {
         let mut message = Self::new_zeroed();
         message.command = Command::START_SESSIONS.0;
@@ -35,14 +35,14 @@ impl Default for StartSessions {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct StartAck {
-    /// Accept value.
+    /// Accept value of all sessions.
     pub accept: u8,
     mbz: [u8; 15],
     hmac: [u8; 16],
 }
 
 impl StartAck {
-    /// The answer.
+    /// Creates the acknowledgement with a zero HMAC.
     pub fn new(accept: u8) -> Self {
         let mut message = Self::new_zeroed();
         message.accept = accept;
@@ -54,7 +54,7 @@ impl StartAck {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct StopSessions {
-    /// 3.
+    /// Command number, always 3.
     pub command: u8,
     /// 0 for a normal end.
     pub accept: u8,
@@ -66,7 +66,7 @@ pub struct StopSessions {
 }
 
 impl StopSessions {
-    /// The command.
+    /// Creates the command with a zero HMAC.
     pub fn new(accept: u8, sessions: u32) -> Self {
         let mut message = Self::new_zeroed();
         message.command = Command::STOP_SESSIONS.0;

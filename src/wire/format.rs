@@ -1,5 +1,6 @@
-//! How the test packets of a session look: which header, what of it is encrypted, where the padding
-//! begins. One format serves both directions of a session, and both of its ends.
+//! Layout of the test packets of a session: header, encryption and start of the padding.
+//!
+//! One format serves both directions and both ends of a session.
 
 use std::sync::Arc;
 
@@ -19,27 +20,27 @@ pub const STAMP_OCTETS: usize = 44;
 const DSCP_ECN_OCTETS: usize = 44;
 /// Octets of a protected probe of TWAMP.
 const PROTECTED_PROBE_OCTETS: usize = size_of::<ProtectedSenderPacket>() + BLOCK_OCTETS;
-/// Octets of all other protected packets.
+/// Octets of the shortest other protected packet.
 pub const PROTECTED_OCTETS: usize = size_of::<ProtectedReflectorPacket>() + BLOCK_OCTETS;
-/// Where T3 is in an open reply, and in a protected one.
+/// Offset of T3 in an open reply, and in a protected one.
 const T3_AT: [usize; 2] = [4, 16];
-/// Where the copy of the sender's time is, likewise.
+/// Offset of the Sender Timestamp in an open reply, and in a protected one.
 const SENDER_TIMESTAMP_AT: [usize; 2] = [28, 64];
-/// Up to the Sender Error Estimate.
+/// Octets of a reply up to the Sender Error Estimate.
 const REPLY_WITHOUT_TTL_OCTETS: usize = 38;
 const SENDER_TTL_AT: usize = 40;
-/// What a reflector that cannot tell the TTL writes (RFC 5357 §4.2.1).
+/// Sender TTL of a reflector that does not know it (RFC 5357 §4.2.1).
 const TTL_NOT_KNOWN: u8 = 255;
 
-/// What protects the test packets of a session.
+/// Protection of the test packets of a session.
 #[derive(Clone, Debug, Default)]
 pub enum Protection {
-    /// Nothing: unauthenticated and mixed mode (RFC 5357 §4.2.1, RFC 5618).
+    /// No protection: unauthenticated and mixed mode (RFC 5357 §4.2.1, RFC 5618).
     #[default]
     Open,
-    /// The block with the number is encrypted and has an HMAC.
+    /// HMAC over and encryption of the block with the Sequence Number.
     Authenticated(Arc<TestKeys>),
-    /// All of the header is encrypted and has an HMAC.
+    /// HMAC over and encryption of the whole header.
     Encrypted(Arc<TestKeys>),
     /// STAMP without authentication (RFC 8762 §4.2.1).
     StampOpen,
@@ -47,65 +48,65 @@ pub enum Protection {
     StampAuthenticated(Arc<StampKey>),
 }
 
-/// The format.
+/// Format of the test packets of one session.
 #[derive(Clone, Debug, Default)]
 pub struct PacketFormat {
-    /// What protects the packets.
+    /// Protection of probes and replies.
     pub protection: Protection,
-    /// Probes have room for the header of a reply, so that padding stays where it is (RFC 6038 §5).
+    /// Probes are padded to the header of a reply, so that padding keeps its place (RFC 6038 §5).
     pub symmetrical: bool,
     /// Replies carry the TOS of the probe (RFC 7750).
     pub dscp_ecn: bool,
 }
 
-/// What a probe says.
+/// Header fields of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeHeader {
-    /// Sequence Number.
+    /// Sequence Number of the probe.
     pub sequence: u32,
-    /// T1 as on the wire; the estimate tells its format.
+    /// T1 in its wire form; the estimate names the format.
     pub timestamp: u64,
-    /// Of T1.
+    /// Error Estimate of T1.
     pub error_estimate: ErrorEstimate,
     /// STAMP session identifier; 0 in TWAMP.
     pub ssid: u16,
 }
 
-/// What a reply says.
+/// Header fields of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyHeader {
     /// Sequence Number of the reply.
     pub sequence: u32,
-    /// T3 as on the wire; the estimate tells its format and that of T2.
+    /// T3 in its wire form; the estimate names the format of T2 and T3.
     pub timestamp: u64,
-    /// Of T2 and T3.
+    /// Error Estimate of T2 and T3.
     pub error_estimate: ErrorEstimate,
-    /// T2 as on the wire.
+    /// T2 in its wire form.
     pub receive_timestamp: u64,
-    /// Of the probe, as it came; its SSID stands in the reply.
+    /// Header of the probe as received. The reply carries its SSID.
     pub probe: ProbeHeader,
-    /// TTL with which the probe came.
+    /// TTL or hop limit of the received probe.
     pub sender_ttl: u8,
-    /// TOS with which the probe came, with RFC 7750.
+    /// TOS of the received probe (RFC 7750); `None` unless negotiated.
     pub sender_tos: Option<u8>,
 }
 
-/// Why a packet cannot be used.
+/// Reason for which a packet is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
     /// Shorter than its header.
     TooShort,
-    /// The HMAC is not that of the packet.
+    /// The HMAC does not match.
     BadMac,
 }
 
 impl PacketFormat {
-    /// Unauthenticated TWAMP without extensions.
+    /// Returns the format of unauthenticated TWAMP without extensions.
     pub fn open() -> Self {
         Self::default()
     }
 
-    /// What was negotiated: the mode, and the keys of the control connection in modes with keys.
+    /// Returns the format of a negotiated mode, with the keys of the control connection.
     pub fn negotiated(mode: Modes, keys: Option<&SessionKeys>, sid: Sid) -> Self {
         let test_keys = || keys.map(|keys| Arc::new(keys.test_keys(sid)));
         let protection = match mode.security() {
@@ -120,12 +121,12 @@ impl PacketFormat {
         }
     }
 
-    /// Octets of the shortest probe.
+    /// Returns the octets of the shortest probe.
     pub fn probe_octets(&self) -> usize {
         if self.symmetrical { self.reply_octets() } else { self.probe_header_octets() }
     }
 
-    /// Octets of the shortest reply.
+    /// Returns the octets of the shortest reply.
     pub fn reply_octets(&self) -> usize {
         match self.protection {
             Protection::Open if self.dscp_ecn => DSCP_ECN_OCTETS,
@@ -137,7 +138,7 @@ impl PacketFormat {
         }
     }
 
-    /// Octets of a probe before its padding, or its TLVs, where sizes are not symmetrical.
+    /// Returns the octets of a probe before its padding or TLVs, without symmetrical size.
     pub fn probe_header_octets(&self) -> usize {
         match self.protection {
             Protection::Open => size_of::<SenderPacket>(),
@@ -147,8 +148,8 @@ impl PacketFormat {
         }
     }
 
-    /// Writes the header of a probe and protects it. `packet` must hold [`Self::probe_octets`]; its
-    /// padding stays as it is.
+    /// Writes and protects the header of a probe. `packet` must hold [`Self::probe_octets`]; its
+    /// padding is not changed.
     pub fn write_probe(&self, probe: &ProbeHeader, packet: &mut [u8]) {
         if self.symmetrical {
             packet[self.probe_header_octets()..self.probe_octets()].fill(0);
@@ -188,7 +189,7 @@ impl PacketFormat {
         }
     }
 
-    /// Reads a probe, once it is found genuine.
+    /// Verifies and reads a probe.
     pub fn read_probe(&self, packet: &[u8]) -> Result<ProbeHeader, Unreadable> {
         if packet.len() < self.probe_octets() {
             return Err(Unreadable::TooShort);
@@ -218,8 +219,9 @@ impl PacketFormat {
         })
     }
 
-    /// Writes the header of a reply, all but T3 and what depends on it: [`Self::finish_reply`] does
-    /// that. `packet` must hold [`Self::reply_octets`]. The timestamp of `reply` is not used.
+    /// Writes the header of a reply except T3 and the fields that depend on it, which
+    /// [`Self::finish_reply`] writes. `packet` must hold [`Self::reply_octets`]; the timestamp of
+    /// `reply` is ignored.
     pub fn write_reply(&self, reply: &ReplyHeader, packet: &mut [u8]) {
         let probe = &reply.probe;
         let tos = reply.sender_tos.filter(|_| self.dscp_ecn).unwrap_or(0);
@@ -255,13 +257,13 @@ impl PacketFormat {
                 packet[..size_of::<ProtectedReflectorPacket>()].copy_from_slice(header.as_bytes());
             }
         }
-        // T3 is outside of what this mode protects: what can be done before it is taken is done.
+        // This mode does not protect T3: the work is done before T3 is taken.
         if let Protection::Authenticated(keys) = &self.protection {
             keys.seal(packet, 16, 96);
         }
     }
 
-    /// Writes T3 and what is left to be protected.
+    /// Writes T3 and completes the protection.
     pub fn finish_reply(&self, t3: u64, packet: &mut [u8]) {
         let at = T3_AT[usize::from(self.is_protected())];
         packet[at..at + 8].copy_from_slice(&t3.to_be_bytes());
@@ -272,7 +274,7 @@ impl PacketFormat {
         }
     }
 
-    /// Reads a reply, once it is found genuine.
+    /// Verifies and reads a reply.
     pub fn read_reply(&self, packet: &[u8]) -> Result<ReplyHeader, Unreadable> {
         let mut plain = [0; PROTECTED_OCTETS];
         let octets = match &self.protection {
@@ -298,9 +300,8 @@ impl PacketFormat {
         })
     }
 
-    /// Replies without authentication are taken from 38 octets on, whatever the extension says of
-    /// their length: some reflectors send 41 (RFC 7750 §2.2.1; RFC 8762 §4.6), and some leave
-    /// out the Sender TTL.
+    /// Reads an open reply of at least 38 octets: some reflectors ignore the length of the
+    /// extension (RFC 7750 §2.2.1; RFC 8762 §4.6), and some omit the Sender TTL.
     fn read_open_reply(&self, packet: &[u8]) -> Result<ReplyHeader, Unreadable> {
         let mut whole = [0; size_of::<ReflectorPacket>()];
         if (REPLY_WITHOUT_TTL_OCTETS..whole.len()).contains(&packet.len()) {
@@ -326,8 +327,8 @@ impl PacketFormat {
         })
     }
 
-    /// The copy of a sender's time, where the packet is a reply of this format that is not
-    /// encrypted: what a reflector looks at to know its own replies again.
+    /// Returns the Sender Timestamp if the packet is an unencrypted reply of this format. A
+    /// reflector recognises its own replies by it.
     pub fn sender_timestamp_of_reply(&self, packet: &[u8]) -> Option<u64> {
         let at = SENDER_TIMESTAMP_AT[usize::from(self.is_protected())];
         let octets = packet.get(at..at + 8)?;

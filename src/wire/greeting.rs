@@ -11,19 +11,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_
 #[repr(C)]
 pub struct ServerGreeting {
     unused: [u8; 12],
-    /// Modes offered.
+    /// Bits of the offered modes.
     pub modes: be::U32,
-    /// Random.
+    /// Random octets to be returned in the Token.
     pub challenge: [u8; 16],
-    /// Random, independent of everything else.
+    /// Random octets for the key derivation.
     pub salt: [u8; 16],
-    /// PBKDF2 iterations.
+    /// Iteration count of PBKDF2.
     pub count: be::U32,
     mbz: [u8; 12],
 }
 
 impl ServerGreeting {
-    /// A greeting that offers `modes`.
+    /// Creates a greeting that offers `modes`.
     pub fn new(modes: u32, challenge: [u8; 16], salt: [u8; 16], count: u32) -> Self {
         Self {
             unused: [0; 12],
@@ -44,25 +44,26 @@ impl ServerGreeting {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SetUpResponse {
-    /// Mode chosen.
+    /// Bits of the chosen mode.
     pub mode: be::U32,
     key_id: [u8; KEY_ID_OCTETS],
-    /// Challenge and keys, encrypted.
+    /// Encrypted challenge and session keys.
     pub token: [u8; 64],
-    /// IV of what the client sends from here on.
+    /// IV of all data that the client sends after this message.
     pub client_iv: [u8; 16],
 }
 
-/// Room for a KeyID, which may fill it without an end mark.
+/// Length of the KeyID field; a KeyID may fill it without a terminator.
 pub const KEY_ID_OCTETS: usize = 80;
 
 impl SetUpResponse {
-    /// The answer that chooses a mode without keys.
+    /// Creates a response that selects unauthenticated mode.
     pub fn unauthenticated(mode: u32) -> Self {
         Self { mode: mode.into(), key_id: [0; KEY_ID_OCTETS], token: [0; 64], client_iv: [0; 16] }
     }
 
-    /// The answer that chooses a mode with keys. A `key_id` of more than 80 octets is cut.
+    /// Creates a response that selects a mode with keys. A `key_id` of more than 80 octets is
+    /// truncated.
     pub fn protected(mode: u32, key_id: &[u8], token: [u8; 64], client_iv: [u8; 16]) -> Self {
         let mut response = Self { mode: mode.into(), key_id: [0; KEY_ID_OCTETS], token, client_iv };
         let octets = key_id.len().min(KEY_ID_OCTETS);
@@ -70,7 +71,7 @@ impl SetUpResponse {
         response
     }
 
-    /// The KeyID without the zeros behind it.
+    /// Returns the KeyID without trailing zeros.
     pub fn key_id(&self) -> &[u8] {
         let end = self.key_id.iter().rposition(|octet| *octet != 0).map_or(0, |last| last + 1);
         &self.key_id[..end]
@@ -86,20 +87,20 @@ impl SetUpResponse {
 #[repr(C)]
 pub struct ServerStart {
     mbz: [u8; 15],
-    /// Accept value.
+    /// Accept value of the connection.
     pub accept: u8,
-    /// IV of what the server sends from octet 32 of this message on.
+    /// IV of all data that the server sends from octet 32 of this message on.
     pub server_iv: [u8; 16],
-    /// NTP timestamp of the start of this server; zero where refused.
+    /// NTP timestamp of the start of this server; zero if refused.
     pub start_time: be::U64,
     mbz_2: [u8; 8],
 }
 
 impl ServerStart {
-    /// Octets before the part that is encrypted in modes with keys.
+    /// Octets before the encrypted part in modes with keys.
     pub const CLEAR_OCTETS: usize = 32;
 
-    /// Without keys.
+    /// Creates a message without keys.
     pub fn unauthenticated(accept: u8, start_time: u64) -> Self {
         Self {
             mbz: [0; 15],
@@ -110,7 +111,7 @@ impl ServerStart {
         }
     }
 
-    /// An acceptance in a mode with keys, before its last block is encrypted.
+    /// Creates an acceptance in a mode with keys; its last block is not yet encrypted.
     pub fn protected(server_iv: [u8; 16], start_time: u64) -> Self {
         Self { server_iv, ..Self::unauthenticated(0, start_time) }
     }

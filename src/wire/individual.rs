@@ -1,4 +1,4 @@
-//! Individual session control (RFC 5938 §3): commands that name the sessions they are for.
+//! Individual session control (RFC 5938 §3): commands that name their sessions.
 //!
 //! ```text
 //!  0 Command | 1 Accept (acks) or MBZ | 2 MBZ (10) | 12 Number of Sessions (4) | 16 SIDs (16 each)
@@ -14,27 +14,27 @@ use super::{
     crypto::BLOCK_OCTETS,
 };
 
-/// The part of fixed length.
+/// Message header before the SIDs.
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IndividualHeader {
-    /// 7 to 10.
+    /// Command number, 7 to 10.
     pub command: u8,
-    /// Accept value of all sessions of an ack; zero in commands.
+    /// Accept value of all sessions in an ack; zero in commands.
     pub accept: u8,
     mbz: [u8; 10],
-    /// Number of SIDs behind.
+    /// Number of SIDs that follow.
     pub sessions: be::U32,
 }
 
 const _: () = assert!(size_of::<IndividualHeader>() == BLOCK_OCTETS);
 
-/// Octets of a message about so many sessions.
+/// Returns the length in octets of a message with this number of sessions.
 pub fn octets(sessions: usize) -> usize {
     size_of::<IndividualHeader>() + (sessions + 1) * BLOCK_OCTETS
 }
 
-/// A whole message, its HMAC zero.
+/// Creates a message with a zero HMAC.
 pub fn message(command: Command, accept: u8, sids: &[Sid]) -> Vec<u8> {
     let mut header = IndividualHeader::new_zeroed();
     header.command = command.0;
@@ -47,7 +47,7 @@ pub fn message(command: Command, accept: u8, sids: &[Sid]) -> Vec<u8> {
     message
 }
 
-/// The sessions that a whole message names.
+/// Returns the SIDs in a complete message.
 pub fn sids(message: &[u8]) -> Vec<Sid> {
     let sids = message.get(size_of::<IndividualHeader>()..message.len() - BLOCK_OCTETS);
     let (sids, _) = sids.unwrap_or_default().as_chunks::<BLOCK_OCTETS>();

@@ -17,9 +17,9 @@ use zerocopy::{
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RequestTwSession {
-    /// 5.
+    /// Command number, always 5.
     pub command: u8,
-    /// IP version in the low four bits.
+    /// IP version in the low four bits, MBZ in the others.
     pub ip_version: u8,
     /// Must be 0 in TWAMP.
     pub conf_sender: u8,
@@ -31,30 +31,30 @@ pub struct RequestTwSession {
     pub packets: be::U32,
     /// UDP port of the sender.
     pub sender_port: be::U16,
-    /// UDP port wanted at the reflector.
+    /// Requested UDP port of the reflector.
     pub receiver_port: be::U16,
     sender_address: [u8; 16],
     receiver_address: [u8; 16],
-    /// Must be 0 in TWAMP: the server makes it.
+    /// Must be 0 in TWAMP: the server assigns the SID.
     pub sid: [u8; 16],
-    /// Octets of padding in each packet of the sender.
+    /// Octets of padding in each probe.
     pub padding_length: be::U32,
-    /// NTP timestamp before which nothing is to be sent.
+    /// NTP timestamp before which no probe is sent.
     pub start_time: be::U64,
-    /// How long to reflect after Stop-Sessions, in units of 2^-32 s.
+    /// Time to reflect after Stop-Sessions, in units of 2^-32 s.
     pub timeout: be::U64,
-    /// Type-P Descriptor.
+    /// Type-P Descriptor of probes and replies.
     pub type_p: be::U32,
-    /// What Accept-Session is to repeat (RFC 6038 §4.2); 0 where not negotiated.
+    /// Octets that Accept-Session repeats (RFC 6038 §4.2); 0 unless negotiated.
     pub reflected_octets: be::U16,
-    /// Octets of padding to be reflected (RFC 6038 §4.2); 0 where not negotiated.
+    /// Octets of padding to reflect (RFC 6038 §4.2); 0 unless negotiated.
     pub reflected_length: be::U16,
     mbz: [u8; 4],
     hmac: [u8; 16],
 }
 
 impl RequestTwSession {
-    /// A request with the fields that are fixed filled in.
+    /// Creates a request with all fixed fields set.
     pub fn new(sender: IpAddr, receiver: IpAddr) -> Self {
         let mut request = Self::new_zeroed();
         request.command = super::codes::Command::REQUEST_TW_SESSION.0;
@@ -64,18 +64,18 @@ impl RequestTwSession {
         request
     }
 
-    /// IP version of the session's addresses.
+    /// Returns the IP version of the session's addresses.
     pub fn ipvn(&self) -> u8 {
         self.ip_version & 0x0f
     }
 
-    /// The sender's address; `None` where it is zero, which stands for the client's address of the
-    /// control connection, or where IPVN is neither 4 nor 6.
+    /// Returns the sender's address; `None` for zero, which means the client address of the
+    /// control connection, and for an IPVN other than 4 or 6.
     pub fn sender_address(&self) -> Option<IpAddr> {
         address_from_octets(self.ipvn(), &self.sender_address)
     }
 
-    /// The reflector's address; `None` as for the sender, with the server's address.
+    /// Returns the reflector's address; `None` as for the sender, meaning the server address.
     pub fn receiver_address(&self) -> Option<IpAddr> {
         address_from_octets(self.ipvn(), &self.receiver_address)
     }
@@ -90,23 +90,23 @@ impl RequestTwSession {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct AcceptSession {
-    /// Accept value.
+    /// Accept value of the request.
     pub accept: u8,
     mbz: u8,
-    /// UDP port of the reflector; 0 where refused.
+    /// UDP port of the reflector; 0 if refused.
     pub port: be::U16,
-    /// Session identifier; 0 where refused.
+    /// Session identifier; 0 if refused.
     pub sid: [u8; 16],
-    /// Copy of the request's (RFC 6038 §4.3); 0 where not negotiated.
+    /// Copy from the request (RFC 6038 §4.3); 0 unless negotiated.
     pub reflected_octets: be::U16,
-    /// What each probe is to begin its padding with (RFC 6038 §4.3); 0 for nothing.
+    /// Octets with which the padding of each probe begins (RFC 6038 §4.3); 0 for none.
     pub server_octets: be::U16,
     mbz_2: [u8; 8],
     hmac: [u8; 16],
 }
 
 impl AcceptSession {
-    /// An answer; a refusal carries port 0 and a zero SID.
+    /// Creates a response; a refusal has port 0 and a zero SID.
     pub fn new(accept: u8, port: u16, sid: [u8; 16]) -> Self {
         let mut message = Self::new_zeroed();
         message.accept = accept;

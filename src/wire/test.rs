@@ -1,9 +1,9 @@
-//! Headers of test packets (RFC 4656 §4.1.2, RFC 5357 §4.2.1; with SSID RFC 8972 §3). Which of them
-//! a session uses, and what is encrypted of them, is in [`super::format`].
+//! Headers of test packets (RFC 4656 §4.1.2, RFC 5357 §4.2.1; with SSID RFC 8972 §3).
+//! [`super::format`] selects and encrypts them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
-/// What a Session-Sender sends, before its padding.
+/// Header of an open probe.
 ///
 /// ```text
 ///  0 Sequence Number (4) | 4 Timestamp (8) | 12 Error Estimate (2) | 14 Padding
@@ -11,15 +11,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SenderPacket {
-    /// From 0, one more for each packet.
+    /// Sequence Number, counted from 0.
     pub sequence: be::U32,
-    /// T1.
+    /// T1, time of sending.
     pub timestamp: be::U64,
-    /// Of T1.
+    /// Error Estimate of T1.
     pub error_estimate: be::U16,
 }
 
-/// What a Session-Reflector sends, before its padding.
+/// Header of an open reply.
 ///
 /// ```text
 ///  0 Sequence Number (4) | 4 Timestamp (8) | 12 Error Estimate (2) | 14 SSID (2; TWAMP: MBZ)
@@ -29,29 +29,28 @@ pub struct SenderPacket {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ReflectorPacket {
-    /// The reflector's own count of replies, or the sender's number where it keeps none.
+    /// Count of replies, or the probe's Sequence Number from a stateless reflector.
     pub sequence: be::U32,
-    /// T3.
+    /// T3, time of sending.
     pub timestamp: be::U64,
-    /// Of T2 and T3.
+    /// Error Estimate of T2 and T3.
     pub error_estimate: be::U16,
-    /// Copy, in STAMP; zero in TWAMP.
+    /// SSID of the probe in STAMP; zero in TWAMP.
     pub ssid: be::U16,
-    /// T2.
+    /// T2, time of reception.
     pub receive_timestamp: be::U64,
-    /// Copy.
+    /// Sequence Number of the probe.
     pub sender_sequence: be::U32,
-    /// Copy.
+    /// T1 of the probe.
     pub sender_timestamp: be::U64,
-    /// Copy.
+    /// Error Estimate of the probe.
     pub sender_error_estimate: be::U16,
-    /// Zero.
-    pub mbz: [u8; 2],
-    /// TTL or hop limit of the packet that is answered; 255 where it cannot be told.
+    mbz: [u8; 2],
+    /// TTL or hop limit of the received probe; 255 if unknown.
     pub sender_ttl: u8,
 }
 
-/// What a Session-Sender sends in authenticated and encrypted mode, before the HMAC.
+/// Header of a probe in authenticated and encrypted mode, before the HMAC.
 ///
 /// ```text
 ///  0 Sequence Number (4) | 4 MBZ (12) | 16 Timestamp (8) | 24 Error Estimate (2)
@@ -60,21 +59,19 @@ pub struct ReflectorPacket {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ProtectedSenderPacket {
-    /// From 0, one more for each packet.
+    /// Sequence Number, counted from 0.
     pub sequence: be::U32,
-    /// Zero.
-    pub mbz: [u8; 12],
-    /// T1.
+    mbz: [u8; 12],
+    /// T1, time of sending.
     pub timestamp: be::U64,
-    /// Of T1.
+    /// Error Estimate of T1.
     pub error_estimate: be::U16,
-    /// In STAMP; zero in TWAMP.
+    /// SSID in STAMP; zero in TWAMP.
     pub ssid: be::U16,
-    /// Zero.
-    pub mbz_2: [u8; 4],
+    mbz_2: [u8; 4],
 }
 
-/// What a Session-Reflector sends in authenticated and encrypted mode, before the HMAC.
+/// Header of a reply in authenticated and encrypted mode, before the HMAC.
 ///
 /// ```text
 ///  0 Sequence Number (4) | 4 MBZ (12) | 16 Timestamp (8) | 24 Error Estimate (2)
@@ -85,38 +82,32 @@ pub struct ProtectedSenderPacket {
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ProtectedReflectorPacket {
-    /// As in [`ReflectorPacket`].
+    /// Sequence Number as in [`ReflectorPacket`].
     pub sequence: be::U32,
-    /// Zero.
-    pub mbz: [u8; 12],
-    /// T3.
+    mbz: [u8; 12],
+    /// T3, time of sending.
     pub timestamp: be::U64,
-    /// Of T2 and T3.
+    /// Error Estimate of T2 and T3.
     pub error_estimate: be::U16,
-    /// Copy, in STAMP; zero in TWAMP.
+    /// SSID of the probe in STAMP; zero in TWAMP.
     pub ssid: be::U16,
-    /// Zero.
-    pub mbz_2: [u8; 4],
-    /// T2.
+    mbz_2: [u8; 4],
+    /// T2, time of reception.
     pub receive_timestamp: be::U64,
-    /// Zero.
-    pub mbz_3: [u8; 8],
-    /// Copy.
+    mbz_3: [u8; 8],
+    /// Sequence Number of the probe.
     pub sender_sequence: be::U32,
-    /// Zero.
-    pub mbz_4: [u8; 12],
-    /// Copy.
+    mbz_4: [u8; 12],
+    /// T1 of the probe.
     pub sender_timestamp: be::U64,
-    /// Copy.
+    /// Error Estimate of the probe.
     pub sender_error_estimate: be::U16,
-    /// Zero.
-    pub mbz_5: [u8; 6],
-    /// TTL or hop limit of the packet that is answered; 255 where it cannot be told.
+    mbz_5: [u8; 6],
+    /// TTL or hop limit of the received probe; 255 if unknown.
     pub sender_ttl: u8,
-    /// TOS or traffic class of the packet that is answered, with RFC 7750; else zero.
+    /// TOS or traffic class of the received probe (RFC 7750); otherwise zero.
     pub sender_tos: u8,
-    /// Zero.
-    pub mbz_6: [u8; 14],
+    mbz_6: [u8; 14],
 }
 
 const _: () = assert!(size_of::<SenderPacket>() == 14);

@@ -1,4 +1,4 @@
-//! TLVs of STAMP (RFC 8972 §4). They stand directly behind the base packet, without alignment.
+//! TLVs of STAMP (RFC 8972 §4), which follow the base packet without alignment.
 //!
 //! ```text
 //! 0 Flags | 1 Type | 2 Length of the value (2) | 4 Value
@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-/// Octets before the value.
+/// Octets before the value of a TLV.
 pub const HEADER_OCTETS: usize = 4;
 
 /// Flags of a TLV (RFC 8972 §4).
@@ -21,88 +21,88 @@ pub mod flags {
 
 /// Types of TLVs (IANA "STAMP TLV Types").
 pub mod types {
-    /// Any octets.
+    /// Padding of arbitrary octets.
     pub const EXTRA_PADDING: u8 = 1;
-    /// Ports and addresses as the reflector saw them.
+    /// Ports and addresses as the reflector sees them.
     pub const LOCATION: u8 = 2;
-    /// How the reflector takes its timestamps.
+    /// Method and clock source of the reflector's timestamps.
     pub const TIMESTAMP_INFORMATION: u8 = 3;
-    /// DSCP wanted for the reply, DSCP and ECN received.
+    /// Requested DSCP of the reply, received DSCP and ECN.
     pub const CLASS_OF_SERVICE: u8 = 4;
     /// Counters of both ends.
     pub const DIRECT_MEASUREMENT: u8 = 5;
-    /// State of an access of the sender.
+    /// State of an access network of the sender.
     pub const ACCESS_REPORT: u8 = 6;
-    /// When the reply before really went out.
+    /// Transmit time of the previous reply.
     pub const FOLLOW_UP_TELEMETRY: u8 = 7;
-    /// HMAC over the TLVs before it.
+    /// HMAC over the preceding TLVs.
     pub const HMAC: u8 = 8;
 }
 
 /// Types of the parts of a Location TLV (RFC 8972 §4.2).
 pub mod location {
-    /// Asks for the MAC address that the probe came from.
+    /// Query for the source MAC address of the probe.
     pub const SOURCE_MAC: u8 = 1;
-    /// The answer: 6 octets.
+    /// Response with a MAC address of 6 octets.
     pub const EUI_48: u8 = 2;
-    /// The answer: 8 octets, zero where there is no MAC address.
+    /// Response of 8 octets, zero when there is no MAC address.
     pub const EUI_64: u8 = 3;
-    /// Asks for the address that the probe came to.
+    /// Query for the destination address of the probe.
     pub const DESTINATION_ADDRESS: u8 = 4;
-    /// The answer in IPv4.
+    /// Response with an IPv4 destination address.
     pub const DESTINATION_IPV4: u8 = 5;
-    /// The answer in IPv6.
+    /// Response with an IPv6 destination address.
     pub const DESTINATION_IPV6: u8 = 6;
-    /// Asks for the address that the probe came from.
+    /// Query for the source address of the probe.
     pub const SOURCE_ADDRESS: u8 = 7;
-    /// The answer in IPv4.
+    /// Response with an IPv4 source address.
     pub const SOURCE_IPV4: u8 = 8;
-    /// The answer in IPv6.
+    /// Response with an IPv6 source address.
     pub const SOURCE_IPV6: u8 = 9;
 }
 
-/// Where a timestamp is taken (RFC 8972 §4.3): by software on the host.
+/// Timestamping method (RFC 8972 §4.3): software on the host.
 pub const METHOD_SOFTWARE: u8 = 2;
 /// Source of synchronisation (RFC 8972 §4.3): NTP.
 pub const SOURCE_NTP: u8 = 1;
 /// Source of synchronisation (RFC 8972 §4.3): none, the clock runs freely.
 pub const SOURCE_FREE_RUNNING: u8 = 5;
 
-/// One TLV in an area of them.
+/// Position and header of one TLV in an area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tlv {
-    /// Where its header begins.
+    /// Offset of the header.
     pub at: usize,
-    /// Its flags.
+    /// Flags from [`flags`].
     pub flags: u8,
-    /// Its type.
+    /// Type from [`types`].
     pub kind: u8,
-    /// Octets of its value.
+    /// Length of the value in octets.
     pub length: usize,
 }
 
-/// A TLV that is longer than what is there.
+/// A TLV that exceeds its area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overlong {
-    /// Where its header begins.
+    /// Offset of the header.
     pub at: usize,
 }
 
 impl Tlv {
-    /// Where its value is.
+    /// Returns the range of the value.
     pub fn value(self) -> Range<usize> {
         self.at + HEADER_OCTETS..self.end()
     }
 
-    /// Behind its last octet.
+    /// Returns the offset after the last octet.
     pub fn end(self) -> usize {
         self.at + HEADER_OCTETS + self.length
     }
 
-    /// Whether the length is one that its type may have.
+    /// Returns true when the length is valid for the type.
     pub fn has_right_length(self) -> bool {
         match self.kind {
-            // What a longer one says behind the first four octets is for others.
+            // Octets after the first four are reserved for extensions.
             types::LOCATION | types::TIMESTAMP_INFORMATION => self.length >= 4,
             types::CLASS_OF_SERVICE | types::ACCESS_REPORT => self.length == 4,
             types::DIRECT_MEASUREMENT => self.length == 12,
@@ -112,14 +112,14 @@ impl Tlv {
     }
 }
 
-/// The TLVs of an area, in order. What is too short for a header at its end is padding.
+/// Iterator over the TLVs of an area. Octets too few for a header at the end are padding.
 #[derive(Clone, Debug)]
 pub struct Tlvs<'a> {
     area: &'a [u8],
     at: usize,
 }
 
-/// Walks over an area. It ends behind a TLV that is overlong.
+/// Iterates over the TLVs of an area; ends after an overlong one.
 pub fn walk(area: &[u8]) -> Tlvs<'_> {
     Tlvs { area, at: 0 }
 }
@@ -141,7 +141,7 @@ impl Iterator for Tlvs<'_> {
     }
 }
 
-/// Appends a TLV as a sender writes it.
+/// Appends a TLV of a sender, with the flag U set.
 pub fn append(area: &mut Vec<u8>, kind: u8, value: &[u8]) {
     area.push(flags::UNRECOGNISED);
     area.push(kind);

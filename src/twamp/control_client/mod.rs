@@ -298,7 +298,7 @@ impl ControlClient {
             let mut block = [0; BLOCK_OCTETS];
             block.copy_from_slice(&start.as_bytes()[ServerStart::CLEAR_OCTETS..]);
             opener.decrypt(&mut block);
-            opener.take_part(&block);
+            opener.add_part(&block);
             self.input.protect(opener);
             start_time = block.iter().take(8).fold(0, |time, octet| time << 8 | u64::from(*octet));
         }

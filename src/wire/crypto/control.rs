@@ -1,5 +1,5 @@
-//! The two encrypted streams of a control connection (RFC 4656 §3.2, §3.4): one chain of CBC for
-//! each direction, never restarted, with an HMAC over the plaintext since the HMAC before it.
+//! The two encrypted streams of a control connection (RFC 4656 §3.2, §3.4). Each direction is one
+//! CBC chain; an HMAC covers the plaintext since the previous HMAC.
 
 use std::fmt;
 
@@ -8,39 +8,37 @@ use hmac::Mac;
 use thiserror::Error;
 
 use super::{
-    BLOCK_OCTETS, Decryptor, Encryptor, HmacSha1, SessionKeys, decrypt, encrypt, hmac_sha1, same,
-    truncated,
+    BLOCK_OCTETS, Decryptor, Encryptor, HmacSha1, SessionKeys, decrypt, encrypt, hmac_sha1,
+    is_equal, truncated,
 };
 
-/// An HMAC that is not that of its message.
+/// Mismatch of the HMAC of a control message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error(
-    "the HMAC of a control message is wrong: it was not made with the key of this connection, or was changed on its way"
-)]
+#[error("HMAC mismatch in a control message: made with another key or modified in transit")]
 pub struct BadMac;
 
-/// What one end sends.
+/// Encryption of the sent stream.
 pub struct Sealer {
     cipher: Encryptor,
     mac: HmacSha1,
-    /// Of `mac`, with nothing in it.
+    /// Initial state of `mac`.
     empty: HmacSha1,
 }
 
 impl Sealer {
-    /// With the IV that this end told the other.
+    /// Starts the stream with the IV that this end announced.
     pub fn new(keys: &SessionKeys, iv: [u8; BLOCK_OCTETS]) -> Self {
         let mac = hmac_sha1(&keys.hmac);
         Self { cipher: Encryptor::new(&keys.aes.into(), &iv.into()), empty: mac.clone(), mac }
     }
 
-    /// Encrypts octets that have no HMAC of their own: they belong to that of the next message.
+    /// Encrypts octets without an HMAC of their own; the next HMAC covers them.
     pub fn seal_part(&mut self, part: &mut [u8]) {
         self.mac.update(part);
         encrypt(&mut self.cipher, part);
     }
 
-    /// Fills in the HMAC, the last block of a message, and encrypts the whole.
+    /// Writes the HMAC into the last block of a message and encrypts the message.
     pub fn seal(&mut self, message: &mut [u8]) {
         let (body, hmac) = message.split_at_mut(message.len() - BLOCK_OCTETS);
         self.mac.update(body);
@@ -50,7 +48,7 @@ impl Sealer {
     }
 }
 
-/// What one end receives.
+/// Decryption of the received stream.
 pub struct Opener {
     cipher: Decryptor,
     mac: HmacSha1,
@@ -58,29 +56,29 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// With the IV that the other end told.
+    /// Starts the stream with the IV that the other end announced.
     pub fn new(keys: &SessionKeys, iv: [u8; BLOCK_OCTETS]) -> Self {
         let mac = hmac_sha1(&keys.hmac);
         Self { cipher: Decryptor::new(&keys.aes.into(), &iv.into()), empty: mac.clone(), mac }
     }
 
-    /// Decrypts whole blocks, in the order in which they came. Nothing in them may be used for
-    /// more than to know how long the message is before [`Self::check`] found it genuine.
+    /// Decrypts the next whole blocks. Until [`Self::check`] succeeds, they may only be used to
+    /// find the length of the message.
     pub fn decrypt(&mut self, blocks: &mut [u8]) {
         decrypt(&mut self.cipher, blocks);
     }
 
-    /// Takes in octets that have no HMAC of their own.
-    pub fn take_part(&mut self, plain: &[u8]) {
+    /// Adds octets without an HMAC of their own; the next HMAC covers them.
+    pub fn add_part(&mut self, plain: &[u8]) {
         self.mac.update(plain);
     }
 
-    /// Checks the HMAC, the last block of a decrypted message.
+    /// Verifies the HMAC in the last block of a decrypted message.
     pub fn check(&mut self, plain: &[u8]) -> Result<(), BadMac> {
         let (body, hmac) = plain.split_at(plain.len() - BLOCK_OCTETS);
         self.mac.update(body);
         let mac = std::mem::replace(&mut self.mac, self.empty.clone());
-        if same(&truncated(mac), hmac) { Ok(()) } else { Err(BadMac) }
+        if is_equal(&truncated(mac), hmac) { Ok(()) } else { Err(BadMac) }
     }
 }
 

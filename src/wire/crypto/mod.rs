@@ -1,7 +1,8 @@
-//! The cryptography of TWAMP (RFC 4656 §3.1 to §3.4, §4.1.2; RFC 5357 §4) and STAMP (RFC 8762 §4.4).
-//! Secrets, session keys and expanded AES keys are wiped when they are dropped, and never printed;
-//! comparisons take constant time. The state of an HMAC, which is not the key but can stand in for
-//! it, lives as long as its session, and the library does not wipe it.
+//! Cryptography of TWAMP (RFC 4656 §3.1 to §3.4, §4.1.2; RFC 5357 §4) and STAMP (RFC 8762 §4.4).
+//!
+//! Secrets, session keys and expanded AES keys are wiped on drop and never printed; comparisons
+//! take constant time. HMAC states are not wiped by their library; they live as long as their
+//! session.
 
 mod control;
 mod stamp;
@@ -25,7 +26,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::codes::Sid;
 
-/// Octets of a cipher block, and of every truncated HMAC.
+/// Octets of a cipher block and of a truncated HMAC.
 pub const BLOCK_OCTETS: usize = 16;
 const ZERO_IV: [u8; BLOCK_OCTETS] = [0; BLOCK_OCTETS];
 
@@ -33,7 +34,7 @@ type Encryptor = cbc::Encryptor<Aes128>;
 type Decryptor = cbc::Decryptor<Aes128>;
 type HmacSha1 = hmac::Hmac<sha1::Sha1>;
 
-/// The keys of a control connection, which the client makes and sends in its Token.
+/// Session keys of a control connection, which the client generates and sends in its Token.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct SessionKeys {
     aes: [u8; 16],
@@ -41,13 +42,13 @@ pub struct SessionKeys {
 }
 
 impl SessionKeys {
-    /// Keys made of random octets, independent of each other.
+    /// Creates session keys from independent random octets.
     pub fn new(aes: [u8; 16], hmac: [u8; 32]) -> Self {
         Self { aes, hmac }
     }
 
-    /// The keys of the test packets of a session (RFC 4656 §4.1.2): the SID is the key, and the
-    /// keys of the control connection are what is encrypted.
+    /// Derives the keys of the test packets of a session (RFC 4656 §4.1.2) by encrypting the
+    /// session keys with the SID as the key.
     pub fn test_keys(&self, sid: Sid) -> TestKeys {
         let mut aes = self.aes;
         encrypt(&mut Encryptor::new(&sid.0.into(), &ZERO_IV.into()), &mut aes);
@@ -66,32 +67,31 @@ impl fmt::Debug for SessionKeys {
     }
 }
 
-/// Encrypts whole blocks; a rest that is none stays as it is.
+/// Encrypts whole blocks; an incomplete last block is not changed.
 fn encrypt(cipher: &mut Encryptor, octets: &mut [u8]) {
     for block in octets.chunks_exact_mut(BLOCK_OCTETS) {
         cipher.encrypt_block_mut(Block::from_mut_slice(block));
     }
 }
 
-/// Decrypts whole blocks; a rest that is none stays as it is.
+/// Decrypts whole blocks; an incomplete last block is not changed.
 fn decrypt(cipher: &mut Decryptor, octets: &mut [u8]) {
     for block in octets.chunks_exact_mut(BLOCK_OCTETS) {
         cipher.decrypt_block_mut(Block::from_mut_slice(block));
     }
 }
 
-/// CBC over one packet: it begins anew with a zero IV (RFC 4656 §4.1.2).
+/// Returns CBC for one packet, with a zero IV (RFC 4656 §4.1.2).
 fn packet_encryptor(cipher: &Aes128) -> Encryptor {
     Encryptor::inner_iv_init(cipher.clone(), &ZERO_IV.into())
 }
 
-/// As [`packet_encryptor`].
 fn packet_decryptor(cipher: &Aes128) -> Decryptor {
     Decryptor::inner_iv_init(cipher.clone(), &ZERO_IV.into())
 }
 
 fn hmac_sha1(key: &[u8; 32]) -> HmacSha1 {
-    // A key of 32 octets is no longer than a block of the hash: it is padded, never refused.
+    // Keys up to the block length of the hash are padded and never rejected.
     <HmacSha1 as KeyInit>::new(Key::<HmacSha1>::from_slice(&*hmac_block(key)))
 }
 
@@ -101,7 +101,7 @@ fn hmac_block(key: &[u8; 32]) -> Zeroizing<[u8; 64]> {
     block
 }
 
-/// The first 16 octets of a MAC.
+/// Returns the first 16 octets of a MAC.
 fn truncated(mac: impl Mac) -> [u8; BLOCK_OCTETS] {
     let full = mac.finalize().into_bytes();
     let mut octets = [0; BLOCK_OCTETS];
@@ -109,7 +109,7 @@ fn truncated(mac: impl Mac) -> [u8; BLOCK_OCTETS] {
     octets
 }
 
-/// Whether two MACs or challenges are the same, in constant time.
-fn same(a: &[u8], b: &[u8]) -> bool {
+/// Compares MACs or challenges in constant time.
+fn is_equal(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }

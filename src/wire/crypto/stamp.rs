@@ -1,4 +1,4 @@
-//! HMAC-SHA-256 of STAMP (RFC 8762 §4.4, RFC 8972 §4.8): integrity alone, nothing is encrypted.
+//! HMAC-SHA-256 of STAMP (RFC 8762 §4.4, RFC 8972 §4.8): integrity only, no encryption.
 
 use std::fmt;
 
@@ -7,20 +7,20 @@ use hmac::Mac;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{BLOCK_OCTETS, same, truncated};
+use super::{BLOCK_OCTETS, is_equal, truncated};
 
 type HmacSha256 = hmac::Hmac<Sha256>;
-/// Octets of a block of the hash: a longer key is hashed first (RFC 2104 §2).
+/// Block length of the hash in octets; longer keys are hashed first (RFC 2104 §2).
 const HASH_BLOCK_OCTETS: usize = 64;
 
-/// A key that both ends of a STAMP session are configured with.
+/// Shared key of both ends of a STAMP session.
 #[derive(Clone)]
 pub struct StampKey {
     mac: HmacSha256,
 }
 
 impl StampKey {
-    /// From the octets of a secret, as they are.
+    /// Creates a key from the octets of a secret.
     pub fn new(secret: &[u8]) -> Self {
         let mut block = Zeroizing::new([0; HASH_BLOCK_OCTETS]);
         if secret.len() > HASH_BLOCK_OCTETS {
@@ -31,7 +31,7 @@ impl StampKey {
         Self { mac: <HmacSha256 as KeyInit>::new(Key::<HmacSha256>::from_slice(&*block)) }
     }
 
-    /// The HMAC over two texts, one behind the other.
+    /// Returns the HMAC over the concatenation of two texts.
     pub fn sign(&self, first: &[u8], second: &[u8]) -> [u8; BLOCK_OCTETS] {
         let mut mac = self.mac.clone();
         mac.update(first);
@@ -39,9 +39,9 @@ impl StampKey {
         truncated(mac)
     }
 
-    /// Whether `hmac` is that of the two texts.
+    /// Verifies the HMAC over the concatenation of two texts.
     pub fn verify(&self, first: &[u8], second: &[u8], hmac: &[u8]) -> bool {
-        same(&self.sign(first, second), hmac)
+        is_equal(&self.sign(first, second), hmac)
     }
 }
 

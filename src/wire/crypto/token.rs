@@ -6,24 +6,24 @@ use aes::cipher::KeyIvInit;
 use sha1::Sha1;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::{Decryptor, Encryptor, SessionKeys, ZERO_IV, decrypt, encrypt, same};
+use super::{Decryptor, Encryptor, SessionKeys, ZERO_IV, decrypt, encrypt, is_equal};
 
 /// Octets of a Token: challenge, AES Session-key and HMAC Session-key.
 const TOKEN_OCTETS: usize = 64;
 
-/// What a secret becomes by the Salt and Count of a greeting.
+/// Key derived from a secret with the Salt and Count of a greeting.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct TokenKey([u8; 16]);
 
 impl TokenKey {
-    /// PBKDF2 with HMAC-SHA1. Slow on purpose: `count` times two rounds of the hash.
+    /// Derives a key by PBKDF2 with HMAC-SHA1; intentionally slow: 2 × `count` hash rounds.
     pub fn derive(secret: &[u8], salt: &[u8; 16], count: u32) -> Self {
         let mut key = [0; 16];
         pbkdf2::pbkdf2_hmac::<Sha1>(secret, salt, count, &mut key);
         Self(key)
     }
 
-    /// The client's Token.
+    /// Encrypts the Token of a client.
     pub fn seal(&self, challenge: &[u8; 16], keys: &SessionKeys) -> [u8; TOKEN_OCTETS] {
         let mut token = [0; TOKEN_OCTETS];
         token[..16].copy_from_slice(challenge);
@@ -33,14 +33,14 @@ impl TokenKey {
         token
     }
 
-    /// The keys in a Token, where it was made with the same secret for this challenge.
+    /// Returns the session keys in a Token; `None` if the secret or the challenge differs.
     pub fn open(&self, token: &[u8; TOKEN_OCTETS], challenge: &[u8; 16]) -> Option<SessionKeys> {
         let mut plain = *token;
         decrypt(&mut Decryptor::new(&self.0.into(), &ZERO_IV.into()), &mut plain);
         let mut keys = SessionKeys::new([0; 16], [0; 32]);
         keys.aes.copy_from_slice(&plain[16..32]);
         keys.hmac.copy_from_slice(&plain[32..]);
-        let genuine = same(&plain[..16], challenge);
+        let genuine = is_equal(&plain[..16], challenge);
         plain.zeroize();
         genuine.then_some(keys)
     }

@@ -53,7 +53,7 @@ fn stream(name: &str, keys: &SessionKeys, iv: [u8; 16], part: Option<&[u8]>, oct
     if let Some(part) = part {
         let mut block = part.to_vec();
         opener.decrypt(&mut block);
-        opener.take_part(&block);
+        opener.add_part(&block);
         sealer.seal_part(&mut block);
         assert_eq!(block, part, "{name}");
     }
