@@ -1,18 +1,18 @@
-//! Cuts a stream of octets into messages, however they were cut into segments, and decrypts it
-//! where the connection is protected.
+//! Division of an octet stream into messages, independent of segment boundaries, with decryption
+//! on protected connections.
 
 use crate::wire::{
     Layout,
     crypto::{BLOCK_OCTETS, BadMac, Opener},
 };
 
-/// Octets received and not yet taken as a message.
+/// Octets received and not yet handled.
 #[derive(Debug, Default)]
 pub(super) struct MessageBuffer {
     octets: Vec<u8>,
-    /// Less than a block that waits for the rest to be decrypted; always empty without `opener`.
+    /// Incomplete cipher block; always empty without `opener`.
     sealed: Vec<u8>,
-    /// Large, and most connections have none.
+    /// Boxed: large and absent in most connections.
     opener: Option<Box<Opener>>,
 }
 
@@ -27,7 +27,7 @@ impl MessageBuffer {
         self.octets.extend(self.sealed.drain(..whole));
     }
 
-    /// From here on messages are encrypted and have an HMAC; what came already included.
+    /// Starts decryption and authentication, including octets already received.
     pub(super) fn protect(&mut self, opener: Opener) {
         self.opener = Some(Box::new(opener));
         let early = std::mem::take(&mut self.octets);
@@ -42,40 +42,40 @@ impl MessageBuffer {
         self.octets.len() + self.sealed.len()
     }
 
-    /// The first octets, if so many are here. They are not yet known to be genuine.
+    /// Reads the beginning of the buffer without authentication; `None` if too short.
     pub(super) fn peek<M: Layout>(&self) -> Option<&M> {
         M::read(&self.octets)
     }
 
-    /// The first octet, once a whole block is here: it tells what the message is.
+    /// Returns the command octet once a whole block is buffered.
     pub(super) fn command(&self) -> Option<u8> {
         self.octets.first().copied().filter(|_| self.octets.len() >= BLOCK_OCTETS)
     }
 
-    /// The next message, if all of it is here, without a look at an HMAC.
-    pub(super) fn take_clear<M: Layout>(&mut self) -> Option<M> {
+    /// Removes the next message without authentication; `None` until it is complete.
+    pub(super) fn pop_clear<M: Layout>(&mut self) -> Option<M> {
         let message = M::read(&self.octets)?.clone();
         self.octets.drain(..M::SIZE);
         Some(message)
     }
 
-    /// The next message, if all of it is here and genuine.
-    pub(super) fn take<M: Layout>(&mut self) -> Option<Result<M, BadMac>> {
+    /// Removes and authenticates the next message; `None` until it is complete.
+    pub(super) fn pop<M: Layout>(&mut self) -> Option<Result<M, BadMac>> {
         let message = M::read(&self.octets)?.clone();
-        Some(self.take_octets(M::SIZE)?.map(|_| message))
+        Some(self.pop_octets(M::SIZE)?.map(|_| message))
     }
 
-    /// The octets of the next message, if all of it is here and genuine.
-    pub(super) fn take_octets(&mut self, length: usize) -> Option<Result<Vec<u8>, BadMac>> {
-        if self.octets.len() < length {
+    /// Removes and authenticates a message of `len` octets; `None` until it is complete.
+    pub(super) fn pop_octets(&mut self, len: usize) -> Option<Result<Vec<u8>, BadMac>> {
+        if self.octets.len() < len {
             return None;
         }
-        let message: Vec<u8> = self.octets.drain(..length).collect();
+        let message: Vec<u8> = self.octets.drain(..len).collect();
         let genuine = self.opener.as_mut().map_or(Ok(()), |opener| opener.check(&message));
         Some(genuine.map(|()| message))
     }
 
-    /// Forgets everything; returns how much that was.
+    /// Discards everything and returns the number of octets.
     pub(super) fn clear(&mut self) -> usize {
         let octets = self.len();
         self.octets.clear();

@@ -1,7 +1,8 @@
-//! The protocol as machines without I/O, clock or randomness: those are arguments. A driver feeds
-//! a machine with `handle_*`, then takes out what it wants done with `poll_*` until there is
-//! nothing left, and calls `handle_timeout` when `poll_deadline` has passed. What a peer sends
-//! ends a machine at worst with a reason, never with a panic.
+//! Protocol machines without I/O, clock or randomness, which are arguments.
+//!
+//! A driver passes events by `handle_*`, carries out everything that `poll_*` returns, and calls
+//! `handle_timeout` when `poll_deadline` has passed. Input of a peer may end a machine with an
+//! error, never with a panic.
 
 pub mod connection;
 pub mod control_client;

@@ -2,17 +2,17 @@
 
 use crate::model::Schedule;
 
-/// Gaps of a Poisson schedule are cut here, in multiples of the mean.
-const LONGEST_POISSON_GAP: f64 = 10.0;
+/// Limit of Poisson gaps, in multiples of the mean.
+const MAX_POISSON_GAP: f64 = 10.0;
 
-/// The gap to the next probe in nanoseconds; `random` is uniform over all its values.
+/// Returns the gap to the next probe in nanoseconds; `random` is uniform over all values.
 pub fn gap_ns(schedule: Schedule, interval_ns: u64, random: u64) -> u64 {
     match schedule {
         Schedule::Periodic => interval_ns,
         Schedule::Poisson => {
             // In (0, 1], so that the logarithm is finite.
             let uniform = ((random >> 11) + 1) as f64 / (1u64 << 53) as f64;
-            (interval_ns as f64 * (-uniform.ln()).min(LONGEST_POISSON_GAP)) as u64
+            (interval_ns as f64 * (-uniform.ln()).min(MAX_POISSON_GAP)) as u64
         }
     }
 }

@@ -236,7 +236,7 @@ impl ReflectorSocket {
                 entry.tell_ended(sid, SessionEnd::Silent);
             }
         });
-        if self.machine.reflector.tells_locations() {
+        if self.machine.reflector.needs_neighbours() {
             self.machine.neighbours = Neighbours::read();
         }
         let empty = self.machine.reflector.is_empty();

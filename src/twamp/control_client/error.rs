@@ -1,4 +1,4 @@
-//! Why a Control-Client gave up.
+//! Failures of a Control-Client.
 
 use thiserror::Error;
 
@@ -7,37 +7,35 @@ use crate::wire::{
     crypto::BadMac,
 };
 
-/// Why the client gave up.
+/// Reason for which a client ends a connection.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ClientError {
-    /// The greeting offers nothing: the server refuses service.
-    #[error("the server offers no mode at all: it refuses service")]
+    /// Modes of the greeting are 0: the server refuses service.
+    #[error("the server offers no mode: it refuses service")]
     ServiceRefused,
-    /// Nothing in the greeting that is configured.
+    /// The configured mode is not offered.
     #[error("the server offers modes {offered}; wanted: {wanted}")]
     NoCommonMode {
-        /// Modes of the greeting.
+        /// Modes offered by the greeting.
         offered: Modes,
-        /// The mode that the configuration asks for.
+        /// Mode required by the configuration.
         wanted: Modes,
     },
-    /// Count of the greeting (RFC 5357 §6).
+    /// Iteration count outside the allowed range (RFC 5357 §6).
     #[error("the server asks for {count} rounds of key derivation; allowed: 1 to {maximum}")]
     Count {
-        /// Of the greeting.
+        /// Count of the greeting.
         count: u32,
-        /// Of this client.
+        /// Largest count that this client accepts.
         maximum: u32,
     },
     /// Server-Start with a non-zero Accept.
     #[error("the server refused the connection: {0}")]
     ConnectionRejected(Accept),
     /// Server-Start with a non-zero Accept in a mode with keys.
-    #[error(
-        "the server refused the connection: {0}; in a mode with keys, most likely key_id or secret are not those of the server"
-    )]
+    #[error("the server refused the connection: {0}; check key_id and secret")]
     KeyRejected(Accept),
-    /// A message that the server did not make with the keys.
+    /// A message with a wrong HMAC.
     #[error("{0}")]
     NotGenuine(#[from] BadMac),
     /// Accept-Session with a non-zero Accept.
@@ -45,13 +43,13 @@ pub enum ClientError {
     SessionRejected {
         /// Index of the request.
         index: usize,
-        /// Its answer.
+        /// Accept value of the response.
         accept: Accept,
     },
     /// Start-Ack or Start-N-Ack with a non-zero Accept.
     #[error("the server refused to start the sessions: {0}")]
     StartRejected(Accept),
-    /// Accept-Session with port 0 though accepted.
+    /// Accept-Session that accepts with port 0.
     #[error("the server accepted session {index} on port 0")]
     NoPort {
         /// Index of the request.
@@ -63,25 +61,25 @@ pub enum ClientError {
         /// Index of the request.
         index: usize,
     },
-    /// Accept-Session that does not repeat what RFC 6038 §4.3 says.
+    /// Accept-Session that does not repeat the octets of the request (RFC 6038 §4.3).
     #[error(
-        "the server accepted session {index} and repeats {received:#06x} instead of {sent:#06x} as octets to be reflected (RFC 6038 section 4.3)"
+        "the server accepted session {index} but repeated {received:#06x} instead of {sent:#06x} as octets to be reflected (RFC 6038 section 4.3)"
     )]
     ReflectedOctets {
         /// Index of the request.
         index: usize,
-        /// In the request.
+        /// Octets sent in the request.
         sent: u16,
-        /// In the answer.
+        /// Octets received in the response.
         received: u16,
     },
-    /// Something came when nothing was due.
-    #[error("the server sent {0} octets that answer nothing")]
+    /// Data received when no message was expected.
+    #[error("the server sent {0} unexpected octets")]
     Unexpected(usize),
-    /// An acknowledgement of what was not asked for.
+    /// An acknowledgement of sessions that were not named.
     #[error("the server acknowledged {0} sessions that it was not asked to start or stop")]
     UnknownSessions(usize),
-    /// An answer is overdue.
+    /// A response was not received in time.
     #[error("the server did not send its {0} in time")]
     ResponseTimeout(&'static str),
 }

@@ -1,4 +1,4 @@
-//! Sessions that are named when they are started and stopped (RFC 5938).
+//! Individual session control (RFC 5938): sessions are started and stopped by SID.
 
 use super::{ClientAction, ClientError, ControlClient, State};
 use crate::wire::{
@@ -7,7 +7,7 @@ use crate::wire::{
 };
 
 impl ControlClient {
-    /// One of the acks of a command: there is one for each Accept value (RFC 5938 §3.3, §3.5).
+    /// Handles one ack of a command; each Accept value has its own ack (RFC 5938 §3.3, §3.5).
     pub(super) fn individual_ack(
         &mut self,
         expected: Command,
@@ -20,7 +20,7 @@ impl ControlClient {
         if sessions == 0 || sessions > self.unacknowledged.len() {
             return Some(Err(ClientError::UnknownSessions(sessions)));
         }
-        let message = match self.input.take_octets(individual::octets(sessions))? {
+        let message = match self.input.pop_octets(individual::octets(sessions))? {
             Ok(message) => message,
             Err(error) => return Some(Err(error.into())),
         };

@@ -1,5 +1,5 @@
-//! The Control-Client of one control connection (RFC 5357 §3), from the greeting to the end of the
-//! sessions. One instance for one TCP connection.
+//! Control-Client of one control connection (RFC 5357 §3), from the greeting to the end of the
+//! sessions. One instance serves one TCP connection.
 
 mod error;
 mod individual;
@@ -28,34 +28,32 @@ pub use types::{AcceptedSession, ClientAction, ClientOptions, SessionRequest};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Greeting,
-    /// The driver derives the key.
     Deriving,
     ServerStart,
-    /// Waits for the Accept-Session of this request.
+    /// Waiting for Accept-Session of the request with this index.
     Accept(usize),
     StartAck,
     Running,
-    /// Waits for Stop-N-Ack.
     StopAck,
     Stopped,
 }
 
-/// How far a client came.
+/// Progress of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Waits for Server-Greeting.
+    /// Waiting for Server-Greeting.
     Greeting,
-    /// Chose a mode, waits for Server-Start.
+    /// Mode chosen, waiting for Server-Start.
     SetUp,
-    /// Asks for sessions.
+    /// Requesting the test sessions.
     Request,
-    /// Starts them.
+    /// Starting the accepted sessions.
     Start,
-    /// They are started.
+    /// All sessions are started.
     Running,
 }
 
-/// The machine.
+/// State machine of a Control-Client.
 #[derive(Debug)]
 pub struct ControlClient {
     state: State,
@@ -66,22 +64,22 @@ pub struct ControlClient {
     greeting: Option<ServerGreeting>,
     deadline: Option<Monotonic>,
     mode: Modes,
-    /// Accepted and not yet stopped.
+    /// Sessions accepted and not yet stopped.
     accepted: Vec<Sid>,
-    /// Of those, what Start-N-Sessions has not named yet.
+    /// Accepted sessions that Start-N-Sessions has not yet named.
     unstarted: Vec<Sid>,
-    /// Named in Start-N-Sessions or Stop-N-Sessions and not yet acknowledged.
+    /// Sessions named in Start-N-Sessions or Stop-N-Sessions and not yet acknowledged.
     unacknowledged: Vec<Sid>,
-    /// What is stopped is not the end.
+    /// Set while sessions are stopped in order to request others.
     renegotiating: bool,
-    /// Large, and most connections have none.
+    /// Boxed: large and absent in most connections.
     sealer: Option<Box<Sealer>>,
     input: MessageBuffer,
     actions: VecDeque<ClientAction>,
 }
 
 impl ControlClient {
-    /// For a connection that is open.
+    /// Starts on an open connection.
     pub fn new(requests: Vec<SessionRequest>, options: ClientOptions, now: Monotonic) -> Self {
         Self {
             state: State::Greeting,
@@ -102,33 +100,33 @@ impl ControlClient {
         }
     }
 
-    /// The mode in force; 0 before one is chosen.
+    /// Returns the chosen mode; 0 before the choice.
     pub fn mode(&self) -> Modes {
         self.mode
     }
 
-    /// The greeting, once it came.
+    /// Returns the greeting once received.
     pub fn greeting(&self) -> Option<&ServerGreeting> {
         self.greeting.as_ref()
     }
 
-    /// How far the client came; a failure leaves it as it is.
+    /// Returns the progress; a failure does not change it.
     pub fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// When the server started, as it says; zero before it does.
+    /// Returns the Start-Time of the server; zero before Server-Start.
     pub fn server_start_time(&self) -> NtpTimestamp {
         self.server_start_time
     }
 
-    /// Octets from the server.
+    /// Handles octets from the server.
     pub fn handle_input(&mut self, octets: &[u8], now: Monotonic) {
         self.input.push(octets);
         self.advance(now);
     }
 
-    /// Answers [`ClientAction::DeriveKey`].
+    /// Completes [`ClientAction::DeriveKey`].
     pub fn key_derived(&mut self, key: &TokenKey, now: Monotonic) {
         let (State::Deriving, Some(greeting)) = (self.state, &self.greeting) else { return };
         let ClientOptions { keys, client_iv, key_id, .. } = &self.options;
@@ -141,7 +139,7 @@ impl ControlClient {
         self.advance(now);
     }
 
-    /// Call at or after [`Self::poll_deadline`].
+    /// Handles an expired deadline; called at or after [`Self::poll_deadline`].
     pub fn handle_timeout(&mut self, now: Monotonic) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             let awaited = match self.state {
@@ -157,11 +155,12 @@ impl ControlClient {
         }
     }
 
-    /// Stops sessions and asks for others, over the same connection; ends as the first negotiation
-    /// does, with [`ClientAction::Started`] or a failure. With individual control (RFC 5938) the
-    /// sessions that are named in `stop` are stopped and all others run on; otherwise all are
-    /// stopped, whatever is named, for then a server takes nothing but Stop-Sessions while sessions
-    /// run (RFC 5357 §3.1).
+    /// Stops sessions and requests others over the same connection. Ends with
+    /// [`ClientAction::Started`] or a failure.
+    ///
+    /// With individual control (RFC 5938) the sessions in `stop` are stopped and all others go on.
+    /// Otherwise all are stopped, because a server accepts only Stop-Sessions while sessions run
+    /// (RFC 5357 §3.1).
     pub fn renegotiate(&mut self, stop: Vec<Sid>, requests: Vec<SessionRequest>, now: Monotonic) {
         if self.state != State::Running {
             return;
@@ -184,8 +183,8 @@ impl ControlClient {
         self.enter(state, now);
     }
 
-    /// Ends the sessions: the count of Stop-Sessions is that of all sessions accepted and not
-    /// yet stopped, declined ones included (RFC 5357 §3.8).
+    /// Ends the sessions. Stop-Sessions counts all sessions accepted and not yet stopped, expired
+    /// ones included (RFC 5357 §3.8).
     pub fn stop(&mut self, now: Monotonic) {
         if self.state != State::Running {
             return;
@@ -202,17 +201,17 @@ impl ControlClient {
         }
     }
 
-    /// What to do next.
+    /// Returns the next action of the driver.
     pub fn poll_action(&mut self) -> Option<ClientAction> {
         self.actions.pop_front()
     }
 
-    /// When an answer is overdue.
+    /// Returns the time at which a response is overdue.
     pub fn poll_deadline(&self) -> Option<Monotonic> {
         self.deadline
     }
 
-    /// Whether sessions are started and stopped one by one (RFC 5938).
+    /// Returns true when sessions are started and stopped individually (RFC 5938).
     pub fn is_individual(&self) -> bool {
         self.mode.contains(Modes::INDIVIDUAL_SESSION_CONTROL)
     }
@@ -243,23 +242,23 @@ impl ControlClient {
         self.deadline = waits.then(|| now.plus_ns(limit_ns));
     }
 
-    /// Handles one message; `None` when there is none, or nothing more to be read.
+    /// Handles one message; `None` if none is complete or expected.
     fn step(&mut self) -> Option<Result<State, ClientError>> {
         match self.state {
-            State::Greeting => self.input.take_clear().map(|m| self.take_greeting(m)),
-            State::ServerStart => self.input.take_clear().map(|m| self.server_start(&m)),
-            State::Accept(index) => self.input.take().map(|m| self.accept(index, &m?)),
+            State::Greeting => self.input.pop_clear().map(|m| self.handle_greeting(m)),
+            State::ServerStart => self.input.pop_clear().map(|m| self.server_start(&m)),
+            State::Accept(index) => self.input.pop().map(|m| self.accept(index, &m?)),
             State::StartAck if self.is_individual() => self.individual_ack(Command::START_N_ACK),
-            State::StartAck => self.input.take().map(|m| self.start_ack(&m?)),
+            State::StartAck => self.input.pop().map(|m| self.start_ack(&m?)),
             State::StopAck => self.individual_ack(Command::STOP_N_ACK),
             State::Running if self.input.is_empty() => None,
             State::Running => Some(Err(ClientError::Unexpected(self.input.clear()))),
-            // Some servers answer a late Stop-Sessions; the connection is closed anyway.
+            // Some servers respond to a late Stop-Sessions; the connection is closed anyway.
             State::Deriving | State::Stopped => None,
         }
     }
 
-    fn take_greeting(&mut self, greeting: ServerGreeting) -> Result<State, ClientError> {
+    fn handle_greeting(&mut self, greeting: ServerGreeting) -> Result<State, ClientError> {
         let offered = Modes(greeting.modes.get());
         let count = greeting.count.get();
         let (salt, ClientOptions { security, extensions, maximum_count: maximum, .. }) =
@@ -306,7 +305,7 @@ impl ControlClient {
         Ok(self.request(0))
     }
 
-    /// Sends the request of this index, or starts the sessions behind the last.
+    /// Sends the request with this index; after the last one, starts the sessions.
     fn request(&mut self, index: usize) -> State {
         let Some(session) = self.requests.get(index) else {
             return self.start();
@@ -327,11 +326,11 @@ impl ControlClient {
         State::Accept(index)
     }
 
-    /// Starts the sessions that were accepted.
+    /// Starts the accepted sessions.
     fn start(&mut self) -> State {
         let unstarted = std::mem::take(&mut self.unstarted);
         if self.is_individual() && unstarted.is_empty() {
-            // Sessions were only stopped.
+            // Nothing to start: sessions were only stopped.
             return self.all_started();
         }
         if self.is_individual() {
@@ -366,7 +365,7 @@ impl ControlClient {
             server_octets = (octets != 0).then(|| octets.to_be_bytes());
         }
         let sid = Sid(answer.sid);
-        // What starts and stops sessions, or makes their keys; elsewhere it is a name that nobody uses.
+        // The SID must be unique if it names sessions in commands or derives keys.
         let matters = self.is_individual() || self.mode.is_protected();
         if matters && self.accepted.contains(&sid) {
             return Err(ClientError::RepeatedSid { index });

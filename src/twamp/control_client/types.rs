@@ -1,4 +1,4 @@
-//! What goes into a Control-Client, and what comes out of it.
+//! Inputs and actions of a Control-Client.
 
 use std::net::IpAddr;
 
@@ -9,87 +9,86 @@ use crate::wire::{
     format::PacketFormat,
 };
 
-/// A test session to be asked for.
+/// A test session to request.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionRequest {
-    /// Address of the sender; unspecified stands for that of the control connection.
+    /// Address of the sender; unspecified means that of the control connection.
     pub sender_address: IpAddr,
     /// UDP port of the sender.
     pub sender_port: u16,
-    /// Address of the reflector; unspecified stands for that of the control connection.
+    /// Address of the reflector; unspecified means that of the control connection.
     pub receiver_address: IpAddr,
-    /// UDP port wanted at the reflector.
+    /// Requested UDP port of the reflector.
     pub receiver_port: u16,
-    /// Octets of UDP payload in each probe.
+    /// UDP payload of each probe in octets.
     pub data_size: u16,
-    /// Octets of padding to come back as they are, where RFC 6038 is in force.
+    /// Octets of padding to reflect unchanged, if RFC 6038 is in force.
     pub reflected_length: u16,
     /// DSCP of probes and replies.
     pub dscp: u8,
-    /// How long the reflector is to answer after Stop-Sessions, nanoseconds.
+    /// Time to reflect after Stop-Sessions, nanoseconds.
     pub timeout_ns: u64,
 }
 
-/// What the client wants, and the random octets that it needs.
+/// Configuration of a client and its random octets.
 #[derive(Debug)]
 pub struct ClientOptions {
-    /// The mode: one of the security bits.
+    /// Required mode: one of the security bits.
     pub security: Modes,
-    /// Extensions, each of which is chosen where it is offered.
+    /// Extensions to use if offered.
     pub extensions: Modes,
-    /// Name of the key.
+    /// KeyID of the shared secret.
     pub key_id: String,
-    /// Rounds of key derivation that a server may ask for.
+    /// Largest iteration count accepted from a server.
     pub maximum_count: u32,
-    /// Each answer is due within this.
+    /// Time limit of each response, except Server-Start in a mode with keys.
     pub response_timeout_ns: u64,
-    /// But for Server-Start in a mode with keys, for which the server derives a key.
+    /// Time limit of Server-Start in a mode with keys, for which the server derives a key.
     pub key_timeout_ns: u64,
-    /// Random keys of the connection, for modes with keys.
+    /// Random session keys, for modes with keys.
     pub keys: SessionKeys,
-    /// Random.
+    /// Random initialisation vector, for modes with keys.
     pub client_iv: [u8; BLOCK_OCTETS],
-    /// Random, for RFC 6038.
+    /// Random octets to be reflected (RFC 6038).
     pub reflected_octets: u16,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Debug)]
 pub enum ClientAction {
-    /// Write these octets.
+    /// Write octets to the connection.
     Send(Vec<u8>),
-    /// Derive the key of the secret, which takes its time, and give it to
-    /// [`ControlClient::key_derived`].
+    /// Derive the key of the secret, which is slow, and pass it to [`ControlClient::key_derived`].
     DeriveKey {
-        /// Of the greeting.
+        /// Salt of the greeting.
         salt: [u8; 16],
-        /// Of the greeting.
+        /// Iteration count of the greeting.
         count: u32,
     },
-    /// The request of this index was accepted.
+    /// A request was accepted.
     Accepted(AcceptedSession),
-    /// The request of this index was refused, which leaves the other sessions alone: those that run,
-    /// and those that are asked for with it.
+    /// The request with this index was refused; other sessions are not affected.
     Refused(usize, Accept),
-    /// All sessions are started: probes may be sent.
+    /// All sessions are started; probes may be sent.
     Started,
-    /// All sessions are stopped, and the server said so.
+    /// All sessions are stopped; acknowledged with individual control.
     Stopped,
-    /// Close the connection.
+    /// Close the connection after a failure.
     Failed(ClientError),
 }
 
-/// A session that the server accepted.
+/// An accepted session.
 #[derive(Clone, Debug)]
 pub struct AcceptedSession {
     /// Index of the request.
     pub index: usize,
-    /// UDP port of the reflector, which may differ from the one asked for.
+    /// UDP port of the reflector; may differ from the requested one.
     pub port: u16,
-    /// Session identifier.
+    /// Session identifier from the server.
     pub sid: Sid,
-    /// What its packets look like.
+    /// Format of its test packets.
     pub format: PacketFormat,
-    /// What the padding of each probe begins with, where the server asks for it (RFC 6038 §4.3).
+    /// Octets with which the padding of each probe begins (RFC 6038 §4.3); `None` unless requested
+    /// by the server.
     pub server_octets: Option<[u8; 2]>,
 }

@@ -1,4 +1,4 @@
-//! The commands that carry something: requests, and those of individual control.
+//! Commands with a body: session requests and individual control.
 
 use super::{ControlServer, RequestedSession, ServerAction, ServerError, State};
 use crate::wire::{
@@ -7,7 +7,7 @@ use crate::wire::{
     request::RequestTwSession,
 };
 
-/// Padding of the longest datagram there is; more than that cannot come.
+/// Padding of the longest possible datagram.
 const LONGEST_PADDING: u32 = 65_507;
 
 impl ControlServer {
@@ -40,7 +40,8 @@ impl ControlServer {
         }));
     }
 
-    /// Whether what is to be reflected fits into replies as long as the probes (RFC 6038 §4.3).
+    /// Returns true when the octets to reflect fit into replies as long as the probes (RFC 6038
+    /// §4.3).
     fn reflects(&self, request: &RequestTwSession) -> bool {
         let length = u32::from(request.reflected_length.get());
         if !self.mode.contains(Modes::REFLECT_OCTETS) || length == 0 {
@@ -52,16 +53,17 @@ impl ControlServer {
         padding > length && padding >= length + truncated
     }
 
-    /// Start-N-Sessions and Stop-N-Sessions: one ack for each Accept value (RFC 5938 §3).
+    /// Handles Start-N-Sessions and Stop-N-Sessions with one ack for each Accept value (RFC 5938
+    /// §3).
     pub(super) fn individual(&mut self, command: Command) -> Option<Result<(), ServerError>> {
         let header: &IndividualHeader = self.input.peek()?;
         let (received, expected) = (header.sessions.get(), self.sessions.len());
-        // The length depends on the number: bound before it is waited for. One more than there are
-        // may be named, and is refused by name.
+        // Limits the announced length before waiting for it. One SID more than known may be named,
+        // and is then refused by name.
         if received > expected + 1 {
             return Some(Err(ServerError::TooManySessions { received, expected }));
         }
-        let message = match self.input.take_octets(individual::octets(received as usize))? {
+        let message = match self.input.pop_octets(individual::octets(received as usize))? {
             Ok(message) => message,
             Err(error) => return Some(Err(error.into())),
         };
@@ -77,7 +79,7 @@ impl ControlServer {
         let ack = if starts { Command::START_N_ACK } else { Command::STOP_N_ACK };
         for (accept, sids) in [(Accept::OK, outcome.done), (Accept::NOT_SUPPORTED, outcome.refused)]
         {
-            // A command about no session is not affirmed.
+            // A command that names no session is not acknowledged positively.
             let about_none = received == 0 && accept != Accept::OK;
             if !sids.is_empty() || about_none {
                 self.send_sealed(individual::message(ack, accept.0, &sids));

@@ -1,61 +1,61 @@
-//! Why a Server closes a control connection.
+//! Reasons for which a Server closes a control connection.
 
 use thiserror::Error;
 
 use crate::wire::{codes::Modes, crypto::BadMac};
 
-/// Why the server closes a connection.
+/// Reason for which the server closes a connection.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ServerError {
-    /// Mode 0: the client gave up.
+    /// Mode 0 in Set-Up-Response.
     #[error("the client chose no mode")]
     ClientGaveUp,
-    /// A mode that was not offered, or not exactly one.
+    /// A mode that was not offered, or not exactly one security mode.
     #[error("the client chose mode {chosen}; offered: {offered}")]
     ModeNotOffered {
-        /// In Set-Up-Response.
+        /// Mode of Set-Up-Response.
         chosen: Modes,
-        /// In the greeting.
+        /// Modes of the greeting.
         offered: Modes,
     },
-    /// Unknown key or wrong secret: the client is not told which, and neither is this server.
+    /// Unknown KeyID or wrong secret; not distinguished on purpose.
     #[error("the client's token was not made with a key of this server")]
     BadKey,
-    /// No key could be derived now.
-    #[error("too many clients wait for their key to be derived")]
+    /// No capacity to derive the key.
+    #[error("too many clients are waiting for key derivation")]
     Busy,
-    /// A message that the client did not make with the keys.
+    /// A message with a wrong HMAC.
     #[error("{0}")]
     NotGenuine(#[from] BadMac),
     /// More sessions in a message than the connection has (RFC 5938 §3).
-    #[error("the client named {received} sessions; there are {expected}")]
+    #[error("the client named {received} sessions; expected at most {expected}")]
     TooManySessions {
-        /// In the message.
+        /// Number in the message.
         received: u32,
-        /// Accepted and not yet stopped.
+        /// Sessions accepted and not yet stopped.
         expected: u32,
     },
-    /// A command that is unknown, forbidden, or not allowed now.
-    #[error("command {0} is not allowed here")]
+    /// A command that is unknown, forbidden or not allowed in this state.
+    #[error("command {0} is not allowed in this state")]
     Command(u8),
-    /// Number of Sessions in Stop-Sessions.
-    #[error("the client stopped {received} sessions; there are {expected}")]
+    /// Wrong Number of Sessions in Stop-Sessions.
+    #[error("the client stopped {received} sessions; expected {expected}")]
     WrongSessionCount {
-        /// In the message.
+        /// Number in the message.
         received: u32,
-        /// Accepted and not yet stopped.
+        /// Sessions accepted and not yet stopped.
         expected: u32,
     },
-    /// Half a Stop-Sessions, and no more.
-    #[error("the client sent only a part of Stop-Sessions")]
+    /// An incomplete Stop-Sessions.
+    #[error("the client sent an incomplete Stop-Sessions")]
     BrokenStop,
     /// The client closed the connection.
-    #[error("the client closed it")]
+    #[error("the client closed the connection")]
     Ended,
-    /// Nothing came for SERVWAIT.
-    #[error("nothing came for the inactivity timeout")]
+    /// No data for SERVWAIT.
+    #[error("inactivity timeout expired")]
     Inactive,
-    /// Half a message, or no answer to the greeting.
-    #[error("a message was not completed in time")]
+    /// An incomplete message, or no response to the greeting.
+    #[error("the client did not complete a message in time")]
     Incomplete,
 }

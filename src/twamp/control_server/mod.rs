@@ -1,5 +1,7 @@
-//! The Server of one control connection (RFC 5357 §3). It decides what RFC and state decide;
-//! resources (ports, limits, policy, key derivation) are the driver's, who answers each request.
+//! Server of one control connection (RFC 5357 §3).
+//!
+//! The machine applies the RFC and its state. Resources (ports, limits, policy, key derivation)
+//! belong to the driver, which answers each request.
 
 mod commands;
 mod error;
@@ -27,67 +29,67 @@ use sessions::Sessions;
 
 pub use error::ServerError;
 
-/// A message must be complete so long after its first octet.
+/// Time limit to complete a message after its first octet.
 const MESSAGE_COMPLETION_NS: u64 = 30_000_000_000;
-/// The client must have chosen a mode so long after the greeting.
+/// Time limit of Set-Up-Response after the greeting.
 const SET_UP_NS: u64 = 60_000_000_000;
 
-/// What the server offers, and the random octets that it needs.
+/// Configuration of a server and its random octets.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Security modes and extensions.
+    /// Offered security modes and extensions.
     pub offered: Modes,
-    /// Rounds of key derivation; a power of two from 1024 on (RFC 4656 §3.1).
+    /// Iteration count of key derivation; a power of two of at least 1024 (RFC 4656 §3.1).
     pub count: u32,
-    /// Start of the server, the same for all.
+    /// Start-Time of the server, the same for all connections.
     pub start_time: NtpTimestamp,
-    /// SERVWAIT, nanoseconds; 0 is off.
+    /// SERVWAIT in nanoseconds; 0 disables it.
     pub inactivity_timeout_ns: u64,
-    /// Random.
+    /// Random challenge of the greeting.
     pub challenge: [u8; 16],
-    /// Random.
+    /// Random salt of the greeting.
     pub salt: [u8; 16],
-    /// Random.
+    /// Random initialisation vector of Server-Start.
     pub server_iv: [u8; 16],
 }
 
-/// What a client asks for.
+/// A test session requested by a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestedSession {
     /// IP version, 4 or 6.
     pub ip_version: u8,
-    /// `None`: the client's address of the control connection.
+    /// Address of the sender; `None` means the client address of the control connection.
     pub sender_address: Option<IpAddr>,
     /// UDP port of the sender.
     pub sender_port: u16,
-    /// `None`: the server's address of the control connection.
+    /// Address of the reflector; `None` means the server address of the control connection.
     pub receiver_address: Option<IpAddr>,
-    /// UDP port wanted.
+    /// Requested UDP port of the reflector.
     pub receiver_port: u16,
     /// Octets of padding in each probe.
     pub padding_length: u32,
-    /// How long to reflect after Stop-Sessions, nanoseconds.
+    /// Time to reflect after Stop-Sessions, nanoseconds.
     pub timeout_ns: u64,
     /// DSCP of the replies.
     pub dscp: u8,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ServerAction {
-    /// Write these octets.
+    /// Write octets to the connection.
     Send(Vec<u8>),
-    /// Derive the keys of the secrets that go by this name, which takes its time, and give them to
+    /// Derive the keys of all secrets with this KeyID, which is slow, and pass them to
     /// [`ControlServer::authenticate`].
     DeriveKeys {
-        /// KeyID of the client; any octets.
+        /// KeyID of the client; arbitrary octets.
         key_id: Vec<u8>,
-        /// Of the greeting.
+        /// Salt of the greeting.
         salt: [u8; 16],
-        /// Of the greeting.
+        /// Iteration count of the greeting.
         count: u32,
     },
-    /// Answer with [`ControlServer::answer_request`].
+    /// Allocate a session, then call [`ControlServer::answer_request`].
     Request(RequestedSession),
     /// Start these sessions, then call [`ControlServer::sessions_started`].
     Start(Vec<Sid>),
@@ -100,38 +102,37 @@ pub enum ServerAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     SetUp,
-    /// The driver derives keys.
     Deriving,
     Request,
-    /// The driver answers a request that carried these octets (RFC 6038 §4.2).
+    /// Waiting for the driver's answer to a request with these octets to be reflected (RFC 6038
+    /// §4.2).
     Answering(u16),
-    /// The driver starts sessions.
     Starting,
     Running,
     Closed,
 }
 
-/// The machine.
+/// State machine of a Server.
 #[derive(Debug)]
 pub struct ControlServer {
     state: State,
     options: ServerOptions,
     mode: Modes,
-    /// Of the client that is being authenticated.
+    /// Response of the client that is being authenticated.
     response: Option<SetUpResponse>,
     keys: Option<SessionKeys>,
     last_input: Monotonic,
-    /// When the message that is being received began.
+    /// Arrival time of the first octet of an incomplete message.
     partial_since: Option<Monotonic>,
     sessions: Sessions,
-    /// Large, and most connections have none.
+    /// Boxed: large and absent in most connections.
     sealer: Option<Box<Sealer>>,
     input: MessageBuffer,
     actions: VecDeque<ServerAction>,
 }
 
 impl ControlServer {
-    /// For a connection just accepted.
+    /// Starts on a new connection by sending the greeting.
     pub fn new(options: ServerOptions, now: Monotonic) -> Self {
         let ServerOptions { offered, challenge, salt, count, .. } = options;
         let mut server = Self {
@@ -151,22 +152,22 @@ impl ControlServer {
         server
     }
 
-    /// The mode in force; 0 before one is chosen.
+    /// Returns the chosen mode; 0 before the choice.
     pub fn mode(&self) -> Modes {
         self.mode
     }
 
-    /// Whether sessions run.
+    /// Returns true while sessions are started.
     pub fn is_running(&self) -> bool {
         self.sessions.any_started()
     }
 
-    /// What the packets of a session look like.
+    /// Returns the format of the test packets of a session.
     pub fn format(&self, sid: Sid) -> PacketFormat {
         PacketFormat::negotiated(self.mode, self.keys.as_ref(), sid)
     }
 
-    /// Octets from the client.
+    /// Handles octets from the client.
     pub fn handle_input(&mut self, octets: &[u8], now: Monotonic) {
         self.last_input = now;
         if self.state == State::Closed {
@@ -176,18 +177,18 @@ impl ControlServer {
         self.advance(now);
     }
 
-    /// Another SERVWAIT, from the latest input on; 0 is off.
+    /// Changes SERVWAIT, counted from the latest input; 0 disables it.
     pub fn set_inactivity_timeout(&mut self, nanoseconds: u64) {
         self.options.inactivity_timeout_ns = nanoseconds;
     }
 
-    /// The client sends no more.
+    /// Handles the end of the client's stream.
     pub fn handle_end(&mut self) {
         let error = if self.is_stop_begun() { ServerError::BrokenStop } else { ServerError::Ended };
         self.close(error);
     }
 
-    /// Answers [`ServerAction::Request`]: the port and identifier, or why not.
+    /// Completes [`ServerAction::Request`] with port and SID, or a refusal.
     pub fn answer_request(&mut self, answer: Result<(u16, Sid), Accept>, now: Monotonic) {
         let State::Answering(reflected) = self.state else { return };
         match answer {
@@ -199,11 +200,11 @@ impl ControlServer {
             }
             Err(accept) => self.refuse(accept),
         }
-        self.state = self.resting();
+        self.state = self.idle_state();
         self.advance(now);
     }
 
-    /// Answers [`ServerAction::Start`].
+    /// Completes [`ServerAction::Start`].
     pub fn sessions_started(&mut self, now: Monotonic) {
         if self.state != State::Starting {
             return;
@@ -211,20 +212,20 @@ impl ControlServer {
         if !self.is_individual() {
             self.send_sealed(StartAck::new(Accept::OK.0).as_bytes().to_vec());
         }
-        self.state = self.resting();
+        self.state = self.idle_state();
         self.advance(now);
     }
 
-    /// REFWAIT ended a session of this connection. It still counts in Stop-Sessions.
+    /// Notes that REFWAIT ended a session. Stop-Sessions still counts it.
     pub fn session_expired(&mut self, sid: Sid, now: Monotonic) {
         self.sessions.expire(sid);
         if !self.sessions.any_started() {
-            // SERVWAIT begins anew (RFC 5357 §3.1).
+            // SERVWAIT restarts (RFC 5357 §3.1).
             self.last_input = now;
         }
     }
 
-    /// Call at or after [`Self::poll_deadline`].
+    /// Handles an expired deadline; called at or after [`Self::poll_deadline`].
     pub fn handle_timeout(&mut self, now: Monotonic) {
         let Some((deadline, error)) = self.deadline() else { return };
         if deadline <= now {
@@ -233,12 +234,12 @@ impl ControlServer {
         }
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// Returns the time of the next [`Self::handle_timeout`].
     pub fn poll_deadline(&self) -> Option<Monotonic> {
         self.deadline().map(|(deadline, _)| deadline)
     }
 
-    /// What to do next.
+    /// Returns the next action of the driver.
     pub fn poll_action(&mut self) -> Option<ServerAction> {
         self.actions.pop_front()
     }
@@ -247,9 +248,9 @@ impl ControlServer {
         self.mode.contains(Modes::INDIVIDUAL_SESSION_CONTROL)
     }
 
-    /// Where commands are waited for: with individual control all of them at any time, otherwise
-    /// nothing but Stop-Sessions once sessions run.
-    fn resting(&self) -> State {
+    /// Returns the state in which commands are accepted: with individual control any command at
+    /// any time, otherwise only Stop-Sessions while sessions run.
+    fn idle_state(&self) -> State {
         let running = !self.is_individual() && self.sessions.started_together();
         if running { State::Running } else { State::Request }
     }
@@ -283,10 +284,10 @@ impl ControlServer {
         self.partial_since = if partial { self.partial_since.or(Some(now)) } else { None };
     }
 
-    /// Handles one message; `false` when there is none to be handled now.
+    /// Handles one message; false if none can be handled now.
     fn step(&mut self) -> bool {
         let handled = match self.state {
-            State::SetUp => self.input.take_clear().map(|response| self.set_up(response)),
+            State::SetUp => self.input.pop_clear().map(|response| self.set_up(response)),
             State::Request | State::Running => {
                 self.input.command().and_then(|command| self.command(Command(command)))
             }
@@ -302,30 +303,30 @@ impl ControlServer {
         }
     }
 
-    /// Handles a command; `None` until all of it is here.
+    /// Handles a command; `None` until it is complete.
     fn command(&mut self, command: Command) -> Option<Result<(), ServerError>> {
         let individual = self.is_individual();
         match command {
             Command::REQUEST_TW_SESSION if self.state == State::Request => {
-                Some(self.input.take()?.map_err(ServerError::from).map(|r| self.request(&r)))
+                Some(self.input.pop()?.map_err(ServerError::from).map(|r| self.request(&r)))
             }
             Command::START_SESSIONS if self.state == State::Request && !individual => {
-                Some(self.input.take()?.map_err(ServerError::from).map(|_: StartSessions| {
+                Some(self.input.pop()?.map_err(ServerError::from).map(|_: StartSessions| {
                     self.state = State::Starting;
                     self.actions.push_back(ServerAction::Start(self.sessions.start_all()));
                 }))
             }
             Command::STOP_SESSIONS if self.state == State::Running => {
-                Some(self.input.take()?.map_err(ServerError::from).and_then(|s| self.stop(&s)))
+                Some(self.input.pop()?.map_err(ServerError::from).and_then(|s| self.stop(&s)))
             }
             Command::START_N_SESSIONS | Command::STOP_N_SESSIONS if individual => {
                 self.individual(command)
             }
-            // Where the next message begins cannot be known: answer once and close. Where commands
-            // are authentic, one that is not gets no answer.
+            // The start of the next message is unknown after an unknown command: refuse once and
+            // close. With keys, only an authentic command gets a response.
             Command(other) if self.state == State::Request => {
                 if self.sealer.is_some()
-                    && let Err(error) = self.input.take_octets(StartSessions::SIZE)?
+                    && let Err(error) = self.input.pop_octets(StartSessions::SIZE)?
                 {
                     return Some(Err(error.into()));
                 }
@@ -339,8 +340,8 @@ impl ControlServer {
     fn stop(&mut self, stop: &StopSessions) -> Result<(), ServerError> {
         let (received, expected) = (stop.sessions.get(), self.sessions.len());
         self.actions.push_back(ServerAction::Stop(self.sessions.stop_all()));
-        // The connection ends (RFC 4656 §3.8), but what is on its way is still reflected: some
-        // clients write another number, and mean what all others mean.
+        // The connection ends (RFC 4656 §3.8), but packets in flight are still reflected: some
+        // clients write a wrong number and mean a normal stop.
         if received != expected {
             return Err(ServerError::WrongSessionCount { received, expected });
         }
@@ -348,7 +349,7 @@ impl ControlServer {
         Ok(())
     }
 
-    /// A refusal carries port 0 (RFC 5357 §3.5) and leaves the connection open.
+    /// Sends a refusal, which carries port 0 (RFC 5357 §3.5) and leaves the connection open.
     fn refuse(&mut self, accept: Accept) {
         self.send_sealed(AcceptSession::new(accept.0, 0, [0; 16]).as_bytes().to_vec());
     }
@@ -364,7 +365,8 @@ impl ControlServer {
         self.actions.push_back(ServerAction::Send(message.as_bytes().to_vec()));
     }
 
-    /// Some clients write a Stop-Sessions that is too short. Without its HMAC it says nothing.
+    /// Returns true for a truncated Stop-Sessions, as some clients send it. In modes with keys it
+    /// is worthless without its HMAC.
     fn is_stop_begun(&self) -> bool {
         self.state == State::Running
             && self.sealer.is_none()

@@ -1,4 +1,4 @@
-//! The sessions of a control connection, as its commands know them.
+//! Sessions of a control connection from the view of its commands.
 
 use crate::wire::codes::Sid;
 
@@ -6,19 +6,19 @@ use crate::wire::codes::Sid;
 enum Phase {
     Accepted,
     Started,
-    /// Ended by REFWAIT: nothing runs, but Stop-Sessions counts it (RFC 5357 §3.8).
+    /// Ended by REFWAIT; Stop-Sessions still counts it (RFC 5357 §3.8).
     Expired,
 }
 
-/// Sessions that are accepted and not yet stopped, in the order in which they were accepted.
+/// Accepted and not yet stopped sessions in the order of acceptance.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     all: Vec<(Sid, Phase)>,
-    /// Start-Sessions came, and Stop-Sessions did not.
+    /// Set between Start-Sessions and Stop-Sessions.
     started_together: bool,
 }
 
-/// What became of the sessions that a command names.
+/// Outcome of a command for the sessions that it names.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) done: Vec<Sid>,
@@ -53,7 +53,7 @@ impl Sessions {
         self.all.drain(..).map(|(sid, _)| sid).collect()
     }
 
-    /// Starts those that are named, known and not yet started, each once.
+    /// Starts the named sessions that are known and not yet started, each once.
     pub(super) fn start(&mut self, sids: &[Sid]) -> Outcome {
         let mut outcome = Outcome::default();
         for sid in sids {
@@ -68,7 +68,7 @@ impl Sessions {
         outcome
     }
 
-    /// Stops those that are named and known, each once.
+    /// Stops the named sessions that are known, each once.
     pub(super) fn stop(&mut self, sids: &[Sid]) -> Outcome {
         let mut outcome = Outcome::default();
         for sid in sids {

@@ -1,4 +1,4 @@
-//! From the greeting to Server-Start (RFC 4656 §3.1).
+//! Connection set-up from Set-Up-Response to Server-Start (RFC 4656 §3.1).
 
 use zerocopy::IntoBytes;
 
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl ControlServer {
-    /// Answers [`ServerAction::DeriveKeys`] with the keys of all secrets that the client may mean;
-    /// none where it cannot be done now. The index of the one that the client has.
+    /// Completes [`ServerAction::DeriveKeys`] with the keys of all candidate secrets, or `None`
+    /// without capacity. Returns the index of the key of the client.
     pub fn authenticate(
         &mut self,
         candidates: Option<&[TokenKey]>,
@@ -23,7 +23,7 @@ impl ControlServer {
         let SetUpResponse { token, client_iv, .. } = self.response.take()?;
         let challenge = &self.options.challenge;
         let open = |(index, key): (usize, &TokenKey)| Some((index, key.open(&token, challenge)?));
-        // All are tried, also behind the right one: time tells nothing.
+        // All keys are tried even after a match, so that the duration reveals nothing.
         let found =
             candidates.map(|all| all.iter().enumerate().filter_map(open).collect::<Vec<_>>());
         let (index, keys) = match found.map(|mut keys| keys.pop()) {

@@ -1,15 +1,14 @@
-//! When to look at which session again: what is silent or over is found without a walk over all that
-//! there are.
+//! Expiry times of sessions, so that expired ones are found without a scan of all.
 
 use std::{cmp::Reverse, collections::BinaryHeap, net::SocketAddr};
 
 use crate::time::Monotonic;
 
-/// Entries beyond twice the sessions and these are not worth keeping.
+/// Stale entries kept in addition to two for each session.
 const SPARE: usize = 64;
 
-/// Times to look at sessions, by their senders. Only the last that was set for a session holds: whoever
-/// has the sessions knows which that is.
+/// Expiry times by sender. A session may have stale entries; only the latest time is valid, which
+/// the owner of the sessions checks.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
     entries: BinaryHeap<Reverse<(Monotonic, SocketAddr)>>,
@@ -20,16 +19,20 @@ impl Deadlines {
         self.entries.push(Reverse((at, sender)));
     }
 
-    /// The next one that has come.
+    /// Removes the next entry that is due.
     pub(super) fn pop(&mut self, now: Monotonic) -> Option<(Monotonic, SocketAddr)> {
         self.entries.peek().filter(|Reverse((at, _))| *at <= now)?;
         self.entries.pop().map(|Reverse(entry)| entry)
     }
 
-    /// Forgets what holds no more, where that has become much.
-    pub(super) fn tidy(&mut self, sessions: usize, holds: impl Fn(&SocketAddr, Monotonic) -> bool) {
+    /// Removes stale entries once there are many.
+    pub(super) fn prune(
+        &mut self,
+        sessions: usize,
+        is_valid: impl Fn(&SocketAddr, Monotonic) -> bool,
+    ) {
         if self.entries.len() > 2 * sessions + SPARE {
-            self.entries.retain(|Reverse((at, sender))| holds(sender, *at));
+            self.entries.retain(|Reverse((at, sender))| is_valid(sender, *at));
         }
     }
 }
@@ -39,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_come_in_order_and_what_holds_no_more_is_forgotten() {
+    fn entries_are_ordered_and_stale_ones_are_pruned() {
         let sender = |port| SocketAddr::from(([192, 0, 2, 1], port));
         let mut deadlines = Deadlines::default();
         for (at, port) in [(30, 3), (10, 1), (20, 2)] {
@@ -49,10 +52,10 @@ mod tests {
         assert_eq!(deadlines.pop(Monotonic(25)), Some((Monotonic(10), sender(1))));
         assert_eq!(deadlines.pop(Monotonic(25)), Some((Monotonic(20), sender(2))));
         assert_eq!(deadlines.pop(Monotonic(25)), None);
-        // A port that has one session after the other: the last of them is the one that holds.
+        // One port with a sequence of sessions: only the latest time is valid.
         for at in 100..1_100 {
             deadlines.set(Monotonic(at), sender(4));
-            deadlines.tidy(1, |of, known| *of == sender(4) && known == Monotonic(at));
+            deadlines.prune(1, |other, known| *other == sender(4) && known == Monotonic(at));
         }
         assert!(deadlines.entries.len() <= 2 + SPARE, "{}", deadlines.entries.len());
     }

@@ -1,4 +1,4 @@
-//! TWAMP Light (RFC 5357 appendix I): whoever is listed is answered, without a session.
+//! TWAMP Light (RFC 5357 appendix I): listed senders are answered without a session.
 
 use std::{
     collections::HashMap,
@@ -11,47 +11,47 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::rate::full_again;
+use super::rate::full_after_reply;
 use crate::time::Monotonic;
 
-/// Senders that a stateful light reflector counts for; beyond that, numbers are copied.
-const SENDERS: usize = 100_000;
+/// Largest number of senders with a counter; further ones get their own Sequence Numbers back.
+const MAX_SENDERS: usize = 100_000;
 
-/// Who is answered without a session.
+/// Senders answered without a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LightPolicy {
-    /// Prefixes answered.
+    /// Prefixes of answered senders.
     pub prefixes: Vec<IpNet>,
-    /// Packets answered in a second to all senders of one prefix; `None` for any number.
+    /// Limit of replies per second to all senders of one prefix; `None` for no limit.
     pub maximum_packets_per_second: Option<u32>,
-    /// Count replies for each sender.
+    /// Counts replies for each sender.
     pub stateful: bool,
-    /// Silence after which a sender's count is forgotten, nanoseconds.
+    /// Silence in nanoseconds after which the count of a sender is dropped.
     pub refwait_ns: u64,
-    /// What has been answered of late: one account for all machines of a clone.
+    /// Rate accounts, shared by the machines of all threads.
     pub allowances: Allowances,
 }
 
-/// What may still be answered to each prefix: as much as comes together in a second, up to a
-/// second's worth. Clones are one account; where it stands says nothing of a policy.
+/// Token buckets of the prefixes, one second deep. Clones share one account; equality of policies
+/// ignores it.
 #[derive(Clone, Debug, Default)]
 pub struct Allowances {
-    /// For each prefix, when all of it would be there again with nothing coming.
+    /// Time at which the bucket of each prefix is full.
     full_at_ns: Arc<[AtomicU64]>,
 }
 
 impl Allowances {
-    /// For so many prefixes.
+    /// Creates full buckets.
     pub fn new(prefixes: usize) -> Self {
         Self { full_at_ns: (0..prefixes).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    fn take(&self, prefix: usize, limit: u32, now: Monotonic) -> bool {
+    fn consume(&self, prefix: usize, limit: u32, now: Monotonic) -> bool {
         let Some(account) = self.full_at_ns.get(prefix) else { return true };
-        let taken = account.fetch_update(Relaxed, Relaxed, |full_at| {
-            full_again(Monotonic(full_at), limit, now).map(|full_at| full_at.0)
+        let consumed = account.fetch_update(Relaxed, Relaxed, |full_at| {
+            full_after_reply(Monotonic(full_at), limit, now).map(|full_at| full_at.0)
         });
-        taken.is_ok()
+        consumed.is_ok()
     }
 }
 
@@ -78,7 +78,7 @@ impl Light {
         Self { policy, senders: HashMap::new() }
     }
 
-    /// Answers by another policy; what is counted for a sender goes on.
+    /// Changes the policy; counts of senders are kept.
     pub(super) fn set_policy(&mut self, policy: LightPolicy) {
         if !policy.stateful {
             self.senders.clear();
@@ -86,20 +86,26 @@ impl Light {
         self.policy = policy;
     }
 
-    /// The first prefix that a sender is in.
+    /// Returns the index of the first prefix that contains the sender.
     pub(super) fn prefix_of(&self, source: SocketAddr) -> Option<usize> {
         self.policy.prefixes.iter().position(|prefix| prefix.contains(&source.ip()))
     }
 
-    /// Whether one more packet of this prefix may be answered; counts it if so.
+    /// Consumes one reply of a prefix; false when the limit is reached.
     pub(super) fn allows(&self, prefix: usize, now: Monotonic) -> bool {
         let limit = self.policy.maximum_packets_per_second;
-        limit.is_none_or(|limit| self.policy.allowances.take(prefix, limit, now))
+        limit.is_none_or(|limit| self.policy.allowances.consume(prefix, limit, now))
     }
 
-    /// The number of the reply: the sender's own where no count is kept.
-    pub(super) fn take(&mut self, source: SocketAddr, received: u32, now: Monotonic) -> u32 {
-        let full = self.senders.len() >= SENDERS && !self.senders.contains_key(&source);
+    /// Returns the Sequence Number of the reply: a count, or the received number of a stateless
+    /// reflector.
+    pub(super) fn next_sequence(
+        &mut self,
+        source: SocketAddr,
+        received: u32,
+        now: Monotonic,
+    ) -> u32 {
+        let full = self.senders.len() >= MAX_SENDERS && !self.senders.contains_key(&source);
         if !self.policy.stateful || full {
             return received;
         }
@@ -123,7 +129,7 @@ mod tests {
     use crate::time::NANOS_PER_SECOND;
 
     #[test]
-    fn a_prefix_is_answered_at_its_rate_and_others_are_not_held_up() {
+    fn each_prefix_has_its_own_rate_limit() {
         let prefixes = ["192.0.2.0/24", "198.51.100.0/24"].map(|prefix| prefix.parse().unwrap());
         let policy = LightPolicy {
             prefixes: prefixes.into(),
@@ -140,8 +146,12 @@ mod tests {
         assert_eq!(answered(0, second(10), 500), 100, "a second's worth at once");
         assert_eq!(answered(1, second(10), 50), 50);
         assert_eq!(answered(0, second(10).plus_ns(NANOS_PER_SECOND / 2), 500), 50);
-        assert_eq!(answered(0, second(60), 500), 100, "and no more after a rest");
-        assert!(!other.allows(0, second(60)), "whichever of the threads is asked");
+        assert_eq!(
+            answered(0, second(60), 500),
+            100,
+            "no more than a second's worth after a pause"
+        );
+        assert!(!other.allows(0, second(60)), "threads share the account");
         assert!(other.allows(1, second(60)));
         let lone = light.prefix_of("198.51.100.7:5".parse().unwrap());
         assert_eq!(lone, Some(1));

@@ -1,8 +1,8 @@
-//! The Session-Reflector of one UDP socket (RFC 5357 §4.2): negotiated sessions, told apart by the
-//! sender's address and port, and for everybody else who is listed TWAMP Light or STAMP.
+//! Session-Reflector of one UDP socket (RFC 5357 §4.2): negotiated sessions, identified by the
+//! sender's address and port, and TWAMP Light or STAMP for other listed senders.
 //!
-//! [`Reflector::handle`] writes the reply but for T3 and neither allocates nor logs; the driver has
-//! T3 written by [`Reflector::finish`] just before it hands the packet to the kernel.
+//! [`Reflector::handle`] writes a reply except T3 and neither allocates nor logs. The driver calls
+//! [`Reflector::finish`] to write T3 immediately before it passes the packet to the kernel.
 
 mod deadlines;
 mod light;
@@ -25,7 +25,7 @@ use crate::{
 };
 use deadlines::Deadlines;
 use light::Light;
-use rate::Senders;
+use rate::SenderAllowances;
 use recent::RecentReplies;
 use session::{Phase, Session};
 use stamp::Stamp;
@@ -35,24 +35,24 @@ pub use session::ReflectorSession;
 pub use stamp::{StampPolicy, StampRule};
 pub use verdict::{Finish, ReflectorCounters, SessionCounters, Verdict};
 
-/// Why a session ended by itself.
+/// Reason for which a session ended without a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Stopped, and its timeout has passed.
+    /// Stopped, and its timeout has expired.
     Drained,
-    /// No packet of it came for REFWAIT.
+    /// No packet for REFWAIT.
     Silent,
 }
 
-/// Who is answered without a session.
+/// Policy for senders without a session.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Sessionless {
-    /// Nobody.
+    /// Sessions only.
     #[default]
     Nobody,
-    /// Senders of TWAMP Light.
+    /// Senders of TWAMP Light are answered.
     Light(LightPolicy),
-    /// Senders of STAMP, and those of TWAMP Light (RFC 8762 §4.6).
+    /// Senders of STAMP and of TWAMP Light (RFC 8762 §4.6) are answered.
     Stamp(StampPolicy),
 }
 
@@ -63,24 +63,24 @@ enum Open {
     Stamp(Box<Stamp>),
 }
 
-/// The machine.
+/// State machine of a reflector socket.
 #[derive(Debug)]
 pub struct Reflector {
     local_port: u16,
     sessions: HashMap<SocketAddr, Session>,
-    /// Where the session of an identifier is.
+    /// Sender of each session.
     senders: HashMap<Sid, SocketAddr>,
     deadlines: Deadlines,
     open: Open,
     recent: RecentReplies,
-    /// Packets answered in a second to each sender; `None` for any number.
+    /// Limit of replies per second to each sender; `None` for no limit.
     sender_limit: Option<u32>,
-    rates: Senders,
+    rates: SenderAllowances,
     counters: Arc<ReflectorCounters>,
 }
 
 impl Reflector {
-    /// For a socket on this port.
+    /// Creates a reflector for a socket on this port.
     pub fn new(
         local_port: u16,
         sessionless: Sessionless,
@@ -94,12 +94,12 @@ impl Reflector {
             recent: recent(&sessionless),
             open: Open::new(sessionless),
             sender_limit: None,
-            rates: Senders::default(),
+            rates: SenderAllowances::default(),
             counters,
         }
     }
 
-    /// Changes who is answered without a session.
+    /// Changes the policy for senders without a session.
     pub fn set_sessionless(&mut self, sessionless: Sessionless) {
         match (&mut self.open, sessionless) {
             (Open::Nobody, Sessionless::Nobody) => {}
@@ -114,15 +114,15 @@ impl Reflector {
         }
     }
 
-    /// Packets answered in a second to each sender, whether it has a session or not; `None` for any
-    /// number.
+    /// Sets the limit of replies per second to each sender, with or without session; `None` for no
+    /// limit.
     pub fn set_sender_limit(&mut self, limit: Option<u32>) {
         self.sender_limit = limit;
     }
 
-    /// Takes a session, accepted and not started; `Err` if its sender has one here already. One
-    /// that is stopped makes room, though its timeout has not passed: packets of the two could not
-    /// be told apart. Which one did, if one did.
+    /// Adds an accepted session; `Err` if its sender already has one here. A stopped session of
+    /// the sender is replaced even before its timeout, because the packets of the two are
+    /// indistinguishable; returns its SID.
     pub fn add(
         &mut self,
         spec: ReflectorSession,
@@ -146,12 +146,12 @@ impl Reflector {
         self.sessions.get_mut(self.senders.get(&sid)?)
     }
 
-    /// Starts a session: from now on its packets are answered.
+    /// Starts a session: its packets are answered from now on.
     pub fn start(&mut self, sid: Sid, now: Monotonic) {
         if let Some(session) = self.session(sid) {
             session.phase = Phase::Started;
-            session.heard(now);
-            self.look_again(sid);
+            session.note_activity(now);
+            self.reschedule_expiry(sid);
         }
     }
 
@@ -159,46 +159,46 @@ impl Reflector {
     pub fn drain(&mut self, sid: Sid, until: Monotonic) {
         if let Some(session) = self.session(sid) {
             session.phase = Phase::DrainingUntil(until);
-            self.look_again(sid);
+            self.reschedule_expiry(sid);
         }
     }
 
-    /// When it ends, if nothing comes, it is looked at again.
-    fn look_again(&mut self, sid: Sid) {
+    /// Schedules the next expiry check of a session.
+    fn reschedule_expiry(&mut self, sid: Sid) {
         let Some(sender) = self.senders.get(&sid).copied() else { return };
         if let Some(session) = self.sessions.get_mut(&sender) {
-            session.looked_at = session.ends();
-            if let Some(at) = session.looked_at {
+            session.expiry_check = session.expiry();
+            if let Some(at) = session.expiry_check {
                 self.deadlines.set(at, sender);
             }
         }
     }
 
-    /// Ends a session at once.
+    /// Removes a session immediately.
     pub fn remove(&mut self, sid: Sid) {
         if let Some(sender) = self.senders.remove(&sid) {
             self.sessions.remove(&sender);
         }
     }
 
-    /// Ends what is over and tells it to `ended`: drained sessions, and started ones that were
-    /// silent for REFWAIT.
+    /// Removes expired sessions and reports each to `ended`: drained ones, and started ones silent
+    /// for REFWAIT.
     pub fn expire(&mut self, now: Monotonic, mut ended: impl FnMut(Sid, Ended)) {
         let sessions = &self.sessions;
-        let holds = |sender: &SocketAddr, at| {
-            sessions.get(sender).is_some_and(|session| session.looked_at == Some(at))
+        let is_valid = |sender: &SocketAddr, at| {
+            sessions.get(sender).is_some_and(|session| session.expiry_check == Some(at))
         };
-        self.deadlines.tidy(sessions.len(), holds);
+        self.deadlines.prune(sessions.len(), is_valid);
         while let Some((at, sender)) = self.deadlines.pop(now) {
             let session =
-                self.sessions.get(&sender).filter(|session| session.looked_at == Some(at));
+                self.sessions.get(&sender).filter(|session| session.expiry_check == Some(at));
             let Some(session) = session else { continue };
             let sid = session.spec.sid;
             let end = match (session.is_silent(now), session.is_over(now)) {
                 (true, _) => Ended::Silent,
                 (_, true) => Ended::Drained,
                 _ => {
-                    self.look_again(sid);
+                    self.reschedule_expiry(sid);
                     continue;
                 }
             };
@@ -213,24 +213,23 @@ impl Reflector {
         }
     }
 
-    /// Whether senders may ask where they are seen.
-    pub fn tells_locations(&self) -> bool {
+    /// Returns true when senders may query their addresses (Location TLV).
+    pub fn needs_neighbours(&self) -> bool {
         matches!(self.open, Open::Stamp(_))
     }
 
-    /// Sessions that are not over.
+    /// Returns the number of sessions.
     pub fn len(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Whether there is no session.
+    /// Returns true without sessions.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
     }
 
-    /// Decides over a packet and writes its reply, but for T3, into `reply`, which must hold the
-    /// longer of the packet and 112 octets. A reply that is given must be finished, in the order of
-    /// the packets.
+    /// Handles a packet and writes its reply except T3 into `reply`, which must hold the longer of
+    /// the packet and 112 octets. Replies must be finished in the order of their packets.
     pub fn handle(
         &mut self,
         meta: &PacketMeta,
@@ -244,7 +243,7 @@ impl Reflector {
         verdict
     }
 
-    /// Writes T3 into a reply to `to`, and what protects it.
+    /// Writes T3 into a reply and completes its protection.
     pub fn finish(&mut self, to: SocketAddr, finish: Finish, reply: &mut [u8], t3: UnixTime) {
         let ntp = TimestampFormat::Ntp;
         let octets = match (finish, &mut self.open) {
@@ -265,10 +264,10 @@ impl Reflector {
                 ntp.encode(t3)
             }
         };
-        self.recent.sent(octets);
+        self.recent.insert(octets);
     }
 
-    /// The kernel tells when a packet went out; `packet` ends with its payload.
+    /// Handles the transmit time of a sent packet; `packet` ends with the UDP payload.
     pub fn transmitted(&mut self, packet: &[u8], at: UnixTime) {
         if let Open::Stamp(stamp) = &mut self.open {
             stamp.transmitted(packet, at);
@@ -298,7 +297,7 @@ impl Reflector {
         if !session.answers(now) {
             return Verdict::NotStarted;
         }
-        if !session.allowance.take(self.sender_limit, now) {
+        if !session.allowance.consume(self.sender_limit, now) {
             return Verdict::RateLimited;
         }
         let format = &session.spec.format;
@@ -306,7 +305,7 @@ impl Reflector {
             Ok(probe) => probe,
             Err(verdict) => return verdict,
         };
-        let sequence = session.take(probe.sequence, now);
+        let sequence = session.count_packet(probe.sequence, now);
         let format = &session.spec.format;
         let estimate = error_estimate.with_format(session.spec.timestamps);
         let received = session.spec.timestamps.encode(meta.received);
@@ -327,12 +326,12 @@ impl Reflector {
         now: Monotonic,
         reply: &mut [u8],
     ) -> Verdict {
-        // Two reflectors would answer each other for ever: one that sends from the port on which
-        // this one listens is taken for a reflector.
+        // Two reflectors would answer each other forever: a packet from the port on which this one
+        // listens is taken for one of a reflector.
         let from_a_reflector = meta.source.port() == self.local_port;
         match &mut self.open {
             Open::Nobody => Verdict::NoSession,
-            Open::Stamp(stamp) if !stamp.knows(meta.source) => Verdict::NotListed,
+            Open::Stamp(stamp) if !stamp.may_answer(meta.source) => Verdict::NotListed,
             Open::Stamp(_) if from_a_reflector => Verdict::ReflectionLoop,
             Open::Light(light) => {
                 let Some(prefix) = light.prefix_of(meta.source) else {
@@ -351,11 +350,11 @@ impl Reflector {
                     Ok(probe) => probe,
                     Err(verdict) => return verdict,
                 };
-                let sequence = light.take(meta.source, probe.sequence, now);
+                let sequence = light.next_sequence(meta.source, probe.sequence, now);
                 let received = TimestampFormat::Ntp.encode(meta.received);
                 let header = header(meta, &probe, sequence, error_estimate, received);
                 match write_reply(&format, &header, packet, reply) {
-                    // The DSCP of replies is not provisioned here: best effort (RFC 7750 §2.2.1).
+                    // No DSCP is provisioned for replies: best effort (RFC 7750 §2.2.1).
                     Some(octets) => Verdict::Reply { octets, tos: 0, finish: Finish::Light },
                     None => Verdict::TooShort,
                 }
@@ -381,16 +380,16 @@ impl Reflector {
     }
 }
 
-/// How a sender is told from others: by address and port. The scope of a link-local address is not
-/// part of what was negotiated.
+/// Returns the key of a sender: address and port without the scope of a link-local address, which
+/// is not negotiated.
 fn key(sender: SocketAddr) -> SocketAddr {
     SocketAddr::new(sender.ip(), sender.port())
 }
 
 fn recent(sessionless: &Sessionless) -> RecentReplies {
     match sessionless {
-        Sessionless::Nobody => RecentReplies::of_sessions(),
-        Sessionless::Light(_) | Sessionless::Stamp(_) => RecentReplies::of_all(),
+        Sessionless::Nobody => RecentReplies::for_sessions(),
+        Sessionless::Light(_) | Sessionless::Stamp(_) => RecentReplies::for_any_sender(),
     }
 }
 
@@ -422,7 +421,7 @@ fn read(
     refused(recent, format, &probe, packet).map_or(Ok(probe), Err)
 }
 
-/// Why a packet that can be read is no probe to be answered.
+/// Returns the verdict on a readable packet that must not be answered.
 fn refused(
     recent: &RecentReplies,
     format: &PacketFormat,
@@ -433,7 +432,7 @@ fn refused(
         return Some(Verdict::Corrupt);
     }
     let copy = format.sender_timestamp_of_reply(packet);
-    copy.is_some_and(|time| recent.knows(time)).then_some(Verdict::ReflectionLoop)
+    copy.is_some_and(|time| recent.contains(time)).then_some(Verdict::ReflectionLoop)
 }
 
 fn header(
@@ -454,8 +453,8 @@ fn header(
     }
 }
 
-/// A reply as long as its probe, where it can be (RFC 5357 §4.2.1), with the padding of the probe
-/// from its beginning on (RFC 6038 §5.2); its octets.
+/// Writes a reply as long as its probe if possible (RFC 5357 §4.2.1), with the padding of the
+/// probe from its beginning (RFC 6038 §5). Returns its octets.
 fn write_reply(
     format: &PacketFormat,
     header: &ReplyHeader,

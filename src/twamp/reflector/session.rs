@@ -1,4 +1,4 @@
-//! A negotiated session of a reflector.
+//! Negotiated session of a reflector.
 
 use std::{
     net::SocketAddr,
@@ -11,22 +11,22 @@ use crate::{
     wire::{codes::Sid, format::PacketFormat},
 };
 
-/// What was negotiated.
+/// Negotiated properties of a session.
 #[derive(Clone, Debug)]
 pub struct ReflectorSession {
-    /// Identifier.
+    /// Session identifier of the server.
     pub sid: Sid,
-    /// Address and port that packets must come from.
+    /// Address and port of the sender.
     pub sender: SocketAddr,
-    /// TOS of the replies.
+    /// TOS of all replies.
     pub tos: u8,
-    /// What packets look like.
+    /// Format of the test packets.
     pub format: PacketFormat,
-    /// How T2 and T3 are written.
+    /// Format of T2 and T3.
     pub timestamps: TimestampFormat,
-    /// Silence after which a started session ends, nanoseconds.
+    /// Silence in nanoseconds after which a started session ends.
     pub refwait_ns: u64,
-    /// Shared with whoever asks for them.
+    /// Counters, shared with the server registry.
     pub counters: Arc<SessionCounters>,
 }
 
@@ -42,8 +42,8 @@ pub(super) struct Session {
     pub(super) spec: ReflectorSession,
     pub(super) phase: Phase,
     next_sequence: u32,
-    /// When it is looked at again; `None` before it is started.
-    pub(super) looked_at: Option<Monotonic>,
+    /// Time of the next expiry check; `None` before the start.
+    pub(super) expiry_check: Option<Monotonic>,
     pub(super) allowance: Allowance,
 }
 
@@ -53,16 +53,15 @@ impl Session {
             spec,
             phase: Phase::Accepted,
             next_sequence: 0,
-            looked_at: None,
+            expiry_check: None,
             allowance: Allowance::default(),
         };
-        session.heard(now);
+        session.note_activity(now);
         session
     }
 
-    /// A packet came, to this machine or to another one that has the same session, or it begins
-    /// to be waited for.
-    pub(super) fn heard(&self, now: Monotonic) {
+    /// Records activity; the time is shared by all threads that have the session.
+    pub(super) fn note_activity(&self, now: Monotonic) {
         self.spec.counters.last_packet_ns.store(now.0, Relaxed);
     }
 
@@ -78,8 +77,8 @@ impl Session {
         matches!(self.phase, Phase::DrainingUntil(_))
     }
 
-    /// When it ends, if nothing comes.
-    pub(super) fn ends(&self) -> Option<Monotonic> {
+    /// Returns the time at which the session ends without further packets.
+    pub(super) fn expiry(&self) -> Option<Monotonic> {
         match self.phase {
             Phase::Accepted => None,
             Phase::Started => {
@@ -101,9 +100,9 @@ impl Session {
         }
     }
 
-    /// Counts a packet and gives its reply a number.
-    pub(super) fn take(&mut self, received: u32, now: Monotonic) -> u32 {
-        self.heard(now);
+    /// Counts a packet and returns the Sequence Number of its reply.
+    pub(super) fn count_packet(&mut self, received: u32, now: Monotonic) -> u32 {
+        self.note_activity(now);
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
         let counters = &self.spec.counters;

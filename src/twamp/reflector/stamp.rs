@@ -1,4 +1,4 @@
-//! STAMP (RFC 8762, RFC 8972): whoever is listed is answered, without a control connection.
+//! STAMP (RFC 8762, RFC 8972): listed senders are answered without a control connection.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     header,
-    stamp_tlvs::{Probed, ProbedState, TlvAnswer, answer, signer},
+    stamp_tlvs::{ProbeContext, SessionState, TlvOutcome, process_tlvs, signer},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
 use crate::{
@@ -23,40 +23,40 @@ use crate::{
     },
 };
 
-/// Sessions that are counted for; beyond that, numbers are copied.
-const SESSIONS: usize = 100_000;
-/// Replies whose transmit stamp is waited for.
-const UNSTAMPED: usize = 256;
-/// Octets of the shortest probe of TWAMP Light, which is answered as well (RFC 8762 §4.6).
+/// Largest number of sessions with counters; further ones get their own Sequence Numbers back.
+const MAX_SESSIONS: usize = 100_000;
+/// Largest number of replies that wait for their transmit timestamp.
+const MAX_UNSTAMPED: usize = 256;
+/// Octets of the shortest TWAMP Light probe, which is answered as well (RFC 8762 §4.6).
 const LIGHT_PROBE_OCTETS: usize = 14;
 
-/// Which senders are answered, and how.
+/// Answered senders and form of the replies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StampPolicy {
-    /// Sessions that are provisioned; a probe of none of them is dropped.
+    /// Provisioned sessions; other probes are dropped.
     pub sessions: Vec<StampRule>,
     /// Counts replies for each session.
     pub stateful: bool,
-    /// Only packets with a right HMAC are answered.
+    /// Answers only packets with a valid HMAC.
     pub authenticated: bool,
-    /// Secrets of which any may have made an HMAC.
+    /// Secrets that senders may use for their HMACs.
     pub secrets: Vec<Secret>,
-    /// A probe may choose the DSCP of its reply (Class of Service TLV).
+    /// Lets a probe choose the DSCP of its reply (Class of Service TLV).
     pub allow_class_of_service: bool,
-    /// How T2 and T3 are written.
+    /// Format of T2 and T3.
     pub timestamps: TimestampFormat,
-    /// Silence after which a session's counts are forgotten, nanoseconds.
+    /// Silence in nanoseconds after which the counters of a session are dropped.
     pub refwait_ns: u64,
 }
 
-/// A provisioned session, or many.
+/// Provisioned sessions of one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StampRule {
-    /// Where its probes come from.
+    /// Prefix of the senders.
     pub prefix: IpNet,
-    /// The port that they come from; `None` for any.
+    /// UDP port of the senders; `None` for any.
     pub port: Option<u16>,
-    /// Their SSID; `None` for any.
+    /// SSID of the probes; `None` for any.
     pub ssid: Option<u16>,
 }
 
@@ -65,12 +65,12 @@ pub(super) struct Stamp {
     pub(super) policy: StampPolicy,
     keys: Vec<Arc<StampKey>>,
     open: PacketFormat,
-    /// One for each key.
+    /// Formats by index of `keys`.
     authenticated: Vec<PacketFormat>,
     sessions: HashMap<(SocketAddr, u16), Session>,
-    /// Written, in this order, and without their T3.
+    /// Written replies without T3, in this order.
     unfinished: VecDeque<Reply>,
-    /// Handed to the kernel.
+    /// Sent replies without a transmit timestamp.
     unstamped: VecDeque<Reply>,
 }
 
@@ -83,7 +83,7 @@ struct Session {
     key: usize,
 }
 
-/// A reply on its way.
+/// A reply that is not yet timestamped.
 #[derive(Debug)]
 struct Reply {
     session: (SocketAddr, u16),
@@ -108,8 +108,7 @@ impl Stamp {
         stamp
     }
 
-    /// Answers by another policy. What is counted for a session goes on: a key that is added must
-    /// not look like a loss.
+    /// Changes the policy. Counters are kept: a new key must not look like loss.
     pub(super) fn set_policy(&mut self, policy: StampPolicy) {
         let secrets = policy.secrets.iter();
         self.keys = secrets.map(|secret| Arc::new(StampKey::new(secret.octets()))).collect();
@@ -132,20 +131,21 @@ impl Stamp {
         })
     }
 
-    /// Whether any probe from there may be answered: asked before an HMAC is computed.
-    pub(super) fn knows(&self, source: SocketAddr) -> bool {
+    /// Returns true when a probe of this sender may be answered; checked before an HMAC is
+    /// computed.
+    pub(super) fn may_answer(&self, source: SocketAddr) -> bool {
         self.policy.sessions.iter().any(|rule| rule.prefix.contains(&source.ip()))
     }
 
-    /// Reads a probe, with the key that made it where there is authentication.
+    /// Verifies and reads a probe; returns the index of its key with authentication.
     pub(super) fn read(
         &self,
         source: SocketAddr,
         packet: &[u8],
     ) -> Result<(ProbeHeader, Option<u8>), Unreadable> {
         if self.policy.authenticated {
-            // The key that this sender used before is the first to be tried: SSID and address are
-            // not authentic yet, but a wrong guess costs one HMAC and nothing else.
+            // The last key of this sender is tried first. SSID and address are not yet authentic,
+            // but a wrong guess costs only one HMAC.
             let ssid = packet.get(26..28).map_or(0, |o| u16::from_be_bytes([o[0], o[1]]));
             let first = self.sessions.get(&(source, ssid)).map_or(0, |session| session.key);
             let mut outcome = Err(Unreadable::BadMac);
@@ -169,12 +169,12 @@ impl Stamp {
         probe.map(|probe| (probe, None))
     }
 
-    /// The format of packets, with the key of this index where there is authentication.
+    /// Returns the format of packets with a key, or without authentication.
     pub(super) fn format(&self, key: Option<u8>) -> &PacketFormat {
         key.and_then(|index| self.authenticated.get(usize::from(index))).unwrap_or(&self.open)
     }
 
-    /// Writes the reply to a probe.
+    /// Writes the reply to a probe except T3.
     pub(super) fn reply(
         &mut self,
         meta: &PacketMeta,
@@ -186,17 +186,17 @@ impl Stamp {
         let base = self.format(key).reply_octets();
         let octets = packet.len().max(base);
         let Some(reply) = reply.get_mut(..octets) else { return Verdict::TooShort };
-        let state = self.take((meta.source, probe.ssid), key, now);
+        let state = self.count_probe((meta.source, probe.ssid), key, now);
         let sequence = state.map_or(probe.sequence, |state| state.sent.wrapping_sub(1));
         let timestamps = self.policy.timestamps;
         let estimate = error_estimate.with_format(timestamps);
         let header = header(meta, probe, sequence, estimate, timestamps.encode(meta.received));
         reply[..base].fill(0);
         self.format(key).write_reply(&header, reply);
-        let mut tlvs = TlvAnswer::default();
+        let mut tlvs = TlvOutcome::default();
         if let Some(area) = packet.get(base..) {
             reply[base..].copy_from_slice(area);
-            let probed = Probed {
+            let probe_context = ProbeContext {
                 numbers: (probe.sequence, sequence),
                 source: meta.source,
                 source_mac: meta.source_mac,
@@ -206,12 +206,12 @@ impl Stamp {
                 allow_class_of_service: self.policy.allow_class_of_service,
                 state,
             };
-            // Without authentication the HMAC TLV tells the key, where there are several.
+            // Without authentication the HMAC TLV selects among several keys.
             let key = match key {
                 Some(index) => self.keys.get(usize::from(index)).map(Arc::as_ref),
                 None => signer(&reply[base..], probe.sequence, &self.keys),
             };
-            tlvs = answer(&mut reply[base..], &probed, key, self.policy.authenticated);
+            tlvs = process_tlvs(&mut reply[base..], &probe_context, key, self.policy.authenticated);
             counters.tlvs_malformed.fetch_add(tlvs.malformed.into(), Relaxed);
             counters.tlvs_integrity_failed.fetch_add(tlvs.not_genuine.into(), Relaxed);
             counters.access_reports.fetch_add(tlvs.access_report.into(), Relaxed);
@@ -220,19 +220,20 @@ impl Stamp {
             let session = (meta.source, probe.ssid);
             push(&mut self.unfinished, Reply { session, sequence, octets, t3: 0 });
         }
-        // The class of the probe, so that both ways are measured in the same one.
+        // By default the reply has the class of the probe: both directions are measured in the
+        // same one.
         let tos = tlvs.tos.unwrap_or_else(|| meta.tos.unwrap_or(0) & 0xfc);
         Verdict::Reply { octets, tos, finish: Finish::Stamp(key) }
     }
 
-    /// Counts a probe of a session, where counts are kept.
-    fn take(
+    /// Counts a probe of a session; `None` for a stateless reflector.
+    fn count_probe(
         &mut self,
         session: (SocketAddr, u16),
         key: Option<u8>,
         now: Monotonic,
-    ) -> Option<ProbedState> {
-        let full = self.sessions.len() >= SESSIONS && !self.sessions.contains_key(&session);
+    ) -> Option<SessionState> {
+        let full = self.sessions.len() >= MAX_SESSIONS && !self.sessions.contains_key(&session);
         if !self.policy.stateful || full {
             return None;
         }
@@ -247,10 +248,11 @@ impl Stamp {
         entry.sent = entry.sent.wrapping_add(1);
         entry.last_packet = now;
         entry.key = key.unwrap_or(0).into();
-        Some(ProbedState { received: entry.received, sent: entry.sent, previous: entry.previous })
+        Some(SessionState { received: entry.received, sent: entry.sent, previous: entry.previous })
     }
 
-    /// The reply to this sender has this T3 now, as a first word on when it goes out.
+    /// Stores T3 of the oldest unfinished reply to this sender, until the kernel reports the
+    /// transmit time.
     pub(super) fn finished(&mut self, to: SocketAddr, t3: u64) {
         // Replies are finished in the order in which they were written.
         while let Some(mut reply) = self.unfinished.pop_front() {
@@ -264,15 +266,15 @@ impl Stamp {
         }
     }
 
-    /// The kernel tells when a packet went out; `packet` is that packet with headers before it.
+    /// Handles the transmit time of a sent packet; `packet` may begin with headers.
     pub(super) fn transmitted(&mut self, packet: &[u8], at: UnixTime) {
         let t3_at = if self.policy.authenticated { 16 } else { 4 };
-        let is_it = |reply: &Reply| {
+        let matches = |reply: &Reply| {
             let payload = packet.len().checked_sub(reply.octets);
             payload.and_then(|start| packet.get(start + t3_at..start + t3_at + 8))
                 == Some(&reply.t3.to_be_bytes()[..])
         };
-        let Some(index) = self.unstamped.iter().position(is_it) else { return };
+        let Some(index) = self.unstamped.iter().position(matches) else { return };
         let Some(reply) = self.unstamped.remove(index) else { return };
         if let Some(session) = self.sessions.get_mut(&reply.session)
             && session.previous.is_some_and(|(sequence, _)| sequence == reply.sequence)
@@ -288,7 +290,7 @@ impl Stamp {
 }
 
 fn push(replies: &mut VecDeque<Reply>, reply: Reply) {
-    if replies.len() == UNSTAMPED {
+    if replies.len() == MAX_UNSTAMPED {
         replies.pop_front();
     }
     replies.push_back(reply);

@@ -1,4 +1,5 @@
-//! What a STAMP reflector does with the TLVs of a probe (RFC 8972 §4): each is answered in place.
+//! Processing of the TLVs of a probe by a STAMP reflector (RFC 8972 §4): each is answered in
+//! place.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,88 +14,87 @@ use crate::wire::{
     },
 };
 
-/// What is known of a probe and of its session.
+/// A probe and its session, as far as TLVs need them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Probed {
-    /// Sequence Numbers of the probe and of the reply.
+pub(super) struct ProbeContext {
+    /// Sequence Numbers of the probe and its reply.
     pub(super) numbers: (u32, u32),
     pub(super) source: SocketAddr,
-    /// Address of the link that the probe came from.
+    /// Link-layer source address of the probe.
     pub(super) source_mac: Option<[u8; 6]>,
     pub(super) destination: SocketAddr,
-    /// TOS with which the probe came.
+    /// TOS of the received probe.
     pub(super) tos: u8,
     pub(super) synchronised: bool,
-    /// The reply may go out with the DSCP that the probe asks for.
+    /// Lets the probe choose the DSCP of its reply.
     pub(super) allow_class_of_service: bool,
-    /// What a reflector that keeps state knows.
-    pub(super) state: Option<ProbedState>,
+    /// Session state; `None` for a stateless reflector.
+    pub(super) state: Option<SessionState>,
 }
 
-/// Counts of a session, and its latest reply.
+/// Counters of a session and its latest reply.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ProbedState {
+pub(super) struct SessionState {
     /// Probes received, this one included.
     pub(super) received: u32,
     /// Replies sent, this one included.
     pub(super) sent: u32,
-    /// Number and time of the reply before; `None` before there is one.
+    /// Sequence Number and T3 of the previous reply; `None` for the first.
     pub(super) previous: Option<(u32, u64)>,
 }
 
-/// What came of it.
+/// Outcome of the processing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct TlvAnswer {
-    /// TOS that the reply is to have, where a TLV asked for one.
+pub(super) struct TlvOutcome {
+    /// TOS of the reply if a TLV requests one.
     pub(super) tos: Option<u8>,
     pub(super) malformed: bool,
     pub(super) not_genuine: bool,
     pub(super) access_report: bool,
 }
 
-/// Answers the TLVs in `area`, a copy of those of the probe. With `must_be_signed`, they need an
-/// HMAC TLV unless there is nothing but one Extra Padding.
-pub(super) fn answer(
+/// Processes the TLVs in `area`, a copy of those of the probe. With `must_be_signed` they need an
+/// HMAC TLV unless there is only one Extra Padding.
+pub(super) fn process_tlvs(
     area: &mut [u8],
-    probed: &Probed,
+    probe_context: &ProbeContext,
     key: Option<&StampKey>,
     must_be_signed: bool,
-) -> TlvAnswer {
-    let mut answer = TlvAnswer::default();
-    let hmac = match signature(area, probed, key, must_be_signed) {
+) -> TlvOutcome {
+    let mut outcome = TlvOutcome::default();
+    let hmac = match signature(area, probe_context, key, must_be_signed) {
         Signature::Good(tlv) => Some(tlv),
         Signature::NotNeeded => None,
         Signature::Bad => {
-            answer.not_genuine = true;
+            outcome.not_genuine = true;
             set_integrity_flag(area);
-            return answer;
+            return outcome;
         }
     };
     let mut at = 0;
     while let Some(next) = walk(&area[at..]).next() {
         let Ok(tlv) = next.map(|tlv| Tlv { at: at + tlv.at, ..tlv }) else {
             area[at] = flags::MALFORMED;
-            answer.malformed = true;
+            outcome.malformed = true;
             break;
         };
         if !tlv.has_right_length() {
             area[tlv.at] = flags::MALFORMED;
-            answer.malformed = true;
+            outcome.malformed = true;
             break;
         }
-        let understood = answer_one(&mut area[tlv.value()], tlv, probed, key, &mut answer);
+        let understood = process_tlv(&mut area[tlv.value()], tlv, probe_context, key, &mut outcome);
         area[tlv.at] = if understood { 0 } else { flags::UNRECOGNISED };
         at = tlv.end();
     }
     if let (Some(tlv), Some(key)) = (hmac, key) {
-        let value = key.sign(&probed.numbers.1.to_be_bytes(), &area[..tlv.at]);
+        let value = key.sign(&probe_context.numbers.1.to_be_bytes(), &area[..tlv.at]);
         area[tlv.value()].copy_from_slice(&value);
     }
-    answer
+    outcome
 }
 
-/// The key that the HMAC TLV was made with, among these; the first where there is none or it is
-/// wrong.
+/// Returns the key of the HMAC TLV; the first key without an HMAC or with a wrong one.
 pub(super) fn signer<'a>(
     area: &[u8],
     sequence: u32,
@@ -117,10 +117,10 @@ enum Signature {
     Bad,
 }
 
-/// Finds the HMAC TLV, which may only be followed by Extra Padding (RFC 8972 §4.8), and checks it.
+/// Finds and verifies the HMAC TLV, which only Extra Padding may follow (RFC 8972 §4.8).
 fn signature(
     area: &[u8],
-    probed: &Probed,
+    probe_context: &ProbeContext,
     key: Option<&StampKey>,
     must_be_signed: bool,
 ) -> Signature {
@@ -138,7 +138,7 @@ fn signature(
     }
     match hmac {
         Some(tlv) => {
-            let number = probed.numbers.0.to_be_bytes();
+            let number = probe_context.numbers.0.to_be_bytes();
             let good =
                 tlv.has_right_length() && key.verify(&number, &area[..tlv.at], &area[tlv.value()]);
             if good { Signature::Good(tlv) } else { Signature::Bad }
@@ -159,43 +159,43 @@ fn set_integrity_flag(area: &mut [u8]) {
     }
 }
 
-/// Answers one TLV of the right length; whether its type is understood here.
-fn answer_one(
+/// Processes one TLV of valid length; true when its type is understood.
+fn process_tlv(
     value: &mut [u8],
     tlv: Tlv,
-    probed: &Probed,
+    probe_context: &ProbeContext,
     key: Option<&StampKey>,
-    answer: &mut TlvAnswer,
+    outcome: &mut TlvOutcome,
 ) -> bool {
     match tlv.kind {
         types::EXTRA_PADDING => true,
         types::LOCATION => {
-            fill_location(value, probed);
+            fill_location(value, probe_context);
             true
         }
         types::TIMESTAMP_INFORMATION => {
-            let source = if probed.synchronised { SOURCE_NTP } else { SOURCE_FREE_RUNNING };
+            let source = if probe_context.synchronised { SOURCE_NTP } else { SOURCE_FREE_RUNNING };
             value[..4].copy_from_slice(&[source, METHOD_SOFTWARE, source, METHOD_SOFTWARE]);
             true
         }
         types::CLASS_OF_SERVICE => {
-            class_of_service(value, probed, answer);
+            class_of_service(value, probe_context, outcome);
             true
         }
-        // Without state there is nothing to be counted.
-        types::DIRECT_MEASUREMENT => probed.state.is_some_and(|state| {
+        // A stateless reflector has no counters.
+        types::DIRECT_MEASUREMENT => probe_context.state.is_some_and(|state| {
             value[4..8].copy_from_slice(&state.received.to_be_bytes());
             value[8..12].copy_from_slice(&state.sent.to_be_bytes());
             true
         }),
         types::ACCESS_REPORT => {
-            // 1 is 3GPP access, 2 is not; all else is to be taken no notice of (RFC 8972 §4.6).
-            answer.access_report |= matches!(value[0] >> 4, 1 | 2);
+            // 1 is 3GPP access, 2 is not; other values are ignored (RFC 8972 §4.6).
+            outcome.access_report |= matches!(value[0] >> 4, 1 | 2);
             true
         }
         types::FOLLOW_UP_TELEMETRY => {
             value.fill(0);
-            if let Some((number, time)) = probed.state.and_then(|state| state.previous) {
+            if let Some((number, time)) = probe_context.state.and_then(|state| state.previous) {
                 value[..4].copy_from_slice(&number.to_be_bytes());
                 value[4..12].copy_from_slice(&time.to_be_bytes());
                 value[12] = METHOD_SOFTWARE;
@@ -208,19 +208,19 @@ fn answer_one(
 }
 
 /// `DSCP1 (6) DSCP2 (6) ECN (2) RP (2) Reserved (16)` (RFC 8972 §4.4).
-fn class_of_service(value: &mut [u8], probed: &Probed, answer: &mut TlvAnswer) {
+fn class_of_service(value: &mut [u8], probe_context: &ProbeContext, outcome: &mut TlvOutcome) {
     let wanted = value[0] >> 2;
-    let (dscp, ecn) = (probed.tos >> 2, probed.tos & 3);
-    let refused = u8::from(!probed.allow_class_of_service && wanted != dscp);
+    let (dscp, ecn) = (probe_context.tos >> 2, probe_context.tos & 3);
+    let refused = u8::from(!probe_context.allow_class_of_service && wanted != dscp);
     value[0] = wanted << 2 | dscp >> 4;
     value[1] = dscp << 4 | ecn << 2 | refused;
-    answer.tos = Some(if refused == 0 { wanted << 2 } else { dscp << 2 });
+    outcome.tos = Some(if refused == 0 { wanted << 2 } else { dscp << 2 });
 }
 
-/// Ports, then each part that is understood, in the room of the question (RFC 8972 §4.2).
-fn fill_location(value: &mut [u8], probed: &Probed) {
-    value[..2].copy_from_slice(&probed.destination.port().to_be_bytes());
-    value[2..4].copy_from_slice(&probed.source.port().to_be_bytes());
+/// Writes ports and each understood part in place (RFC 8972 §4.2).
+fn fill_location(value: &mut [u8], probe_context: &ProbeContext) {
+    value[..2].copy_from_slice(&probe_context.destination.port().to_be_bytes());
+    value[2..4].copy_from_slice(&probe_context.source.port().to_be_bytes());
     let parts = &mut value[4..];
     let mut at = 0;
     while let Some(next) = walk(&parts[at..]).next() {
@@ -229,15 +229,15 @@ fn fill_location(value: &mut [u8], probed: &Probed) {
             return;
         };
         let (kind, octets) = match (part.kind, part.length) {
-            (location::SOURCE_MAC, 8) => match probed.source_mac {
+            (location::SOURCE_MAC, 8) => match probe_context.source_mac {
                 Some(mac) => (location::EUI_48, padded(mac)),
                 None => (location::EUI_64, [0; 16]),
             },
-            (location::DESTINATION_ADDRESS, 16) => match probed.destination.ip() {
+            (location::DESTINATION_ADDRESS, 16) => match probe_context.destination.ip() {
                 IpAddr::V4(v4) => (location::DESTINATION_IPV4, padded(v4.octets())),
                 IpAddr::V6(v6) => (location::DESTINATION_IPV6, v6.octets()),
             },
-            (location::SOURCE_ADDRESS, 16) => match probed.source.ip() {
+            (location::SOURCE_ADDRESS, 16) => match probe_context.source.ip() {
                 IpAddr::V4(v4) => (location::SOURCE_IPV4, padded(v4.octets())),
                 IpAddr::V6(v6) => (location::SOURCE_IPV6, v6.octets()),
             },
@@ -280,8 +280,8 @@ mod tests {
         hex::decode(value.as_str().unwrap()).unwrap()
     }
 
-    fn probed() -> Probed {
-        Probed {
+    fn probe_context() -> ProbeContext {
+        ProbeContext {
             numbers: (7, 5),
             source: SocketAddr::from(([192, 0, 2, 1], 20_000)),
             source_mac: Some([0x02, 0x00, 0x5e, 0x10, 0x20, 0x30]),
@@ -289,17 +289,17 @@ mod tests {
             tos: 10 << 2 | 2,
             synchronised: true,
             allow_class_of_service: true,
-            state: Some(ProbedState { received: 1, sent: 1, previous: Some((4, 9)) }),
+            state: Some(SessionState { received: 1, sent: 1, previous: Some((4, 9)) }),
         }
     }
 
-    fn answered(area: &[u8], probed: &Probed) -> (Vec<u8>, TlvAnswer) {
+    fn answered(area: &[u8], probe_context: &ProbeContext) -> (Vec<u8>, TlvOutcome) {
         let mut area = area.to_vec();
-        let answer = answer(&mut area, probed, None, false);
+        let answer = answer(&mut area, probe_context, None, false);
         (area, answer)
     }
 
-    /// `stamp/tlv/*` of the reference vectors.
+    /// Reference vectors `stamp/tlv/*`.
     #[test]
     fn conformance_119_120_124_vectors() {
         for (name, received, reflected) in [
@@ -308,7 +308,7 @@ mod tests {
             ("stamp/tlv/location", "request", "reply"),
         ] {
             let vector = vector(name);
-            let (area, _) = answered(&octets(&vector["in"][received]), &probed());
+            let (area, _) = answered(&octets(&vector["in"][received]), &probe_context());
             assert_eq!(area, octets(&vector["out"][reflected]), "{name}");
         }
     }
@@ -316,13 +316,13 @@ mod tests {
     #[test]
     fn conformance_124_location_keeps_its_length_without_a_mac_and_in_ipv6() {
         let request = octets(&vector("stamp/tlv/location")["in"]["request"]);
-        let probed = Probed {
+        let probe_context = ProbeContext {
             source: "[2001:db8::1]:20000".parse().unwrap(),
             destination: "[2001:db8::2]:862".parse().unwrap(),
             source_mac: None,
-            ..probed()
+            ..probe_context()
         };
-        let (area, _) = answered(&request, &probed);
+        let (area, _) = answered(&request, &probe_context);
         assert_eq!(area.len(), request.len());
         assert_eq!(area[8..12], [0, location::EUI_64, 0, 8]);
         assert_eq!(area[12..20], [0; 8]);
@@ -331,48 +331,49 @@ mod tests {
 
     #[test]
     fn conformance_119_a_malformed_tlv_ends_the_processing() {
-        // Class of Service, then one that says it is longer than the packet, then the rest.
+        // Class of Service, then a TLV longer than the packet.
         let (area, answer) =
-            answered(&[0x80, 4, 0, 4, 0xb8, 0, 0, 0, 0x80, 5, 0, 12, 1, 2], &probed());
+            answered(&[0x80, 4, 0, 4, 0xb8, 0, 0, 0, 0x80, 5, 0, 12, 1, 2], &probe_context());
         assert_eq!(area[..4], [0, 4, 0, 4]);
         assert_eq!(area[8..], [0x40, 5, 0, 12, 1, 2]);
-        assert!(answer.malformed);
-        assert_eq!(answer.tos, Some(0xb8));
+        assert!(outcome.malformed);
+        assert_eq!(outcome.tos, Some(0xb8));
     }
 
-    /// What a longer Timestamp Information says behind its four octets stays, and what is behind it
-    /// is looked at.
+    /// Octets after the first four of Timestamp Information are kept, and the next TLV is
+    /// processed.
     #[test]
     fn conformance_119_timestamp_information_may_be_longer() {
         let long = [0x80, 3, 0, 8, 0, 0, 0, 0, 9, 9, 9, 9];
         let (area, answer) =
-            answered(&[&long[..], &[0x80, 4, 0, 4, 0xb8, 0, 0, 0]].concat(), &probed());
+            answered(&[&long[..], &[0x80, 4, 0, 4, 0xb8, 0, 0, 0]].concat(), &probe_context());
         assert_eq!(area[..4], [0, 3, 0, 8]);
         assert_eq!(area[8..12], [9; 4]);
-        assert_eq!((area[12], answer.tos, answer.malformed), (0, Some(0xb8), false));
-        let (area, answer) = answered(&[0x80, 3, 0, 2, 0, 0], &probed());
-        assert_eq!((area[0], answer.malformed), (flags::MALFORMED, true));
+        assert_eq!((area[12], outcome.tos, outcome.malformed), (0, Some(0xb8), false));
+        let (area, answer) = answered(&[0x80, 3, 0, 2, 0, 0], &probe_context());
+        assert_eq!((area[0], outcome.malformed), (flags::MALFORMED, true));
     }
 
     #[test]
     fn conformance_123_class_of_service() {
         let tlv = [0x80, 4, 0, 4, 46 << 2, 0, 0, 0];
-        let (area, answer) = answered(&tlv, &probed());
+        let (area, answer) = answered(&tlv, &probe_context());
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa8, 0, 0]);
-        assert_eq!(answer.tos, Some(46 << 2));
-        // Not allowed to choose: the DSCP received, and RP says so.
-        let (area, answer) = answered(&tlv, &Probed { allow_class_of_service: false, ..probed() });
+        assert_eq!(outcome.tos, Some(46 << 2));
+        // The choice is not allowed: the received DSCP is used and RP is set.
+        let (area, answer) =
+            answered(&tlv, &ProbeContext { allow_class_of_service: false, ..probe_context() });
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa9, 0, 0]);
-        assert_eq!(answer.tos, Some(10 << 2));
+        assert_eq!(outcome.tos, Some(10 << 2));
     }
 
     #[test]
     fn conformance_125_follow_up_and_counters_need_state() {
         let tlvs = [[0x80, 7, 0, 16].as_slice(), &[9; 16], &[0x80, 5, 0, 12], &[0; 12]].concat();
-        let (area, _) = answered(&tlvs, &probed());
+        let (area, _) = answered(&tlvs, &probe_context());
         assert_eq!(area[4..17], [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 9, METHOD_SOFTWARE]);
         assert_eq!(area[20], 0);
-        let (area, _) = answered(&tlvs, &Probed { state: None, ..probed() });
+        let (area, _) = answered(&tlvs, &ProbeContext { state: None, ..probe_context() });
         assert_eq!(area[..20], [[0, 7, 0, 16].as_slice(), &[0; 16]].concat());
         assert_eq!(area[20], flags::UNRECOGNISED, "nothing is counted here");
     }
@@ -386,21 +387,21 @@ mod tests {
         signed.extend(hmac);
         let check = |area: &[u8], must| {
             let mut area = area.to_vec();
-            let answer = answer(&mut area, &probed(), Some(&key), must);
+            let answer = answer(&mut area, &probe_context(), Some(&key), must);
             (area, answer)
         };
         let (area, good) = check(&signed, true);
         assert!(!good.not_genuine);
         let expected = key.sign(&5u32.to_be_bytes(), &area[..8]);
         assert_eq!(area[12..28], expected, "over the TLVs as they are answered");
-        // Extra Padding may follow, nothing else may.
+        // Only Extra Padding may follow.
         assert!(!check(&[&signed[..], &[0x80, 1, 0, 1, 0]].concat(), true).1.not_genuine);
         let (area, late) = check(&[&signed[..], &[0x80, 3, 0, 4, 0, 0, 0, 0]].concat(), true);
         assert!(late.not_genuine);
         for at in [0, 8, 28] {
             assert_eq!(area[at], 0xa0, "I in every TLV");
         }
-        // A flipped bit, and no HMAC at all.
+        // A flipped bit, and a missing HMAC.
         let mut flipped = signed.clone();
         flipped[5] ^= 1;
         assert!(check(&flipped, false).1.not_genuine);
@@ -410,7 +411,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Any octets, as padding of TWAMP Light is: the length stays, and nothing panics.
+        /// Arbitrary octets, such as padding of TWAMP Light, keep their length and cause no panic.
         #[test]
         fn any_octets_are_answered(
             octets in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
@@ -418,7 +419,7 @@ mod tests {
         ) {
             let key = keyed.then(|| StampKey::new(b"secret"));
             let mut area = octets.clone();
-            answer(&mut area, &probed(), key.as_ref(), keyed);
+            answer(&mut area, &probe_context(), key.as_ref(), keyed);
             proptest::prop_assert_eq!(area.len(), octets.len());
         }
     }

@@ -1,114 +1,113 @@
-//! What becomes of a packet, and the counters of it.
+//! Verdicts on received packets and their counters.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::proto::PacketCounters;
 
-/// How a reply is to be finished once T3 is known.
+/// Method to finish a reply once T3 is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// As the format of its session says.
+    /// In the format of its session.
     Session,
-    /// Open, without a session.
+    /// In the open format, without a session.
     Light,
-    /// As STAMP, with the key of this index where there is authentication.
+    /// In the STAMP format, with the key of this index when authenticated.
     Stamp(Option<u8>),
 }
 
-/// What becomes of a packet. Each is counted once.
+/// Verdict on a received packet; each is counted once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send the first `octets` of the buffer with this TOS, once [`super::Reflector::finish`] did
-    /// its part.
+    /// Send a reply after [`super::Reflector::finish`].
     Reply {
-        /// Octets of the reply.
+        /// Length of the reply in octets.
         octets: usize,
         /// TOS or traffic class.
         tos: u8,
-        /// For [`super::Reflector::finish`].
+        /// Argument of [`super::Reflector::finish`].
         finish: Finish,
     },
-    /// Of no session, and no reflector without sessions here.
+    /// No session, and no reflector without sessions on this socket.
     NoSession,
-    /// Of a session that is not started or has ended.
+    /// The session is not started or has ended.
     NotStarted,
     /// Shorter than a test packet.
     TooShort,
-    /// Multiplier 0.
+    /// Error Estimate with Multiplier 0.
     Corrupt,
-    /// The HMAC is wrong.
+    /// The HMAC does not match.
     NotGenuine,
-    /// Not from whom the reflector without sessions answers.
+    /// The sender is not listed for the reflector without sessions.
     NotListed,
-    /// From a reflector, or to nobody.
+    /// From a reflector, or addressed to a group.
     ReflectionLoop,
-    /// More than may be answered to its sender or its prefix.
+    /// A rate limit of the sender or prefix is reached.
     RateLimited,
 }
 
 /// Counters of the reflectors of one thread; one addition per packet.
 #[derive(Debug, Default)]
 pub struct ReflectorCounters {
-    /// Packets received.
+    /// All packets received.
     pub received: AtomicU64,
-    /// Packets answered.
+    /// All packets answered.
     pub reflected: AtomicU64,
     /// Packets answered by the light reflector.
     pub reflected_light: AtomicU64,
     /// Packets answered by the STAMP reflector.
     pub reflected_stamp: AtomicU64,
-    /// [`Verdict::NoSession`].
+    /// Packets counted as [`Verdict::NoSession`].
     pub no_session: AtomicU64,
-    /// [`Verdict::NotStarted`].
+    /// Packets counted as [`Verdict::NotStarted`].
     pub not_started: AtomicU64,
-    /// [`Verdict::TooShort`].
+    /// Packets counted as [`Verdict::TooShort`].
     pub too_short: AtomicU64,
-    /// [`Verdict::Corrupt`].
+    /// Packets counted as [`Verdict::Corrupt`].
     pub corrupt: AtomicU64,
-    /// [`Verdict::NotGenuine`].
+    /// Packets counted as [`Verdict::NotGenuine`].
     pub not_genuine: AtomicU64,
-    /// [`Verdict::NotListed`].
+    /// Packets counted as [`Verdict::NotListed`].
     pub not_listed: AtomicU64,
-    /// [`Verdict::ReflectionLoop`].
+    /// Packets counted as [`Verdict::ReflectionLoop`].
     pub reflection_loop: AtomicU64,
-    /// [`Verdict::RateLimited`].
+    /// Packets counted as [`Verdict::RateLimited`].
     pub rate_limited: AtomicU64,
-    /// Replies that the socket did not take.
+    /// Replies rejected by the kernel.
     pub send_failed: AtomicU64,
-    /// Packets that the socket had no room for.
+    /// Packets dropped for lack of receive buffer.
     pub no_room: AtomicU64,
-    /// STAMP packets whose TLVs were answered with the flag for malformed ones.
+    /// STAMP packets answered with the flag M (malformed TLV).
     pub tlvs_malformed: AtomicU64,
-    /// STAMP packets whose TLVs were answered with the flag for failed integrity.
+    /// STAMP packets answered with the flag I (integrity check failed).
     pub tlvs_integrity_failed: AtomicU64,
-    /// Access Reports of STAMP.
+    /// STAMP Access Reports received.
     pub access_reports: AtomicU64,
 }
 
 impl ReflectorCounters {
-    /// This and `sum` together.
+    /// Returns the sum of `sum` and these counters.
     pub fn add_to(&self, sum: PacketCounters) -> PacketCounters {
-        let of = |counter: &AtomicU64| counter.load(Relaxed);
-        let send_failed = of(&self.send_failed);
-        let reflected = of(&self.reflected).saturating_sub(send_failed);
+        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        let send_failed = load(&self.send_failed);
+        let reflected = load(&self.reflected).saturating_sub(send_failed);
         PacketCounters {
-            received: sum.received + of(&self.received),
+            received: sum.received + load(&self.received),
             reflected: sum.reflected + reflected,
-            dropped_no_session: sum.dropped_no_session + of(&self.no_session),
-            dropped_not_started: sum.dropped_not_started + of(&self.not_started),
-            dropped_too_short: sum.dropped_too_short + of(&self.too_short),
-            dropped_corrupt: sum.dropped_corrupt + of(&self.corrupt),
-            dropped_not_listed: sum.dropped_not_listed + of(&self.not_listed),
-            dropped_reflection_loop: sum.dropped_reflection_loop + of(&self.reflection_loop),
+            dropped_no_session: sum.dropped_no_session + load(&self.no_session),
+            dropped_not_started: sum.dropped_not_started + load(&self.not_started),
+            dropped_too_short: sum.dropped_too_short + load(&self.too_short),
+            dropped_corrupt: sum.dropped_corrupt + load(&self.corrupt),
+            dropped_not_listed: sum.dropped_not_listed + load(&self.not_listed),
+            dropped_reflection_loop: sum.dropped_reflection_loop + load(&self.reflection_loop),
             dropped_send_failed: sum.dropped_send_failed + send_failed,
-            reflected_light: sum.reflected_light + of(&self.reflected_light),
-            reflected_stamp: sum.reflected_stamp + of(&self.reflected_stamp),
-            dropped_integrity_failed: sum.dropped_integrity_failed + of(&self.not_genuine),
-            tlvs_malformed: sum.tlvs_malformed + of(&self.tlvs_malformed),
-            tlvs_integrity_failed: sum.tlvs_integrity_failed + of(&self.tlvs_integrity_failed),
-            access_reports: sum.access_reports + of(&self.access_reports),
-            dropped_rate_limited: sum.dropped_rate_limited + of(&self.rate_limited),
-            dropped_buffer_full: sum.dropped_buffer_full + of(&self.no_room),
+            reflected_light: sum.reflected_light + load(&self.reflected_light),
+            reflected_stamp: sum.reflected_stamp + load(&self.reflected_stamp),
+            dropped_integrity_failed: sum.dropped_integrity_failed + load(&self.not_genuine),
+            tlvs_malformed: sum.tlvs_malformed + load(&self.tlvs_malformed),
+            tlvs_integrity_failed: sum.tlvs_integrity_failed + load(&self.tlvs_integrity_failed),
+            access_reports: sum.access_reports + load(&self.access_reports),
+            dropped_rate_limited: sum.dropped_rate_limited + load(&self.rate_limited),
+            dropped_buffer_full: sum.dropped_buffer_full + load(&self.no_room),
         }
     }
 
@@ -147,6 +146,6 @@ pub struct SessionCounters {
     pub last_received: AtomicU32,
     /// Latest Sequence Number sent.
     pub last_sent: AtomicU32,
-    /// When the latest packet came, on the monotonic clock.
+    /// Arrival time of the latest packet on the monotonic clock.
     pub last_packet_ns: AtomicU64,
 }
