@@ -1,4 +1,4 @@
-//! The composition root: puts an agent together from its parts, and takes it apart again.
+//! Composition root: assembles an agent from its parts and stops it in order.
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,48 +16,48 @@ use crate::{
     supervise::Tasks,
 };
 
-/// How long everything may take to end; sessions send Stop-Sessions, requests are answered.
+/// Time limit for a clean stop: sessions send Stop-Sessions and requests are answered.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What an agent needs to start.
+/// Options of an agent.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where configuration and results are kept.
+    /// Directory of configuration and results.
     pub state_dir: PathBuf,
-    /// Where and how the API is offered.
+    /// Addresses and security of the API.
     pub api: ApiSettings,
-    /// Threads of the test sessions of the client role.
+    /// Threads of the client role, which send probes.
     pub senders: PlaneSettings,
-    /// Threads of the test packets of the server role.
+    /// Threads of the server role, which reflect probes.
     pub reflectors: PlaneSettings,
-    /// Network interfaces whose stamps of packets are used; those of the kernel where they have none.
+    /// Network interfaces whose hardware timestamps are used; kernel timestamps are the fallback.
     pub hardware_timestamp_interfaces: Vec<String>,
-    /// Committed where nothing was ever committed.
+    /// Initial configuration, committed only if none was ever committed.
     pub bootstrap: Option<AgentConfig>,
 }
 
-/// Why an agent does not start.
+/// Failure to start an agent.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The state directory.
+    /// The state directory is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The stored configuration.
+    /// The stored configuration is not usable.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The API.
+    /// The API cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The configuration given for a first start.
+    /// The initial configuration was not committed.
     #[error("bootstrap configuration: {error}{}", violations(.error))]
     Bootstrap {
-        /// Why it was not committed.
+        /// Reason of the refusal.
         error: ApplyError,
     },
-    /// The threads of the data plane.
-    #[error("threads of the data plane: {0}")]
+    /// The data-plane threads did not start.
+    #[error("data-plane threads: {0}")]
     Threads(io::Error),
-    /// The descriptors of the API.
+    /// The descriptors of the API are invalid.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -77,7 +77,7 @@ fn violations(error: &ApplyError) -> String {
     }
 }
 
-/// What the page of metrics tells of.
+/// Returns the data sources of the metrics page.
 fn sources(control: &Control, results: &Arc<Results>, states: &Arc<ExporterStates>) -> Sources {
     let (clients, server) = (control.clone(), control.clone());
     Sources {
@@ -88,19 +88,19 @@ fn sources(control: &Control, results: &Arc<Results>, states: &Arc<ExporterState
     }
 }
 
-/// An agent that runs.
+/// A running agent.
 #[derive(Debug)]
 pub struct Agent {
     tasks: Tasks,
     control: Control,
     results: Arc<Results>,
     addresses: Vec<SocketAddr>,
-    // Held until everything else has ended.
+    // Unlocked after everything else has ended.
     _directory: StateDirectory,
 }
 
 impl Agent {
-    /// Starts an agent: state, API, and whatever is configured.
+    /// Starts an agent: state, API and the committed configuration.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let started = clock::now();
         net::raise_open_files();
@@ -119,7 +119,8 @@ impl Agent {
         let config = Some(committed.config());
         let results = match Results::open(result_store, boot_id.clone(), config) {
             Err(error @ StoreError::Damaged(_)) => {
-                // What was stored is whole and makes no sense: it costs no measurement.
+                // The data is intact but inconsistent: start with an empty store, measurements go
+                // on.
                 let anew = ResultStore::open_anew;
                 let store = anew(&directory, keep, &new_agent_id, clock::now, &error)?;
                 Results::open(store, boot_id, config)?
@@ -166,7 +167,7 @@ impl Agent {
             agent = results.agent_id(),
             state = %options.state_dir.display(),
             api = ?addresses,
-            "the agent runs"
+            "agent started"
         );
         let agent =
             Self { tasks, control: control.clone(), results, addresses, _directory: directory };
@@ -187,12 +188,13 @@ impl Agent {
         Ok(agent)
     }
 
-    /// The TCP addresses of the API.
+    /// Returns the TCP addresses of the API.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Ends everything: tests are reported as stopped, sessions are closed, results are written.
+    /// Stops the agent: running tests are reported as stopped, sessions closed and results
+    /// written.
     pub async fn stop(self) {
         let clients_ended = self.control.clients().end(GRACE).await;
         if !self.tasks.end(GRACE).await || !clients_ended {
@@ -201,10 +203,10 @@ impl Agent {
         let results = self.results;
         let revision = self.control.committed_revision();
         results.agent_event(EventType::AgentStopped, revision, String::new(), clock::unix());
-        // It waits for the disk.
+        // Closing waits for the disk.
         if tokio::task::spawn_blocking(move || results.close()).await.is_err() {
-            tracing::error!("the results were not closed cleanly");
+            tracing::error!("failed to close results");
         }
-        tracing::info!("the agent has ended");
+        tracing::info!("agent stopped");
     }
 }

@@ -1,5 +1,5 @@
-//! The main job with nothing else installed: a real agent on free loopback ports in a temporary
-//! state directory, measuring itself, told to over its own API.
+//! Demonstration: an agent on free loopback ports and a temporary state directory that measures
+//! itself, controlled over its own API.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,29 +19,29 @@ use crate::{
     session::PlaneSettings,
 };
 
-/// Why the demonstration failed.
+/// Failure of the demonstration.
 #[derive(Debug, Error)]
 pub enum DemoError {
-    /// No temporary directory, no free port, or no place to print to.
+    /// No temporary directory, no free port, or no standard output.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// The agent did not start.
+    /// The agent failed to start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The API did not do it.
+    /// A call of the API failed.
     #[error(transparent)]
     Api(#[from] CtlError),
-    /// The configuration of the demonstration.
+    /// The built-in configuration is invalid.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// Nothing was measured.
+    /// No test was completed.
     #[error("no test was completed within {0:?}")]
     NoResults(Duration),
 }
 
-/// Runs for so long, or until `stop`; prints with `print`. Fails where no test was completed.
+/// Runs for `duration` or until `stop`, with output by `print`. Fails when no test was completed.
 pub async fn run(
-    length: Duration,
+    duration: Duration,
     stop: impl Future<Output = ()>,
     print: impl Fn(&str) -> std::io::Result<()>,
 ) -> Result<(), DemoError> {
@@ -60,13 +60,14 @@ pub async fn run(
         bootstrap: None,
     };
     let agent = Agent::start(options).await?;
-    let result = show(&agent, port, length, stop, &print).await;
+    let result = show(&agent, port, duration, stop, &print).await;
     agent.stop().await;
     directory.close()?;
     result
 }
 
-/// A server on `port`, and measurements to it with and without TWAMP-Control.
+/// Returns a configuration with a server on `port` and measurements to it with and without
+/// TWAMP-Control.
 fn configuration(port: u16) -> String {
     format!(
         "server:
@@ -95,7 +96,7 @@ client:
 async fn show(
     agent: &Agent,
     port: u16,
-    length: Duration,
+    duration: Duration,
     stop: impl Future<Output = ()>,
     print: &impl Fn(&str) -> std::io::Result<()>,
 ) -> Result<(), DemoError> {
@@ -107,13 +108,15 @@ async fn show(
     let target = Target::Url(format!("http://{address}"));
     let client = Connection::open(&target, &TlsFiles::default()).await.map_err(CtlError::from)?;
     let document = configuration(port);
-    print(&format!("An agent runs; its gRPC API is on {address}. It gets this configuration:\n"))?;
+    print(&format!(
+        "The agent is running; its gRPC API listens on {address}. It applies this configuration:\n"
+    ))?;
     print(&document)?;
     let config = Some(read_config(&document)?);
     let request =
         ApplyConfigRequest { config, comment: "demo".into(), ..ApplyConfigRequest::default() };
     client.config().apply_config(request).await.map_err(CtlError::from)?;
-    print(&format!("Results for {length:?}, as they come:\n"))?;
+    print(&format!("Live results for {duration:?}:\n"))?;
 
     let request = StreamRecordsRequest {
         from: Some(StreamFrom::Earliest(true)),
@@ -121,7 +124,7 @@ async fn show(
     };
     let stream = client.results().stream_records(request).await.map_err(CtlError::from)?;
     let mut stream = stream.into_inner();
-    let end = Instant::now() + length;
+    let end = Instant::now() + duration;
     let mut completed = 0;
     tokio::pin!(stop);
     loop {
@@ -144,8 +147,8 @@ async fn show(
     let statistics = statistics.map_err(CtlError::from)?.into_inner().statistics;
     print(&format!("\nStatistics:\n\n{}", statistics_table(&statistics)))?;
     if completed == 0 {
-        return Err(DemoError::NoResults(length));
+        return Err(DemoError::NoResults(duration));
     }
-    print(&format!("{completed} tests were completed. All that was made is removed."))?;
+    print(&format!("{completed} tests completed. All temporary files are removed."))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `twamp-agent`: the daemon.
+//! `twamp-agent`, the daemon.
 
 mod service;
 
@@ -24,8 +24,8 @@ use twamp_agent::{
     telemetry::{self, LogSettings},
 };
 
-/// Results are made by one thread and freed by another, thousands a second: the allocator of the C
-/// library takes twice the time for that, and keeps half as much again.
+/// Results are allocated by one thread and freed by another, thousands a second: the allocator of
+/// the C library takes twice the time and keeps half as much memory again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -33,7 +33,7 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 
-/// Measures networks with TWAMP, and lets others measure to it.
+/// Measures networks with TWAMP and STAMP and reflects measurements of others
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
@@ -48,62 +48,63 @@ enum Command {
         /// Settings (TOML): state directory, API, TLS, log
         #[arg(long, value_name = "FILE")]
         settings: Option<PathBuf>,
-        /// Where configuration and results are kept [default: /var/lib/twamp-agent]
+        /// Directory of configuration and results [default: /var/lib/twamp-agent]
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
-        /// Where the API listens; may be given several times [default: 127.0.0.1:9862]
+        /// Address of the API; may be repeated [default: 127.0.0.1:9862]
         #[arg(long, value_name = "ADDR")]
         listen: Vec<SocketAddr>,
-        /// Configuration (YAML or JSON) to be committed where none ever was
+        /// Initial configuration (YAML or JSON), committed only if none was ever committed
         #[arg(long, value_name = "FILE")]
         bootstrap_config: Option<PathBuf>,
     },
-    /// Watch an agent measure itself on loopback ports, in a temporary directory
+    /// Run an agent that measures itself on loopback ports, in a temporary directory
     Demo {
-        /// How long, such as 20s or 2m
-        #[arg(long, default_value = "20s", value_parser = length)]
+        /// Duration, such as 20s or 2m
+        #[arg(long, default_value = "20s", value_parser = duration)]
         duration: Duration,
     },
-    /// Work on a state directory while no agent runs on it
+    /// Check, export, import or compact the state directory of a stopped agent
     Db {
         #[command(subcommand)]
         command: DbCommand,
-        /// The directory
+        /// State directory
         #[arg(long, value_name = "DIR", global = true, default_value = DEFAULT_STATE_DIR)]
         state_dir: PathBuf,
     },
     /// Check a configuration (YAML or JSON) without an agent
     Check {
-        /// The file
+        /// File to check
         file: PathBuf,
     },
 }
 
 #[derive(Debug, Subcommand)]
 enum DbCommand {
-    /// Read everything that is stored, and tell what there is
+    /// Read all stored data and report what is damaged
     Verify,
-    /// Write everything into a file
+    /// Write all stored data into a file
     Export {
-        /// The file, which must not be there
+        /// File to create; must not exist
         file: PathBuf,
     },
-    /// Make a state directory, which must be empty or not there, of such a file
+    /// Create a state directory from an exported file; the directory must be empty or missing
     Import {
-        /// The file
+        /// File to read
         file: PathBuf,
     },
-    /// Give back to the disk what the databases no longer need
+    /// Return unused space of the databases to the file system
     Compact,
 }
 
-fn length(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("{text:?} is no duration such as 20s or 2m"))?;
-    Duration::try_from(span).map_err(|_| "a duration above zero".into())
+fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| format!("invalid duration {text:?}: expected 20s or 2m, for example"))?;
+    Duration::try_from(span).map_err(|_| "invalid duration: expected more than zero".into())
 }
 
-/// What went wrong, with the exit code for it.
+/// Exit code and error message of a failed command.
 struct Failure(u8, String);
 
 fn main() -> ExitCode {
@@ -119,13 +120,13 @@ fn main() -> ExitCode {
             run(settings.as_deref(), state_dir, listen, bootstrap_config.as_deref())
         }
         Command::Demo { duration } => run_demo(duration),
-        Command::Db { command, state_dir } => work_on(&command, &state_dir),
+        Command::Db { command, state_dir } => run_db(&command, &state_dir),
         Command::Check { file } => check(&file),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(code, text)) => {
-            tell(&text);
+            print_error(&text);
             ExitCode::from(code)
         }
     }
@@ -182,7 +183,7 @@ fn run(
     })
 }
 
-/// Waits for SIGTERM, SIGINT or SIGHUP, which comes where the terminal goes.
+/// Waits for SIGTERM, SIGINT or SIGHUP (the terminal has closed).
 async fn end_signal() -> Result<(), Failure> {
     let failed = |error: io::Error| Failure(FAILED, format!("signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -212,8 +213,8 @@ fn run_demo(duration: Duration) -> Result<(), Failure> {
         .map_err(|error| Failure(FAILED, error.to_string()))
 }
 
-fn work_on(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
-    // Of sled's own words those that tell what is wrong.
+fn run_db(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
+    // Errors of sled explain a damaged database.
     let log = LogSettings { filter: "error,twamp_agent=warn".into(), ..LogSettings::default() };
     telemetry::init(&log).map_err(|error| Failure(FAILED, error.to_string()))?;
     let done = match command {
@@ -222,8 +223,8 @@ fn work_on(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
         DbCommand::Import { file } => db::import(directory, file),
         DbCommand::Compact => db::compact(directory),
     };
-    let told = done.map_err(|error| Failure(FAILED, error.to_string()))?;
-    writeln!(io::stdout().lock(), "{told}").map_err(|error| Failure(FAILED, error.to_string()))
+    let report = done.map_err(|error| Failure(FAILED, error.to_string()))?;
+    writeln!(io::stdout().lock(), "{report}").map_err(|error| Failure(FAILED, error.to_string()))
 }
 
 fn check(file: &Path) -> Result<(), Failure> {
@@ -234,13 +235,18 @@ fn check(file: &Path) -> Result<(), Failure> {
         Failure(CONFIGURATION, format!("{}\n  {}", file.display(), lines.join("\n  ")))
     })?;
     for warning in warnings(&config, u64::MAX) {
-        tell(&format!("warning: {warning}"));
+        print_error(&format!("warning: {warning}"));
     }
-    let server = if config.server.is_some() { "a server" } else { "no server" };
+    let servers = usize::from(config.server.is_some());
     let connections = config.connections.len();
+    let plural = if connections == 1 { "" } else { "s" };
     let mut out = io::stdout().lock();
-    writeln!(out, "{}: valid; {connections} control connections, {server}", file.display())
-        .map_err(|error| Failure(FAILED, error.to_string()))
+    writeln!(
+        out,
+        "{}: valid: {connections} control connection{plural}, {servers} server",
+        file.display()
+    )
+    .map_err(|error| Failure(FAILED, error.to_string()))
 }
 
 fn read_document(path: &Path) -> Result<AgentConfig, Failure> {
@@ -255,10 +261,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure(FAILED, format!("cannot start threads: {error}")))
+        .map_err(|error| Failure(FAILED, format!("failed to start threads: {error}")))
 }
 
-#[allow(clippy::print_stderr, reason = "this is the program's voice")]
-fn tell(text: &str) {
+#[allow(clippy::print_stderr, reason = "error output of the program")]
+fn print_error(text: &str) {
     eprintln!("twamp-agent: {text}");
 }

@@ -1,35 +1,34 @@
-//! What a service manager is told (sd_notify(3)): that the agent is ready, that it lives, that it
-//! ends. Without one, nothing.
+//! Notifications to the service manager (sd_notify(3)); none without one.
 
 use std::{future::pending, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::time::sleep;
 
-/// The agent has started.
+/// Reports that the agent is ready.
 pub(crate) fn ready() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
-/// The agent ends.
+/// Reports that the agent is stopping.
 pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-/// Says that the agent lives, as often as the service manager wants to hear it, for ever. Where the
-/// threads of the agent are stuck, nothing is said, and it is started again.
+/// Sends keep-alives at the interval required by the service manager, forever. When the threads of
+/// the agent are stuck, they cease and the service manager restarts the agent.
 pub(crate) async fn watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| *limit > Duration::ZERO) else {
         return pending().await;
     };
     loop {
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
         sleep(limit / 3).await;
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager was not told");
+        tracing::warn!(%error, "failed to notify service manager");
     }
 }

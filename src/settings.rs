@@ -1,4 +1,5 @@
-//! What must be known before the API is up: a TOML file. Everything else comes over the API.
+//! Settings needed before the API is up, from a TOML file. Everything else is configured over the
+//! API.
 
 use std::{
     fs, io,
@@ -12,61 +13,63 @@ use crate::{
     api::ApiSettings, net::ThreadScheduling, session::PlaneSettings, telemetry::LogSettings,
 };
 
-/// Where configuration and results are kept, if nothing else is said.
+/// Default state directory.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/twamp-agent";
 
-/// Settings of an agent. Unknown keys are errors.
+/// Settings of an agent; unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where configuration and results are kept.
+    /// Directory of configuration and results.
     #[serde(deserialize_with = "directory")]
     pub state_dir: PathBuf,
-    /// Where and how the API is offered.
+    /// Addresses and security of the API.
     pub api: ApiSettings,
-    /// How the agent logs.
+    /// Filter and format of the log.
     pub log: LogSettings,
-    /// Network interfaces whose stamps of packets are used.
+    /// Network interfaces whose hardware timestamps are used.
     pub hardware_timestamp_interfaces: Vec<String>,
-    /// The threads that send probes; one where it is not said.
+    /// Threads that send probes; one by default.
     pub senders: ThreadSettings,
-    /// The threads that answer probes; one for each CPU where it is not said.
+    /// Threads that reflect probes; one per CPU by default.
     pub reflectors: ThreadSettings,
 }
 
-/// Threads of the data plane.
+/// Threads of one role of the data plane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ThreadSettings {
-    /// How many, 1 to 64.
+    /// Number of threads, 1 to 64.
     #[serde(deserialize_with = "threads")]
     pub threads: Option<usize>,
-    /// CPUs that they may run on; empty for all.
+    /// Allowed CPUs; empty for all.
     pub cpus: Vec<usize>,
-    /// Priority of SCHED_FIFO, 1 to 99; 0 for the ordinary scheduler.
+    /// SCHED_FIFO priority, 1 to 99; 0 for the default scheduler.
     #[serde(deserialize_with = "priority")]
     pub realtime_priority: u8,
-    /// Microseconds of SO_BUSY_POLL on their sockets, 0 to 1,000,000; 0 for none.
+    /// SO_BUSY_POLL of the sockets in microseconds, up to 1,000,000; 0 disables it.
     #[serde(deserialize_with = "busy_poll")]
     pub busy_poll_us: u32,
-    /// Microseconds for which they stay awake before a probe is due, 0 to 1000.
-    #[serde(deserialize_with = "awake")]
+    /// Time in microseconds for which a thread spins before a probe is due, 0 to 1000.
+    #[serde(deserialize_with = "spin")]
     pub spin_before_deadline_us: u32,
 }
 
-/// Threads of one kind that are started without being asked for.
-const MOST_BY_DEFAULT: usize = 16;
-const MOST_THREADS: usize = 64;
-/// More would be a thread that never sleeps.
-const LONGEST_AWAKE_US: u32 = 1_000;
-const LONGEST_BUSY_US: u32 = 1_000_000;
+/// Largest default number of threads.
+const MAX_DEFAULT_THREADS: usize = 16;
+const MAX_THREADS: usize = 64;
+/// With a larger value a thread would hardly ever sleep.
+const MAX_SPIN_US: u32 = 1_000;
+const MAX_BUSY_POLL_US: u32 = 1_000_000;
 
 fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     let threads = usize::deserialize(deserializer)?;
-    if (1..=MOST_THREADS).contains(&threads) {
+    if (1..=MAX_THREADS).contains(&threads) {
         return Ok(Some(threads));
     }
-    Err(D::Error::custom(format!("{threads} threads: it is from 1 to {MOST_THREADS}")))
+    Err(D::Error::custom(format!(
+        "invalid number of threads {threads}: expected 1 to {MAX_THREADS}"
+    )))
 }
 
 fn priority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
@@ -74,31 +77,37 @@ fn priority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> 
     if priority <= 99 {
         return Ok(priority);
     }
-    Err(D::Error::custom(format!("priority {priority}: it is from 1 to 99, or 0 for none")))
+    Err(D::Error::custom(format!(
+        "invalid priority {priority}: expected 1 to 99, or 0 for the default scheduler"
+    )))
 }
 
-fn awake<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+fn spin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let microseconds = u32::deserialize(deserializer)?;
-    if microseconds <= LONGEST_AWAKE_US {
+    if microseconds <= MAX_SPIN_US {
         return Ok(microseconds);
     }
     Err(D::Error::custom(format!(
-        "spin_before_deadline_us {microseconds}: it is from 0 to {LONGEST_AWAKE_US}"
+        "invalid spin_before_deadline_us {microseconds}: expected 0 to {MAX_SPIN_US}"
     )))
 }
 
 fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let microseconds = u32::deserialize(deserializer)?;
-    if microseconds <= LONGEST_BUSY_US {
+    if microseconds <= MAX_BUSY_POLL_US {
         return Ok(microseconds);
     }
-    Err(D::Error::custom(format!("busy_poll_us {microseconds}: it is from 0 to {LONGEST_BUSY_US}")))
+    Err(D::Error::custom(format!(
+        "invalid busy_poll_us {microseconds}: expected 0 to {MAX_BUSY_POLL_US}"
+    )))
 }
 
 fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     let path = PathBuf::deserialize(deserializer)?;
     if path.as_os_str().is_empty() {
-        return Err(D::Error::custom("it is empty: name a directory, as /var/lib/twamp-agent"));
+        return Err(D::Error::custom(
+            "empty path: expected a directory such as /var/lib/twamp-agent",
+        ));
     }
     Ok(path)
 }
@@ -130,40 +139,40 @@ impl Default for Settings {
     }
 }
 
-/// Why there are no settings.
+/// Failure to read the settings.
 #[derive(Debug, Error)]
 pub enum SettingsError {
-    /// The file cannot be read.
+    /// The file is not readable.
     #[error("settings {}: {source}", .path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         source: io::Error,
     },
-    /// The file is no settings.
+    /// The file is not valid.
     #[error("settings {}: {source}", .path.display())]
     Content {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Line, column, and what was expected.
+        /// Line, column and expected content.
         source: Box<toml::de::Error>,
     },
 }
 
 impl Settings {
-    /// The threads that send probes.
+    /// Returns the threads that send probes.
     pub fn sender_plane(&self) -> PlaneSettings {
         self.senders.plane(1)
     }
 
-    /// The threads that answer probes.
+    /// Returns the threads that reflect probes.
     pub fn reflector_plane(&self) -> PlaneSettings {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        self.reflectors.plane(cpus.min(MOST_BY_DEFAULT))
+        self.reflectors.plane(cpus.min(MAX_DEFAULT_THREADS))
     }
 
-    /// Reads a file.
+    /// Reads settings from a file.
     pub fn read(path: &Path) -> Result<Self, SettingsError> {
         let path = path.to_owned();
         let text = match fs::read_to_string(&path) {
@@ -186,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_the_defaults() {
+    fn an_empty_file_selects_the_defaults() {
         let settings = read("").unwrap();
         assert_eq!(settings, Settings::default());
         assert_eq!(settings.api.listen[0].to_string(), "127.0.0.1:9862");
     }
 
     #[test]
-    fn every_key_is_taken() {
+    fn all_keys_are_read() {
         let settings = read(
             "state_dir = \"/tmp/x\"\nhardware_timestamp_interfaces = [\"eth0\"]\n\
              [api]\nlisten = [\"[::1]:1\"]\nunix_socket = \"/run/x\"\n\
@@ -220,27 +229,27 @@ mod tests {
     }
 
     #[test]
-    fn threads_have_limits() {
-        for (text, said) in [
-            ("[senders]\nthreads = 0\n", "from 1 to 64"),
-            ("[reflectors]\nthreads = 65\n", "from 1 to 64"),
-            ("[senders]\nrealtime_priority = 100\n", "from 1 to 99"),
+    fn values_out_of_range_are_rejected() {
+        for (text, expected) in [
+            ("[senders]\nthreads = 0\n", "expected 1 to 64"),
+            ("[reflectors]\nthreads = 65\n", "expected 1 to 64"),
+            ("[senders]\nrealtime_priority = 100\n", "expected 1 to 99"),
             ("[senders]\ncpus = [-1]\n", "-1"),
-            ("[senders]\nspin_before_deadline_us = 1001\n", "from 0 to 1000"),
-            ("[senders]\nbusy_poll_us = 1000001\n", "from 0 to 1000000"),
-            ("\nstate_dir = \"\"\n", "name a directory"),
+            ("[senders]\nspin_before_deadline_us = 1001\n", "expected 0 to 1000"),
+            ("[senders]\nbusy_poll_us = 1000001\n", "expected 0 to 1000000"),
+            ("\nstate_dir = \"\"\n", "expected a directory"),
         ] {
             let error = read(text).unwrap_err().to_string();
-            assert!(error.contains(said) && error.contains("line 2"), "{error}");
+            assert!(error.contains(expected) && error.contains("line 2"), "{error}");
         }
         assert_eq!(Settings::default().sender_plane().threads, 1);
         assert!(Settings::default().reflector_plane().threads >= 1);
     }
 
     #[test]
-    fn an_unknown_key_is_named_with_its_place() {
+    fn an_unknown_key_is_reported_with_its_line() {
         let error = read("[api]\nlistne = []\n").unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("listne"), "{error}");
-        assert!(error.contains("listen"), "what would be right: {error}");
+        assert!(error.contains("listen"), "expected keys: {error}");
     }
 }

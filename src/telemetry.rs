@@ -1,4 +1,4 @@
-//! Logs: text for people, JSON for machines, on standard error.
+//! Logs on standard error, as text or JSON.
 
 use std::io::IsTerminal;
 
@@ -6,21 +6,21 @@ use serde::Deserialize;
 use thiserror::Error;
 use tracing_subscriber::{EnvFilter, fmt};
 
-/// How the agent logs.
+/// Log settings of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// What is logged, in the words of `tracing`: `info`, `twamp_agent=debug`.
+    /// Filter in the syntax of `tracing`, such as `info` or `twamp_agent=debug`.
     pub filter: String,
-    /// How a line looks.
+    /// Format of each line.
     pub format: LogFormat,
 }
 
-/// How a line of the log looks.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object for each line.
@@ -33,21 +33,23 @@ impl Default for LogSettings {
     }
 }
 
-/// The filter is none.
+/// Invalid log filter.
 #[derive(Debug, Error)]
-#[error("log filter {filter:?}: {source}; right would be \"info\" or \"twamp_agent=debug\"")]
+#[error(
+    "invalid log filter {filter:?}: {source}; expected \"info\" or \"twamp_agent=debug\", for example"
+)]
 pub struct LogError {
     filter: String,
     source: tracing_subscriber::filter::ParseError,
 }
 
-/// Logs to standard error from now on. A second call changes nothing.
+/// Starts logging to standard error. Further calls have no effect.
 pub fn init(settings: &LogSettings) -> Result<(), LogError> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|source| LogError { filter: settings.filter.clone(), source })?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // An error means that something logs already, as in tests.
+    // An error means that logging is already set up, as in tests.
     let _ = match settings.format {
         LogFormat::Text => {
             builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()

@@ -54,7 +54,7 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
     let store = ResultStore::open(&state, keep, "agent", clock::now).unwrap();
     let results = Results::open(store, "boot".into(), None).unwrap();
     let (_network, network) = watch::channel(NetworkChanges::default());
-    let derivation = Arc::new(Derivation::of_clients());
+    let derivation = Arc::new(Derivation::for_clients());
     let senders = Senders::start(PlaneSettings::default()).unwrap();
     let changes = Arc::default();
     let context = ClientContext { results: results.clone(), derivation, network, senders, changes };

@@ -67,7 +67,7 @@ impl Clients {
         network: watch::Receiver<NetworkChanges>,
         senders: Arc<Senders>,
     ) -> Self {
-        let derivation = Arc::new(Derivation::of_clients());
+        let derivation = Arc::new(Derivation::for_clients());
         let changes = Arc::default();
         let context = ClientContext { results, derivation, network, senders, changes };
         let probes = Semaphore::new(MAXIMUM_PROBES);

@@ -73,7 +73,7 @@ pub fn changes(
         }
         (Some(before), Some(after)) if before != after => {
             let sockets_stay = before.listen == after.listen
-                && before.standing_udp_sockets() == after.standing_udp_sockets();
+                && before.reflector_sockets() == after.reflector_sockets();
             let effect = match (sockets_stay, forbids(before, after)) {
                 (false, _) => ChangeEffect::Listen,
                 (true, true) => ChangeEffect::CloseConnections,

@@ -69,7 +69,7 @@ impl ServerConfig {
 
     /// The UDP sockets that stand for as long as the server does: the shared test ports and those
     /// of the reflectors without sessions. One that serves as both is named once.
-    pub fn standing_udp_sockets(&self) -> Vec<UdpListen> {
+    pub fn reflector_sockets(&self) -> Vec<UdpListen> {
         let shared = match self.test_port {
             TestPort::Auto { shared_port } | TestPort::Shared { shared_port } => self
                 .listen

@@ -40,8 +40,8 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
                 }
             }
         }
-        let held_udp = held.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
-        for wanted in server.standing_udp_sockets() {
+        let held_udp = held.map(ServerConfig::reflector_sockets).unwrap_or_default();
+        for wanted in server.reflector_sockets() {
             if held_udp.contains(&wanted) {
                 continue;
             }

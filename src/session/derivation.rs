@@ -1,4 +1,4 @@
-//! Key derivation (RFC 4656 §3.1), which is slow on purpose, kept away from everything else.
+//! Key derivation (RFC 4656 §3.1), which is slow on purpose, isolated from everything else.
 
 use std::{
     collections::HashMap,
@@ -17,26 +17,28 @@ use tokio::{
 
 use crate::{model::Secret, net::clock, wire::crypto::TokenKey};
 
-/// Derives keys one at a time on a thread of its own. The hosts that ask take turns, so that one
-/// that asks often waits for itself and not the others for it: all of them together get a set share
-/// of one core, and not more may wait than are told a number of.
+/// Queue of key derivations, run one at a time on a blocking thread.
+///
+/// Hosts take turns: one that asks often delays only itself. All derivations together use a
+/// limited share of one core, and the length of the queue is limited.
 #[derive(Debug)]
 pub struct Derivation {
-    /// Each host that asks has one question in the queue of all, and the others behind it here.
+    /// One request of each host competes for `next`; its others wait here.
     turns: Turns,
-    /// When the next one may begin. Held until one has ended, also where nobody waits for it any more.
+    /// Earliest start of the next derivation. Locked until the running one ends, even if its
+    /// requester has gone.
     next: Arc<Mutex<Option<Instant>>>,
-    /// Rest after a derivation, as a multiple of how long it took.
-    rest: u32,
+    /// Pause after a derivation, as a multiple of its duration.
+    pause_factor: u32,
     waiting: AtomicUsize,
-    most_waiting: usize,
-    /// Of one host.
-    most_of_a_host: usize,
+    max_waiting: usize,
+    /// Limit of waiting requests of one host.
+    max_waiting_per_host: usize,
 }
 
 type Turns = std::sync::Mutex<HashMap<IpAddr, Arc<Mutex<()>>>>;
 
-/// One that waits, for as long as this lives.
+/// Counts a waiting request for its lifetime.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -46,37 +48,37 @@ impl Drop for Waiting<'_> {
 }
 
 impl Derivation {
-    /// For the keys of this host's own connections: one core, and all may wait.
-    pub fn of_clients() -> Self {
+    /// Creates the queue for outgoing connections: one core, unlimited length.
+    pub fn for_clients() -> Self {
         Self::new(0, usize::MAX, usize::MAX)
     }
 
-    /// For the keys of strangers, who have proved nothing yet: a quarter of one core.
-    pub fn of_server() -> Self {
+    /// Creates the queue for unauthenticated clients: a quarter of one core.
+    pub fn for_server() -> Self {
         Self::new(3, 1024, 128)
     }
 
-    fn new(rest: u32, most_waiting: usize, most_of_a_host: usize) -> Self {
+    fn new(pause_factor: u32, max_waiting: usize, max_waiting_per_host: usize) -> Self {
         let (turns, next, waiting) = (Turns::default(), Arc::default(), AtomicUsize::new(0));
-        Self { turns, next, rest, waiting, most_waiting, most_of_a_host }
+        Self { turns, next, pause_factor, waiting, max_waiting, max_waiting_per_host }
     }
 
-    /// The keys of these secrets, for `asker`; `None` where too many wait already.
+    /// Derives the keys of `secrets` for a host; `None` when too many requests are waiting.
     pub(super) async fn derive(
         &self,
-        asker: IpAddr,
+        host: IpAddr,
         secrets: Vec<Secret>,
         salt: [u8; 16],
         count: u32,
     ) -> Option<Vec<TokenKey>> {
         let before = self.waiting.fetch_add(1, Relaxed);
         let _waiting = Waiting(&self.waiting);
-        if before >= self.most_waiting {
+        if before >= self.max_waiting {
             return None;
         }
-        let turn = self.turn(asker);
-        // One is that of the table.
-        if Arc::strong_count(&turn) - 1 > self.most_of_a_host {
+        let turn = self.turn(host);
+        // One reference is that of the table.
+        if Arc::strong_count(&turn) - 1 > self.max_waiting_per_host {
             return None;
         }
         let turn = turn.lock_owned().await;
@@ -84,30 +86,30 @@ impl Derivation {
         if let Some(at) = *next {
             sleep_until(at).await;
         }
-        let rest = self.rest;
+        let pause_factor = self.pause_factor;
         let derive = move || {
             let begun = clock::monotonic();
             let derive = |secret: &Secret| TokenKey::derive(secret.octets(), &salt, count);
             let keys: Vec<TokenKey> = secrets.iter().map(derive).collect();
             let took = Duration::from_nanos(clock::monotonic().since_ns(begun));
-            *next = Some(Instant::now() + took * rest);
+            *next = Some(Instant::now() + took * pause_factor);
             drop((next, turn));
             keys
         };
         tokio::task::spawn_blocking(derive).await.ok()
     }
 
-    fn turn(&self, asker: IpAddr) -> Arc<Mutex<()>> {
+    fn turn(&self, host: IpAddr) -> Arc<Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        turns.entry(network(asker)).or_default().clone()
+        turns.entry(network(host)).or_default().clone()
     }
 }
 
-/// What counts as one host: of IPv6, all that one host can take for itself.
-fn network(asker: IpAddr) -> IpAddr {
-    match asker {
-        IpAddr::V4(_) => asker,
+/// Returns the network that counts as one host: a /64 for IPv6, which one host can occupy.
+fn network(host: IpAddr) -> IpAddr {
+    match host {
+        IpAddr::V4(_) => host,
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
     }
 }
@@ -123,10 +125,10 @@ mod tests {
         [10, 0, 0, number].into()
     }
 
-    /// Sixty-four questions of one host, each of some milliseconds, and then one of another.
+    /// Sixty-four requests of one host, then one of another.
     #[tokio::test]
     async fn hosts_take_turns() {
-        let derivation = Derivation { rest: 0, ..Derivation::of_server() };
+        let derivation = Derivation { pause_factor: 0, ..Derivation::for_server() };
         let ask =
             |number| derivation.derive(host(number), vec![Secret::new("s")], [0; 16], 1 << 14);
         let mut answered = Vec::new();
@@ -143,37 +145,40 @@ mod tests {
         drop(questions);
         derivation.turn(host(3));
         let turns = derivation.turns.lock().unwrap().len();
-        assert_eq!(turns, 1, "those that nobody waits for are forgotten");
+        assert_eq!(turns, 1, "turns without waiters are dropped");
     }
 
     #[test]
-    fn a_host_is_a_network_of_ipv6() {
+    fn an_ipv6_network_counts_as_one_host() {
         let network = |text: &str| network(text.parse().unwrap());
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:2"));
         assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
         assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
     }
 
-    /// A stranger that comes and goes does not have two derived at once.
+    /// A client that reconnects cannot have two derivations run at once.
     #[tokio::test]
-    async fn what_is_given_up_still_has_its_turn() {
-        let derivation = Derivation::of_server();
+    async fn an_abandoned_derivation_keeps_its_turn() {
+        let derivation = Derivation::for_server();
         {
             let mut waiting =
                 pin!(derivation.derive(host(1), vec![Secret::new("s")], [0; 16], 1 << 18));
             let begun = tokio::time::timeout(Duration::from_millis(5), &mut waiting).await;
-            assert!(begun.is_err(), "it takes longer");
+            assert!(begun.is_err(), "the derivation takes longer");
         }
         assert_eq!(derivation.waiting.load(Relaxed), 0);
-        assert!(derivation.next.try_lock().is_err(), "it goes on, and the next one waits");
+        assert!(
+            derivation.next.try_lock().is_err(),
+            "the derivation goes on and the next one waits"
+        );
         let next = derivation.derive(host(1), vec![Secret::new("s")], [0; 16], 1).await;
         assert_eq!(next.map(|keys| keys.len()), Some(1));
     }
 
-    /// One host that takes all the places that it gets leaves some to the others.
+    /// One host cannot occupy the whole queue.
     #[tokio::test]
-    async fn a_host_does_not_take_all_places() {
-        let derivation = Derivation::of_server();
+    async fn one_host_does_not_fill_the_queue() {
+        let derivation = Derivation::for_server();
         let ask = |number| derivation.derive(host(number), vec![Secret::new("s")], [0; 16], 1024);
         let mut questions: FuturesUnordered<_> = (0..1100).map(|_| ask(1)).collect();
         let mut refused = 0;
@@ -187,12 +192,12 @@ mod tests {
             }
         };
         assert!(keys.is_some());
-        assert!(refused >= 1100 - 2 * derivation.most_of_a_host, "{refused}");
+        assert!(refused >= 1100 - 2 * derivation.max_waiting_per_host, "{refused}");
     }
 
     #[tokio::test]
-    async fn no_more_wait_than_are_told_a_number_of() {
-        let derivation = Derivation { most_waiting: 0, ..Derivation::of_server() };
+    async fn the_queue_is_limited() {
+        let derivation = Derivation { max_waiting: 0, ..Derivation::for_server() };
         assert!(derivation.derive(host(1), Vec::new(), [0; 16], 1).await.is_none());
     }
 }

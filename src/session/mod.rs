@@ -1,5 +1,5 @@
-//! The drivers: one loop around one machine each, with the sockets and clocks that the machines do
-//! not have. `client` measures, `server` lets others measure.
+//! Drivers: one loop around each machine, with the sockets and clocks that machines do not have.
+//! `client` measures, `server` reflects.
 
 pub mod client;
 mod derivation;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use derivation::Derivation;
 pub use plane::PlaneSettings;
 
-/// What a panic left behind is whole: nothing is half done under these locks.
+/// Locks a mutex. Poisoning is ignored: no code leaves the data inconsistent when it panics.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! Mode bits of what is configured.
+//! Mode bits of configured modes and extensions.
 
 use crate::{
     model::{AuthenticationMode, Extensions},
     wire::codes::Modes,
 };
 
-/// The security bit of a mode.
+/// Returns the security bit of a mode.
 pub(super) fn security(mode: AuthenticationMode) -> Modes {
     match mode {
         AuthenticationMode::None => Modes::UNAUTHENTICATED,
@@ -15,7 +15,7 @@ pub(super) fn security(mode: AuthenticationMode) -> Modes {
     }
 }
 
-/// The bits of extensions.
+/// Returns the bits of the enabled extensions.
 pub(super) fn extensions(wanted: Extensions) -> Modes {
     let bits = [
         (wanted.individual_session_control, Modes::INDIVIDUAL_SESSION_CONTROL),

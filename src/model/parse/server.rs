@@ -125,7 +125,7 @@ impl Check {
                 self.report(&format!("listen[{index}]"), why);
             }
         }
-        let udp = config.standing_udp_sockets();
+        let udp = config.reflector_sockets();
         for (index, one) in udp.iter().enumerate() {
             for other in udp[index + 1..].iter().filter(|other| one.overlaps(other)) {
                 let fields = [config.field_of(one), config.field_of(other)];

@@ -1,4 +1,4 @@
-//! The driver of one control connection of the server role.
+//! Driver of one control connection of the server role.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    place::{Ends, Placed, Way, place},
+    allocate::{Allocation, Ends, PathInfo, allocate},
     registry::{ConnectionEntry, Registry, SessionEnd},
     sockets::Sockets,
 };
@@ -29,29 +29,29 @@ use crate::{
     wire::codes::{Accept, Modes, Sid},
 };
 
-const READ_OCTETS: usize = 4096;
-/// How often it is looked whether a client has gone that sent what nobody reads yet.
-const GONE_EVERY: Duration = Duration::from_millis(20);
-/// A client that does not read what it is sent for so long is given up.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
+const READ_BYTES: usize = 4096;
+/// Interval between checks for a client that closed the connection while its data is unread.
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// Time limit of a write to a client that does not read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What all connections of the role share.
+/// State shared by all connections.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) sockets: Arc<Sockets>,
     pub(super) config: watch::Receiver<Option<Arc<ServerConfig>>>,
     pub(super) derivation: Arc<Derivation>,
-    /// Network interface on which its listener accepts.
+    /// Network interface of the listener.
     pub(super) interface: Option<String>,
 }
 
-/// Why a connection ended.
+/// Cause and description of the end of a connection.
 #[derive(Debug)]
 struct Reason(EndCause, String);
 
 impl Reason {
-    /// What the kernel says of a socket.
+    /// Returns the reason for a socket error.
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     fn of_socket(error: &io::Error) -> Self {
         let cause = match error.kind() {
@@ -64,7 +64,7 @@ impl Reason {
         Self(cause, error.to_string())
     }
 
-    /// What this host cannot do.
+    /// Returns the reason for a failure of this host.
     fn of_host(error: &io::Error) -> Self {
         Self(EndCause::Server, error.to_string())
     }
@@ -95,16 +95,15 @@ struct Connection {
     ended_sender: mpsc::Sender<(Sid, SessionEnd)>,
     since: Monotonic,
     deadline: Option<Monotonic>,
-    /// Of the key that the client proved to have, or wants to.
+    /// KeyID that the client claims or has proved.
     key_id: String,
-    /// The secret that it proved to have.
+    /// Secret that the client has proved.
     secret: Option<Secret>,
 }
 
-/// The sessions that are accepted or started. They end with the connection, also if its task
-/// fails.
+/// Accepted and started sessions. Dropping them ends them, even after a panic of the task.
 #[derive(Default)]
-struct Sessions(Vec<Placed>);
+struct Sessions(Vec<Allocation>);
 
 impl Drop for Sessions {
     fn drop(&mut self) {
@@ -114,8 +113,8 @@ impl Drop for Sessions {
     }
 }
 
-/// Serves a connection until it ends or `token` is cancelled. One that is not allowed is closed
-/// without a word: a stranger learns nothing, and spends nothing of ours.
+/// Serves a connection until it ends or `token` is cancelled. A client that is not allowed is
+/// disconnected without a greeting, which reveals nothing and costs little.
 pub(super) async fn serve(stream: TcpStream, shared: Shared, token: CancellationToken) {
     let Some(config) = shared.config.borrow().clone() else { return };
     let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
@@ -124,18 +123,18 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
     let entry = match shared.registry.admit(&config, ends.client, ends.local) {
         Ok(entry) => entry,
         Err(cause) => {
-            tracing::debug!(client = %ends.client, cause = cause.word(), "refused");
+            tracing::debug!(client = %ends.client, cause = cause.word(), "control connection refused");
             return;
         }
     };
     if let Err(error) = tcp::prepare_accepted(&stream, config.keepalive) {
-        tracing::debug!(client = %ends.client, %error, "cannot prepare a control connection");
+        tracing::debug!(client = %ends.client, %error, "failed to set socket options");
         return;
     }
     let options = match options(&config, &shared.registry) {
         Ok(options) => options,
         Err(error) => {
-            tracing::error!(client = %ends.client, %error, "cannot greet a client");
+            tracing::error!(client = %ends.client, %error, "failed to greet client");
             return;
         }
     };
@@ -150,28 +149,30 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
         sessions: Sessions::default(),
         ended_sender,
         since: now,
-        deadline: end_of_life(&config, now),
+        deadline: end_of_duration(&config, now),
         key_id: String::new(),
         secret: None,
     };
     tracing::info!(client = %ends.client, "control connection accepted");
-    let by_hand = connection.entry.close.clone();
+    let close_requested = connection.entry.close.clone();
     let Reason(cause, reason) = tokio::select! {
         reason = connection.run(ended) => reason,
-        () = by_hand.cancelled() => Reason(EndCause::ClosedByOperator, "it was closed by hand".into()),
-        () = token.cancelled() => Reason(EndCause::ClosedByServer, "the server role ends".into()),
+        () = close_requested.cancelled() => {
+            Reason(EndCause::ClosedByOperator, "closed by an operator".into())
+        },
+        () = token.cancelled() => Reason(EndCause::ClosedByServer, "server role ended".into()),
     };
     connection.shared.registry.ended(cause);
     tracing::info!(client = %ends.client, reason, "control connection ended");
 }
 
 impl Connection {
-    /// Takes what is there. The buffer is not part of what waits for it.
+    /// Reads available data. The buffer is not kept across an await.
     fn read(&mut self) -> io::Result<()> {
-        let mut buffer = [0; READ_OCTETS];
+        let mut buffer = [0; READ_BYTES];
         match self.stream.try_read(&mut buffer) {
             Ok(0) => self.machine.handle_end(),
-            Ok(octets) => self.machine.handle_input(&buffer[..octets], clock::monotonic()),
+            Ok(len) => self.machine.handle_input(&buffer[..len], clock::monotonic()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -185,7 +186,7 @@ impl Connection {
             if let Err(reason) = self.carry_out().await {
                 return reason;
             }
-            self.tell_state();
+            self.publish_state();
             let deadline = self.machine.poll_deadline().into_iter().chain(self.deadline).min();
             let due = async {
                 match deadline {
@@ -204,15 +205,15 @@ impl Connection {
                 () = due => {
                     let now = clock::monotonic();
                     if self.deadline.is_some_and(|end| end <= now) {
-                        let reason = "max_connection_duration has passed";
+                        let reason = "max_connection_duration expired";
                         return Reason(EndCause::MaxDuration, reason.into());
                     }
                     self.machine.handle_timeout(now);
                 }
                 Some((sid, end)) = ended.recv() => {
-                    let known = !self.sessions.take(&[sid]).is_empty();
+                    let known = !self.sessions.remove(&[sid]).is_empty();
                     if known && end == SessionEnd::SocketClosed {
-                        // Its probes go nowhere: the client is to come again.
+                        // Its probes are lost: the client must reconnect.
                         let reason = "the test port of a session was closed";
                         return Reason(EndCause::ClosedByServer, reason.into());
                     }
@@ -220,17 +221,17 @@ impl Connection {
                 }
                 Ok(()) = configured.changed() => {
                     let Some(config) = configured.borrow_and_update().clone() else { continue };
-                    self.deadline = end_of_life(&config, self.since);
+                    self.deadline = end_of_duration(&config, self.since);
                     self.machine.set_inactivity_timeout(config.inactivity_timeout_ns);
                     if let Err(error) = tcp::keep_alive(&self.stream, config.keepalive) {
-                        tracing::debug!(client = %self.ends.client, %error, "keepalive stays");
+                        tracing::debug!(client = %self.ends.client, %error, "failed to set keepalive");
                     }
                     if !config.allows(self.ends.client.ip()) {
-                        let reason = "its address is in no client_list any more";
+                        let reason = "client address removed from client_list";
                         return Reason(EndCause::ClosedByServer, reason.into());
                     }
                     if self.key_is_gone(&config) {
-                        let reason = format!("key {:?} was taken away", self.key_id);
+                        let reason = format!("key {:?} removed", self.key_id);
                         return Reason(EndCause::BadKey, reason);
                     }
                 }
@@ -238,13 +239,13 @@ impl Connection {
         }
     }
 
-    /// Does what the machine asks for; an error is the reason for the end.
+    /// Carries out the actions of the machine; an error ends the connection.
     async fn carry_out(&mut self) -> Result<(), Reason> {
         while let Some(action) = self.machine.poll_action() {
             match action {
                 ServerAction::Send(octets) => self.write(&octets).await?,
                 ServerAction::Request(request) => {
-                    let answer = self.place(&request).await;
+                    let answer = self.allocate(&request).await;
                     self.machine.answer_request(answer, clock::monotonic());
                 }
                 ServerAction::DeriveKeys { key_id, salt, count } => {
@@ -258,7 +259,7 @@ impl Connection {
                 }
                 ServerAction::Stop(sids) => {
                     let now = clock::monotonic();
-                    for session in self.sessions.take(&sids) {
+                    for session in self.sessions.remove(&sids) {
                         let until = now.plus_ns(session.drain_ns);
                         session.reflector.drain(session.sid, until).await;
                     }
@@ -272,9 +273,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Derives the keys of all secrets that go by this name. Whether there are any, and which of
-    /// them is right, neither octets nor time tell: for those that are missing, keys of secrets
-    /// that nobody has are derived.
+    /// Derives the keys of all secrets with this KeyID. Neither data nor timing reveals the number
+    /// of secrets or the right one: missing ones are replaced by random secrets.
     async fn authenticate(
         &mut self,
         key_id: &[u8],
@@ -285,29 +285,29 @@ impl Connection {
         let keys = config.iter().flat_map(|config| &config.keys);
         let named = keys.filter(|key| key.id.as_bytes() == key_id);
         let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
-        let most = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
-        while secrets.len() < most.max(1) {
+        let candidates = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
+        while secrets.len() < candidates.max(1) {
             let decoy = random::bytes::<32>().map_err(|error| Reason::of_host(&error))?;
             secrets.push(Secret::new(decoy));
         }
-        let asker = self.ends.client.ip();
-        let derive = self.shared.derivation.derive(asker, secrets.clone(), salt, count);
+        let host = self.ends.client.ip();
+        let derive = self.shared.derivation.derive(host, secrets.clone(), salt, count);
         let deadline = self.machine.poll_deadline();
-        let over = async {
+        let timed_out = async {
             match self.deadline.into_iter().chain(deadline).min() {
                 Some(at) => sleep(Duration::from_nanos(at.since_ns(clock::monotonic()))).await,
                 None => std::future::pending().await,
             }
         };
         let derived = tokio::select! {
-            () = over => {
-                let reason = "its time passed before its key was derived";
+            () = timed_out => {
+                let reason = "time limit expired during key derivation";
                 return Err(Reason(EndCause::Inactivity, reason.into()));
             }
             derived = derive => derived,
-            // Nothing is worked for whom nobody waits any more.
-            () = gone(&self.stream) => {
-                let reason = "the client went before its key was derived";
+            // A derivation stops when its client has gone.
+            () = closed(&self.stream) => {
+                let reason = "the client disconnected during key derivation";
                 return Err(Reason(EndCause::ClosedByClient, reason.into()));
             }
         };
@@ -318,27 +318,28 @@ impl Connection {
         Ok(())
     }
 
-    /// The secret by which the client came in is configured no more, at least not by this name.
+    /// Returns true when the client's secret is no longer configured under its KeyID.
     fn key_is_gone(&self, config: &ServerConfig) -> bool {
         self.secret.as_ref().is_some_and(|secret| {
             !config.keys.iter().any(|key| key.id == self.key_id && key.secret == *secret)
         })
     }
 
-    async fn place(&mut self, request: &RequestedSession) -> Result<(u16, Sid), Accept> {
-        // Limits and ports of today, not of when the connection came.
+    async fn allocate(&mut self, request: &RequestedSession) -> Result<(u16, Sid), Accept> {
+        // The current limits and ports apply, not those at the time of connecting.
         let config = self.shared.config.borrow().clone().ok_or(Accept::FAILURE)?;
         let (sockets, ended) = (&self.shared.sockets, self.ended_sender.clone());
         let machine = &self.machine;
         let ptp = machine.mode().contains(Modes::PTP_TIMESTAMPS);
         let timestamps = if ptp { config.timestamps } else { TimestampFormat::Ntp };
         let packets = |sid| (machine.format(sid), timestamps);
-        let way = Way { ends: self.ends, interface: self.shared.interface.as_deref() };
-        let placed = place(&config, sockets, &self.entry, way, (request, &packets), ended).await;
-        match placed {
-            Ok(placed) => {
-                let answer = (placed.reflector.local.port(), placed.sid);
-                self.sessions.0.push(placed);
+        let path = PathInfo { ends: self.ends, interface: self.shared.interface.as_deref() };
+        let allocated =
+            allocate(&config, sockets, &self.entry, path, (request, &packets), ended).await;
+        match allocated {
+            Ok(allocation) => {
+                let answer = (allocation.reflector.local.port(), allocation.sid);
+                self.sessions.0.push(allocation);
                 Ok(answer)
             }
             Err(accept) => {
@@ -351,17 +352,17 @@ impl Connection {
     }
 
     async fn write(&mut self, octets: &[u8]) -> Result<(), Reason> {
-        match timeout(WRITE_LIMIT, self.stream.write_all(octets)).await {
+        match timeout(WRITE_TIMEOUT, self.stream.write_all(octets)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Reason::of_socket(&error)),
             Err(_) => {
-                let reason = "the client does not read its control connection";
+                let reason = "the client does not read from its control connection";
                 Err(Reason(EndCause::Inactivity, reason.into()))
             }
         }
     }
 
-    fn tell_state(&self) {
+    fn publish_state(&self) {
         let mode = self.machine.mode();
         let state = match mode.0 {
             0 => ServerConnectionState::Setup,
@@ -372,25 +373,25 @@ impl Connection {
     }
 }
 
-/// When a connection that was accepted at `since` has lived long enough.
-fn end_of_life(config: &ServerConfig, since: Monotonic) -> Option<Monotonic> {
+/// Returns the time at which a connection reaches its maximum duration.
+fn end_of_duration(config: &ServerConfig, since: Monotonic) -> Option<Monotonic> {
     let duration_ns = config.max_connection_duration_ns;
     (duration_ns != 0).then(|| since.plus_ns(duration_ns))
 }
 
-/// Waits for the end of what the other end sends, which nobody reads meanwhile.
-async fn gone(stream: &TcpStream) {
+/// Waits until the client closes the connection, without reading.
+async fn closed(stream: &TcpStream) {
     while let Ok(ready) = stream.ready(Interest::READABLE | Interest::ERROR).await {
         if ready.is_read_closed() || ready.is_error() {
             return;
         }
-        // Octets lie there; whether the end follows them is looked at again.
-        sleep(GONE_EVERY).await;
+        // Unread data hides the end of the stream: check again later.
+        sleep(CLOSE_CHECK_INTERVAL).await;
     }
 }
 
 impl Sessions {
-    fn take(&mut self, sids: &[Sid]) -> Vec<Placed> {
+    fn remove(&mut self, sids: &[Sid]) -> Vec<Allocation> {
         self.0.extract_if(.., |session| sids.contains(&session.sid)).collect()
     }
 }

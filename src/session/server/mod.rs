@@ -1,10 +1,11 @@
-//! The server role. One task ([`role`]) owns the listening sockets and follows the configuration;
-//! each control connection has a task ([`connection`]), and each UDP socket a place on a thread of the
-//! data plane, with its test sessions ([`reflector`]). What is open is counted in one place
-//! ([`registry`]).
+//! Server role.
+//!
+//! One task ([`role`]) owns the listening sockets and follows the configuration. Each control
+//! connection has a task ([`connection`]). UDP sockets with their test sessions live on data-plane
+//! threads ([`reflector`]). [`registry`] counts connections and sessions.
 
+mod allocate;
 mod connection;
-mod place;
 mod reflector;
 mod registry;
 mod role;

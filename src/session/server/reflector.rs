@@ -1,6 +1,8 @@
-//! One UDP socket on a thread of the data plane: owns the machine with its sessions and answers
-//! packets. What is open to everybody has a socket on each thread, among which the kernel divides
-//! the senders; nothing is shared between them.
+//! A UDP socket of the server role on a data-plane thread, with the reflector machine of its
+//! sessions.
+//!
+//! A shared socket exists once per thread; the kernel distributes the senders among them, and the
+//! threads share no sessions.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
@@ -21,66 +23,67 @@ use crate::{
     wire::codes::Sid,
 };
 
-/// Commands that wait for a socket; connections wait where there are more.
+/// Length of the command queue of a socket; connections wait when it is full.
 const COMMANDS: usize = 256;
-/// How often sessions that are over are looked for.
-const EXPIRY_NS: u64 = NANOS_PER_SECOND;
-/// Looks without a session after which a socket of sessions' own is closed: a new one waits for
-/// its first.
-const EMPTY_LOOKS: u32 = 3;
+/// Interval between checks for expired sessions.
+const EXPIRY_INTERVAL_NS: u64 = NANOS_PER_SECOND;
+/// Expiry checks without a session after which a dedicated socket is closed. A new one has this
+/// long to receive its first session.
+const MAX_EMPTY_CHECKS: u32 = 3;
 
-/// What connections and the role tell a socket.
+/// A command to a socket.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Takes a session; answers whether it did: not where its sender has one here already.
+    /// Adds a session; the response is false when its sender has one on this socket already.
     Add(Box<ReflectorSession>, Arc<SessionEntry>, oneshot::Sender<bool>),
-    /// Answers packets of a session from now on; answers when that is so.
+    /// Starts a session; responds when its packets are answered.
     Start(Sid, oneshot::Sender<()>),
-    /// Answers packets of a session until then.
+    /// Answers packets of a session until the given time.
     Drain(Sid, Monotonic),
-    /// Ends a session at once.
+    /// Removes a session immediately.
     Remove(Sid),
-    /// Who is answered without a session.
+    /// Changes the policy for senders without a session.
     SetSessionless(Sessionless),
-    /// Packets answered in a second to each sender.
+    /// Sets the limit of replies per second to each sender.
     SetSenderLimit(Option<u32>),
-    /// The socket is to be closed; answers when no packet is taken any more.
+    /// Closes the socket; responds when no more packets are received.
     Close(oneshot::Sender<()>),
 }
 
-/// The threads of the reflectors.
+/// Data-plane threads of the server role.
 #[derive(Debug)]
 pub struct Reflectors {
     plane: Plane<ReflectorSocket>,
-    /// Of each thread.
+    /// Counters of each thread.
     counters: Vec<Arc<ReflectorCounters>>,
 }
 
 impl Reflectors {
-    /// Starts them.
+    /// Starts the data-plane threads.
     pub fn start(settings: PlaneSettings) -> io::Result<Arc<Self>> {
         let plane = Plane::start("reflector", settings)?;
         let counters = (0..plane.threads()).map(|_| Arc::default()).collect();
         Ok(Arc::new(Self { plane, counters }))
     }
 
-    /// Threads.
+    /// Returns the number of threads.
     pub(super) fn threads(&self) -> usize {
         self.counters.len()
     }
 
-    /// Of all threads together.
-    pub(super) fn counted(&self) -> PacketCounters {
+    /// Returns the counters of all threads together.
+    pub(super) fn counters_total(&self) -> PacketCounters {
         self.counters.iter().fold(PacketCounters::default(), |sum, one| one.add_to(sum))
     }
 
-    /// Gives sockets to threads: one to whichever has the fewest, several to one each.
+    /// Assigns sockets to threads: a single one to the thread with the fewest, several to one
+    /// thread each.
     pub(super) fn open(
         &self,
         sockets: Vec<TestSocket>,
         sessionless: &Sessionless,
         sender_limit: Option<u32>,
-        ends_empty: bool,
+        closes_when_empty: bool,
     ) -> io::Result<ReflectorHandle> {
         let Some(local) = sockets.first().map(TestSocket::local) else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -90,19 +93,19 @@ impl Reflectors {
             let endpoint = |thread: usize| {
                 let counters = self.counters[thread].clone();
                 let mut endpoint =
-                    ReflectorSocket::new(socket, sessionless.clone(), counters, ends_empty);
+                    ReflectorSocket::new(socket, sessionless.clone(), counters, closes_when_empty);
                 endpoint.machine.reflector.set_sender_limit(sender_limit);
                 endpoint
             };
-            let on = several.then_some(index);
-            self.plane.spawn(endpoint, on, COMMANDS).map(|(handle, _)| handle)
+            let thread = several.then_some(index);
+            self.plane.spawn(endpoint, thread, COMMANDS).map(|(handle, _)| handle)
         });
         Ok(ReflectorHandle { handles: handles.collect::<io::Result<_>>()?, local })
     }
 }
 
-/// A socket, or several of one address, on their threads. They are closed when the last handle is
-/// dropped.
+/// Handle of one socket, or of several with the same address. The sockets close when the last
+/// handle is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct ReflectorHandle {
     handles: Vec<Handle<Command>>,
@@ -110,8 +113,8 @@ pub(super) struct ReflectorHandle {
 }
 
 impl ReflectorHandle {
-    /// Takes a session, on each thread: only the kernel knows to which its packets will come.
-    /// `false` where its sender has one here already, or the socket is no more.
+    /// Adds a session on each thread, because only the kernel knows the one that receives its
+    /// packets. False when its sender has one already or the socket is closed.
     pub(super) async fn add(&self, session: &ReflectorSession, entry: &Arc<SessionEntry>) -> bool {
         for handle in &self.handles {
             let (answer, answered) = oneshot::channel();
@@ -139,7 +142,7 @@ impl ReflectorHandle {
         }
     }
 
-    /// Ends a session, also from where one cannot wait; if the queue is full, REFWAIT ends it.
+    /// Removes a session without waiting; if the queue is full, REFWAIT ends it.
     pub(super) fn remove(&self, sid: Sid) {
         for handle in &self.handles {
             handle.try_send(Command::Remove(sid));
@@ -158,7 +161,7 @@ impl ReflectorHandle {
         }
     }
 
-    /// Closes the sockets; their sessions end. Returns when the address is free.
+    /// Closes the sockets and ends their sessions. Returns when the address is free.
     pub(super) async fn close(&self) {
         for handle in &self.handles {
             let (done, closed) = oneshot::channel();
@@ -168,29 +171,29 @@ impl ReflectorHandle {
         }
     }
 
-    /// Whether the sockets are closed.
+    /// Returns true when the sockets are closed.
     pub(super) fn is_closed(&self) -> bool {
         self.handles.iter().any(Handle::is_closed)
     }
 }
 
-/// A socket with its sessions.
+/// A socket with its reflector and sessions.
 #[derive(Debug)]
 struct ReflectorSocket {
     machine: SocketMachine,
     socket: Option<TestSocket>,
     entries: HashMap<Sid, Arc<SessionEntry>>,
     counters: Arc<ReflectorCounters>,
-    ends_empty: bool,
-    empty_looks: u32,
-    next_look: Monotonic,
+    closes_when_empty: bool,
+    empty_checks: u32,
+    next_check: Monotonic,
 }
 
 /// The reflector with the facts that its socket adds.
 #[derive(Debug)]
 struct SocketMachine {
     reflector: Reflector,
-    /// Refreshed every [`EXPIRY_NS`] for a STAMP reflector, which reports MAC addresses to senders.
+    /// Refreshed every [`EXPIRY_INTERVAL_NS`] for a STAMP reflector, which reports MAC addresses to senders.
     neighbours: Neighbours,
 }
 
@@ -199,7 +202,7 @@ impl ReflectorSocket {
         socket: TestSocket,
         sessionless: Sessionless,
         counters: Arc<ReflectorCounters>,
-        ends_empty: bool,
+        closes_when_empty: bool,
     ) -> Self {
         let reflector = Reflector::new(socket.local().port(), sessionless, counters.clone());
         Self {
@@ -207,17 +210,17 @@ impl ReflectorSocket {
             socket: Some(socket),
             entries: HashMap::new(),
             counters,
-            ends_empty,
-            empty_looks: 0,
-            next_look: clock::monotonic().plus_ns(EXPIRY_NS),
+            closes_when_empty,
+            empty_checks: 0,
+            next_check: clock::monotonic().plus_ns(EXPIRY_INTERVAL_NS),
         }
     }
 
-    /// The socket goes though sessions are on it: the connections must know.
+    /// Closes the socket and notifies the connections of its sessions.
     fn close(&mut self) {
         self.socket = None;
         for (sid, entry) in self.entries.drain() {
-            entry.tell_ended(sid, SessionEnd::SocketClosed);
+            entry.report_end(sid, SessionEnd::SocketClosed);
         }
     }
 
@@ -233,14 +236,14 @@ impl ReflectorSocket {
             if let Some(entry) = entries.remove(&sid)
                 && ended == Ended::Silent
             {
-                entry.tell_ended(sid, SessionEnd::Silent);
+                entry.report_end(sid, SessionEnd::Silent);
             }
         });
         if self.machine.reflector.needs_neighbours() {
             self.machine.neighbours = Neighbours::read();
         }
         let empty = self.machine.reflector.is_empty();
-        self.empty_looks = if empty { self.empty_looks + 1 } else { 0 };
+        self.empty_checks = if empty { self.empty_checks + 1 } else { 0 };
     }
 }
 
@@ -258,19 +261,19 @@ impl Endpoint for ReflectorSocket {
         let open = self.socket.is_some() && !self.is_over();
         let machine = &mut self.machine.reflector;
         match command {
-            // The answer is dropped with the command: there is no such socket any more.
+            // Dropping the command signals that the socket is closed.
             Command::Add(..) if !open => {}
             Command::Add(session, entry, answer) => {
                 let sid = session.sid;
-                let taken = machine.add(*session, now);
-                if let Ok(before) = &taken {
-                    if let Some(before) = before {
-                        self.entries.remove(before);
+                let added = machine.add(*session, now);
+                if let Ok(replaced) = &added {
+                    if let Some(replaced) = replaced {
+                        self.entries.remove(replaced);
                     }
-                    self.empty_looks = 0;
+                    self.empty_checks = 0;
                     self.entries.insert(sid, entry);
                 }
-                let _ = answer.send(taken.is_ok());
+                let _ = answer.send(added.is_ok());
             }
             Command::Start(sid, done) => {
                 machine.start(sid, now);
@@ -284,8 +287,8 @@ impl Endpoint for ReflectorSocket {
             Command::Remove(sid) => {
                 machine.remove(sid);
                 if self.entries.remove(&sid).is_some() && machine.is_empty() {
-                    // Nobody waits for a first session any more.
-                    self.empty_looks = EMPTY_LOOKS + 1;
+                    // The last session has ended: close without a grace period.
+                    self.empty_checks = MAX_EMPTY_CHECKS + 1;
                 }
             }
             Command::SetSessionless(sessionless) => machine.set_sessionless(sessionless),
@@ -303,7 +306,7 @@ impl Endpoint for ReflectorSocket {
         let reflected = match socket.reflect(&mut self.machine) {
             Ok(reflected) => reflected,
             Err(error) => {
-                tracing::debug!(%error, local = %socket.local(), "test socket");
+                tracing::debug!(%error, local = %socket.local(), "failed to receive test packets");
                 return Drained::Yes;
             }
         };
@@ -318,18 +321,18 @@ impl Endpoint for ReflectorSocket {
     }
 
     fn advance(&mut self, now: Now) {
-        if self.next_look <= now.monotonic {
-            self.next_look = now.monotonic.plus_ns(EXPIRY_NS);
+        if self.next_check <= now.monotonic {
+            self.next_check = now.monotonic.plus_ns(EXPIRY_INTERVAL_NS);
             self.expire(now.monotonic);
         }
     }
 
     fn deadline(&self) -> Option<Monotonic> {
-        Some(self.next_look)
+        Some(self.next_check)
     }
 
     fn is_over(&self) -> bool {
-        self.socket.is_none() || (self.ends_empty && self.empty_looks > EMPTY_LOOKS)
+        self.socket.is_none() || (self.closes_when_empty && self.empty_checks > MAX_EMPTY_CHECKS)
     }
 
     fn end(&mut self) {

@@ -1,5 +1,5 @@
-//! What of the server role is open: connections and sessions, counted against the limits, and told
-//! to the API. Entries go with their guards, whatever becomes of the task that holds them.
+//! Open connections and sessions of the server role, counted against the limits and published by
+//! the API. Each entry is removed by the drop of its guard.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -27,34 +27,34 @@ use crate::{
     wire::codes::{Accept, Sid},
 };
 
-/// Stopped sessions that still answer may be so many times those that are not stopped: a client
-/// that comes back at once finds room, and one that goes round and round does not take all.
-const DRAINING_SHARE: usize = 3;
-/// Refusals that are remembered.
-const REFUSALS: usize = 64;
+/// Limit of draining sessions, as a multiple of `maximum_sessions`: a client that reconnects
+/// immediately finds room, but one that does so repeatedly cannot take all.
+const MAX_DRAINING_FACTOR: usize = 3;
+/// Number of stored refusals.
+const MAX_REFUSALS: usize = 64;
 
-/// How a session ended without its client.
+/// Reason for the end of a session without a command of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionEnd {
-    /// No packet of it came for REFWAIT.
+    /// No packet for REFWAIT.
     Silent,
-    /// The socket that it was on was closed.
+    /// Its socket was closed.
     SocketClosed,
 }
 
-/// The server role as a whole.
+/// Registry of the server role.
 #[derive(Debug)]
 pub struct Registry {
     inner: Mutex<Inner>,
     start_time: UnixTime,
-    /// Their threads.
+    /// Data-plane threads of the sockets.
     pub(super) reflectors: Arc<Reflectors>,
 }
 
 #[derive(Debug)]
 struct Client {
     address: IpAddr,
-    /// Closes its connection.
+    /// Closes the connection.
     close: CancellationToken,
 }
 
@@ -68,27 +68,27 @@ struct Inner {
     refused: BTreeMap<i32, u64>,
     sessions_refused: BTreeMap<u8, u64>,
     ended: BTreeMap<i32, u64>,
-    /// Newest first.
+    /// Latest refusals, newest first.
     latest_refusals: VecDeque<Refusal>,
     sockets: Vec<ServerSocket>,
     keys: KeyCounters,
     irregular_stops: u64,
-    /// Sessions that are stopped and still answer.
+    /// Stopped sessions that still answer packets.
     draining: usize,
 }
 
 impl Registry {
-    /// Of a server that starts now.
+    /// Creates the registry of a server that starts now.
     pub fn new(reflectors: Arc<Reflectors>) -> Arc<Self> {
         Arc::new(Self { inner: Mutex::default(), start_time: clock::unix(), reflectors })
     }
 
-    /// Start-Time of the server, the same for all clients.
+    /// Returns the Start-Time of the server, the same for all connections.
     pub(super) fn start_time(&self) -> UnixTime {
         self.start_time
     }
 
-    /// Takes a connection in, if limits and client lists allow it.
+    /// Admits a connection if limits and client lists allow it.
     pub(super) fn admit(
         self: &Arc<Self>,
         config: &ServerConfig,
@@ -142,12 +142,12 @@ impl Registry {
         Ok(ConnectionEntry { registry: self.clone(), id, close })
     }
 
-    /// Which sockets the role has open, or has not.
+    /// Publishes the state of all sockets.
     pub(super) fn set_sockets(&self, sockets: Vec<ServerSocket>) {
         self.lock().sockets = sockets;
     }
 
-    /// A client wanted in by a key: whether it was let in; `None` where too many waited.
+    /// Counts an authentication; `None` when too many clients were waiting.
     pub(super) fn key_used(&self, accepted: Option<bool>) {
         let keys = &mut self.lock().keys;
         match accepted {
@@ -157,19 +157,19 @@ impl Registry {
         }
     }
 
-    /// A session was refused.
+    /// Counts a refused session.
     pub(super) fn session_refused(&self, client: SocketAddr, accept: Accept, detail: String) {
         let mut inner = self.lock();
         *inner.sessions_refused.entry(accept.0).or_default() += 1;
         inner.refuse(client, RefusalCause::Unspecified, accept.0, detail);
     }
 
-    /// A connection that was admitted has ended.
+    /// Counts the end of an admitted connection.
     pub(super) fn ended(&self, cause: EndCause) {
         *self.lock().ended.entry(cause.into()).or_default() += 1;
     }
 
-    /// Closes the connections of these ids, or `Err` with one that is not open.
+    /// Closes the connections with these ids; `Err` with the first that is not open.
     pub fn close(&self, ids: &[u64]) -> Result<(), u64> {
         let inner = self.lock();
         if let Some(unknown) = ids.iter().find(|id| !inner.clients.contains_key(id)) {
@@ -179,21 +179,21 @@ impl Registry {
         Ok(())
     }
 
-    /// The connections of clients that `chosen` chooses by their address.
+    /// Returns the ids of connections whose client address is `chosen`.
     pub fn connections_of(&self, chosen: impl Fn(IpAddr) -> bool) -> Vec<u64> {
         let inner = self.lock();
         let chosen = inner.clients.iter().filter(|(_, client)| chosen(client.address));
         chosen.map(|(id, _)| *id).collect()
     }
 
-    /// Why the machine closed a connection.
+    /// Counts irregular ends of a connection.
     pub(super) fn closed(&self, error: &ServerError) {
         if matches!(error, ServerError::WrongSessionCount { .. } | ServerError::BrokenStop) {
             self.lock().irregular_stops += 1;
         }
     }
 
-    /// Everything, for the API.
+    /// Returns the status of the server role.
     pub fn status(&self) -> GetServerStatusResponse {
         let inner = self.lock();
         GetServerStatusResponse {
@@ -206,7 +206,7 @@ impl Registry {
                 .iter()
                 .map(|(cause, count)| RefusedConnections { cause: *cause, count: *count })
                 .collect(),
-            packets: Some(self.reflectors.counted()),
+            packets: Some(self.reflectors.counters_total()),
             latest_refusals: inner.latest_refusals.iter().cloned().collect(),
             sessions_refused: inner
                 .sessions_refused
@@ -227,7 +227,7 @@ impl Registry {
         }
     }
 
-    /// The control connections, by id.
+    /// Returns the control connections in order of id.
     pub fn connections(&self) -> Vec<ServerConnection> {
         let inner = self.lock();
         let count = |id: u64| inner.sessions.range((id, 0)..=(id, u64::MAX)).count() as u32;
@@ -238,7 +238,7 @@ impl Registry {
         inner.connections.values().map(with_count).collect()
     }
 
-    /// The sessions of a connection, or of all with 0.
+    /// Returns the sessions of a connection; of all for 0.
     pub fn sessions(&self, connection: u64) -> Vec<ServerSession> {
         let inner = self.lock();
         let wanted = |id: u64| connection == 0 || id == connection;
@@ -263,7 +263,7 @@ impl Registry {
 
 impl Inner {
     fn refuse(&mut self, client: SocketAddr, cause: RefusalCause, accept: u8, detail: String) {
-        self.latest_refusals.truncate(REFUSALS - 1);
+        self.latest_refusals.truncate(MAX_REFUSALS - 1);
         self.latest_refusals.push_front(Refusal {
             time: Some(clock::unix().to_proto()),
             client_address: client.to_string(),
@@ -274,12 +274,12 @@ impl Inner {
     }
 }
 
-/// A connection in the registry, for as long as this lives.
+/// Registry entry of a connection; dropping it removes the connection.
 #[derive(Debug)]
 pub(super) struct ConnectionEntry {
     registry: Arc<Registry>,
     pub(super) id: u64,
-    /// Cancelled when the connection is to be closed.
+    /// Cancelled when the connection must close.
     pub(super) close: CancellationToken,
 }
 
@@ -294,7 +294,8 @@ impl ConnectionEntry {
         }
     }
 
-    /// Takes a session in, if limits allow it. `ended` is told when it ends by itself.
+    /// Admits a session if limits allow it. `ended` receives its end if it is not stopped by the
+    /// client.
     pub(super) fn admit_session(
         &self,
         config: &ServerConfig,
@@ -311,15 +312,15 @@ impl ConnectionEntry {
         }
         let draining = inner.draining;
         if inner.sessions.len() - draining >= config.maximum_sessions
-            || draining > config.maximum_sessions.saturating_mul(DRAINING_SHARE)
+            || draining > config.maximum_sessions.saturating_mul(MAX_DRAINING_FACTOR)
         {
             return Err(Accept::TEMPORARY_RESOURCE_LIMIT);
         }
         inner.sessions_accepted += 1;
         let key = (self.id, inner.sessions_accepted);
         inner.sessions.insert(key, (ServerSession { connection_id: self.id, ..session }, counters));
-        let told = AtomicBool::new(false);
-        Ok(SessionEntry { registry: self.registry.clone(), key, ended, told })
+        let is_reported = AtomicBool::new(false);
+        Ok(SessionEntry { registry: self.registry.clone(), key, ended, is_reported })
     }
 }
 
@@ -331,21 +332,21 @@ impl Drop for ConnectionEntry {
     }
 }
 
-/// A session in the registry, for as long as this lives.
+/// Registry entry of a session; dropping it removes the session.
 #[derive(Debug)]
 pub(super) struct SessionEntry {
     registry: Arc<Registry>,
     key: (u64, u64),
     ended: mpsc::Sender<(Sid, SessionEnd)>,
-    /// The connection was told, by one of the threads that have the session.
-    told: AtomicBool,
+    /// Set when one of the threads with this session has reported its end.
+    is_reported: AtomicBool,
 }
 
 impl SessionEntry {
     pub(super) fn set(&self, state: ServerSessionState) {
         let inner = &mut *self.registry.lock();
         if let Some((session, _)) = inner.sessions.get_mut(&self.key) {
-            // Once for all threads that have the session.
+            // Counted once for all threads with this session.
             if state == ServerSessionState::Draining
                 && session.state() != ServerSessionState::Draining
             {
@@ -355,17 +356,17 @@ impl SessionEntry {
         }
     }
 
-    /// Where the session is, once that is known.
-    pub(super) fn placed(&self, reflector: SocketAddr) {
+    /// Publishes the reflector address of the session.
+    pub(super) fn set_reflector(&self, reflector: SocketAddr) {
         if let Some((session, _)) = self.registry.lock().sessions.get_mut(&self.key) {
             session.reflector_address = reflector.to_string();
         }
     }
 
-    /// Tells the connection that the session ended by itself. The queue holds one notice for each
-    /// session that a connection may have.
-    pub(super) fn tell_ended(&self, sid: Sid, end: SessionEnd) {
-        if !self.told.swap(true, Relaxed) {
+    /// Reports the end of the session to its connection. The queue has room for one notice per
+    /// session.
+    pub(super) fn report_end(&self, sid: Sid, end: SessionEnd) {
+        if !self.is_reported.swap(true, Relaxed) {
             let _ = self.ended.try_send((sid, end));
         }
     }

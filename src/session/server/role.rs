@@ -1,5 +1,5 @@
-//! The server role as a whole: opens what the configuration names, closes what it no longer names,
-//! and tries again what the host refused.
+//! Server role: opens the configured sockets, closes those no longer configured and retries those
+//! that failed.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,14 +23,14 @@ use crate::{
     twamp::reflector::{Allowances, LightPolicy, Sessionless, StampPolicy, StampRule},
 };
 
-/// When a socket that the host refused is tried again: soon at first, for one that only waits for
-/// another of ours to close, and twice as late each time.
+/// Delays before a failed socket is retried: short at first, because one of our own sockets may be
+/// closing, and doubled each time.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LONGEST_RETRY: Duration = Duration::from_secs(1);
-/// Rest after an error of accept, which means that descriptors or memory are short.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// How often such errors are logged while they go on.
-const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(10);
+const MAX_RETRY: Duration = Duration::from_secs(1);
+/// Pause after an error of accept, which means lack of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Interval between log messages about failing accepts.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The task of the server role.
 #[derive(Debug)]
@@ -38,13 +38,13 @@ pub struct ServerRole {
     shared: Shared,
     config: watch::Receiver<Option<Arc<ServerConfig>>>,
     listeners: HashMap<ListenAddress, CancellationToken>,
-    /// What the host refused at the last try: told once.
+    /// Sockets that failed at the last attempt; logged once.
     refused: Vec<UdpListen>,
     tasks: Tasks,
 }
 
 impl ServerRole {
-    /// A role that follows `config`; its tasks are among `tasks`.
+    /// Creates a role that follows `config`, with its tasks among `tasks`.
     pub fn new(
         registry: Arc<Registry>,
         config: watch::Receiver<Option<Arc<ServerConfig>>>,
@@ -52,20 +52,20 @@ impl ServerRole {
     ) -> Self {
         let tasks = tasks.child();
         let sockets = Arc::new(Sockets::new(registry.reflectors.clone()));
-        let derivation = Arc::new(Derivation::of_server());
+        let derivation = Arc::new(Derivation::for_server());
         let shared =
             Shared { registry, sockets, config: config.clone(), derivation, interface: None };
         Self { shared, config, listeners: HashMap::new(), refused: Vec::new(), tasks }
     }
 
-    /// Runs until the tasks are to end. `applied` is told each configuration that is in force.
+    /// Runs until the tasks must end. `applied` receives each configuration in force.
     pub async fn run(
         mut self,
         applied: watch::Sender<Option<Arc<ServerConfig>>>,
         heartbeat: Heartbeat,
     ) {
         let token = self.tasks.token();
-        // Whatever ends this task ends all that it opened.
+        // The end of this task closes everything that it opened.
         let _guard = token.clone().drop_guard();
         let mut retry = FIRST_RETRY;
         loop {
@@ -80,44 +80,44 @@ impl ServerRole {
                     Ok(()) => retry = FIRST_RETRY,
                     Err(_) => return,
                 },
-                () = sleep(retry), if !all_open => retry = LONGEST_RETRY.min(retry * 2),
+                () = sleep(retry), if !all_open => retry = MAX_RETRY.min(retry * 2),
             }
         }
     }
 
-    /// Opens and closes sockets; whether all are open that should be.
+    /// Opens and closes sockets; returns true when all are open.
     async fn apply(&mut self, config: Option<&ServerConfig>) -> bool {
         let nothing = Vec::new();
         let listen = config.map_or(&nothing, |config| &config.listen);
         self.listeners.retain(|address, token| {
-            let stays = listen.contains(address);
-            if !stays {
+            let is_configured = listen.contains(address);
+            if !is_configured {
                 token.cancel();
             }
-            stays
+            is_configured
         });
-        let standing = config.map(ServerConfig::standing_udp_sockets).unwrap_or_default();
-        self.shared.sockets.retain(&standing).await;
+        let reflector_sockets = config.map(ServerConfig::reflector_sockets).unwrap_or_default();
+        self.shared.sockets.retain(&reflector_sockets).await;
         let limit = config.and_then(|config| config.maximum_packets_per_second_per_sender);
         self.shared.sockets.set_sender_limit(limit).await;
 
         let mut sockets = Vec::new();
         for address in listen {
             let result = self.listen(address);
-            let place = UdpListen {
+            let tcp = UdpListen {
                 address: SocketAddr::new(address.address, address.port),
                 interface: address.interface.clone(),
             };
-            sockets.push(self.socket("tcp", &place, &result));
+            sockets.push(self.socket("tcp", &tcp, &result));
         }
-        for place in standing {
+        for listen in reflector_sockets {
             let sessionless =
-                config.map_or(Sessionless::Nobody, |config| sessionless(config, &place));
-            let result = self.shared.sockets.stand(&place, sessionless.clone()).await;
-            if let Some(reflector) = self.shared.sockets.standing(&place) {
+                config.map_or(Sessionless::Nobody, |config| sessionless(config, &listen));
+            let result = self.shared.sockets.bind_shared(&listen, sessionless.clone()).await;
+            if let Some(reflector) = self.shared.sockets.shared(&listen) {
                 reflector.set_sessionless(sessionless).await;
             }
-            sockets.push(self.socket("udp", &place, &result));
+            sockets.push(self.socket("udp", &listen, &result));
         }
         let all_open = sockets.iter().all(|socket| socket.error.is_empty());
         self.shared.registry.set_sockets(sockets);
@@ -127,23 +127,23 @@ impl ServerRole {
     fn socket(
         &mut self,
         protocol: &str,
-        place: &UdpListen,
+        listen: &UdpListen,
         result: &std::io::Result<()>,
     ) -> ServerSocket {
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        let known = self.refused.contains(place);
+        let known = self.refused.contains(listen);
         if error.is_empty() {
-            self.refused.retain(|refused| refused != place);
+            self.refused.retain(|refused| refused != listen);
         } else if !known {
-            let interface = place.interface.as_deref();
-            tracing::warn!(protocol, address = %place.address, interface, error, "cannot listen; trying again");
-            self.refused.push(place.clone());
+            let interface = listen.interface.as_deref();
+            tracing::warn!(protocol, address = %listen.address, interface, error, "failed to listen, retrying");
+            self.refused.push(listen.clone());
         }
         ServerSocket {
             protocol: protocol.into(),
-            address: place.address.to_string(),
+            address: listen.address.to_string(),
             error,
-            interface: place.interface.clone().unwrap_or_default(),
+            interface: listen.interface.clone().unwrap_or_default(),
         }
     }
 
@@ -152,8 +152,8 @@ impl ServerRole {
             return Ok(());
         }
         let interface = address.interface.clone();
-        let place = SocketAddr::new(address.address, address.port);
-        let listener = tcp::listen(place, interface.as_deref())?;
+        let local = SocketAddr::new(address.address, address.port);
+        let listener = tcp::listen(local, interface.as_deref())?;
         let token = self.tasks.token().child_token();
         let shared = Shared { interface, ..self.shared.clone() };
         let accept = accept(listener, shared, self.tasks.clone(), token.clone());
@@ -163,9 +163,9 @@ impl ServerRole {
     }
 }
 
-/// Accepts control connections; they end with the listener.
+/// Accepts control connections, which end with the listener.
 async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: CancellationToken) {
-    let mut told = None::<Instant>;
+    let mut logged = None::<Instant>;
     loop {
         tokio::select! {
             () = token.cancelled() => return,
@@ -175,21 +175,21 @@ async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: Canc
                     tasks.spawn("server connection", connection);
                 }
                 Err(error) => {
-                    if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_EVERY) {
-                        tracing::warn!(%error, "cannot accept a control connection");
-                        told = Some(Instant::now());
+                    if logged.is_none_or(|logged| logged.elapsed() >= ACCEPT_LOG_INTERVAL) {
+                        tracing::warn!(%error, "failed to accept control connection");
+                        logged = Some(Instant::now());
                     }
-                    sleep(ACCEPT_REST).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 }
 
-/// Who is answered without a session on this socket.
-fn sessionless(config: &ServerConfig, place: &UdpListen) -> Sessionless {
-    let names = |listen: &[ListenAddress]| {
-        listen.iter().any(|listen| listen.sockets_by_family().contains(place))
+/// Returns the policy of a socket for senders without a session.
+fn sessionless(config: &ServerConfig, listen: &UdpListen) -> Sessionless {
+    let names = |addresses: &[ListenAddress]| {
+        addresses.iter().any(|address| address.sockets_by_family().contains(listen))
     };
     if let Some(light) = config.light.as_ref().filter(|light| names(&light.listen)) {
         return Sessionless::Light(LightPolicy {

@@ -1,5 +1,5 @@
-//! The UDP sockets of the server role, by address: those that stand as long as the configuration
-//! names them, and those that a session asked for and that go with their last session.
+//! UDP sockets of the server role by address: shared sockets, open while configured, and dedicated
+//! ones, opened for a session and closed with their last session.
 
 use std::{
     collections::HashMap,
@@ -16,18 +16,18 @@ use crate::{
     twamp::reflector::Sessionless,
 };
 
-/// All sockets.
+/// All UDP sockets of the role.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    standing: Mutex<HashMap<UdpListen, Standing>>,
-    own: Mutex<HashMap<UdpListen, ReflectorHandle>>,
+    shared: Mutex<HashMap<UdpListen, SharedSocket>>,
+    dedicated: Mutex<HashMap<UdpListen, ReflectorHandle>>,
     reflectors: Arc<Reflectors>,
-    /// Packets answered in a second to each sender.
+    /// Limit of replies per second to each sender.
     sender_limit: Mutex<Option<u32>>,
 }
 
 #[derive(Debug)]
-struct Standing {
+struct SharedSocket {
     handle: ReflectorHandle,
     transmit_stamps: TransmitStamps,
 }
@@ -35,20 +35,20 @@ struct Standing {
 impl Sockets {
     pub(super) fn new(reflectors: Arc<Reflectors>) -> Self {
         Self {
-            standing: Mutex::default(),
-            own: Mutex::default(),
+            shared: Mutex::default(),
+            dedicated: Mutex::default(),
             reflectors,
             sender_limit: Mutex::default(),
         }
     }
 
-    /// Opens a standing socket that is not open, on each thread.
-    pub(super) async fn stand(
+    /// Opens a shared socket on each thread unless it is open.
+    pub(super) async fn bind_shared(
         &self,
-        place: &UdpListen,
+        listen: &UdpListen,
         sessionless: Sessionless,
     ) -> io::Result<()> {
-        // A reflector of STAMP with state tells when its replies really went out.
+        // A stateful STAMP reflector reports the real transmit times of its replies.
         let transmit_stamps = match &sessionless {
             Sessionless::Stamp(stamp) if stamp.stateful => TransmitStamps::WithPacket,
             Sessionless::Stamp(_) | Sessionless::Light(_) | Sessionless::Nobody => {
@@ -56,24 +56,24 @@ impl Sockets {
             }
         };
         let before = {
-            let mut standing = lock(&self.standing);
-            match standing.get(place).filter(|open| !open.handle.is_closed()) {
+            let mut shared = lock(&self.shared);
+            match shared.get(listen).filter(|open| !open.handle.is_closed()) {
                 Some(open) if open.transmit_stamps == transmit_stamps => return Ok(()),
-                _ => standing.remove(place),
+                _ => shared.remove(listen),
             }
         };
         if let Some(before) = before {
             before.handle.close().await;
         }
         let options = UdpOptions {
-            interface: place.interface.as_deref(),
+            interface: listen.interface.as_deref(),
             transmit_stamps,
             ..UdpOptions::default()
         };
         let threads = self.reflectors.threads();
-        let sockets = TestSocket::bind_group(place.address, &options, threads)?;
+        let sockets = TestSocket::bind_group(listen.address, &options, threads)?;
         let handle = self.reflectors.open(sockets, &sessionless, self.sender_limit(), false)?;
-        lock(&self.standing).insert(place.clone(), Standing { handle, transmit_stamps });
+        lock(&self.shared).insert(listen.clone(), SharedSocket { handle, transmit_stamps });
         Ok(())
     }
 
@@ -81,26 +81,26 @@ impl Sockets {
         *lock(&self.sender_limit)
     }
 
-    /// Packets answered in a second to each sender, on all sockets.
+    /// Sets the limit of replies per second to each sender on all sockets.
     pub(super) async fn set_sender_limit(&self, limit: Option<u32>) {
         if std::mem::replace(&mut *lock(&self.sender_limit), limit) == limit {
             return;
         }
-        let standing: Vec<_> = lock(&self.standing).values().map(|s| s.handle.clone()).collect();
-        let own: Vec<_> = lock(&self.own).values().cloned().collect();
-        for handle in standing.into_iter().chain(own) {
+        let shared: Vec<_> = lock(&self.shared).values().map(|s| s.handle.clone()).collect();
+        let dedicated: Vec<_> = lock(&self.dedicated).values().cloned().collect();
+        for handle in shared.into_iter().chain(dedicated) {
             handle.set_sender_limit(limit).await;
         }
     }
 
-    /// Closes standing sockets that are not in `keep`; their sessions end.
+    /// Closes shared sockets that are not in `keep` and ends their sessions.
     pub(super) async fn retain(&self, keep: &[UdpListen]) {
-        let gone: Vec<Standing> = {
-            let mut standing = lock(&self.standing);
-            let (stay, go) = std::mem::take(&mut *standing)
+        let gone: Vec<SharedSocket> = {
+            let mut shared = lock(&self.shared);
+            let (stay, go) = std::mem::take(&mut *shared)
                 .into_iter()
-                .partition::<HashMap<_, _>, _>(|(place, _)| keep.contains(place));
-            *standing = stay;
+                .partition::<HashMap<_, _>, _>(|(listen, _)| keep.contains(listen));
+            *shared = stay;
             go.into_values().collect()
         };
         for socket in gone {
@@ -108,13 +108,13 @@ impl Sockets {
         }
     }
 
-    /// The standing socket of exactly this place.
-    pub(super) fn standing(&self, place: &UdpListen) -> Option<ReflectorHandle> {
-        lock(&self.standing).get(place).map(|open| open.handle.clone())
+    /// Returns the shared socket bound to exactly this address.
+    pub(super) fn shared(&self, listen: &UdpListen) -> Option<ReflectorHandle> {
+        lock(&self.shared).get(listen).map(|open| open.handle.clone())
     }
 
-    /// The standing socket that packets to this address and port come to, on the interface of their
-    /// control connection.
+    /// Returns the shared socket that receives packets to this address and port on the interface
+    /// of their control connection.
     pub(super) fn serving(
         &self,
         ip: IpAddr,
@@ -124,23 +124,24 @@ impl Sockets {
         let any: IpAddr = if ip.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
         let at = |ip| {
             let address = SocketAddr::new(ip, port);
-            self.standing(&UdpListen { address, interface: interface.map(str::to_owned) })
+            self.shared(&UdpListen { address, interface: interface.map(str::to_owned) })
         };
         at(ip).or_else(|| at(any))
     }
 
-    /// A socket of this address that goes with its last session: one that is there, or a new one.
-    pub(super) fn own(&self, place: &UdpListen) -> io::Result<ReflectorHandle> {
-        let mut own = lock(&self.own);
-        own.retain(|_, handle| !handle.is_closed());
-        if let Some(handle) = own.get(place) {
+    /// Returns the dedicated socket of this address, opening it if necessary.
+    pub(super) fn dedicated(&self, listen: &UdpListen) -> io::Result<ReflectorHandle> {
+        let mut dedicated = lock(&self.dedicated);
+        dedicated.retain(|_, handle| !handle.is_closed());
+        if let Some(handle) = dedicated.get(listen) {
             return Ok(handle.clone());
         }
-        let options = UdpOptions { interface: place.interface.as_deref(), ..UdpOptions::default() };
-        let sockets = vec![TestSocket::bind(place.address, &options)?];
+        let options =
+            UdpOptions { interface: listen.interface.as_deref(), ..UdpOptions::default() };
+        let sockets = vec![TestSocket::bind(listen.address, &options)?];
         let (nobody, limit) = (Sessionless::Nobody, self.sender_limit());
         let handle = self.reflectors.open(sockets, &nobody, limit, true)?;
-        own.insert(place.clone(), handle.clone());
+        dedicated.insert(listen.clone(), handle.clone());
         Ok(handle)
     }
 }

@@ -39,7 +39,7 @@ async fn greeting() -> Vec<u8> {
         registry: Registry::new(reflectors.clone()),
         sockets: Arc::new(Sockets::new(reflectors)),
         config,
-        derivation: Arc::new(Derivation::of_server()),
+        derivation: Arc::new(Derivation::for_server()),
         interface: None,
     };
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

@@ -295,8 +295,8 @@ mod tests {
 
     fn answered(area: &[u8], probe_context: &ProbeContext) -> (Vec<u8>, TlvOutcome) {
         let mut area = area.to_vec();
-        let answer = answer(&mut area, probe_context, None, false);
-        (area, answer)
+        let outcome = process_tlvs(&mut area, probe_context, None, false);
+        (area, outcome)
     }
 
     /// Reference vectors `stamp/tlv/*`.
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn conformance_119_a_malformed_tlv_ends_the_processing() {
         // Class of Service, then a TLV longer than the packet.
-        let (area, answer) =
+        let (area, outcome) =
             answered(&[0x80, 4, 0, 4, 0xb8, 0, 0, 0, 0x80, 5, 0, 12, 1, 2], &probe_context());
         assert_eq!(area[..4], [0, 4, 0, 4]);
         assert_eq!(area[8..], [0x40, 5, 0, 12, 1, 2]);
@@ -345,23 +345,23 @@ mod tests {
     #[test]
     fn conformance_119_timestamp_information_may_be_longer() {
         let long = [0x80, 3, 0, 8, 0, 0, 0, 0, 9, 9, 9, 9];
-        let (area, answer) =
+        let (area, outcome) =
             answered(&[&long[..], &[0x80, 4, 0, 4, 0xb8, 0, 0, 0]].concat(), &probe_context());
         assert_eq!(area[..4], [0, 3, 0, 8]);
         assert_eq!(area[8..12], [9; 4]);
         assert_eq!((area[12], outcome.tos, outcome.malformed), (0, Some(0xb8), false));
-        let (area, answer) = answered(&[0x80, 3, 0, 2, 0, 0], &probe_context());
+        let (area, outcome) = answered(&[0x80, 3, 0, 2, 0, 0], &probe_context());
         assert_eq!((area[0], outcome.malformed), (flags::MALFORMED, true));
     }
 
     #[test]
     fn conformance_123_class_of_service() {
         let tlv = [0x80, 4, 0, 4, 46 << 2, 0, 0, 0];
-        let (area, answer) = answered(&tlv, &probe_context());
+        let (area, outcome) = answered(&tlv, &probe_context());
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa8, 0, 0]);
         assert_eq!(outcome.tos, Some(46 << 2));
         // The choice is not allowed: the received DSCP is used and RP is set.
-        let (area, answer) =
+        let (area, outcome) =
             answered(&tlv, &ProbeContext { allow_class_of_service: false, ..probe_context() });
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa9, 0, 0]);
         assert_eq!(outcome.tos, Some(10 << 2));
@@ -387,8 +387,8 @@ mod tests {
         signed.extend(hmac);
         let check = |area: &[u8], must| {
             let mut area = area.to_vec();
-            let answer = answer(&mut area, &probe_context(), Some(&key), must);
-            (area, answer)
+            let outcome = process_tlvs(&mut area, &probe_context(), Some(&key), must);
+            (area, outcome)
         };
         let (area, good) = check(&signed, true);
         assert!(!good.not_genuine);
@@ -413,13 +413,13 @@ mod tests {
     proptest::proptest! {
         /// Arbitrary octets, such as padding of TWAMP Light, keep their length and cause no panic.
         #[test]
-        fn any_octets_are_answered(
+        fn arbitrary_octets_are_processed(
             octets in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
             keyed in proptest::bool::ANY,
         ) {
             let key = keyed.then(|| StampKey::new(b"secret"));
             let mut area = octets.clone();
-            answer(&mut area, &probe_context(), key.as_ref(), keyed);
+            process_tlvs(&mut area, &probe_context(), key.as_ref(), keyed);
             proptest::prop_assert_eq!(area.len(), octets.len());
         }
     }

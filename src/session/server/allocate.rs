@@ -1,4 +1,4 @@
-//! Where a requested session is reflected: which port it gets, and why it gets none.
+//! Allocation of requested sessions to reflector sockets.
 
 use std::{
     io,
@@ -28,52 +28,52 @@ use crate::{
     },
 };
 
-/// Longest time to reflect after Stop-Sessions, whatever the client asks for.
-const LONGEST_DRAIN_NS: u64 = 900 * NANOS_PER_SECOND;
+/// Limit of the time to reflect after Stop-Sessions.
+const MAX_DRAIN_NS: u64 = 900 * NANOS_PER_SECOND;
 
-/// A session that was accepted.
+/// An accepted session on its socket.
 #[derive(Debug)]
-pub(super) struct Placed {
+pub(super) struct Allocation {
     pub(super) sid: Sid,
     pub(super) reflector: ReflectorHandle,
-    /// How long to reflect after Stop-Sessions.
+    /// Time to reflect after Stop-Sessions.
     pub(super) drain_ns: u64,
 }
 
-/// The ends of a control connection.
+/// Addresses of a control connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ends {
     pub(super) client: SocketAddr,
     pub(super) local: SocketAddr,
 }
 
-/// How a control connection came.
+/// Addresses and interface of a control connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Way<'a> {
+pub(super) struct PathInfo<'a> {
     pub(super) ends: Ends,
-    /// Network interface of its listener.
+    /// Network interface of the listener.
     pub(super) interface: Option<&'a str>,
 }
 
-/// What the packets of a session look like, and how its times are written.
+/// Returns packet format and timestamp format of a session.
 pub(super) type Packets<'a> = dyn Fn(Sid) -> (PacketFormat, TimestampFormat) + Sync + 'a;
 
-/// Accepts a session, or says why not.
-pub(super) async fn place(
+/// Accepts a session on the first suitable reflector, or returns the Accept value of the refusal.
+pub(super) async fn allocate(
     config: &ServerConfig,
     sockets: &Sockets,
     connection: &ConnectionEntry,
-    Way { ends, interface }: Way<'_>,
+    PathInfo { ends, interface }: PathInfo<'_>,
     (request, packets): (&RequestedSession, &Packets<'_>),
     ended: mpsc::Sender<(Sid, SessionEnd)>,
-) -> Result<Placed, Accept> {
+) -> Result<Allocation, Accept> {
     let (sender, receiver) = addresses(ends, request)?;
     let sid = new_sid(receiver).map_err(|error| {
         tracing::error!(%error, "cannot identify a test session");
         Accept::INTERNAL_ERROR
     })?;
     let counters = Arc::new(SessionCounters::default());
-    let drain_ns = request.timeout_ns.min(LONGEST_DRAIN_NS);
+    let drain_ns = request.timeout_ns.min(MAX_DRAIN_NS);
     let tos = Dscp::new(request.dscp).ok_or(Accept::NOT_SUPPORTED)?.tos();
     let entry = Arc::new(connection.admit_session(
         config,
@@ -95,17 +95,17 @@ pub(super) async fn place(
     let session = ReflectorSession { sid, sender, tos, format, timestamps, refwait_ns, counters };
     let bound = (receiver, interface);
     for reflector in Candidates::new(config, sockets, ends.local, bound, request.receiver_port) {
-        entry.placed(SocketAddr::new(receiver, reflector.local.port()));
+        entry.set_reflector(SocketAddr::new(receiver, reflector.local.port()));
         if reflector.add(&session, &entry).await {
-            return Ok(Placed { sid, reflector, drain_ns });
+            return Ok(Allocation { sid, reflector, drain_ns });
         }
     }
-    // No free port, or this sender has a session on each.
+    // No port is free, or this sender has a session on each.
     Err(Accept::TEMPORARY_RESOURCE_LIMIT)
 }
 
-/// Sender and reflector of the session. A third party is refused: a server that sends packets to
-/// whoever its client names would be a weapon (RFC 5357 §6).
+/// Returns sender and reflector of a session. Third parties are refused: a server that sends
+/// packets to arbitrary hosts could be abused for attacks (RFC 5357 §6).
 fn addresses(ends: Ends, request: &RequestedSession) -> Result<(SocketAddr, IpAddr), Accept> {
     let sender = request.sender_address.unwrap_or_else(|| ends.client.ip()).to_canonical();
     let receiver = request.receiver_address.unwrap_or_else(|| ends.local.ip()).to_canonical();
@@ -117,7 +117,7 @@ fn addresses(ends: Ends, request: &RequestedSession) -> Result<(SocketAddr, IpAd
     Ok((SocketAddr::new(sender, request.sender_port), receiver))
 }
 
-/// Address of the generator, time, random octets (RFC 4656 §3.5).
+/// Generates a SID from address, time and random octets (RFC 4656 §3.5).
 fn new_sid(address: IpAddr) -> io::Result<Sid> {
     let mut sid = [0; 16];
     let octets = match address {
@@ -130,18 +130,18 @@ fn new_sid(address: IpAddr) -> io::Result<Sid> {
     Ok(Sid(sid))
 }
 
-/// Reflectors that may take a session, best first. Sockets are opened as they are asked for.
+/// Suitable reflectors, best first. Sockets are opened on demand.
 struct Candidates<'a> {
     sockets: &'a Sockets,
     address: IpAddr,
     interface: Option<&'a str>,
-    /// The port to be asked for first, where the policy allows it.
-    asked: Option<u16>,
+    /// Requested port, if the policy allows it.
+    requested: Option<u16>,
     shared: Option<u16>,
     range: Option<RangeWalk>,
 }
 
-/// The ports of a range, from a random one on, each once.
+/// Iteration over the ports of a range from a random start.
 struct RangeWalk {
     minimum: u16,
     size: u32,
@@ -155,35 +155,35 @@ impl<'a> Candidates<'a> {
         sockets: &'a Sockets,
         local: SocketAddr,
         (address, interface): (IpAddr, Option<&'a str>),
-        asked: u16,
+        requested: u16,
     ) -> Self {
-        let suits = |port: u16| port == TWAMP_PORT || port >= 1024;
-        let (asked, shared, range) = match config.test_port {
+        let is_suitable = |port: u16| port == TWAMP_PORT || port >= 1024;
+        let (requested, shared, range) = match config.test_port {
             TestPort::Auto { shared_port } => {
-                let asked = Some(asked).filter(|port| suits(*port));
-                (asked, Some(shared_port.unwrap_or_else(|| local.port())), None)
+                let requested = Some(requested).filter(|port| is_suitable(*port));
+                (requested, Some(shared_port.unwrap_or_else(|| local.port())), None)
             }
             TestPort::Shared { shared_port } => {
                 (None, Some(shared_port.unwrap_or_else(|| local.port())), None)
             }
             TestPort::Range { minimum, maximum } => {
-                let asked = Some(asked).filter(|port| (minimum..=maximum).contains(port));
+                let requested = Some(requested).filter(|port| (minimum..=maximum).contains(port));
                 let size = u32::from(maximum - minimum) + 1;
                 let first = random::number() as u32 % size;
-                (asked, None, Some(RangeWalk { minimum, size, first, walked: 0 }))
+                (requested, None, Some(RangeWalk { minimum, size, first, walked: 0 }))
             }
         };
-        Self { sockets, address, interface, asked, shared, range }
+        Self { sockets, address, interface, requested, shared, range }
     }
 
     fn on_port(&self, port: u16) -> Option<ReflectorHandle> {
-        let place = UdpListen {
+        let listen = UdpListen {
             address: SocketAddr::new(self.address, port),
             interface: self.interface.map(str::to_owned),
         };
         self.sockets
             .serving(self.address, port, self.interface)
-            .or_else(|| self.sockets.own(&place).ok())
+            .or_else(|| self..dedicated(&listen).ok())
     }
 }
 
@@ -191,7 +191,7 @@ impl Iterator for Candidates<'_> {
     type Item = ReflectorHandle;
 
     fn next(&mut self) -> Option<ReflectorHandle> {
-        if let Some(reflector) = self.asked.take().and_then(|port| self.on_port(port)) {
+        if let Some(reflector) = self.requested.take().and_then(|port| self.on_port(port)) {
             return Some(reflector);
         }
         if let Some(port) = self.shared.take() {
