@@ -1,6 +1,6 @@
-//! Time for each packet of the machine alone, without a socket: encode, decode, and the reflector
-//! from a probe to a finished reply, in every mode; beside the raw cost of the same cryptography in
-//! the same run; and with up to a hundred thousand senders. No packet may allocate: that is asserted.
+//! Time per packet of the machines alone, without a socket: encoding, decoding and the reflector
+//! from probe to finished reply in each mode, compared with the raw cryptography in the same run,
+//! and with up to 100,000 senders. Asserts that no packet allocates.
 //!
 //! `cargo bench --bench packets [-- MILLISECONDS]`
 
@@ -43,7 +43,7 @@ const OCTETS: usize = 112;
 const START: UnixTime = UnixTime(1_700_000_000_000_000_000);
 const ESTIMATE: ErrorEstimate = ErrorEstimate(0x8a64);
 
-/// Nanoseconds for one call: the median of some rounds. Asserts that none allocates.
+/// Returns the nanoseconds of one call, the median of several rounds. Asserts that none allocates.
 fn measure(length: Duration, mut call: impl FnMut()) -> f64 {
     for _ in 0..1_000 {
         call();
@@ -80,7 +80,7 @@ fn meta() -> PacketMeta {
     }
 }
 
-/// A probe as it arrives, to the reply as it leaves.
+/// Measures the reflector from a received probe to the finished reply.
 fn reflect(mut reflector: Reflector, probe: &[u8], length: Duration) -> f64 {
     let (meta, mut reply) = (meta(), vec![0; 2048]);
     measure(length, || {
@@ -99,14 +99,14 @@ fn with_session(format: PacketFormat) -> Reflector {
     reflector
 }
 
-/// Packets of as many senders in turn, in no order that a cache could follow, and what it takes to find
-/// those that are silent, which is done once a second.
+/// Measures packets of many senders in an order that defeats caches, and the check for silent ones
+/// that runs once a second.
 fn growth(length: Duration) {
     println!("\nns for each packet with so many senders, us to look for silent ones");
     println!("{:<20}{:>12}{:>10}{:>12}{:>10}", "", "sessions", "", "light", "");
     for count in [1u32, 100, 1_000, 10_000, 100_000] {
         let sender = |n: u32| {
-            // A multiplier that is prime: each of them once in `count`.
+            // A prime multiplier visits each sender once per `count`.
             let mixed = (u64::from(n) * 0x9e37_79b1 % u64::from(count)) as u32;
             SocketAddr::from(([10, (mixed >> 16) as u8, (mixed >> 8) as u8, mixed as u8], 4001))
         };
@@ -131,7 +131,7 @@ fn growth(length: Duration) {
                     reflector.handle(&meta, black_box(&probe), ESTIMATE, Monotonic(1), &mut reply);
                 assert!(matches!(verdict, Verdict::Reply { .. }));
             };
-            // All of them were seen once.
+            // Each sender is known now.
             (0..count).for_each(|_| handle());
             let packet = measure(length, handle);
             let mut looked = Vec::new();
@@ -182,8 +182,8 @@ fn without_session(authenticated: Option<bool>) -> Reflector {
     Reflector::new(862, policy, Arc::default())
 }
 
-/// The cryptography of a reflected packet and nothing else: HMAC and AES over so many octets of the
-/// probe and of the reply, with key schedules made beforehand.
+/// Measures only the cryptography of a reflected packet: HMAC and AES over the given octets of
+/// probe and reply, with prepared key schedules.
 fn raw_sha1(length: Duration, octets: [usize; 2]) -> f64 {
     let cipher = Aes128::new(&[1; 16].into());
     let mac = <Hmac<Sha1> as Mac>::new(&[2; 64].into());
@@ -220,7 +220,7 @@ fn raw_sha256(length: Duration) -> f64 {
 }
 
 fn main() {
-    // `cargo bench` passes options of its own.
+    // `cargo bench` adds its own options.
     let given = std::env::args().find_map(|argument| argument.parse().ok());
     let length = Duration::from_millis(given.unwrap_or(200));
     let keys = SessionKeys::new([0x20; 16], [0x30; 32]);

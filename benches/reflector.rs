@@ -1,6 +1,5 @@
-//! Packets per second, CPU for each packet and time to an answer: the reflector of the server role,
-//! beside a bare `recvmmsg`/`sendmmsg` echo on the same machine in the same run. What counts is the
-//! ratio.
+//! Packets per second, CPU per packet and response time of the reflector, compared with a bare
+//! `recvmmsg`/`sendmmsg` echo on the same machine in the same run. The ratio counts.
 //!
 //! `cargo bench --bench reflector [-- SECONDS]`
 
@@ -38,7 +37,7 @@ use twamp_agent::{
 
 const OCTETS: usize = 64;
 const ROUNDS: usize = 5;
-/// The subject on one core, the generator on another.
+/// CPUs of the subject and of the generator.
 const SUBJECT: usize = 0;
 const GENERATOR: usize = 1;
 const SECRET: &str = "correct horse battery staple";
@@ -50,7 +49,7 @@ struct Figures {
     rtt_ns: f64,
 }
 
-/// Whether packets are of a session, and of which.
+/// Sessions of the packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Echo,
@@ -59,7 +58,7 @@ enum Kind {
 }
 
 fn main() {
-    // `cargo bench` passes options of its own.
+    // `cargo bench` adds its own options.
     let seconds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(2);
     let length = Duration::from_secs(seconds);
     let server = Server::start();
@@ -87,7 +86,7 @@ fn main() {
         let of = |case: usize, figure: fn(&Figures) -> f64| {
             median(&mut rounds[case].iter().map(figure).collect::<Vec<_>>())
         };
-        // Of each round, with the echo of that round.
+        // Ratios of each round to the echo of that round.
         let ratio = |case: usize, figure: fn(&Figures) -> f64| {
             let pairs = rounds[case].iter().zip(&rounds[0]);
             median(&mut pairs.map(|(one, echo)| figure(one) / figure(echo)).collect::<Vec<_>>())
@@ -114,7 +113,7 @@ fn main() {
     }
 }
 
-/// The server role on one reflector thread.
+/// Server role with one reflector thread.
 struct Server {
     control: SocketAddr,
     light: SocketAddr,
@@ -197,7 +196,7 @@ impl Server {
             }
             Kind::Session(modes) => {
                 name = "reflector-0";
-                // Each flow is a session with keys of its own.
+                // Each flow is a session with its own keys.
                 let sessions: Vec<Session> =
                     (0..shape.flows).map(|_| Session::negotiate(self.control, modes)).collect();
                 let own = |session: &Session| {
@@ -234,7 +233,7 @@ fn probe(format: &PacketFormat) -> Vec<u8> {
     packet
 }
 
-/// A negotiated session.
+/// Negotiates a session over TWAMP-Control.
 struct Session {
     _control: TcpStream,
     socket: UdpSocket,

@@ -1,9 +1,9 @@
-//! What becomes of results: how many are stored in a second beside bare sled that is given the same
-//! octets, how many are replayed to one reader and to fifty beside a bare stream of the same
-//! messages, how long after it was made a result is with a reader that follows, and how long a
-//! store takes to open again.
+//! Storage and delivery of results: records stored per second compared with bare sled and the same
+//! octets, records replayed to one reader and to fifty compared with a bare stream of the same
+//! messages, latency of a following reader, and time to open a store.
 //!
-//! `cargo bench --bench results [-- SECONDS [MIB]]`; with MIB the last of these, with so much stored.
+//! `cargo bench --bench results [-- SECONDS [MIB]]`; with MIB only the last one, with a store of
+//! that size.
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
 
@@ -40,12 +40,12 @@ use twamp_agent::{
 };
 
 const SESSIONS: usize = 1_000;
-/// Probes of a record: a session of a thousand probes a second gives as many in 40 ms.
+/// Probes per record: a session of 1,000 probes per second yields as many in 40 ms.
 const PROBES: usize = 40;
-/// Records on their way to the store at a time.
+/// Records in the queue of the store at a time.
 const UNDER_WAY: u64 = 4_000;
 const READERS: usize = 50;
-/// Probes that each of them reads.
+/// Probes read by each reader.
 const OF_EACH: u64 = 400_000;
 const REOPENED_WITHIN: Duration = Duration::from_secs(4);
 const LIVE_PROBES_PER_SECOND: u64 = 50_000;
@@ -86,7 +86,7 @@ fn subjects() -> Vec<Arc<Subject>> {
     (0..SESSIONS).map(subject).collect()
 }
 
-/// Probes as they are: jitter of some ten microseconds, clocks that are apart.
+/// Realistic probes: jitter of some ten microseconds and a clock offset.
 fn probes(number: u64) -> Vec<proto::ProbeResult> {
     let first = number / SESSIONS as u64 * PROBES as u64;
     let kernel = proto::TimestampSource::Kernel.into();
@@ -117,7 +117,7 @@ fn probes(number: u64) -> Vec<proto::ProbeResult> {
         .collect()
 }
 
-/// Records stored, and their octets.
+/// Stored records and their octets.
 fn persisted(directory: &Path, length: Duration) -> (u64, u64) {
     let results = open(directory);
     let (subjects, state) = (subjects(), results.state());
@@ -144,14 +144,14 @@ fn persisted(directory: &Path, length: Duration) -> (u64, u64) {
     (sent, octets)
 }
 
-/// The same octets into sled, in values of 4 KiB, handed to the kernel as often.
+/// Writes the same octets into sled, in values of 4 KiB, flushed as often.
 fn bare_sled(directory: &Path, octets: u64, length: Duration) {
     let db = sled::Config::new().path(directory).cache_capacity(16 << 20).open().expect("sled");
     let mut value = vec![0u8; 4096];
     let (begun, mut flushed, mut key) = (Instant::now(), Instant::now(), 0u64);
     while key * 4104 < octets && begun.elapsed() < length * 3 {
         key += 1;
-        // Nothing in it is the same as before.
+        // Each value differs from all earlier ones.
         let mut state = key;
         for eight in value.chunks_exact_mut(8) {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -213,7 +213,7 @@ impl Read {
     }
 }
 
-/// Reads what is stored, up to so many probes; keeps the messages.
+/// Reads up to this many stored probes and keeps the messages.
 async fn read(
     address: SocketAddr,
     most: u64,
@@ -241,7 +241,7 @@ async fn read(
             Some(Message::Sync(_)) => break,
             Some(Message::Opening(_) | Message::Heartbeat(_)) | None => {}
         }
-        // As many as fit into memory.
+        // Limited to what fits into memory.
         if keep && kept.len() < 400 {
             kept.push(message);
         }
@@ -252,7 +252,7 @@ async fn read(
     (Read { probes, took: begun.elapsed() }, kept)
 }
 
-/// Reads with many at once.
+/// Reads with many readers at the same time.
 async fn fifty(address: SocketAddr) -> Read {
     let (begun, mut readers, mut probes) = (Instant::now(), JoinSet::new(), 0);
     for _ in 0..READERS {
@@ -264,7 +264,7 @@ async fn fifty(address: SocketAddr) -> Read {
     Read { probes, took: begun.elapsed() }
 }
 
-/// How long after it was made a record is with a reader that follows.
+/// Latency between a record and its delivery to a following reader.
 async fn live(directory: &Path, length: Duration) {
     let results = open(directory);
     let subjects = subjects();
@@ -319,9 +319,9 @@ async fn live(directory: &Path, length: Duration) {
     results.close();
 }
 
-/// How long a store takes to open that holds so much.
+/// Time to open a store of a given size.
 fn reopened(directory: &Path, mib: u64) {
-    // As a quota of that size has its windows.
+    // Window size of a quota of that size.
     let retention = Retention::of_all(u64::MAX, (mib << 20) * 17 / 16);
     let results = open_with(directory, retention.clone());
     let (subjects, state) = (subjects(), results.state());
@@ -345,7 +345,7 @@ fn reopened(directory: &Path, mib: u64) {
     results.close();
 }
 
-/// Sends messages that are there already.
+/// Streams prepared messages.
 struct Bare {
     messages: Arc<[proto::StreamRecordsResponse]>,
 }
@@ -363,7 +363,7 @@ impl Bare {
     }
 }
 
-/// The one method that is called, and the others.
+/// The method under test; all others are unimplemented.
 macro_rules! bare_service {
     ($($method:ident $request:ident $response:ident),*) => {
         #[tonic::async_trait]

@@ -33,7 +33,7 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 
-/// Measures networks with TWAMP and STAMP and reflects measurements of others
+/// Measure networks with TWAMP and STAMP and reflect the probes of other hosts
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {

@@ -1,5 +1,5 @@
-//! `docs/conformance.md` is made of the items and of the tests that name them: an item without a
-//! test, a test without an item, or a table that says something else fails here.
+//! Check of `docs/conformance.md` against the items and their tests: an item without a test, a
+//! test without an item and an outdated table fail.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Tests of the items, by number: the function, and the file that it is in.
+/// Tests of each item: function and file.
 fn tests(root: &Path) -> BTreeMap<u32, Vec<(String, String)>> {
     let mut files = Vec::new();
     for directory in ["src", "tests"] {
@@ -39,8 +39,8 @@ fn tests(root: &Path) -> BTreeMap<u32, Vec<(String, String)>> {
     found
 }
 
-/// Whether the attributes before a function make it a test, and one that is run; and whether CI
-/// runs the suite of a Python file.
+/// Returns true when the attributes make a function a test that is run, or when CI runs the suite
+/// of a Python file.
 fn is_run(root: &Path, path: &Path, before: &[&str]) -> bool {
     let attributes: Vec<&str> = before
         .iter()
@@ -53,7 +53,7 @@ fn is_run(root: &Path, path: &Path, before: &[&str]) -> bool {
         let stem = path.file_stem().unwrap().to_str().unwrap();
         let suite = format!("suite {stem}");
         let alone = ci.lines().any(|line| line.ends_with(&suite) && line.starts_with("step "));
-        // Two lanes of suites, which are named without what all names begin with.
+        // Two lanes of suites, named without the common prefix.
         let lanes = ci.lines().skip_while(|line| !line.starts_with("two_lanes \""));
         let mut lanes = lanes.take_while(|line| !line.starts_with("step "));
         let name = stem.strip_prefix("test_").unwrap();

@@ -1,4 +1,4 @@
-//! What the benches share: a closed-loop generator, a bare echo, and what the kernel knows of CPU.
+//! Parts shared by the benches: a closed-loop generator, a bare echo, and CPU accounting.
 
 #![allow(clippy::expect_used, clippy::disallowed_methods, dead_code)]
 
@@ -28,18 +28,18 @@ use nix::{
     unistd::Pid,
 };
 
-/// Packets of a system call.
+/// Packets read or sent with one system call.
 pub(crate) const BATCH: usize = 32;
 
-/// Puts the thread that calls on one CPU.
+/// Pins the calling thread to one CPU.
 pub(crate) fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu).expect("a CPU");
-    // On a machine with one CPU, all is there.
+    // A machine with one CPU has no other.
     let _ = sched_setaffinity(Pid::from_raw(0), &set);
 }
 
-/// CPU time of the threads of this process that have this name.
+/// Returns the CPU time of this process's threads of a given name.
 pub(crate) fn cpu_of(name: &str) -> Duration {
     let mut sum = Duration::ZERO;
     for task in fs::read_dir("/proc/self/task").expect("tasks").flatten() {
@@ -52,29 +52,29 @@ pub(crate) fn cpu_of(name: &str) -> Duration {
     sum
 }
 
-/// A closed loop.
+/// Closed-loop load of a generator.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    /// Sockets that send.
+    /// Number of sending sockets.
     pub(crate) flows: usize,
-    /// Packets of each under way.
+    /// Packets of each socket in flight.
     pub(crate) outstanding: usize,
-    /// How long.
+    /// Duration of the load.
     pub(crate) length: Duration,
 }
 
-/// What a load saw.
+/// Outcome of a load.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// Answers.
+    /// Number of replies received.
     pub(crate) answers: u64,
-    /// Answers each second.
+    /// Replies received per second.
     pub(crate) per_second: f64,
-    /// Median time to an answer, nanoseconds; of one packet under way.
+    /// Median response time in nanoseconds, with one packet in flight.
     pub(crate) median_rtt_ns: u64,
 }
 
-/// A socket that sends to `target`.
+/// Connects a socket to `target`.
 pub(crate) fn flow(target: SocketAddr, local: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(local).expect("a socket");
     socket.connect(target).expect("a route");
@@ -82,7 +82,7 @@ pub(crate) fn flow(target: SocketAddr, local: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Sends to wherever the sockets are connected to, on each of them its packet.
+/// Sends the packet of each socket to its connected peer.
 pub(crate) fn load(flows: &[(UdpSocket, Vec<u8>)], load: Load) -> Seen {
     if let [(socket, packet)] = flows
         && load.outstanding == 1
@@ -118,7 +118,7 @@ pub(crate) fn load(flows: &[(UdpSocket, Vec<u8>)], load: Load) -> Seen {
                     under_way[index] = under_way[index].saturating_sub(received);
                     last[index] = Instant::now();
                 }
-                // What was lost does not come any more.
+                // Lost packets must be replaced to keep the loop full.
                 Err(_) if last[index].elapsed() > Duration::from_millis(50) => under_way[index] = 0,
                 Err(_) => {}
             }
@@ -154,25 +154,25 @@ fn one_by_one(socket: &UdpSocket, packet: &[u8], length: Duration) -> Seen {
     }
 }
 
-/// The one in the middle.
+/// Returns the median.
 pub(crate) fn median<T: Copy + PartialOrd + Default>(values: &mut [T]) -> T {
     values.sort_by(|a, b| a.partial_cmp(b).expect("ordered"));
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// A bare echo on a thread named `echo`: asks the kernel for what a reflector has to know, reads a
-/// batch and sends it back, and does nothing else.
+/// A bare echo on a thread named `echo`: requests the same facts from the kernel as a reflector,
+/// reads a batch and returns it.
 pub(crate) struct Echo {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// Where it is.
+    /// Address of the echo.
     pub(crate) address: SocketAddr,
-    /// Packets sent back.
+    /// Number of returned packets.
     pub(crate) handled: Arc<AtomicU64>,
 }
 
 impl Echo {
-    /// Starts it on a CPU.
+    /// Starts the echo on a CPU.
     pub(crate) fn start(cpu: usize) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");

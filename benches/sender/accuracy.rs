@@ -1,5 +1,5 @@
-//! What the agent reports where it is known what is right: on a path that has no length, and through a
-//! relay that notes what it does.
+//! Accuracy of reported values against known ones: on a path without length, and through a relay
+//! that records its delays.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -10,7 +10,7 @@ use twamp_agent::{
 
 use super::{Running, duration, light, relay::Relay, start};
 
-/// An agent that is a reflector on a port, and measures by these connections.
+/// Starts an agent that reflects on a port and measures over these connections.
 fn with_reflector(port: u16, connections: Vec<proto::ControlConnection>) -> proto::AgentConfig {
     let listen = proto::ListenAddress {
         address: "127.0.0.1".into(),
@@ -30,7 +30,7 @@ fn with_reflector(port: u16, connections: Vec<proto::ControlConnection>) -> prot
     }
 }
 
-/// All probes that a connection has sent, as the agent tells of them.
+/// Returns all probes of a connection, as the agent reports them.
 async fn probes_of(running: &Running, connection: &str) -> Vec<proto::ProbeResult> {
     let mut results =
         ResultsServiceClient::connect(running.endpoint.clone()).await.expect("the API");
@@ -51,7 +51,7 @@ async fn probes_of(running: &Running, connection: &str) -> Vec<proto::ProbeResul
     }
 }
 
-/// What the agent reports of itself on a path that has no length.
+/// Measures a path without length.
 pub(super) async fn idle_loopback() {
     let port = free_port().expect("a free port");
     let session = proto::TestSession {
@@ -70,7 +70,7 @@ pub(super) async fn idle_loopback() {
     beside_irtt();
 }
 
-/// How many there are of something, nanoseconds, and how they are spread.
+/// Count and distribution of values, nanoseconds.
 fn spread(what: &str, mut values: Vec<i64>) -> String {
     values.sort_unstable();
     let at = |part: f64| values[((values.len() - 1) as f64 * part) as usize] as f64 / 1e3;
@@ -83,8 +83,8 @@ fn spread(what: &str, mut values: Vec<i64>) -> String {
     )
 }
 
-/// What the agent reports of a path whose delays a relay has noted, with periodic and with Poisson
-/// streams at the same time.
+/// Measures a path whose delays a relay records, with periodic and Poisson streams at the same
+/// time.
 pub(super) async fn known_delays(length: Duration) {
     let port = free_port().expect("a free port");
     let reflector = SocketAddr::from(([127, 0, 0, 1], port));
@@ -117,7 +117,7 @@ pub(super) async fn known_delays(length: Duration) {
     running.agent.stop().await;
 }
 
-/// irtt from Debian, where it is installed.
+/// Runs irtt from Debian if it is installed.
 fn beside_irtt() {
     use std::process::{Command, Stdio};
     let port = free_port().expect("a free port");

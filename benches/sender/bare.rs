@@ -1,4 +1,4 @@
-//! What the kernel charges for the same packets, and how late it wakes a thread.
+//! Cost of the same packets in the kernel alone, and wake-up latency of a thread.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -22,12 +22,12 @@ use super::{
     respond,
 };
 
-/// When the thread of the bare sockets is woken.
+/// Wake-up policy of the thread of the bare sockets.
 #[derive(Clone, Copy)]
 pub(super) enum Wake {
-    /// At a fixed beat, for all that are due.
+    /// At a fixed interval, for all due probes.
     Each(Duration),
-    /// For each probe: what exact sending costs.
+    /// For each probe, which is the cost of exact sending.
     ForEachProbe,
 }
 
@@ -47,8 +47,8 @@ impl Wake {
     }
 }
 
-/// What the kernel charges: as many sockets with the same stamps, one packet out and one in for each
-/// probe, from one thread that is woken for what is due then.
+/// Measures the kernel: the same number of sockets and timestamps, one packet sent and one
+/// received per probe, from one thread that is woken when probes are due.
 pub(super) fn sockets(sessions: usize, interval: Duration, wake: Wake, length: Duration) {
     let end = Arc::new(AtomicBool::new(false));
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -111,7 +111,7 @@ pub(super) fn sockets(sessions: usize, interval: Duration, wake: Wake, length: D
     );
 }
 
-/// A bare timer: how late a thread is that sleeps until each millisecond.
+/// Measures the wake-up latency of a thread that sleeps until each millisecond.
 pub(super) fn timer(length: Duration) {
     let body = move || {
         pin(SENDER);

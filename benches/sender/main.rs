@@ -1,6 +1,6 @@
-//! How exactly and at what cost probes are sent: the agent itself on one side, a responder on the
-//! other that does no more than answer and note the kernel's receive stamp of every probe. What is
-//! late is judged by those stamps, not by what the agent says of itself.
+//! Accuracy and cost of sending: the agent on one side, on the other a responder that records the
+//! kernel's receive timestamp of each probe. Those timestamps, not the agent's own reports,
+//! determine lateness.
 //!
 //! `cargo bench --bench sender [-- SECONDS]`
 
@@ -55,16 +55,16 @@ use twamp_agent::{
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// What is overdue by more is left out.
+/// Catch-up limit of the sender; probes later than this are skipped.
 const LATEST: Duration = Duration::from_millis(100);
 const WARM_UP: Duration = Duration::from_secs(4);
 const SENDER: usize = 0;
 const RESPONDER: usize = 1;
 const SESSIONS_OF_A_CONNECTION: usize = 10;
-/// Sessions of one source address.
+/// Sessions per source address.
 const SESSIONS_OF_AN_ADDRESS: usize = 20_000;
 
-/// A probe as it came: from where, its number, and when.
+/// Source, Sequence Number and receive time of a probe.
 #[derive(Clone, Copy)]
 struct Arrival {
     from: (u8, u16),
@@ -72,14 +72,14 @@ struct Arrival {
     at_ns: u64,
 }
 
-/// How many sessions, at what pace, beside what.
+/// Sessions, pace and parallel load of a run.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     sessions: usize,
     interval: Duration,
     realtime_priority: u8,
     spin_before_deadline_us: u32,
-    /// Calls a second to the API, and records of every tenth session's probes.
+    /// API calls per second, with records of the probes of each tenth session.
     beside: usize,
 }
 
@@ -98,7 +98,7 @@ const fn run(
     }
 }
 
-/// Those of the schedule, and behind them those of the growth.
+/// Runs of the schedule, followed by those of the growth.
 const ROWS: [(&str, Run); 12] = [
     ("10,000 sessions, 10 probes/s each", run(10_000, 100, (0, 0), 0)),
     ("  the same with SCHED_FIFO", run(10_000, 100, (10, 0), 0)),
@@ -114,11 +114,11 @@ const ROWS: [(&str, Run); 12] = [
     ("  50,000 sessions", run(50_000, 5_000, (0, 0), 0)),
 ];
 const SCHEDULE_ROWS: usize = 7;
-/// Runs one of them.
+/// Executes a single run.
 const ROW: &str = "row";
 
 fn main() {
-    // `cargo bench` passes options of its own.
+    // `cargo bench` adds its own options.
     let seconds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -156,7 +156,7 @@ fn main() {
             println!("{name:<38}not run: {files} open files are allowed");
             continue;
         }
-        // Each in a process of its own, so that its memory is its own.
+        // Each run has its own process, so that its memory is measured alone.
         let this = std::env::current_exe().expect("this program");
         let row = std::process::Command::new(this)
             .args([ROW, &index.to_string(), &seconds.to_string()])
@@ -229,7 +229,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         };
         thread::Builder::new().name("responder".into()).spawn(body).expect("a thread")
     };
-    // One test that is longer than what is looked at.
+    // One test that outlasts the observation.
     let probes = (length * 3 + WARM_UP * 2 + run.interval * 8).as_nanos() / run.interval.as_nanos();
     let of_each = run.sessions.min(SESSIONS_OF_A_CONNECTION);
     let connections = (0..run.sessions / of_each).map(|index| {
@@ -280,7 +280,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
         assert!(begun.elapsed() < Duration::from_secs(60), "it does not run: {not_up:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    // Until each session has what it needs: the first probes of a session make room for the others.
+    // Warm-up: the first probes of a session allocate its memory.
     tokio::time::sleep(WARM_UP.max(run.interval * 4)).await;
     let flood = (run.beside > 0).then(|| tokio::spawn(flood(running.endpoint.clone(), run.beside)));
     let memory = resident_kib().saturating_sub(memory);
@@ -316,7 +316,7 @@ async fn schedule(name: &str, run: Run, length: Duration) {
     );
 }
 
-/// Probes of the running tests that were left out because their time was over.
+/// Returns the probes that running tests skipped as overdue.
 async fn probes_not_sent(endpoint: &str) -> u64 {
     let results = ResultsServiceClient::connect(endpoint.to_owned()).await.expect("the API");
     let request = proto::GetStatisticsRequest {
@@ -329,9 +329,9 @@ async fn probes_not_sent(endpoint: &str) -> u64 {
     figures.map(|figures| figures.probes_not_sent).sum()
 }
 
-/// How late each probe is against the grid of its session, which is where its most punctual probe
-/// puts it. A probe that is left out has no number, but is left out only where it would be later than
-/// [`LATEST`] and than its interval: then slots are told by the time between two probes.
+/// Returns the lateness of each probe against the grid of its session, which its earliest probe
+/// anchors. Skipped probes have no Sequence Number, but only probes later than [`LATEST`] and than
+/// their interval are skipped: the gaps then identify the slots.
 fn lateness(arrivals: &[Arrival], interval: Duration) -> Vec<u64> {
     let interval_ns = interval.as_nanos() as u64;
     let latest_ns = interval_ns.max(LATEST.as_nanos() as u64);

@@ -1,6 +1,6 @@
-//! A path whose delays are known: a relay that holds every packet for a while and notes by the
-//! kernel's stamps how long that was. What an RTT has beyond its log is what the agent and the stack of
-//! the machine add.
+//! A path with known delays: a relay that holds each packet and records the time by kernel
+//! timestamps. The excess of a reported RTT over the record is due to the agent and the network
+//! stack.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,19 +18,19 @@ use twamp_agent::{
     time::StampSource,
 };
 
-/// Where the number of the probe is in a reply without keys.
+/// Offset of the probe's Sequence Number in an open reply.
 const SENDER_SEQUENCE: usize = 24;
 
-/// How long the probe of each number was held, and its reply, nanoseconds.
+/// Time for which each probe and its reply were held, by Sequence Number, nanoseconds.
 type Held = HashMap<u32, (u64, u64)>;
 
-/// One way through the relay.
+/// One direction of the relay.
 struct Way {
     from: TestSocket,
-    /// Place of the number of the probe.
+    /// Offset of the probe's Sequence Number.
     sequence: usize,
     waiting: VecDeque<(u64, Vec<u8>)>,
-    /// Of what was sent, in order: number of the probe, and when it came.
+    /// Sent packets in order: Sequence Number of the probe and receive time.
     sent: Vec<(u32, u64)>,
     held: HashMap<u32, u64>,
 }
@@ -49,8 +49,8 @@ impl Way {
         }
     }
 
-    /// Takes what came; from where that was.
-    fn take(&mut self) -> Option<SocketAddr> {
+    /// Receives queued packets and returns their source.
+    fn receive(&mut self) -> Option<SocketAddr> {
         let mut source = None;
         let take = |meta: &twamp_agent::twamp::PacketMeta, packet: &[u8]| {
             assert_eq!(meta.stamp, StampSource::Kernel, "a stamp of the kernel");
@@ -61,7 +61,7 @@ impl Way {
         source
     }
 
-    /// Sends on by another socket what was held long enough; when the next one is due.
+    /// Forwards packets that were held long enough; returns the time of the next one.
     fn send(&mut self, by: &TestSocket, to: SocketAddr, hold_ns: u64) -> Option<u64> {
         while let Some((came, packet)) = self.waiting.front() {
             if came + hold_ns > clock::unix().0 {
@@ -75,7 +75,7 @@ impl Way {
         None
     }
 
-    /// Notes when what was sent by another socket left.
+    /// Records the transmit times of forwarded packets.
     fn note(&mut self, by: &TestSocket) {
         by.transmitted(|number, left, _| {
             let (sequence, came) = self.sent[number as usize];
@@ -84,16 +84,16 @@ impl Way {
     }
 }
 
-/// A relay to a reflector.
+/// A relay in front of a reflector.
 pub(super) struct Relay {
-    /// Where it takes probes.
+    /// Address for probes.
     pub(super) address: SocketAddr,
     end: Arc<AtomicBool>,
     thread: thread::JoinHandle<Held>,
 }
 
 impl Relay {
-    /// Holds each packet for `hold`, either way.
+    /// Starts a relay that holds each packet for `hold`, in both directions.
     pub(super) fn start(reflector: SocketAddr, hold: Duration) -> Self {
         let (mut probes, mut replies) = (Way::new(0), Way::new(SENDER_SEQUENCE));
         let (address, end) = (probes.from.local(), Arc::new(AtomicBool::new(false)));
@@ -109,8 +109,8 @@ impl Relay {
                 let until = due_ns.map(|due| now.monotonic.plus_ns(due.saturating_sub(now.unix.0)));
                 poller.wait(until, Duration::from_millis(20), &mut ready).expect("a wait");
                 ready.clear();
-                sender = probes.take().or(sender);
-                replies.take();
+                sender = probes.receive().or(sender);
+                replies.receive();
                 let next = probes.send(&replies.from, reflector, hold_ns);
                 let back = sender.and_then(|to| replies.send(&probes.from, to, hold_ns));
                 due_ns = next.into_iter().chain(back).min();
@@ -126,7 +126,7 @@ impl Relay {
         Self { address, end, thread }
     }
 
-    /// How long each probe and its reply were held.
+    /// Returns the time for which each probe and its reply were held.
     pub(super) fn end(self) -> Held {
         self.end.store(true, Relaxed);
         self.thread.join().expect("the relay")

@@ -1,4 +1,4 @@
-//! The whole of a client's control connection, in clear and, with a server that has the key,
+//! Complete control connection of a client, in clear and, with a server that has the key,
 //! encrypted.
 #![no_main]
 mod shared;

@@ -1,4 +1,4 @@
-//! Every decoder of a control message: what it reads it writes again.
+//! Decoders of all control messages: decoded messages encode to the same octets.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

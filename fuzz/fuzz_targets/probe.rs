@@ -1,4 +1,4 @@
-//! The decoder of probes in every format, and TLVs: what is read is written again.
+//! Decoder of probes in each format, and TLVs: decoded packets encode to the same octets.
 #![no_main]
 mod shared;
 

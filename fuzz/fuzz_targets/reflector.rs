@@ -1,4 +1,4 @@
-//! The reflector: sessions in every format, and whoever comes without one.
+//! Reflector with sessions in each format and senders without one.
 #![no_main]
 mod shared;
 

@@ -1,4 +1,4 @@
-//! The decoder of replies in every format: what is read is written again.
+//! Decoder of replies in each format: decoded packets encode to the same octets.
 #![no_main]
 mod shared;
 
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
         format.write_reply(&header, &mut again);
         format.finish_reply(header.timestamp, &mut again);
         let mut expected = header;
-        // One that came too short for it has no TOS.
+        // A short reply has no TOS.
         expected.sender_tos = header.sender_tos.or(format.dscp_ecn.then_some(0));
         assert_eq!(format.read_reply(&again), Ok(expected));
         let _ = header.error_estimate.format().decode(header.timestamp, Default::default());

@@ -1,4 +1,4 @@
-//! The sender: replies to its probes, changed and unchanged, in every format.
+//! Sender with replies to its probes, modified and unmodified, in each format.
 #![no_main]
 mod shared;
 
@@ -64,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
             sender.probe_sent(now.unix, 1 << 20, now);
         }
         let mut reply = piece.to_vec();
-        // Half of them are replies to the latest probe, with changes behind the header.
+        // Half of the inputs are replies to the latest probe, modified after the header.
         if choice & 1 == 0
             && let Ok(probe) = format.read_probe(&last)
         {

@@ -1,4 +1,4 @@
-//! The whole of a server's control connection, in clear and, with a client that has the key,
+//! Complete control connection of a server, in clear and, with a client that has the key,
 //! encrypted.
 #![no_main]
 mod shared;
@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut now = Monotonic(0);
     let mut server = ControlServer::new(options, now);
-    // The key is taken as it is: deriving it would be all that is tested.
+    // The key is used directly: otherwise only its derivation would be tested.
     let derive = || TokenKey::derive(b"secret", &[2; 16], 1);
     let mut sealer = None;
     let modes = [0, 1, 1 | 16, 1 | 32, 2, 4 | 16, 8, 4 | 0x370];

@@ -1,4 +1,5 @@
-//! What the targets share: an input is a head of choices, and behind it pieces with their lengths.
+//! Parts shared by the targets: an input consists of choices followed by pieces with their
+//! lengths.
 
 #![allow(dead_code, reason = "each target uses some of it")]
 
@@ -29,7 +30,7 @@ pub fn formats() -> Vec<PacketFormat> {
     formats
 }
 
-/// Pieces of an input: each is as long as the octet before it says, times four.
+/// Iterates over the pieces of an input; the octet before each is its length divided by four.
 pub fn pieces(mut data: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (&[choice, length], rest) = data.split_first_chunk::<2>()?;
@@ -40,8 +41,7 @@ pub fn pieces(mut data: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
-/// A piece as the other end sends it: with its HMAC and encrypted where keys are agreed and the
-/// choice is so, otherwise as it is.
+/// Returns a piece as sent by the peer: sealed if keys are agreed and the choice says so.
 pub fn sealed(sealer: &mut Option<Sealer>, choice: u8, piece: &[u8]) -> Vec<u8> {
     let mut octets = piece.to_vec();
     if let Some(sealer) = sealer

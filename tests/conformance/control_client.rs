@@ -1,4 +1,4 @@
-//! The Control-Client.
+//! Conformance of the Control-Client.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -33,7 +33,7 @@ fn client(sessions: usize) -> ControlClient {
 }
 
 fn greeting(modes: u32) -> Vec<u8> {
-    // Everything that must be zero is ones.
+    // All MBZ fields are ones.
     let mut octets = vec![0xff; 64];
     octets[12..16].copy_from_slice(&modes.to_be_bytes());
     octets
@@ -154,14 +154,14 @@ fn conformance_019_020_a_refused_connection_is_closed() {
         let actions = feed(&mut client, &server_start(accept));
         assert!(sent(&actions).is_empty());
         let ClientError::ConnectionRejected(received) = failure(&actions) else { panic!() };
-        // What RFC 4656 does not define is a failure of no stated reason.
+        // Values not defined by RFC 4656 mean failure for an unspecified reason.
         assert_eq!(received.0, if accept <= 5 { accept } else { 1 });
     }
 }
 
 #[test]
 fn conformance_021_032_what_must_be_zero_is_ignored() {
-    // `greeting`, `server_start`, `accept_session` and `start_ack` fill it with ones.
+    // `greeting`, `server_start`, `accept_session` and `start_ack` set MBZ fields to ones.
     running(2);
 }
 
@@ -311,7 +311,7 @@ fn what_comes_while_sessions_run_is_a_protocol_error() {
 }
 
 proptest::proptest! {
-    /// Any octets in any pieces: no panic, and no session that was not accepted.
+    /// Arbitrary octets in arbitrary segments cause no panic and no accepted session.
     #[test]
     fn any_octets_fail_an_attempt_at_worst(
         pieces in proptest::collection::vec(

@@ -1,4 +1,4 @@
-//! The Server.
+//! Conformance of the Server.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -27,7 +27,7 @@ fn feed(server: &mut ControlServer, octets: &[u8]) -> Vec<ServerAction> {
 }
 
 fn set_up(mode: u32) -> Vec<u8> {
-    // KeyID, Token and IV are ones: in this mode they are ignored.
+    // KeyID, Token and IV are ones: this mode ignores them.
     let mut octets = vec![0xff; 164];
     octets[..4].copy_from_slice(&mode.to_be_bytes());
     octets
@@ -113,7 +113,7 @@ fn refused(octets: &[u8]) {
     assert_eq!((octets.len(), octets[0]), (48, Accept::NOT_SUPPORTED.0));
     assert!(octets[1..].iter().all(|octet| *octet == 0), "port and SID");
     assert_eq!(closed(&answer), None);
-    // A good request after it succeeds.
+    // A valid request afterwards succeeds.
     assert_eq!(accept(&mut server)[0], 0);
 }
 
@@ -176,15 +176,15 @@ fn conformance_023_066_servwait() {
     let mut idle = ready();
     assert_eq!(end(&mut idle, SERVWAIT_NS - 1), None);
     assert_eq!(end(&mut idle, SERVWAIT_NS), Some(ServerError::Inactive));
-    // Not while sessions run.
+    // Suspended while sessions run.
     let mut busy = running(2);
     assert_eq!(busy.poll_deadline(), None);
     assert_eq!(end(&mut busy, 100 * SERVWAIT_NS), None);
-    // Again after Stop.
+    // In force again after Stop-Sessions.
     let mut stopped = running(1);
     feed(&mut stopped, &stop(1));
     assert_eq!(end(&mut stopped, SERVWAIT_NS), Some(ServerError::Inactive));
-    // Again when REFWAIT ended all sessions, from then on.
+    // In force again once REFWAIT has ended all sessions.
     let mut silent = running(2);
     silent.session_expired(sid(1), Monotonic(SECOND_NS));
     assert_eq!(silent.poll_deadline(), None);
@@ -198,7 +198,7 @@ fn conformance_024_half_a_message_ends_in_bounded_time() {
     feed(&mut server, &request()[..111]);
     let deadline = server.poll_deadline().unwrap();
     assert!(deadline.0 < 120 * SECOND_NS, "{deadline:?}");
-    // A trickle does not put it off.
+    // Slow input does not extend the limit.
     server.handle_input(&[], Monotonic(SECOND_NS));
     assert_eq!(server.poll_deadline(), Some(deadline));
     server.handle_timeout(deadline);
@@ -231,7 +231,7 @@ fn conformance_025_octet_by_octet_and_all_at_once() {
 
 #[test]
 fn conformance_032_hmac_fields_are_ignored() {
-    // `request` fills them with ones.
+    // `request` sets MBZ fields to ones.
     assert_eq!(accept(&mut ready())[0], 0);
 }
 
@@ -315,7 +315,7 @@ fn conformance_048_type_p_of_another_form() {
 
 #[test]
 fn conformance_053_start_ack_to_every_start() {
-    // Also with no session at all.
+    // Valid even without a session.
     running(0);
     running(3);
 }
@@ -335,17 +335,17 @@ fn conformance_059_a_wrong_number_of_sessions_closes() {
         let mut server = running(sessions);
         let answer = feed(&mut server, &stop(stopped));
         assert!(matches!(closed(&answer), Some(ServerError::WrongSessionCount { .. })));
-        // What is under way is still answered.
+        // Packets in flight are still answered.
         let [ServerAction::Stop(sids), ServerAction::Close(_)] = &answer[..] else { panic!() };
         assert_eq!(sids.len(), sessions);
     }
-    // Those that REFWAIT ended still count.
+    // Sessions ended by REFWAIT still count.
     let mut server = running(2);
     server.session_expired(sid(1), Monotonic(0));
     assert!(matches!(feed(&mut server, &stop(2))[..], [ServerAction::Stop(_)]));
 }
 
-/// As twamp-rs does: Stop-Sessions in 20 octets, and then nothing, or the end.
+/// As sent by twamp-rs: Stop-Sessions of 20 octets, then silence or the end of the stream.
 #[test]
 fn a_stop_that_is_too_short_stops() {
     type Then = fn(&mut ControlServer);
@@ -360,7 +360,7 @@ fn a_stop_that_is_too_short_stops() {
             panic!("{actions:?}")
         };
         assert_eq!((sids.len(), error), (2, &ServerError::BrokenStop));
-        // Anything else that breaks off stops nothing.
+        // Another incomplete message stops nothing.
         let mut server = running(2);
         feed(&mut server, &stop(2)[..15]);
         end(&mut server);
@@ -406,7 +406,8 @@ fn nothing_that_a_peer_sends_is_a_panic() {
 }
 
 proptest::proptest! {
-    /// Any octets in any pieces at any times: no panic, and no more than one end.
+    /// Arbitrary octets in arbitrary segments at arbitrary times cause no panic and at most one
+    /// end.
     #[test]
     fn any_octets_end_a_connection_at_worst(
         pieces in proptest::collection::vec(

@@ -89,11 +89,11 @@ fn conformance_101_sessions_are_named() {
         let said = answers(&mut pair, &octets);
         assert_eq!((said.len(), said[0]), (48, Accept::NOT_SUPPORTED.0));
     }
-    // About no session at all: not affirmed.
+    // A command without sessions is not acknowledged positively.
     let mut pair = individual_pair(1);
     let said = answers(&mut pair, &individual::message(Command::STOP_N_SESSIONS, 0, &[]));
     assert_eq!(said, individual::message(Command::STOP_N_ACK, Accept::NOT_SUPPORTED.0, &[]));
-    // And stopped all at once, acknowledged.
+    // All are stopped together and acknowledged.
     let mut pair = individual_pair(2);
     pair.client.stop(NOW);
     pair.run();
@@ -113,7 +113,7 @@ fn conformance_102_one_ack_for_each_accept_value() {
         individual::message(Command::STOP_N_ACK, Accept::NOT_SUPPORTED.0, &[sid(7)]),
     ];
     assert_eq!(said, expected.concat());
-    // More than there can be: the length cannot be trusted.
+    // More sessions than possible: the length is not credible.
     let mut pair = individual_pair(1);
     let many: Vec<Sid> = (1..=3).map(sid).collect();
     answers(&mut pair, &individual::message(Command::STOP_N_SESSIONS, 0, &many));
@@ -128,7 +128,7 @@ fn conformance_103_104_one_stops_while_another_runs() {
     assert_eq!(pair.stopped, [sid(1)]);
     assert!(pair.server.is_running());
     assert_eq!(pair.server.poll_deadline(), None, "SERVWAIT is suspended");
-    // Asked for, accepted and started while the other runs.
+    // Requested, accepted and started while the other session runs.
     let mut request =
         twamp_agent::wire::request::RequestTwSession::new([0, 0, 0, 0].into(), [0, 0, 0, 0].into());
     request.sender_port = 4001.into();
@@ -167,7 +167,7 @@ fn reflecting(length: u16, data_size: u16, security: Modes, extra: Modes) -> Pai
     let mode = Modes::REFLECT_OCTETS.or(extra);
     let (client, server) = options(security, mode, mode);
     let session = SessionRequest { reflected_length: length, data_size, ..request() };
-    Pair::of(vec![session], client, server)
+    Pair::with_options(vec![session], client, server)
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn conformance_105_octets_are_repeated_and_begin_the_padding() {
     assert_eq!(pair.accepted[0].server_octets, Some([0xbe, 0xef]));
     let client = pair.octets_of(End::Client);
     assert_eq!(client[164 + 88..164 + 92], [0xca, 0xfe, 0, 20]);
-    // A server that does not repeat them does not do what it offered.
+    // A server that does not repeat them violates the mode it offered.
     let mut pair = reflecting(20, 200, Modes::UNAUTHENTICATED, Modes(0));
     pair.tamper = Some(Box::new(|end, octets| {
         if end == End::Server && octets.len() == 48 && octets[2..4] == 5000u16.to_be_bytes() {
@@ -219,7 +219,7 @@ fn conformance_107_padding_that_cannot_come_back_is_refused() {
 const SENDER: ([u8; 4], u16) = ([192, 0, 2, 1], 4001);
 const START: UnixTime = UnixTime(1_700_000_000_123_456_789);
 
-/// The reply of a reflector to a probe of so many octets, all of its padding counting up.
+/// Returns the reply to a probe of a given length whose padding counts up.
 fn reflected(mode: Modes, octets: usize, tos: u8) -> Option<(PacketFormat, Vec<u8>, Vec<u8>, u8)> {
     let format = || PacketFormat::negotiated(mode, Some(&session_keys()), Sid([1; 16]));
     let sender = SocketAddr::from(SENDER);
@@ -271,7 +271,7 @@ fn conformance_106_padding_comes_back_unchanged() {
         assert_eq!(reply.len(), 300);
         let length = 300 - reply_at;
         assert_eq!(reply[reply_at..], probe[probe_at..probe_at + length], "mode {security}");
-        // With symmetrical size at the same place in both.
+        // Symmetrical size keeps its place in both packets.
         let mode = mode.or(Modes::SYMMETRICAL_SIZE);
         let (_, probe, reply, _) = reflected(mode, 300, 0).unwrap();
         assert_eq!(reply[reply_at..], probe[reply_at..], "mode {security}");
@@ -288,7 +288,7 @@ fn conformance_108_symmetrical_sizes() {
         }
         assert!(reflected(mode, least - 1, 0).is_none(), "shorter than any of this session");
     }
-    // What stands in for the rest of the header is zero.
+    // The padding of the header is zero.
     let mode = Modes::UNAUTHENTICATED.or(Modes::SYMMETRICAL_SIZE);
     let (_, probe, _, _) = reflected(mode, 60, 0).unwrap();
     assert!(probe[14..41].iter().all(|octet| *octet == 0));
@@ -307,7 +307,7 @@ fn conformance_109_the_tos_of_the_probe_is_told() {
     let mode = Modes::UNAUTHENTICATED.or(Modes::DSCP_ECN_MONITORING);
     let (_, _, reply, _) = reflected(mode, 14, 0xb9).unwrap();
     assert_eq!((reply.len(), &reply[41..44]), (44, &[0xb9, 0, 0][..]));
-    // A peer without it sends no more than 41 octets: that is no fault.
+    // A peer without the extension sends at most 41 octets, which is valid.
     let format = PacketFormat::negotiated(mode, None, Sid::default());
     assert_eq!(format.read_reply(&reply[..41]).unwrap().sender_tos, None);
 }
@@ -319,10 +319,10 @@ fn conformance_110_both_formats_of_time() {
     let read = format.read_reply(&reply).unwrap();
     assert_eq!(read.error_estimate.format(), TimestampFormat::Ptp);
     assert_eq!(TimestampFormat::Ptp.decode(read.timestamp, START), Some(START.plus_ns(2_000)));
-    // The copy is what came, in the format that it came in.
+    // The copy keeps the received value and format.
     assert_eq!(read.probe.error_estimate.0, 0x8a64);
     assert_eq!(read.probe.timestamp, TimestampFormat::Ntp.encode(START));
-    // Without the bit, NTP.
+    // Without the mode bit, timestamps are NTP.
     let (format, _, reply, _) = reflected(Modes::UNAUTHENTICATED, 60, 0).unwrap();
     let read = format.read_reply(&reply).unwrap();
     assert_eq!(read.error_estimate.format(), TimestampFormat::Ntp);

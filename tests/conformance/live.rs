@@ -1,4 +1,4 @@
-//! The server role over loopback, by a client of octets.
+//! Server role over loopback, with a client that sends raw octets.
 
 use std::{
     collections::HashSet,
@@ -170,7 +170,7 @@ fn reflected(udp: &UdpSocket, port: u16, sequence: u32) -> Vec<u8> {
     udp.send_to(&probe(sequence), ("127.0.0.1", port)).unwrap();
     let mut buffer = [0; 100];
     let (octets, from) = udp.recv_from(&mut buffer).unwrap();
-    // Items 90 and 96: from the port that received, to the port that sent.
+    // Items 90 and 96: the reply goes from the receiving port to the sending port.
     assert_eq!(from, SocketAddr::from(([127, 0, 0, 1], port)));
     buffer[..octets].to_vec()
 }
@@ -271,7 +271,7 @@ fn conformance_050_limits() {
     assert_eq!(b.request(&udp(), |_| {}).accept, 5);
     let refused = server.registry.status().connections_refused;
     assert_eq!((refused.len(), refused[0].count), (1, 1));
-    // What has ended counts no more.
+    // Ended connections do not count.
     drop(a);
     server.wait(|registry| registry.status().sessions_open == 1);
     assert_eq!(b.request(&udp(), |_| {}).accept, 0);
@@ -311,28 +311,28 @@ fn conformance_061_062_drains_for_the_timeout() {
     control.start();
     reflected(&udp, accepted.port, 0);
     control.stop(1);
-    // One second was asked for.
+    // The request named one second.
     server.wait(|registry| registry.sessions(0).iter().all(|s| s.state == 3));
     reflected(&udp, accepted.port, 1);
     server.wait(|registry| registry.sessions(0).is_empty());
     assert!(is_silent(&udp, accepted.port));
 }
 
-/// To the millisecond, and not when somebody next looks.
+/// Sessions end to the millisecond, not at the next periodic check.
 #[test]
 fn conformance_062_beyond_the_timeout_nothing_is_answered() {
     let server = Server::start(|_| {});
     for (sessions, round) in [(1, 0), (1, 1), (1, 2), (0, 3), (65_536, 4)] {
         let mut control = server.connect();
         let udp = udp();
-        // 1/16 s.
+        // A timeout of 1/16 s.
         let accepted = control.request(&udp, |octets| {
             octets[76..84].copy_from_slice(&(1u64 << 28).to_be_bytes());
         });
         control.start();
         reflected(&udp, accepted.port, 0);
         control.stop(sessions);
-        // Also where the number in Stop-Sessions is wrong.
+        // Also with a wrong number in Stop-Sessions.
         reflected(&udp, accepted.port, 1);
         udp.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
         assert!(udp.recv(&mut [0; 100]).is_err(), "two answers to one packet");
@@ -354,7 +354,7 @@ fn conformance_065_refwait_frees_the_port() {
     reflected(&udp, accepted.port, 0);
     server.wait(|registry| registry.sessions(0).is_empty());
     assert!(is_silent(&udp, accepted.port));
-    // Item 66: SERVWAIT ends the connection then.
+    // Item 66: SERVWAIT then ends the connection.
     assert_eq!(control.stream.read(&mut [0; 64]).unwrap(), 0);
 }
 

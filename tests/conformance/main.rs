@@ -1,6 +1,7 @@
-//! Conformance of unauthenticated TWAMP, one test for each item: the number in a test's name is
-//! that of the item in the project's checklist of RFC 4656, RFC 5357 and RFC 8545. Messages are
-//! octets here, so that a layout that is wrong in the same way at both ends is found.
+//! Conformance tests, one for each item: the number in the name of a test is that of the item in
+//! the checklist of RFC 4656, RFC 5357 and RFC 8545.
+//!
+//! Messages are octets here, so that a layout that is wrong at both ends in the same way is found.
 
 #![allow(
     clippy::unwrap_used,

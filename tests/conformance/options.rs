@@ -1,4 +1,4 @@
-//! What the machines are told in tests, where nothing else is said.
+//! Default options of the machines in tests.
 
 use twamp_agent::{
     time::NtpTimestamp,

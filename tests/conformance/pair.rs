@@ -1,4 +1,4 @@
-//! A Control-Client and a Server, joined by their octets.
+//! A Control-Client and a Server that exchange octets.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -27,9 +27,9 @@ pub(crate) type Tamper = Box<dyn FnMut(End, &mut Vec<u8>)>;
 pub(crate) struct Pair {
     pub(crate) client: ControlClient,
     pub(crate) server: ControlServer,
-    /// Secrets that the server has for the name of the key.
+    /// Secrets of the KeyID at the server.
     pub(crate) server_secrets: Vec<&'static [u8]>,
-    /// What both ends sent, in whole messages.
+    /// All messages of both ends.
     pub(crate) sent: Vec<(End, Vec<u8>)>,
     pub(crate) accepted: Vec<AcceptedSession>,
     pub(crate) requested: Vec<RequestedSession>,
@@ -38,9 +38,9 @@ pub(crate) struct Pair {
     pub(crate) key_id: Vec<u8>,
     pub(crate) client_error: Option<ClientError>,
     pub(crate) server_error: Option<ServerError>,
-    /// Answers of the driver of the server to requests, by index; accepted where there is none.
+    /// Responses of the server's driver to requests, by index; accepted if absent.
     pub(crate) answers: Vec<Accept>,
-    /// Has a say in every message before it arrives.
+    /// Hook that may change each message before it arrives.
     pub(crate) tamper: Option<Tamper>,
 }
 
@@ -72,7 +72,7 @@ impl Pair {
         Self::of(vec![request(); sessions], client, server)
     }
 
-    pub(crate) fn of(
+    pub(crate) fn with_options(
         requests: Vec<SessionRequest>,
         client: ClientOptions,
         server: ServerOptions,
@@ -94,7 +94,7 @@ impl Pair {
         }
     }
 
-    /// Until neither has anything to say.
+    /// Exchanges messages until both ends are silent.
     pub(crate) fn run(&mut self) -> &mut Self {
         loop {
             let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
@@ -161,7 +161,7 @@ impl Pair {
         }
     }
 
-    /// All that one end sent.
+    /// Returns all octets that one end sent.
     pub(crate) fn octets_of(&self, end: End) -> Vec<u8> {
         let of = self.sent.iter().filter(|(from, _)| *from == end);
         of.flat_map(|(_, octets)| octets.clone()).collect()

@@ -1,4 +1,4 @@
-//! Modes with keys.
+//! Conformance of the modes with keys.
 
 use twamp_agent::{
     twamp::{
@@ -17,7 +17,7 @@ const PROTECTED: [Modes; 3] = [Modes::AUTHENTICATED, Modes::ENCRYPTED, Modes::MI
 
 fn in_mode(security: Modes) -> (ClientOptions, ServerOptions) {
     let client = ClientOptions { security, key_id: "alice".into(), ..client_options() };
-    // Key derivation as short as it may be: thousands are made here.
+    // The shortest key derivation: thousands are needed here.
     let server = ServerOptions { offered: Modes(0x0f), count: 1024, ..server_options() };
     (client, server)
 }
@@ -65,7 +65,7 @@ fn conformance_005_006_count_has_bounds() {
         let ClientAction::Failed(error) = asked(count) else { panic!("{count}") };
         assert_eq!(error, ClientError::Count { count, maximum: 32_768 });
     }
-    // Not a power of two: real servers do that.
+    // Not a power of two, as sent by real servers.
     for given in [1, 10_000, 32_768] {
         assert!(matches!(asked(given), ClientAction::DeriveKey { count, .. } if count == given));
     }
@@ -100,7 +100,7 @@ fn conformance_016_a_wrong_token_is_refused_in_clear() {
 fn too_many_derivations_are_a_temporary_limitation() {
     let (client, server) = in_mode(Modes::ENCRYPTED);
     let mut pair = Pair::new(1, client, server);
-    // The driver has no time for this one.
+    // The driver has no capacity for this client.
     pair.server_secrets = Vec::new();
     let mut busy = twamp_agent::twamp::control_server::ControlServer::new(server_options(), NOW);
     assert_eq!(busy.authenticate(None, NOW), None, "nobody asked");
@@ -108,7 +108,7 @@ fn too_many_derivations_are_a_temporary_limitation() {
     assert_eq!(pair.server_error, Some(ServerError::BadKey), "no key at all is a wrong one");
 }
 
-/// Every bit of every command, one at a time.
+/// Flips each bit of each command, one at a time.
 #[test]
 fn conformance_030_031_a_flipped_bit_in_a_command_executes_nothing() {
     // The client's third to fifth messages: Request-TW-Session, Start-Sessions, Stop-Sessions.
@@ -167,23 +167,23 @@ fn conformance_030_a_flipped_bit_in_an_answer_ends_the_client() {
 fn conformance_033_the_modes_differ_in_test_packets_alone() {
     let octets = PROTECTED.map(|security| {
         let (client, server) = in_mode(security);
-        // Probes of as much padding behind headers of another size.
+        // Probes with the same padding after headers of another size.
         let data_size = if security == Modes::MIXED { 114 } else { 148 };
         let session = SessionRequest { data_size, ..request() };
-        let mut pair = Pair::of(vec![session; 2], client, server);
+        let mut pair = Pair::with_options(vec![session; 2], client, server);
         pair.run();
         pair.client.stop(NOW);
         pair.run();
         assert!(pair.server_error.is_none());
         let client = pair.octets_of(End::Client);
-        // The mode itself stands in the first four.
+        // The first four octets hold the mode itself.
         hex::encode([&client[4..], &pair.octets_of(End::Server)].concat())
     });
     assert_eq!(octets[0], octets[1]);
     assert_eq!(octets[1], octets[2]);
 }
 
-/// No secret is compared but in constant time.
+/// Secrets are compared in constant time only.
 #[test]
 fn conformance_034_comparisons_are_constant_time() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/wire/crypto");
@@ -210,7 +210,7 @@ fn conformance_025_octet_by_octet_in_a_protected_mode() {
         let mut pair = Pair::new(0, client_options(), options);
         for part in octets.chunks(piece) {
             pair.server.handle_input(part, NOW);
-            // What the server says goes to nobody: the client of this pair is not the one.
+            // The server's output is discarded: the client of this pair is not its peer.
             pair.client_error = Some(ClientError::ServiceRefused);
             pair.run();
         }
@@ -225,9 +225,9 @@ fn conformance_064_the_stop_of_a_client_says_whether_results_are_valid() {
     pair.run();
     pair.client.stop(NOW);
     pair.run();
-    // Ours ends tests before it stops them: what it has is valid.
+    // Our client ends its tests before it stops the sessions: their results are valid.
     assert_eq!(pair.sent.last().unwrap().1[..2], [3, 0]);
-    // A client that says otherwise is stopped all the same.
+    // A client with another number is stopped nevertheless.
     let mut pair = super::security::pair(1, Modes::UNAUTHENTICATED);
     pair.tamper = Some(Box::new(|end, octets| {
         if end == End::Client && octets[0] == 3 && octets.len() == 32 {

@@ -1,4 +1,4 @@
-//! STAMP (RFC 8762, RFC 8972): sender and reflector.
+//! Conformance of the STAMP sender and reflector (RFC 8762, RFC 8972).
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -102,7 +102,7 @@ fn number(packet: &[u8]) -> u32 {
     u32::from_be_bytes(packet[..4].try_into().unwrap())
 }
 
-/// A sender and a reflector, packet by packet.
+/// A sender and a reflector that exchange packets.
 struct Pair {
     sender: SessionSender,
     reflector: Reflector,
@@ -136,7 +136,7 @@ impl Pair {
         Self { sender, reflector, now, octets, probes: Vec::new(), figures: None }
     }
 
-    /// Runs the test; `on_the_way` sees what is sent and what comes back.
+    /// Runs the test; `on_the_way` may change each packet in both directions.
     fn run(self, mut on_the_way: impl FnMut(&mut Vec<u8>, &mut Vec<u8>)) -> Self {
         self.run_with(|_, packet, reply| on_the_way(packet, reply))
     }
@@ -156,7 +156,7 @@ impl Pair {
                     continue;
                 };
                 on_the_way(&mut self.reflector, &mut packet, &mut reply);
-                // The kernel says that the reply went out 20 us after its T3.
+                // The kernel reports that the reply left 20 us after its T3.
                 let wire = [vec![0x45; 28], reply.clone()].concat();
                 self.reflector.transmitted(&wire, START.plus_ns(25_000));
                 let received = START.plus_ns(100_000);
@@ -173,7 +173,7 @@ impl Pair {
                     SenderEvent::Completed | SenderEvent::Minute(..) => {}
                 }
             }
-            // All probes carry the same time of day: only waiting passes.
+            // All probes carry the same T1: only waiting takes time.
             self.now.monotonic = self.now.monotonic.plus_ns(SECOND / 10);
             self.sender.handle_timeout(self.now);
         }
@@ -232,7 +232,7 @@ fn conformance_113_port_862_by_default() {
     };
     let config = model::parse(&document).unwrap();
     let sessions = &config.connections["c"].sessions;
-    // `None` is TWAMP_PORT, where the socket is opened.
+    // `None` becomes TWAMP_PORT when the socket is opened.
     assert_eq!((sessions[0].destination_port, sessions[1].destination_port), (None, Some(50_000)));
     assert_eq!(model::limits::TWAMP_PORT, 862);
     assert_eq!(config.server.as_ref().unwrap().stamp.as_ref().unwrap().listen[0].port, 862);
@@ -264,7 +264,7 @@ fn conformance_115_only_what_is_authentic_is_answered() {
     let counters = Arc::new(ReflectorCounters::default());
     let keyed = StampPolicy {
         authenticated: true,
-        // A key that is going, and the one that comes.
+        // An old key and its replacement.
         secrets: vec![Secret::new("old"), Secret::new(KEY)],
         ..policy()
     };
@@ -299,7 +299,7 @@ fn conformance_116_with_state_it_counts_without_it_copies() {
     };
     assert_eq!(numbers(false), [4, 9, 2]);
     assert_eq!(numbers(true), [0, 1, 2]);
-    // Sessions of one sender are told apart by their identifiers.
+    // The SSID distinguishes sessions of one sender.
     let mut reflector = reflector(policy());
     let counts = [1, 2, 1, 2].map(|ssid| {
         let packet = probe(0, ssid, &open(), 44);
@@ -388,11 +388,8 @@ fn conformance_119_the_sender_sets_u_and_believes_the_flags() {
         assert!(tlv::walk(&reply[44..]).all(|tlv| tlv.unwrap().flags == 0));
     });
     let stamp = pair.stamp();
-    assert_eq!(
-        (stamp.tlvs_unrecognised, stamp.tlvs_malformed, stamp.tlvs_integrity_failed),
-        (0, 0, 0)
-    );
-    // A reflector that does not know them, one that finds them malformed, one that mistrusts them.
+    assert_eq!((stamp.tlvs_unrecognised, stamp.tlvs_malformed, stamp.tlvs_integrity_failed), (0, 0, 0));
+    // Reflectors that do not know them, find them malformed or fail their integrity check.
     for (flag, counts) in [(0x80, (4, 0, 0)), (0x40, (0, 4, 0)), (0x20, (0, 0, 4))] {
         let pair = Pair::new(everything(), 0, reflector(policy())).run(|_, reply| {
             let first = tlv::walk(&reply[44..]).next().unwrap().unwrap();
@@ -418,12 +415,12 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     assert_eq!(pair.figures.as_ref().unwrap().probes_received, 4);
     assert_eq!(pair.stamp().tlvs_integrity_failed, 0);
     assert_eq!(pair.stamp().direct_reflector_received, 4);
-    // A changed TLV in a reply: its times are good, its TLVs are not used.
+    // A modified TLV in a reply: its timestamps are used, its TLVs are not.
     let pair =
         Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply[112 + 6] ^= 1);
     assert_eq!(pair.stamp().tlvs_integrity_failed, 4);
     assert_eq!(pair.figures.unwrap().probes_received, 4);
-    // The flags of the HMAC TLV itself are not signed: they cannot make it go away.
+    // The flags of the HMAC TLV are not signed, but cannot hide it.
     let pair = Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| {
         let hmac = tlv::walk(&reply[112..]).map_while(Result::ok).last().unwrap();
         reply[112 + 6] ^= 1;
@@ -431,13 +428,13 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     });
     assert_eq!(pair.stamp().tlvs_integrity_failed, 4);
     assert_eq!(pair.figures.unwrap().egress_tos, None);
-    // Nor does it go away when it is cut off, or becomes another one.
+    // Truncation or another type does not hide it either.
     let pair = Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| {
         let hmac = tlv::walk(&reply[112..]).map_while(Result::ok).last().unwrap();
         reply[112 + hmac.at + 1] = tlv::types::EXTRA_PADDING;
     });
     assert_eq!(pair.figures.unwrap().egress_tos, None);
-    // Nothing but padding may follow it: what is appended is not signed, and is not believed.
+    // Only padding may follow it: other appended TLVs are not signed and not used.
     let forged = [
         [0, tlv::types::CLASS_OF_SERVICE, 0, 4, 0x0f, 0xfc, 0, 0].to_vec(),
         [vec![0, tlv::types::DIRECT_MEASUREMENT, 0, 12], vec![0x6f; 12]].concat(),
@@ -456,7 +453,7 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     let pair =
         Pair::new(session.clone(), 0, reflector(keyed())).run(|_, reply| reply.extend(padding));
     assert_eq!(pair.stamp().tlvs_integrity_failed, 0);
-    // Two paddings are two TLVs, and need a signature like all others.
+    // Two Extra Padding TLVs need a signature like any others.
     let key = authenticated(KEY);
     let mut packet = probe(0, 0x4321, &key, 112);
     packet.extend([padding, padding].concat());
@@ -465,7 +462,7 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
     packet.truncate(120);
     let (reply, _) = answer(&mut reflector(keyed()), sender_address(), &packet).unwrap();
     assert_eq!(reply[112] & tlv::flags::INTEGRITY, 0);
-    // Padding alone needs no signature.
+    // A single Extra Padding needs no signature.
     let bare = StampSession {
         authenticated: true,
         secret: Some(Secret::new(KEY)),
@@ -476,7 +473,7 @@ fn conformance_121_122_authenticated_tlvs_are_signed() {
         assert_eq!(reply[112..116], [0, 1, 0, 28]);
     });
     assert_eq!(pair.stamp().tlvs_integrity_failed, 0);
-    // Without authentication when asked for.
+    // Without authentication only on request.
     let signed = StampSession { sign_tlvs: true, secret: Some(Secret::new(KEY)), ..everything() };
     let knows = StampPolicy { secrets: vec![Secret::new(KEY)], ..policy() };
     assert_eq!(
@@ -509,7 +506,7 @@ fn every_extension_tells_what_it_is_for() {
 #[test]
 fn conformance_125_follow_ups_correct_t3() {
     let pair = Pair::new(everything(), 0, reflector(policy())).run(|_, _| {});
-    // T3 was 5 us after T2, and the reply went out 20 us later.
+    // T3 was 5 us after T2; the reply left 20 us later.
     let processing: Vec<i64> =
         pair.probes.iter().map(|p| p.reflector_processing_ns.unwrap()).collect();
     let rounded: Vec<i64> = processing.iter().map(|ns| (ns + 500) / 1000).collect();
@@ -517,7 +514,7 @@ fn conformance_125_follow_ups_correct_t3() {
     let rtt: Vec<i64> = pair.probes.iter().map(|p| (p.rtt_ns.unwrap() + 500) / 1000).collect();
     assert_eq!(rtt, [75, 75, 75, 95]);
     assert_eq!(pair.figures.unwrap().reflector_timestamps_corrected, 3);
-    // A reflector without state has nothing to tell.
+    // A stateless reflector has nothing to report.
     let stateless = reflector(StampPolicy { stateful: false, ..policy() });
     let pair = Pair::new(everything(), 0, stateless).run(|_, _| {});
     assert_eq!(pair.figures.unwrap().reflector_timestamps_corrected, 0);
@@ -535,7 +532,7 @@ fn an_access_report_is_repeated_until_it_comes_back() {
     let mut sent = Vec::new();
     Pair::new(everything(), 0, reflector(policy())).run(|packet, reply| {
         sent.push(reports(packet));
-        // It does not come back.
+        // The TLV is not returned.
         let area = reply[44..].to_vec();
         for tlv in tlv::walk(&area).flatten() {
             if tlv.kind == tlv::types::ACCESS_REPORT {
@@ -567,7 +564,7 @@ fn an_access_report_is_given_up_at_last() {
     assert_eq!(sent, [true, true, false, false], "once, and once more");
 }
 
-/// A key that is added or taken away while sessions run must not look like a loss.
+/// A key that is added or removed while sessions run must not look like loss.
 #[test]
 fn keys_roll_without_a_break_in_what_is_counted() {
     let session =

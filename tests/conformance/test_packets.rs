@@ -1,4 +1,4 @@
-//! Test packets: the Session-Reflector and the Session-Sender.
+//! Conformance of test packets at the Session-Reflector and the Session-Sender.
 
 use std::{
     net::SocketAddr,
@@ -270,8 +270,7 @@ fn two_light_reflectors_do_not_answer_each_other() {
     assert_eq!(verdict, Verdict::ReflectionLoop);
 }
 
-/// On different ports, of any two kinds, and with a packet between them that was made to look as if
-/// each had asked the other: it dies at once.
+/// Two reflectors of any kinds on different ports: a forged packet between them causes no loop.
 #[test]
 fn two_reflectors_on_different_ports_do_not_play_ping_pong() {
     use twamp_agent::twamp::reflector::{StampPolicy, StampRule};
@@ -345,7 +344,7 @@ fn packets_to_many_and_from_nobody_are_not_answered() {
         reflector.handle(&meta, &probe(0, 41), estimate, Monotonic(0), &mut reply)
     };
     assert!(matches!(verdict(meta(sender())), Verdict::Reply { .. }));
-    // To a broadcast or multicast address.
+    // Addressed to a broadcast or multicast address.
     let to_group = PacketMeta { to_group: true, ..meta(sender()) };
     assert_eq!(verdict(to_group), Verdict::ReflectionLoop);
     for source in [
@@ -391,7 +390,7 @@ impl Sending {
         self.machine.handle_timeout(self.now);
     }
 
-    /// Sends what is due; the packets.
+    /// Sends all due probes and returns their packets.
     fn send(&mut self) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
         while self.machine.poll_probe(self.now).is_some() {
@@ -433,7 +432,7 @@ impl Sending {
 fn conformance_094_095_numbers_from_0_and_the_real_time_of_departure() {
     let mut sending = Sending::new(3);
     let mut packets = sending.send();
-    // Late: the time is that of the departure, not of the schedule.
+    // Sent late: the timestamp is that of the departure, not of the schedule.
     sending.pass(37_000_000);
     packets.extend(sending.send());
     let numbers: Vec<u32> = packets.iter().map(|packet| number(packet)).collect();
@@ -476,7 +475,7 @@ fn conformance_098_answers_of_another_size_count() {
     assert_eq!(sending.result().figures.unwrap().probes_received, 2);
 }
 
-/// Stop-Sessions waits for what is under way, within its bound.
+/// Stop-Sessions waits for probes in flight, within its limit.
 #[test]
 fn conformance_100_what_is_under_way_is_waited_for_before_the_stop() {
     let mut sending = Sending::new(5);
@@ -492,7 +491,7 @@ fn conformance_100_what_is_under_way_is_waited_for_before_the_stop() {
     assert_eq!((figures.probes_received, figures.probes_lost, figures.probes_not_sent), (1, 0, 4));
 }
 
-/// As twampy's responder does: nothing behind the Sender Error Estimate, and T2 = T3.
+/// As sent by twampy's responder: nothing after the Sender Error Estimate, and T2 = T3.
 #[test]
 fn conformance_098_a_reply_without_sender_ttl_counts() {
     let mut sending = Sending::new(1);
@@ -505,7 +504,7 @@ fn conformance_098_a_reply_without_sender_ttl_counts() {
     assert_eq!(figures.egress_ttl, 255, "not known");
 }
 
-/// As the reflector of domos' twamp-light does: T1 where T3 belongs, and T3 where T1 belongs.
+/// As sent by domos' twamp-light: T1 and T3 in exchanged places.
 #[test]
 fn conformance_098_a_reply_with_t1_and_t3_in_each_others_place_counts() {
     let delays = |exchange: bool| {
@@ -546,8 +545,8 @@ fn conformance_100_late_answers_are_lost() {
     assert_eq!((figures.probes_lost, figures.probes_late, figures.probes_received), (2, 1, 0));
 }
 
-/// An hour and a day without a server: one result for each test that should have run, nothing
-/// that grows, and the rhythm of the tests kept.
+/// An hour and a day without a server: one result for each due test, constant memory, and an
+/// unchanged schedule.
 #[test]
 fn a_day_without_a_server() {
     use twamp_agent::proto::FailureCause;
@@ -569,7 +568,7 @@ fn a_day_without_a_server() {
     }
     let unreachable: Vec<&TestResult> =
         results.iter().filter(|result| result.outcome() == TestOutcome::Unreachable).collect();
-    // A test takes 9 x 10 ms + 100 ms and the pause of 1 s.
+    // A test takes 9 x 10 ms + 100 ms, followed by the interval of 1 s.
     let expected = sending.now.monotonic.since_ns(start) / 1_190_000_000;
     assert!((unreachable.len() as u64).abs_diff(expected) <= 1, "{}", unreachable.len());
     for result in &unreachable {
@@ -578,12 +577,12 @@ fn a_day_without_a_server() {
         assert_eq!(result.cause(), FailureCause::Refused);
     }
     assert!(unreachable.last().unwrap().attempts > 86_390);
-    // Back again: it measures at once.
+    // The server is back: the next test starts immediately.
     sending.machine.session_started(Carrier::default(), sending.now.monotonic, sending.now);
     assert!(sending.machine.poll_probe(sending.now).is_some());
 }
 
-/// A reply is judged by when it came, not by when it is looked at.
+/// A reply is judged by its arrival time, not by the time of reading.
 #[test]
 fn a_reply_that_waited_in_the_socket_is_not_late() {
     let answered = |waited_ns: u64| {
@@ -606,7 +605,7 @@ fn a_reply_that_waited_in_the_socket_is_not_late() {
     assert_eq!(answered(300_000), (0, 1, 1));
 }
 
-/// A test that is stopped counts what is under way as answered if it is.
+/// A stopped test counts probes in flight as answered if their replies arrive.
 #[test]
 fn a_stopped_test_waits_for_what_is_under_way() {
     let stopped = |answer: bool| -> TestResult {

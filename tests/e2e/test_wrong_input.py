@@ -574,7 +574,7 @@ class Demo(harness.Case):
         self.assertIn("COMPLETE, sent 50, lost 0", out)
         code, out, _ = self.demo("--duration", "60s", interrupt=4)
         self.assertEqual(code, 0)
-        self.assertIn("All that was made is removed", out)
+        self.assertIn("All temporary files are removed", out)
         code, _, error = self.demo("--duration", "0s")
         self.assertEqual(code, 1, "it fails where no results came")
         self.assertIn("no test was completed", error)

@@ -183,7 +183,7 @@ impl<'a> Candidates<'a> {
         };
         self.sockets
             .serving(self.address, port, self.interface)
-            .or_else(|| self..dedicated(&listen).ok())
+            .or_else(|| self.sockets.dedicated(&listen).ok())
     }
 }
 

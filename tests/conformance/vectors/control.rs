@@ -1,4 +1,4 @@
-//! Keys and control messages.
+//! Vectors of keys and control messages.
 
 use serde_json::Value;
 use twamp_agent::wire::{
@@ -16,7 +16,7 @@ use super::{array, integer, number, octets, session_keys, vector};
 pub(super) fn keys(name: &str, input: &Value, output: &Value) {
     if name.starts_with("test-keys") {
         let keys = session_keys(input).test_keys(Sid(array(&input["sid"])));
-        // The keys themselves are not to be seen: what they make of a packet is.
+        // Keys are private: their effect on a packet is compared.
         let expected = super::test_keys(output);
         let (mut made, mut right) = ([7; 48], [7; 48]);
         keys.seal(&mut made, 32, 32);
@@ -26,7 +26,7 @@ pub(super) fn keys(name: &str, input: &Value, output: &Value) {
     let (secret, salt) = (octets(&input["passphrase"]), array(&input["salt"]));
     let key = TokenKey::derive(&secret, &salt, integer(&input["count"]) as u32);
     if name.starts_with("pbkdf2") {
-        // A token under the derived key is one under the key of the vector.
+        // A token under the derived key equals one under the key of the vector.
         let (challenge, keys) = ([9; 16], super::super::options::session_keys());
         let token = key.seal(&challenge, &keys);
         let plain = aes_cbc_decrypt(&array(&output["key"]), &token);
@@ -110,8 +110,8 @@ pub(super) fn open(name: &str, input: &Value, output: &Value) {
     assert_eq!(hex::encode(made), hex::encode(wire), "{name}");
 }
 
-/// Both directions, sealed and opened: one chain each, and the HMAC of the first answer covers
-/// the encrypted part of Server-Start as well.
+/// Both directions, sealed and opened: one chain each. The HMAC of the first response also covers
+/// the encrypted part of Server-Start.
 pub(super) fn conversation(input: &Value, output: &Value) {
     let keys = session_keys(input);
     let ivs = [array(&input["client_iv"]), array(&input["server_iv"])];

@@ -1,5 +1,5 @@
-//! Octets that others computed or recorded: every one of the reference vectors is checked, by the
-//! group that its name says.
+//! Vectors computed or recorded by other implementations: each reference vector is checked
+//! according to its group.
 
 mod control;
 mod packets;
@@ -48,7 +48,7 @@ fn test_keys(of: &Value) -> TestKeys {
     TestKeys::new(&array(&of["test_aes_key"]), &array(&of["test_hmac_key"]))
 }
 
-/// Checks one vector by the group that its name says; whether there is a check for it here.
+/// Checks one vector according to its group; false if this suite does not check the group.
 fn check(vector: &Value) -> bool {
     let (name, input, output) = (vector["name"].as_str().unwrap(), &vector["in"], &vector["out"]);
     match name.split('/').next().unwrap() {
@@ -63,7 +63,7 @@ fn check(vector: &Value) -> bool {
         "test" => packets::check(name, input, output),
         "neg" => packets::discarded(name, input, output),
         "captured-perfsonar" => recorded::check(name, input, output),
-        // Those of the TLVs and of the metrics are checked where TLVs and metrics are.
+        // TLV and metric vectors are checked by their own modules.
         "stamp" if name.starts_with("stamp/tlv/") => {}
         "metrics" => {}
         "stamp" => stamp::check(name, input, output),
@@ -78,7 +78,7 @@ fn check_all(prefix: &str, count: usize) {
     assert_eq!(of_group.map(|vector| assert!(check(vector))).count(), count, "{prefix}");
 }
 
-/// All 88, none left out: a vector of a group that nobody checks fails here.
+/// All 88 vectors: one of an unchecked group fails here.
 #[test]
 fn every_vector_is_checked() {
     let unchecked: Vec<&Value> = all().iter().filter(|vector| !check(vector)).collect();

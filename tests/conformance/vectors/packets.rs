@@ -1,4 +1,4 @@
-//! Test packets of TWAMP.
+//! Vectors of TWAMP test packets.
 
 use serde_json::Value;
 use twamp_agent::{
@@ -71,7 +71,7 @@ pub(super) fn check(name: &str, input: &Value, output: &Value) {
     assert_eq!(format.read_reply(&expected), Ok(header), "{name}");
 }
 
-/// What is to be discarded, or, in authenticated mode, is not.
+/// Packets to be discarded and, in authenticated mode, packets to be accepted.
 pub(super) fn discarded(name: &str, input: &Value, output: &Value) {
     let read = format(name, input).read_probe(&octets(&input["packet"]));
     match name {

@@ -1,5 +1,5 @@
-//! Whole sessions between perfSONAR's twping and twampd, in every mode: decrypted, checked and
-//! made again octet by octet; and ours in the place of one of them.
+//! Recorded sessions between perfSONAR's twping and twampd in each mode: decrypted, verified,
+//! recreated octet by octet, and replayed with one of our ends in the place of theirs.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -62,7 +62,7 @@ fn stream(name: &str, keys: &SessionKeys, iv: [u8; 16], part: Option<&[u8]>, oct
     opener.decrypt(&mut plain);
     let (mut at, mut answers) = (0, 0);
     while at < plain.len() {
-        // The server says Accept-Session to the one request, then Start-Ack.
+        // The server sends Accept-Session for the one request, then Start-Ack.
         let length = match (from_server, plain[at]) {
             (true, _) => {
                 if answers == 0 {
@@ -109,8 +109,8 @@ fn test_packets(name: &str, mode: Modes, keys: Option<&SessionKeys>, output: &Va
     }
 }
 
-/// Our client against what twampd said, octet by octet and all at once: what it says is what
-/// twping said, but for what is random, and it is content.
+/// Our client with recorded input of twampd, octet by octet and all at once. Except for random
+/// fields it must send the same as twping, and succeed.
 #[test]
 fn a_recorded_server_serves_our_client() {
     let capture = vector("captured-perfsonar/twping_O_pad64");
@@ -146,7 +146,7 @@ fn a_recorded_server_serves_our_client() {
         }
         assert!(started);
         assert_eq!(accepted, Some(19_355));
-        // Start Time is when twping wanted to begin; ours is 0, "at once".
+        // Start Time is that of twping; ours is 0, "at once".
         let start_time = 164 + 68..164 + 76;
         let mut expected = twping.clone();
         expected[start_time].fill(0);
@@ -154,7 +154,7 @@ fn a_recorded_server_serves_our_client() {
     }
 }
 
-/// Our server against what twping said.
+/// Our server with recorded input of twping.
 #[test]
 fn a_recorded_client_is_served() {
     let capture = vector("captured-perfsonar/twping_O_pad64");

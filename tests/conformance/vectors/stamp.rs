@@ -1,4 +1,4 @@
-//! STAMP packets: those of the sender by our sender, those of the reflector by our reflector.
+//! Vectors of STAMP packets, made by our sender and our reflector.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -58,7 +58,7 @@ pub(super) fn check(name: &str, input: &Value, output: &Value) {
     }
 }
 
-/// The whole reply, TLVs and their HMAC included, is what our reflector makes of the probe.
+/// Our reflector must return the whole reply, including TLVs and HMAC.
 fn reflected(input: &Value, expected: &[u8]) {
     let header = reply_header(&vector("stamp/reflector/auth")["in"]);
     let probe = octets(&vector("stamp/sender/auth+tlvs")["out"]["packet"]);
@@ -83,7 +83,7 @@ fn reflected(input: &Value, expected: &[u8]) {
     };
     let estimate: ErrorEstimate = header.error_estimate;
     let mut reply = vec![0; 1024];
-    // The reply of the vector is the sixth of its session.
+    // The vector holds the sixth reply of its session.
     for _ in 0..6 {
         let verdict = reflector.handle(&meta, &probe, estimate, Monotonic(0), &mut reply);
         let Verdict::Reply { octets, tos, finish } = verdict else { panic!("{verdict:?}") };
@@ -91,7 +91,7 @@ fn reflected(input: &Value, expected: &[u8]) {
         let t3 = NtpTimestamp(header.timestamp).to_unix(near);
         reflector.finish(meta.source, finish, &mut reply[..octets], t3);
     }
-    // The counters of the vector are those of another history: put in, and signed again.
+    // The counters of the vector come from another history: they are inserted and signed again.
     let mut made = reply[..expected.len()].to_vec();
     made[128..136].copy_from_slice(&expected[128..136]);
     let key = StampKey::new(&octets(&input["hmac_key"]));

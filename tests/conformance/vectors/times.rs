@@ -1,4 +1,4 @@
-//! Timestamps and Error Estimates.
+//! Vectors of timestamps and Error Estimates.
 
 use serde_json::Value;
 use twamp_agent::time::{ErrorEstimate, NtpTimestamp, UnixTime};
@@ -11,7 +11,7 @@ pub(super) fn check(name: &str, input: &Value, output: &Value) {
             let time = UnixTime(ns.parse().unwrap());
             let expected = number(&output["ntp"]);
             let made = NtpTimestamp::from_unix(time);
-            // The reference rounds to the nearest unit of a quarter of a nanosecond, we down.
+            // The reference rounds to the nearest 2^-32 s, we round down.
             assert!(expected.wrapping_sub(made.0) <= 1, "{ns}: {:x} for {expected:x}", made.0);
             assert_eq!(NtpTimestamp(expected).to_unix(time), time);
         }
@@ -25,7 +25,7 @@ pub(super) fn check(name: &str, input: &Value, output: &Value) {
         ("error-estimate", _) => {
             let estimate = ErrorEstimate(number(&output["field"]) as u16);
             assert_eq!(estimate.is_synchronised(), input["S"] == 1, "{name}");
-            // The largest that can be written is 17 000 years; nanoseconds end at 584.
+            // The largest value is 17,000 years; nanoseconds end at 584.
             let seconds = output["seconds"].as_f64().unwrap().min(u64::MAX as f64 / 1e9);
             let apart = (estimate.error_ns() as f64 / 1e9 - seconds).abs();
             assert!(apart <= 1e-9 + seconds * 1e-9, "{name}: {apart}");
