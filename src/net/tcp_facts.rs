@@ -39,6 +39,7 @@ pub struct TcpDirectory {
 }
 
 impl TcpDirectory {
+    /// Opens a netlink socket.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;

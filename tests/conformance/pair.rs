@@ -69,7 +69,7 @@ pub(crate) fn sid(number: u8) -> Sid {
 
 impl Pair {
     pub(crate) fn new(sessions: usize, client: ClientOptions, server: ServerOptions) -> Self {
-        Self::of(vec![request(); sessions], client, server)
+        Self::with_options(vec![request(); sessions], client, server)
     }
 
     pub(crate) fn with_options(

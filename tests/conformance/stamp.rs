@@ -388,7 +388,10 @@ fn conformance_119_the_sender_sets_u_and_believes_the_flags() {
         assert!(tlv::walk(&reply[44..]).all(|tlv| tlv.unwrap().flags == 0));
     });
     let stamp = pair.stamp();
-    assert_eq!((stamp.tlvs_unrecognised, stamp.tlvs_malformed, stamp.tlvs_integrity_failed), (0, 0, 0));
+    assert_eq!(
+        (stamp.tlvs_unrecognised, stamp.tlvs_malformed, stamp.tlvs_integrity_failed),
+        (0, 0, 0)
+    );
     // Reflectors that do not know them, find them malformed or fail their integrity check.
     for (flag, counts) in [(0x80, (4, 0, 0)), (0x40, (0, 4, 0)), (0x20, (0, 0, 4))] {
         let pair = Pair::new(everything(), 0, reflector(policy())).run(|_, reply| {

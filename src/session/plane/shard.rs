@@ -239,7 +239,7 @@ impl<E: Endpoint> EventLoop<E> {
             while let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.id == id) {
                 match slot.commands.try_recv() {
                     Ok(command) => {
-                        self.visit(index, |endpoint, _| endpoint.handle_command(command))
+                        self.visit(index, |endpoint, _| endpoint.handle_command(command));
                     }
                     Err(mpsc::error::TryRecvError::Empty) => break,
                     Err(mpsc::error::TryRecvError::Disconnected) => {

@@ -66,7 +66,7 @@ impl Reason {
 
     /// Returns the reason for a failure of this host.
     fn of_host(error: &io::Error) -> Self {
-        Self(EndCause::Server, error.to_string())
+        Self(EndCause::ClosedByServer, error.to_string())
     }
 
     fn of_machine(error: &ServerError) -> Self {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{ControlConnection, Extensions},
-    proto::LossCause,
+    proto::FailureCause,
     time::Monotonic,
     wire::codes::Sid,
 };
@@ -172,7 +172,7 @@ pub enum Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionCommand {
     /// The connection is lost, or one more attempt failed.
-    Down(LossCause, u64),
+    Down(FailureCause, u64),
     /// The connection is closed until the next test is due.
     Park,
     /// Nothing is measured until a start by hand.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::{Endpoint, SessionControl},
-    proto::LossCause,
+    proto::FailureCause,
     time::{Monotonic, Now, UnixTime},
 };
 
@@ -65,7 +65,9 @@ impl Connection {
         let State::Connecting(Connecting { step, context, .. }) = &mut self.state else { return };
         let mut addresses = match result {
             Ok(addresses) if !addresses.is_empty() => addresses,
-            Ok(_) => return self.attempt_failed(Failure::new(LossCause::Dns, "no address"), now),
+            Ok(_) => {
+                return self.attempt_failed(Failure::new(FailureCause::Dns, "no address"), now);
+            }
             Err(failure) => return self.attempt_failed(failure, now),
         };
         *step = Step::Tcp;
@@ -186,7 +188,7 @@ impl Connection {
         let declined = names.into_iter().filter(|name| !self.sessions.is_declined(name));
         let declined = declined.map(|name| {
             let detail = "not requested: the server closes the connection when it is asked for it";
-            let failure = Failure::new(LossCause::ClosedByServer, detail).for_session(&name);
+            let failure = Failure::new(FailureCause::ClosedByServer, detail).for_session(&name);
             Declined { name, failure }
         });
         let declined: Vec<Declined> = declined.collect();
@@ -198,7 +200,7 @@ impl Connection {
     pub(super) fn lose(&mut self, failure: Failure, started: bool, now: Now) {
         self.drop_control();
         let asks_for_fewer = self.requests.record_failure(&failure.suspect, now.monotonic);
-        let at_once = asks_for_fewer || started && failure.cause == LossCause::Local;
+        let at_once = asks_for_fewer || started && failure.cause == FailureCause::LocalError;
         if started {
             self.retry = RetrySchedule::starting_at(now.monotonic);
             self.network_seen = self.network;

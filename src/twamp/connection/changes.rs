@@ -80,13 +80,15 @@ impl Connection {
         let control = self.status.session_control;
         match connection_effect(&self.config, &self.desired.config, control) {
             ChangeEffect::Live => {}
-            ChangeEffect::Sessions | ChangeEffect::Renegotiate => return Transition::Sessions,
+            ChangeEffect::SessionRestart | ChangeEffect::Renegotiate => {
+                return Transition::Sessions;
+            }
             ChangeEffect::Unspecified
             | ChangeEffect::Reconnect
             | ChangeEffect::Start
             | ChangeEffect::Stop
             | ChangeEffect::Listen
-            | ChangeEffect::Close => return Transition::Restart,
+            | ChangeEffect::CloseConnections => return Transition::Restart,
         }
         if self.desired.config != self.config {
             let options = |config: &ControlConnection| (config.control_dscp, config.keepalive);

@@ -1,12 +1,12 @@
 //! Reasons for which a control connection was lost or could not be established.
 
-use crate::{proto::LossCause, twamp::control_client::ClientError, wire::codes::Accept};
+use crate::{proto::FailureCause, twamp::control_client::ClientError, wire::codes::Accept};
 
 /// Loss of a connection or failure of an attempt, with its cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Failure {
     /// Category of the cause, as results and events carry it.
-    pub cause: LossCause,
+    pub cause: FailureCause,
     /// Accept code of the server; 0 where it sent none.
     pub accept_code: u8,
     /// Text for people: the operation that failed, with the value that made it fail.
@@ -36,13 +36,13 @@ pub enum Suspect {
 
 impl Failure {
     /// Returns a failure without accept code and suspect.
-    pub fn new(cause: LossCause, detail: impl Into<String>) -> Self {
+    pub fn new(cause: FailureCause, detail: impl Into<String>) -> Self {
         Self { cause, detail: detail.into(), ..Self::default() }
     }
 
     /// Returns the failure of a connection that the server closed.
     pub fn closed_by_server() -> Self {
-        Self::new(LossCause::ClosedByServer, "the server closed the control connection")
+        Self::new(FailureCause::ClosedByServer, "the server closed the control connection")
     }
 
     /// Adds the name of the session that failed to the detail.
@@ -58,56 +58,56 @@ impl Failure {
         let unspecific =
             [Accept::FAILURE, Accept::NOT_SUPPORTED].contains(&Accept(self.accept_code));
         let suspect = match self.cause {
-            LossCause::Rejected if unspecific => Suspect::ExtensionsLikely,
+            FailureCause::Rejected if unspecific => Suspect::ExtensionsLikely,
             // A server that refuses the mode may answer as one that refuses the key.
-            LossCause::BadKey if self.accept_code == Accept::FAILURE.0 => {
+            FailureCause::BadKey if self.accept_code == Accept::FAILURE.0 => {
                 Suspect::ExtensionsPossibly
             }
-            LossCause::ResponseTimeout if derives_key => Suspect::None,
+            FailureCause::ResponseTimeout if derives_key => Suspect::None,
             // The server may also have been restarted at that moment.
-            LossCause::Reset
-            | LossCause::ClosedByServer
-            | LossCause::ProtocolError
-            | LossCause::ResponseTimeout => Suspect::ExtensionsPossibly,
-            LossCause::Unspecified
-            | LossCause::Refused
-            | LossCause::ConnectTimeout
-            | LossCause::NoRoute
-            | LossCause::Dns
-            | LossCause::KeepaliveTimeout
-            | LossCause::NoCommonMode
-            | LossCause::BadKey
-            | LossCause::Rejected
-            | LossCause::Limit
-            | LossCause::Panic
-            | LossCause::Local => Suspect::None,
+            FailureCause::Reset
+            | FailureCause::ClosedByServer
+            | FailureCause::ProtocolError
+            | FailureCause::ResponseTimeout => Suspect::ExtensionsPossibly,
+            FailureCause::Unspecified
+            | FailureCause::Refused
+            | FailureCause::ConnectTimeout
+            | FailureCause::NoRoute
+            | FailureCause::Dns
+            | FailureCause::KeepaliveTimeout
+            | FailureCause::NoCommonMode
+            | FailureCause::BadKey
+            | FailureCause::Rejected
+            | FailureCause::Limit
+            | FailureCause::Panic
+            | FailureCause::LocalError => Suspect::None,
         };
         Self { suspect, ..self }
     }
 
     /// Returns whether the server ended the connection, with FIN or RST.
     pub fn is_end_by_server(&self) -> bool {
-        matches!(self.cause, LossCause::ClosedByServer | LossCause::Reset)
+        matches!(self.cause, FailureCause::ClosedByServer | FailureCause::Reset)
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (cause, accept) = match &error {
-            ClientError::ServiceRefused => (LossCause::Rejected, 0),
-            ClientError::NoCommonMode { .. } => (LossCause::NoCommonMode, 0),
-            ClientError::Count { .. } => (LossCause::Limit, 0),
-            ClientError::KeyRejected(accept) => (LossCause::BadKey, accept.0),
-            ClientError::NotGenuine(_) => (LossCause::BadKey, 0),
+            ClientError::ServiceRefused => (FailureCause::Rejected, 0),
+            ClientError::NoCommonMode { .. } => (FailureCause::NoCommonMode, 0),
+            ClientError::Count { .. } => (FailureCause::Limit, 0),
+            ClientError::KeyRejected(accept) => (FailureCause::BadKey, accept.0),
+            ClientError::NotGenuine(_) => (FailureCause::BadKey, 0),
             ClientError::ConnectionRejected(accept)
             | ClientError::SessionRejected { accept, .. }
-            | ClientError::StartRejected(accept) => (LossCause::Rejected, accept.0),
+            | ClientError::StartRejected(accept) => (FailureCause::Rejected, accept.0),
             ClientError::NoPort { .. }
             | ClientError::ReflectedOctets { .. }
             | ClientError::Unexpected(_)
             | ClientError::RepeatedSid { .. }
-            | ClientError::UnknownSessions(_) => (LossCause::ProtocolError, 0),
-            ClientError::ResponseTimeout(_) => (LossCause::ResponseTimeout, 0),
+            | ClientError::UnknownSessions(_) => (FailureCause::ProtocolError, 0),
+            ClientError::ResponseTimeout(_) => (FailureCause::ResponseTimeout, 0),
         };
         Self { accept_code: accept, ..Self::new(cause, error.to_string()) }
     }

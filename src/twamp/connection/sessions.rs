@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::{ControlConnection, Endpoint, TestSession},
-    proto::LossCause,
+    proto::FailureCause,
     time::{Monotonic, NANOS_PER_SECOND},
     wire::codes::Sid,
 };
@@ -59,11 +59,11 @@ struct Refusal {
 impl Refusal {
     /// Returns whether the server was not asked: repeating the request interrupts no session.
     fn is_local(&self) -> bool {
-        self.failure.cause != LossCause::Rejected
+        self.failure.cause != FailureCause::Rejected
     }
 
     fn is_slow_name(&self) -> bool {
-        self.failure.cause == LossCause::Dns
+        self.failure.cause == FailureCause::Dns
     }
 }
 
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn one_session_that_can_send_is_enough() {
-        let failure = || Some(Failure::new(LossCause::NoRoute, "no route"));
+        let failure = || Some(Failure::new(FailureCause::NoRoute, "no route"));
         let config = super::super::tests::config(|c| {
             c.test_sessions = ["a", "b", "c"].map(super::super::tests::session).into();
         });

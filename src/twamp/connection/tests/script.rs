@@ -1,7 +1,7 @@
 //! One situation each: the table of automatic restarts, and what happens to sessions.
 
 use super::{world::*, *};
-use crate::proto::{ControlType as Kind, LossCause};
+use crate::proto::{ControlType as Kind, FailureCause};
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
@@ -66,10 +66,10 @@ fn activated_connection_connects_at_once_and_waits_for_a_manual_start() {
 #[test]
 fn unreachable_server_gets_one_attempt_each_interval_whatever_an_attempt_takes() {
     for (cause, takes) in [
-        (LossCause::Refused, MS),
-        (LossCause::NoRoute, 1),
-        (LossCause::ConnectTimeout, 60 * SECOND),
-        (LossCause::Reset, 700 * MS),
+        (FailureCause::Refused, MS),
+        (FailureCause::NoRoute, 1),
+        (FailureCause::ConnectTimeout, 60 * SECOND),
+        (FailureCause::Reset, 700 * MS),
     ] {
         let mut world = World::new(config(|c| c.connect_timeout = seconds(1)));
         world.server.up = false;
@@ -106,7 +106,7 @@ fn silent_resolver_is_waited_for_within_bounds() {
     world.run(100 * SECOND);
     assert_eq!(world.attempts.len(), 11);
     let (_, ConnectionEvent::Lost(failure)) = &world.events[0] else { panic!("no loss") };
-    assert_eq!(failure.cause, LossCause::Dns);
+    assert_eq!(failure.cause, FailureCause::Dns);
     // A change of the network interrupts the wait.
     let attempts = world.attempts.len();
     world.server.resolves_in = Some(MS);
@@ -128,7 +128,7 @@ fn network_change_makes_one_attempt_at_once_besides_the_schedule() {
     world.run(20 * SECOND);
     assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule stays");
     // One that hangs in TCP gives way, one that negotiates does not.
-    world.server.failure = (LossCause::ConnectTimeout, 60 * SECOND);
+    world.server.failure = (FailureCause::ConnectTimeout, 60 * SECOND);
     world.run(8 * SECOND);
     let attempts = world.attempts.len();
     world.input(Input::Network(2));
@@ -166,13 +166,13 @@ fn loss_begins_the_schedule_and_a_local_one_is_retried_at_once() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.run(3 * SECOND);
     world.lose_server();
-    assert!(matches!(world.commands.last(), Some(SessionCommand::Down(LossCause::Reset, 0))));
+    assert!(matches!(world.commands.last(), Some(SessionCommand::Down(FailureCause::Reset, 0))));
     world.run(25 * SECOND);
     assert_eq!(world.attempts, [0, 13 * SECOND, 23 * SECOND]);
     world.server.up = true;
     world.run(10 * SECOND);
     assert!(world.machine.is_running());
-    world.input(Input::Lost(Failure::new(LossCause::Local, "the interface is gone")));
+    world.input(Input::Lost(Failure::new(FailureCause::LocalError, "the interface is gone")));
     let at = world.now;
     world.run(SECOND);
     assert_eq!(world.attempts.last(), Some(&at));
@@ -477,7 +477,7 @@ fn only_session_that_is_rejected_is_an_outage() {
 #[test]
 fn slow_name_of_a_session_holds_up_no_other() {
     let mut world = World::new(three());
-    world.server.unopened.insert("s3".into(), LossCause::Dns);
+    world.server.unopened.insert("s3".into(), FailureCause::Dns);
     world.run(3_500 * MS);
     assert!(world.machine.is_running());
     assert_eq!(last_names(&world, "open"), ["s3"]);
@@ -499,7 +499,7 @@ fn light_session_that_cannot_open_leaves_the_others_alone() {
         c.set_control_type(Kind::Light);
         c.test_sessions = ["s1", "s2"].map(session).into();
     }));
-    world.server.unopened.insert("s2".into(), LossCause::Local);
+    world.server.unopened.insert("s2".into(), FailureCause::LocalError);
     world.run(5 * SECOND);
     assert!(world.machine.is_running() && world.events.is_empty());
     world.server.unopened.clear();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::{model::touched_sessions, proto::LossCause, time::UnixTime};
+use crate::{model::touched_sessions, proto::FailureCause, time::UnixTime};
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
@@ -17,7 +17,7 @@ const EPOCH: u64 = 1_800_000_000 * SECOND;
 pub(super) struct Server {
     pub(super) up: bool,
     /// Failure of an attempt while the server is down, and the time that takes.
-    pub(super) failure: (LossCause, u64),
+    pub(super) failure: (FailureCause, u64),
     /// Time that name resolution takes; `None` where nobody answers.
     pub(super) resolves_in: Option<u64>,
     pub(super) handshake: u64,
@@ -27,7 +27,7 @@ pub(super) struct Server {
     /// Sessions that it rejects.
     pub(super) rejects: BTreeSet<String>,
     /// Sessions whose sockets do not come about, and why.
-    pub(super) unopened: BTreeMap<String, LossCause>,
+    pub(super) unopened: BTreeMap<String, FailureCause>,
     /// Silence after which it forgets a session.
     pub(super) refwait: u64,
     /// Closes when sessions are stopped.
@@ -100,7 +100,7 @@ impl World {
             now,
             server: Server {
                 up: true,
-                failure: (LossCause::Refused, MS),
+                failure: (FailureCause::Refused, MS),
                 resolves_in: Some(2 * MS),
                 handshake: 3 * MS,
                 is_individual: true,
@@ -134,7 +134,7 @@ impl World {
     /// Lets the task fail and starts it again.
     pub(super) fn fail_task(&mut self) {
         let mut status = self.status.clone();
-        let failure = Failure::new(LossCause::Panic, "the task failed");
+        let failure = Failure::new(FailureCause::Panic, "the task failed");
         if status.task_failed(failure.clone(), false, at(self.now)) {
             self.event(ConnectionEvent::Lost(failure));
         }
@@ -180,7 +180,7 @@ impl World {
     pub(super) fn reset(&mut self) {
         if self.has_control {
             self.may_stop_all = true;
-            self.input(Input::Lost(Failure::new(LossCause::Reset, "reset")));
+            self.input(Input::Lost(Failure::new(FailureCause::Reset, "reset")));
         }
     }
 
@@ -225,7 +225,7 @@ impl World {
                 Some(true) => session.answered += 1,
                 Some(false) => session.unanswered += 1,
             }
-            let refused = Failure::new(LossCause::NoRoute, "no route");
+            let refused = Failure::new(FailureCause::NoRoute, "no route");
             let refused = (sent && self.no_route).then_some(refused);
             let answered = if refused.is_some() { Some(false) } else { answered };
             session.progress.test_ended(answered, refused, Monotonic(now));
@@ -423,7 +423,7 @@ impl World {
         let input = match operation {
             Operation::Resolve(_) => Input::Resolved(match self.server.resolves_in {
                 Some(_) => Ok(vec!["192.0.2.1:862".parse().unwrap()]),
-                None => Err(Failure::new(LossCause::Dns, "no answer")),
+                None => Err(Failure::new(FailureCause::Dns, "no answer")),
             }),
             Operation::Connect { .. } => Input::Connected(if self.server.up {
                 self.has_control = true;
@@ -436,7 +436,7 @@ impl World {
                 let result = if !self.server.up {
                     Err(down)
                 } else if some && !self.server.knows_extensions {
-                    let refused = Failure::new(LossCause::Rejected, "refused");
+                    let refused = Failure::new(FailureCause::Rejected, "refused");
                     let suspect = Suspect::ExtensionsLikely;
                     Err(Failure { accept_code: 1, suspect, ..refused })
                 } else {
@@ -499,7 +499,7 @@ impl World {
         started.sessions.retain(|session| {
             let is_rejected = self.server.rejects.contains(&session.name);
             if is_rejected {
-                let failure = Failure::new(LossCause::Rejected, "rejected");
+                let failure = Failure::new(FailureCause::Rejected, "rejected");
                 started.declined.push(Declined { name: session.name.clone(), failure });
             }
             !is_rejected
