@@ -162,7 +162,8 @@ impl Server {
                 let tasks = Tasks::new();
                 let (_config, receiver) = watch::channel(config);
                 let (applied, mut in_force) = watch::channel(None);
-                let role = ServerRole::new(Registry::new(reflectors), receiver, &tasks);
+                let registry = Registry::new(reflectors.counters());
+                let role = ServerRole::new(registry, reflectors, receiver, &tasks);
                 tasks.spawn("role", role.run(applied, Heartbeat::default()));
                 in_force.wait_for(Option::is_some).await.expect("the role");
                 ready.send(()).expect("the main thread");

@@ -169,23 +169,28 @@ impl Agent {
             api = ?addresses,
             "agent started"
         );
-        let agent =
-            Self { tasks, control: control.clone(), results, addresses, _directory: directory };
-        if let Some(config) = options.bootstrap
-            && revision == 0
-        {
-            let request = ApplyConfigRequest {
-                config: Some(config),
-                expected_revision: Some(0),
-                comment: "bootstrap".into(),
-                ..ApplyConfigRequest::default()
-            };
-            if let Err(error) = control.apply(request, "bootstrap".into()).await {
-                agent.stop().await;
-                return Err(StartError::Bootstrap { error });
+        let agent = Self { tasks, control, results, addresses, _directory: directory };
+        match options.bootstrap {
+            Some(config) if revision == 0 => agent.bootstrap(config).await,
+            _ => Ok(agent),
+        }
+    }
+
+    /// Commits the initial configuration; stops the agent when it is refused.
+    async fn bootstrap(self, config: AgentConfig) -> Result<Self, StartError> {
+        let request = ApplyConfigRequest {
+            config: Some(config),
+            expected_revision: Some(0),
+            comment: "bootstrap".into(),
+            ..ApplyConfigRequest::default()
+        };
+        match self.control.apply(request, "bootstrap".into()).await {
+            Ok(_) => Ok(self),
+            Err(error) => {
+                self.stop().await;
+                Err(StartError::Bootstrap { error })
             }
         }
-        Ok(agent)
     }
 
     /// Returns the TCP addresses of the API.

@@ -173,7 +173,8 @@ impl Control {
             ),
         );
 
-        let registry = Registry::new(planes.reflectors);
+        let reflectors = planes.reflectors;
+        let registry = Registry::new(reflectors.counters());
         let (server, server_config) = watch::channel(None);
         let (applied, server_applied) = watch::channel(None);
         let (role_registry, role_tasks) = (registry.clone(), tasks.clone());
@@ -184,7 +185,7 @@ impl Control {
                 RestartPolicy::default(),
                 move |heartbeat| {
                     let (registry, config) = (role_registry.clone(), server_config.clone());
-                    let role = ServerRole::new(registry, config, &role_tasks);
+                    let role = ServerRole::new(registry, reflectors.clone(), config, &role_tasks);
                     role.run(applied.clone(), heartbeat)
                 },
                 |text, last| tracing::error!(text, last, "the server role failed"),

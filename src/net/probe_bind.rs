@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{tcp, udp};
-use crate::model::{AgentConfig, ListenAddress, ServerConfig, UdpListen};
+use crate::model::{AgentConfig, ControlConnection, ListenAddress, ServerConfig, UdpListen};
 
 /// A resource that the host cannot provide.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,118 +18,134 @@ pub struct ResourceRefusal {
     pub description: String,
 }
 
+#[derive(Default)]
+struct Refusals(Vec<ResourceRefusal>);
+
+impl Refusals {
+    fn add(&mut self, field: String, resource: &str, error: &io::Error) {
+        let description = format!("{resource}: {error}{}", hint(error));
+        self.0.push(ResourceRefusal { field, description });
+    }
+}
+
 /// Tries to bind the resources of `new` that the running configuration `old` does not use.
 pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefusal> {
-    let mut refusals = Vec::new();
-    let mut refuse = |field: String, what: String, error: &io::Error| {
-        let hint = hint(error);
-        refusals.push(ResourceRefusal { field, description: format!("{what}: {error}{hint}") });
-    };
+    let mut refusals = Refusals::default();
     if let Some(server) = &new.server {
-        let held = old.server.as_deref();
-        for (index, listen) in server.listen.iter().enumerate() {
-            if held.is_some_and(|held| held.listen.contains(listen)) {
-                continue;
-            }
-            let wanted = own(listen);
-            if let Err(error) = tcp::bound(wanted.address, wanted.interface.as_deref()) {
-                let held = held.iter().flat_map(|held| &held.listen).map(own).collect::<Vec<_>>();
-                if !is_own(&error, &held, &wanted) {
-                    let field = format!("server.listen[{index}]");
-                    refuse(field, format!("TCP {wanted}"), &error);
-                }
-            }
-        }
-        let held_udp = held.map(ServerConfig::reflector_sockets).unwrap_or_default();
-        for wanted in server.reflector_sockets() {
-            if held_udp.contains(&wanted) {
-                continue;
-            }
-            if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref(), false)
-                && !is_own(&error, &held_udp, &wanted)
-            {
-                let field = format!("server.{}", server.field_of(&wanted));
-                refuse(field, format!("UDP {wanted}"), &error);
-            }
-        }
+        check_server(old.server.as_deref(), server, &mut refusals);
     }
-    if let Some(wanted) =
+    if let Some(address) =
         new.export.prometheus.filter(|_| new.export.prometheus != old.export.prometheus)
-        && let Err(error) = tcp::bound(wanted, None)
+        && let Err(error) = tcp::bound(address, None)
     {
-        refuse("export.prometheus".into(), format!("TCP {wanted}"), &error);
+        refusals.add("export.prometheus".into(), &format!("TCP {address}"), &error);
     }
     for (name, connection) in &new.connections {
-        if connection.inactive || old.connections.get(name) == Some(connection) {
+        if !connection.inactive && old.connections.get(name) != Some(connection) {
+            let path = format!("client.control_connections[{name}]");
+            check_connection(old, connection, &path, &mut refusals);
+        }
+    }
+    refusals.0
+}
+
+fn check_server(old: Option<&ServerConfig>, new: &ServerConfig, refusals: &mut Refusals) {
+    for (index, listen) in new.listen.iter().enumerate() {
+        if old.is_some_and(|old| old.listen.contains(listen)) {
             continue;
         }
-        let path = format!("client.control_connections[{name}]");
-        let interface = connection.interface.as_deref();
-        let before = old.connections.get(name).filter(|before| !before.inactive);
-        // An interface that was accepted before may be down now; the connection waits for it.
-        let known = before.is_some_and(|before| before.interface == connection.interface);
-        if let Some(interface) = interface.filter(|_| !known)
-            && let Err(error) = nix::net::if_::if_nametoindex(interface)
-        {
-            let error = io::Error::from(error);
-            refuse(format!("{path}.interface"), format!("interface {interface}"), &error);
-            continue;
-        }
-        let own = connection.source_address.map(|address| ("source_address".to_owned(), address));
-        let sessions = connection.sessions.iter().enumerate().filter_map(|(index, session)| {
-            Some((format!("test_sessions[{index}].source_address"), session.source_address?))
-        });
-        let known: Vec<IpAddr> = before
-            .iter()
-            .flat_map(|before| {
-                let sessions = before.sessions.iter().filter_map(|session| session.source_address);
-                before.source_address.into_iter().chain(sessions)
-            })
-            .collect();
-        for (field, address) in own.into_iter().chain(sessions) {
-            if known.contains(&address) {
-                continue;
-            }
-            // Port 0: the connection binds its port only while it needs it.
-            if let Err(error) = udp::bound(SocketAddr::new(address, 0), None, false) {
-                refuse(format!("{path}.{field}"), format!("address {address}"), &error);
-            }
-        }
-        let held = old.connections.values().flat_map(|old| &old.sessions);
-        let held: Vec<u16> = held.filter_map(|session| session.source_port).collect();
-        for (index, session) in connection.sessions.iter().enumerate() {
-            let Some(port) = session.source_port.filter(|port| !held.contains(port)) else {
-                continue;
-            };
-            let any = IpAddr::from([0u8; 4]);
-            let source = session.source_address.or(connection.source_address).unwrap_or(any);
-            let address = SocketAddr::new(source, port);
-            if let Err(error) = udp::bound(address, interface, false) {
-                let field = format!("{path}.test_sessions[{index}].source_port");
-                refuse(field, format!("UDP {address}"), &error);
+        let wanted = tcp_socket(listen);
+        if let Err(error) = tcp::bound(wanted.address, wanted.interface.as_deref()) {
+            let used = old.iter().flat_map(|old| &old.listen).map(tcp_socket).collect::<Vec<_>>();
+            if !is_own(&error, &used, &wanted) {
+                let field = format!("server.listen[{index}]");
+                refusals.add(field, &format!("TCP {wanted}"), &error);
             }
         }
     }
-    refusals
+    let used = old.map(ServerConfig::reflector_sockets).unwrap_or_default();
+    for wanted in new.reflector_sockets() {
+        if used.contains(&wanted) {
+            continue;
+        }
+        if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref(), false)
+            && !is_own(&error, &used, &wanted)
+        {
+            let field = format!("server.{}", new.field_of(&wanted));
+            refusals.add(field, &format!("UDP {wanted}"), &error);
+        }
+    }
+}
+
+fn check_connection(
+    old: &AgentConfig,
+    connection: &ControlConnection,
+    path: &str,
+    refusals: &mut Refusals,
+) {
+    let interface = connection.interface.as_deref();
+    let before = old.connections.get(&connection.name).filter(|before| !before.inactive);
+    // An interface that was accepted before may be down now; the connection waits for it.
+    let is_known = before.is_some_and(|before| before.interface == connection.interface);
+    if let Some(interface) = interface.filter(|_| !is_known)
+        && let Err(error) = nix::net::if_::if_nametoindex(interface)
+    {
+        let field = format!("{path}.interface");
+        return refusals.add(field, &format!("interface {interface}"), &error.into());
+    }
+    let own = connection.source_address.map(|address| ("source_address".to_owned(), address));
+    let sessions = connection.sessions.iter().enumerate().filter_map(|(index, session)| {
+        Some((format!("test_sessions[{index}].source_address"), session.source_address?))
+    });
+    let known: Vec<IpAddr> = before
+        .iter()
+        .flat_map(|before| {
+            let sessions = before.sessions.iter().filter_map(|session| session.source_address);
+            before.source_address.into_iter().chain(sessions)
+        })
+        .collect();
+    for (field, address) in own.into_iter().chain(sessions) {
+        if known.contains(&address) {
+            continue;
+        }
+        // Port 0: the connection binds its port only while it needs it.
+        if let Err(error) = udp::bound(SocketAddr::new(address, 0), None, false) {
+            refusals.add(format!("{path}.{field}"), &format!("address {address}"), &error);
+        }
+    }
+    let used = old.connections.values().flat_map(|old| &old.sessions);
+    let used: Vec<u16> = used.filter_map(|session| session.source_port).collect();
+    for (index, session) in connection.sessions.iter().enumerate() {
+        let Some(port) = session.source_port.filter(|port| !used.contains(port)) else {
+            continue;
+        };
+        let any = IpAddr::from([0u8; 4]);
+        let source = session.source_address.or(connection.source_address).unwrap_or(any);
+        let address = SocketAddr::new(source, port);
+        if let Err(error) = udp::bound(address, interface, false) {
+            let field = format!("{path}.test_sessions[{index}].source_port");
+            refusals.add(field, &format!("UDP {address}"), &error);
+        }
+    }
 }
 
 /// Returns the TCP socket of a listening address.
-fn own(listen: &ListenAddress) -> UdpListen {
+fn tcp_socket(listen: &ListenAddress) -> UdpListen {
     let address = SocketAddr::new(listen.address, listen.port);
     UdpListen { address, interface: listen.interface.clone() }
 }
 
 /// Returns true when a socket of the running configuration occupies the port; it will be closed. A
 /// socket on all addresses conflicts with one on a single address and vice versa.
-fn is_own(error: &io::Error, held: &[UdpListen], wanted: &UdpListen) -> bool {
-    let meets = |held: &UdpListen| {
-        let (held, wanted) = (held.address, wanted.address);
-        held.port() == wanted.port()
-            && (held.ip() == wanted.ip()
-                || held.ip().is_unspecified()
+fn is_own(error: &io::Error, used: &[UdpListen], wanted: &UdpListen) -> bool {
+    let meets = |used: &UdpListen| {
+        let (used, wanted) = (used.address, wanted.address);
+        used.port() == wanted.port()
+            && (used.ip() == wanted.ip()
+                || used.ip().is_unspecified()
                 || wanted.ip().is_unspecified())
     };
-    error.kind() == io::ErrorKind::AddrInUse && held.iter().any(meets)
+    error.kind() == io::ErrorKind::AddrInUse && used.iter().any(meets)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]

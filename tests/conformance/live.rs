@@ -54,12 +54,12 @@ impl Server {
             .build()
             .unwrap();
         let reflectors = Reflectors::start(PlaneSettings::default()).unwrap();
-        let (tasks, registry) = (Tasks::new(), Registry::new(reflectors));
+        let (tasks, registry) = (Tasks::new(), Registry::new(reflectors.counters()));
         let (config, receiver) = watch::channel(config);
         let (applied, mut in_force) = watch::channel(None);
         {
             let _inside = runtime.enter();
-            let role = ServerRole::new(registry.clone(), receiver, &tasks);
+            let role = ServerRole::new(registry.clone(), reflectors, receiver, &tasks);
             tasks.spawn("server role", role.run(applied, Heartbeat::default()));
         }
         runtime.block_on(in_force.wait_for(Option::is_some)).unwrap();

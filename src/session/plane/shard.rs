@@ -29,7 +29,7 @@ use crate::{
     time::Monotonic,
 };
 
-/// Timers handled before sockets are served unfinished.
+/// Timers handled before sockets are served again.
 const MAX_TIMERS_PER_TURN: usize = 64;
 /// Pause after an error of epoll, which may repeat immediately.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -214,7 +214,7 @@ impl<E: Endpoint> EventLoop<E> {
 
     /// Takes over pending endpoints and handles queued commands.
     fn accept_notifications(&mut self) {
-        // Entries added while the flag is cleared are handled now; later ones set the flag unfinished.
+        // Entries added while the flag is cleared are handled now; later ones set it again.
         let has_notifications = &self.inbox.has_notifications;
         if !has_notifications.load(Relaxed) || !has_notifications.swap(false, AcqRel) {
             return;
@@ -312,7 +312,7 @@ impl<E: Endpoint> EventLoop<E> {
 
     fn end(&mut self, index: usize) {
         self.remove(index, |slot| {
-            // Queued commands are handled so that their senders receive an clear.
+            // Queued commands are handled so that their senders receive an answer.
             slot.commands.close();
             let drained = catch_unwind(AssertUnwindSafe(|| {
                 while let Ok(command) = slot.commands.try_recv() {

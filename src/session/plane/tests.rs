@@ -1,4 +1,4 @@
-//! Endpoints that do nothing but send what was asked of them.
+//! Endpoints that report each call.
 
 use std::{
     sync::mpsc::{Sender, channel},

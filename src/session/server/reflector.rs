@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::registry::{SessionEnd, SessionEntry};
 use crate::{
     net::{Drained, Neighbours, PacketHandler, PreparedReply, TestSocket, clock},
-    proto::{PacketCounters, ServerSessionState},
+    proto::ServerSessionState,
     session::plane::{Endpoint, Handle, Plane, PlaneSettings},
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
     twamp::{
@@ -71,9 +71,9 @@ impl Reflectors {
         self.counters.len()
     }
 
-    /// Returns the counters of all threads together.
-    pub(super) fn counters_total(&self) -> PacketCounters {
-        self.counters.iter().fold(PacketCounters::default(), |sum, one| one.add_to(sum))
+    /// Returns the packet counters of each thread.
+    pub fn counters(&self) -> Vec<Arc<ReflectorCounters>> {
+        self.counters.clone()
     }
 
     /// Assigns sockets to threads: a single one to the thread with the fewest, several to one

@@ -13,17 +13,19 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::reflector::Reflectors;
 use crate::{
     model::ServerConfig,
     net::clock,
     proto::{
-        EndCause, EndedConnections, GetServerStatusResponse, KeyCounters, Refusal, RefusalCause,
-        RefusedConnections, RefusedSessions, ServerConnection, ServerConnectionState,
+        EndCause, EndedConnections, GetServerStatusResponse, KeyCounters, PacketCounters, Refusal,
+        RefusalCause, RefusedConnections, RefusedSessions, ServerConnection, ServerConnectionState,
         ServerSession, ServerSessionState, ServerSocket,
     },
     time::UnixTime,
-    twamp::{control_server::ServerError, reflector::SessionCounters},
+    twamp::{
+        control_server::ServerError,
+        reflector::{ReflectorCounters, SessionCounters},
+    },
     wire::codes::{Accept, Sid},
 };
 
@@ -47,8 +49,8 @@ pub(super) enum SessionEnd {
 pub struct Registry {
     inner: Mutex<Inner>,
     start_time: UnixTime,
-    /// Data-plane threads of the sockets.
-    pub(super) reflectors: Arc<Reflectors>,
+    /// Packet counters of each data-plane thread.
+    packets: Vec<Arc<ReflectorCounters>>,
 }
 
 #[derive(Debug)]
@@ -79,8 +81,8 @@ struct Inner {
 
 impl Registry {
     /// Creates the registry of a server that starts now.
-    pub fn new(reflectors: Arc<Reflectors>) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), start_time: clock::unix(), reflectors })
+    pub fn new(packets: Vec<Arc<ReflectorCounters>>) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), start_time: clock::unix(), packets })
     }
 
     /// Returns the Start-Time of the server, the same for all connections.
@@ -206,7 +208,11 @@ impl Registry {
                 .iter()
                 .map(|(cause, count)| RefusedConnections { cause: *cause, count: *count })
                 .collect(),
-            packets: Some(self.reflectors.counters_total()),
+            packets: Some(
+                self.packets
+                    .iter()
+                    .fold(PacketCounters::default(), |sum, thread| thread.add_to(sum)),
+            ),
             latest_refusals: inner.latest_refusals.iter().cloned().collect(),
             sessions_refused: inner
                 .sessions_refused

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Registry,
+    Reflectors, Registry,
     connection::{Shared, serve},
     sockets::Sockets,
 };
@@ -47,11 +47,12 @@ impl ServerRole {
     /// Creates a role that follows `config`, with its tasks among `tasks`.
     pub fn new(
         registry: Arc<Registry>,
+        reflectors: Arc<Reflectors>,
         config: watch::Receiver<Option<Arc<ServerConfig>>>,
         tasks: &Tasks,
     ) -> Self {
         let tasks = tasks.child();
-        let sockets = Arc::new(Sockets::new(registry.reflectors.clone()));
+        let sockets = Arc::new(Sockets::new(reflectors));
         let derivation = Arc::new(Derivation::for_server());
         let shared =
             Shared { registry, sockets, config: config.clone(), derivation, interface: None };

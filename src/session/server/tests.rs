@@ -36,7 +36,7 @@ async fn greeting() -> Vec<u8> {
     let reflectors = Reflectors::start(PlaneSettings::default()).unwrap();
     let (_config, config) = watch::channel(Some(config()));
     let shared = Shared {
-        registry: Registry::new(reflectors.clone()),
+        registry: Registry::new(reflectors.counters()),
         sockets: Arc::new(Sockets::new(reflectors)),
         config,
         derivation: Arc::new(Derivation::for_server()),

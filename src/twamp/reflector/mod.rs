@@ -8,6 +8,7 @@ mod deadlines;
 mod light;
 mod rate;
 mod recent;
+mod reply;
 mod session;
 mod stamp;
 mod stamp_tlvs;
@@ -20,13 +21,14 @@ use crate::{
     twamp::PacketMeta,
     wire::{
         codes::Sid,
-        format::{PacketFormat, ProbeHeader, ReplyHeader, Unreadable},
+        format::{PacketFormat, ProbeHeader, Unreadable},
     },
 };
 use deadlines::Deadlines;
 use light::Light;
 use rate::SenderAllowances;
 use recent::RecentReplies;
+use reply::{header, write_reply};
 use session::{Phase, Session};
 use stamp::Stamp;
 
@@ -433,40 +435,4 @@ fn refused(
     }
     let copy = format.sender_timestamp_of_reply(packet);
     copy.is_some_and(|time| recent.contains(time)).then_some(Verdict::ReflectionLoop)
-}
-
-fn header(
-    meta: &PacketMeta,
-    probe: &ProbeHeader,
-    sequence: u32,
-    error_estimate: ErrorEstimate,
-    receive_timestamp: u64,
-) -> ReplyHeader {
-    ReplyHeader {
-        sequence,
-        timestamp: 0,
-        error_estimate,
-        receive_timestamp,
-        probe: *probe,
-        sender_ttl: meta.ttl.unwrap_or(255),
-        sender_tos: meta.tos,
-    }
-}
-
-/// Writes a reply as long as its probe if possible (RFC 5357 §4.2.1), with the padding of the
-/// probe from its beginning (RFC 6038 §5). Returns its octets.
-fn write_reply(
-    format: &PacketFormat,
-    header: &ReplyHeader,
-    packet: &[u8],
-    reply: &mut [u8],
-) -> Option<usize> {
-    let base = format.reply_octets();
-    let octets = packet.len().max(base);
-    let reply = reply.get_mut(..octets)?;
-    format.write_reply(header, reply);
-    let padding = packet.get(format.probe_octets()..)?;
-    let room = octets - base;
-    reply[base..].copy_from_slice(padding.get(..room)?);
-    Some(octets)
 }

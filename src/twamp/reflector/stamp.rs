@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    header,
+    reply::header,
     stamp_tlvs::{ProbeContext, SessionState, TlvOutcome, process_tlvs, signer},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
