@@ -1,4 +1,4 @@
-//! The layers of the house: imports go down only, and what touches the world is in one place.
+//! Layers of the crate: imports go down only, and the outside world is accessed in one place.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Modules by layer; those of one layer do not import each other, but for the pairs in `BESIDE`.
+/// Modules by layer; those of one layer do not import each other, except for the pairs in
+/// `BESIDE`.
 const LAYERS: [(u8, &[&str]); 9] = [
     (0, &["time", "proto", "document", "model"]),
     (1, &["wire"]),
@@ -20,7 +21,7 @@ const LAYERS: [(u8, &[&str]); 9] = [
     (8, &["db", "demo", "service"]),
 ];
 
-/// Within a layer, from left to right.
+/// Allowed imports within a layer, from left to right.
 const BESIDE: [(&str, &str); 7] = [
     ("model", "proto"),
     ("model", "time"),
@@ -31,7 +32,7 @@ const BESIDE: [(&str, &str); 7] = [
     ("agent", "settings"),
 ];
 
-/// What only some modules may import.
+/// Crates and types that only some modules may import.
 const CONFINED: [(&str, &[&str]); 18] = [
     ("timestamped_socket", &["net"]),
     ("sled", &["store"]),
@@ -53,7 +54,7 @@ const CONFINED: [(&str, &[&str]); 18] = [
     ("sd_notify", &["service"]),
 ];
 
-/// No clock, randomness, socket or async below the drivers.
+/// Modules below the drivers have no clock, randomness, socket or async.
 const PURE: [&str; 7] = ["time", "proto", "document", "model", "wire", "twamp", "stats"];
 const IMPURE: [&str; 8] = [
     "tokio",
@@ -85,7 +86,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Module and code of each file of the library, without comments and tests.
+/// Returns module and code of each file of the library, without comments and tests.
 fn modules() -> Vec<(String, PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -111,7 +112,7 @@ fn modules() -> Vec<(String, PathBuf, String)> {
         .collect()
 }
 
-/// Modules of the crate that a file names.
+/// Returns the modules of the crate that a file imports.
 fn imports(code: &str) -> Vec<String> {
     let name = |text: &str| -> String {
         text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
@@ -119,7 +120,7 @@ fn imports(code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for part in code.split("crate::").skip(1) {
         if let Some(list) = part.strip_prefix('{') {
-            // The first name of each item of the list, at the outermost depth.
+            // Collects the first name of each item of the list, at the outermost depth.
             let (mut depth, mut item) = (0, String::new());
             for c in list.chars() {
                 match c {
@@ -189,7 +190,7 @@ fn the_world_is_touched_in_one_place() {
     assert_eq!(wrong, Vec::<String>::new());
 }
 
-/// Whether the code imports `library::module`, written out or in a group.
+/// Returns true when the code imports `library::module`, directly or in a group.
 fn imports_part(code: &str, library: &str, module: &str) -> bool {
     let squeezed: String = code.split_whitespace().collect();
     if squeezed.contains(&format!("{library}::{module}::")) {
@@ -225,9 +226,9 @@ fn sockets_come_from_net() {
     assert!(!imports_part("use tokio::{io, sync}; use crate::{net::tcp};", "tokio", "net"));
 }
 
-/// `super::super::…` out of a module would be an import that is not seen.
+/// `super::super::…` out of a module would be an import that this test misses.
 #[test]
-fn nobody_leaves_a_module_by_the_back_door() {
+fn no_import_leaves_a_module_through_super() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut wrong = Vec::new();
     for (_, path, code) in modules() {

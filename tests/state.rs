@@ -1,4 +1,4 @@
-//! What a start makes of a state directory.
+//! Start of an agent on existing state directories.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -215,8 +215,8 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     assert_eq!(entries.len() as u64, 2 + intervals, "{entries:?}");
 }
 
-/// What an interval tells of a test that runs is counted over all tests as well, whenever the agent is
-/// killed; and so is what a page of metrics told.
+/// Interim results of a running test count in the totals even after a kill, and so do values of
+/// the metrics page.
 #[test]
 fn what_was_told_of_a_test_that_runs_does_not_go_back_after_a_kill() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -332,7 +332,7 @@ fn config_of(connections: &[(&str, bool)]) -> model::AgentConfig {
     model::parse(&AgentConfig { client, ..AgentConfig::default() }).unwrap()
 }
 
-/// What is removed, and what is kept in memory alone from now on, does not come back after a kill.
+/// Removed data, and data kept in memory only from now on, do not reappear after a kill.
 #[test]
 fn what_was_given_up_stays_so_after_a_kill() {
     let directory = tempfile::tempdir().unwrap();

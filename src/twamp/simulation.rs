@@ -1,5 +1,5 @@
-//! A sender and a reflector in simulated time over a path that loses, delays, duplicates and
-//! reorders as told.
+//! A sender and a reflector in simulated time, over a path with configured loss, delay, duplicates
+//! and reordering.
 
 mod modes;
 mod pair;
@@ -49,7 +49,7 @@ fn an_offset_beyond_the_path_makes_one_way_delays_negative_and_says_so() {
 fn loss_has_its_direction() {
     let mut pair = Pair::new(config(100), every(10, 2 * MS), lossless(2 * MS));
     pair.run_until(Monotonic(3 * SECOND));
-    // The last probe of the test is lost, too, and no reply follows that could place it.
+    // The last probe is lost as well, and no later reply attributes it.
     let figures = pair.only();
     assert_eq!(figures.probes_lost, 10);
     assert_eq!((figures.probes_lost_egress, figures.probes_lost_ingress), (Some(9), Some(0)));
@@ -87,7 +87,7 @@ fn duplicates_reordering_and_late_answers_are_told_apart() {
 fn tests_follow_each_other_without_drift() {
     let mut pair = Pair::new(config(5), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(101 * SECOND));
-    // 40 ms of probes, 500 ms of loss timeout, 1 s of pause.
+    // 40 ms of probes, 500 ms of loss timeout, an interval of 1 s.
     assert_eq!(pair.results.len(), (100 * SECOND).div_ceil(1_540 * MS) as usize);
     let start = |result: &TestResult| {
         let start = result.start_time.unwrap();
@@ -152,7 +152,7 @@ fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
     pair.run_until(Monotonic(20 * SECOND));
     assert!(pair.completed);
     assert_eq!(pair.results.len(), 4);
-    // Without end, and then fewer than were run, between two tests.
+    // No limit, then a limit below the number already run, between two tests.
     pair.completed = false;
     pair.sender.set_config(counted(0), pair.now.monotonic);
     pair.run_until(Monotonic(30 * SECOND));
@@ -168,7 +168,7 @@ fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
     assert!(pair.completed);
     pair.run_until(Monotonic(60 * SECOND));
     assert!(pair.results.len() <= ended + 1);
-    // A session that is started though there is nothing to do says so.
+    // A session started without tests to run reports completion.
     pair.completed = false;
     pair.sender.restart();
     pair.sender.set_config(counted(1), pair.now.monotonic);
@@ -183,7 +183,7 @@ fn an_outage_of_a_day_yields_its_tests_and_no_more_memory() {
     pair.run_until(Monotonic(SECOND + 100 * MS));
     pair.sender.session_lost(FailureCause::NoRoute, 1, pair.now);
     pair.run_until(Monotonic(86_401 * SECOND));
-    // One test each 1.5 s, the first of which was begun and interrupted.
+    // One test per 1.5 s; the first was interrupted.
     assert_eq!(pair.results.len(), 86_400 * 10 / 15 + 1);
 }
 
@@ -235,7 +235,7 @@ fn conformance_097_foreign_datagrams_are_counted_and_end_nothing() {
     assert_eq!((pair.only().packets_ignored, pair.only().probes_received), (3, 2));
 }
 
-/// Five at once every 10 ms, and in the last burst what is left.
+/// Bursts of five every 10 ms; the last burst has the rest.
 #[test]
 fn bursts_keep_the_time_of_the_schedule() {
     let config = SenderConfig { burst_size: 5, test_interval_ns: SECOND, ..config(18) };
@@ -244,7 +244,7 @@ fn bursts_keep_the_time_of_the_schedule() {
     pair.run_until(Monotonic(3 * SECOND));
     let figures = pair.results[0].figures.as_ref().unwrap();
     assert_eq!((figures.probes_sent, figures.probes_received), (18, 18));
-    // What waits in the queue of the path: 20 us for each that is before it.
+    // Queueing delay of the path: 20 us for each earlier probe.
     let ipdv = delay(figures.egress_jitter.as_deref());
     let near = |ns: i64, expected: i64| ns.abs_diff(expected) < 2;
     assert!(near(ipdv.max_ns, 20_000) && near(ipdv.min_ns, -80_000), "{ipdv:?}");
@@ -253,7 +253,7 @@ fn bursts_keep_the_time_of_the_schedule() {
         time(result.end_time).since_ns(time(result.start_time))
     };
     assert_eq!(length(&pair.results[0]).cast_unsigned() / MS, 30 + 500);
-    // Tests that nobody answers take as long, and count what was due by then.
+    // Unreachable tests take the same time and count the probes due by then.
     pair.sender.session_lost(FailureCause::Unspecified, 0, pair.now);
     let begun = pair.results.len();
     pair.run_until(Monotonic(10 * SECOND));
@@ -281,14 +281,14 @@ fn a_test_over_minutes_is_told_by_minutes() {
     let mut path = 0;
     let egress: Path = Box::new(move |_| {
         path += 1;
-        // Every fortieth is lost on its way there.
+        // Each fortieth probe is lost on its way to the reflector.
         if path % 40 == 0 { vec![] } else { vec![2 * MS] }
     });
     let pause = 100 * SECOND;
     let config =
         SenderConfig { probe_interval_ns: 500 * MS, test_interval_ns: pause, ..config(300) };
     let mut pair = Pair::new(config, egress, lossless(3 * MS));
-    // The clock stands at some time within a minute.
+    // The clock is in the middle of a minute.
     let begun = pair.now.unix;
     pair.run_until(Monotonic(200 * SECOND));
     let whole = pair.only().clone();
@@ -308,7 +308,7 @@ fn a_test_over_minutes_is_told_by_minutes() {
     assert_eq!(jitter, 299 - 2 * 7);
     assert_eq!(whole.loss_bursts.unwrap().counts_by_length, [7]);
     assert_eq!(whole.availability.unwrap().available_intervals, 300);
-    // In the middle of a minute all 120 probes of it are told of.
+    // A full minute reports all of its 120 probes.
     assert_eq!(minutes[1].1.probes_sent, 120);
     assert_eq!(minutes[1].1.probes_lost, 3);
 }
@@ -319,8 +319,7 @@ fn an_outage_lowers_availability_by_as_long_as_it_was() {
     let mut pair = Pair::new(config, lossless(MS), lossless(MS));
     pair.run_until(Monotonic(5 * SECOND));
     pair.sender.session_lost(FailureCause::Reset, 1, pair.now);
-    // The test that was cut short had 95 s to go; the outage takes four.
-    // Nothing happens meanwhile.
+    // The interrupted test had 95 s left; the outage takes four.
     let passed = 9 * SECOND - pair.now.monotonic.0;
     pair.now.monotonic = Monotonic(9 * SECOND);
     pair.now.unix = pair.now.unix.plus_ns(passed as i64);

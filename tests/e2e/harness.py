@@ -1,5 +1,5 @@
-"""What the end-to-end tests share: network namespaces, agents as real processes, and a gRPC client
-that knows nothing of this project but what server reflection tells it."""
+"""Parts shared by the end-to-end tests: network namespaces, agents as real processes, and a gRPC client
+that learns the API through server reflection only."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ class Client:
         ]
         self.channel = grpc.insecure_channel(target, options=channel_options, **options)
         grpc.channel_ready_future(self.channel).result(timeout=20)
-        # One that is known already saves asking for it.
+        # A shared pool saves the reflection requests.
         self.pool = pool or DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
 
     def close(self):

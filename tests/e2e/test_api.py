@@ -69,7 +69,7 @@ class Tls(harness.Case):
         plain = grpc.insecure_channel(f"127.0.0.1:{agent.port}")
         self.addCleanup(plain.close)
         self.assertFalse(self.works(plain), "without TLS")
-        # Who changed what.
+        # Revisions name their author.
         apply = good.unary_unary("/twamp.agent.v1.ConfigService/ApplyConfig")
         apply(b"", timeout=5)
         over_unix = harness.Client(f"unix:{agent.socket}")
@@ -98,7 +98,7 @@ class Api(harness.Case):
         self.assertEqual(os.stat(agent.socket).st_mode & 0o777, 0o660)
         for version in ("v1", "v1alpha"):
             call = over_tcp.channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
-            # list_services: field 7.
+            # Request list_services is field 7.
             answer = next(call(iter([b"\x3a\x01*"]), timeout=5))
             for service in (b"ConfigService", b"ClientService", b"ServerService", b"ResultsService",
                             b"AgentService", b"grpc.health.v1.Health"):

@@ -57,7 +57,7 @@ class Documents(Case):
         document = self.api.call("ConfigService", "GetConfig")["config"]
         self.assertEqual(document["client"]["control_connections"][0]["description"], "new")
         self.assertEqual(document["storage"]["retention_age"], "3600s")
-        # What cannot be meant is refused as a whole.
+        # A contradictory request is rejected as a whole.
         code, _, fields = self.api.refused(
             {"client": client(idle("b"), idle("d", test_count=4294967295))},
             mode="APPLY_MODE_MERGE", delete=["client/b", "client/nobody", "x", "storage", "storage"],
@@ -351,7 +351,7 @@ class Sessions(TwoHosts):
         self.wait_for(lambda: len(self.of("s4")) >= 2)
         time.sleep(1)
         results = self.nothing_lost()
-        # Those that were not touched went on in their rhythm: no test of theirs was cut short.
+        # Unchanged connections kept their schedule: none of their tests was cut short.
         for record in self.of("s1"):
             self.assertEqual(record["test_result"]["outcome"], "TEST_OUTCOME_COMPLETE")
         self.assertGreater(len(results), 10)
@@ -645,7 +645,7 @@ class Sessions(TwoHosts):
         self.assertFalse(self.api.connection("c1")["reconciling"])
         self.api.call("ClientService", "StartConnections", {"names": ["c1"]})
         self.wait_for(lambda: len(self.of("s1")) == 4)
-        # What waits for a hand does so whatever is left to do.
+        # A connection that waits for a manual start does so even with tests left to run.
         wanted = {**wanted, "test_count": "0", "test_start": "TEST_START_MANUAL"}
         answer = self.api.apply({"client": client(wanted)})
         self.assertEqual(answer["changes"][0]["effect"], "CHANGE_EFFECT_LIVE")
@@ -668,7 +668,7 @@ class Sessions(TwoHosts):
         self.assertEqual(events(self.api.records(), "CONNECTION_COMPLETED"), [])
         self.wait_for(lambda: len(self.of("s2")) == 3, 20)
         self.wait_for(lambda: events(self.api.records(), "CONNECTION_COMPLETED"))
-        # What has done more than it is to do, once it is changed, is done.
+        # A connection that has run more than the new test_count is complete after the change.
         self.api.apply({"client": light(0, short, long)})
         self.wait_for(lambda: len(self.of("s1")) >= 6)
         self.api.apply({"client": light(2, {**short, "dscp_code_points": "ef"}, long)})

@@ -1,5 +1,5 @@
-"""What stands at the edge of what is supervised: open connections whose limits change, watches whose
-subject goes, ports that are still taken, thresholds of what rests, and an agent that goes away."""
+"""Edge cases: open connections whose limits change, watches whose subject disappears, ports still in use,
+thresholds of idle sessions, and an agent that goes away."""
 
 import resource
 import signal
@@ -106,7 +106,7 @@ class Edges(Case):
         self.wait_for(lambda: self.state() == "COMPLETED" and ended() >= 3)
         time.sleep(1)
         self.assertEqual(ended(), 3)
-        # One that has run as many as it is to run now.
+        # A connection that has already run the new test_count.
         self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
         self.api.apply({"client": paced("3600s", 3)}, mode="APPLY_MODE_MERGE")
         self.wait_for(lambda: ended() == 4 and parked())
@@ -115,7 +115,7 @@ class Edges(Case):
         self.wait_for(lambda: len(events(self.api.records(), "CONNECTION_COMPLETED")) == 2)
 
     def test_sessions_change_while_the_connection_is_closed_between_tests(self):
-        """Those that are not touched go on counting, and their next test stays due."""
+        """Unchanged sessions keep their counts and the time of their next test."""
         self.api.apply({"server": server(port=self.port)})
         base = self.measured()["control_connections"][0]
         one = lambda name, **fields: session(name, probe_count=2, probe_interval="0.02s",  # noqa: E731
@@ -138,7 +138,7 @@ class Edges(Case):
         self.assertEqual(ended(), ["s1", "s2", "s2", "s3"])
         self.assertLess(abs(due() - before), 1, "s1 as before")
         self.wait_for(lambda: not self.api.connection("c1")["reconciling"])
-        # One that is done, and one less: there is nothing to connect for.
+        # One session is complete and one removed: there is no reason to connect.
         count = accepted()
         self.api.apply(paced(one("s1"), one("s2", dscp_code_points="ef")), mode="APPLY_MODE_MERGE")
         time.sleep(1)
@@ -405,7 +405,8 @@ class Queue(harness.TwoHosts):
         print(f"\n{len(stamped)} stamped, rtt at most {longest(stamped):.2f} ms; "
               f"{len(waited)} not, {longest(waited):.2f} ms")
         self.assertGreater(len(stamped) + len(waited), 100)
-        # What the program stamps waited in the queue; what the kernel stamps had left it.
+        # Packets stamped by the program waited in the queue; those stamped by the kernel had left
+        # it.
         self.assertGreater(longest(waited), 50)
         self.assertLess(longest(stamped), longest(waited) / 3)
 

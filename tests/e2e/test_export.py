@@ -49,7 +49,7 @@ class Export(Case):
 
     def exporter(self, name):
         agent = self.api.call("AgentService", "GetAgent")
-        # One that was just committed may not be there yet.
+        # A new exporter may not be listed yet.
         nothing = {"state": "", "detail": "", "lag": "0", "delivered": "0", "rejected": "0"}
         return next((e for e in agent["exporters"] if e["name"] == name), nothing)
 
@@ -112,7 +112,7 @@ class Otlp(Export):
         self.assertEqual(set(sink.events), cursors)
         self.assertIn("twamp.agent_started", sink.events.values())
         self.assertEqual(sink.labels, {"lab"})
-        # Never given back.
+        # Positions never move back.
         shown = self.api.call("ConfigService", "GetConfig")["config"]["export"]["otlp"][0]
         self.assertEqual(shown["secret"], "")
         self.assertTrue(shown["secret_digest"])
@@ -133,7 +133,7 @@ class Otlp(Export):
         self.wait_for(lambda: int(self.exporter("direct")["rejected"]) > 0)
         self.assertIn("no thank you", self.exporter("direct")["detail"])
         sink.refuse = False
-        # One that is taken out has no position any more; with it goes its consumer.
+        # A removed exporter has no position: its consumer is deleted.
         names = lambda: [c["name"] for c in self.api.call("ResultsService", "ListConsumers")["consumers"]]
         self.assertIn("export:direct", names())
         self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["export"])

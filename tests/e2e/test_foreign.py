@@ -14,7 +14,7 @@ FOREIGN = os.environ.get("STAMP_SUITE") or shutil.which("stamp-suite")
 # Theirs is given in hexadecimal, ours as text.
 SECRET = "0123456789abcdef0123456789abcdef"
 KEY = ["--auth-mode", "A", "--hmac-key", SECRET.encode().hex()]
-# What the TLVs of a session are called on their command line.
+# Names of TLVs on the command line of stamp-suite.
 TLVS = ["--cos", "--dscp", "46", "--timestamp-info", "--direct-measurement", "--location",
         "--follow-up-telemetry", "--access-report", "1", "--extra-padding", "20"]
 
@@ -108,7 +108,7 @@ class StampSuite(harness.Case):
         self.assertEqual(measured["direct_measurement"]["forward_missing"], 0)
         self.assertEqual(measured["direct_measurement"]["reverse_missing"], 0)
         self.assertEqual(measured["direct_measurement"]["latest_transmit"]["reflector_tx"], 50)
-        # One that comes in a batch with the next has no stamp yet when that is answered.
+        # A probe in the same batch as the next one is not yet timestamped when that is answered.
         self.assertIn(measured["follow_up"]["matched"], range(40, 50))
         self.assertEqual(measured["follow_up"]["unmatched"], 0)
         self.assertEqual(summary["access_report"]["outcome"], "acknowledged")
@@ -180,7 +180,7 @@ class StampSuite(harness.Case):
         self.assertEqual(stamp["direct_reflector_received"], stamp["direct_sender_transmitted"])
         # They count a reply when it has been sent: the one that tells is not in it.
         self.assertEqual(stamp["direct_reflector_transmitted"] + 1, stamp["direct_reflector_received"])
-        # What they tell later is what they said before: nothing is corrected by it.
+        # Their follow-up repeats the first value: nothing is corrected.
         self.assertEqual(int(figures["reflector_timestamps_corrected"]), 0)
 
     def test_our_stamp_sender_and_their_reflector(self):
@@ -193,7 +193,7 @@ class StampSuite(harness.Case):
             True, "--stateful-reflector", "--verify-tlv-hmac", *KEY))
 
     def test_our_stamp_sender_and_their_reflector_without_tlvs(self):
-        """One that copies what is behind the base packet, as RFC 8762 alone has it."""
+        """A reflector that copies everything after the base packet, as RFC 8762 alone specifies."""
         _, figures = self.measure_with_tlvs(False, "--tlv-mode", "ignore")
         self.assertEqual(figures["probes_received"], "50")
         self.assertNotIn("egress_tos", figures)

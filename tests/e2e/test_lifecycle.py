@@ -30,10 +30,10 @@ class Killed(Case):
         chance = random.Random(seed)
         agent = self.agent()
         api = agent.client()
-        # What the pool has not asked for by the first kill it could ask for no more.
+        # The pool cannot load anything after the first kill.
         api.call("ConfigService", "GetConfig")
         pool, number = api.pool, 0
-        # What may be current: by revision its description, and whether it waits.
+        # Possible current revisions: description, and whether unconfirmed.
         current, confirmed, acknowledged = "", "", 0
         rolled_back = 0
         for kill in range(KILLS):
@@ -75,7 +75,7 @@ class Killed(Case):
             allowed |= {description for description, _, _ in under_way}
             agent.start()
             api = Client(f"127.0.0.1:{agent.port}", pool=pool)
-            # One that waits may go back in between.
+            # An unconfirmed revision may roll back in between.
             newest, kept = None, []
             while newest != (got := api.call("ConfigService", "GetConfig")).get("revision", {}).get("revision"):
                 kept = api.call("ConfigService", "ListRevisions")["revisions"]

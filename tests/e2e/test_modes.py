@@ -234,7 +234,7 @@ class Keys(harness.Case):
         self.assertTrue(one["secret_digest"])
         self.assertEqual(one["secret_digest"],
                          shown["server"]["key_chains"][0]["keys"][0]["secret_digest"])
-        # What is shown can be applied again, and is no change.
+        # A displayed configuration can be applied again without a change.
         self.assertEqual(self.api.apply(shown)["changes"], [])
         self.wait_for(self.running)
         one["secret_digest"] = "00" * 16
@@ -613,7 +613,7 @@ class BothEndsOfStamp(harness.TwoHosts):
 
 class Syn(harness.TwoHosts):
     def test_conformance_022_the_dscp_of_the_syn(self):
-        """Where the host reflects it, the server's packets carry the DSCP of the client's SYN."""
+        """With tcp_reflect_tos, the server's packets carry the DSCP of the client's SYN."""
         harness.need("tshark")
         self.inside(self.b, "sysctl", "-qw", "net.ipv4.tcp_reflect_tos=1")
         a, b = self.agent("a", self.a).client(), self.agent("b", self.b).client()

@@ -1,4 +1,4 @@
-"""What goes wrong around an agent, and that it finds its way back by itself."""
+"""Failures around an agent, and its recovery from them."""
 
 import os
 import shutil
@@ -99,7 +99,7 @@ class Surroundings(TwoHosts):
         self.assertEqual(a.connection("c1")["outages"], "0")
 
     def test_broadcasts_and_multicasts_are_not_answered(self):
-        """What comes to all hosts is heard by a reflector on all addresses, and not answered."""
+        """A reflector on all addresses receives broadcasts and does not answer them."""
         _, b = self.start()
         prefixes = ["0.0.0.0/0", "::/0"]
         b.apply({"server": {"light": {"listen": [{"address": "0.0.0.0", "port": 4000}],

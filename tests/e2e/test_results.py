@@ -138,7 +138,7 @@ class Numbers(harness.TwoHosts):
             elif run:
                 runs.append(run)
                 run = 0
-        # Those at the ends may go on in the tests before and behind.
+        # Runs at the ends may continue in the previous and next test.
         self.assertLessEqual(abs(figures.loss_bursts.bursts - len(runs)), 1)
         self.assertGreaterEqual(figures.loss_bursts.longest, max(runs, default=0))
         return worst
@@ -315,7 +315,7 @@ class Blocks(Case):
         print(f"\n{octets / probes:.1f} octets for each probe, {sum(found) / len(found):.1f} probes in a record")
         self.assertGreater(sum(found) / len(found), 8)
         self.assertLess(octets / probes, 16)
-        # What is told is what was sent, in order.
+        # Records hold the sent probes in order.
         sequences = [p["sequence"] for r in api.records() if "probe_results" in r for p in r["probe_results"]["probes"]]
         self.assertEqual(sequences, sorted(set(sequences)))
         self.assertEqual({p["one_way_validity"] for p in harness.probes(api.records())} - {
@@ -438,7 +438,7 @@ class Collector(threading.Thread):
 
 
 class Database(Case):
-    """What is done to a state directory while no agent runs on it."""
+    """Work on a state directory without a running agent."""
 
     def db(self, *arguments, code=0):
         done = subprocess.run([harness.AGENT, "db", *arguments], capture_output=True, text=True)
@@ -504,7 +504,7 @@ class Database(Case):
 
 
 class Disks(Case):
-    """What the agent does on a disk that takes nothing more, and when that is over."""
+    """Behaviour on a full disk, and afterwards."""
 
     def test_no_cursor_is_told_twice(self):
         """Whatever ends the agent while nothing is stored: what follows has cursors of its own, behind
@@ -640,7 +640,8 @@ class Disks(Case):
         for _ in range(50):
             later = position()
         self.assertGreater(later, cursor, "told to who follows")
-        # What was not confirmed does not run on because the disk fails; and what there is can be read.
+        # An unconfirmed revision is rolled back even though the disk fails, and stored data stays
+        # readable.
         names = lambda: [c["name"] for c in api.call("ClientService", "ListConnections")["connections"]]
         self.wait_for(lambda: "tried" not in names(), 10)
         self.assertEqual(len(names()), 5)
@@ -665,7 +666,7 @@ class Disks(Case):
         live.cancel()
         self.assertTrue(self.wait_for(lambda: events(api.records(), "STORE_RECOVERED")))
         self.assertGreater(sent(), before)
-        # What became of statistics meanwhile is stored as well.
+        # The reset of statistics meanwhile is stored as well.
         epochs = lambda: {s["connection"]: s["epoch"] for s in api.call(
             "ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})["statistics"]}
         self.assertEqual((epochs()["c0"], epochs()["c1"]), ("1", "0"))
@@ -680,7 +681,7 @@ class Disks(Case):
         revision = api.call("ConfigService", "GetConfig")["revision"]
         api.apply({"client": client()})
         self.assertEqual(agent.stop(), 0)
-        # What was told and not stored is gone with the memory, and that is said.
+        # Records that were delivered but not stored are lost, and the gap is reported.
         agent.start()
         api.close()
         again = agent.client()

@@ -54,7 +54,7 @@ class TenThousand(Case):
         self.assertLess(answered, 2 * SLACK)
         self.assertLess(up, 60 * SLACK)
 
-        # At rest.
+        # The idle agent.
         time.sleep(10)
         cpu, lost, kib = self.cpu(agent), self.received(), []
         for _ in range(10):
@@ -136,7 +136,7 @@ class TenThousand(Case):
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-# What a machine that does other things as well may take longer.
+# Factor by which a busy machine may exceed time limits.
 SLACK = float(os.environ.get("TWAMP_SLACK", "2"))
 
 

@@ -134,7 +134,7 @@ class Table(TwoHosts):
             beats = (phase - seconds(told["last_loss"]["time"])) / INTERVAL
             self.assertLess(abs(beats - round(beats)), 0.02, (phase, told["last_loss"]))
         self.assertLessEqual(int(restored[0]["attempts"]), length / INTERVAL + 3 + besides)
-        # What should have been measured meanwhile is told, and nothing of it counts as loss.
+        # Unreachable tests are reported and do not count as loss.
         gone = tests(records, "c1", "UNREACHABLE")
         self.assertTrue(gone)
         self.assertEqual(sum(int(t["figures"]["probes_sent"]) for t in gone), 0)
@@ -314,7 +314,7 @@ class Table(TwoHosts):
 
 
 class Host(TwoHosts):
-    """What changes on the host itself."""
+    """Changes on the host itself."""
 
     def setUp(self):
         super().setUp()
@@ -424,7 +424,7 @@ class Host(TwoHosts):
         self.wait_for(lambda: all(state(name) == "CONNECTION_STATE_COMPLETED" for name in names), 30)
         for name in names:
             found = [t for t in tests(self.api.records(), name) if t["session"] == "s1"]
-            # What could not be sent counts, what was due without a connection does not.
+            # Probes that could not be sent count; tests due without a connection do not.
             self.assertGreaterEqual(len(found), 12, name)
             self.assertLess(len([t for t in found if t["outcome"] == "TEST_OUTCOME_COMPLETE"]), 12, name)
             self.assertGreaterEqual(len([t for t in found if t["figures"]["probes_received"] == "2"]), 6, name)
@@ -572,7 +572,7 @@ class Host(TwoHosts):
         self.assertLess(time.monotonic() - begun, 1.5)
 
     def test_an_address_of_the_kernels_choice_that_goes(self):
-        """What is open is bound to it, and another one does as well, at once."""
+        """Open sockets are bound to the interface; its replacement is used immediately."""
         probes = session("s1", probe_count=100000, probe_interval="0.05s")
         self.api.apply({"client": client(
             connection("c1", self.B, [probes], test_interval="3600s"),

@@ -22,7 +22,7 @@ class MainJob(harness.TwoHosts):
         self.assertEqual(
             answer["changes"],
             [{"path": "client/c1", "kind": "CHANGE_KIND_ADDED",
-              # One that waits for a hand does nothing yet.
+              # A connection with a manual start is idle.
               "effect": "CHANGE_EFFECT_LIVE" if "test_start" in fields else "CHANGE_EFFECT_START",
               "sessions": [], "fields": []}],
         )
@@ -189,7 +189,7 @@ class MainJob(harness.TwoHosts):
         self.wait_for(lambda: not b.call("ServerService", "ListServerConnections")["connections"])
         a.call("ClientService", "StartConnections", {"names": ["c1"]})
         self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_RUNNING", 2)
-        # What is not spoken of on the wire changes without a reconnect.
+        # Changes that are not visible on the wire need no reconnect.
         before = b.call("ServerService", "ListServerConnections")["connections"]
         changed = connection("c1", self.B, test_interval="0.3s",
                              sessions=[session("s1", probe_count=3)], labels={"new": "label"})
@@ -239,7 +239,7 @@ class MainJob(harness.TwoHosts):
         complete = tests(a.records(), outcome="COMPLETE")
         self.assertEqual(sum(int(t["figures"]["probes_lost"]) for t in complete), 0)
         self.assertEqual({t["figures"]["kernel_receive_timestamps"] for t in complete}, {"5"})
-        # What was removed has no statistics, also when its last test ends after that.
+        # Removed sessions have no statistics, even when their last test ends later.
         time.sleep(1)
         self.assertEqual(a.call("ResultsService", "GetStatistics")["statistics"], [])
         # From all addresses to one, on the same port: its own socket is not in its way.

@@ -1,5 +1,5 @@
-"""What is on the wire, as others see it: tshark, a packet filter that loses packets in a known
-way, and a relay that delays them by a known time."""
+"""Packets on the wire as others see them: tshark, a packet filter with known loss, and a relay with
+a known delay."""
 
 import collections
 import json
@@ -196,8 +196,8 @@ class KnownDelay(harness.Case):
             held = relay.held[probe["sequence"]]
             beyond.append(int(probe["rtt_ns"]) - held)
             self.assertGreater(int(probe["egress_ns"]), 6_900_000)
-        # What the path adds to the relay is the stack of this machine, twice. A loaded machine
-        # delays single packets, so it is the middle one that is compared.
+        # The excess over the relay's log is the network stack of this machine, twice. A loaded
+        # machine delays single packets, therefore the median is compared.
         print(f"RTT beyond the relay's log: min {min(beyond)} ns, median "
               f"{statistics.median(beyond):.0f} ns, max {max(beyond)} ns")
         self.assertGreater(min(beyond), 0)

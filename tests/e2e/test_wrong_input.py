@@ -18,7 +18,7 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Configuration(harness.Case):
-    """What a controller can do wrong."""
+    """Mistakes of a controller."""
 
     def setUp(self):
         super().setUp()
@@ -436,7 +436,7 @@ class StateDirectory(harness.Case):
 
 
 class Wire(harness.Case):
-    """What a peer can send."""
+    """Arbitrary input of a peer."""
 
     def setUp(self):
         super().setUp()

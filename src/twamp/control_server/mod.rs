@@ -279,7 +279,7 @@ impl ControlServer {
             self.partial_since = None;
         }
         let waits = matches!(self.state, State::SetUp | State::Request | State::Running);
-        // What waits behind a request being answered is not late.
+        // Input after a request that is being answered is not late.
         let partial = waits && !self.input.is_empty();
         self.partial_since = if partial { self.partial_since.or(Some(now)) } else { None };
     }

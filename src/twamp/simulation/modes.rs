@@ -1,4 +1,4 @@
-//! The same in every mode, whatever the clocks and their formats.
+//! Equal results in each mode, with any clocks and timestamp formats.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const EVERY_MODE: [Modes; 4] =
     [Modes::UNAUTHENTICATED, Modes::AUTHENTICATED, Modes::ENCRYPTED, Modes::MIXED];
 const NTP: [TimestampFormat; 2] = [TimestampFormat::Ntp; 2];
 
-/// Loss, duplicates and reordering at once, the same in every mode and with every extension.
+/// Loss, duplicates and reordering combined, in each mode and with each extension.
 #[test]
 fn every_mode_sees_the_same_path() {
     let path = || -> Path {
@@ -31,7 +31,7 @@ fn every_mode_sees_the_same_path() {
     }
     let first = &all[0];
     assert!(first.probes_lost > 10 && first.probes_duplicate > 3 && first.probes_reordered > 3);
-    // Most of them: a number that is missing may be that of a duplicate.
+    // Most losses: a missing number may be that of a duplicate.
     let placed =
         first.probes_lost_egress.zip(first.probes_lost_ingress).map(|(out, back)| out + back);
     assert_eq!(
@@ -54,7 +54,7 @@ fn a_flipped_bit_is_counted_and_nothing_else() {
             }
         }
         pair.run_until(Monotonic(SECOND + 11 * MS));
-        // The second reply, on its way.
+        // The second reply, in flight.
         for arrival in pair.flights.values_mut() {
             if let Arrival::AtSender(packet) = arrival {
                 packet[0] ^= 0x80;
@@ -67,7 +67,7 @@ fn a_flipped_bit_is_counted_and_nothing_else() {
     }
 }
 
-/// 7 February 2036, when the seconds of NTP begin anew, in the middle of the test.
+/// 7 February 2036: the NTP era wraps in the middle of the test.
 #[test]
 fn conformance_082_the_era_of_2036_in_every_mode() {
     let wrap = UnixTime(2_085_978_496 * SECOND);
@@ -107,8 +107,8 @@ fn conformance_111_delays_are_right_whatever_format_each_end_writes() {
     }
 }
 
-/// A clock that runs 100 millionths fast: the round trip is off by that of the reflector's own time
-/// alone, which is nothing, and the delay on the way there drifts.
+/// A clock that is 100 ppm fast: the RTT is off only by the error of the processing time, which is
+/// zero, and the egress delay drifts.
 #[test]
 fn a_skewed_reflector_does_not_change_the_round_trip() {
     let mut pair = Pair::new(config(1_000), lossless(3 * MS), lossless(7 * MS));
@@ -117,12 +117,12 @@ fn a_skewed_reflector_does_not_change_the_round_trip() {
     let figures = pair.only();
     let (rtt, egress) = (delay(figures.rtt.as_deref()), delay(figures.egress.as_deref()));
     assert!((rtt.max_ns - rtt.min_ns).abs() <= 4, "{rtt:?}");
-    // Over the ten seconds of the test.
+    // Drift over the ten seconds of the test.
     assert!((egress.peak_to_peak_ns as f64 - 999_000.0).abs() < 2_000.0, "{egress:?}");
 }
 
-/// The reflector's clock is set back by a second in the middle: round trips stay, and one-way delays
-/// say that they cannot be trusted.
+/// The reflector's clock is set back by a second: the RTT is unaffected and one-way delays are
+/// marked invalid.
 #[test]
 fn a_step_of_the_reflectors_clock() {
     let mut pair = Pair::new(config(20), lossless(3 * MS), lossless(7 * MS));

@@ -1,4 +1,4 @@
-//! The pair, and the path between.
+//! A sender, a reflector and the path between them.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::{
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
 
-/// What the path does to a packet: copies with their delays.
+/// Effect of the path on a packet: copies with their delays.
 pub(super) type Path = Box<dyn FnMut(u32) -> Vec<u64>>;
 
 pub(super) enum Arrival {
@@ -39,9 +39,9 @@ pub(super) struct Pair {
     pub(super) reflector: Reflector,
     pub(super) egress: Path,
     pub(super) ingress: Path,
-    /// Of the reflector's clock against the sender's.
+    /// Offset of the reflector's clock from the sender's.
     pub(super) reflector_offset_ns: i64,
-    /// How much faster the reflector's clock runs, in millionths.
+    /// Frequency error of the reflector's clock in ppm.
     pub(super) reflector_skew_ppm: i64,
     pub(super) begun: UnixTime,
     pub(super) flights: BTreeMap<(Monotonic, u64), Arrival>,
@@ -81,8 +81,7 @@ impl Pair {
         Self::in_mode(Modes::UNAUTHENTICATED, [TimestampFormat::Ntp; 2], config, egress, ingress)
     }
 
-    /// A pair that negotiated this mode; the sender writes times in the first format, the reflector
-    /// in the second.
+    /// Creates a pair with this mode; sender and reflector use the given timestamp formats.
     pub(super) fn in_mode(
         mode: Modes,
         timestamps: [TimestampFormat; 2],
@@ -130,7 +129,7 @@ impl Pair {
         }
     }
 
-    /// As if it all happened at another time.
+    /// Moves the simulation to another time.
     pub(super) fn at(mut self, unix: UnixTime) -> Self {
         (self.now.unix, self.begun) = (unix, unix);
         self
@@ -141,7 +140,7 @@ impl Pair {
         self.flights.insert((self.now.monotonic.plus_ns(delay_ns), self.flown), arrival);
     }
 
-    /// Sends what is due and takes out what happened.
+    /// Sends due probes and collects events.
     pub(super) fn settle(&mut self) {
         while let Some(sequence) = self.sender.poll_probe(self.now) {
             let mut packet = vec![0; self.octets];
