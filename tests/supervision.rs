@@ -66,33 +66,33 @@ async fn a_session_that_panics_restarts_its_connection_alone() {
         |config: ControlConnection| ConnectionHandle::start(Arc::new(config), 1, &context, &tasks);
     let (bad, good) = (start(broken), start(connection("good")));
     for _ in 0..200 {
-        if bad.snapshot().task_restarts >= 2 {
+        if bad.snapshot(None).task_restarts >= 2 {
             break;
         }
         sleep(Duration::from_millis(50)).await;
     }
-    let snapshot = bad.snapshot();
+    let snapshot = bad.snapshot(None);
     assert!(snapshot.task_restarts >= 2, "{snapshot:?}");
     assert_eq!(snapshot.outages, 1, "one outage, however often it fails");
     assert_eq!(snapshot.last_loss.as_ref().unwrap().cause(), FailureCause::Panic);
     let detail = &snapshot.last_loss.as_ref().unwrap().detail;
     assert!(detail.contains("the task failed"), "{detail}");
     // The other one goes its way.
-    let other = good.snapshot();
+    let other = good.snapshot(None);
     assert_eq!((other.task_restarts, other.outages), (0, 1));
     assert_eq!(other.last_loss.unwrap().cause(), FailureCause::Refused);
     assert!(other.attempts_since_success > 10);
     // Another configuration is a new beginning.
     bad.configure(Arc::new(connection("broken")), 2);
     for _ in 0..200 {
-        let snapshot = bad.snapshot();
+        let snapshot = bad.snapshot(None);
         if snapshot.attempts_since_success > 3 && snapshot.state() == ConnectionState::WaitingRetry
         {
             break;
         }
         sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(bad.snapshot().last_failure.unwrap().cause(), FailureCause::Refused);
+    assert_eq!(bad.snapshot(None).last_failure.unwrap().cause(), FailureCause::Refused);
     let lost = events(&results, "broken", EventType::ConnectionLost).await;
     assert_eq!(lost.len(), 1, "{lost:?}");
     assert!(tasks.end(Duration::from_secs(5)).await);

@@ -26,7 +26,7 @@ use crate::{
 
 /// Servers that may be tried by hand at the same time.
 const MAXIMUM_PROBES: usize = 16;
-/// How long the answer to a change waits for it to be handed to the connections.
+/// Limit of the time that the answer to a change waits until the connections have it.
 const HANDED_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why connections were not started or stopped. None was, then.
@@ -75,7 +75,7 @@ impl Clients {
         Self { inner: Mutex::default(), handed, context, probes, tasks: Tasks::new() }
     }
 
-    /// How the sessions of a connection can be changed now.
+    /// Returns the control that a connection has over its sessions.
     pub fn session_control(&self, name: &str) -> SessionControl {
         let handle = self.lock().connections.get(name).cloned();
         handle.map_or(SessionControl::Down, |handle| handle.session_control())
@@ -98,7 +98,7 @@ impl Clients {
         Some(probe_server(config, &self.context.derivation).await)
     }
 
-    /// Which connections are up.
+    /// Returns for each connection whether its sessions run.
     pub fn running(&self) -> BTreeMap<String, bool> {
         let inner = self.lock();
         let connections = inner.connections.iter();
@@ -155,14 +155,13 @@ impl Clients {
 
     /// The connections of these names, or all, sorted by name.
     pub fn list(&self, names: &[String]) -> Result<Vec<Connection>, ByHandError> {
-        let mut all: Vec<Connection> =
-            self.named(names)?.iter().map(|(_, handle)| handle.snapshot()).collect();
-        add_tcp_facts(&mut all);
-        Ok(all)
+        let directory = TcpDirectory::open().ok();
+        let handles = self.named(names)?;
+        Ok(handles.iter().map(|(_, handle)| handle.snapshot(directory.as_ref())).collect())
     }
 
-    /// Those of these connections, or of all, that changed behind a number, and the names of all
-    /// that there are.
+    /// Returns those of these connections, or of all, that changed after a number, and the names of all
+    /// that exist.
     pub fn changed_since(
         &self,
         names: &[String],
@@ -174,9 +173,9 @@ impl Clients {
             let connections = inner.connections.iter().filter(|(name, _)| wanted(name));
             connections.map(|(name, handle)| (name.clone(), handle.clone())).collect()
         };
+        let directory = TcpDirectory::open().ok();
         let changed = handles.iter().filter(|(_, handle)| handle.changed() > number);
-        let mut changed: Vec<Connection> = changed.map(|(_, handle)| handle.snapshot()).collect();
-        add_tcp_facts(&mut changed);
+        let changed = changed.map(|(_, handle)| handle.snapshot(directory.as_ref())).collect();
         (changed, handles.into_iter().map(|(name, _)| name).collect())
     }
 
@@ -244,17 +243,6 @@ impl Clients {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What the kernel knows of their TCP connections.
-fn add_tcp_facts(connections: &mut [Connection]) {
-    let Ok(directory) = TcpDirectory::open() else { return };
-    for connection in connections {
-        let ends = (connection.local_address.parse(), connection.server_address.parse());
-        if let (Ok(local), Ok(server)) = ends {
-            connection.tcp = directory.facts(local, server);
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! `handle_timeout` when `poll_deadline` has passed. Input of a peer may end a machine with an
 //! error, never with a panic.
 
-pub mod connection;
+pub(crate) mod connection;
 pub mod control_client;
 pub mod control_server;
 mod message_buffer;

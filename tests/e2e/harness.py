@@ -60,8 +60,21 @@ class Client:
         grpc.channel_ready_future(self.channel).result(timeout=20)
         # A shared pool saves the reflection requests.
         self.pool = pool or DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
+        self.followed = []
+
+    def follow(self, stream, function):
+        """Runs a function that reads a stream in a thread, which ends before the channel is closed."""
+        thread = threading.Thread(target=function, daemon=True)
+        self.followed.append((stream, thread))
+        thread.start()
+        return thread
 
     def close(self):
+        # A thread that reads from a channel while it is closed can crash the interpreter.
+        for stream, thread in self.followed:
+            stream.cancel()
+            thread.join(10)
+        self.followed.clear()
         self.channel.close()
 
     def method(self, service, name, package=PACKAGE):
@@ -151,6 +164,7 @@ class Agent:
         self.arguments = list(arguments)
         self.environment = {}
         self.process = None
+        self.clients = []
 
     def command(self, *command):
         inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
@@ -171,9 +185,13 @@ class Agent:
 
     def client(self):
         """A client; from inside the namespace by a relay over a Unix socket."""
-        if self.namespace is None:
-            return Client(f"127.0.0.1:{self.port}")
-        return Client(f"unix:{self.socket}")
+        target = f"127.0.0.1:{self.port}" if self.namespace is None else f"unix:{self.socket}"
+        self.clients.append(Client(target))
+        return self.clients[-1]
+
+    def close_clients(self):
+        while self.clients:
+            self.clients.pop().close()
 
     @property
     def socket(self):
@@ -230,6 +248,7 @@ class Case(unittest.TestCase):
         agent.start()
         self.agents.append(agent)
         self.stack.callback(agent.stop)
+        self.stack.callback(agent.close_clients)
         return agent
 
     def tearDown(self):

@@ -5,7 +5,6 @@ import resource
 import signal
 import socket
 import subprocess
-import threading
 import time
 import unittest
 
@@ -274,17 +273,17 @@ class Edges(Case):
         self.assertEqual(check(), "SERVING")
         request, call = self.api.method("Health", "Watch", "grpc.health.v1")
         told = []
+        stream = call(json_format.ParseDict({"service": "client/c1"}, request()))
 
         def watch():
             try:
-                for answer in call(json_format.ParseDict({"service": "client/c1"}, request())):
+                for answer in stream:
                     told.append(harness.to_dict(answer)["status"])
             except grpc.RpcError as error:
                 told.append(error.code().name)
             told.append("END")
 
-        watching = threading.Thread(target=watch, daemon=True)
-        watching.start()
+        self.api.follow(stream, watch)
         self.wait_for(lambda: "SERVING" in told)
         self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
         self.wait_for(lambda: told[-1] == "SERVICE_UNKNOWN")
@@ -316,7 +315,7 @@ class Edges(Case):
             except grpc.RpcError:
                 pass
 
-        threading.Thread(target=watch, daemon=True).start()
+        self.api.follow(stream, watch)
         self.wait_for(lambda: seen)
         # A server that answers nothing for a while: what is asked of it waits.
         far.process.send_signal(signal.SIGSTOP)

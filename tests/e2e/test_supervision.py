@@ -4,7 +4,6 @@ state, so a loaded machine makes no difference."""
 
 import os
 import subprocess
-import threading
 import time
 import unittest
 
@@ -34,8 +33,7 @@ class Watcher:
         request, call = api.method("ClientService", "WatchConnections")
         self.seen, self.removed = [], []
         self.stream = call(json_format.ParseDict({"names": list(names)}, request()))
-        self.thread = threading.Thread(target=self.follow, daemon=True)
-        self.thread.start()
+        self.thread = api.follow(self.stream, self.follow)
 
     def follow(self):
         try:

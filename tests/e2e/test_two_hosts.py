@@ -1,6 +1,5 @@
 """The main job between two hosts: a controller, a collector, an outage, a killed agent."""
 
-import threading
 import time
 
 import harness
@@ -311,8 +310,7 @@ class Collector:
         self.records = []
         self.messages = []
         self.call = client.stream({"earliest": True, "heartbeat_interval": "1s"})
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        self.thread = client.follow(self.call, self.run)
 
     def run(self):
         try:

@@ -1,26 +1,21 @@
-//! The client role. Every control connection has a driver ([`connection`]), and each of its test
-//! sessions a place on a thread of the data plane ([`sender`]) that it keeps over reconnects. What is wanted of a connection is a
-//! value on a watch, so a driver that is started again finds it there.
+//! The client role. Each control connection has a machine ([`crate::twamp::connection`]) and a driver
+//! for it, and each of its test sessions an endpoint on a thread of the data plane that it keeps over
+//! reconnects. The desired state of a connection is a value on a watch, so a driver that is started
+//! again finds it there.
 
-mod attempt;
-mod changes;
 mod connect;
-mod connection;
-mod course;
+mod driver;
+mod events;
 mod failure;
-mod missing;
+mod host;
+mod negotiate;
 mod open;
-mod outage;
-mod pace;
-mod peer;
+mod pacing;
 mod probe;
 mod progress;
-mod rhythm;
-mod running;
 mod sender;
 mod sessions;
 mod status;
-mod waits;
 
 use std::{io, sync::Arc};
 
@@ -29,13 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     model::{ControlConnection, SessionControl},
-    net::{NetworkChanges, clock},
-    proto::{Connection, Statistics},
+    net::{NetworkChanges, TcpDirectory, clock},
+    proto::{Connection, FailureCause, Statistics},
     results::Results,
     session::{Derivation, PlaneSettings, plane::Plane},
     supervise::{RestartPolicy, Tasks, keep_alive},
+    twamp::connection::{ConnectionEvent, Desired, Failure},
 };
-use pace::Pace;
+use pacing::Pacing;
 use sender::Command;
 use status::Status;
 
@@ -43,19 +39,7 @@ pub use status::Changes;
 
 pub use probe::probe_server;
 
-/// What is wanted of a connection.
-#[derive(Clone, Debug, PartialEq)]
-struct Wanted {
-    config: Arc<ControlConnection>,
-    /// Stopped by hand, or not yet started by hand.
-    stopped: bool,
-    /// Rises with every StartConnections.
-    starts: u64,
-    /// Revision in which `config` came.
-    revision: u64,
-}
-
-/// What a driver works with.
+/// Facilities of a driver.
 #[derive(Clone, Debug)]
 struct Tools {
     status: Arc<Status>,
@@ -69,36 +53,36 @@ struct Tools {
 #[derive(Debug)]
 pub struct Senders {
     plane: Plane<sender::Session>,
-    pace: Arc<Pace>,
+    pacing: Arc<Pacing>,
 }
 
 impl Senders {
-    /// Starts them.
+    /// Starts the threads.
     pub fn start(settings: PlaneSettings) -> io::Result<Arc<Self>> {
         let plane = Plane::start("sender", settings)?;
-        Ok(Arc::new(Self { pace: Pace::new(plane.threads()), plane }))
+        Ok(Arc::new(Self { pacing: Pacing::new(plane.threads()), plane }))
     }
 }
 
-/// What all connections share.
+/// Facilities that all connections share.
 #[derive(Clone, Debug)]
 pub struct ClientContext {
-    /// Where results go.
+    /// Receiver of results.
     pub results: Arc<Results>,
-    /// Where keys are derived.
+    /// Key derivation.
     pub derivation: Arc<Derivation>,
     /// Changes of this host's network.
     pub network: watch::Receiver<NetworkChanges>,
-    /// Where sessions run.
+    /// Threads of the sessions.
     pub senders: Arc<Senders>,
-    /// Numbers what changes in the state of connections.
+    /// Numbers of the changes of all connections.
     pub changes: Arc<Changes>,
 }
 
 /// A configured connection.
 #[derive(Debug)]
 pub struct ConnectionHandle {
-    wanted: watch::Sender<Wanted>,
+    desired: watch::Sender<Desired>,
     status: Arc<Status>,
     token: CancellationToken,
 }
@@ -113,7 +97,7 @@ impl ConnectionHandle {
     ) -> Self {
         let status = Arc::new(Status::new(&config, context.changes.clone(), clock::now()));
         let stopped = config.manual_start;
-        let (wanted, receiver) = watch::channel(Wanted { config, stopped, starts: 0, revision });
+        let (desired, receiver) = watch::channel(Desired { config, stopped, starts: 0, revision });
         let token = tasks.token().child_token();
         let tools = Tools {
             status: status.clone(),
@@ -123,80 +107,80 @@ impl ConnectionHandle {
             senders: context.senders.clone(),
         };
         tasks.spawn("connection", supervise(receiver, tools, token.clone()));
-        Self { wanted, status, token }
+        Self { desired, status, token }
     }
 
-    /// Wants another configuration from now on.
+    /// Sets the desired configuration.
     pub fn configure(&self, config: Arc<ControlConnection>, revision: u64) {
-        self.wanted.send_if_modified(|wanted| {
-            if wanted.config == config {
+        self.desired.send_if_modified(|desired| {
+            if desired.config == config {
                 return false;
             }
-            let activated = wanted.config.inactive && !config.inactive;
-            // A change starts again what was stopped by hand, but not what waits for a hand.
-            wanted.stopped = config.manual_start && (wanted.stopped || activated);
-            wanted.config = config;
-            wanted.revision = revision;
+            let activated = desired.config.inactive && !config.inactive;
+            // A change starts what was stopped by hand, except what starts only by hand.
+            desired.stopped = config.manual_start && (desired.stopped || activated);
+            desired.config = config;
+            desired.revision = revision;
             true
         });
-        // Seen as what is yet to be taken up, if the driver was not faster.
-        self.status.wanted();
+        // Shown as reconciling, unless the driver was faster.
+        self.status.mark_changed();
     }
 
-    /// What is configured.
+    /// Returns the desired configuration.
     pub fn config(&self) -> Arc<ControlConnection> {
-        self.wanted.borrow().config.clone()
+        self.desired.borrow().config.clone()
     }
 
-    /// Makes one attempt at once; starts again what was stopped or completed.
+    /// Makes one attempt at once; starts a connection that was stopped or has completed.
     pub fn start_by_hand(&self) {
-        self.wanted.send_modify(|wanted| {
-            wanted.stopped = false;
-            wanted.starts += 1;
+        self.desired.send_modify(|desired| {
+            desired.stopped = false;
+            desired.starts += 1;
         });
     }
 
     /// Stops until it is started by hand or changed.
     pub fn stop_by_hand(&self) {
-        self.wanted.send_modify(|wanted| wanted.stopped = true);
+        self.desired.send_modify(|desired| desired.stopped = true);
     }
 
-    /// Ends the driver and its sessions.
+    /// Ends the driver and the sessions.
     pub fn remove(&self) {
         self.token.cancel();
     }
 
-    /// How its sessions can be changed now.
+    /// Returns the control over its sessions, which decides the effect of a change.
     pub fn session_control(&self) -> SessionControl {
         self.status.session_control()
     }
 
-    /// Number of the latest change of its state.
+    /// Returns the number of the latest change of its state.
     pub fn changed(&self) -> u64 {
         self.status.changed()
     }
 
-    /// Whether its sessions are started.
+    /// Returns whether its sessions run.
     pub fn is_running(&self) -> bool {
         self.status.is_running()
     }
 
-    /// What the connection does.
-    pub fn snapshot(&self) -> Connection {
+    /// Returns its status; `directory` has what the kernel knows of TCP connections.
+    pub fn snapshot(&self, directory: Option<&TcpDirectory>) -> Connection {
         let (revision, stopped) = {
-            let wanted = self.wanted.borrow();
-            (wanted.revision, wanted.stopped)
+            let desired = self.desired.borrow();
+            (desired.revision, desired.stopped)
         };
-        self.status.to_proto(revision, stopped, clock::now())
+        self.status.to_proto(revision, stopped, directory, clock::now())
     }
 
-    /// The revision in which the configuration came that the driver has not yet taken up.
+    /// Returns the revision of the configuration, where it is not yet in effect.
     pub fn unapplied_revision(&self) -> Option<u64> {
-        let revision = self.wanted.borrow().revision;
+        let revision = self.desired.borrow().revision;
         (!self.status.has_applied(revision)).then_some(revision)
     }
 
-    /// Statistics of the tests that run now.
+    /// Returns the statistics of the tests that run now.
     pub async fn current_tests(&self) -> Vec<Statistics> {
         let mut statistics = Vec::new();
         for session in self.status.session_handles() {
@@ -211,23 +195,31 @@ impl ConnectionHandle {
     }
 }
 
-/// Runs the driver, again when it fails. When it failed too often, not before something else is
-/// wanted.
-async fn supervise(mut wanted: watch::Receiver<Wanted>, tools: Tools, token: CancellationToken) {
+/// Runs the driver, and starts it again when it fails. When it failed too often, it is started again
+/// only for another desired state.
+async fn supervise(mut desired: watch::Receiver<Desired>, tools: Tools, token: CancellationToken) {
     loop {
         let start =
-            |heartbeat| connection::run(wanted.clone(), tools.clone(), token.clone(), heartbeat);
-        let failed = |text: &str, last| {
-            outage::failed(&wanted.borrow().config, &tools, text, last);
-        };
+            |heartbeat| driver::run(desired.clone(), tools.clone(), token.clone(), heartbeat);
+        let failed = |text: &str, last| task_failed(&desired.borrow().config, &tools, text, last);
         keep_alive(token.clone(), RestartPolicy::default(), start, failed).await;
         // The drivers saw changes by receivers of their own.
-        wanted.mark_unchanged();
+        desired.mark_unchanged();
         tokio::select! {
             () = token.cancelled() => return,
-            changed = wanted.changed() => if changed.is_err() {
+            changed = desired.changed() => if changed.is_err() {
                 return;
             }
         }
+    }
+}
+
+/// Records that the task of a connection failed: an outage of that connection, and of no other.
+fn task_failed(config: &ControlConnection, tools: &Tools, text: &str, last: bool) {
+    let failure = Failure::new(FailureCause::Panic, format!("the task failed: {text}"));
+    tracing::error!(connection = config.name, error = text, last, "task failed");
+    let now = clock::now();
+    if tools.status.task_failed(failure.clone(), last, now) {
+        events::record(&tools.results, config, &ConnectionEvent::Lost(failure), now.unix);
     }
 }

@@ -1,5 +1,5 @@
-//! Sockets of test sessions. They are opened side by side: one that takes its time, for a name that
-//! nobody answers for or a port that is taken, holds up the others no longer than itself.
+//! Sockets of test sessions. They are opened concurrently: one that is slow, because its name is not
+//! resolved or its port is in use, delays no other.
 
 use std::{
     io,
@@ -12,24 +12,24 @@ use futures_util::{StreamExt, future::OptionFuture, stream::FuturesUnordered};
 use tokio::time::sleep;
 
 use super::{
-    connect::{Turn, reachable, resolved},
-    failure::Failure,
-    sender::LONGEST_GRACE_NS,
+    connect::{reachable, resolved},
+    sender::MAX_GRACE_NS,
 };
 use crate::{
     model::{ControlConnection, StampSession, TestSession},
     net::{TestSocket, TransmitStamps, UdpOptions, clock, random},
     proto::FailureCause,
     twamp::{
+        connection::{AttemptContext, Declined, Failure, StartedSession},
         control_client::SessionRequest,
         sender::{Carrier, StampSender},
     },
     wire::codes::Sid,
 };
 
-/// A port that another session of this agent gives up is waited for so long, and asked for so often.
-const PORT_LIMIT_NS: u64 = LONGEST_GRACE_NS + 500_000_000;
-const PORT_AGAIN: Duration = Duration::from_millis(50);
+/// Limit of the wait for a port that another session of this agent gives up, and interval of tries.
+const PORT_LIMIT_NS: u64 = MAX_GRACE_NS + 500_000_000;
+const PORT_RETRY: Duration = Duration::from_millis(50);
 
 /// A session with its socket.
 #[derive(Debug)]
@@ -38,54 +38,59 @@ pub(super) struct OpenSession {
     pub(super) socket: TestSocket,
     pub(super) remote: SocketAddr,
     pub(super) sid: Option<Sid>,
-    /// What its packets look like.
+    /// Format of its packets.
     pub(super) carrier: Carrier,
-    /// What the padding of each probe begins with (RFC 6038 §4.3).
+    /// Beginning of the padding of each probe (RFC 6038 §4.3).
     pub(super) padding_start: Option<[u8; 2]>,
 }
 
-/// A session with its socket, and what to ask for.
-pub(super) type Opened = (OpenSession, SessionRequest);
-
-/// A session that is not started, and why.
-#[derive(Clone, Debug)]
-pub(super) struct Declined {
-    pub(super) name: String,
-    pub(super) failure: Failure,
+impl OpenSession {
+    /// Returns the facts that the status shows.
+    pub(super) fn started(&self) -> StartedSession {
+        StartedSession {
+            name: self.name.clone(),
+            sid: self.sid,
+            local: self.socket.local(),
+            remote: self.remote,
+        }
+    }
 }
 
-/// Opens the sockets of the sessions of these names, for which nothing is negotiated. `turn` chooses
-/// among the addresses of a name; `others_wait` where there are sessions that wait for these.
+/// A session with its socket and its request.
+pub(super) type Opened = (OpenSession, SessionRequest);
+
+/// Opens the sockets of the sessions of these names, which need no negotiation; `others_wait` tells of
+/// sessions that wait for these.
 pub(super) async fn without_control(
     config: &ControlConnection,
     names: &[String],
-    turn: Turn,
+    context: AttemptContext,
     others_wait: bool,
 ) -> (Vec<OpenSession>, Vec<Declined>) {
     let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
-    let open = |session| open_without_control(config, session, turn);
-    open_each(wanted, open, turn.patience, others_wait).await
+    let open = |session| open_without_control(config, session, context);
+    open_each(wanted, open, Duration::from_nanos(context.socket_wait_ns), others_wait).await
 }
 
-/// Opens the sockets of sessions between these two ends of a control connection, and says what to ask
-/// for.
+/// Opens the sockets of sessions between these two ends of a control connection, and prepares their
+/// requests.
 pub(super) async fn with_control(
     config: &ControlConnection,
     names: &[String],
     ends: (IpAddr, IpAddr),
-    turn: Turn,
+    context: AttemptContext,
     others_wait: bool,
 ) -> (Vec<Opened>, Vec<Declined>) {
     let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
-    let open = |session| open(config, session, ends, turn);
-    open_each(wanted, open, turn.patience, others_wait).await
+    let open = |session| open(config, session, ends, context);
+    open_each(wanted, open, Duration::from_nanos(context.socket_wait_ns), others_wait).await
 }
 
-/// Opens these. Once one is open, or where others wait, the rest has no longer than `patience`.
+/// Opens all sockets. Once one is open, or where others wait, the remaining have no longer than `wait`.
 async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
     wanted: Vec<&'a TestSession>,
     open: impl Fn(&'a TestSession) -> O,
-    patience: Duration,
+    wait: Duration,
     others_wait: bool,
 ) -> (Vec<T>, Vec<Declined>) {
     let mut results: Vec<Option<Result<T, Failure>>> = wanted.iter().map(|_| None).collect();
@@ -94,14 +99,14 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
         async move { (index, opened.await) }
     });
     let mut opening: FuturesUnordered<_> = indexed.collect();
-    let mut over = pin!(OptionFuture::from(others_wait.then(|| sleep(patience))));
+    let mut over = pin!(OptionFuture::from(others_wait.then(|| sleep(wait))));
     let mut waits = others_wait;
     loop {
         tokio::select! {
             next = opening.next() => {
                 let Some((index, result)) = next else { break };
                 if result.is_ok() && !std::mem::replace(&mut waits, true) {
-                    over.set(Some(sleep(patience)).into());
+                    over.set(Some(sleep(wait)).into());
                 }
                 results[index] = Some(result);
             }
@@ -110,10 +115,10 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
     }
     let (mut sessions, mut declined) = (Vec::with_capacity(wanted.len()), Vec::new());
     for (session, result) in wanted.into_iter().zip(results) {
-        match result.unwrap_or_else(|| Err(too_slow(patience))) {
+        match result.unwrap_or_else(|| Err(too_slow(wait))) {
             Ok(open) => sessions.push(open),
             Err(failure) => {
-                let failure = failure.of_session(&session.name);
+                let failure = failure.for_session(&session.name);
                 declined.push(Declined { name: session.name.clone(), failure });
             }
         }
@@ -121,26 +126,24 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
     (sessions, declined)
 }
 
-/// Ports that are taken are not waited for any longer: it is a name.
-fn too_slow(patience: Duration) -> Failure {
-    let detail =
-        format!("no answer of name service within {patience:?}, for which others would wait");
+fn too_slow(wait: Duration) -> Failure {
+    let detail = format!("no answer of name service within {wait:?}, for which others would wait");
     Failure::new(FailureCause::Dns, detail)
 }
 
 async fn open_without_control(
     config: &ControlConnection,
     session: &TestSession,
-    turn: Turn,
+    context: AttemptContext,
 ) -> Result<OpenSession, Failure> {
     let source = session.source_address.or(config.source_address);
     let port = session.destination_port.unwrap_or(crate::model::limits::TWAMP_PORT);
     let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
         return Err(Failure::new(FailureCause::LocalError, "no target"));
     };
-    let remote = reachable(config, target, port, source, turn).await?;
+    let remote = reachable(config, target, port, source, context).await?;
     let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let socket = bind(config, session, source.unwrap_or(any), turn).await?;
+    let socket = bind(config, session, source.unwrap_or(any), context).await?;
     let carrier =
         session.stamp.as_ref().map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
     let name = session.name.clone();
@@ -162,12 +165,12 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
     }
 }
 
-/// Opens the socket of a session and says what to ask for.
+/// Opens the socket of a session and prepares its request.
 async fn open(
     config: &ControlConnection,
     session: &TestSession,
     (local, server): (IpAddr, IpAddr),
-    turn: Turn,
+    context: AttemptContext,
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
@@ -185,7 +188,7 @@ async fn open(
             ),
         ));
     }
-    let socket = bind(config, session, source, turn).await?;
+    let socket = bind(config, session, source, context).await?;
     let unspecified: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let port = socket.local().port();
     let request = SessionRequest {
@@ -211,7 +214,7 @@ async fn bind(
     config: &ControlConnection,
     session: &TestSession,
     address: IpAddr,
-    turn: Turn,
+    context: AttemptContext,
 ) -> Result<TestSocket, Failure> {
     let address = SocketAddr::new(address, session.source_port.unwrap_or(0));
     let options = UdpOptions {
@@ -226,10 +229,10 @@ async fn bind(
             // A session of ours that had the port before may yet wait for its answers.
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
-                    && turn.waits_for_ports
+                    && context.waits_for_ports
                     && clock::monotonic().since_ns(begun) < PORT_LIMIT_NS =>
             {
-                sleep(PORT_AGAIN).await;
+                sleep(PORT_RETRY).await;
             }
             bound => {
                 let what = format!("UDP {address}");

@@ -1,17 +1,15 @@
-//! One try of a server, from name service to the reply to a probe, that leaves nothing behind.
+//! Probe of a server: one attempt from its name to the reply to a test packet, without a trace in
+//! results and status.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    attempt::{self, Established},
-    connect::{Turn, connect},
-    failure::Failure,
+    connect,
+    negotiate::{self, Established},
     open::OpenSession,
-    peer::{Blame, PeerMemory},
     sender::sender_config,
-    status::Status,
 };
 use crate::{
     model::{ControlConnection, Extensions},
@@ -19,23 +17,24 @@ use crate::{
     proto::{ProbeServerResponse, ProbeStage, ProbeStatus},
     session::Derivation,
     twamp::{
+        connection::{AttemptContext, ExtensionProbe, Failure, SOCKET_WAIT_NS, Suspect},
         control_client::Stage,
         sender::{SenderEvent, SessionSender},
     },
     wire::codes::Modes,
 };
 
-/// Tries the server of a connection with one session.
+/// Probes the server of a connection with one session.
 pub async fn probe_server(
     config: &ControlConnection,
     derivation: &Derivation,
 ) -> ProbeServerResponse {
     let mut found = ProbeServerResponse::default();
-    let extensions = PeerMemory::default().extensions(config, clock::monotonic());
+    let extensions = ExtensionProbe::default().extensions(config, clock::monotonic());
     let first = attempt(config, extensions, derivation, &mut found).await;
     let Err(failure) = first else { return found };
-    if failure.blame == Blame::None {
-        return told(found, &failure);
+    if failure.suspect == Suspect::None {
+        return with_failure(found, &failure);
     }
     let mut without = ProbeServerResponse::default();
     match attempt(config, Extensions::NONE, derivation, &mut without).await {
@@ -49,12 +48,12 @@ pub async fn probe_server(
             );
             without
         }
-        // It was not the extensions.
-        Err(_) => told(found, &failure),
+        // Extensions were not the reason.
+        Err(_) => with_failure(found, &failure),
     }
 }
 
-fn told(found: ProbeServerResponse, failure: &Failure) -> ProbeServerResponse {
+fn with_failure(found: ProbeServerResponse, failure: &Failure) -> ProbeServerResponse {
     ProbeServerResponse {
         cause: failure.cause.into(),
         accept_code: failure.accept_code.into(),
@@ -69,17 +68,23 @@ async fn attempt(
     derivation: &Derivation,
     found: &mut ProbeServerResponse,
 ) -> Result<(), Failure> {
-    let status = Status::new(config, Arc::default(), clock::now());
     found.stage = ProbeStage::Connect.into();
     let begun = clock::monotonic();
-    let turn = Turn::only(config);
+    let context = AttemptContext {
+        deadline: begun.plus_ns(config.connect_timeout_ns),
+        address: 0,
+        waits_for_ports: false,
+        socket_wait_ns: SOCKET_WAIT_NS,
+    };
     let names: Vec<String> = config.sessions.iter().map(|session| session.name.clone()).collect();
-    let stream = connect(config, &status, turn).await?;
+    let addresses = connect::resolve_server(config).await?;
+    // Name resolution that is slow does not use up all of the time.
+    let left_ns = context.deadline.since_ns(clock::monotonic()).max(config.connect_timeout_ns / 4);
+    let stream = connect::connect(config, &addresses, Duration::from_nanos(left_ns)).await?;
     found.connect_duration_ns = clock::monotonic().since_ns(begun);
-    let mut established =
-        attempt::prepare(config, &names, extensions, stream, turn, &status).await?;
-    let ends = status.to_proto(0, false, clock::now());
-    (found.local_address, found.server_address) = (ends.local_address, ends.server_address);
+    let (local, server) = negotiate::ends(&stream)?;
+    (found.local_address, found.server_address) = (local.to_string(), server.to_string());
+    let mut established = negotiate::prepare(config, &names, extensions, stream, context).await?;
     found.requested_port =
         established.sessions.first().map_or(0, |s| s.socket.local().port().into());
     let negotiated = established.negotiate(config, derivation).await;
@@ -94,7 +99,7 @@ async fn attempt(
     Ok(())
 }
 
-/// What the negotiation told, as far as it came.
+/// Describes the negotiation as far as it came.
 fn describe(established: &Established, found: &mut ProbeServerResponse) {
     let machine = established.machine();
     found.stage = match machine.stage() {
@@ -120,7 +125,7 @@ fn describe(established: &Established, found: &mut ProbeServerResponse) {
     }
 }
 
-/// One probe, and its reply if it comes.
+/// Sends one test packet and waits for its reply.
 async fn exchange(
     config: &ControlConnection,
     session: OpenSession,

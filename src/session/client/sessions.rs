@@ -1,159 +1,158 @@
-//! The sessions of a connection on their threads: made, told, looked after and ended.
+//! Test sessions of a connection on their threads: created, commanded, watched and ended.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use futures_util::{
     StreamExt,
     future::{JoinAll, join_all},
+    stream::FuturesUnordered,
 };
 use tokio::sync::oneshot;
 
 use super::{
-    connection::Driver,
+    Tools,
     open::OpenSession,
-    sender::{self, Command, Grace, Session},
+    progress::Progress,
+    sender::{self, Command, Session},
 };
 use crate::{
+    model::ControlConnection,
     session::plane::{Exit, Handle},
-    wire::codes::Sid,
 };
 
-/// A session on its thread.
-pub(super) struct SessionTask {
-    pub(super) name: String,
-    pub(super) handle: Handle<Command>,
+struct SessionHandle {
+    name: String,
+    handle: Handle<Command>,
 }
 
-/// What is known of a session that runs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Running {
-    /// `None` where nothing was negotiated.
-    pub(super) sid: Option<Sid>,
-    /// Where its probes go.
-    pub(super) remote: IpAddr,
+/// The sessions of one connection. A session whose thread panicked or stalled ends the driver, which
+/// is started again.
+#[derive(Default)]
+pub(super) struct SessionHandles {
+    sessions: Vec<SessionHandle>,
+    ends: FuturesUnordered<oneshot::Receiver<Exit>>,
+    progress: Arc<Progress>,
 }
 
-impl Driver {
-    /// Takes up the configuration that is wanted: sessions that are gone end, new ones get a place,
-    /// the others are told what is new for them.
-    pub(super) async fn follow_sessions(&mut self) {
-        self.config = self.current.config.clone();
+impl SessionHandles {
+    pub(super) fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Follows a configuration: sessions that are gone end, new ones are created, the others get their
+    /// configuration.
+    pub(super) async fn follow(&mut self, config: &Arc<ControlConnection>, tools: &Tools) {
         let names: Vec<&str> =
-            self.config.sessions.iter().map(|session| session.name.as_str()).collect();
+            config.sessions.iter().map(|session| session.name.as_str()).collect();
         self.progress.follow(&names);
-        self.running.retain(|name, _| names.contains(&name.as_str()));
-        self.declined.retain(|name, _| names.contains(&name.as_str()));
         let mut known = std::mem::take(&mut self.sessions);
-        for index in 0..self.config.sessions.len() {
-            let name = &self.config.sessions[index].name;
-            let place = known.iter().position(|session| session.name == *name);
-            let session = match place {
-                Some(place) => {
-                    let session = known.swap_remove(place);
-                    let configure = Command::Configure(self.config.clone(), index);
-                    // One that is gone is found by `change`.
+        for (index, name) in names.into_iter().enumerate() {
+            let session = match known.iter().position(|session| session.name == name) {
+                Some(position) => {
+                    let session = known.swap_remove(position);
+                    let configure = Command::Configure(config.clone(), index);
+                    // The end of a session is handled by `next_end`.
                     let _ = session.handle.send(configure).await;
                     session
                 }
-                None => self.make_session(index),
+                None => self.create(config, index, tools),
             };
             self.sessions.push(session);
         }
-        // Sessions end when nobody is left to command them.
+        // A session ends when its last handle is dropped.
         drop(known);
-        self.status.configured(&self.config, self.applied);
         let handles = self.sessions.iter().map(|session| session.handle.clone()).collect();
-        self.status.set_session_handles(handles);
+        tools.status.set_session_handles(handles);
     }
 
-    fn make_session(&mut self, index: usize) -> SessionTask {
-        let tools = sender::Tools {
-            results: self.results.clone(),
-            status: self.status.clone(),
+    fn create(&mut self, config: &ControlConnection, index: usize, tools: &Tools) -> SessionHandle {
+        let session_tools = sender::Tools {
+            results: tools.results.clone(),
+            status: tools.status.clone(),
             progress: self.progress.clone(),
-            pace: self.senders.pace.clone(),
+            pacing: tools.senders.pacing.clone(),
         };
-        let session = Session::new(&self.config, index, tools);
-        let name = self.config.sessions[index].name.clone();
-        match self.senders.plane.spawn(|_| session, None, sender::COMMANDS) {
+        let session = Session::new(config, index, session_tools);
+        let name = config.sessions[index].name.clone();
+        match tools.senders.plane.spawn(|_| session, None, sender::COMMANDS) {
             Ok((handle, ended)) => {
                 self.ends.push(ended);
-                SessionTask { name, handle }
+                SessionHandle { name, handle }
             }
-            // The driver is started again, and tries once more.
-            Err(error) => panicked(format!("session {name} has no thread: {error}")),
+            Err(error) => fail(format!("session {name} has no thread: {error}")),
         }
     }
 
-    /// Gives sessions that are started to their tasks.
-    pub(super) async fn start_sessions(&mut self, sessions: Vec<OpenSession>) {
-        for session in sessions {
-            let named = self.sessions.iter().position(|task| task.name == session.name);
-            let Some(index) = named else { continue };
-            let sid = session.sid.map(|sid| sid.to_string()).unwrap_or_default();
-            let (local, remote) = (session.socket.local(), session.remote);
-            self.status.session_started(&session.name, sid, local, remote);
-            let running = Running { sid: session.sid, remote: session.remote.ip() };
-            self.running.insert(session.name.clone(), running);
-            self.declined.remove(&session.name);
-            self.tell(index, Command::Up(Box::new(session))).await;
+    /// Starts a session with its socket, unless it is no longer configured.
+    pub(super) async fn start(&self, session: OpenSession) {
+        if let Some(handle) = self.handle(&session.name) {
+            let _ = handle.send(Command::Up(Box::new(session))).await;
         }
     }
 
-    /// Sessions end when nobody is left to command them.
-    pub(super) async fn end_sessions(&mut self) {
-        self.sessions.clear();
-        self.running.clear();
-        self.status.set_session_handles(Vec::new());
-        while self.ends.next().await.is_some() {}
+    /// Sends a command to one session.
+    pub(super) async fn send(&self, name: &str, command: Command) {
+        if let Some(handle) = self.handle(name) {
+            let _ = handle.send(command).await;
+        }
     }
 
-    /// Ends running tests as STOPPED, once what is under way is answered or lost; returns when
-    /// their results are reported.
-    pub(super) async fn stop_sessions(&mut self) {
-        self.ask(|_| true, |done| Command::Stop(done, Grace::Short)).await.await;
+    /// Sends a command to all sessions.
+    pub(super) async fn send_all(&self, command: impl Fn() -> Command) {
+        for session in &self.sessions {
+            let _ = session.handle.send(command()).await;
+        }
     }
 
-    /// Tells sessions to do what they answer when it is done; what it gives ends when all have.
-    pub(super) async fn ask(
+    /// Sends a command to the sessions of these names, or to all; the future ends when all have
+    /// answered.
+    pub(super) async fn request(
         &self,
-        which: impl Fn(&str) -> bool,
+        names: Option<&[String]>,
         command: impl Fn(oneshot::Sender<()>) -> Command,
     ) -> JoinAll<oneshot::Receiver<()>> {
         let mut answers = Vec::with_capacity(self.sessions.len());
-        for index in 0..self.sessions.len() {
-            if which(&self.sessions[index].name) {
+        for session in &self.sessions {
+            if names.is_none_or(|names| names.contains(&session.name)) {
                 let (done, answer) = oneshot::channel();
-                self.tell(index, command(done)).await;
+                let _ = session.handle.send(command(done)).await;
                 answers.push(answer);
             }
         }
         join_all(answers)
     }
 
-    pub(super) async fn tell(&self, index: usize, command: Command) {
-        // A session that is gone is found by `change`.
-        let _ = self.sessions[index].handle.send(command).await;
+    /// Ends all sessions.
+    pub(super) async fn end(&mut self, tools: &Tools) {
+        self.sessions.clear();
+        tools.status.set_session_handles(Vec::new());
+        while self.ends.next().await.is_some() {}
     }
 
-    /// A session that stalled takes the driver with it, which is started again.
-    pub(super) fn look_after_sessions(&self) {
+    /// Waits for the end of a session; pending while there is none.
+    pub(super) async fn next_end(&mut self) {
+        match self.ends.next().await {
+            None => std::future::pending().await,
+            Some(Ok(Exit::Clean)) => {}
+            Some(Ok(Exit::Panicked(text))) => fail(text),
+            Some(Err(_)) => fail("a thread of the data plane failed".into()),
+        }
+    }
+
+    /// Ends the driver if a session has stalled.
+    pub(super) fn check(&self) {
         if let Some(session) = self.sessions.iter().find(|s| s.handle.has_stalled()) {
-            panicked(format!("session {} has stalled", session.name));
+            fail(format!("session {} has stalled", session.name));
         }
     }
 
-    /// A session ended; one that panicked takes the driver with it.
-    pub(super) fn session_ended(ended: Result<Exit, oneshot::error::RecvError>) {
-        match ended {
-            Ok(Exit::Clean) => {}
-            Ok(Exit::Panicked(text)) => panicked(text),
-            Err(_) => panicked("a thread of the data plane failed".into()),
-        }
+    fn handle(&self, name: &str) -> Option<&Handle<Command>> {
+        let mut sessions = self.sessions.iter();
+        sessions.find(|session| session.name == name).map(|session| &session.handle)
     }
 }
 
 /// Ends the driver, which is started again.
-fn panicked(text: String) -> ! {
+fn fail(text: String) -> ! {
     std::panic::resume_unwind(Box::new(text))
 }

@@ -1,125 +1,112 @@
-//! What a connection tells of itself. Written by its driver, read by the API; the lock is held for
-//! a copy.
+//! Status of a connection as others see it: written by its driver and its sessions, converted for the
+//! API in one place. The lock is held for a copy.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::sync::watch;
 
-use super::{course::Outage, failure::Failure, open::Declined, sender::Command};
+use super::sender::Command;
 use crate::{
     model::{ControlConnection, ControlType, SessionControl},
+    net::TcpDirectory,
     proto::{self, ConnectionFailure, ConnectionState, Session},
-    session::plane::Handle,
-    time::{Monotonic, Now, duration_to_proto},
+    session::{lock, plane::Handle},
+    time::{Now, UnixTime, duration_to_proto},
+    twamp::connection::{ConnectionStatus, Failure, FailureReport, Phase, SessionStatus},
 };
 
-/// Numbers the changes of all connections, so that whoever saw one number finds what changed since.
+/// Numbers of the changes of all connections: with the number of one change, all later ones are found.
 #[derive(Debug, Default)]
 pub struct Changes {
     latest: watch::Sender<u64>,
 }
 
 impl Changes {
-    /// The number of the latest change.
+    /// Returns the number of the latest change.
     pub fn latest(&self) -> watch::Receiver<u64> {
         self.latest.subscribe()
     }
 
-    /// A connection is gone.
+    /// Records that a connection is gone.
     pub fn removed(&self) {
         self.next(|_| {});
     }
 
-    /// Numbers a change; call `told` when it can be seen.
-    fn next(&self, told: impl FnOnce(u64)) {
+    /// Numbers a change; `publish` makes it visible before the number is.
+    fn next(&self, publish: impl FnOnce(u64)) {
         self.latest.send_modify(|latest| {
             *latest += 1;
-            told(*latest);
+            publish(*latest);
         });
     }
 }
 
-/// Of so many sessions that are not started it is told why.
-const DETAILS: usize = 3;
-
-/// Status of one connection.
+/// Shared status of one connection.
 #[derive(Debug)]
 pub(super) struct Status {
     inner: Mutex<Inner>,
     changes: Arc<Changes>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    /// As it is told, but for what depends on the time of the question.
-    connection: proto::Connection,
-    outage_since: Option<Now>,
-    past_outages_ns: u64,
-    applied_revision: u64,
+    connection: ConnectionStatus,
+    tests_finished: HashMap<String, u64>,
     sessions: Vec<Handle<Command>>,
-    /// Number of its latest change.
+    /// Number of the latest change.
     changed: u64,
-    session_control: SessionControl,
-    /// While an attempt is made: when the next one is due should it fail.
-    next_attempt: Option<prost_types::Timestamp>,
 }
 
 impl Status {
     pub(super) fn new(config: &ControlConnection, changes: Arc<Changes>, now: Now) -> Self {
-        let status = Self { inner: Mutex::default(), changes };
-        status.configured(config, 0);
-        status.state(ConnectionState::Inactive, now);
+        let connection = ConnectionStatus::new(config, now);
+        let (tests_finished, sessions) = (HashMap::new(), Vec::new());
+        let inner = Mutex::new(Inner { connection, tests_finished, sessions, changed: 0 });
+        let status = Self { inner, changes };
+        status.mark_changed();
         status
     }
 
-    /// Number of its latest change.
+    /// Returns the number of the latest change.
     pub(super) fn changed(&self) -> u64 {
         self.lock().changed
     }
 
-    /// What was written can be seen by others.
-    fn tell(&self) {
+    /// Numbers a change that others can see.
+    pub(super) fn mark_changed(&self) {
         self.changes.next(|number| self.lock().changed = number);
     }
 
-    /// How its sessions can be changed while they run.
-    pub(super) fn session_control(&self) -> SessionControl {
-        self.lock().session_control
-    }
-
-    pub(super) fn set_session_control(&self, session_control: SessionControl) {
-        self.lock().session_control = session_control;
-    }
-
-    /// The driver follows this configuration now.
-    pub(super) fn configured(&self, config: &ControlConnection, revision: u64) {
+    /// Publishes what the machine shows.
+    pub(super) fn publish(&self, connection: ConnectionStatus) {
         let mut inner = self.lock();
-        inner.applied_revision = revision;
-        let connection = &mut inner.connection;
-        connection.name.clone_from(&config.name);
-        let control_type = match config.control_type {
-            ControlType::Managed => proto::ControlType::Managed,
-            ControlType::Light => proto::ControlType::Light,
-            ControlType::Stamp => proto::ControlType::Stamp,
-        };
-        connection.control_type = control_type.into();
-        connection.sessions = config
-            .sessions
-            .iter()
-            .map(|session| {
-                let known = connection.sessions.iter().find(|known| known.name == session.name);
-                let unknown = || Session { name: session.name.clone(), ..Session::default() };
-                known.cloned().unwrap_or_else(unknown)
-            })
-            .collect();
+        let names = connection.sessions.iter().map(|session| &session.name);
+        if !names.eq(inner.connection.sessions.iter().map(|session| &session.name)) {
+            let is_present = |name: &String| connection.sessions.iter().any(|s| s.name == *name);
+            inner.tests_finished.retain(|name, _| is_present(name));
+        }
+        inner.connection = connection;
         drop(inner);
-        self.tell();
+        self.mark_changed();
     }
 
-    /// The sessions, for questions about the tests that run.
+    /// Returns the status for the machine that goes on after a failure of its task.
+    pub(super) fn connection(&self) -> ConnectionStatus {
+        self.lock().connection.clone()
+    }
+
+    /// Records that the task failed; returns whether that begins an outage.
+    pub(super) fn task_failed(&self, failure: Failure, last: bool, now: Now) -> bool {
+        let begins = self.lock().connection.task_failed(failure, last, now);
+        self.mark_changed();
+        begins
+    }
+
+    /// Sets the handles of the sessions, for questions about the tests that run.
     pub(super) fn set_session_handles(&self, sessions: Vec<Handle<Command>>) {
         self.lock().sessions = sessions;
     }
@@ -128,254 +115,123 @@ impl Status {
         self.lock().sessions.clone()
     }
 
+    /// Counts a test of a session.
+    pub(super) fn test_finished(&self, name: &str) {
+        let mut inner = self.lock();
+        match inner.tests_finished.get_mut(name) {
+            Some(tests) => *tests += 1,
+            None => drop(inner.tests_finished.insert(name.to_owned(), 1)),
+        }
+    }
+
+    pub(super) fn session_control(&self) -> SessionControl {
+        self.lock().connection.session_control
+    }
+
     pub(super) fn has_applied(&self, revision: u64) -> bool {
-        self.lock().applied_revision >= revision
+        self.lock().connection.applied_revision >= revision
     }
 
     pub(super) fn is_running(&self) -> bool {
-        self.lock().connection.state() == ConnectionState::Running
+        self.lock().connection.phase == Phase::Running
     }
 
-    /// Sessions are negotiated anew because they are silent.
-    pub(super) fn renegotiates(&self) {
-        self.lock().connection.renegotiations += 1;
-    }
-
-    /// A new state; what only holds in another one is taken away.
-    pub(super) fn state(&self, state: ConnectionState, now: Now) {
-        let mut inner = self.lock();
-        match state {
-            ConnectionState::Running => {}
-            ConnectionState::Stopped => inner.session_control = SessionControl::Stopped,
-            ConnectionState::Completed => inner.session_control = SessionControl::Completed,
-            ConnectionState::Unspecified
-            | ConnectionState::Inactive
-            | ConnectionState::Resolving
-            | ConnectionState::Connecting
-            | ConnectionState::Negotiating
-            | ConnectionState::WaitingRetry
-            | ConnectionState::Failed => inner.session_control = SessionControl::Down,
-        }
-        let next_attempt = inner.next_attempt.filter(|_| attempts(state));
-        let connection = &mut inner.connection;
-        if connection.state() != state || connection.state_start_time.is_none() {
-            connection.state = state.into();
-            connection.state_start_time = Some(now.unix.to_proto());
-        }
-        connection.next_attempt_time = next_attempt;
-        if !matches!(state, ConnectionState::Negotiating | ConnectionState::Running) {
-            not_connected(connection);
-        }
-        drop(inner);
-        self.tell();
-    }
-
-    /// An attempt is made; when the next one is due should it fail.
-    pub(super) fn attempt(&self, next: Option<Monotonic>, now: Now) {
-        let next = next.map(|due| now.unix.plus_ns(due.since_ns(now.monotonic) as i64).to_proto());
-        let mut inner = self.lock();
-        inner.next_attempt = next;
-        if attempts(inner.connection.state()) {
-            inner.connection.next_attempt_time = next;
-            drop(inner);
-            self.tell();
-        }
-    }
-
-    /// Ends of the control connection.
-    pub(super) fn ends(&self, local: SocketAddr, server: SocketAddr) {
-        let mut inner = self.lock();
-        inner.connection.local_address = local.to_string();
-        inner.connection.server_address = server.to_string();
-    }
-
-    pub(super) fn mode(&self, mode: u32) {
-        self.lock().connection.mode = mode;
-    }
-
-    /// A session is started.
-    pub(super) fn session_started(
+    /// Converts the status for the API. `revision` and `is_stopped` are what is desired; `directory`
+    /// has what the kernel knows of TCP connections.
+    pub(super) fn to_proto(
         &self,
-        name: &str,
-        sid: String,
-        sender: SocketAddr,
-        reflector: SocketAddr,
-    ) {
-        self.session(name, |session| {
-            session.sid = sid;
-            session.sender_address = sender.to_string();
-            session.reflector_address = reflector.to_string();
-            session.started = true;
-            session.starts += 1;
-        });
-        self.tell();
-    }
-
-    pub(super) fn test_finished(&self, name: &str) {
-        self.session(name, |session| session.tests_finished += 1);
-    }
-
-    fn session(&self, name: &str, change: impl FnOnce(&mut Session)) {
-        let mut inner = self.lock();
-        let mut sessions = inner.connection.sessions.iter_mut();
-        if let Some(session) = sessions.find(|session| session.name == name) {
-            change(session);
-        }
-    }
-
-    /// The first failure of an outage.
-    pub(super) fn outage_begins(&self, failure: &Failure, now: Now) {
-        let mut inner = self.lock();
-        if inner.outage_since.is_none() {
-            inner.outage_since = Some(now);
-            inner.connection.outages += 1;
-        }
-        inner.connection.last_loss = Some(loss(failure, now));
-        drop(inner);
-        self.tell();
-    }
-
-    /// An outage that a driver left that failed: its cause, its beginning, and its attempts.
-    pub(super) fn open_outage(&self) -> Option<Outage> {
+        revision: u64,
+        is_stopped: bool,
+        directory: Option<&TcpDirectory>,
+        now: Now,
+    ) -> proto::Connection {
         let inner = self.lock();
-        let loss = inner.connection.last_loss.as_ref()?;
-        let failure = Failure {
-            cause: loss.cause(),
-            accept_code: loss.accept_code as u8,
-            detail: loss.detail.clone(),
-            ..Failure::default()
-        };
-        let Now { monotonic: since, unix: began } = inner.outage_since?;
-        let attempts = inner.connection.attempts_since_success;
-        Some(Outage { failure, since, began, attempts })
-    }
-
-    /// An attempt failed; how the outage began stays.
-    pub(super) fn attempt_failed(&self, failure: &Failure, attempts: u64, now: Now) {
-        let mut inner = self.lock();
-        inner.connection.attempts_since_success = attempts;
-        inner.connection.last_failure = Some(loss(failure, now));
-    }
-
-    /// Sessions could not be started while others run. The cause is that of the first.
-    pub(super) fn sessions_failed(&self, declined: &[Declined], now: Now) {
-        let Some(first) = declined.first() else { return };
-        for Declined { name, .. } in declined {
-            self.session(name, not_started);
-        }
-        let details = declined.iter().map(|declined| declined.failure.detail.as_str());
-        let mut detail = details.take(DETAILS).collect::<Vec<_>>().join("; ");
-        if declined.len() > DETAILS {
-            detail = format!("{detail}; and {} more", declined.len() - DETAILS);
-        }
-        let failure = Failure { detail, ..first.failure.clone() };
-        self.lock().connection.last_failure = Some(loss(&failure, now));
-        self.tell();
-    }
-
-    /// Up again, or given up: no longer an outage.
-    pub(super) fn outage_ends(&self, now: Now) {
-        let mut inner = self.lock();
-        if let Some(since) = inner.outage_since.take() {
-            inner.past_outages_ns += now.monotonic.since_ns(since.monotonic);
-        }
-        inner.connection.attempts_since_success = 0;
-    }
-
-    /// Waits for the next attempt.
-    pub(super) fn waiting(&self, due: Monotonic, now: Now) {
-        self.state(ConnectionState::WaitingRetry, now);
-        let wait_ns = due.since_ns(now.monotonic);
-        self.lock().connection.next_attempt_time =
-            Some(now.unix.plus_ns(wait_ns as i64).to_proto());
-        self.tell();
-    }
-
-    /// All is well, and nothing is open until the next test is due.
-    pub(super) fn parked(&self, due: Monotonic, now: Now) {
-        let mut inner = self.lock();
-        inner.session_control = SessionControl::Down;
-        let wait_ns = due.since_ns(now.monotonic);
-        let connection = &mut inner.connection;
-        not_connected(connection);
-        connection.next_attempt_time = Some(now.unix.plus_ns(wait_ns as i64).to_proto());
-        drop(inner);
-        self.tell();
-    }
-
-    /// Whether an attempt has not got as far as a TCP connection.
-    pub(super) fn is_connecting(&self) -> bool {
-        let state = self.lock().connection.state();
-        matches!(state, ConnectionState::Resolving | ConnectionState::Connecting)
-    }
-
-    /// Something is wanted that the driver has yet to take up.
-    pub(super) fn wanted(&self) {
-        self.tell();
-    }
-
-    /// The task of the connection failed.
-    pub(super) fn task_failed(&self, last: bool, now: Now) {
-        self.state(if last { ConnectionState::Failed } else { ConnectionState::WaitingRetry }, now);
-        self.lock().connection.task_restarts += u64::from(!last);
-    }
-
-    /// The status, for the API. `revision` is the one wanted, and whether it is to be stopped.
-    pub(super) fn to_proto(&self, revision: u64, stopped: bool, now: Now) -> proto::Connection {
-        let inner = self.lock();
-        let since = inner.outage_since.map(|since| since.monotonic);
-        let present_ns = since.map_or(0, |since| now.monotonic.since_ns(since));
-        let is_stopped = match inner.connection.state() {
-            ConnectionState::Stopped => true,
+        let status = &inner.connection;
+        let present_ns = status.outage.as_ref().map_or(0, |outage| outage.length_ns(now));
+        let shows_stopped = match status.phase {
+            Phase::Stopped => true,
             // Neither can be stopped.
-            ConnectionState::Inactive | ConnectionState::Failed => stopped,
-            ConnectionState::Unspecified
-            | ConnectionState::Resolving
-            | ConnectionState::Connecting
-            | ConnectionState::Negotiating
-            | ConnectionState::Running
-            | ConnectionState::WaitingRetry
-            | ConnectionState::Completed => false,
+            Phase::Inactive | Phase::Failed => is_stopped,
+            Phase::Resolving
+            | Phase::Connecting
+            | Phase::Negotiating
+            | Phase::Running
+            | Phase::WaitingRetry
+            | Phase::Completed => false,
         };
+        let address = |address: SocketAddr| address.to_string();
+        let (local, server) = status.ends.unzip();
+        let tests = |name: &str| inner.tests_finished.get(name).copied().unwrap_or(0);
+        let sessions = status.sessions.iter().map(|s| session(s, tests(&s.name)));
         proto::Connection {
-            outage_duration: Some(duration_to_proto(inner.past_outages_ns + present_ns)),
-            reconciling: inner.applied_revision < revision || stopped != is_stopped,
-            ..inner.connection.clone()
+            name: status.name.clone(),
+            control_type: control_type(status.control_type).into(),
+            state: state(status.phase).into(),
+            state_start_time: Some(status.phase_since.to_proto()),
+            local_address: local.map(address).unwrap_or_default(),
+            server_address: server.map(address).unwrap_or_default(),
+            mode: status.mode,
+            last_loss: status.last_loss.as_ref().map(loss),
+            last_failure: status.last_failure.as_ref().map(loss),
+            attempts_since_success: status.attempts_since_success,
+            next_attempt_time: status.next_attempt.map(UnixTime::to_proto),
+            outages: status.outages,
+            outage_duration: Some(duration_to_proto(status.past_outages_ns + present_ns)),
+            task_restarts: status.task_restarts,
+            renegotiations: status.renegotiations,
+            reconciling: status.applied_revision < revision || is_stopped != shows_stopped,
+            sessions: sessions.collect(),
+            tcp: directory
+                .zip(status.ends)
+                .and_then(|(directory, (local, server))| directory.facts(local, server)),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
-/// Whether an attempt is being made.
-fn attempts(state: ConnectionState) -> bool {
-    matches!(
-        state,
-        ConnectionState::Resolving | ConnectionState::Connecting | ConnectionState::Negotiating
-    )
+fn control_type(control_type: ControlType) -> proto::ControlType {
+    match control_type {
+        ControlType::Managed => proto::ControlType::Managed,
+        ControlType::Light => proto::ControlType::Light,
+        ControlType::Stamp => proto::ControlType::Stamp,
+    }
 }
 
-fn loss(failure: &Failure, now: Now) -> ConnectionFailure {
+fn state(phase: Phase) -> ConnectionState {
+    match phase {
+        Phase::Inactive => ConnectionState::Inactive,
+        Phase::Resolving => ConnectionState::Resolving,
+        Phase::Connecting => ConnectionState::Connecting,
+        Phase::Negotiating => ConnectionState::Negotiating,
+        Phase::Running => ConnectionState::Running,
+        Phase::WaitingRetry => ConnectionState::WaitingRetry,
+        Phase::Stopped => ConnectionState::Stopped,
+        Phase::Completed => ConnectionState::Completed,
+        Phase::Failed => ConnectionState::Failed,
+    }
+}
+
+fn loss(FailureReport { failure, time }: &FailureReport) -> ConnectionFailure {
     ConnectionFailure {
         cause: failure.cause.into(),
         accept_code: failure.accept_code.into(),
         detail: failure.detail.clone(),
-        time: Some(now.unix.to_proto()),
+        time: Some(time.to_proto()),
     }
 }
 
-fn not_connected(connection: &mut proto::Connection) {
-    connection.local_address.clear();
-    connection.server_address.clear();
-    connection.mode = 0;
-    connection.sessions.iter_mut().for_each(not_started);
-}
-
-fn not_started(session: &mut Session) {
-    session.sid.clear();
-    session.sender_address.clear();
-    session.reflector_address.clear();
-    session.started = false;
+fn session(session: &SessionStatus, tests_finished: u64) -> Session {
+    let (name, starts) = (session.name.clone(), session.starts);
+    let idle = Session { name, starts, tests_finished, ..Session::default() };
+    let Some(started) = &session.started else { return idle };
+    Session {
+        sid: started.sid.map(|sid| sid.to_string()).unwrap_or_default(),
+        sender_address: started.local.to_string(),
+        reflector_address: started.remote.to_string(),
+        started: true,
+        ..idle
+    }
 }

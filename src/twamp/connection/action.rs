@@ -17,21 +17,17 @@ use crate::{
 
 /// Desired state of a connection.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Desired {
-    /// Committed configuration.
-    pub config: Arc<ControlConnection>,
+pub(crate) struct Desired {
+    pub(crate) config: Arc<ControlConnection>,
     /// Stopped by hand, or not yet started by hand.
-    pub stopped: bool,
-    /// Number of starts by hand.
-    pub starts: u64,
-    /// Revision that `config` came with.
-    pub revision: u64,
+    pub(crate) stopped: bool,
+    pub(crate) starts: u64,
+    pub(crate) revision: u64,
 }
 
 /// Input of the machine. Progress comes before any other input that is available at the same time.
 #[derive(Clone, Debug)]
-pub enum Input {
-    /// A new desired state.
+pub(crate) enum Input {
     Desired(Desired),
     /// Counter of the changes of this host's network that may let an attempt succeed.
     Network(u64),
@@ -64,33 +60,33 @@ pub enum Input {
 
 /// Sessions that an operation started, and those that it could not start.
 #[derive(Clone, Debug, Default)]
-pub struct Started {
+pub(crate) struct Started {
     /// Sessions with an open socket that the server accepted.
-    pub sessions: Vec<StartedSession>,
+    pub(crate) sessions: Vec<StartedSession>,
     /// Sessions that were not started although others were or run.
-    pub declined: Vec<Declined>,
+    pub(crate) declined: Vec<Declined>,
     /// Mode in force; 0 without a control connection.
-    pub mode: u32,
-    /// Whether sessions are started and stopped one by one.
-    pub is_individual: bool,
+    pub(crate) mode: u32,
+    /// The server starts and stops sessions one by one.
+    pub(crate) is_individual: bool,
 }
 
 /// Position of an attempt among others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttemptContext {
+pub(crate) struct AttemptContext {
     /// Time at which the TCP connection has to be open.
-    pub deadline: Monotonic,
+    pub(crate) deadline: Monotonic,
     /// Index of the address of a name that is tried first.
-    pub address: usize,
-    /// Whether a port in use may be one that a session of this agent is about to give up.
-    pub waits_for_ports: bool,
+    pub(crate) address: usize,
+    /// A port in use may be one that a session of this agent is about to give up.
+    pub(crate) waits_for_ports: bool,
     /// Time that sessions whose sockets are open wait for others, nanoseconds.
-    pub socket_wait_ns: u64,
+    pub(crate) socket_wait_ns: u64,
 }
 
 /// Time that a session which is stopped waits for replies to the probes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grace {
+pub(crate) enum Grace {
     /// Until each is answered or lost.
     LossTimeout,
     /// Short, because somebody waits; probes given up then do not count as lost.
@@ -100,68 +96,42 @@ pub enum Grace {
 /// Operation of the driver. One is under way at a time; its time is bounded, and it ends with an input
 /// unless it is abandoned.
 #[derive(Clone, Debug)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// Resolves the address of the server within the response timeout.
     Resolve(Arc<ControlConnection>),
     /// Opens the TCP connection to the first address that accepts it.
-    Connect {
-        /// Configuration of the attempt.
-        config: Arc<ControlConnection>,
-        /// Addresses in the order in which they are tried.
-        addresses: Vec<SocketAddr>,
-        /// Limit, nanoseconds.
-        limit_ns: u64,
-    },
+    Connect { config: Arc<ControlConnection>, addresses: Vec<SocketAddr>, limit_ns: u64 },
     /// Negotiates sessions over the open TCP connection and starts them.
     Negotiate {
-        /// Configuration of the attempt.
         config: Arc<ControlConnection>,
-        /// Sessions to request.
         names: Vec<String>,
-        /// Extensions to use where they are offered.
         extensions: Extensions,
-        /// Position among other attempts.
         context: AttemptContext,
     },
     /// Opens the sockets of sessions that need no negotiation.
     OpenUnnegotiated {
-        /// Configuration of the attempt.
         config: Arc<ControlConnection>,
-        /// Sessions to open.
         names: Vec<String>,
-        /// Position among other attempts.
         context: AttemptContext,
-        /// Whether others wait for these from the beginning.
+        /// Others wait for these from the beginning.
         others_wait: bool,
     },
     /// Opens the sockets of sessions that are then requested.
-    OpenSockets {
-        /// Configuration in effect.
-        config: Arc<ControlConnection>,
-        /// Sessions to open.
-        names: Vec<String>,
-        /// Position among other attempts.
-        context: AttemptContext,
-    },
+    OpenSockets { config: Arc<ControlConnection>, names: Vec<String>, context: AttemptContext },
     /// Lets all sessions finish their tests and close their sockets.
     PauseSessions,
     /// Stops the tests of these sessions, or of all.
     StopSessions {
         /// Sessions to stop; `None` for all.
         names: Option<Vec<String>>,
-        /// Time for replies.
         grace: Grace,
     },
     /// Stops and requests sessions over the open control connection: one by one where the server can
     /// do that, else all are stopped. Sessions that [`Operation::OpenSockets`] opened are included.
     Request {
-        /// Configuration in effect.
         config: Arc<ControlConnection>,
-        /// Sessions to request.
         names: Vec<String>,
-        /// Sessions to stop.
         stop: Vec<Sid>,
-        /// Position among other attempts.
         context: AttemptContext,
     },
     /// Sends Stop-Sessions and closes the control connection.
@@ -170,7 +140,7 @@ pub enum Operation {
 
 /// Command to all sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionCommand {
+pub(crate) enum SessionCommand {
     /// The connection is lost, or one more attempt failed.
     Down(FailureCause, u64),
     /// The connection is closed until the next test is due.
@@ -183,8 +153,7 @@ pub enum SessionCommand {
 
 /// Action that the driver carries out, in the order in which they come.
 #[derive(Clone, Debug)]
-pub enum Action {
-    /// Begins an operation.
+pub(crate) enum Action {
     Begin(Operation),
     /// Drops the operation that is under way, with the control connection if it uses it.
     Abandon,
@@ -192,7 +161,6 @@ pub enum Action {
     Drop,
     /// Follows a configuration: sessions that are gone end, new ones are created, the others are told.
     Follow(Arc<ControlConnection>),
-    /// Ends all sessions.
     EndSessions,
     /// Passes the sessions that an operation opened to their threads.
     Start(Vec<String>),
@@ -200,13 +168,11 @@ pub enum Action {
     Command(SessionCommand),
     /// Tells a session that it was not started.
     Decline {
-        /// Name of the session.
         name: String,
-        /// Reason.
         failure: Failure,
         /// Number of times, this one included.
         tries: u64,
-        /// Whether the reason differs from that of the time before.
+        /// The reason differs from that of the time before.
         is_new: bool,
     },
     /// Sets the options of the open control connection that can be set.
@@ -215,10 +181,11 @@ pub enum Action {
     WatchNames,
     /// Asks whether any reflector can be reached from this host; the failure explains the question.
     VerifyUnreachable(Failure),
-    /// Records an event.
     Event(ConnectionEvent),
     /// Stores the state that outlives the process.
-    Persist(Remembered),
-    /// Ends the driver.
+    Persist(
+        #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not store it yet"))]
+        Remembered,
+    ),
     Finish,
 }

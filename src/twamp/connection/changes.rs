@@ -16,9 +16,7 @@ use crate::{
 enum Transition {
     /// None that is not done.
     None,
-    /// Start over.
     Restart,
-    /// Change sessions.
     Sessions,
     /// An attempt by hand, at once.
     Attempt,

@@ -16,7 +16,6 @@ pub(super) const MAX_RETRY_NS: u64 = 24 * FIRST_RETRY_NS;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Extensions are requested.
     #[default]
     Ask,
     /// They are requested once more, after a failure that may have been chance.
@@ -32,7 +31,7 @@ enum State {
 /// Knowledge about the extensions of one server, kept from attempt to attempt while server, mode and
 /// key are the same.
 #[derive(Clone, Copy, Debug)]
-pub struct ExtensionProbe {
+pub(crate) struct ExtensionProbe {
     state: State,
     retry_ns: u64,
 }
@@ -45,7 +44,7 @@ impl Default for ExtensionProbe {
 
 impl ExtensionProbe {
     /// Returns the extensions that the next attempt asks for.
-    pub fn extensions(&mut self, config: &ControlConnection, now: Monotonic) -> Extensions {
+    pub(crate) fn extensions(&mut self, config: &ControlConnection, now: Monotonic) -> Extensions {
         if let State::Without(since) = self.state
             && now.since_ns(since) >= self.retry_ns
         {

@@ -4,20 +4,20 @@ use crate::{proto::FailureCause, twamp::control_client::ClientError, wire::codes
 
 /// Loss of a connection or failure of an attempt, with its cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Category of the cause, as results and events carry it.
-    pub cause: FailureCause,
+    pub(crate) cause: FailureCause,
     /// Accept code of the server; 0 where it sent none.
-    pub accept_code: u8,
+    pub(crate) accept_code: u8,
     /// Text for people: the operation that failed, with the value that made it fail.
-    pub detail: String,
+    pub(crate) detail: String,
     /// Part of the request that the server may have failed on.
-    pub suspect: Suspect,
+    pub(crate) suspect: Suspect,
 }
 
 /// Part of a negotiation that may explain its failure, so that the next attempt leaves it out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Suspect {
+pub(crate) enum Suspect {
     /// Nothing that was requested.
     #[default]
     None,
@@ -27,7 +27,6 @@ pub enum Suspect {
     ExtensionsLikely,
     /// One of several sessions: the server ended the connection when it was requested.
     Session {
-        /// Name of the session.
         name: String,
         /// Number of sessions that the server had accepted before.
         accepted: usize,
@@ -36,25 +35,25 @@ pub enum Suspect {
 
 impl Failure {
     /// Returns a failure without accept code and suspect.
-    pub fn new(cause: FailureCause, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(cause: FailureCause, detail: impl Into<String>) -> Self {
         Self { cause, detail: detail.into(), ..Self::default() }
     }
 
     /// Returns the failure of a connection that the server closed.
-    pub fn closed_by_server() -> Self {
+    pub(crate) fn closed_by_server() -> Self {
         Self::new(FailureCause::ClosedByServer, "the server closed the control connection")
     }
 
     /// Adds the name of the session that failed to the detail.
     #[must_use]
-    pub fn for_session(self, name: &str) -> Self {
+    pub(crate) fn for_session(self, name: &str) -> Self {
         Self { detail: format!("session {name}: {}", self.detail), ..self }
     }
 
     /// Adds the suspicion against extensions after a negotiation in which some had been chosen.
     /// `derives_key` tells that the server had to derive a key: it may be slow for that reason.
     #[must_use]
-    pub fn suspecting_extensions(self, derives_key: bool) -> Self {
+    pub(crate) fn suspecting_extensions(self, derives_key: bool) -> Self {
         let unspecific =
             [Accept::FAILURE, Accept::NOT_SUPPORTED].contains(&Accept(self.accept_code));
         let suspect = match self.cause {
@@ -86,7 +85,7 @@ impl Failure {
     }
 
     /// Returns whether the server ended the connection, with FIN or RST.
-    pub fn is_end_by_server(&self) -> bool {
+    pub(crate) fn is_end_by_server(&self) -> bool {
         matches!(self.cause, FailureCause::ClosedByServer | FailureCause::Reset)
     }
 }

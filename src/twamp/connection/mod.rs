@@ -32,19 +32,19 @@ use retry::RetrySchedule;
 use sessions::Sessions;
 use state::{Change, State, Step};
 
-pub use action::{
+pub(crate) use action::{
     Action, AttemptContext, Desired, Grace, Input, Operation, SessionCommand, Started,
 };
-pub use extension_probe::ExtensionProbe;
-pub use failure::{Failure, Suspect};
-pub use outage::{ConnectionEvent, Outage, Remembered};
-pub use progress::{SessionProgress, SessionStage};
-pub use sessions::{Declined, SHORT_PAUSE_NS, SOCKET_WAIT_NS, StartedSession};
-pub use status::{ConnectionStatus, FailureReport, Phase, SessionStatus};
+pub(crate) use extension_probe::ExtensionProbe;
+pub(crate) use failure::{Failure, Suspect};
+pub(crate) use outage::{ConnectionEvent, Outage, Remembered};
+pub(crate) use progress::{SessionProgress, SessionStage};
+pub(crate) use sessions::{Declined, SHORT_PAUSE_NS, SOCKET_WAIT_NS, StartedSession};
+pub(crate) use status::{ConnectionStatus, FailureReport, Phase, SessionStatus};
 
 /// The machine of one control connection.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     /// Configuration in effect.
     config: Arc<ControlConnection>,
     /// Revision in effect.
@@ -62,7 +62,7 @@ pub struct Connection {
     pauses: PauseProbe,
     extensions: ExtensionProbe,
     requests: RequestLimit,
-    /// Whether the driver holds a control connection.
+    /// The driver holds a control connection.
     has_control: bool,
     /// Latest counter of the network's changes, and the one known when the latest attempt began or the
     /// connection was lost.
@@ -83,7 +83,7 @@ pub struct Connection {
 impl Connection {
     /// Begins the life of a connection. `status` carries counters and an outage over a restart of the
     /// task, `remembered` over a restart of the process; `seed` is random.
-    pub fn start(
+    pub(crate) fn start(
         desired: Desired,
         status: ConnectionStatus,
         remembered: Remembered,
@@ -118,9 +118,7 @@ impl Connection {
         connection.finish_step(now);
         connection
     }
-
-    /// Handles one input.
-    pub fn handle(&mut self, input: Input, now: Now) {
+    pub(crate) fn handle(&mut self, input: Input, now: Now) {
         match input {
             Input::Desired(desired) => {
                 self.pending = Some(desired);
@@ -158,18 +156,18 @@ impl Connection {
     }
 
     /// Returns the next action.
-    pub fn poll_action(&mut self) -> Option<Action> {
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
     /// Returns the status if it changed since the last call.
-    pub fn poll_status(&mut self) -> Option<&ConnectionStatus> {
+    pub(crate) fn poll_status(&mut self) -> Option<&ConnectionStatus> {
         std::mem::take(&mut self.status_changed).then_some(&self.status)
     }
 
     /// Returns the time at which [`Input::Timer`] is due. `None` while nothing is desired, or while an
     /// operation is under way that ends by itself.
-    pub fn next_deadline(&self) -> Option<Monotonic> {
+    pub(crate) fn next_deadline(&self) -> Option<Monotonic> {
         match &self.state {
             State::Idle(due) | State::WaitingRetry(due) => Some(*due),
             State::Running(running) => match &running.change {
@@ -190,22 +188,22 @@ impl Connection {
     }
 
     /// Returns the configuration in effect.
-    pub fn config(&self) -> &Arc<ControlConnection> {
+    pub(crate) fn config(&self) -> &Arc<ControlConnection> {
         &self.config
     }
 
     /// Returns the reflector addresses of the sessions that run.
-    pub fn remotes(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+    pub(crate) fn remotes(&self) -> impl Iterator<Item = (&str, IpAddr)> {
         self.sessions.remotes()
     }
 
     /// Returns whether sessions run.
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         matches!(self.state, State::Running(_))
     }
 
     /// Returns whether the loss of the control connection would be the end of its tests.
-    pub fn ends_with_loss(&self) -> bool {
+    pub(crate) fn ends_with_loss(&self) -> bool {
         self.is_managed() && self.config.test_count != 0
     }
 

@@ -12,7 +12,7 @@ const SILENT_TESTS: u32 = 3;
 
 /// Stage of a test session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SessionStage {
+pub(crate) enum SessionStage {
     /// Testing, or waiting for a connection.
     #[default]
     Testing,
@@ -24,11 +24,10 @@ pub enum SessionStage {
 
 /// Progress of one test session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SessionProgress {
-    /// Present stage.
-    pub stage: SessionStage,
+pub(crate) struct SessionProgress {
+    pub(crate) stage: SessionStage,
     /// Reason for which this host sent no probe of the last test.
-    pub refused: Option<Failure>,
+    pub(crate) refused: Option<Failure>,
     /// Tests with a reply since the session was started.
     answered: u32,
     unanswered: Unanswered,
@@ -47,7 +46,12 @@ struct Unanswered {
 impl SessionProgress {
     /// Records the end of a test. `answered` tells of a test in which probes were sent, or would have
     /// been sent except for `refused`.
-    pub fn test_ended(&mut self, answered: Option<bool>, refused: Option<Failure>, now: Monotonic) {
+    pub(crate) fn test_ended(
+        &mut self,
+        answered: Option<bool>,
+        refused: Option<Failure>,
+        now: Monotonic,
+    ) {
         self.refused = refused;
         match answered {
             None => {}
@@ -64,13 +68,13 @@ impl SessionProgress {
     }
 
     /// Forgets replies and silence of the time before the session was started.
-    pub fn session_started(&mut self) {
+    pub(crate) fn session_started(&mut self) {
         self.wake();
         (self.refused, self.answered, self.unanswered) = (None, 0, Unanswered::default());
     }
 
     /// Ends the wait for the next test.
-    pub fn wake(&mut self) {
+    pub(crate) fn wake(&mut self) {
         if matches!(self.stage, SessionStage::Between(_)) {
             self.stage = SessionStage::Testing;
         }
@@ -78,7 +82,7 @@ impl SessionProgress {
 
     /// Moves the next test of a session that is in no test; returns whether anything changed. A session
     /// that waits for its first test counts as testing, unless it `waits_long`.
-    pub fn move_due(&mut self, due: Monotonic, waits_long: bool) -> bool {
+    pub(crate) fn move_due(&mut self, due: Monotonic, waits_long: bool) -> bool {
         let moves = match self.stage {
             SessionStage::Testing => waits_long,
             SessionStage::Between(before) => before != due,

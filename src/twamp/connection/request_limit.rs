@@ -33,6 +33,9 @@ impl RequestLimit {
     /// Records a failed negotiation; returns whether the next one asks for fewer sessions.
     pub(super) fn record_failure(&mut self, suspect: &Suspect, now: Monotonic) -> bool {
         let Suspect::Session { name, accepted } = suspect else { return false };
+        if *accepted == 0 {
+            return false;
+        }
         let before = self.ended_at.replace((name.clone(), *accepted));
         self.since = now;
         match before {

@@ -3,7 +3,7 @@
 
 use super::{
     Action, Connection, Declined, Failure, Grace, Operation, SHORT_PAUSE_NS, SOCKET_WAIT_NS,
-    SessionCommand, Started,
+    SessionCommand, Started, Suspect,
     retry::RetrySchedule,
     state::{Change, Running, State, Then},
 };
@@ -278,8 +278,11 @@ impl Connection {
         let Some(Change::Requesting { together, .. }) = running.change.take() else { return };
         let Started { sessions, mut declined, .. } = match result {
             Ok(started) => started,
-            Err(failure) => {
+            Err(mut failure) => {
                 self.mark_applied();
+                if let Suspect::Session { accepted, .. } = &mut failure.suspect {
+                    *accepted += self.sessions.running_count();
+                }
                 if together && failure.is_end_by_server() {
                     // Some servers close when sessions are stopped. No probe was in flight.
                     self.requests.record_failure(&failure.suspect, now.monotonic);

@@ -19,33 +19,29 @@ use crate::{
 
 /// Time that sessions whose sockets are open wait for the sockets of others. A session whose name was
 /// not resolved in time is waited for longer each time that no other has to wait with it.
-pub const SOCKET_WAIT_NS: u64 = 2_600_000_000;
+pub(crate) const SOCKET_WAIT_NS: u64 = 2_600_000_000;
 /// Limit of that growth.
 const MAX_WAIT_FACTOR: u64 = 4;
 /// Shortest time between two requests that interrupt the sessions of a connection that can only be
 /// started together; also the pause below which a connection is not closed until the next test.
-pub const SHORT_PAUSE_NS: u64 = 60 * NANOS_PER_SECOND;
+pub(crate) const SHORT_PAUSE_NS: u64 = 60 * NANOS_PER_SECOND;
 
 /// A session that is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StartedSession {
-    /// Name of the session.
-    pub name: String,
+pub(crate) struct StartedSession {
+    pub(crate) name: String,
     /// SID; `None` where nothing was negotiated.
-    pub sid: Option<Sid>,
-    /// Address of the sender.
-    pub local: SocketAddr,
+    pub(crate) sid: Option<Sid>,
+    pub(crate) local: SocketAddr,
     /// Address of the reflector.
-    pub remote: SocketAddr,
+    pub(crate) remote: SocketAddr,
 }
 
 /// A session that is not started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Declined {
-    /// Name of the session.
-    pub name: String,
-    /// Reason.
-    pub failure: Failure,
+pub(crate) struct Declined {
+    pub(crate) name: String,
+    pub(crate) failure: Failure,
 }
 
 /// Failed requests of a session that does not run though others do.

@@ -11,7 +11,6 @@ use crate::time::Monotonic;
 /// State of a connection.
 #[derive(Debug)]
 pub(super) enum State {
-    /// Configured as inactive.
     Inactive,
     /// Stopped by hand, or waiting for a manual start.
     Stopped,
@@ -19,7 +18,6 @@ pub(super) enum State {
     Completed,
     /// An attempt is being made.
     Connecting(Connecting),
-    /// Sessions run.
     Running(Running),
     /// The connection is closed until the next test is due.
     Idle(Monotonic),
@@ -27,7 +25,6 @@ pub(super) enum State {
     WaitingRetry(Monotonic),
     /// Sessions are being stopped and the control connection is being closed.
     Leaving(Leaving),
-    /// The driver ends.
     Ended,
 }
 
@@ -39,8 +36,6 @@ pub(super) enum Step {
     /// Negotiating, or opening sockets where nothing is negotiated.
     Negotiating,
 }
-
-/// An attempt.
 #[derive(Debug)]
 pub(super) struct Connecting {
     pub(super) step: Step,
@@ -76,7 +71,6 @@ pub(super) enum Change {
     Stopping { touched: Vec<String> },
     /// Sessions are being requested.
     Requesting {
-        /// All at once.
         together: bool,
         /// Only sessions that no other waits for: any change of the desired state comes first.
         optional: bool,
@@ -124,6 +118,5 @@ pub(super) enum Then {
         /// The connection waits for its next test.
         is_idle: bool,
     },
-    /// End.
     End,
 }

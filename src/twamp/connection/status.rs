@@ -17,23 +17,17 @@ const MAX_DETAILS: usize = 3;
 
 /// Phase of a connection, as the API shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// Configured as inactive.
+pub(crate) enum Phase {
     #[default]
     Inactive,
-    /// Resolving the name of the server.
     Resolving,
-    /// Opening the TCP connection.
     Connecting,
-    /// Negotiating the sessions.
     Negotiating,
     /// Sessions run, or wait for a test that is due so late that the connection is closed until then.
     Running,
-    /// Waiting for the next attempt.
     WaitingRetry,
     /// Stopped by hand, or waiting for a manual start.
     Stopped,
-    /// All tests were run.
     Completed,
     /// The task failed too often.
     Failed,
@@ -47,70 +41,62 @@ impl Phase {
 
 /// A failure and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FailureReport {
-    /// Failure.
-    pub failure: Failure,
-    /// Time of the failure.
-    pub time: UnixTime,
+pub(crate) struct FailureReport {
+    pub(crate) failure: Failure,
+    pub(crate) time: UnixTime,
 }
 
 /// Status of a test session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SessionStatus {
-    /// Name of the session.
-    pub name: String,
+pub(crate) struct SessionStatus {
+    pub(crate) name: String,
     /// Present while the session is started.
-    pub started: Option<StartedSession>,
-    /// Number of starts.
-    pub starts: u64,
+    pub(crate) started: Option<StartedSession>,
+    pub(crate) starts: u64,
 }
 
 /// Status of a control connection and its sessions.
 #[derive(Clone, Debug)]
-pub struct ConnectionStatus {
-    /// Name of the connection.
-    pub name: String,
-    /// Kind of the connection.
-    pub control_type: ControlType,
-    /// Present phase.
-    pub phase: Phase,
+pub(crate) struct ConnectionStatus {
+    pub(crate) name: String,
+    pub(crate) control_type: ControlType,
+    pub(crate) phase: Phase,
     /// Time at which the phase began.
-    pub phase_since: UnixTime,
+    pub(crate) phase_since: UnixTime,
     /// Time of the next attempt, or of the next test while the connection is closed until then.
-    pub next_attempt: Option<UnixTime>,
+    pub(crate) next_attempt: Option<UnixTime>,
     /// Own and remote address of the control connection while it is open.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub(crate) ends: Option<(SocketAddr, SocketAddr)>,
     /// Mode bits that were negotiated; 0 without.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// Beginning of the latest outage.
-    pub last_loss: Option<FailureReport>,
+    pub(crate) last_loss: Option<FailureReport>,
     /// Latest failed attempt, or latest session that was not started.
-    pub last_failure: Option<FailureReport>,
+    pub(crate) last_failure: Option<FailureReport>,
     /// Failed attempts of the present outage.
-    pub attempts_since_success: u64,
-    /// Number of outages.
-    pub outages: u64,
+    pub(crate) attempts_since_success: u64,
+    pub(crate) outages: u64,
     /// Length of all outages that are over.
-    pub past_outages_ns: u64,
+    pub(crate) past_outages_ns: u64,
     /// The outage that is going on.
-    pub outage: Option<Outage>,
+    pub(crate) outage: Option<Outage>,
     /// Negotiations that were repeated because sessions had fallen silent.
-    pub renegotiations: u64,
+    pub(crate) renegotiations: u64,
     /// Restarts of the task after a failure.
-    pub task_restarts: u64,
+    pub(crate) task_restarts: u64,
     /// Sessions in the order of the configuration.
-    pub sessions: Vec<SessionStatus>,
+    pub(crate) sessions: Vec<SessionStatus>,
     /// Revision of the configuration that is in effect.
-    pub applied_revision: u64,
+    pub(crate) applied_revision: u64,
     /// Control over the sessions, which decides the effect of a change.
-    pub session_control: SessionControl,
+    pub(crate) session_control: SessionControl,
     /// Time of the attempt after the present one.
     following_attempt: Option<UnixTime>,
 }
 
 impl ConnectionStatus {
     /// Returns the status of a connection that has not begun.
-    pub fn new(config: &ControlConnection, now: Now) -> Self {
+    pub(crate) fn new(config: &ControlConnection, now: Now) -> Self {
         let mut status = Self {
             name: String::new(),
             control_type: config.control_type,
@@ -138,7 +124,7 @@ impl ConnectionStatus {
 
     /// Records that the task failed; returns whether that begins an outage. After the `last` failure
     /// that the restart budget allows the connection is FAILED.
-    pub fn task_failed(&mut self, failure: Failure, last: bool, now: Now) -> bool {
+    pub(crate) fn task_failed(&mut self, failure: Failure, last: bool, now: Now) -> bool {
         let begins = self.begin_outage(failure, 0, now);
         self.set_phase(if last { Phase::Failed } else { Phase::WaitingRetry }, now);
         self.task_restarts += u64::from(!last);

@@ -1,5 +1,5 @@
-//! One test session on a thread of the data plane: owns its machine, its socket and what waits to
-//! be reported. It lives as long as the session is configured, through any number of control
+//! One test session on a thread of the data plane: owns its machine, its socket and the results that
+//! are not yet reported. It lives as long as the session is configured, through any number of control
 //! connections.
 
 mod report;
@@ -9,11 +9,9 @@ use std::{io, net::SocketAddr, sync::Arc};
 use tokio::sync::oneshot;
 
 use super::{
-    failure::Failure,
     open::OpenSession,
-    pace::{Pace, Share},
-    progress::{Progress, Stage},
-    running::SOON_NS,
+    pacing::{Pacing, Share},
+    progress::Progress,
     status::Status,
 };
 use crate::{
@@ -24,28 +22,31 @@ use crate::{
     session::plane::Endpoint,
     stats::ThresholdMonitor,
     time::{Monotonic, Now, StampSource, UnixTime},
-    twamp::sender::{SenderConfig, SessionSender},
+    twamp::{
+        connection::{Failure, Grace, SHORT_PAUSE_NS, SessionProgress, SessionStage},
+        sender::{SenderConfig, SessionSender},
+    },
 };
 
-/// Commands that wait for a session; the driver waits where there are more.
+/// Limit of the commands in the queue of a session; the driver waits for room.
 pub(super) const COMMANDS: usize = 16;
-/// How long a test that is stopped waits for answers to what is under way, at most.
-pub(super) const LONGEST_GRACE_NS: u64 = 2_000_000_000;
-/// What is no probe is done at multiples of this, on which probes are too where it can be.
-const PUNCTUAL_NS: u64 = 1_000_000;
-/// Transmit stamps are read with the replies, and where none come at the latest after so many.
+/// Limit of the time that a test which is stopped waits for replies to the probes in flight.
+pub(super) const MAX_GRACE_NS: u64 = 2_000_000_000;
+/// Grid of everything except probes; probes are on it where they can be, so that one wake-up serves many.
+const GRID_NS: u64 = 1_000_000;
+/// Packets after which transmit stamps are read if no reply comes; else they are read with replies.
 const UNREAD_STAMPS: u32 = 16;
 
-/// What the driver, and the API, tell a session.
+/// Command of the driver or of the API to a session.
 #[derive(Debug)]
 pub(super) enum Command {
     /// The session is started: probes may go out.
     Up(Box<OpenSession>),
-    /// It is lost, or one more attempt failed.
+    /// The connection is lost, or one more attempt failed.
     Down(FailureCause, u64),
-    /// It is closed until the next test is due, and nothing is wrong.
+    /// The connection is closed until the next test is due; that is no outage.
     Park,
-    /// The test that runs is the last for now, and then the socket is closed; answers then.
+    /// The running test is the last for now; answers when it has ended and the socket is closed.
     Pause(oneshot::Sender<()>),
     /// Other intervals, counts, labels.
     Configure(Arc<ControlConnection>, usize),
@@ -53,26 +54,17 @@ pub(super) enum Command {
     Restart,
     /// No further tests; answers when the last result is reported.
     Stop(oneshot::Sender<()>, Grace),
-    /// Nothing is measured until a start by hand: what is raised does not stay so.
+    /// Nothing is measured until a start by hand: thresholds that are raised are cleared.
     Rest,
     /// Statistics of the running test.
     Snapshot(oneshot::Sender<Option<Statistics>>),
 }
 
-/// How long a test that is stopped waits for answers to what is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Grace {
-    /// Until all are answered or lost.
-    LossTimeout,
-    /// Not for long: somebody waits. What is given up then is nobody's loss.
-    Short,
-}
-
 struct Link {
     socket: TestSocket,
     remote: SocketAddr,
-    /// Octets of the shortest probe that the session can have.
-    least_octets: usize,
+    /// Length of the shortest probe that the session can have.
+    min_len: usize,
     padding_start: Option<[u8; 2]>,
     packet: Vec<u8>,
     numbers: StampNumbers,
@@ -81,13 +73,13 @@ struct Link {
     _share: Share,
 }
 
-/// What all sessions of a connection share.
+/// Facilities that all sessions of a connection share.
 #[derive(Clone, Debug)]
 pub(super) struct Tools {
     pub(super) results: Arc<Results>,
     pub(super) status: Arc<Status>,
     pub(super) progress: Arc<Progress>,
-    pub(super) pace: Arc<Pace>,
+    pub(super) pacing: Arc<Pacing>,
 }
 
 /// A test session.
@@ -97,11 +89,11 @@ pub(super) struct Session {
     iteration_done_events: bool,
     machine: SessionSender,
     link: Option<Link>,
-    /// Why this host would not send the latest probe of the running test that it would not send.
+    /// Error of the latest probe of the running test that this host refused to send.
     refusal: Option<io::Error>,
-    /// To be told when the test that is being stopped has ended.
+    /// Answered when the test that is being stopped has ended.
     stopping: Option<oneshot::Sender<()>>,
-    /// To be told when no test runs.
+    /// Answered when no test runs.
     pausing: Option<oneshot::Sender<()>>,
     thresholds: ThresholdMonitor,
     probes: Vec<ProbeResult>,
@@ -126,7 +118,7 @@ impl Endpoint for Session {
     fn receive(&mut self) -> Drained {
         let Some(link) = &mut self.link else { return Drained::Yes };
         let machine = &mut self.machine;
-        // Before the replies: what they answer went out before.
+        // Before the replies, which are later than the probes that they answer.
         link.read_stamps(machine);
         let received = link.socket.receive(|meta, packet| {
             if meta.source.port() == link.remote.port() && meta.source.ip() == link.remote.ip() {
@@ -149,10 +141,9 @@ impl Endpoint for Session {
     fn deadline(&self) -> Option<Monotonic> {
         let (probe, machine) = (self.machine.next_probe(), self.machine.poll_deadline());
         let flush = (!self.probes.is_empty()).then_some(self.probes_due);
-        // But for probes nothing has to be on time, so that one wake-up serves many.
         let other = machine.into_iter().chain(flush).min();
-        let punctual = |at: Monotonic| at.0.checked_next_multiple_of(PUNCTUAL_NS).map(Monotonic);
-        let other = other.map(|at| punctual(at).unwrap_or(at));
+        let on_grid = |at: Monotonic| at.0.checked_next_multiple_of(GRID_NS).map(Monotonic);
+        let other = other.map(|at| on_grid(at).unwrap_or(at));
         probe.into_iter().chain(other).min()
     }
 
@@ -162,7 +153,7 @@ impl Endpoint for Session {
         self.machine.handle_timeout(now);
         self.report(now);
         self.flush_probes(now);
-        // Nobody watches any more: what is raised does not stay so.
+        // Thresholds that are raised are cleared: nothing measures them any more.
         let cleared = self.thresholds.set(&Thresholds::default());
         self.tell(cleared, now);
     }
@@ -172,23 +163,23 @@ impl Link {
     fn read_stamps(&mut self, machine: &mut SessionSender) {
         if self.numbers.is_pending() {
             let Self { socket, numbers, .. } = self;
-            socket.transmitted(told(numbers, machine));
+            socket.transmitted(assign_stamps(numbers, machine));
         }
         self.unread_stamps = 0;
     }
 
     fn restart_numbers(&mut self, machine: &mut SessionSender) {
         let Self { socket, numbers, .. } = self;
-        if let Err(error) = socket.restart_numbers(told(numbers, machine)) {
-            tracing::debug!(%error, "no stamps of what is sent");
+        if let Err(error) = socket.restart_numbers(assign_stamps(numbers, machine)) {
+            tracing::debug!(%error, "no transmit stamps");
         }
         numbers.restart(clock::monotonic());
         self.unread_stamps = 0;
     }
 }
 
-/// Takes stamps to the probes that they are of.
-fn told<'a>(
+/// Returns a function that assigns transmit stamps to their probes.
+fn assign_stamps<'a>(
     numbers: &'a mut StampNumbers,
     machine: &'a mut SessionSender,
 ) -> impl FnMut(u32, UnixTime, StampSource) + use<'a> {
@@ -201,7 +192,7 @@ fn told<'a>(
 }
 
 impl Session {
-    /// With no test yet.
+    /// Returns a session that has no test yet.
     pub(super) fn new(connection: &ControlConnection, index: usize, tools: Tools) -> Self {
         let config = connection.sessions[index].clone();
         let mut thresholds = ThresholdMonitor::default();
@@ -226,27 +217,28 @@ impl Session {
         match command {
             Command::Up(session) => {
                 let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
-                let least_octets = carrier.format.probe_octets();
-                let packet = packet(&self.config, least_octets, padding_start);
+                let min_len = carrier.format.probe_octets();
+                let packet = packet(&self.config, min_len, padding_start);
                 let TestSession { probe_interval_ns, burst_size, .. } = self.config;
                 let latest_ns = self.machine.test_interval_ns();
-                let share = self.tools.pace.join(probe_interval_ns, burst_size, latest_ns);
+                let share = self.tools.pacing.join(probe_interval_ns, burst_size, latest_ns);
                 let first = share.first(now.monotonic);
                 self.link = Some(Link {
                     socket,
                     remote,
-                    least_octets,
+                    min_len,
                     padding_start,
                     packet,
                     numbers: StampNumbers::default(),
                     unread_stamps: 0,
                     _share: share,
                 });
-                // It may have been changed while the socket was opened.
+                self.tools.progress.update(&self.config.name, SessionProgress::session_started);
+                // The configuration may have changed while the socket was opened.
                 self.set_ttl();
                 self.thresholds.reachable(true);
                 self.machine.session_started(carrier, first, now);
-                // It may be connected for a test that is no longer due.
+                // The test that the connection was made for may no longer be due.
                 self.tell_due(now);
             }
             Command::Down(cause, attempts) => {
@@ -270,27 +262,31 @@ impl Session {
                 let completed = self.machine.is_completed();
                 self.machine.set_config(sender_config(&connection, &self.config), now.monotonic);
                 if completed && !self.machine.is_completed() {
-                    self.tools.progress.set(&self.config.name, Stage::Testing);
+                    self.tools.progress.set_stage(&self.config.name, SessionStage::Testing);
                 }
                 if let Some(link) = &mut self.link {
-                    link.packet = packet(&self.config, link.least_octets, link.padding_start);
+                    link.packet = packet(&self.config, link.min_len, link.padding_start);
                 }
                 self.set_ttl();
                 self.tell_due(now);
                 let cleared = self.thresholds.set(&self.config.thresholds);
                 self.tell(cleared, now);
             }
-            Command::Restart => self.machine.restart(),
+            Command::Restart => {
+                self.machine.restart();
+                self.tools.progress.set_stage(&self.config.name, SessionStage::Testing);
+            }
             Command::Stop(done, grace) => {
                 let full_ns = self.config.loss_timeout_ns;
                 let grace_ns = match grace {
                     Grace::LossTimeout => full_ns,
-                    Grace::Short => full_ns.min(LONGEST_GRACE_NS),
+                    Grace::Short => full_ns.min(MAX_GRACE_NS),
                 };
                 if grace_ns < full_ns {
                     self.thresholds.reachable(false);
                 }
                 self.machine.stop(grace_ns, now);
+                self.tools.progress.update(&self.config.name, SessionProgress::wake);
                 self.stopping = Some(done);
             }
             Command::Rest => {
@@ -305,7 +301,7 @@ impl Session {
 
     fn tell_due(&self, now: Now) {
         if let Some(due) = self.machine.idle_until() {
-            let waits_long = due.since_ns(now.monotonic) > SOON_NS;
+            let waits_long = due.since_ns(now.monotonic) > SHORT_PAUSE_NS;
             self.tools.progress.move_due(&self.config.name, due, waits_long);
         }
     }
@@ -313,14 +309,14 @@ impl Session {
     fn set_ttl(&self) {
         let Some(link) = &self.link else { return };
         if let Err(error) = link.socket.set_ttl(self.config.ttl) {
-            tracing::warn!(%error, session = self.config.name, "the TTL stays");
+            tracing::warn!(%error, session = self.config.name, "failed to set TTL");
         }
     }
 
-    /// Sends what is due, lets time pass in the machine, and reports what came out.
+    /// Sends the probes that are due, passes the time to the machine, and reports its events.
     fn advance(&mut self, now: Now) {
         if self.machine.loses(now.monotonic) {
-            // A reply that came in time may lie there.
+            // A reply that came in time may be in the socket.
             self.receive();
         }
         self.machine.handle_timeout(now);
@@ -347,7 +343,7 @@ impl Session {
     fn send_due(&mut self) {
         let Some(link) = &mut self.link else { return };
         loop {
-            // Both clocks at one moment: what passes between two readings would look like a step.
+            // Both clocks are read at one moment: a delay between the two would look like a step.
             let now = clock::now();
             if self.machine.poll_probe(now).is_none() {
                 return;
@@ -382,16 +378,14 @@ impl Session {
     }
 }
 
-/// A probe with its padding; the header is written for each probe. Padding is made once: what
-/// matters is that links do not compress it.
-fn packet(config: &TestSession, least_octets: usize, padding_start: Option<[u8; 2]>) -> Vec<u8> {
-    let mut packet = vec![0; least_octets.max(config.data_size.into())];
+/// Returns a probe with its padding; the header is written for each probe. The padding is the same in
+/// all: it is random only so that links do not compress it.
+fn packet(config: &TestSession, min_len: usize, padding_start: Option<[u8; 2]>) -> Vec<u8> {
+    let mut packet = vec![0; min_len.max(config.data_size.into())];
     if !config.zero_padding {
         random::fill_padding(&mut packet);
     }
-    if let (Some(start), Some(padding)) =
-        (padding_start, packet.get_mut(least_octets..least_octets + 2))
-    {
+    if let (Some(start), Some(padding)) = (padding_start, packet.get_mut(min_len..min_len + 2)) {
         padding.copy_from_slice(&start);
     }
     packet
@@ -411,7 +405,7 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         test_interval_ns: connection.test_interval_ns,
         test_count: connection.test_count,
         data_size: session.data_size,
-        // A negotiated reflector does (RFC 5357 §4.2.1); a light one may copy the sender's number.
+        // A negotiated reflector counts (RFC 5357 §4.2.1); a light one may copy the sender's number.
         reflector_counts: connection.control_type == ControlType::Managed,
         availability: session.availability,
     }

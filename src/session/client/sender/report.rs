@@ -1,4 +1,4 @@
-//! What a session tells: single probes in batches, results of tests, and what crossed a threshold.
+//! Reports of a session: single probes in batches, results of tests, and thresholds that were crossed.
 
 use std::io;
 
@@ -6,16 +6,18 @@ use super::Session;
 use crate::{
     proto::{Event, EventType, Statistics, StatisticsScope, TestResult},
     results::PROBES_PER_RECORD,
-    session::client::{failure::Failure, progress::Stage},
     stats,
     time::Now,
-    twamp::sender::SenderEvent,
+    twamp::{
+        connection::{Failure, SessionStage},
+        sender::SenderEvent,
+    },
 };
 
-/// How long a probe waits for others to share a record with it: as long as a dozen take, within this.
-/// Of a record with one probe most is not of the probe.
-const SHORTEST_BATCH_NS: u64 = 40_000_000;
-const LONGEST_BATCH_NS: u64 = 1_250_000_000;
+/// Range of the time that a probe waits for others to share its record: the time of a dozen probes. Most
+/// of a record with a single probe is overhead.
+const MIN_BATCH_NS: u64 = 40_000_000;
+const MAX_BATCH_NS: u64 = 1_250_000_000;
 
 impl Session {
     pub(super) fn report(&mut self, now: Now) {
@@ -43,7 +45,7 @@ impl Session {
                     self.tools.results.minute(self.subject.clone(), minute, figures, started);
                 }
                 SenderEvent::Completed => {
-                    self.tools.progress.set(&self.config.name, Stage::Completed);
+                    self.tools.progress.set_stage(&self.config.name, SessionStage::Completed);
                 }
             }
         }
@@ -51,7 +53,7 @@ impl Session {
 
     fn batch_ns(&self) -> u64 {
         let dozen_ns = self.config.probe_interval_ns.saturating_mul(12);
-        dozen_ns.clamp(SHORTEST_BATCH_NS, LONGEST_BATCH_NS)
+        dozen_ns.clamp(MIN_BATCH_NS, MAX_BATCH_NS)
     }
 
     fn test_ended(&mut self, result: Box<TestResult>, minute: Option<u64>, now: Now) {
@@ -61,7 +63,7 @@ impl Session {
         let refusal = self.refusal.take().filter(|_| sent.is_none());
         let answered = sent.map(|figures| figures.probes_received > 0);
         let answered = answered.or_else(|| refusal.as_ref().map(|_| false));
-        // What a rule forbids is not known before a probe is sent: another attempt would tell nothing.
+        // A firewall rule is only met by a probe: another attempt would succeed.
         let refused = refusal.filter(|error| error.kind() != io::ErrorKind::PermissionDenied);
         let refused = refused.zip(self.link.as_ref());
         let refused = refused.map(|(error, link)| Failure::sending(&error, link.remote));
@@ -80,7 +82,7 @@ impl Session {
             self.tools.results.event(connection, event, now.unix);
         }
         if let Some(due) = self.machine.poll_deadline() {
-            self.tools.progress.set(&self.config.name, Stage::Between(due));
+            self.tools.progress.set_stage(&self.config.name, SessionStage::Between(due));
         }
     }
 

@@ -1,12 +1,17 @@
 //! The machine in simulated time: scripts of one situation each, a day of outages, and random inputs.
 
-mod script;
+mod day;
+mod random;
+mod restarts;
+mod server;
+mod sessions;
 mod world;
 
 use std::sync::Arc;
 
 use super::*;
 use crate::proto;
+use world::World;
 
 /// Returns the configuration of connection "c1" with session "s1", each second a test.
 pub(super) fn config(change: impl FnOnce(&mut proto::ControlConnection)) -> Arc<ControlConnection> {
@@ -32,4 +37,31 @@ pub(super) fn started(name: &str) -> StartedSession {
         local: "192.0.2.2:2000".parse().unwrap(),
         remote: "192.0.2.1:3000".parse().unwrap(),
     }
+}
+
+pub(super) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+pub(super) fn three() -> Arc<ControlConnection> {
+    config(|c| c.test_sessions = ["s1", "s2", "s3"].map(session).into())
+}
+
+pub(super) fn kinds(world: &World) -> Vec<&'static str> {
+    let kind = |(_, event): &(u64, ConnectionEvent)| match event {
+        ConnectionEvent::Lost(_) => "lost",
+        ConnectionEvent::Restored { .. } => "restored",
+        ConnectionEvent::Abandoned { .. } => "abandoned",
+        ConnectionEvent::Completed => "completed",
+    };
+    world.events.iter().map(kind).collect()
+}
+
+pub(super) fn count(world: &World, word: &str) -> usize {
+    world.operations.iter().filter(|(operation, _)| *operation == word).count()
+}
+
+pub(super) fn last_names(world: &World, word: &str) -> Vec<String> {
+    let mut found = world.operations.iter().rev().filter(|(operation, _)| *operation == word);
+    found.next().map(|(_, names)| names.clone()).unwrap_or_default()
 }

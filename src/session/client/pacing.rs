@@ -1,6 +1,5 @@
-//! When the tests of many sessions begin: spread over their interval, so that no probe has to wait
-//! until a thousand others are sent, and on a grid, so that a thread that sends for all of them is
-//! woken for several at once.
+//! Start times of the tests of many sessions: spread over their interval, so that no probe has to wait
+//! until a thousand others are sent, and on a grid, so that one wake-up of their thread serves several.
 
 use std::sync::{
     Arc,
@@ -9,71 +8,69 @@ use std::sync::{
 
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
-/// Probes that may be due at one moment: the last waits for the others to be sent, which takes a
-/// few microseconds each.
-const TOGETHER: u64 = 10;
-/// The grid is not coarser than this.
+/// Probes that may be due at one moment: the last waits a few microseconds for each of the others.
+const MAX_SIMULTANEOUS: u64 = 10;
+/// Step of the coarsest grid.
 const COARSEST_NS: u64 = 8_000_000;
-/// What its steps may be, the coarsest first: each is a multiple of the next, so that what begins
-/// on one is on all that are finer. Finer than the last is not worth it.
+/// Steps of all grids, the coarsest first: each is a multiple of the next, so that a time on one grid is
+/// on all finer ones. Finer steps than the last save nothing.
 const STEPS_NS: [u64; 6] = [COARSEST_NS, 4_000_000, 2_000_000, 1_000_000, 200_000, 20_000];
-/// Rates are counted in probes in so many seconds.
-const SECONDS: u64 = 1_000;
-/// Tests begin so much later than they could, at most.
-const LONGEST_WAIT_NS: u64 = NANOS_PER_SECOND;
-/// The golden ratio in 64 bits: its multiples divide an interval evenly, however many there are.
+/// Rates are probes in this number of seconds.
+const RATE_SECONDS: u64 = 1_000;
+/// Limit of the delay of a test that could begin.
+const MAX_DELAY_NS: u64 = NANOS_PER_SECOND;
+/// The golden ratio in 64 bits: any number of its multiples divide an interval evenly.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The rate of all sessions of some threads.
+/// Rate of all sessions of a group of threads.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Pacing {
     threads: u64,
-    /// Probes in [`SECONDS`].
+    /// Probes in [`RATE_SECONDS`] seconds.
     rate: AtomicU64,
-    /// Sessions that joined since there was none.
+    /// Sessions that joined since there were none.
     joined: AtomicU64,
 }
 
-/// The part of one session, for as long as this lives.
+/// Share of one session in the rate, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
-    pace: Arc<Pace>,
+    pacing: Arc<Pacing>,
     rate: u64,
-    /// Over this its first probe is spread.
+    /// Range of the delay of its first probe.
     spread_ns: u64,
     number: u64,
 }
 
-impl Pace {
+impl Pacing {
     pub(super) fn new(threads: usize) -> Arc<Self> {
         let (rate, joined) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { threads: threads.max(1) as u64, rate, joined })
     }
 
-    /// A session sends at this interval, and so many probes each time, from now on. Its tests begin at
-    /// most `latest_ns` later than they could.
+    /// Adds a session that sends bursts at this interval. Its tests are delayed by at most `latest_ns`.
     pub(super) fn join(
         self: &Arc<Self>,
         interval_ns: u64,
         burst_size: u32,
         latest_ns: u64,
     ) -> Share {
-        let bursts = SECONDS * NANOS_PER_SECOND / interval_ns.max(1);
+        let bursts = RATE_SECONDS * NANOS_PER_SECOND / interval_ns.max(1);
         let rate = (bursts * u64::from(burst_size)).max(1);
         if self.rate.fetch_add(rate, Relaxed) == 0 {
             self.joined.store(0, Relaxed);
         }
         let number = self.joined.fetch_add(1, Relaxed);
-        let spread_ns = interval_ns.min(latest_ns).min(LONGEST_WAIT_NS);
-        Share { pace: self.clone(), rate, spread_ns, number }
+        let spread_ns = interval_ns.min(latest_ns).min(MAX_DELAY_NS);
+        Share { pacing: self.clone(), rate, spread_ns, number }
     }
 }
 
 impl Share {
-    /// When the first test begins that could begin now: at once where the session is alone.
+    /// Returns the time of a first test that could begin now: at once where the session is alone.
     pub(super) fn first(&self, now: Monotonic) -> Monotonic {
-        let rate = (self.pace.rate.load(Relaxed) / self.pace.threads).max(1);
-        let grid_ns = TOGETHER * SECONDS * NANOS_PER_SECOND / rate;
+        let rate = (self.pacing.rate.load(Relaxed) / self.pacing.threads).max(1);
+        let grid_ns = MAX_SIMULTANEOUS * RATE_SECONDS * NANOS_PER_SECOND / rate;
         let step = STEPS_NS.into_iter().find(|step| *step <= grid_ns).unwrap_or(1);
         let turn = u128::from(GOLDEN.wrapping_mul(self.number));
         let wait_ns = (turn * u128::from(self.spread_ns)) >> 64;
@@ -84,7 +81,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.pace.rate.fetch_sub(self.rate, Relaxed);
+        self.pacing.rate.fetch_sub(self.rate, Relaxed);
     }
 }
 
@@ -96,15 +93,15 @@ mod tests {
 
     #[test]
     fn a_session_that_is_alone_begins_at_once_each_time() {
-        let pace = Pace::new(1);
+        let pacing = Pacing::new(1);
         for _ in 0..3 {
             let now = Monotonic(7 * SECOND + 123_456_789);
             assert_eq!(
-                pace.join(SECOND, 1, u64::MAX).first(now),
+                pacing.join(SECOND, 1, u64::MAX).first(now),
                 Monotonic(7 * SECOND + 128_000_000)
             );
             let now = Monotonic(SECOND);
-            assert_eq!(pace.join(SECOND, 1, u64::MAX).first(now), now, "where it is on the grid");
+            assert_eq!(pacing.join(SECOND, 1, u64::MAX).first(now), now, "where it is on the grid");
         }
     }
 
@@ -119,10 +116,10 @@ mod tests {
             (100, SECOND, 2),
         ] {
             for threads in [1, 2] {
-                let pace = Pace::new(threads);
+                let pacing = Pacing::new(threads);
                 let now = Monotonic(5 * SECOND + 77);
                 let shares: Vec<Share> =
-                    (0..sessions).map(|_| pace.join(gap_ns, 1, u64::MAX)).collect();
+                    (0..sessions).map(|_| pacing.join(gap_ns, 1, u64::MAX)).collect();
                 let mut due = vec![0; (gap_ns / COARSEST_NS) as usize + 1];
                 for share in &shares {
                     let first = share.first(now);
@@ -138,9 +135,9 @@ mod tests {
     #[test]
     fn the_more_probes_the_finer_the_grid() {
         let grid = |threads, sessions, gap_ns| {
-            let pace = Pace::new(threads);
+            let pacing = Pacing::new(threads);
             let shares: Vec<Share> =
-                (0..sessions).map(|_| pace.join(gap_ns, 1, u64::MAX)).collect();
+                (0..sessions).map(|_| pacing.join(gap_ns, 1, u64::MAX)).collect();
             let firsts = shares.iter().map(|share| share.first(Monotonic(1)).0);
             STEPS_NS.into_iter().find(|step| firsts.clone().all(|at| at % step == 0))
         };
@@ -153,13 +150,13 @@ mod tests {
 
     #[test]
     fn nobody_waits_long() {
-        let pace = Pace::new(1);
-        let _others: Vec<Share> = (0..10).map(|_| pace.join(SECOND, 1, u64::MAX)).collect();
+        let pacing = Pacing::new(1);
+        let _others: Vec<Share> = (0..10).map(|_| pacing.join(SECOND, 1, u64::MAX)).collect();
         for gap_ns in [0, 1, 255 * SECOND, u64::MAX] {
             let wait = |latest_ns| {
-                pace.join(gap_ns, 1, latest_ns).first(Monotonic(1)).since_ns(Monotonic(1))
+                pacing.join(gap_ns, 1, latest_ns).first(Monotonic(1)).since_ns(Monotonic(1))
             };
-            assert!(wait(u64::MAX) <= LONGEST_WAIT_NS + COARSEST_NS, "{gap_ns}");
+            assert!(wait(u64::MAX) <= MAX_DELAY_NS + COARSEST_NS, "{gap_ns}");
             assert!(
                 wait(SECOND / 10) <= SECOND / 10 + COARSEST_NS,
                 "{gap_ns}: no test is left out"

@@ -1,30 +1,32 @@
-//! One attempt: name service, TCP, the negotiation of all sessions, and Start-Sessions. It can be
-//! dropped at any time; nothing of it is left then.
+//! Negotiation over an open TCP connection, from the greeting to sessions that are started, and their
+//! end. It can be dropped at any time: that closes the connection.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
     io::AsyncWriteExt,
     time::{sleep, timeout},
 };
 
-use super::{
-    connect::{Turn, connect},
-    failure::Failure,
-    open::{self, Declined, OpenSession, Opened},
-    status::Status,
-};
+use super::open::{self, OpenSession, Opened};
 use crate::{
     model::{ControlConnection, Extensions},
     net::{
         clock, random,
         tcp::{self, TcpStream},
     },
-    proto::{ConnectionState, FailureCause},
+    proto::FailureCause,
     session::{Derivation, modes},
     time::TimestampFormat,
-    twamp::control_client::{
-        AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, Stage,
+    twamp::{
+        connection::{AttemptContext, Declined, Failure, Suspect},
+        control_client::{
+            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, Stage,
+        },
     },
     wire::{
         codes::{Modes, Sid},
@@ -32,52 +34,37 @@ use crate::{
     },
 };
 
-const READ_OCTETS: usize = 1024;
-/// How long the end of a connection may take that is closed anyway.
+const READ_BYTES: usize = 1024;
+/// Limit for the end of a connection that is closed anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// Limit for a message that the server does not read.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// A control connection with its sessions started.
+/// An open control connection.
 #[derive(Debug)]
 pub(super) struct Established {
     stream: TcpStream,
     machine: ControlClient,
     pub(super) sessions: Vec<OpenSession>,
-    /// Those that were asked for and are not among them, where others are or run.
+    /// Sessions that were requested and not accepted although others were or run.
     declined: Vec<Declined>,
+    /// Requests of the present negotiation that the server answered.
+    answered: usize,
+    /// A negotiation has succeeded.
+    has_started: bool,
 }
 
-/// Makes one attempt. Sessions that are not started, where others are, leave those alone.
-pub(super) async fn managed(
-    config: &ControlConnection,
-    names: &[String],
-    extensions: Extensions,
-    turn: Turn,
-    status: &Status,
-    derivation: &Derivation,
-) -> Result<(Established, Vec<Declined>), Failure> {
-    let stream = connect(config, status, turn).await?;
-    let mut established = prepare(config, names, extensions, stream, turn, status).await?;
-    established.negotiate(config, derivation).await?;
-    status.mode(established.machine.mode().0);
-    let declined = established.take_declined();
-    Ok((established, declined))
-}
-
-/// Everything for a negotiation of the sessions of these names over this connection.
+/// Prepares the negotiation of the sessions of these names over a connection.
 pub(super) async fn prepare(
     config: &ControlConnection,
     names: &[String],
     extensions: Extensions,
     stream: TcpStream,
-    turn: Turn,
-    status: &Status,
+    context: AttemptContext,
 ) -> Result<Established, Failure> {
-    status.state(ConnectionState::Negotiating, clock::now());
-    let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
-    let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
-    status.ends(local, server);
+    let (local, server) = ends(&stream)?;
     let ends = (local.ip(), server.ip());
-    let (opened, mut declined) = open::with_control(config, names, ends, turn, false).await;
+    let (opened, mut declined) = open::with_control(config, names, ends, context, false).await;
     if opened.is_empty()
         && let Some(last) = declined.pop()
     {
@@ -85,7 +72,7 @@ pub(super) async fn prepare(
     }
     let (sessions, requests) = opened.into_iter().unzip();
     let machine = ControlClient::new(requests, options(config, extensions)?, clock::monotonic());
-    Ok(Established { stream, machine, sessions, declined })
+    Ok(Established { stream, machine, sessions, declined, answered: 0, has_started: false })
 }
 
 fn options(config: &ControlConnection, extensions: Extensions) -> Result<ClientOptions, Failure> {
@@ -106,39 +93,66 @@ fn options(config: &ControlConnection, extensions: Extensions) -> Result<ClientO
     })
 }
 
+/// Returns own and remote address of a connection.
+pub(super) fn ends(stream: &TcpStream) -> Result<(SocketAddr, SocketAddr), Failure> {
+    let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
+    let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
+    Ok((local, server))
+}
+
 impl Established {
-    /// Until all sessions are started.
+    /// Negotiates until all sessions are started or declined.
     pub(super) async fn negotiate(
         &mut self,
         config: &ControlConnection,
         derivation: &Derivation,
     ) -> Result<(), Failure> {
-        let negotiated = self.go_through(config, derivation).await;
-        negotiated.map_err(|failure| match self.machine.mode().extensions().0 {
-            0 => failure,
-            _ => {
-                let derives =
-                    self.machine.mode().is_protected() && self.machine.stage() == Stage::SetUp;
-                failure.with_extensions(derives)
-            }
-        })
+        self.answered = 0;
+        let negotiated = self.drive_negotiation(config, derivation).await;
+        negotiated.map_err(|failure| self.with_suspect(failure))
     }
 
-    /// Stops sessions and starts others over the same connection, as far as the server can do that
-    /// one by one; otherwise stops all. Those of these names that are not `opened` are. Those that are
-    /// started are in `sessions` then; the others are the answer.
+    /// Adds to a failure what the server may have failed on.
+    fn with_suspect(&self, failure: Failure) -> Failure {
+        let machine = &self.machine;
+        let accepted = self.sessions.iter().filter(|session| session.sid.is_some()).count();
+        if machine.stage() == Stage::Request
+            && failure.is_end_by_server()
+            && (self.answered > 0 || self.has_started)
+            && let Some(session) = self.sessions.get(self.answered)
+        {
+            let suspect = Suspect::Session { name: session.name.clone(), accepted };
+            let failure = failure.for_session(&session.name);
+            return Failure { suspect, ..failure };
+        }
+        if machine.mode().extensions().0 == 0 {
+            return failure;
+        }
+        failure
+            .suspecting_extensions(machine.mode().is_protected() && machine.stage() == Stage::SetUp)
+    }
+
+    /// Stops sessions and starts others over the same connection: one by one as far as the server can
+    /// do that, otherwise all are stopped. Requests the sessions of these names; `opened` are those of
+    /// them whose sockets are open. `sessions` holds those that are started then, the result the others.
     pub(super) async fn renegotiate(
         &mut self,
         config: &ControlConnection,
         names: &[String],
         mut opened: Vec<Opened>,
         stop: Vec<Sid>,
-        turn: Turn,
+        context: AttemptContext,
         derivation: &Derivation,
     ) -> Result<Vec<Declined>, Failure> {
         let is_open = |name: &String| opened.iter().any(|(open, _)| open.name == *name);
-        let rest: Vec<String> = names.iter().filter(|name| !is_open(name)).cloned().collect();
-        let (others, declined) = self.open(config, &rest, turn, !opened.is_empty()).await?;
+        let unopened: Vec<String> = names.iter().filter(|name| !is_open(name)).cloned().collect();
+        let (local, server) = ends(&self.stream)?;
+        let others_wait = !opened.is_empty();
+        let ends = (local.ip(), server.ip());
+        let (others, declined) = tokio::select! {
+            others = open::with_control(config, &unopened, ends, context, others_wait) => others,
+            failure = self.watch() => return Err(failure),
+        };
         opened.extend(others);
         if opened.is_empty() && stop.is_empty() {
             return Ok(declined);
@@ -150,44 +164,26 @@ impl Established {
         Ok(self.take_declined())
     }
 
-    /// Opens the sockets of sessions, for as long as the connection lives; `others_wait` tells of some
-    /// that do.
-    pub(super) async fn open(
-        &mut self,
-        config: &ControlConnection,
-        names: &[String],
-        turn: Turn,
-        others_wait: bool,
-    ) -> Result<(Vec<Opened>, Vec<Declined>), Failure> {
-        let local = self.stream.local_addr().map_err(|error| Failure::broken(&error))?;
-        let server = self.stream.peer_addr().map_err(|error| Failure::broken(&error))?;
-        let ends = (local.ip(), server.ip());
-        tokio::select! {
-            opened = open::with_control(config, names, ends, turn, others_wait) => Ok(opened),
-            failure = self.watch() => Err(failure),
-        }
-    }
-
-    /// Lets go of what was not accepted.
-    fn take_declined(&mut self) -> Vec<Declined> {
+    /// Drops the sessions that were not accepted and returns why.
+    pub(super) fn take_declined(&mut self) -> Vec<Declined> {
         self.sessions.retain(|session| session.sid.is_some());
         std::mem::take(&mut self.declined)
     }
 
-    /// Sets what can be set on an open connection.
+    /// Sets the options that can be set on an open connection.
     pub(super) fn tune(&self, config: &ControlConnection) {
         let tuned = tcp::tune(&self.stream, config.control_dscp, config.keepalive);
         if let Err(error) = tuned {
-            tracing::warn!(%error, connection = config.name, "options of TCP stay as they are");
+            tracing::warn!(%error, connection = config.name, "failed to set TCP options");
         }
     }
 
-    /// What the machine knows.
+    /// Returns the machine.
     pub(super) fn machine(&self) -> &ControlClient {
         &self.machine
     }
 
-    async fn go_through(
+    async fn drive_negotiation(
         &mut self,
         config: &ControlConnection,
         derivation: &Derivation,
@@ -209,12 +205,19 @@ impl Established {
                         };
                         self.machine.key_derived(&key, clock::monotonic());
                     }
-                    ClientAction::Accepted(accepted) => self.accepted(accepted),
+                    ClientAction::Accepted(accepted) => {
+                        self.answered += 1;
+                        self.accepted(accepted);
+                    }
                     ClientAction::Refused(index, accept) => {
+                        self.answered += 1;
                         let error = ClientError::SessionRejected { index, accept };
                         self.declined.push(self.rejected(index, error));
                     }
-                    ClientAction::Started => return Ok(()),
+                    ClientAction::Started => {
+                        self.has_started = true;
+                        return Ok(());
+                    }
                     ClientAction::Stopped => return Err(Failure::closed_by_server()),
                     ClientAction::Failed(error @ ClientError::SessionRejected { index, .. }) => {
                         return Err(self.rejected(index, error).failure);
@@ -228,7 +231,7 @@ impl Established {
 
     fn rejected(&self, index: usize, error: ClientError) -> Declined {
         let name = self.sessions[index].name.clone();
-        let failure = Failure::from(error).of_session(&name);
+        let failure = Failure::from(error).for_session(&name);
         Declined { name, failure }
     }
 
@@ -244,8 +247,7 @@ impl Established {
         }
     }
 
-    /// Watches a connection whose sessions run; returns when it is lost. May be dropped and called
-    /// again.
+    /// Waits for the loss of a connection whose sessions run. Can be dropped and called again.
     pub(super) async fn watch(&mut self) -> Failure {
         loop {
             if let Err(failure) = self.read().await {
@@ -259,7 +261,7 @@ impl Established {
         }
     }
 
-    /// Stop-Sessions, its acknowledgement where there is one, and the end of the connection.
+    /// Sends Stop-Sessions, awaits its acknowledgement where there is one, and closes the connection.
     pub(super) async fn stop(mut self) {
         self.machine.stop(clock::monotonic());
         let stopped = timeout(STOP_LIMIT, async {
@@ -280,17 +282,26 @@ impl Established {
         });
         let outcome: Result<Result<(), Failure>, _> = stopped.await;
         if let Ok(Err(failure)) = outcome {
-            tracing::debug!(detail = failure.detail, "sessions not stopped in form");
+            tracing::debug!(
+                detail = failure.detail,
+                "sessions not stopped as the protocol asks for"
+            );
         }
         let _ = timeout(STOP_LIMIT, self.stream.shutdown()).await;
     }
 
-    /// The address that it comes from.
+    /// Returns the addresses of both ends.
+    pub(super) fn ends(&self) -> Option<(IpAddr, IpAddr)> {
+        let (local, server) = ends(&self.stream).ok()?;
+        Some((local.ip(), server.ip()))
+    }
+
+    /// Returns the own address.
     pub(super) fn local(&self) -> Option<IpAddr> {
         self.stream.local_addr().ok().map(|local| local.ip())
     }
 
-    /// Feeds the machine with what comes, or with time.
+    /// Waits for a message or a deadline and passes it to the machine.
     async fn read(&mut self) -> Result<(), Failure> {
         let deadline = self.machine.poll_deadline();
         let overdue = async {
@@ -304,7 +315,7 @@ impl Established {
         tokio::select! {
             ready = self.stream.readable() => {
                 ready.map_err(|error| Failure::broken(&error))?;
-                self.take()
+                self.receive()
             }
             () = overdue => {
                 self.machine.handle_timeout(clock::monotonic());
@@ -313,13 +324,13 @@ impl Established {
         }
     }
 
-    /// Takes what is there. The buffer is not part of what waits for it.
-    fn take(&mut self) -> Result<(), Failure> {
-        let mut buffer = [0; READ_OCTETS];
+    /// Reads what the socket holds. The buffer is not part of the future that waits.
+    fn receive(&mut self) -> Result<(), Failure> {
+        let mut buffer = [0; READ_BYTES];
         match self.stream.try_read(&mut buffer) {
             Ok(0) => Err(Failure::closed_by_server()),
-            Ok(octets) => {
-                self.machine.handle_input(&buffer[..octets], clock::monotonic());
+            Ok(bytes) => {
+                self.machine.handle_input(&buffer[..bytes], clock::monotonic());
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -329,7 +340,7 @@ impl Established {
 
     async fn write(&mut self, octets: &[u8]) -> Result<(), Failure> {
         // Messages are small: the socket takes them unless the peer has not read for long.
-        match timeout(Duration::from_secs(10), self.stream.write_all(octets)).await {
+        match timeout(WRITE_LIMIT, self.stream.write_all(octets)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Failure::broken(&error)),
             Err(_) => Err(Failure::new(

@@ -1,0 +1,297 @@
+//! The table of automatic restarts: one situation each.
+
+use super::{world::*, *};
+use crate::proto::{ControlType as Kind, FailureCause};
+
+#[test]
+fn committed_connection_connects_at_once() {
+    let mut world = World::new(config(|_| {}));
+    assert_eq!(world.attempts, [0]);
+    world.run(20 * MS);
+    assert!(world.machine.is_running());
+    assert_eq!(world.status.phase, Phase::Running);
+    assert!(world.events.is_empty());
+}
+
+#[test]
+fn activated_connection_connects_at_once_and_waits_for_a_manual_start() {
+    let mut world = World::new(config(|c| c.inactive = true));
+    world.run(5 * SECOND);
+    assert!(world.attempts.is_empty());
+    world.start_by_hand();
+    assert!(world.attempts.is_empty(), "inactive connections are not started by hand");
+    world.desire(config(|_| {}));
+    world.run(20 * MS);
+    assert!(world.machine.is_running());
+    let manual = config(|c| c.set_test_start(proto::TestStart::Manual));
+    let mut world = World::resumed(manual.clone(), true, Remembered::default(), 0);
+    world.run(SECOND);
+    assert_eq!((world.status.phase, world.attempts.len()), (Phase::Stopped, 0));
+    world.start_by_hand();
+    world.run(SECOND);
+    assert!(world.machine.is_running());
+    world.may_stop_all = true;
+    world.desired(manual, true);
+    world.run(SECOND);
+    assert_eq!(world.status.phase, Phase::Stopped);
+}
+
+#[test]
+fn unreachable_server_gets_one_attempt_each_interval_whatever_an_attempt_takes() {
+    for (cause, takes) in [
+        (FailureCause::Refused, MS),
+        (FailureCause::NoRoute, 1),
+        (FailureCause::ConnectTimeout, 60 * SECOND),
+        (FailureCause::Reset, 700 * MS),
+    ] {
+        let mut world = World::new(config(|c| c.connect_timeout = seconds(1)));
+        world.server.up = false;
+        world.server.failure = (cause, takes);
+        world.run(100 * SECOND);
+        for (index, at) in world.attempts.iter().enumerate() {
+            let due = index as u64 * SECOND;
+            assert!(at.abs_diff(due) <= 50 * MS, "{cause:?}: attempt {index} at {at}");
+        }
+        assert!(world.attempts.len() >= 100, "{cause:?}: {}", world.attempts.len());
+        assert_eq!(kinds(&world), ["lost"], "{cause:?}");
+        world.server.up = true;
+        let back = world.now;
+        world.run(2 * SECOND);
+        assert_eq!(kinds(&world), ["lost", "restored"]);
+        let (at, ConnectionEvent::Restored { outage, length_ns }) = &world.events[1] else {
+            panic!("no end");
+        };
+        assert!(at - back <= SECOND + 50 * MS, "{cause:?}");
+        assert_eq!(outage.attempts as usize, world.attempts.len());
+        assert_eq!(at - world.events[0].0, *length_ns);
+    }
+}
+
+#[test]
+fn silent_resolver_is_waited_for_within_bounds() {
+    let mut world = World::new(config(|c| {
+        c.target_address = "server.example".into();
+        c.test_interval = seconds(10);
+    }));
+    world.server.resolves_in = None;
+    world.run(MS);
+    assert_eq!(world.status.phase, Phase::Resolving);
+    world.run(100 * SECOND);
+    assert_eq!(world.attempts.len(), 11);
+    let (_, ConnectionEvent::Lost(failure)) = &world.events[0] else { panic!("no loss") };
+    assert_eq!(failure.cause, FailureCause::Dns);
+    // A change of the network interrupts the wait.
+    let attempts = world.attempts.len();
+    world.server.resolves_in = Some(MS);
+    world.input(Input::Network(1));
+    assert_eq!(world.attempts.len(), attempts + 1, "at once");
+    world.run(SECOND);
+    assert!(world.machine.is_running());
+}
+
+#[test]
+fn network_change_makes_one_attempt_at_once_besides_the_schedule() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.server.up = false;
+    world.run(13 * SECOND);
+    assert_eq!(world.attempts, [0, 10 * SECOND]);
+    world.input(Input::Network(1));
+    assert_eq!(world.attempts.last(), Some(&(13 * SECOND)));
+    world.input(Input::Network(1));
+    world.run(20 * SECOND);
+    assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule stays");
+    // An attempt that hangs in TCP gives way, an attempt that negotiates does not.
+    world.server.failure = (FailureCause::ConnectTimeout, 60 * SECOND);
+    world.run(8 * SECOND);
+    let attempts = world.attempts.len();
+    world.input(Input::Network(2));
+    assert_eq!(world.attempts.len(), attempts + 1);
+    world.server.up = true;
+    world.server.handshake = 2 * SECOND;
+    world.run(10 * SECOND);
+    assert!(world.machine.is_running());
+    // A change during the negotiation makes the next attempt immediate.
+    world.lose_server();
+    world.server.up = true;
+    world.run(10 * SECOND + 500 * MS);
+    assert_eq!(world.status.phase, Phase::Negotiating);
+    let attempts = world.attempts.len();
+    world.input(Input::Network(3));
+    assert_eq!(world.attempts.len(), attempts);
+    world.server.up = false;
+    world.run(2 * SECOND);
+    assert_eq!(world.attempts.len(), attempts + 1);
+}
+
+#[test]
+fn start_by_hand_makes_one_attempt_at_once() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.server.up = false;
+    world.run(13 * SECOND);
+    world.start_by_hand();
+    assert_eq!(world.attempts, [0, 10 * SECOND, 13 * SECOND]);
+    world.run(8 * SECOND);
+    assert_eq!(world.attempts[3..], [20 * SECOND]);
+}
+
+#[test]
+fn loss_begins_the_schedule_and_a_local_one_is_retried_at_once() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.run(3 * SECOND);
+    world.lose_server();
+    assert!(matches!(world.commands.last(), Some(SessionCommand::Down(FailureCause::Reset, 0))));
+    world.run(25 * SECOND);
+    assert_eq!(world.attempts, [0, 13 * SECOND, 23 * SECOND]);
+    world.server.up = true;
+    world.run(10 * SECOND);
+    assert!(world.machine.is_running());
+    world.input(Input::Lost(Failure::new(FailureCause::LocalError, "the interface is gone")));
+    let at = world.now;
+    world.run(SECOND);
+    assert_eq!(world.attempts.last(), Some(&at));
+    assert!(world.machine.is_running());
+    assert_eq!(kinds(&world), ["lost", "restored", "lost", "restored"]);
+}
+
+#[test]
+fn number_of_tests_completes_and_only_a_start_or_another_number_begins_again() {
+    let counted = |count| config(move |c| c.test_count = count);
+    let mut world = World::new(counted(3));
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, kinds(&world)), (Phase::Completed, vec!["completed"]));
+    assert_eq!(world.sessions["s1"].answered, 3);
+    assert_eq!(world.machine.next_deadline(), None);
+    // A change that leaves the number as it is.
+    world.desire(config(|c| {
+        c.test_count = 3;
+        c.destination_port = Some(4000);
+    }));
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Completed);
+    assert_eq!(world.status.applied_revision, 2);
+    world.start_by_hand();
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 6));
+    world.desire(counted(2));
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 8));
+}
+
+#[test]
+fn completed_connection_stays_so_over_a_restart_of_the_agent() {
+    let counted = |count| config(move |c| c.test_count = count);
+    let mut world = World::new(counted(3));
+    world.run(20 * SECOND);
+    let remembered = world.persisted.clone().unwrap();
+    assert_eq!(remembered.completed, Some(3));
+    let mut world = World::resumed(counted(3), false, remembered.clone(), 30 * SECOND);
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 0));
+    assert!(world.events.is_empty(), "completed once");
+    world.start_by_hand();
+    world.run(20 * SECOND);
+    assert_eq!(world.sessions["s1"].answered, 3);
+    // The number was changed while the agent was not there.
+    let mut world = World::resumed(counted(2), false, remembered, 30 * SECOND);
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 2));
+}
+
+#[test]
+fn loss_with_a_number_of_tests_is_final() {
+    let mut world = World::new(config(|c| c.test_count = 100));
+    world.run(3 * SECOND);
+    world.lose_server();
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 1));
+    assert_eq!(kinds(&world), ["lost", "abandoned"]);
+}
+
+#[test]
+fn number_of_tests_without_a_control_connection_outlives_an_outage() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Light);
+        c.test_count = 6;
+    }));
+    world.run(2 * SECOND);
+    world.no_route = true;
+    world.run(2 * SECOND);
+    assert_eq!(kinds(&world)[0], "lost");
+    world.no_route = false;
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Completed);
+}
+
+#[test]
+fn end_by_the_server_is_an_ordinary_reconnect() {
+    let mut world = World::new(config(|_| {}));
+    for _ in 0..10 {
+        world.run(3 * SECOND);
+        world.may_stop_all = true;
+        world.input(Input::Lost(Failure::closed_by_server()));
+        world.has_control = false;
+        let at = world.now;
+        world.run(SECOND + 50 * MS);
+        assert!(world.machine.is_running());
+        assert_eq!(world.attempts.last(), Some(&(at + SECOND)));
+    }
+    assert_eq!(world.events.len(), 20);
+}
+
+#[test]
+fn outage_over_a_restart_of_the_task_is_one_pair() {
+    let mut world = World::new(config(|_| {}));
+    world.server.up = false;
+    world.run(3 * SECOND);
+    world.fail_task();
+    world.server.up = true;
+    world.run(3 * SECOND);
+    assert_eq!(kinds(&world), ["lost", "restored"]);
+    assert_eq!((world.status.outages, world.status.task_restarts), (1, 1));
+}
+
+#[test]
+fn outage_over_a_restart_and_a_kill_is_one_pair_of_the_right_length() {
+    for is_killed in [false, true] {
+        let mut world = World::new(config(|_| {}));
+        world.run(SECOND);
+        world.lose_server();
+        let began = world.now;
+        world.run(4 * SECOND);
+        if !is_killed {
+            world.input(Input::End { keeps_outage: true });
+            world.run(SECOND);
+            assert!(world.is_finished);
+        }
+        assert_eq!(kinds(&world), ["lost"]);
+        let remembered = world.persisted.clone().unwrap();
+        assert!(remembered.outage.is_some());
+        // Another process: its monotonic clock begins elsewhere, UTC goes on.
+        let resumed = remembered.outage.map(|outage| {
+            let Outage { failure, began, attempts, .. } = outage;
+            Outage::resume(failure, began, attempts, at(9 * SECOND))
+        });
+        let remembered = Remembered { outage: resumed, ..Remembered::default() };
+        let mut world = World::resumed(config(|_| {}), false, remembered, 9 * SECOND);
+        world.server.up = false;
+        world.run(2 * SECOND);
+        world.server.up = true;
+        world.run(2 * SECOND);
+        assert_eq!(kinds(&world), ["restored"]);
+        let (at, ConnectionEvent::Restored { length_ns, .. }) = &world.events[0] else {
+            panic!("no end");
+        };
+        assert_eq!(*length_ns, at - began);
+        assert_eq!(world.persisted.as_ref().unwrap().outage, None);
+    }
+}
+
+#[test]
+fn backoff_spreads_attempts() {
+    let mut world = World::new(config(|c| c.retry_backoff_max = seconds(60)));
+    world.server.up = false;
+    world.run(1_000 * SECOND);
+    let attempts = world.attempts.len();
+    assert!((20..200).contains(&attempts), "{attempts}");
+    assert_eq!(kinds(&world), ["lost"]);
+}

@@ -1,0 +1,324 @@
+//! Changes of sessions, sessions that do not run, and what is learnt of a server: one situation each.
+
+use super::{world::*, *};
+use crate::proto::{ControlType as Kind, FailureCause};
+
+#[test]
+fn one_of_three_sessions_changes_alone_where_the_server_can() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    let changed = config(|c| {
+        c.test_sessions = ["s1", "s2", "s3"].map(session).into();
+        c.test_sessions[1].destination_port = Some(4001);
+    });
+    world.desire(changed);
+    world.run(5 * SECOND);
+    assert_eq!(last_names(&world, "stop"), ["s2"]);
+    assert_eq!(last_names(&world, "request"), ["s2"]);
+    assert_eq!(world.status.applied_revision, 2);
+    let starts: Vec<u64> = world.sessions.values().map(|session| session.starts).collect();
+    assert_eq!((starts, world.attempts.len()), (vec![1, 2, 1], 1));
+    assert_eq!(count(&world, "stop all"), 0);
+}
+
+#[test]
+fn sessions_change_together_between_tests_where_the_server_cannot() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.reset();
+    world.run(50 * MS);
+    world.desire(config(|c| c.test_sessions = ["s1", "s2"].map(session).into()));
+    world.run(5 * SECOND);
+    assert_eq!((count(&world, "pause"), count(&world, "stop all")), (1, 0));
+    assert_eq!(last_names(&world, "request"), ["s1", "s2"]);
+    let unanswered: u64 = world.sessions.values().map(|session| session.unanswered).sum();
+    assert_eq!((unanswered, world.attempts.len()), (0, 1));
+    // A server that closes then is connected to again at once, and that is no outage.
+    world.server.closes_on_stop = true;
+    world.desire(three());
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    assert_eq!(world.attempts.len(), 2);
+}
+
+#[test]
+fn live_changes_need_no_operation() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    let operations = world.operations.len();
+    world.desire(config(|c| {
+        c.test_sessions = ["s1", "s2", "s3"].map(session).into();
+        c.test_interval = seconds(7);
+        c.labels.insert("site".into(), "a".into());
+    }));
+    world.run(SECOND);
+    assert_eq!(world.operations.len(), operations);
+    assert_eq!(world.status.applied_revision, 2);
+}
+
+#[test]
+fn changed_server_needs_another_connection() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    world.may_stop_all = true;
+    world.desire(config(|c| {
+        c.test_sessions = ["s1", "s2", "s3"].map(session).into();
+        c.destination_port = Some(4000);
+    }));
+    world.run(SECOND);
+    assert_eq!((world.attempts.len(), count(&world, "close")), (2, 1));
+    assert!(world.machine.is_running() && world.events.is_empty());
+}
+
+#[test]
+fn change_that_is_taken_back_while_it_is_made_is_applied() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.reset();
+    world.run(1_500 * MS);
+    world.events.clear();
+    world.desire(config(|c| c.test_sessions = vec![session("s1")]));
+    world.desire(three());
+    world.run(10 * SECOND);
+    assert_eq!(world.status.applied_revision, 3);
+    assert!(world.sessions.values().all(|session| session.is_started));
+    assert!(world.events.is_empty());
+}
+
+#[test]
+fn stop_interrupts_a_change() {
+    let mut world = World::new(three());
+    world.run(5 * SECOND);
+    world.desire(config(|c| c.test_sessions = vec![session("s1")]));
+    world.may_stop_all = true;
+    world.stop_by_hand();
+    world.run(SECOND);
+    assert_eq!(world.status.phase, Phase::Stopped);
+}
+
+#[test]
+fn sessions_of_a_connection_that_is_away_change_without_it() {
+    let mut world = World::new(three());
+    world.server.up = false;
+    world.run(5_500 * MS);
+    world.desire(config(|c| c.test_sessions = ["s2", "s3"].map(session).into()));
+    world.run(SECOND);
+    assert_eq!(world.status.applied_revision, 2);
+    assert_eq!(last_names(&world, "stop"), ["s1"]);
+    assert_eq!(kinds(&world), ["lost"]);
+    world.server.up = true;
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+}
+
+#[test]
+fn rejected_session_leaves_the_others_alone_and_is_requested_again() {
+    let mut world = World::new(three());
+    world.server.rejects.insert("s2".into());
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    assert!(count(&world, "open") >= 4 && count(&world, "request") >= 4);
+    assert_eq!(last_names(&world, "request"), ["s2"]);
+    assert!(world.status.last_failure.is_some());
+    world.server.rejects.clear();
+    world.run(2 * SECOND);
+    assert_eq!(world.sessions["s2"].starts, 1);
+    assert_eq!(world.sessions["s1"].starts, 1);
+    assert_eq!(world.attempts.len(), 1);
+}
+
+#[test]
+fn rejected_session_of_a_server_without_individual_control_waits_a_minute() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.reset();
+    world.server.rejects.insert("s2".into());
+    world.run(50 * SECOND);
+    assert_eq!(count(&world, "pause"), 0, "the others would have to be interrupted");
+    world.run(30 * SECOND);
+    assert_eq!(count(&world, "pause"), 1);
+    assert!(world.sessions["s1"].starts == 2 && world.sessions["s1"].unanswered == 0);
+    world.server.rejects.clear();
+    world.run(70 * SECOND);
+    assert!(world.sessions["s2"].is_started);
+}
+
+#[test]
+fn only_session_that_is_rejected_is_an_outage() {
+    let mut world = World::new(config(|_| {}));
+    world.server.rejects.insert("s1".into());
+    world.run(5_500 * MS);
+    assert_eq!((kinds(&world), world.attempts.len()), (vec!["lost"], 6));
+    world.server.rejects.clear();
+    world.run(SECOND);
+    assert_eq!(kinds(&world), ["lost", "restored"]);
+}
+
+#[test]
+fn slow_name_of_a_session_holds_up_no_other() {
+    let mut world = World::new(three());
+    world.server.unopened.insert("s3".into(), FailureCause::Dns);
+    world.run(3_500 * MS);
+    assert!(world.machine.is_running());
+    assert_eq!(last_names(&world, "open"), ["s3"]);
+    let waits = world.machine.sessions.socket_wait_ns();
+    assert_eq!(waits, 4 * SOCKET_WAIT_NS, "waited for longer each time");
+    // After a loss the others come first, and it follows at once.
+    world.reset();
+    world.run(1_020 * MS);
+    assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
+    assert_eq!(last_names(&world, "open"), ["s3"]);
+    world.server.unopened.clear();
+    world.run(2 * SECOND);
+    assert!(world.sessions["s3"].is_started);
+}
+
+#[test]
+fn light_session_that_cannot_open_leaves_the_others_alone() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Light);
+        c.test_sessions = ["s1", "s2"].map(session).into();
+    }));
+    world.server.unopened.insert("s2".into(), FailureCause::LocalError);
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    world.server.unopened.clear();
+    world.run(2 * SECOND);
+    assert_eq!((world.sessions["s1"].starts, world.sessions["s2"].starts), (1, 1));
+}
+
+#[test]
+fn long_pause_closes_the_connection_until_the_next_test() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(1_200)));
+    world.run(10 * SECOND);
+    assert_eq!((world.status.phase, world.has_control), (Phase::Running, false));
+    assert_eq!(world.machine.next_deadline(), Some(Monotonic(1_200 * SECOND + TEST + 6 * MS)));
+    world.run(6_000 * SECOND);
+    assert_eq!((world.attempts.len(), world.sessions["s1"].answered), (6, 6));
+    assert!(world.events.is_empty());
+    // A change of the network is nothing to it, one by hand is.
+    world.input(Input::Network(1));
+    assert_eq!(world.attempts.len(), 6);
+    world.start_by_hand();
+    assert_eq!(world.attempts.len(), 7);
+}
+
+#[test]
+fn forgotten_sessions_are_negotiated_again_after_a_silence() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(10)));
+    world.run(60 * SECOND);
+    // The server lost its sessions, not the connection.
+    world.server.refwait = 5 * SECOND;
+    world.may_stop_all = true;
+    world.run(50 * SECOND);
+    assert_eq!(world.status.renegotiations, 1);
+    assert!(world.events.is_empty(), "no outage");
+}
+
+#[test]
+fn server_whose_refwait_is_shorter_than_the_pause_is_learnt() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(40)));
+    world.server.refwait = 3 * SECOND;
+    world.may_stop_all = true;
+    world.run(400 * SECOND);
+    let (unanswered, renegotiations) =
+        (world.sessions["s1"].unanswered, world.status.renegotiations);
+    assert_eq!(renegotiations, 1);
+    world.run(4_000 * SECOND);
+    assert_eq!(world.sessions["s1"].unanswered, unanswered, "no test is lost any more");
+    assert!(world.sessions["s1"].answered >= 95);
+    assert_eq!(world.status.renegotiations, renegotiations);
+    assert!(world.events.is_empty());
+}
+
+#[test]
+fn server_that_closes_when_it_is_asked_for_one_session_more_measures_the_others() {
+    for is_individual in [true, false] {
+        let mut world = World::new(config(|c| {
+            c.test_sessions = ["s1", "s2", "s3", "s4"].map(session).into();
+        }));
+        world.server.is_individual = is_individual;
+        world.server.takes = 2;
+        world.run(3 * SECOND);
+        assert!(world.machine.is_running());
+        assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
+        assert_eq!(kinds(&world), ["lost", "restored"]);
+        assert_eq!(world.attempts.len(), 4);
+        world.run(1_000 * SECOND);
+        assert_eq!(world.attempts.len(), 4, "it is not asked for more");
+        assert!(world.status.last_failure.is_some());
+        assert_eq!(world.events.len(), 2);
+        // A session less is room for another.
+        world.desire(config(|c| c.test_sessions = ["s2", "s3", "s4"].map(session).into()));
+        world.run(5 * SECOND);
+        assert!(world.sessions["s3"].is_started && !world.sessions["s4"].is_started);
+        assert_eq!(world.attempts.len(), 4);
+    }
+}
+
+#[test]
+fn extensions_that_a_server_refuses_are_left_out() {
+    let mut world = World::new(config(|_| {}));
+    world.server.knows_extensions = false;
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+    assert_eq!(world.attempts.len(), 2);
+    world.reset();
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+    assert_eq!(world.attempts.len(), 3, "remembered");
+}
+
+#[test]
+fn host_without_a_route_is_an_outage_and_one_that_is_back_is_none() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Stamp);
+    }));
+    world.run(3 * SECOND);
+    world.no_route = true;
+    world.run(1_500 * MS);
+    assert_eq!(kinds(&world)[0], "lost");
+    world.no_route = false;
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+}
+
+#[test]
+fn moved_name_is_followed_without_an_outage() {
+    let mut world = World::new(config(|c| {
+        c.set_control_type(Kind::Light);
+        c.target_address = "reflector.example".into();
+    }));
+    world.run(3 * SECOND);
+    world.may_stop_all = true;
+    world.input(Input::NameMoved);
+    world.run(SECOND);
+    assert!(world.machine.is_running() && world.events.is_empty());
+    assert_eq!(world.attempts.len(), 2);
+}
+
+#[test]
+fn end_abandons_the_outage_and_stops_everything() {
+    for is_up in [false, true] {
+        let mut world = World::new(three());
+        world.server.up = is_up;
+        world.run(3 * SECOND);
+        world.may_stop_all = true;
+        world.input(Input::End { keeps_outage: false });
+        world.run(SECOND);
+        assert!(world.is_finished && world.sessions.is_empty());
+        assert_eq!(kinds(&world), if is_up { vec![] } else { vec!["lost", "abandoned"] });
+        assert_eq!(count(&world, "close"), usize::from(is_up));
+    }
+}
+
+#[test]
+fn other_interval_holds_at_once_while_the_server_is_away() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(600)));
+    world.server.up = false;
+    world.run(20 * SECOND);
+    world.desire(config(|c| c.test_interval = seconds(2)));
+    world.run(10 * SECOND);
+    assert!(world.attempts.len() >= 5, "{:?}", world.attempts);
+    assert_eq!(kinds(&world), ["lost"]);
+}
