@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::{sync::watch, time::sleep};
 use tonic::{Request, Response, Status};
 
-use super::{Context, error, services::client_service_server::ClientService};
+use super::{Context, error, page::PageRequest, services::client_service_server::ClientService};
 use crate::{
     model::{Violation, parse_connection},
     proto::{
@@ -28,11 +28,17 @@ impl ClientService for Context {
         &self,
         request: Request<ListConnectionsRequest>,
     ) -> Result<Response<ListConnectionsResponse>, Status> {
-        let names = request.into_inner().names;
-        let connections =
-            self.control.clients().list(&names).map_err(|error| error::by_hand(&error))?;
+        let ListConnectionsRequest { names, page_size, page_token } = request.into_inner();
+        let rest = ListConnectionsRequest { names, ..ListConnectionsRequest::default() };
+        let page = PageRequest::new(&rest, page_size, &page_token)?;
+        let listed = self.control.clients().list(&rest.names);
+        let mut connections = listed.map_err(|error| error::by_hand(&error))?;
+        connections.sort_by(|a, b| a.name.cmp(&b.name));
+        let (connections, next_page_token) =
+            page.cut(connections, |connection| connection.name.clone().into_bytes());
         Ok(Response::new(ListConnectionsResponse {
             connections,
+            next_page_token,
             revision: self.control.committed_revision(),
             applied_revision: self.control.applied_revision(),
         }))
@@ -75,7 +81,9 @@ impl ClientService for Context {
         &self,
         request: Request<StartConnectionsRequest>,
     ) -> Result<Response<StartConnectionsResponse>, Status> {
-        let started = self.control.clients().start(&request.into_inner().names);
+        let StartConnectionsRequest { names, all } = request.into_inner();
+        error::check_chosen("names", !names.is_empty(), all)?;
+        let started = self.control.clients().start(&names);
         let names = started.map_err(|error| error::by_hand(&error))?;
         Ok(Response::new(StartConnectionsResponse { names }))
     }
@@ -84,7 +92,9 @@ impl ClientService for Context {
         &self,
         request: Request<StopConnectionsRequest>,
     ) -> Result<Response<StopConnectionsResponse>, Status> {
-        let stopped = self.control.clients().stop(&request.into_inner().names);
+        let StopConnectionsRequest { names, all } = request.into_inner();
+        error::check_chosen("names", !names.is_empty(), all)?;
+        let stopped = self.control.clients().stop(&names);
         let names = stopped.map_err(|error| error::by_hand(&error))?;
         Ok(Response::new(StopConnectionsResponse { names }))
     }

@@ -2,11 +2,18 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Context, connection::author, error, services::config_service_server::ConfigService};
+use super::{
+    Context,
+    connection::author,
+    document_page::{DocumentKey, document_page},
+    error,
+    page::PageRequest,
+    services::config_service_server::ConfigService,
+};
 use crate::{
     proto::{
         ApplyConfigRequest, ApplyConfigResponse, ConfirmConfigRequest, ConfirmConfigResponse,
-        GetConfigRequest, GetConfigResponse, ListRevisionsRequest, ListRevisionsResponse,
+        GetConfigRequest, GetConfigResponse, ListRevisionsRequest, ListRevisionsResponse, Revision,
         RollbackConfigRequest, RollbackConfigResponse,
     },
     time::UnixTime,
@@ -18,7 +25,13 @@ impl ConfigService for Context {
         &self,
         request: Request<GetConfigRequest>,
     ) -> Result<Response<GetConfigResponse>, Status> {
-        let revision = request.into_inner().revision;
+        let GetConfigRequest { revision, connections, page_size, page_token } =
+            request.into_inner();
+        let rest = GetConfigRequest { revision, connections, ..GetConfigRequest::default() };
+        let page = PageRequest::new(&rest, page_size, &page_token)?;
+        // What is committed between two pages does not mix with them.
+        let revision =
+            page.fixed_key::<16>()?.map_or(revision, |key| DocumentKey::from(key).revision);
         match self.control.revision(revision).await.map_err(error::store)? {
             Some(stored) => {
                 let number = stored.revision.as_ref().map_or(0, |revision| revision.revision);
@@ -27,17 +40,19 @@ impl ConfigService for Context {
                     true => self.control.confirm_deadline().await.map_err(error::store)?,
                     false => None,
                 };
-                Ok(Response::new(GetConfigResponse {
+                let whole = GetConfigResponse {
                     config: stored.config,
                     revision: stored.revision,
                     changes: stored.answer.map(|answer| answer.changes).unwrap_or_default(),
                     confirm_deadline: confirm_deadline.map(UnixTime::to_proto),
-                }))
+                    next_page_token: String::new(),
+                };
+                document_page(whole, number, &rest.connections, &page).map(Response::new)
             }
-            None if revision == 0 => Ok(Response::new(GetConfigResponse {
-                config: Some(Default::default()),
-                ..GetConfigResponse::default()
-            })),
+            None if revision == 0 => {
+                let nothing = GetConfigResponse::default();
+                document_page(nothing, 0, &rest.connections, &page).map(Response::new)
+            }
             None => Err(Status::not_found(format!(
                 "revision {revision} was never made or is no longer kept: see ListRevisions"
             ))),
@@ -76,9 +91,14 @@ impl ConfigService for Context {
 
     async fn list_revisions(
         &self,
-        _: Request<ListRevisionsRequest>,
+        request: Request<ListRevisionsRequest>,
     ) -> Result<Response<ListRevisionsResponse>, Status> {
+        let ListRevisionsRequest { page_size, page_token } = request.into_inner();
+        let page = PageRequest::new(&ListRevisionsRequest::default(), page_size, &page_token)?;
         let revisions = self.control.revisions().await.map_err(error::store)?;
-        Ok(Response::new(ListRevisionsResponse { revisions }))
+        // Newest first: the complement rises.
+        let key = |revision: &Revision| (!revision.revision).to_be_bytes().to_vec();
+        let (revisions, next_page_token) = page.cut(revisions, key);
+        Ok(Response::new(ListRevisionsResponse { revisions, next_page_token }))
     }
 }

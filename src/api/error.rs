@@ -19,6 +19,15 @@ pub(super) fn invalid(field: &str, description: impl Into<String>) -> Status {
     all_invalid(&[Violation { field: field.to_owned(), description: description.into() }])
 }
 
+/// Checks that a request names what it acts on, or says that it means everything.
+pub(super) fn check_chosen(field: &str, has_names: bool, all: bool) -> Result<(), Status> {
+    match (has_names, all) {
+        (false, false) => Err(invalid(field, "required, unless `all` is set")),
+        (true, true) => Err(invalid("all", format!("excludes `{field}`: set one of them"))),
+        _ => Ok(()),
+    }
+}
+
 /// `INVALID_ARGUMENT` with every violation that fits; how many did not, otherwise.
 pub(super) fn all_invalid(violations: &[Violation]) -> Status {
     let mut details = ErrorDetails::new();

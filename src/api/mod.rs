@@ -5,11 +5,14 @@ mod agent;
 mod client;
 mod config;
 mod connection;
+mod document_page;
 mod error;
 mod health;
 mod listen;
+mod page;
 mod results;
 mod server;
+mod statistics;
 mod tls;
 
 use std::{future::Future, sync::Arc, time::Duration};

@@ -3,10 +3,16 @@
 use std::{pin::Pin, time::Duration};
 
 use futures_util::stream::{Stream, unfold};
+use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{Context, error, services::results_service_server::ResultsService};
+use super::{
+    Context, error,
+    page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest},
+    services::results_service_server::ResultsService,
+    statistics::query,
+};
 use crate::{
     model::{check_name, limits},
     net::clock,
@@ -14,12 +20,11 @@ use crate::{
         AckRecordsRequest, AckRecordsResponse, ClearStatisticsRequest, ClearStatisticsResponse,
         Consumer, DeleteConsumerRequest, DeleteConsumerResponse, GetStatisticsRequest,
         GetStatisticsResponse, Heartbeat, ListConsumersRequest, ListConsumersResponse,
-        ListRecordsRequest, ListRecordsResponse, RecordBatch, RecordFilter, Statistics,
-        StatisticsScope, StreamOpening, StreamRecordsRequest, StreamRecordsResponse, StreamSync,
+        ListRecordsRequest, ListRecordsResponse, Record, RecordBatch, RecordFilter, StreamOpening,
+        StreamRecordsRequest, StreamRecordsResponse, StreamSync,
         stream_records_request::From as From_, stream_records_response::Message,
     },
-    results::{Filter, Reader, Start, StatisticsQuery, StreamItem, page},
-    stats::clear_histograms,
+    results::{Filter, Reader, Start, StreamItem, page},
 };
 
 type Records = Pin<Box<dyn Stream<Item = Result<StreamRecordsResponse, Status>> + Send>>;
@@ -30,42 +35,7 @@ impl ResultsService for Context {
         &self,
         request: Request<GetStatisticsRequest>,
     ) -> Result<Response<GetStatisticsResponse>, Status> {
-        let request = request.into_inner();
-        self.check_names(&request.connections, &request.sessions)?;
-        let mut query = query(request.connections, request.sessions);
-        for number in request.scopes {
-            match StatisticsScope::try_from(number) {
-                Ok(StatisticsScope::Unspecified) => query.scopes.extend(ALL_SCOPES),
-                Ok(scope) => drop(query.scopes.insert(scope)),
-                Err(_) => {
-                    return Err(error::invalid("scopes", format!("{number} is no scope: 1 to 8")));
-                }
-            }
-        }
-        (query.running, query.history) =
-            (request.include_current_intervals, request.include_history);
-        let (results, selected) = (self.results.clone(), query.clone());
-        let read = tokio::task::spawn_blocking(move || results.statistics(&selected));
-        let mut statistics = read.await.map_err(|_| error::ending())?;
-        if query.wants_scope(StatisticsScope::CurrentTest) {
-            let connections: Vec<String> = query.connections.iter().cloned().collect();
-            let mut current = self.control.clients().current_tests(&connections).await;
-            current.retain(|entry| query.wants(&entry.connection, &entry.session));
-            for entry in &mut current {
-                entry.epoch = self.results.epoch(&entry.connection, &entry.session);
-            }
-            statistics.extend(current);
-        }
-        if !request.include_histograms {
-            let figures = statistics.iter_mut().filter_map(|one| one.figures.as_deref_mut());
-            figures.for_each(clear_histograms);
-        }
-        statistics.sort_by(|a, b| {
-            let order =
-                |one: &Statistics| (one.scope, one.current, one.interval_start_time.map(seconds));
-            (&a.connection, &a.session, order(a)).cmp(&(&b.connection, &b.session, order(b)))
-        });
-        Ok(Response::new(GetStatisticsResponse { statistics }))
+        self.statistics_page(request.into_inner()).await.map(Response::new)
     }
 
     async fn clear_statistics(
@@ -73,6 +43,8 @@ impl ResultsService for Context {
         request: Request<ClearStatisticsRequest>,
     ) -> Result<Response<ClearStatisticsResponse>, Status> {
         let request = request.into_inner();
+        let has_names = !request.connections.is_empty() || !request.sessions.is_empty();
+        error::check_chosen("connections", has_names, request.all)?;
         self.check_names(&request.connections, &request.sessions)?;
         let query = query(request.connections, request.sessions);
         let cleared = self.results.clear_statistics(&query, clock::unix()).await;
@@ -89,6 +61,9 @@ impl ResultsService for Context {
         request: Request<ListRecordsRequest>,
     ) -> Result<Response<ListRecordsResponse>, Status> {
         let request = request.into_inner();
+        let rest =
+            ListRecordsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
+        let paged = PageRequest::new(&rest, 0, &request.page_token)?;
         let filter = filter(request.filter)?;
         let limit = match u64::from(request.page_size) {
             0 => limits::PAGE_SIZE.default,
@@ -98,16 +73,23 @@ impl ResultsService for Context {
                 return Err(error::invalid("page_size", format!("{size} is not in {words}")));
             }
         };
-        self.check_cursor(request.after_cursor)?;
-        let page =
-            page(&self.results, &filter, request.after_cursor, limit as usize, request.latest)
-                .await
-                .map_err(error::store)?;
-        let newest = self.results.state().borrow().newest;
+        let after_cursor = paged.fixed_key::<8>()?.map_or(request.after_cursor, u64::from_be_bytes);
+        self.check_cursor(after_cursor)?;
+        let mut page = page(&self.results, &filter, after_cursor, limit as usize, request.latest)
+            .await
+            .map_err(error::store)?;
+        if bound(&mut page.records, request.latest)
+            && !request.latest
+            && let Some(last) = page.records.last()
+        {
+            page.looked_at = last.cursor;
+        }
+        let has_more = page.looked_at < self.results.state().borrow().newest;
+        let next = has_more.then(|| paged.token(&page.looked_at.to_be_bytes()));
         Ok(Response::new(ListRecordsResponse {
             records: page.records,
             end_cursor: page.looked_at,
-            more: page.looked_at < newest,
+            next_page_token: next.unwrap_or_default(),
         }))
     }
 
@@ -157,15 +139,19 @@ impl ResultsService for Context {
 
     async fn list_consumers(
         &self,
-        _: Request<ListConsumersRequest>,
+        request: Request<ListConsumersRequest>,
     ) -> Result<Response<ListConsumersResponse>, Status> {
+        let ListConsumersRequest { page_size, page_token } = request.into_inner();
+        let page = PageRequest::new(&ListConsumersRequest::default(), page_size, &page_token)?;
         let newest = self.results.state().borrow().newest;
         let consumers = self.results.consumers().map_err(error::store)?;
-        let consumers = consumers
-            .into_iter()
-            .map(|(name, cursor)| Consumer { name, cursor, lag: newest.saturating_sub(cursor) })
-            .collect();
-        Ok(Response::new(ListConsumersResponse { consumers }))
+        let consumer =
+            |(name, cursor)| Consumer { name, cursor, lag: newest.saturating_sub(cursor) };
+        let mut consumers: Vec<Consumer> = consumers.into_iter().map(consumer).collect();
+        consumers.sort_by(|a, b| a.name.cmp(&b.name));
+        let (consumers, next_page_token) =
+            page.cut(consumers, |consumer| consumer.name.clone().into_bytes());
+        Ok(Response::new(ListConsumersResponse { consumers, next_page_token }))
     }
 
     async fn delete_consumer(
@@ -179,6 +165,25 @@ impl ResultsService for Context {
             Err(Status::not_found(format!("no consumer is named {name:?}")))
         }
     }
+}
+
+/// Cuts what exceeds a page, from the end or, with `latest`, from the beginning; returns whether
+/// anything was cut.
+fn bound(records: &mut Vec<Record>, latest: bool) -> bool {
+    let mut bytes = 0;
+    let mut fits = |record: &&Record| {
+        bytes += record.encoded_len() + ITEM_OVERHEAD_BYTES;
+        bytes <= PAGE_BYTES
+    };
+    let all = records.len();
+    if latest {
+        let kept = records.iter().rev().take_while(&mut fits).count().max(1);
+        records.drain(..all.saturating_sub(kept));
+    } else {
+        let kept = records.iter().take_while(&mut fits).count().max(1);
+        records.truncate(kept);
+    }
+    records.len() < all
 }
 
 fn beyond(cursor: u64, newest: u64) -> String {
@@ -199,15 +204,6 @@ impl Context {
             beyond(cursor, newest)
         );
         Err(error::invalid("after_cursor", why))
-    }
-
-    /// All of them are configured, the sessions in those connections.
-    fn check_names(&self, connections: &[String], sessions: &[String]) -> Result<(), Status> {
-        let known = self
-            .control
-            .check_names(connections)
-            .and_then(|()| self.control.check_session_names(connections, sessions));
-        known.map_err(|error| error::by_hand(&error))
     }
 }
 
@@ -251,29 +247,6 @@ impl Follow {
         };
         StreamRecordsResponse { message: Some(message) }
     }
-}
-
-const ALL_SCOPES: [StatisticsScope; 8] = [
-    StatisticsScope::CurrentTest,
-    StatisticsScope::LastTest,
-    StatisticsScope::AllTests,
-    StatisticsScope::MovingAverage,
-    StatisticsScope::Interval1Minute,
-    StatisticsScope::Interval15Minutes,
-    StatisticsScope::Interval1Hour,
-    StatisticsScope::Interval1Day,
-];
-
-fn query(connections: Vec<String>, sessions: Vec<String>) -> StatisticsQuery {
-    StatisticsQuery {
-        connections: connections.into_iter().collect(),
-        sessions: sessions.into_iter().collect(),
-        ..StatisticsQuery::default()
-    }
-}
-
-fn seconds(time: prost_types::Timestamp) -> i64 {
-    time.seconds
 }
 
 fn filter(filter: Option<RecordFilter>) -> Result<Filter, Status> {

@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use tonic::{Request, Response, Status};
 
-use super::{Context, error, services::server_service_server::ServerService};
+use super::{Context, error, page::PageRequest, services::server_service_server::ServerService};
 use crate::proto::{
     CloseServerConnectionsRequest, CloseServerConnectionsResponse, GetServerStatusRequest,
     GetServerStatusResponse, ListServerConnectionsRequest, ListServerConnectionsResponse,
-    ListServerSessionsRequest, ListServerSessionsResponse,
+    ListServerSessionsRequest, ListServerSessionsResponse, ServerSession,
 };
 
 #[tonic::async_trait]
@@ -22,10 +22,15 @@ impl ServerService for Context {
 
     async fn list_server_connections(
         &self,
-        _: Request<ListServerConnectionsRequest>,
+        request: Request<ListServerConnectionsRequest>,
     ) -> Result<Response<ListServerConnectionsResponse>, Status> {
+        let ListServerConnectionsRequest { page_size, page_token } = request.into_inner();
+        let rest = ListServerConnectionsRequest::default();
+        let page = PageRequest::new(&rest, page_size, &page_token)?;
         let connections = self.control.server().connections();
-        Ok(Response::new(ListServerConnectionsResponse { connections }))
+        let (connections, next_page_token) =
+            page.cut(connections, |connection| connection.id.to_be_bytes().to_vec());
+        Ok(Response::new(ListServerConnectionsResponse { connections, next_page_token }))
     }
 
     async fn close_server_connections(
@@ -61,7 +66,16 @@ impl ServerService for Context {
         &self,
         request: Request<ListServerSessionsRequest>,
     ) -> Result<Response<ListServerSessionsResponse>, Status> {
-        let sessions = self.control.server().sessions(request.into_inner().connection_id);
-        Ok(Response::new(ListServerSessionsResponse { sessions }))
+        let ListServerSessionsRequest { connection_id, page_size, page_token } =
+            request.into_inner();
+        let rest = ListServerSessionsRequest { connection_id, ..Default::default() };
+        let page = PageRequest::new(&rest, page_size, &page_token)?;
+        let mut sessions = self.control.server().sessions(connection_id);
+        let key = |session: &ServerSession| {
+            [&session.connection_id.to_be_bytes(), session.sid.as_bytes()].concat()
+        };
+        sessions.sort_by_cached_key(key);
+        let (sessions, next_page_token) = page.cut(sessions, key);
+        Ok(Response::new(ListServerSessionsResponse { sessions, next_page_token }))
     }
 }

@@ -301,6 +301,11 @@ impl Control {
         self.store.damage()
     }
 
+    /// Returns the names of the configured connections.
+    pub fn connection_names(&self) -> Vec<String> {
+        self.committed.borrow().config.connections.keys().cloned().collect()
+    }
+
     /// An error where one of the names is that of no connection.
     pub fn check_names(&self, names: &[String]) -> Result<(), ByHandError> {
         let committed = self.committed.borrow();

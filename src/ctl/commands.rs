@@ -10,16 +10,17 @@ use super::{
     Connection, CtlError, Format,
     configuration::{self, ConfigurationCommand},
     output::{print, print_item, print_together, write_line},
+    pages,
     probe::{ProbeArguments, found},
     tables,
+    words::count,
 };
 use crate::{
     document::{Fields, to_value, to_yaml},
     proto::{
         AckRecordsRequest, ClearStatisticsRequest, CloseServerConnectionsRequest, GetAgentRequest,
-        GetConfigRequest, GetServerStatusRequest, GetStatisticsRequest, ListConnectionsRequest,
-        ListRecordsRequest, ListServerConnectionsRequest, ListServerSessionsRequest, ProbeStage,
-        RecordFilter, RecordKind, StartConnectionsRequest, StatisticsScope, StopConnectionsRequest,
+        GetServerStatusRequest, GetStatisticsRequest, ListRecordsRequest, ProbeStage, RecordFilter,
+        RecordKind, StartConnectionsRequest, StatisticsScope, StopConnectionsRequest,
         StreamRecordsRequest, WatchConnectionsRequest, stream_records_request::From as StreamFrom,
         stream_records_response::Message,
     },
@@ -31,7 +32,7 @@ pub enum Command {
     /// Configurations
     #[command(flatten)]
     Configuration(ConfigurationCommand),
-    /// Show what the agent has
+    /// Show a configuration
     #[command(subcommand)]
     Get(GetCommand),
     /// Show the agent and its connections
@@ -39,15 +40,25 @@ pub enum Command {
         /// Names of connections; all by default
         names: Vec<String>,
     },
-    /// Make one attempt at once; start again what was stopped or completed
+    /// Start connections that are stopped or completed; attempt to connect those that are down
     Start {
-        /// Names of connections; all that are active by default
+        /// Names of connections
+        #[arg(required_unless_present = "all")]
         names: Vec<String>,
+        /// Start every active connection
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
     },
-    /// Stop connections until they are started or changed
+    /// Stop connections until they are started or changed, or the agent starts again
+    ///
+    /// To stop a connection for good, set `inactive: true` in its configuration.
     Stop {
-        /// Names of connections; all that are active by default
+        /// Names of connections
+        #[arg(required_unless_present = "all")]
         names: Vec<String>,
+        /// Stop every active connection
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
     },
     /// Show statistics of the current, the last and all tests
     Stats {
@@ -56,14 +67,18 @@ pub enum Command {
         /// Only this scope
         #[arg(long, value_enum)]
         scope: Option<Scope>,
-        /// Intervals that are not over as well
+        /// Include intervals that are not over
         #[arg(long)]
         running: bool,
     },
-    /// Begin statistics anew
+    /// Reset statistics
     Clear {
-        /// Connections [default: all]
+        /// Names of connections
+        #[arg(required_unless_present = "all")]
         names: Vec<String>,
+        /// Reset the statistics of every session
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
     },
     /// List records of the result log
     Records {
@@ -73,7 +88,7 @@ pub enum Command {
         /// How many, the newest by default
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         count: u32,
-        /// Records behind this cursor, oldest first
+        /// Records after this cursor, oldest first
         #[arg(long, value_name = "CURSOR")]
         after: Option<u64>,
     },
@@ -85,10 +100,10 @@ pub enum Command {
         /// How many, the newest by default
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         count: u32,
-        /// Events behind this cursor, oldest first
+        /// Events after this cursor, oldest first
         #[arg(long, value_name = "CURSOR")]
         after: Option<u64>,
-        /// Go on with those that come
+        /// Keep following
         #[arg(long)]
         follow: bool,
     },
@@ -102,19 +117,19 @@ pub enum Command {
         /// Which records
         #[command(flatten)]
         filter: FilterArguments,
-        /// Start behind this cursor
+        /// Start after this cursor
         #[arg(long, value_name = "CURSOR", conflicts_with_all = ["earliest", "consumer"])]
         after: Option<u64>,
         /// Start at the earliest record
         #[arg(long, conflicts_with = "consumer")]
         earliest: bool,
-        /// Start behind what this consumer has acknowledged, and acknowledge what is printed
+        /// Start after the last record that this consumer acknowledged; acknowledge what is printed
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
     },
-    /// Try a TWAMP server once, as far as it goes, and say why if it does not
+    /// Try a TWAMP server once and report the step at which it fails
     ProbeServer(ProbeArguments),
-    /// The server role
+    /// Show and control the server role
     #[command(subcommand)]
     Server(ServerCommand),
 }
@@ -122,9 +137,9 @@ pub enum Command {
 /// What can be shown.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum GetCommand {
-    /// The configuration, as it was committed
+    /// Show the configuration as it was committed
     Config {
-        /// Of this revision; the current one by default
+        /// Revision to show; the current one by default
         #[arg(long, default_value_t = 0)]
         revision: u64,
     },
@@ -140,10 +155,10 @@ pub enum ServerCommand {
         /// Ids of connections, as status shows them
         #[arg(required_unless_present_any = ["client", "all"])]
         ids: Vec<u64>,
-        /// All connections of this client address; may be given several times
+        /// Close all connections of this client address; may be given several times
         #[arg(long, value_name = "ADDRESS")]
         client: Vec<String>,
-        /// All connections
+        /// Close every connection
         #[arg(long)]
         all: bool,
     },
@@ -152,13 +167,13 @@ pub enum ServerCommand {
 /// Scope of statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scope {
-    /// The test that runs
+    /// The running test
     Current,
-    /// The one before
+    /// The last finished test
     Last,
-    /// All finished ones
+    /// All finished tests
     All,
-    /// The latest ones, `moving_average_size` of them
+    /// The last `moving_average_size` tests
     Moving,
     /// The latest minute by the clock
     Minute,
@@ -219,8 +234,7 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
     match command {
         Command::Configuration(command) => configuration::run(agent, command, format).await,
         Command::Get(GetCommand::Config { revision }) => {
-            let answer = agent.config().get_config(GetConfigRequest { revision }).await?;
-            let config = answer.into_inner().config.unwrap_or_default();
+            let config = pages::config(agent, revision).await?.config.unwrap_or_default();
             let value = to_value(&config, "AgentConfig", Fields::Given)?;
             match format {
                 Format::Json => write_line(&format!("{value:#}")),
@@ -228,8 +242,7 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             }
         }
         Command::Status { names } => {
-            let request = ListConnectionsRequest { names };
-            let answer = agent.client().list_connections(request).await?.into_inner();
+            let answer = pages::connections(agent, &names).await?;
             let about = agent.agent().get_agent(GetAgentRequest {}).await?.into_inner();
             let parts = vec![
                 ("agent", to_value(&about, "GetAgentResponse", Fields::All)?),
@@ -239,25 +252,26 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
                 format!("{}\n{}", tables::agent(&about), tables::connections(&answer.connections))
             })
         }
-        Command::Start { names } => {
-            let request = StartConnectionsRequest { names };
+        Command::Start { names, all } => {
+            let request = StartConnectionsRequest { names, all };
             let answer = agent.client().start_connections(request).await?.into_inner();
             print(format, &answer, "StartConnectionsResponse", || named("started", &answer.names))
         }
-        Command::Stop { names } => {
-            let request = StopConnectionsRequest { names };
+        Command::Stop { names, all } => {
+            let request = StopConnectionsRequest { names, all };
             let answer = agent.client().stop_connections(request).await?.into_inner();
             print(format, &answer, "StopConnectionsResponse", || named("stopped", &answer.names))
         }
         Command::Stats { names, scope, running } => {
             statistics(agent, names, scope, running, format).await
         }
-        Command::Clear { names } => {
-            let request =
-                ClearStatisticsRequest { connections: names, ..ClearStatisticsRequest::default() };
+        Command::Clear { names, all } => {
+            let sessions = Vec::new();
+            let request = ClearStatisticsRequest { connections: names, sessions, all };
             let answer = agent.results().clear_statistics(request).await?.into_inner();
             print(format, &answer, "ClearStatisticsResponse", || {
-                format!("the statistics of {} sessions begin anew", answer.sessions_cleared)
+                let sessions = count(answer.sessions_cleared.into(), "session");
+                format!("statistics of {sessions} reset")
             })
         }
         Command::Records { filter, count, after } => {
@@ -342,7 +356,7 @@ async fn statistics(
         include_current_intervals: running,
         ..GetStatisticsRequest::default()
     };
-    let answer = agent.results().get_statistics(request).await?.into_inner();
+    let answer = pages::statistics(agent, &request).await?;
     print(format, &answer, "GetStatisticsResponse", || tables::statistics_table(&answer.statistics))
 }
 
@@ -357,6 +371,7 @@ async fn records(
         after_cursor: after.unwrap_or(0),
         page_size: count,
         latest: after.is_none(),
+        page_token: String::new(),
     };
     let answer = agent.results().list_records(request).await?.into_inner();
     print(format, &answer, "ListRecordsResponse", || {
@@ -415,13 +430,8 @@ async fn stream(
 
 async fn server_status(agent: &Connection, format: Format) -> Result<(), CtlError> {
     let status = agent.server().get_server_status(GetServerStatusRequest {}).await?.into_inner();
-    let connections =
-        agent.server().list_server_connections(ListServerConnectionsRequest {}).await?.into_inner();
-    let sessions = agent
-        .server()
-        .list_server_sessions(ListServerSessionsRequest { connection_id: 0 })
-        .await?
-        .into_inner();
+    let connections = pages::server_connections(agent).await?;
+    let sessions = pages::server_sessions(agent).await?;
     let parts = vec![
         ("status", to_value(&status, "GetServerStatusResponse", Fields::All)?),
         ("connections", part(&connections, "ListServerConnectionsResponse", "connections")?),

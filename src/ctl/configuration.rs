@@ -8,52 +8,54 @@ use super::{
     Connection, CtlError, Format,
     commands::read,
     output::{print, print_together, write_line},
-    tables,
+    pages, tables,
     words::time,
 };
 use crate::{
     document::{DocumentError, Fields, differences, read_config, to_value},
     proto::{
         AgentConfig, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, Change, ChangeKind,
-        ConfirmConfigRequest, FieldChange, GetConfigRequest, GetConfigResponse,
-        ListRevisionsRequest, RollbackConfigRequest, RollbackConfigResponse, Word,
+        ConfirmConfigRequest, FieldChange, GetConfigResponse, RollbackConfigRequest,
+        RollbackConfigResponse, Word,
     },
 };
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigurationCommand {
-    /// Make a file the configuration of the agent, or with --merge a part of it
+    /// Replace the whole configuration: what FILE does not name is removed (see --dry-run); with
+    /// --merge, change only what it names
     Apply {
         /// Configuration in YAML or JSON; `-` is standard input
         #[arg(short, long, value_name = "FILE", required_unless_present = "delete")]
         file: Option<PathBuf>,
-        /// The parts in the file take the place of those of the same name; the rest stays
+        /// Replace the parts that FILE names, and keep the others
         #[arg(long)]
         merge: bool,
-        /// Remove this part: client/NAME, server, export or storage; may be given several times
+        /// Remove this part: client/NAME, server, server/client_list/NAME, server/key_chains/NAME,
+        /// export or storage; may be given several times
         #[arg(long, value_name = "PART", requires = "merge")]
         delete: Vec<String>,
         /// How it is made
         #[command(flatten)]
         options: ChangeOptions,
     },
-    /// Make the revision stay that waits to be confirmed
+    /// Confirm the pending revision
     Confirm {
-        /// The revision; whichever waits by default
+        /// Revision to confirm; the pending one by default
         #[arg(default_value_t = 0, hide_default_value = true)]
         revision: u64,
     },
-    /// Make a kept revision the configuration again
+    /// Commit the document of an earlier revision again
     Rollback {
-        /// The revision; the one before the current one by default
+        /// Revision to return to; the one before the current one by default
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         revision: Option<u64>,
         /// How it is made
         #[command(flatten)]
         options: ChangeOptions,
     },
-    /// Show what a file would change, what a revision changed, or what lies between two revisions
+    /// Show what FILE would change, what a revision changed, or the differences between two
     Diff {
         /// Configuration in YAML or JSON; `-` is standard input
         #[arg(short, long, value_name = "FILE", conflicts_with = "revisions")]
@@ -65,7 +67,7 @@ pub enum ConfigurationCommand {
         #[arg(value_name = "REVISION", num_args = 0..=2)]
         revisions: Vec<u64>,
     },
-    /// List the kept revisions of the configuration
+    /// List the kept revisions
     Revisions,
 }
 
@@ -75,20 +77,21 @@ pub struct ChangeOptions {
     /// Check everything and show the changes, but make none
     #[arg(long)]
     dry_run: bool,
-    /// Only if this is the current revision; 0 for "none yet"
+    /// Make the change only if this is the current revision; 0 stands for none
     #[arg(long, value_name = "REVISION")]
     expect: Option<u64>,
-    /// Go back by itself unless it is confirmed within this time, such as 5m
+    /// Roll back unless the revision is confirmed within this time, such as 5m
     #[arg(long, value_name = "TIME", value_parser = length)]
     confirm: Option<prost_types::Duration>,
-    /// Why; kept with the revision
+    /// Reason for the change, kept with the revision
     #[arg(long, default_value = "")]
     comment: String,
 }
 
 fn length(text: &str) -> Result<prost_types::Duration, String> {
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("{text:?} is no length of time such as 90s or 5m"))?;
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| format!("invalid duration {text:?}: expected one such as 90s or 5m"))?;
     Ok(prost_types::Duration { seconds: span.as_secs(), nanos: span.subsec_nanos() })
 }
 
@@ -116,8 +119,9 @@ pub(super) async fn run(
         ConfigurationCommand::Confirm { revision } => {
             let request = ConfirmConfigRequest { revision };
             let answer = agent.config().confirm_config(request).await?.into_inner();
-            let told = || format!("revision {} stays", answer.revision);
-            print(format, &answer, "ConfirmConfigResponse", told)
+            print(format, &answer, "ConfirmConfigResponse", || {
+                format!("revision {} confirmed", answer.revision)
+            })
         }
         ConfigurationCommand::Rollback { revision, options } => {
             let request = RollbackConfigRequest {
@@ -147,7 +151,7 @@ pub(super) async fn run(
         }
         ConfigurationCommand::Diff { revisions, .. } => diff(agent, &revisions, format).await,
         ConfigurationCommand::Revisions => {
-            let answer = agent.config().list_revisions(ListRevisionsRequest {}).await?.into_inner();
+            let answer = pages::revisions(agent).await?;
             print(format, &answer, "ListRevisionsResponse", || tables::revisions(&answer.revisions))
         }
     }
@@ -167,9 +171,7 @@ fn document(file: &Path) -> Result<AgentConfig, CtlError> {
 
 /// What a revision changed, or what lies between two.
 async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(), CtlError> {
-    let get = async |revision| -> Result<GetConfigResponse, CtlError> {
-        Ok(agent.config().get_config(GetConfigRequest { revision }).await?.into_inner())
-    };
+    let get = async |revision| pages::config(agent, revision).await;
     let [before, after] = revisions else {
         let revision = revisions.first().copied().unwrap_or(0);
         let answer = get(revision).await?;
@@ -202,7 +204,7 @@ fn applied(answer: &ApplyConfigResponse, dry_run: bool) -> String {
     }
     if answer.confirm_deadline.is_some() {
         let until = time(answer.confirm_deadline.as_ref());
-        text += &format!("\n  waits to be confirmed until {until}");
+        text += &format!("\n  pending: rolled back at {until} unless confirmed");
     }
     for warning in &answer.warnings {
         text += &format!("\n  warning: {warning}");

@@ -4,6 +4,7 @@ mod commands;
 mod configuration;
 mod connect;
 mod output;
+mod pages;
 mod probe;
 mod tables;
 mod words;

@@ -10,6 +10,11 @@ pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
         .map_or_else(|| "-".into(), |time| time.strftime("%Y-%m-%d %H:%M:%S.%3fZ").to_string())
 }
 
+/// Returns a count with its noun.
+pub(super) fn count(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A length of time in its largest units.
 pub(super) fn duration(duration: Option<&prost_types::Duration>) -> String {
     let Some(duration) = duration else { return "-".into() };
@@ -70,6 +75,10 @@ mod tests {
         assert_eq!(
             time(Some(&prost_types::Timestamp { seconds: 0, nanos: 5_000_000 })),
             "1970-01-01 00:00:00.005Z"
+        );
+        assert_eq!(
+            (count(1, "session"), count(0, "session")),
+            ("1 session".into(), "0 sessions".into())
         );
         assert_eq!(octets(1536), "1.5 KiB");
     }

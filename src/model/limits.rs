@@ -16,6 +16,8 @@ pub const MAXIMUM_CONNECTIONS: usize = 20_000;
 pub const MAXIMUM_SESSIONS_PER_CONNECTION: usize = 256;
 /// Octets of a name.
 pub const NAME_OCTETS: RangeInclusive<usize> = 1..=64;
+/// Length of a name in `client_list` and `key_chains`, in bytes.
+pub const ENTRY_NAME_BYTES: RangeInclusive<usize> = 1..=192;
 /// Octets of descriptions and comments.
 pub const MAXIMUM_TEXT_OCTETS: usize = 1024;
 /// Labels of a connection or a session.

@@ -92,10 +92,21 @@ class Client:
         return request, call
 
     def call(self, service, method, fields=None, package=PACKAGE, timeout=20):
-        """Calls a method with a request from a dict; the answer as a dict with all fields."""
+        """Calls a method with a request from a dict; the answer as a dict with all fields, of all pages
+        unless one of them is asked for."""
         request, call = self.method(service, method, package)
-        answer = call(json_format.ParseDict(fields or {}, request()), timeout=timeout)
-        return to_dict(answer)
+        fields = fields or {}
+        whole = answer = call(json_format.ParseDict(fields, request()), timeout=timeout)
+        one_page = "page_size" in fields or "page_token" in fields
+        token = getattr(answer, "next_page_token", "")
+        while token and not one_page:
+            answer = call(json_format.ParseDict({**fields, "page_token": token}, request()), timeout=timeout)
+            token = answer.next_page_token
+            whole.MergeFrom(answer)
+        answer = to_dict(whole)
+        if not one_page:
+            answer.pop("next_page_token", None)
+        return answer
 
     def stream(self, fields=None):
         """Opens StreamRecords; an iterator of messages, to be cancelled."""
@@ -119,16 +130,16 @@ class Client:
 
     def records(self, **fields):
         """All stored records, page by page."""
-        found, after = [], 0
+        found, token = [], ""
         while True:
             page = self.call(
                 "ResultsService",
                 "ListRecords",
-                {"after_cursor": after, "page_size": 1000, **fields},
+                {"page_size": 1000, "page_token": token, **fields},
             )
             found += page["records"]
-            after = int(page["end_cursor"])
-            if not page["more"]:
+            token = page["next_page_token"]
+            if not token:
                 return found
 
 

@@ -191,9 +191,9 @@ class Api(harness.Case):
             self.assertEqual(total, 10_000)
 
         self.wait_for(sent)
-        api.call("ClientService", "StopConnections")
+        api.call("ClientService", "StopConnections", {"all": True})
         stopped(1)
-        api.call("ClientService", "StartConnections")
+        api.call("ClientService", "StartConnections", {"all": True})
         self.wait_for(sent)
         self.assertEqual(agent.stop(), 0)
         agent.start()

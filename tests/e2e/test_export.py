@@ -58,7 +58,7 @@ class Export(Case):
 
     def stop_and_drain(self, name):
         """Ends the load; the cursors of the records that are stored then."""
-        self.api.call("ClientService", "StopConnections")
+        self.api.call("ClientService", "StopConnections", {"all": True})
         time.sleep(1)
         self.wait_for(lambda: self.state(name) and int(self.exporter(name)["lag"]) == 0, 60)
         return self.api.records()
@@ -234,7 +234,7 @@ class Prometheus(Export):
         self.api = self.process.client()
         prometheus.start()
         self.wait_for(lambda: query("up") == [1.0], 30)
-        self.api.call("ClientService", "StopConnections")
+        self.api.call("ClientService", "StopConnections", {"all": True})
         time.sleep(3)
         statistics = self.api.call("ResultsService", "GetStatistics",
                                    {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"], "include_histograms": True})["statistics"]

@@ -33,7 +33,7 @@ class Tour(unittest.TestCase):
         self.assertEqual(done.returncode, 0, shown)
         for words in ("revision 1\n  client/loop added (start)", "MANAGED  RUNNING", "ALL_TESTS",
                       "verdict   works: a probe to", "COMPLETE, sent", "started: loop",
-                      "client/loop changed (session restart): bulk", "waits to be confirmed until", "revision 2 stays", "TEST_OUTCOME_COMPLETE",
+                      "client/loop changed (session restart): bulk", "unless confirmed", "revision 2 confirmed", "TEST_OUTCOME_COMPLETE",
                       "twamp.agent.v1.ConfigService"):
             self.assertIn(words, done.stdout)
 

@@ -256,7 +256,7 @@ class Intervals(Case):
         self.assertEqual(batch.batch.records[0].connection, "passing")
         live.cancel()
 
-        self.assertEqual(api.call("ResultsService", "ClearStatistics", {"connections": ["kept"]}), {"sessions": 1})
+        self.assertEqual(api.call("ResultsService", "ClearStatistics", {"connections": ["kept"]}), {"sessions_cleared": 1})
         self.assertLess(tests("kept"), 10)
         self.wait_for(lambda: tests("kept") > 0)
         self.assertEqual(statistics()["kept", "ALL_TESTS"]["epoch"], "1")
@@ -333,7 +333,7 @@ class Epochs(Case):
         api.apply({**listen, "client": config})
         self.wait_for(lambda: len({t["connection"] for t in api.records() if "test_result" in t}) == 8)
         for epoch in range(1, 6):
-            self.assertEqual(api.call("ResultsService", "ClearStatistics", {}), {"sessions": 8})
+            self.assertEqual(api.call("ResultsService", "ClearStatistics", {"all": True}), {"sessions_cleared": 8})
             agent.kill()
             agent.start()
             api = agent.client()
@@ -488,7 +488,7 @@ class Database(Case):
         """The cursors of an agent that does nothing more."""
         agent.start()
         api = agent.client()
-        api.call("ClientService", "StopConnections")
+        api.call("ClientService", "StopConnections", {"all": True})
         found = [int(r["cursor"]) for r in api.records()]
         if consumer:
             kept = api.call("ResultsService", "ListConsumers")["consumers"]
@@ -655,7 +655,7 @@ class Disks(Case):
             self.assertEqual(wrong.exception.code(), grpc.StatusCode.UNAVAILABLE, wrong.exception.details())
         dropped = int(store()["records_dropped"])
         self.assertGreater(dropped, 0)
-        self.assertEqual(api.call("ResultsService", "ClearStatistics", {"connections": ["c0"]}), {"sessions": 1})
+        self.assertEqual(api.call("ResultsService", "ClearStatistics", {"connections": ["c0"]}), {"sessions_cleared": 1})
         mend()
         self.wait_for(lambda: store()["healthy"], 30)
         current = self.wait_for(lambda: (c := api.call("ConfigService", "GetConfig"))["revision"]["revision"] == "3" and c)

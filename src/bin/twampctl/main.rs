@@ -5,14 +5,13 @@ use std::{io, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand};
 use twamp_agent::ctl::{self, Connection, CtlError, Format, Target, TlsFiles};
 
-/// Configures, watches and reads a twamp-agent.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about = "Configure, watch and read a twamp-agent over its API")]
 struct Cli {
-    /// Where the agent is: HOST:PORT, https://HOST:PORT or unix:PATH
+    /// Address of the agent: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, global = true, env = "TWAMP_AGENT", default_value = "127.0.0.1:9862")]
     agent: Target,
-    /// How answers are printed
+    /// Format of the output
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]

@@ -3,6 +3,7 @@
 
 mod answered;
 mod error;
+mod merge;
 mod parts;
 mod proposal;
 mod waiting;

@@ -3,7 +3,10 @@
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::{ApplyError, Digester};
+use super::{
+    ApplyError, Digester,
+    merge::{ServerEntries, is_list_entry},
+};
 use crate::{
     document::hexadecimal,
     model::{
@@ -47,13 +50,16 @@ impl Proposal {
         let mut violations = Vec::new();
         check_fields(&request, &mut violations);
         let merge = request.mode() == ApplyMode::Merge;
-        let given = digester.completed(request.config.unwrap_or_default(), current)?;
+        let mut given = digester.completed(request.config.unwrap_or_default(), current)?;
         let document = if merge {
             // The whole is valid where what is given is.
-            if let Err(mut wrong) = parse(&given) {
+            let entries = ServerEntries::extract(&mut given, &request.delete);
+            if let Err(mut wrong) = parse(&entries.to_check(&given)) {
                 violations.append(&mut wrong);
             }
-            merged(current()?, given, &request.delete, &mut violations)
+            let mut document = merged(current()?, given, &request.delete, &mut violations);
+            entries.apply(&mut document, &mut violations);
+            document
         } else {
             given
         };
@@ -201,7 +207,8 @@ fn merged(
     let mut places: std::collections::HashMap<String, usize> =
         connections.iter().enumerate().map(|(index, c)| (c.name.clone(), index)).collect();
     let mut doomed = vec![false; connections.len()];
-    for (index, part) in delete.iter().enumerate() {
+    let parts = delete.iter().enumerate().filter(|(_, part)| !is_list_entry(part));
+    for (index, part) in parts {
         let name = part.strip_prefix("client/");
         let also_given = match (part.as_str(), name) {
             ("server", _) => given.server.is_some(),
@@ -228,7 +235,8 @@ fn merged(
         if also_given {
             report(violations, &field, format!("{shown:?} is in the document as well"));
         } else if !there {
-            let right = "parts are `client/NAME`, `server`, `export` and `storage`, each once";
+            let right = "parts are `client/NAME`, `server`, `server/client_list/NAME`, \
+                         `server/key_chains/NAME`, `export` and `storage`, each once";
             report(violations, &field, format!("{shown:?} is not configured; {right}"));
         }
     }

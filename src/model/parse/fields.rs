@@ -7,7 +7,7 @@ use super::{
         Dscp, Endpoint, Keepalive,
         limits::{self, Limit},
     },
-    Check, Violation, check_name,
+    Check, Violation, check_entry_name, check_name,
 };
 use crate::time::NANOS_PER_SECOND;
 
@@ -55,6 +55,12 @@ impl Check {
 
     pub(super) fn name(&mut self, name: &str) {
         if let Err(description) = check_name(name) {
+            self.report("name", description);
+        }
+    }
+
+    pub(super) fn entry_name(&mut self, name: &str) {
+        if let Err(description) = check_entry_name(name) {
             self.report("name", description);
         }
     }

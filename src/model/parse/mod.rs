@@ -114,6 +114,18 @@ pub fn check_name(name: &str) -> Result<(), String> {
     ))
 }
 
+/// Checks the name of an entry of the server's lists: a path, so that its owner can be told.
+fn check_entry_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._:-/".contains(c);
+    if limits::ENTRY_NAME_BYTES.contains(&name.len()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(format!(
+        "{:?} is not a name: 1 to 192 characters from A-Z a-z 0-9 . _ : - /",
+        name.chars().take(240).collect::<String>()
+    ))
+}
+
 /// Collects violations; `path` is where the check is.
 #[derive(Default)]
 struct Check {

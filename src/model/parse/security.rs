@@ -91,7 +91,7 @@ impl Check {
         let mut of_name: HashMap<String, Vec<Secret>> = HashMap::new();
         for (index, chain) in chains.iter().enumerate() {
             self.at(format!("key_chains[{index}]"), |check| {
-                check.name(&chain.name);
+                check.entry_name(&chain.name);
                 if !names.insert(&chain.name) {
                     check.duplicate(&chain.name);
                 }

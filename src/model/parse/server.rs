@@ -188,7 +188,7 @@ impl Check {
         let mut names = HashSet::new();
         let parse = |(index, list): (usize, &proto::ClientList)| {
             self.at(format!("client_list[{index}]"), |check| {
-                check.name(&list.name);
+                check.entry_name(&list.name);
                 if !names.insert(list.name.clone()) {
                     check.duplicate(&list.name);
                 }
