@@ -132,7 +132,10 @@ mod tests {
         .await
         .unwrap();
         let numbers: Vec<u64> = whole.revisions.iter().map(|one| one.revision).collect();
-        assert_eq!((numbers, asked), (vec![1, 2, 3], vec!["".into(), "x".into(), "xx".to_owned()]));
+        assert_eq!(
+            (numbers, asked),
+            (vec![1, 2, 3], vec![String::new(), "x".into(), "xx".to_owned()])
+        );
         assert_eq!(whole.next_page_token, "");
     }
 }

@@ -1,0 +1,146 @@
+"""Listings come in pages, acting on everything must be said, entries of the server's lists are merged one by one."""
+
+import subprocess
+import unittest
+
+import grpc
+
+import harness
+from harness import CTL, Case, client, connection, free_port, server
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class Surface(Case):
+    def setUp(self):
+        super().setUp()
+        self.running = self.agent()
+        self.api = self.running.client()
+
+    def invalid(self, service, method, fields, field):
+        with self.assertRaises(grpc.RpcError) as raised:
+            self.api.call(service, method, fields)
+        self.assertEqual(raised.exception.code(), INVALID, raised.exception.details())
+        self.assertIn(field, harness.violations(raised.exception))
+        return raised.exception.details()
+
+    def idle(self, count, **fields):
+        return client(*(connection(f"c{i:05}", "127.0.0.1", inactive=True, **fields) for i in range(count)))
+
+    def ctl(self, *arguments):
+        return subprocess.run([CTL, "--agent", f"127.0.0.1:{self.running.port}", *arguments],
+                              capture_output=True, text=True)
+
+    def test_pages_of_connections_and_of_the_document(self):
+        self.api.apply({"client": self.idle(6000, description="x" * 1000), "server": server(port=free_port())})
+        whole = self.api.call("ConfigService", "GetConfig")
+        names = [c["name"] for c in whole["config"]["client"]["control_connections"]]
+        self.assertEqual(names, [f"c{i:05}" for i in range(6000)])
+        self.assertEqual(len(whole["changes"]), 6001)
+        listed = self.api.call("ClientService", "ListConnections")["connections"]
+        self.assertEqual([c["name"] for c in listed], names)
+
+        first = self.api.call("ConfigService", "GetConfig", {"page_size": 1_000_000})
+        self.assertTrue(first["next_page_token"], "a page is bounded, whatever is asked for")
+        self.assertIn("server", first["config"])
+        pages, token = [], ""
+        while True:
+            page = self.api.call("ClientService", "ListConnections", {"page_size": 2500, "page_token": token})
+            pages.append(len(page["connections"]))
+            token = page["next_page_token"]
+            if not token:
+                break
+        self.assertEqual(pages, [2500, 2500, 1000])
+        # What is committed between two pages does not mix with them.
+        self.api.apply({"client": self.idle(2)})
+        rest = self.api.call("ConfigService", "GetConfig",
+                             {"page_size": 2, "page_token": first["next_page_token"]})
+        self.assertEqual(rest["revision"]["revision"], "1")
+        some = self.api.call("ConfigService", "GetConfig", {"connections": ["c00001"]})
+        self.assertEqual([c["name"] for c in some["config"]["client"]["control_connections"]], ["c00001"])
+        shown = self.ctl("get", "config", "--revision", "1").stdout
+        self.assertEqual(shown.count("- name: c"), 6000)
+
+    def test_tokens_are_checked(self):
+        self.api.apply({"client": self.idle(5)})
+        for number in range(3):
+            self.api.apply({"client": self.idle(number)}, comment="x")
+        page = self.api.call("ConfigService", "ListRevisions", {"page_size": 2})
+        self.assertEqual([r["revision"] for r in page["revisions"]], ["4", "3"])
+        rest = self.api.call("ConfigService", "ListRevisions", {"page_token": page["next_page_token"]})
+        self.assertEqual([r["revision"] for r in rest["revisions"]], ["2", "1"])
+        for service, method in (
+            ("ConfigService", "GetConfig"), ("ConfigService", "ListRevisions"),
+            ("ClientService", "ListConnections"), ("ServerService", "ListServerConnections"),
+            ("ServerService", "ListServerSessions"), ("ResultsService", "GetStatistics"),
+            ("ResultsService", "ListRecords"), ("ResultsService", "ListConsumers"),
+        ):
+            self.invalid(service, method, {"page_token": "nonsense"}, "page_token")
+        for service, method in (("ConfigService", "GetConfig"), ("ResultsService", "ListConsumers")):
+            self.assertIn("another request", self.invalid(
+                service, method, {"page_token": page["next_page_token"]}, "page_token"))
+        records = self.api.call("ResultsService", "ListRecords", {"page_size": 1})
+        self.assertTrue(records["next_page_token"])
+        more = self.api.call("ResultsService", "ListRecords", {"page_token": records["next_page_token"]})
+        self.assertGreater(int(more["records"][0]["cursor"]), int(records["records"][0]["cursor"]))
+        self.invalid("ResultsService", "ListRecords",
+                     {"page_token": records["next_page_token"], "filter": {"connections": ["c1"]}}, "page_token")
+
+    def test_acting_on_everything_must_be_said(self):
+        self.api.apply({"client": self.idle(1)})
+        for service, method, field in (
+            ("ClientService", "StartConnections", "names"), ("ClientService", "StopConnections", "names"),
+            ("ResultsService", "ClearStatistics", "connections"),
+        ):
+            self.invalid(service, method, {}, field)
+            self.invalid(service, method, {field: ["c00000"], "all": True}, "all")
+        self.assertEqual(self.api.call("ClientService", "StopConnections", {"all": True}), {"names": []})
+        for command in ("start", "stop", "clear"):
+            self.assertEqual(self.ctl(command).returncode, 64, command)
+            self.assertEqual(self.ctl(command, "c00000", "--all").returncode, 64, command)
+        self.assertEqual(self.ctl("stop", "--all").returncode, 0)
+        self.assertEqual(self.ctl("server", "close").returncode, 64)
+        help_text = self.ctl("--help").stdout
+        self.assertIn("Configure, watch and read a twamp-agent", help_text.splitlines()[0])
+
+    def test_entries_of_the_servers_lists_are_merged_one_by_one(self):
+        merge = dict(mode="APPLY_MODE_MERGE")
+        entry = {"server": {"client_list": [{"name": "fleet/p/a", "prefixes": ["192.0.2.1"]}],
+                            "key_chains": [{"name": "fleet/p/k", "keys": [{"key_id": "k", "secret": "s"}]}]}}
+        _, _, found = self.api.refused(entry, **merge)
+        self.assertIn("server", found, "there is no server to add it to")
+        base = server(port=free_port(), maximum_sessions=7)
+        self.api.apply({"server": base})
+        self.api.apply(entry, **merge)
+        shown = self.api.call("ConfigService", "GetConfig")["config"]["server"]
+        lists = [entry["name"] for entry in base["client_list"]] + ["fleet/p/a"]
+        self.assertEqual([one["name"] for one in shown["client_list"]], lists)
+        self.assertEqual(shown["maximum_sessions"], 7)
+        self.assertEqual(shown["key_chains"][0]["name"], "fleet/p/k")
+        # Replaced, the rest is kept; a secret stays under its digest.
+        entry["server"]["client_list"][0]["prefixes"] = ["192.0.2.2"]
+        entry["server"]["key_chains"] = shown["key_chains"]
+        self.api.apply(entry, **merge)
+        shown = self.api.call("ConfigService", "GetConfig")["config"]["server"]
+        self.assertEqual(shown["client_list"][-1]["prefixes"], ["192.0.2.2"])
+        revision = int(self.api.call("AgentService", "GetAgent")["revision"])
+        code, _, _ = self.api.refused({}, delete=["server/key_chains/fleet/p/k"], expected_revision=revision - 1,
+                                      **merge)
+        self.assertEqual(code, grpc.StatusCode.ABORTED)
+        wrong = ["server/client_list/fleet/p/a", "server/client_list/nobody", "server/key_chains/fleet/p/k",
+                 "server/key_chains/fleet/p/k"]
+        bad = {"server": {"client_list": [{"name": "fleet/p/a", "prefixes": ["x"]}]}}
+        _, _, found = self.api.refused(bad, delete=wrong, **merge)
+        self.assertEqual(set(found), {"server.client_list[0].prefixes[0]", "delete[0]", "delete[1]", "delete[3]"})
+        gone = self.ctl("apply", "--merge", "--delete", "server/client_list/fleet/p/a",
+                        "--delete", "server/key_chains/fleet/p/k")
+        self.assertEqual(gone.returncode, 0, gone.stderr)
+        shown = self.api.call("ConfigService", "GetConfig")["config"]["server"]
+        self.assertEqual([one["name"] for one in shown["client_list"]], lists[:-1])
+        self.assertEqual(shown["key_chains"], [])
+        _, _, found = self.api.refused({}, delete=["server/key_chains/fleet/p/k"], **merge)
+        self.assertEqual(list(found), ["delete[0]"])
+
+
+if __name__ == "__main__":
+    unittest.main()
