@@ -4,19 +4,21 @@
 
 mod clients;
 mod commit;
+mod committed;
 mod reconcile;
 mod secrets;
 
-use std::{collections::HashSet, io, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
 pub use clients::{ByHandError, Clients};
 pub use commit::ApplyError;
+pub use committed::{Committed, LoadError};
 
 use crate::{
-    model::{AgentConfig, ExportConfig, ServerConfig, Violation, parse},
-    net::{NetworkChanges, clock, follow_network, random},
+    model::{ExportConfig, ServerConfig},
+    net::{NetworkChanges, follow_network, random},
     proto,
     results::Results,
     session::{
@@ -32,76 +34,6 @@ use secrets::Digester;
 
 /// Requests for a change that wait for the one before.
 const COMMITS: usize = 16;
-
-/// A committed configuration.
-#[derive(Clone, Debug, Default)]
-pub struct Committed {
-    /// 0 where nothing was ever committed.
-    revision: u64,
-    config: Arc<AgentConfig>,
-    /// How it came to be current at the start of the agent, where it was not before.
-    rolled_back: Option<String>,
-    /// What runs is that of this revision again, which cannot be stored yet.
-    gone_back_to: Option<u64>,
-}
-
-impl Committed {
-    /// What is stored; what was not confirmed in time is rolled back before.
-    pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
-        let digester = Digester::new(store.digest_key(random::bytes()?)?);
-        let rolled_back =
-            commit::roll_back_overdue(store, &digester, clock::unix(), clock::uptime());
-        let rolled_back = rolled_back.unwrap_or_else(|error| {
-            // It is tried again while the agent runs.
-            tracing::error!(%error, "cannot roll back");
-            None
-        });
-        Ok(Self { rolled_back, ..Self::stored(store)? })
-    }
-
-    fn stored(store: &ConfigStore) -> Result<Self, LoadError> {
-        let Some(stored) = store.current()? else { return Ok(Self::default()) };
-        let revision = stored.revision.map_or(0, |revision| revision.revision);
-        match parse(&stored.config.unwrap_or_default()) {
-            Ok(config) => Ok(Self { revision, config: Arc::new(config), ..Self::default() }),
-            Err(violations) => Err(LoadError::Invalid { revision, violations }),
-        }
-    }
-
-    /// Its number; 0 where nothing was ever committed.
-    pub fn revision(&self) -> u64 {
-        self.revision
-    }
-
-    /// What was rolled back before it, in words; `None` where nothing was.
-    pub fn rolled_back(&self) -> Option<&str> {
-        self.rolled_back.as_deref()
-    }
-
-    /// What it is.
-    pub fn config(&self) -> &AgentConfig {
-        &self.config
-    }
-}
-
-/// What is stored is no configuration for this version of the agent.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The kernel gave no random bytes for the key of digests.
-    #[error(transparent)]
-    Random(#[from] io::Error),
-    /// The document of a revision is not valid.
-    #[error("stored revision {revision} is not valid: {violations:?}")]
-    Invalid {
-        /// Which.
-        revision: u64,
-        /// Why.
-        violations: Vec<Violation>,
-    },
-}
 
 /// The threads that test packets are sent and answered on.
 #[derive(Clone, Debug)]
@@ -229,8 +161,9 @@ impl Control {
         request: proto::ApplyConfigRequest,
         author: String,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        let applied =
-            commit::ask(&self.commits, |answer| Commit::Apply(Box::new(request), author, answer));
+        let applied = commit::request(&self.commits, |answer| {
+            Commit::Apply(Box::new(request), author, answer)
+        });
         self.handed(applied.await).await
     }
 
@@ -241,7 +174,7 @@ impl Control {
         author: String,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
         let applied =
-            commit::ask(&self.commits, |answer| Commit::RollBack(request, author, answer));
+            commit::request(&self.commits, |answer| Commit::RollBack(request, author, answer));
         self.handed(applied.await).await
     }
 
@@ -257,7 +190,7 @@ impl Control {
 
     /// Makes a revision stay that waits to be confirmed; 0 for whichever does. Returns it.
     pub async fn confirm(&self, revision: u64, author: String) -> Result<u64, ApplyError> {
-        commit::ask(&self.commits, |answer| Commit::Confirm(revision, author, answer)).await
+        commit::request(&self.commits, |answer| Commit::Confirm(revision, author, answer)).await
     }
 
     /// Until when the current revision waits to be confirmed.
@@ -274,7 +207,7 @@ impl Control {
     pub async fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let (store, digester) = (self.store.clone(), self.digester.clone());
         let revision = match revision {
-            0 => self.committed.borrow().gone_back_to.unwrap_or(0),
+            0 => self.committed.borrow().rolled_back_to.unwrap_or(0),
             asked => asked,
         };
         let read = move || {
@@ -344,7 +277,7 @@ impl Control {
     /// The revision that everything running follows.
     pub fn applied_revision(&self) -> u64 {
         let committed = self.committed.borrow().clone();
-        if let Some(to) = committed.gone_back_to {
+        if let Some(to) = committed.rolled_back_to {
             return to;
         }
         let (reached, waiting) = self.clients.applied();

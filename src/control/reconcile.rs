@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Clients, Committed};
+use super::{clients::Clients, committed::Committed};
 use crate::{
     model::{ExportConfig, ServerConfig},
     results::Results,

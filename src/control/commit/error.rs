@@ -1,58 +1,58 @@
-//! Why a change of the configuration is not made.
+//! Errors of configuration changes.
 
 use thiserror::Error;
 
 use crate::{model::Violation, net::ResourceRefusal, store::StoreError};
 
-/// Why a change was not made. Nothing has changed then.
+/// Refusal of a change; the configuration is as before.
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// The request is not valid.
     #[error("the configuration has {} violations", .0.len())]
     Invalid(Vec<Violation>),
-    /// Someone else changed the configuration.
+    /// The configuration has changed since the caller read it.
     #[error(
         "expected_revision is {expected}, but the current revision is {current}: \
          read it, and apply the change to it"
     )]
     Stale {
-        /// In the request.
+        /// `expected_revision` of the request.
         expected: u64,
-        /// What is.
+        /// The current revision.
         current: u64,
     },
-    /// The identifier stands for another document.
+    /// The `request_id` belongs to a request with another document.
     #[error("request_id {0} was used for another document")]
     RequestReused(String),
-    /// There is no such revision.
+    /// The revision does not exist or is no longer kept.
     #[error("revision {0} was never made or is no longer kept: see ListRevisions")]
     NoRevision(u64),
-    /// There is nothing to go back to.
+    /// The current revision is the first one.
     #[error("there is no revision before the current one, {0}, to go back to")]
     NothingBefore(u64),
-    /// Nothing waits to be confirmed, or something else does.
+    /// The revision does not wait to be confirmed.
     #[error("{}", not_waiting(*.asked, *.waiting))]
     NotWaiting {
-        /// Revision in the request; 0 for any.
+        /// Revision of the request; 0 for any.
         asked: u64,
-        /// The one that waits.
+        /// Revision that waits to be confirmed.
         waiting: Option<u64>,
     },
-    /// This host does not give what the document names.
+    /// The host lacks resources that the document names.
     #[error("this host refuses {} resources that the configuration names", .0.len())]
     Refused(Vec<ResourceRefusal>),
-    /// It cannot be stored.
+    /// The store failed.
     #[error("the configuration was not stored: {0}")]
     Store(#[from] StoreError),
-    /// The agent ends.
+    /// The agent is shutting down.
     #[error("the agent is ending")]
     Ending,
 }
 
 fn not_waiting(asked: u64, waiting: Option<u64>) -> String {
     match waiting {
-        None => "no revision waits to be confirmed: it stays, or its time was over and it was \
-                 rolled back; see ListRevisions"
+        None => "no revision waits to be confirmed: it was confirmed, or rolled back after its \
+                 confirm_timeout; see ListRevisions"
             .into(),
         Some(waiting) => format!("revision {waiting} waits to be confirmed, not {asked}"),
     }

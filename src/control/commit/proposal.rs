@@ -1,13 +1,14 @@
-//! What a request asks for: checked, completed, and as a whole document.
+//! Proposed configurations: the whole document that a request results in, checked and complete.
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ApplyError, Digester,
+    error::ApplyError,
     merge::{ServerEntries, is_list_entry},
 };
 use crate::{
+    control::secrets::Digester,
     document::hexadecimal,
     model::{
         AgentConfig, Violation,
@@ -18,7 +19,7 @@ use crate::{
     store::StoreError,
 };
 
-/// A configuration that somebody wants.
+/// A proposed configuration.
 #[derive(Debug, Default)]
 pub(super) struct Proposal {
     /// With its secrets.
@@ -30,17 +31,17 @@ pub(super) struct Proposal {
     pub(super) validate_only: bool,
     pub(super) confirm_timeout_ns: Option<u64>,
     pub(super) request_id: String,
-    /// Of all that the request says.
+    /// Digest of everything in the request that has an effect.
     pub(super) request_digest: String,
-    /// The revision whose document this is again.
+    /// Revision that the document is taken from; 0 for a new document.
     pub(super) rollback_to: u64,
-    /// It is made whatever the host says to it.
+    /// Made without regard to the host's resources: a rollback.
     pub(super) unconditional: bool,
 }
 
 impl Proposal {
-    /// What ApplyConfig asks for, given the current document.
-    pub(super) fn of_request(
+    /// Builds the proposal of an ApplyConfig request.
+    pub(super) fn from_apply(
         request: ApplyConfigRequest,
         author: String,
         request_digest: String,
@@ -52,7 +53,7 @@ impl Proposal {
         let merge = request.mode() == ApplyMode::Merge;
         let mut given = digester.completed(request.config.unwrap_or_default(), current)?;
         let document = if merge {
-            // The whole is valid where what is given is.
+            // Violations name fields of the request, not of the merged document.
             let entries = ServerEntries::extract(&mut given, &request.delete);
             if let Err(mut wrong) = parse(&entries.to_check(&given)) {
                 violations.append(&mut wrong);
@@ -74,11 +75,11 @@ impl Proposal {
             request_digest,
             ..Self::default()
         };
-        proposal.checked(violations)
+        proposal.parsed(violations)
     }
 
-    /// What RollbackConfig asks for, given the document to go back to.
-    pub(super) fn of_rollback(
+    /// Builds the proposal of a RollbackConfig request for `document`, that of the revision named.
+    pub(super) fn from_rollback(
         request: RollbackConfigRequest,
         author: String,
         document: proto::AgentConfig,
@@ -95,11 +96,11 @@ impl Proposal {
             rollback_to: request.revision,
             ..Self::default()
         };
-        proposal.checked(violations)
+        proposal.parsed(violations)
     }
 
-    /// What becomes of a revision that nobody confirmed.
-    pub(super) fn of_time(
+    /// Builds the rollback of a revision that was not confirmed in time.
+    pub(super) fn for_overdue(
         unconfirmed: u64,
         rollback_to: u64,
         document: proto::AgentConfig,
@@ -112,10 +113,10 @@ impl Proposal {
             unconditional: true,
             ..Self::default()
         };
-        proposal.checked(Vec::new())
+        proposal.parsed(Vec::new())
     }
 
-    fn checked(mut self, mut violations: Vec<Violation>) -> Result<Self, ApplyError> {
+    fn parsed(mut self, mut violations: Vec<Violation>) -> Result<Self, ApplyError> {
         match parse(&self.document) {
             Ok(config) if violations.is_empty() => {
                 self.config = config;
@@ -145,7 +146,7 @@ pub(super) fn request_digest(request: &ApplyConfigRequest, digester: &Digester) 
     hexadecimal(&Sha256::digest(said.encode_to_vec()))
 }
 
-/// Of a document as it may be shown.
+/// Returns the digest of a document without secrets.
 pub(super) fn digest(document: &proto::AgentConfig) -> String {
     hexadecimal(&Sha256::digest(document.encode_to_vec()))
 }
@@ -307,7 +308,7 @@ mod tests {
         };
         let unreadable = || Err(StoreError::Damaged("configuration"));
         let made =
-            Proposal::of_request(request, String::new(), String::new(), &digester, &unreadable);
+            Proposal::from_apply(request, String::new(), String::new(), &digester, &unreadable);
         assert!(matches!(made, Err(ApplyError::Store(StoreError::Damaged(_)))));
     }
 

@@ -1,4 +1,4 @@
-//! Requests that were answered, for when one comes again.
+//! Answers to requests with a `request_id`, for requests that are repeated.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,23 +7,23 @@ use crate::{
     store::{ConfigStore, StoreError},
 };
 
-/// Requests that are remembered; as many as there may be kept revisions, and some without one.
-const REMEMBERED: usize = 256;
+/// Answers kept: one for each stored revision, and some to requests that made none.
+const ANSWERS_KEPT: usize = 256;
 
-/// By request_id; with the order in which they came, to forget the oldest.
 #[derive(Debug, Default)]
-pub(super) struct Answered {
-    all: HashMap<String, (String, ApplyConfigResponse)>,
+pub(super) struct Answers {
+    /// Digest of the request and answer, by `request_id`.
+    by_request: HashMap<String, (String, ApplyConfigResponse)>,
+    /// Oldest first.
     order: VecDeque<String>,
 }
 
-impl Answered {
-    /// Those of the store.
+impl Answers {
     pub(super) fn load(store: &ConfigStore) -> Result<Self, StoreError> {
-        let mut answered = Self::default();
+        let mut answers = Self::default();
         for stored in store.answers()? {
             if let Some(answer) = stored.answer {
-                answered.keep(stored.request_id, stored.digest, answer);
+                answers.keep(stored.request_id, stored.digest, answer);
             }
         }
         for revision in store.revisions()?.into_iter().rev() {
@@ -32,24 +32,24 @@ impl Answered {
             }
             let Ok(Some(stored)) = store.revision(revision.revision) else { continue };
             if let Some(answer) = stored.answer {
-                answered.keep(revision.request_id, stored.request_digest, answer);
+                answers.keep(revision.request_id, stored.request_digest, answer);
             }
         }
-        Ok(answered)
+        Ok(answers)
     }
 
-    /// The answer to a request, with the digest of what it said.
+    /// Returns the answer to a request and the digest of that request.
     pub(super) fn get(&self, request_id: &str) -> Option<&(String, ApplyConfigResponse)> {
-        self.all.get(request_id)
+        self.by_request.get(request_id)
     }
 
     pub(super) fn keep(&mut self, request_id: String, digest: String, answer: ApplyConfigResponse) {
         self.order.push_back(request_id.clone());
-        self.all.insert(request_id, (digest, answer));
-        if self.order.len() > REMEMBERED
+        self.by_request.insert(request_id, (digest, answer));
+        if self.order.len() > ANSWERS_KEPT
             && let Some(oldest) = self.order.pop_front()
         {
-            self.all.remove(&oldest);
+            self.by_request.remove(&oldest);
         }
     }
 }
