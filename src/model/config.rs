@@ -139,17 +139,6 @@ impl ControlConnection {
         active.chain(&self.inactive_sessions).map(String::as_str)
     }
 
-    /// Whether both speak to the same server in the same way: what was learnt of it holds.
-    pub fn has_same_server(&self, other: &Self) -> bool {
-        let server = |c: &Self| {
-            (
-                (c.control_type, c.target.clone(), c.destination_port),
-                (c.authentication, c.key_id.clone(), c.secret.clone(), c.extensions),
-            )
-        };
-        server(self) == server(other)
-    }
-
     /// Whether silence is a reason to ask name service or the server anew: not where all that is
     /// known of a reflector is its address.
     pub fn is_resolved_anew(&self) -> bool {
@@ -264,20 +253,6 @@ impl TestSession {
     pub fn nominal_duration_ns(&self) -> u64 {
         let gaps = self.probe_count.div_ceil(self.burst_size) - 1;
         self.probe_interval_ns.saturating_mul(gaps.into()).saturating_add(self.loss_timeout_ns)
-    }
-
-    /// Whether a change to `other` must be spoken of on the wire, or needs another socket. Of the
-    /// loss timeout the reflector is told too, but it uses it only once the session is stopped.
-    pub fn needs_renegotiation(&self, other: &Self) -> bool {
-        let wire = |session: &Self| {
-            (
-                (session.target.clone(), session.destination_port),
-                (session.source_address, session.source_port),
-                (session.data_size, session.dscp, session.timestamps),
-                (session.reflected_octets, session.stamp.clone()),
-            )
-        };
-        wire(self) != wire(other)
     }
 }
 

@@ -1,10 +1,13 @@
-//! What lies between two configurations, and what running measurements see of it.
+//! Differences between two configurations, with their effect on running measurements.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
-use super::{AgentConfig, ControlConnection, ControlType, ServerConfig, TestSession};
+use super::{AgentConfig, ControlConnection, ServerConfig, TestSession, effect::ServerField};
 use crate::proto::{Change, ChangeEffect, ChangeKind};
 
 /// Control over the sessions of a connection: it decides the effect of a changed session.
@@ -23,18 +26,36 @@ pub enum SessionControl {
     Completed,
 }
 
-/// The differences from `old` to `new`: connections by name, then the server, export and
-/// storage.
+type Connections = BTreeMap<String, Arc<ControlConnection>>;
+
+/// Lists the differences from `old` to `new`: connections by name, then server, export and storage.
 /// `session_control` returns the control that each connection has over its sessions.
 pub fn changes(
     old: &AgentConfig,
     new: &AgentConfig,
     session_control: &dyn Fn(&str) -> SessionControl,
 ) -> Vec<Change> {
+    let AgentConfig { connections, server, storage, export } = new;
+    let mut changes = connection_changes(&old.connections, connections, session_control);
+    changes.extend(server_change(old.server.as_deref(), server.as_deref()));
+    if old.export != *export {
+        changes.push(change("export".into(), ChangeKind::Changed, ChangeEffect::Live));
+    }
+    if old.storage != *storage {
+        changes.push(change("storage".into(), ChangeKind::Changed, ChangeEffect::Live));
+    }
+    changes
+}
+
+fn connection_changes(
+    old: &Connections,
+    new: &Connections,
+    session_control: &dyn Fn(&str) -> SessionControl,
+) -> Vec<Change> {
     let mut changes = Vec::new();
-    for (name, connection) in &new.connections {
+    for (name, connection) in new {
         let path = format!("client/{name}");
-        match old.connections.get(name) {
+        match old.get(name) {
             None if connection.inactive || connection.manual_start => {
                 changes.push(change(path, ChangeKind::Added, ChangeEffect::Live));
             }
@@ -42,57 +63,66 @@ pub fn changes(
             Some(before) if before == connection => {}
             Some(before) => {
                 let effect = connection_effect(before, connection, session_control(name));
-                let sessions = match effect {
-                    ChangeEffect::SessionRestart => touched_sessions(before, connection),
-                    ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
-                        // Those that are no more are stopped with the others.
-                        let all = before.sessions.iter().chain(&connection.sessions);
-                        let names: BTreeSet<_> = all.map(|session| session.name.clone()).collect();
-                        names.into_iter().collect()
-                    }
-                    ChangeEffect::Unspecified
-                    | ChangeEffect::Live
-                    | ChangeEffect::Start
-                    | ChangeEffect::Stop
-                    | ChangeEffect::Listen
-                    | ChangeEffect::CloseConnections => Vec::new(),
-                };
+                let sessions = stopped_sessions(before, connection, effect);
                 changes.push(Change { sessions, ..change(path, ChangeKind::Changed, effect) });
             }
         }
     }
-    for name in old.connections.keys().filter(|name| !new.connections.contains_key(*name)) {
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
         changes.push(change(format!("client/{name}"), ChangeKind::Removed, ChangeEffect::Stop));
-    }
-    match (&old.server, &new.server) {
-        (None, Some(_)) => {
-            changes.push(change("server".into(), ChangeKind::Added, ChangeEffect::Start));
-        }
-        (Some(_), None) => {
-            changes.push(change("server".into(), ChangeKind::Removed, ChangeEffect::Stop));
-        }
-        (Some(before), Some(after)) if before != after => {
-            let sockets_stay = before.listen == after.listen
-                && before.reflector_sockets() == after.reflector_sockets();
-            let effect = match (sockets_stay, forbids(before, after)) {
-                (false, _) => ChangeEffect::Listen,
-                (true, true) => ChangeEffect::CloseConnections,
-                (true, false) => ChangeEffect::Live,
-            };
-            changes.push(change("server".into(), ChangeKind::Changed, effect));
-        }
-        _ => {}
-    }
-    if old.export != new.export {
-        changes.push(change("export".into(), ChangeKind::Changed, ChangeEffect::Live));
-    }
-    if old.storage != new.storage {
-        changes.push(change("storage".into(), ChangeKind::Changed, ChangeEffect::Live));
     }
     changes
 }
 
-/// What a change of a connection does to it while it runs.
+/// Names the sessions that a change of their connection stops or starts.
+fn stopped_sessions(
+    old: &ControlConnection,
+    new: &ControlConnection,
+    effect: ChangeEffect,
+) -> Vec<String> {
+    match effect {
+        ChangeEffect::SessionRestart => touched_sessions(old, new),
+        ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
+            let all = old.sessions.iter().chain(&new.sessions);
+            let names: BTreeSet<_> = all.map(|session| session.name.clone()).collect();
+            names.into_iter().collect()
+        }
+        ChangeEffect::Unspecified
+        | ChangeEffect::Live
+        | ChangeEffect::Start
+        | ChangeEffect::Stop
+        | ChangeEffect::Listen
+        | ChangeEffect::CloseConnections => Vec::new(),
+    }
+}
+
+fn server_change(old: Option<&ServerConfig>, new: Option<&ServerConfig>) -> Option<Change> {
+    let (kind, effect) = match (old, new) {
+        (None, Some(_)) => (ChangeKind::Added, ChangeEffect::Start),
+        (Some(_), None) => (ChangeKind::Removed, ChangeEffect::Stop),
+        (Some(old), Some(new)) if old != new => (ChangeKind::Changed, server_effect(old, new)),
+        _ => return None,
+    };
+    Some(change("server".into(), kind, effect))
+}
+
+fn server_effect(old: &ServerConfig, new: &ServerConfig) -> ChangeEffect {
+    let differences = old.differences(new);
+    let changes_listeners = differences.iter().any(|field| match field {
+        ServerField::Listen => true,
+        ServerField::SharedSockets => old.reflector_sockets() != new.reflector_sockets(),
+        ServerField::Admission | ServerField::Live => false,
+    });
+    if changes_listeners {
+        ChangeEffect::Listen
+    } else if differences.contains(&ServerField::Admission) && forbids(old, new) {
+        ChangeEffect::CloseConnections
+    } else {
+        ChangeEffect::Live
+    }
+}
+
+/// Returns the effect of a changed configuration on a connection.
 pub fn connection_effect(
     old: &ControlConnection,
     new: &ControlConnection,
@@ -100,7 +130,6 @@ pub fn connection_effect(
 ) -> ChangeEffect {
     match (old.inactive, new.inactive) {
         (true, true) => return ChangeEffect::Live,
-        // What waits for a hand does so as well when it is activated.
         (true, false) if new.manual_start => return ChangeEffect::Live,
         (true, false) => return ChangeEffect::Start,
         (false, true) => return ChangeEffect::Stop,
@@ -114,16 +143,7 @@ pub fn connection_effect(
         SessionControl::Stopped | SessionControl::Completed => return ChangeEffect::Start,
         SessionControl::Down | SessionControl::AllOrNothing | SessionControl::Individual => {}
     }
-    let managed = |c: &ControlConnection| c.control_type == ControlType::Managed;
-    // What the control connection is made of; the rest of it can be set while it is open.
-    let transport = |c: &ControlConnection| {
-        (
-            (c.control_type, c.target.clone(), c.source_address, c.interface.clone()),
-            managed(c).then_some((c.destination_port, c.extensions, c.reflects())),
-            (c.authentication, c.key_id.clone(), c.secret.clone()),
-        )
-    };
-    if transport(old) != transport(new) {
+    if old.needs_reconnect(new) {
         ChangeEffect::Reconnect
     } else if touched_sessions(old, new).is_empty() {
         ChangeEffect::Live
@@ -138,8 +158,8 @@ pub fn connection_effect(
     }
 }
 
-/// Whether control connections that are open may have to be closed: by who they are, by how they
-/// proved it, or by their age.
+/// Returns whether open control connections may be forbidden from now on: by their address, key or
+/// age.
 fn forbids(old: &ServerConfig, new: &ServerConfig) -> bool {
     let prefixes = |config: &ServerConfig| -> Vec<IpNet> {
         config.client_lists.iter().flat_map(|list| list.prefixes.clone()).collect()
@@ -155,16 +175,16 @@ fn forbids(old: &ServerConfig, new: &ServerConfig) -> bool {
         || duration_ns(new) < duration_ns(old)
 }
 
-/// Sessions that are in one configuration alone, or in both and have to be requested anew.
+/// Names the sessions that are added, removed or have to be renegotiated.
 pub fn touched_sessions(old: &ControlConnection, new: &ControlConnection) -> Vec<String> {
-    let of = |connection: &ControlConnection, name: &str| -> Option<TestSession> {
-        connection.sessions.iter().find(|session| session.name == name).cloned()
-    };
-    let gone = old.sessions.iter().filter(|session| of(new, &session.name).is_none());
-    let new_or_different = new.sessions.iter().filter(|session| {
-        of(old, &session.name).is_none_or(|before| before.needs_renegotiation(session))
+    fn find<'a>(connection: &'a ControlConnection, name: &str) -> Option<&'a TestSession> {
+        connection.sessions.iter().find(|session| session.name == name)
+    }
+    let removed = old.sessions.iter().filter(|session| find(new, &session.name).is_none());
+    let added_or_changed = new.sessions.iter().filter(|session| {
+        find(old, &session.name).is_none_or(|before| before.needs_renegotiation(session))
     });
-    gone.chain(new_or_different).map(|session| session.name.clone()).collect()
+    removed.chain(added_or_changed).map(|session| session.name.clone()).collect()
 }
 
 fn change(path: String, kind: ChangeKind, effect: ChangeEffect) -> Change {

@@ -8,6 +8,7 @@
 mod config;
 mod diff;
 mod dscp;
+mod effect;
 mod export;
 pub mod limits;
 mod parse;
