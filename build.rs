@@ -1,12 +1,16 @@
 //! Compiles `proto/` without a `protoc` on the machine: messages for the whole crate, services
 //! for the API layer and the command-line client alone, and the descriptor set for reflection.
 
+#[path = "build/secrets.rs"]
+mod secrets;
+
 use std::{env, error::Error, fs, path::PathBuf};
 
 const FILES: [&str; 5] = ["agent", "client", "config", "results", "server"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed=build");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let sources: Vec<String> =
         FILES.iter().map(|name| format!("twamp/agent/v1/{name}.proto")).collect();
@@ -18,11 +22,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = compiler.file_descriptor_set();
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
+    let secrets = secrets::Secrets::find(&compiler.descriptor_pool());
+    fs::write(out.join("secrets.rs"), secrets.code()?)?;
+
     let messages = out.join("messages");
     fs::create_dir_all(&messages)?;
     prost_build::Config::new()
         .out_dir(&messages)
         .btree_map(["."])
+        // Written by `secrets`, without their values.
+        .skip_debug(secrets.messages())
         // A session has several of these, most of them without delays for most of the time.
         .boxed("Figures.rtt")
         .boxed("Figures.egress")

@@ -6,7 +6,9 @@ mod differences;
 use std::{fmt::Write, sync::OnceLock};
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
+};
 use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
@@ -58,14 +60,40 @@ fn at_path<E: std::error::Error>(error: &serde_path_to_error::Error<E>) -> Docum
     }
 }
 
-/// What is wrong, without the value that it is wrong with where that may be a secret in a wrong
-/// place or of a wrong type: its kind is told.
+/// Leaves the value out of an error where it may be a secret in a wrong place or of a wrong type.
 fn without_secret(path: &str, error: String) -> String {
-    let may_be = ["secret", "key"].iter().any(|word| path.contains(word));
+    let may_be = descriptor("AgentConfig").map_or(true, |root| may_have_secret(path, root));
     let Some((start, found)) = error.split_once(": ").filter(|_| may_be) else { return error };
     let Some((found, expected)) = found.rsplit_once(", expected ") else { return error };
     let kind = found.split(' ').next().unwrap_or_default();
     format!("{start}: {kind}, expected {expected}")
+}
+
+/// Returns whether a path leads to a secret, to a message with secrets or to an unknown field.
+fn may_have_secret(path: &str, root: MessageDescriptor) -> bool {
+    let mut kind = Kind::Message(root);
+    let names = path.split('.').map(|name| name.split('[').next().unwrap_or_default());
+    for name in names.filter(|name| !name.is_empty()) {
+        let Kind::Message(message) = &kind else { return false };
+        let Some(field) = message.get_field_by_name(name) else { return true };
+        if is_secret(&field) {
+            return true;
+        }
+        kind = field.kind();
+    }
+    matches!(kind, Kind::Message(message) if has_secret(&message))
+}
+
+fn has_secret(message: &MessageDescriptor) -> bool {
+    message.fields().any(|field| {
+        let part = field.kind().as_message().cloned();
+        is_secret(&field) || part.is_some_and(|part| has_secret(&part))
+    })
+}
+
+fn is_secret(field: &FieldDescriptor) -> bool {
+    let option = field.options();
+    option.get_field_by_name("debug_redact").is_some_and(|value| value.as_bool() == Some(true))
 }
 
 /// Octets in hexadecimal, lower case.

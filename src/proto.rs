@@ -5,6 +5,19 @@
 
 include!(concat!(env!("OUT_DIR"), "/messages/twamp.agent.v1.rs"));
 
+include!(concat!(env!("OUT_DIR"), "/secrets.rs"));
+
+/// Receives the location of a secret, the secret and its digest, one of them not empty. Parts of a
+/// list are located by their name.
+pub type SecretVisitor<'a> = dyn FnMut(&str, &mut String, &mut String) + 'a;
+
+/// A message with secrets somewhere in it: fields with the option `debug_redact` in the `.proto`.
+/// The build implements it for the configuration and all of its parts.
+pub trait VisitSecrets {
+    /// Visits every secret.
+    fn visit_secrets(&mut self, location: &str, visit: &mut SecretVisitor<'_>);
+}
+
 /// Descriptors of all services and messages, with comments, for reflection and for the JSON form.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -1,18 +1,21 @@
-//! Secrets in documents: kept, never given back. What is given back instead is a digest that only
-//! this agent can make, so that it says which secret is meant and nothing else; a document with
-//! digests in place of secrets can be applied again.
+//! Secrets in documents: stored, never shown. A digest that only this agent can make is shown
+//! instead. In the same field of the same part it can be applied in place of the secret.
 
 use std::collections::HashMap;
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::{document::hexadecimal, proto::AgentConfig, store::StoreError};
+use crate::{
+    document::hexadecimal,
+    proto::{AgentConfig, VisitSecrets},
+    store::StoreError,
+};
 
-/// Octets of a digest that are shown.
-const DIGEST_OCTETS: usize = 16;
+/// Bytes of the HMAC that a digest shows.
+const DIGEST_BYTES: usize = 16;
 
-/// Makes digests.
+/// Key for the digests of secrets.
 #[derive(Clone)]
 pub(super) struct Digester {
     mac: Hmac<Sha256>,
@@ -34,12 +37,12 @@ impl Digester {
     fn digest(&self, secret: &str) -> String {
         let mut mac = self.mac.clone();
         mac.update(secret.as_bytes());
-        hexadecimal(&mac.finalize().into_bytes()[..DIGEST_OCTETS])
+        hexadecimal(&mac.finalize().into_bytes()[..DIGEST_BYTES])
     }
 
-    /// The document as it may be shown.
+    /// Replaces the secrets of a document by their digests.
     pub(super) fn redacted(&self, mut document: AgentConfig) -> AgentConfig {
-        each_secret(&mut document, |secret, digest| {
+        document.visit_secrets("", &mut |_, secret, digest| {
             if !secret.is_empty() {
                 *digest = self.digest(secret);
                 *secret = String::new();
@@ -48,26 +51,24 @@ impl Digester {
         document
     }
 
-    /// The document with its digests replaced by the secrets of `current` that they stand for. One
-    /// that stands for none stays, for whoever checks the document to say so.
+    /// Replaces the digests of a document by the secrets that `current` has in the same places. A
+    /// digest of no such secret is kept: it is a violation.
     pub(super) fn completed(
         &self,
         mut document: AgentConfig,
         current: impl FnOnce() -> Result<AgentConfig, StoreError>,
     ) -> Result<AgentConfig, StoreError> {
-        let mut wanted = false;
-        each_secret(&mut document, |secret, digest| {
-            wanted |= secret.is_empty() && !digest.is_empty();
-        });
+        let mut has_digest = false;
+        document.visit_secrets("", &mut |_, secret, _| has_digest |= secret.is_empty());
         let mut known = HashMap::new();
-        if wanted {
-            each_secret(&mut current()?, |secret, _| {
-                known.insert(self.digest(secret), secret.clone());
+        if has_digest {
+            current()?.visit_secrets("", &mut |location, secret, _| {
+                known.insert((location.to_owned(), self.digest(secret)), secret.clone());
             });
         }
-        each_secret(&mut document, |secret, digest| {
+        document.visit_secrets("", &mut |location, secret, digest| {
             if secret.is_empty()
-                && let Some(found) = known.get(digest)
+                && let Some(found) = known.get(&(location.to_owned(), digest.clone()))
             {
                 secret.clone_from(found);
             }
@@ -79,25 +80,17 @@ impl Digester {
     }
 }
 
-/// Every place for a secret, with that for its digest.
-fn each_secret(document: &mut AgentConfig, mut visit: impl FnMut(&mut String, &mut String)) {
-    let connections = document.client.iter_mut().flat_map(|client| &mut client.control_connections);
-    connections.for_each(|c| visit(&mut c.secret, &mut c.secret_digest));
-    if let Some(server) = &mut document.server {
-        let keys = server.key_chains.iter_mut().flat_map(|chain| &mut chain.keys);
-        let stamp = server.stamp.iter_mut().flat_map(|stamp| &mut stamp.keys);
-        keys.chain(stamp).for_each(|key| visit(&mut key.secret, &mut key.secret_digest));
-    }
-    if let Some(export) = &mut document.export {
-        export.otlp.iter_mut().for_each(|e| visit(&mut e.secret, &mut e.secret_digest));
-        export.nats.iter_mut().for_each(|e| visit(&mut e.secret, &mut e.secret_digest));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use prost_reflect::{
+        DescriptorPool, DynamicMessage, Kind, MessageDescriptor, ReflectMessage, Value,
+    };
+
     use super::*;
-    use crate::proto::{ClientConfig, ControlConnection};
+    use crate::proto::{
+        ClientConfig, ControlConnection, DESCRIPTORS, ExportConfig, Key, KeyChain, NatsExport,
+        ServerConfig,
+    };
 
     fn document(secret: &str, secret_digest: &str) -> AgentConfig {
         let connection = ControlConnection {
@@ -115,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_can_be_applied_again_and_tells_nothing() {
+    fn digests_can_be_applied_in_place_of_their_secrets() {
         let digester = Digester::new([7; 32]);
         let current = document("correct horse", "");
         let shown = digester.redacted(current.clone());
         let (hidden, digest) = secret(&shown);
-        assert_eq!((hidden, digest.len()), ("", 2 * DIGEST_OCTETS));
+        assert_eq!((hidden, digest.len()), ("", 2 * DIGEST_BYTES));
         let again = digester.completed(shown.clone(), || Ok(current.clone())).unwrap();
         assert_eq!(again, current);
         assert_ne!(Digester::new([8; 32]).redacted(current.clone()), shown, "of this agent alone");
@@ -129,5 +122,122 @@ mod tests {
         assert_eq!(digester.completed(unknown.clone(), || Ok(current.clone())).unwrap(), unknown);
         let changed = digester.completed(document("new", digest), || Ok(current.clone())).unwrap();
         assert_eq!(secret(&changed), ("new", ""));
+    }
+
+    #[test]
+    fn a_digest_stands_for_its_secret_in_the_same_field_of_the_same_part_alone() {
+        let digester = Digester::new([7; 32]);
+        let key = |key_id: &str, secret: &str, secret_digest: &str| Key {
+            key_id: key_id.into(),
+            secret: secret.into(),
+            secret_digest: secret_digest.into(),
+        };
+        let server = |keys| {
+            let key_chains = vec![KeyChain { name: "chain".into(), keys }];
+            let server = ServerConfig { key_chains, ..ServerConfig::default() };
+            AgentConfig { server: Some(server), ..AgentConfig::default() }
+        };
+        // Two keys of one name are how a key is replaced.
+        let current = server(vec![key("alice", "old", ""), key("alice", "new", "")]);
+        let (old, new) = (digester.digest("old"), digester.digest("new"));
+        let shown = server(vec![key("alice", "", &new), key("alice", "", &old)]);
+        let completed = digester.completed(shown, || Ok(current.clone())).unwrap();
+        assert_eq!(completed, server(vec![key("alice", "new", ""), key("alice", "old", "")]));
+        let elsewhere = [
+            server(vec![key("mallory", "", &old)]),
+            AgentConfig {
+                export: Some(ExportConfig {
+                    nats: vec![NatsExport {
+                        name: "alice".into(),
+                        secret_digest: old.clone(),
+                        ..NatsExport::default()
+                    }],
+                    ..ExportConfig::default()
+                }),
+                ..AgentConfig::default()
+            },
+            document("", &old),
+        ];
+        for document in elsewhere {
+            let completed = digester.completed(document.clone(), || Ok(current.clone()));
+            assert_eq!(completed.unwrap(), document);
+        }
+    }
+
+    /// Sets every string of a message, in every part of it, to the same text.
+    fn filled(message: &MessageDescriptor) -> DynamicMessage {
+        let mut all = DynamicMessage::new(message.clone());
+        for field in message.fields().filter(|field| !field.is_map()) {
+            let value = match field.kind() {
+                Kind::String => Value::String("correct horse".into()),
+                Kind::Message(part) if part.full_name().starts_with("twamp.") => {
+                    Value::Message(filled(&part))
+                }
+                _ => continue,
+            };
+            let value = if field.is_list() { Value::List(vec![value]) } else { value };
+            all.set_field(&field, value);
+        }
+        all
+    }
+
+    /// Paths of the secrets of a message that have a value, and the number of secrets.
+    fn secrets_with_value(message: &DynamicMessage, path: &str, found: &mut (Vec<String>, usize)) {
+        for field in message.descriptor().fields() {
+            let path = format!("{path}.{}", field.name());
+            let is_redacted = field.options().get_field_by_name("debug_redact");
+            if is_redacted.is_some_and(|value| value.as_bool() == Some(true)) {
+                found.1 += 1;
+                if message.get_field(&field).as_str() != Some("") {
+                    found.0.push(path.clone());
+                }
+            }
+            match message.get_field(&field).as_ref() {
+                Value::Message(part) if message.has_field(&field) => {
+                    secrets_with_value(part, &path, found);
+                }
+                Value::List(parts) => {
+                    for part in parts.iter().filter_map(Value::as_message) {
+                        secrets_with_value(part, &path, found);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_with_the_option_is_redacted() {
+        let pool = DescriptorPool::decode(DESCRIPTORS).unwrap();
+        let descriptor = pool.get_message_by_name("twamp.agent.v1.AgentConfig").unwrap();
+        let all = filled(&descriptor);
+        let mut found = (Vec::new(), 0);
+        secrets_with_value(&all, "", &mut found);
+        assert_eq!((found.0.len(), found.1), (5, 5), "{:?}", found.0);
+        let document: AgentConfig = all.transcode_to().unwrap();
+        let redacted = Digester::new([7; 32]).redacted(document.clone());
+        let mut shown = DynamicMessage::new(descriptor);
+        shown.transcode_from(&redacted).unwrap();
+        let mut found = (Vec::new(), 0);
+        secrets_with_value(&shown, "", &mut found);
+        assert_eq!(found, (Vec::new(), 5));
+        // The text is in other fields as well, so their values are compared, not the whole.
+        let key = &document.server.as_ref().unwrap().key_chains[0].keys[0];
+        assert!(!format!("{key:?}").contains("secret: "), "{key:?}");
+    }
+
+    #[test]
+    fn every_field_that_sounds_like_a_secret_has_the_option() {
+        const WORDS: [&str; 6] =
+            ["secret", "password", "passphrase", "token", "private_key", "credential"];
+        let pool = DescriptorPool::decode(DESCRIPTORS).unwrap();
+        let messages = pool.all_messages().filter(|m| m.package_name() == "twamp.agent.v1");
+        for field in messages.flat_map(|message| message.fields().collect::<Vec<_>>()) {
+            let sounds = WORDS.iter().any(|word| field.name().contains(word));
+            if sounds && !field.name().ends_with("_digest") && !field.name().starts_with("page_") {
+                let option = field.options().get_field_by_name("debug_redact").is_some();
+                assert!(option, "{}: debug_redact", field.full_name());
+            }
+        }
     }
 }

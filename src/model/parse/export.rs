@@ -149,7 +149,8 @@ impl Check {
             self.report("secret", format!("at most {most} octets of visible ASCII"));
         }
         if secret.is_empty() && !digest.is_empty() {
-            self.report("secret_digest", "is that of no secret of the current configuration");
+            self.report("secret_digest", "is not the digest of the secret in this field of the current configuration; give the \
+                 secret itself");
         }
         (!secret.is_empty()).then(|| Secret::new(secret))
     }

@@ -146,7 +146,8 @@ impl Check {
         if secret.is_empty() && !digest.is_empty() {
             self.report(
                 "secret_digest",
-                "stands for no secret of the current configuration; give the secret itself",
+                "is not the digest of the secret in this field of the current configuration; give the \
+                 secret itself",
             );
         } else if !limits::SECRET_OCTETS.contains(&secret.len()) {
             self.report("secret", format!("{} octets; 1 to 256", secret.len()));
