@@ -1,6 +1,6 @@
-//! From a request for a configuration to running measurements: a [`commit`] actor that checks and
-//! stores one change at a time, and a [`reconcile`] task that makes the roles follow what was
-//! committed. A start of the agent is nothing but a reconciliation with what is stored.
+//! The path from a request to running measurements: the commit actor checks and persists one change
+//! at a time, the reconcile task makes both roles follow the committed configuration. The start of
+//! the agent is a reconciliation with the stored one.
 
 mod clients;
 mod commit;
@@ -32,19 +32,19 @@ use crate::{
 use commit::{Commit, Committer};
 use secrets::Digester;
 
-/// Requests for a change that wait for the one before.
+/// Changes that may wait for the one before.
 const COMMITS: usize = 16;
 
-/// The threads that test packets are sent and answered on.
+/// Threads that send and reflect test packets.
 #[derive(Clone, Debug)]
 pub struct Planes {
-    /// Of the client role.
+    /// Threads of the client role.
     pub senders: Arc<Senders>,
-    /// Of the server role.
+    /// Threads of the server role.
     pub reflectors: Arc<Reflectors>,
 }
 
-/// The agent's configuration and what follows it.
+/// The configuration of the agent and the tasks that follow it.
 #[derive(Clone, Debug)]
 pub struct Control {
     store: Arc<ConfigStore>,
@@ -58,12 +58,12 @@ pub struct Control {
 }
 
 impl Control {
-    /// What is to be exported, as it is committed.
+    /// Returns the committed configuration of the exporters.
     pub fn exported(&self) -> watch::Receiver<Arc<ExportConfig>> {
         self.exported.clone()
     }
 
-    /// Takes up the stored configuration and follows every later one.
+    /// Applies the stored configuration and follows every later one.
     pub fn start(
         store: ConfigStore,
         committed: Committed,
@@ -155,7 +155,7 @@ impl Control {
         })
     }
 
-    /// Checks a change and makes it. `author` is who asks.
+    /// Makes a change on behalf of `author`, or only checks it where it is `validate_only`.
     pub async fn apply(
         &self,
         request: proto::ApplyConfigRequest,
@@ -167,7 +167,7 @@ impl Control {
         self.handed(applied.await).await
     }
 
-    /// Goes back to a revision.
+    /// Makes the document of an earlier revision current again, as a new revision.
     pub async fn roll_back(
         &self,
         request: proto::RollbackConfigRequest,
@@ -188,12 +188,12 @@ impl Control {
         applied
     }
 
-    /// Makes a revision stay that waits to be confirmed; 0 for whichever does. Returns it.
+    /// Confirms the pending revision; `revision` 0 accepts any. Returns its number.
     pub async fn confirm(&self, revision: u64, author: String) -> Result<u64, ApplyError> {
         commit::request(&self.commits, |answer| Commit::Confirm(revision, author, answer)).await
     }
 
-    /// Until when the current revision waits to be confirmed.
+    /// Returns the deadline to confirm the pending revision.
     pub async fn confirm_deadline(&self) -> Result<Option<UnixTime>, StoreError> {
         let store = self.store.clone();
         let read = move || store.unconfirmed();
@@ -202,8 +202,8 @@ impl Control {
         Ok(unconfirmed.map(|(_, unconfirmed)| UnixTime(unconfirmed.until_unix_ns)))
     }
 
-    /// The document of a revision, or of the current one with 0, without its secrets; `None` where
-    /// there is none.
+    /// Returns a revision, or the current one with 0, without its secrets; `None` where it is not
+    /// kept.
     pub async fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let (store, digester) = (self.store.clone(), self.digester.clone());
         let revision = match revision {
@@ -222,14 +222,14 @@ impl Control {
         tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
     }
 
-    /// The kept revisions, newest first.
+    /// Lists the kept revisions, newest first.
     pub async fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
         let store = self.store.clone();
         let read = move || store.revisions();
         tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
     }
 
-    /// What is wrong with the stored configuration; empty when nothing is.
+    /// Describes damage to the configuration database; empty without any.
     pub fn damage(&self) -> String {
         self.store.damage()
     }
@@ -239,7 +239,7 @@ impl Control {
         self.committed.borrow().config.connections.keys().cloned().collect()
     }
 
-    /// An error where one of the names is that of no connection.
+    /// Refuses names that no connection has.
     pub fn check_names(&self, names: &[String]) -> Result<(), ByHandError> {
         let committed = self.committed.borrow();
         let known = &committed.config.connections;
@@ -249,7 +249,8 @@ impl Control {
         }
     }
 
-    /// The first name that no session of these connections has, or of any where none is named.
+    /// Refuses names that no session of these connections has, or of any connection where none is
+    /// named.
     pub fn check_session_names(
         &self,
         connections: &[String],
@@ -269,12 +270,12 @@ impl Control {
         }
     }
 
-    /// The committed revision.
+    /// Returns the number of the committed revision.
     pub fn committed_revision(&self) -> u64 {
         self.committed.borrow().revision
     }
 
-    /// The revision that everything running follows.
+    /// Returns the revision that all running measurements follow.
     pub fn applied_revision(&self) -> u64 {
         let committed = self.committed.borrow().clone();
         if let Some(to) = committed.rolled_back_to {
@@ -293,12 +294,12 @@ impl Control {
         }
     }
 
-    /// The client role.
+    /// Returns the connections of the client role.
     pub fn clients(&self) -> &Clients {
         &self.clients
     }
 
-    /// The server role.
+    /// Returns the sessions and connections of the server role.
     pub fn server(&self) -> &Registry {
         &self.registry
     }

@@ -1,5 +1,5 @@
-//! Makes what runs follow what is committed. Level-triggered: each round compares the whole of
-//! both, so a revision that came and went in between leaves nothing behind.
+//! Makes the roles follow the committed configuration. Level-triggered: each round compares whole
+//! configurations, so a revision that was replaced meanwhile leaves nothing behind.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +16,10 @@ use crate::{
     supervise::Heartbeat,
 };
 
-/// How long the client role waits for the server role.
+/// Time that the client role waits for the server role to open its sockets.
 const SERVER_FIRST: Duration = Duration::from_millis(50);
 
-/// What is compared, and what is made to follow.
+/// The committed configuration and the roles that follow it.
 #[derive(Clone)]
 pub(super) struct Reconciler {
     pub(super) committed: watch::Receiver<Committed>,
@@ -41,10 +41,10 @@ impl Reconciler {
                 running.clone_from(&config.server);
                 differs
             });
-            // An agent that measures to itself finds its server open.
+            // A connection to the server of the same agent is accepted at the first attempt.
             let applied = self.server_applied.wait_for(|applied| *applied == config.server);
             let _ = timeout(SERVER_FIRST, applied).await;
-            // Before the first result comes.
+            // Statistics need the configuration before the first result arrives.
             self.results.expect(&config);
             self.clients.follow(&config, revision);
             self.results.follow_config(&config);

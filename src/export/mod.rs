@@ -45,7 +45,7 @@ pub struct Exporters {
 }
 
 impl Exporters {
-    /// None yet.
+    /// Starts without any exporter.
     pub fn new(results: Arc<Results>, sources: Sources, tasks: &Tasks) -> Self {
         Self {
             results,

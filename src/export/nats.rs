@@ -26,7 +26,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 const UNDER_WAY: usize = 256;
 /// Octets of a message beside its payload and its identifier, at most: names and ends of headers.
 const HEADER_OCTETS: usize = 64;
-/// How long the server is asked to remember message identifiers in a stream that is made.
+/// Time for which the server detects duplicates in a stream that is created.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 
 /// A stream of JetStream.
@@ -71,7 +71,7 @@ impl NatsSink {
         let mut options = ConnectOptions::new()
             .name("twamp-agent")
             .connection_timeout(CONNECT_TIMEOUT)
-            // One that breaks is made anew by the exporter, who tells of it.
+            // The exporter reconnects and reports that itself.
             .max_reconnects(1);
         let secret = self.secret.as_ref().map(|secret| String::from_utf8_lossy(secret.octets()));
         let secret = secret.unwrap_or_default().into_owned();
@@ -105,7 +105,7 @@ impl NatsSink {
         Ok((client, context))
     }
 
-    /// What the server has stored, or will never take because a message is too long for it.
+    /// Counts messages stored, and those refused for their length, as done.
     async fn publish(
         &self,
         (client, context): &(Client, jetstream::Context),

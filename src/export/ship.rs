@@ -23,12 +23,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct SendFailure(pub(super) String);
 
-/// What a sink did with records that it does not want to be given again.
+/// Result of a batch that the sink has finished.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     /// Records that the other end refused for good.
     pub(super) rejected: u64,
-    /// What it said of them.
+    /// Message of the peer.
     pub(super) detail: String,
 }
 
@@ -40,7 +40,7 @@ pub(super) trait Sink: Send {
     ) -> impl Future<Output = Result<Taken, SendFailure>> + Send;
 }
 
-/// What is shipped.
+/// A shipment: records of one exporter.
 pub(super) struct Shipment {
     pub(super) run: Run,
     pub(super) filter: Filter,
@@ -88,7 +88,8 @@ impl Shipment {
                 Ok(StreamItem::Sync(newest) | StreamItem::Heartbeat(newest)) => newest,
                 Err(error) => return error.to_string(),
             };
-            // Where it cannot be stored, the same records come again after a restart.
+            // Where the position cannot be persisted, the same records are sent again after a
+            // restart.
             match self.results.acknowledge(&consumer(self.run.name()), position).await {
                 Ok(_) => self.run.at(position),
                 Err(error) => {
@@ -98,7 +99,7 @@ impl Shipment {
         }
     }
 
-    /// Whether they were taken; otherwise it is to end.
+    /// Returns whether the batch was accepted; otherwise the exporter is to end.
     async fn deliver(
         &self,
         records: &[Record],
@@ -128,7 +129,7 @@ impl Shipment {
         }
     }
 
-    /// For ever.
+    /// Retries without end.
     async fn beat(&self) {
         loop {
             self.heartbeat.beat();

@@ -1,4 +1,4 @@
-//! How exporters are, for whoever asks.
+//! States of the exporters.
 
 use std::{
     collections::BTreeMap,
@@ -68,7 +68,7 @@ impl ExporterStates {
 }
 
 impl Run {
-    /// Of which exporter.
+    /// Name of the exporter.
     pub(super) fn name(&self) -> &str {
         &self.name
     }

@@ -1,4 +1,4 @@
-//! The checked configuration.
+//! The checked configuration of the agent and of its client role.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -11,17 +11,17 @@ use crate::time::TimestampFormat;
 /// The whole configuration of an agent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AgentConfig {
-    /// By name.
+    /// Control connections by their names.
     pub connections: BTreeMap<String, Arc<ControlConnection>>,
     /// The server role, where it is configured and active.
     pub server: Option<Arc<ServerConfig>>,
-    /// How long results are kept.
+    /// Retention of stored results.
     pub storage: StorageConfig,
-    /// Where results go of themselves.
+    /// Exporters, to which results are pushed.
     pub export: Arc<ExportConfig>,
 }
 
-/// How test sessions come about.
+/// Origin of test sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlType {
     /// Negotiated over TWAMP-Control.
@@ -57,13 +57,13 @@ pub struct Keepalive {
 pub struct ControlConnection {
     /// Unique name.
     pub name: String,
-    /// For people.
+    /// Free text for operators.
     pub description: String,
     /// Carried by every record.
     pub labels: BTreeMap<String, String>,
     /// Configured but not run.
     pub inactive: bool,
-    /// How test sessions come about.
+    /// Origin of its test sessions.
     pub control_type: ControlType,
     /// The server; always there for managed connections.
     pub target: Option<Endpoint>,
@@ -89,7 +89,7 @@ pub struct ControlConnection {
     pub response_timeout_ns: u64,
     /// Time allowed for the answer for which the server derives a key.
     pub key_timeout_ns: u64,
-    /// What protects control connection and test packets.
+    /// Protection of the control connection and of test packets.
     pub authentication: AuthenticationMode,
     /// Name of the key; empty without one.
     pub key_id: String,
@@ -109,23 +109,23 @@ pub struct ControlConnection {
     pub test_iteration_done_events: bool,
     /// Tests of the moving average; 0 is off.
     pub moving_average_size: usize,
-    /// Where results are kept.
+    /// Storage of results.
     pub results: ResultKeeping,
     /// Results that are kept in memory where they are not stored.
     pub history_size: usize,
-    /// How long records are kept, where that is less than others are.
+    /// Retention of its records where it is shorter than that of the storage.
     pub retention_age_ns: Option<u64>,
 }
 
 impl AgentConfig {
-    /// Sockets of its connections when all their sessions run.
+    /// Counts the sockets of all connections while all their sessions run.
     pub fn client_sockets(&self) -> u64 {
         self.connections.values().map(|connection| connection.sockets()).sum()
     }
 }
 
 impl ControlConnection {
-    /// Sockets that it has when all its sessions run.
+    /// Counts its sockets while all its sessions run.
     pub fn sockets(&self) -> u64 {
         if self.inactive {
             return 0;
@@ -133,14 +133,14 @@ impl ControlConnection {
         u64::from(self.control_type == ControlType::Managed) + self.sessions.len() as u64
     }
 
-    /// Names of all sessions, also of those that are not run.
+    /// Names all sessions, with those that are inactive.
     pub fn session_names(&self) -> impl Iterator<Item = &str> {
         let active = self.sessions.iter().map(|session| &session.name);
         active.chain(&self.inactive_sessions).map(String::as_str)
     }
 
-    /// Whether silence is a reason to ask name service or the server anew: not where all that is
-    /// known of a reflector is its address.
+    /// Returns whether an unanswered peer is resolved again: not where only the address of a
+    /// reflector is configured.
     pub fn is_resolved_anew(&self) -> bool {
         let named = |target: &Option<Endpoint>| matches!(target, Some(Endpoint::Name(_)));
         self.control_type == ControlType::Managed
@@ -148,13 +148,13 @@ impl ControlConnection {
             || self.sessions.iter().any(|session| named(&session.target))
     }
 
-    /// Whether padding is to come back for some session.
+    /// Returns whether a session asks for reflected padding.
     pub fn reflects(&self) -> bool {
         self.sessions.iter().any(|session| session.reflected_octets > 0)
     }
 }
 
-/// Where results are kept.
+/// Storage of the results of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResultKeeping {
     /// In the store.
@@ -163,7 +163,7 @@ pub enum ResultKeeping {
     InMemory(usize),
 }
 
-/// When the probes of a test are sent.
+/// Distribution of the gaps between probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schedule {
     /// Equal gaps.
@@ -205,13 +205,13 @@ pub struct TestSession {
     pub schedule: Schedule,
     /// Age at which a probe is lost.
     pub loss_timeout_ns: u64,
-    /// Whether single probes are stored.
+    /// Stores a record of each probe.
     pub store_probes: bool,
-    /// How T1 is written.
+    /// Format of T1.
     pub timestamps: TimestampFormat,
     /// Octets of padding that are to come back as they are.
     pub reflected_octets: u16,
-    /// What STAMP adds; there for STAMP alone.
+    /// Options of STAMP; set for connections of that type alone.
     pub stamp: Option<StampSession>,
     /// Limits whose crossing is reported.
     pub thresholds: Thresholds,
@@ -219,11 +219,11 @@ pub struct TestSession {
     pub test_done_events: bool,
     /// Percentiles that are told of delays, rising.
     pub percentiles: Vec<f64>,
-    /// When the path counts as unavailable.
+    /// Rule by which the path becomes unavailable.
     pub availability: AvailabilityRule,
 }
 
-/// When a path counts as unavailable.
+/// Rule by which a path becomes unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AvailabilityRule {
     /// Probes in an interval.
@@ -249,14 +249,15 @@ impl Default for AvailabilityRule {
 }
 
 impl TestSession {
-    /// How long a test takes: the gaps between its bursts and the loss timeout of the last.
+    /// Returns the duration of a test: the gaps between its bursts and the loss timeout of the
+    /// last.
     pub fn nominal_duration_ns(&self) -> u64 {
         let gaps = self.probe_count.div_ceil(self.burst_size) - 1;
         self.probe_interval_ns.saturating_mul(gaps.into()).saturating_add(self.loss_timeout_ns)
     }
 }
 
-/// How long results are kept.
+/// Retention of stored results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
     /// Age at which records go.

@@ -1,35 +1,35 @@
-//! Where results go of themselves.
+//! The checked configuration of the exporters.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::Secret;
 use crate::proto::RecordFilter;
 
-/// The exporters.
+/// Exporters and the listener for Prometheus.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExportConfig {
-    /// Where Prometheus finds metrics.
+    /// Listener for the scrapes of Prometheus.
     pub prometheus: Option<SocketAddr>,
-    /// What is pushed, by name.
+    /// Exporters that push, by name.
     pub exporters: BTreeMap<String, Exporter>,
 }
 
-/// One that pushes.
+/// An exporter that pushes records.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exporter {
-    /// Kept but not run.
+    /// Configured, but not run.
     pub inactive: bool,
-    /// Which records.
+    /// Selection of the records that are pushed.
     pub filter: RecordFilter,
-    /// Certificates (PEM) that the other end's is to be signed by; empty for those of the host.
+    /// CA certificates (PEM) for the peer's certificate; empty for those of the host.
     pub ca_certificates: String,
-    /// What the other end knows this agent by.
+    /// Token or password that authenticates the agent.
     pub secret: Option<Secret>,
-    /// To whom.
+    /// Peer and protocol of the exporter.
     pub target: ExportTarget,
 }
 
-/// To whom results are pushed.
+/// Peer of an exporter, by protocol.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ExportTarget {
     /// An OpenTelemetry collector.
@@ -41,11 +41,11 @@ pub enum ExportTarget {
     Nats {
         /// `nats://HOST:PORT` or `tls://HOST:PORT`, at least one.
         servers: Vec<String>,
-        /// First part of subjects.
+        /// Prefix of all subjects.
         prefix: String,
-        /// Stream that is made where it is not there.
+        /// JetStream stream that is created where it is missing.
         stream: Option<String>,
-        /// Written as JSON.
+        /// Encodes records as JSON instead of Protobuf.
         json: bool,
         /// User name.
         user: Option<String>,
@@ -53,7 +53,7 @@ pub enum ExportTarget {
 }
 
 impl ExportTarget {
-    /// What it is called.
+    /// Returns the name of the protocol.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Otlp { .. } => "otlp",

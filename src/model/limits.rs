@@ -8,7 +8,7 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Largest request that is taken, octets.
+/// Largest request that is accepted, bytes.
 pub const MAXIMUM_REQUEST_OCTETS: usize = 64 << 20;
 /// Control connections of a configuration.
 pub const MAXIMUM_CONNECTIONS: usize = 20_000;
@@ -57,9 +57,9 @@ pub const MAXIMUM_FIELD_CHANGES: usize = 100;
 /// Revisions kept.
 pub const REVISIONS_KEPT: usize = 50;
 
-/// What the page of metrics is called among the exporters.
+/// Name of the Prometheus page among the exporters.
 pub const PROMETHEUS_NAME: &str = "prometheus";
-/// What the names of the consumers of exporters begin with.
+/// Prefix of the names of exporters' consumers.
 pub const EXPORT_CONSUMER: &str = "export:";
 /// Exporters that push.
 pub const MAXIMUM_EXPORTERS: usize = 16;
@@ -110,12 +110,12 @@ pub const TCP_KEEPINTVL: Limit =
 pub const TCP_KEEPCNT: Limit = limit(1..=50, 6, "1 to 50");
 /// `connect_timeout`, nanoseconds; the default follows `test_interval`.
 pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 60 s");
-/// What the default of `connect_timeout` is kept within, for the TCP connect.
+/// Bounds of the default of `connect_timeout` for the TCP connect.
 pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = 100 * MS..=30 * SECOND;
-/// What the default of `connect_timeout` is kept within, for each answer.
+/// Bounds of the default of `connect_timeout` for each answer.
 pub const DEFAULT_RESPONSE_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
-/// What it is kept within for the answer for which the server derives a key: other clients may be
-/// before this one.
+/// Bounds of that default for the answer that takes a key derivation: the server may derive keys
+/// for other clients first.
 pub const DEFAULT_KEY_TIMEOUT: RangeInclusive<u64> = 10 * SECOND..=30 * SECOND;
 /// `data_size`, octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");

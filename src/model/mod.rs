@@ -1,9 +1,7 @@
-//! The configuration as the agent uses it: every value checked, every default filled in. Made only
-//! by [`parse`], so that nothing behind it needs to check again. Every default and range of the
-//! configuration stands in [`limits`], once.
-//!
-//! What the agent tells others (records, statistics, states) has no second form: those are the
-//! messages of [`crate::proto`].
+//! The configuration as the agent uses it: every value checked, every default filled in. Only
+//! [`parse`] makes it, so nothing needs to check again. Defaults and ranges are in [`limits`].
+//! Records, statistics and states have no model of their own: they are the messages of
+//! [`crate::proto`].
 
 mod config;
 mod diff;

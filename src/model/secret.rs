@@ -1,4 +1,4 @@
-//! Shared secrets.
+//! Shared secrets, wiped from memory and never printed.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! What protects measurements, and the extensions of TWAMP.
+//! Protection of measurements, and the extensions of TWAMP.
 
 use super::Secret;
 
-/// What protects a control connection and its test packets.
+/// Protection of a control connection and its test packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthenticationMode {
     /// Nothing.
@@ -17,7 +17,7 @@ pub enum AuthenticationMode {
 }
 
 impl AuthenticationMode {
-    /// Whether test packets are protected, too.
+    /// Returns whether test packets are protected, too.
     pub fn protects_test_packets(self) -> bool {
         matches!(self, Self::Authenticated | Self::Encrypted)
     }
@@ -28,7 +28,7 @@ impl AuthenticationMode {
 pub struct Key {
     /// KeyID.
     pub id: String,
-    /// Its secret.
+    /// Shared secret that the KeyID names.
     pub secret: Secret,
 }
 
@@ -49,9 +49,9 @@ pub struct Extensions {
 }
 
 impl Extensions {
-    /// What a client uses where it is offered, if nothing is configured.
+    /// Default of clients, used where the server offers it.
     pub const CLIENT: Self = Self { symmetrical_size: false, ..Self::SERVER };
-    /// What a server offers, if nothing is configured.
+    /// Default offer of servers.
     pub const SERVER: Self = Self {
         individual_session_control: true,
         reflect_octets: true,

@@ -13,9 +13,9 @@ use crate::time::TimestampFormat;
 /// The server role.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
-    /// Where control connections are accepted.
+    /// TCP addresses that accept control connections.
     pub listen: Vec<ListenAddress>,
-    /// Who may connect.
+    /// Prefixes of clients that may connect.
     pub client_lists: Vec<ClientList>,
     /// SERVWAIT; 0 is off.
     pub inactivity_timeout_ns: u64,
@@ -31,7 +31,7 @@ pub struct ServerConfig {
     pub maximum_sessions_per_connection: usize,
     /// TCP keepalive.
     pub keepalive: Keepalive,
-    /// How the UDP port of a session is chosen.
+    /// Choice of the UDP ports of sessions.
     pub test_port: TestPort,
     /// Reflector for TWAMP Light.
     pub light: Option<LightReflector>,
@@ -45,7 +45,7 @@ pub struct ServerConfig {
     pub key_derivation_count: u32,
     /// Extensions offered to clients.
     pub extensions: Extensions,
-    /// How T2 and T3 are written, where the client understands it.
+    /// Format of T2 and T3, where the client supports it.
     pub timestamps: TimestampFormat,
     /// REFWAIT.
     pub refwait_ns: u64,
@@ -54,14 +54,14 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// Whether a client may connect.
+    /// Returns whether a client may connect.
     pub fn allows(&self, client: IpAddr) -> bool {
         self.client_lists
             .iter()
             .any(|list| list.prefixes.iter().any(|prefix| prefix.contains(&client)))
     }
 
-    /// How many keys go by the name that most go by.
+    /// Returns the largest number of keys with one KeyID.
     pub fn most_keys_of_a_name(&self) -> usize {
         let same = |key: &Key| self.keys.iter().filter(|other| other.id == key.id).count();
         self.keys.iter().map(same).max().unwrap_or(0)
@@ -106,8 +106,7 @@ impl ServerConfig {
 }
 
 impl UdpListen {
-    /// Whether a host gives a program one of them alone: they are not the same, and packets to one
-    /// would be packets to the other.
+    /// Returns whether two sockets are different but would receive packets for each other.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (self.address, other.address);
         let any = a.ip().is_unspecified() || b.ip().is_unspecified() || a.ip() == b.ip();
@@ -136,7 +135,7 @@ pub struct ListenAddress {
     pub interface: Option<String>,
 }
 
-/// Where a UDP socket is bound.
+/// Local end of a UDP socket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UdpListen {
     /// Address and port.
@@ -165,14 +164,14 @@ impl ListenAddress {
 pub struct ClientList {
     /// Unique name.
     pub name: String,
-    /// Who is in it.
+    /// Prefixes of the clients.
     pub prefixes: Vec<IpNet>,
 }
 
-/// How the UDP port of a test session is chosen.
+/// Choice of the UDP port of a test session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestPort {
-    /// What the client asks for where it is free and suitable, else the shared port.
+    /// The requested port where it is free and suitable, else the shared port.
     Auto {
         /// Shared port; `None` for the port of the listener.
         shared_port: Option<u16>,
@@ -198,7 +197,7 @@ pub struct LightReflector {
     pub listen: Vec<ListenAddress>,
     /// Counts replies by itself.
     pub stateful: bool,
-    /// Who is answered.
+    /// Senders that are answered, by prefix.
     pub prefixes: Vec<IpNet>,
     /// Packets answered in a second to all of one prefix; `None` for any number.
     pub maximum_packets_per_second: Option<u32>,
@@ -211,19 +210,19 @@ pub struct StampReflector {
     pub listen: Vec<ListenAddress>,
     /// Counts replies by itself.
     pub stateful: bool,
-    /// Who is answered.
+    /// Senders that are answered.
     pub sessions: Vec<StampReflectorSession>,
-    /// Only packets with a right HMAC are answered.
+    /// Answers only packets with a valid HMAC.
     pub authenticated: bool,
-    /// Keys, any of which may have made an HMAC.
+    /// Keys of the HMAC; each of them is accepted.
     pub secrets: Vec<Secret>,
     /// A probe may choose the DSCP of its reply.
     pub allow_class_of_service: bool,
-    /// How T2 and T3 are written.
+    /// Format of T2 and T3.
     pub timestamps: TimestampFormat,
 }
 
-/// A STAMP session that is provisioned, or all of a prefix.
+/// A provisioned STAMP session, or all sessions of a prefix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StampReflectorSession {
     /// Prefix of its sender.

@@ -1,4 +1,4 @@
-//! What STAMP adds to a session (RFC 8972).
+//! STAMP options of a session (RFC 8972).
 
 use super::{Dscp, Secret};
 
@@ -17,21 +17,21 @@ pub struct StampSession {
     pub authenticated: bool,
     /// The key of HMACs.
     pub secret: Option<Secret>,
-    /// DSCP that replies are asked to have.
+    /// DSCP requested for replies.
     pub class_of_service: Option<Dscp>,
     /// Counters of both ends.
     pub direct_measurement: bool,
     /// Addresses as the reflector sees them.
     pub location: bool,
-    /// How the reflector takes its timestamps.
+    /// Asks for the timestamp methods of the reflector.
     pub timestamp_information: bool,
-    /// When replies really went out.
+    /// Asks for the transmit times of earlier replies.
     pub follow_up_telemetry: bool,
     /// State of an access of this host.
     pub access_report: Option<AccessReport>,
     /// TLVs have an HMAC also where packets have none.
     pub sign_tlvs: bool,
-    /// Replies without the identifier are none (RFC 8972 §3).
+    /// Ignores replies without the identifier (RFC 8972 §3).
     pub require_ssid: bool,
 }
 
@@ -71,8 +71,8 @@ impl StampSession {
         asked.map(|(_, octets)| TLV_HEADER_OCTETS + octets).sum()
     }
 
-    /// Whether the TLVs are followed by an HMAC: with authentication as soon as there is more than
-    /// padding (RFC 8972 §4.8).
+    /// Returns whether an HMAC TLV follows the others: with authentication wherever there are TLVs
+    /// but padding (RFC 8972 §4.8).
     pub fn signs_tlvs(&self) -> bool {
         self.sign_tlvs || (self.authenticated && self.asks_for_something())
     }

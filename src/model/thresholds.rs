@@ -2,19 +2,19 @@
 
 use crate::proto::Threshold;
 
-/// A limit that is on.
+/// An enabled limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThresholdLimit {
-    /// What is compared.
+    /// Value that the limit applies to.
     pub threshold: Threshold,
-    /// With what: probes or nanoseconds, never 0.
+    /// Probes or nanoseconds, never 0.
     pub limit: u64,
 }
 
 /// The limits of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Thresholds {
-    /// Those that are on, each once.
+    /// Enabled limits, each threshold once.
     pub limits: Vec<ThresholdLimit>,
     /// Percent of a limit at or below which a value counts as clear.
     pub clear_percent: u64,

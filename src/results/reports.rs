@@ -1,5 +1,5 @@
-//! The way from whoever measures to the log: a bounded queue and one thread behind it, so that
-//! neither a lock of the statistics nor the store holds up a probe.
+//! The path from the measurements to the log: a bounded queue and one thread, so that neither the
+//! lock of the statistics nor the store delays a probe.
 
 use std::{
     io, iter,
@@ -21,14 +21,14 @@ use crate::{
     time::UnixTime,
 };
 
-/// Reports on their way; what does not fit is dropped and counted. At a few hundred octets each,
-/// some megabytes.
+/// Reports in the queue; further ones are dropped and counted. At a few hundred bytes each, some
+/// megabytes.
 const REPORTS: usize = 16_384;
-/// The thread rests so long after it took what there was: reports that come meanwhile wake nobody.
-/// A reader hears of a record as much later.
+/// Pause of the thread after it emptied the queue: reports that arrive meanwhile wake no thread. It
+/// delays a record by as much.
 const REST: Duration = Duration::from_millis(5);
 
-/// A record to be, or a part of statistics.
+/// A future record, or a part of statistics.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) subject: Arc<Subject>,
@@ -36,28 +36,28 @@ pub(super) struct Report {
     pub(super) time: UnixTime,
 }
 
-/// What is reported; small, because the queue has room for many.
+/// Content of a report; small, because the queue has space for many.
 #[derive(Debug)]
 pub(super) enum Told {
     Record(Box<record::Kind>),
-    /// A test that ended, and the minute that all of it was in.
+    /// Result of a test, with its minute where it is in a single one.
     Test(Box<TestResult>, Option<u64>),
-    /// What was sent in a minute of a longer test.
+    /// Figures of one minute of a longer test.
     Minute(u64, Box<Figures>),
 }
 
-/// What is in the queue.
+/// Entry of the queue.
 #[derive(Debug)]
 enum Item {
     Report(Report),
     /// The stored state of a connection, after all before it.
     Connection(String),
-    /// To be told when all before it is in the log.
+    /// Answered once everything before it is in the log.
     Barrier(oneshot::Sender<()>),
     End,
 }
 
-/// The queue with its thread.
+/// Handle of the queue and its thread.
 #[derive(Debug)]
 pub(super) struct Reports {
     queue: SyncSender<Item>,
@@ -74,7 +74,7 @@ impl Reports {
         Ok(Self { queue, thread: Mutex::new(Some(thread)), dropped: AtomicU64::new(0) })
     }
 
-    /// Never waits.
+    /// Queues a report without waiting.
     pub(super) fn send(&self, report: Report) {
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
             self.queue.try_send(Item::Report(report))
@@ -91,7 +91,7 @@ impl Reports {
         }
     }
 
-    /// Waits until all that was reported so far is in the log or, where the queue is full, not at all.
+    /// Waits until all reports so far are in the log; returns at once where the queue is full.
     pub(super) async fn settle(&self) {
         let (answer, answered) = oneshot::channel();
         if self.queue.try_send(Item::Barrier(answer)).is_ok() {
@@ -99,12 +99,12 @@ impl Reports {
         }
     }
 
-    /// Reports that found no room.
+    /// Returns the number of reports dropped because the queue was full.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    /// Waits until all that was reported is in the log; nothing is taken after that.
+    /// Ends the thread once all reports are in the log; later ones are dropped.
     pub(super) fn end(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -132,12 +132,12 @@ fn run(log: &Log, reports: &Receiver<Item>) {
                 Item::End => return,
             }
         }
-        // Nobody unparks it.
+        // No other thread unparks this one.
         thread::park_timeout(REST);
     }
 }
 
-/// One that makes the log fail is lost, and the others are not.
+/// Appends a report. A panic costs that report only.
 fn take(log: &Log, report: Report) {
     if catch_unwind(AssertUnwindSafe(|| log.take(report))).is_err() {
         log.count_dropped();

@@ -1,12 +1,12 @@
-//! Runs of losses, and availability: both follow the fates of probes in the order of the probes, and
-//! go on from one test to the next.
+//! Loss runs and availability: both follow the outcomes of probes in the order of the probes, and
+//! continue from one test to the next.
 
 use crate::{
     model::AvailabilityRule,
     proto::{Availability, Figures, LossBursts},
 };
 
-/// Follows the fates of a session's probes.
+/// Follows the outcomes of the probes of a session.
 #[derive(Clone, Debug, Default)]
 pub struct Fates {
     /// Losses in a row, up to now.
@@ -33,7 +33,7 @@ struct Window {
 }
 
 impl Fates {
-    /// The next probe was answered, or lost. Counts go into the figures.
+    /// Counts the outcome of the next probe into the figures.
     pub fn fate(&mut self, lost: bool, rule: &AvailabilityRule, figures: &mut Figures) {
         if lost {
             self.run += 1;
@@ -55,9 +55,9 @@ impl Fates {
         self.availability.take(high, rule, figures);
     }
 
-    /// So many probes were not sent, because there was nobody to send them to.
+    /// Counts probes that were due while the reflector was unreachable as lost for availability.
     pub fn unreachable(&mut self, probes: u64, rule: &AvailabilityRule, figures: &mut Figures) {
-        // What was begun ends as any other.
+        // The open interval is filled first.
         let open = self.interval.probes.min(1) * (rule.probes_per_interval - self.interval.probes);
         let first = probes.min(open);
         self.interval.probes += first;
@@ -118,7 +118,7 @@ impl Window {
             }
             return;
         }
-        // Those that spoke against it were not enough.
+        // Intervals in the other state were too few for a change.
         let against = std::mem::take(&mut self.against) + 1;
         if self.unavailable {
             counts.unavailable_intervals += against;

@@ -1,4 +1,4 @@
-//! What is made of the times in the samples of a test.
+//! Delay statistics of the samples of a test.
 
 use std::collections::VecDeque;
 
@@ -8,10 +8,10 @@ use crate::{
     time::StampSource,
 };
 
-/// More probes than this are never under way: a sample so far from the others begins anew.
+/// Largest number of probes in flight; a sample further away starts over.
 const FARTHEST: usize = 1 << 20;
 
-/// One quantity.
+/// Moments and histogram of one quantity.
 #[derive(Clone, Debug, Default)]
 struct Series {
     moments: Moments,
@@ -34,7 +34,7 @@ impl Series {
         Some(Box::new(DelayStats { histogram, ..(&self.moments).into() }))
     }
 
-    /// By how much the values are above their minimum.
+    /// Returns the moments of the values less their minimum.
     fn variation(&self) -> Option<Box<DelayStats>> {
         Some(Box::new((&self.moments.above_minimum()).into()))
     }
@@ -53,7 +53,7 @@ pub(super) struct Delays {
 }
 
 impl Delays {
-    /// Without samples, and with the room that there was.
+    /// Removes the samples and keeps the allocations.
     pub(super) fn clear(&mut self) {
         let Self { rtt, egress, ingress, rtt_jitter, egress_jitter, ingress_jitter, processing } =
             self;
@@ -63,7 +63,7 @@ impl Delays {
         *processing = Moments::default();
     }
 
-    /// Samples so far.
+    /// Returns the number of samples.
     pub(super) fn count(&self) -> u64 {
         self.rtt.moments.count()
     }
@@ -93,7 +93,7 @@ impl Delays {
     }
 }
 
-/// What is remembered of samples for the variation against the next ones.
+/// Samples kept for the delay variation against their neighbours.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Neighbours {
     /// By sequence number from `first` on, as far as a neighbour may yet come: as much as is under way.
@@ -119,12 +119,13 @@ impl Neighbours {
         self.jitter_16_ns = 0;
     }
 
-    /// RFC 3550 §6.4.1.
+    /// Returns the interarrival jitter (RFC 3550 §6.4.1).
     pub(super) fn interarrival_jitter_ns(&self) -> u64 {
         self.jitter_16_ns >> 4
     }
 
-    /// The probes just before and just after, if their answers are here.
+    /// Passes the sample with those of the probes just before and just after it, as far as they
+    /// have arrived.
     fn pairs(&mut self, sample: &Sample, mut pair: impl FnMut(&Neighbour, &Neighbour)) {
         if let Some(previous) = self.previous_rtt_ns.replace(sample.rtt_ns) {
             let distance = sample.rtt_ns.abs_diff(previous);
@@ -145,14 +146,14 @@ impl Neighbours {
             pair(&this, &later);
         }
         self.latest[index] = Some(this);
-        // Those whose later neighbour cannot come any more; the earlier one could not, either.
+        // Samples whose later neighbour can no longer arrive are not needed.
         while self.latest.len() > 1 && before(self.first.wrapping_add(1), sample.first_open) {
             self.latest.pop_front();
             self.first = self.first.wrapping_add(1);
         }
     }
 
-    /// Where the sample of a probe goes.
+    /// Returns the index of a probe, with space made for it.
     fn make_room(&mut self, sequence: u32) -> usize {
         let distance = i64::from(sequence.wrapping_sub(self.first) as i32);
         if self.latest.is_empty() || distance.unsigned_abs() as usize > FARTHEST {
@@ -171,12 +172,12 @@ impl Neighbours {
     }
 }
 
-/// Whether a sequence number is before another one.
+/// Compares sequence numbers modulo 2^32.
 fn before(sequence: u32, other: u32) -> bool {
     (sequence.wrapping_sub(other) as i32) < 0
 }
 
-/// Where T1 and T4 are from; the nearer to the wire, the better.
+/// Sources of T1 and T4, ordered by their distance to the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct StampSources {
     transmit: StampSource,

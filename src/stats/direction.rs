@@ -25,7 +25,7 @@ impl Attribution {
         }
     }
 
-    /// What was taken for a loss on the way back was none.
+    /// A supposed ingress loss was none.
     pub fn not_on_the_way_back(&mut self) {
         let wrong = self.ingress.min(1);
         self.ingress -= wrong;
@@ -35,7 +35,7 @@ impl Attribution {
 
 /// Replies for which a path that duplicated a probe, or had one overtaken, is taken to do so again.
 const REMEMBERED: u32 = 100;
-/// So many replies in a row from before the latest cut are those of a reflector that began to count anew.
+/// Replies in a row from before the latest cut that show that the reflector started over.
 const BEGAN_ANEW: u32 = 8;
 /// A number that is further beyond all others is of no reply to a probe.
 const FARTHEST: i64 = 10_000;
@@ -45,15 +45,15 @@ const FARTHEST: i64 = 10_000;
 /// of replies agree. Fates must come in the order of the probes.
 #[derive(Clone, Debug)]
 pub struct LossDirection {
-    /// Whether the reflector counts by itself; `None` while that cannot be told.
+    /// Set once it is known if the reflector counts its replies.
     counts: Option<bool>,
     /// Reply number of the latest cut.
     anchor: i64,
     /// Highest reply number so far.
     highest: i64,
-    /// What came behind the latest cut.
+    /// Replies after the latest cut.
     open: Block,
-    /// What will be the next cut, unless a lower number comes.
+    /// The next cut, unless a lower number arrives.
     next: Option<Cut>,
     /// For how many replies to come a missing number may be that of a duplicate.
     duplicating: u32,
@@ -88,7 +88,7 @@ struct Cut {
     number: i64,
     /// Only probes up to this one can have a lower number.
     until: u32,
-    /// What is before it.
+    /// Replies before the cut.
     block: Block,
 }
 
@@ -110,7 +110,7 @@ impl LossDirection {
         }
     }
 
-    /// Whether directions can be told.
+    /// Returns whether losses can be attributed to a direction.
     pub fn is_known(&self) -> bool {
         self.counts == Some(true)
     }
@@ -163,7 +163,7 @@ impl LossDirection {
         self.came(reflector_sequence, |block| block.late += 1)
     }
 
-    /// What [`Self::late`] told is of a probe of the present part.
+    /// A result of [`Self::late`] belongs to a probe of the current part.
     pub fn not_on_the_way_back(&mut self) {
         self.settled.not_on_the_way_back();
     }
@@ -194,7 +194,7 @@ impl LossDirection {
         let mut settled = std::mem::take(&mut self.settled);
         settled.unattributed += self.open.lost as u64;
         for block in self.blocks() {
-            // What came too late is none of them.
+            // Late replies do not count.
             let late = std::mem::take(&mut block.late);
             block.lost_before += (std::mem::take(&mut block.lost) - late).max(0);
         }
@@ -210,7 +210,7 @@ impl LossDirection {
         settled
     }
 
-    /// What became known of losses in parts of the test that had ended.
+    /// Returns the attributions of losses in earlier parts that became known since.
     pub fn told_since(&mut self) -> Attribution {
         std::mem::take(&mut self.settled_before)
     }

@@ -120,7 +120,7 @@ fn merge_stats(into: &mut Option<Box<DelayStats>>, later: Option<&DelayStats>) {
     **stats = DelayStats { histogram: histogram.as_ref().map(Into::into), ..(&moments).into() };
 }
 
-/// Takes the delays out; how many samples were in them is counted.
+/// Removes the delays and counts their samples as ignored.
 pub(super) fn clear_delays(figures: &mut Figures) {
     figures.samples_other_timestamp_source += figures.rtt.as_ref().map_or(0, |rtt| rtt.samples);
     for stats in all_delays(figures) {
@@ -128,7 +128,7 @@ pub(super) fn clear_delays(figures: &mut Figures) {
     }
 }
 
-/// Adds what is never stored: percentiles, and what a voice call would be like.
+/// Adds derived values that are not stored: percentiles and voice quality.
 pub fn complete(figures: &mut Figures, percentiles: &[f64]) {
     figures.voice_quality = voice_quality(figures);
     for stats in all_delays(figures).into_iter().flatten() {
@@ -141,7 +141,7 @@ pub fn complete(figures: &mut Figures, percentiles: &[f64]) {
     }
 }
 
-/// Makes histograms so coarse that together they have at most so many buckets in each.
+/// Coarsens each histogram to at most `most` buckets.
 pub fn coarsen(figures: &mut Figures, most: usize) {
     for stats in all_delays(figures).into_iter().flatten() {
         if let Some(told) = &mut stats.histogram
@@ -154,12 +154,12 @@ pub fn coarsen(figures: &mut Figures, most: usize) {
     }
 }
 
-/// Takes the histograms out.
+/// Removes the histograms.
 pub fn clear_histograms(figures: &mut Figures) {
     all_delays(figures).into_iter().flatten().for_each(|stats| stats.histogram = None);
 }
 
-/// What comes of the times in samples.
+/// Returns all delay statistics that are made from samples.
 fn all_delays(figures: &mut Figures) -> [&mut Option<Box<DelayStats>>; 9] {
     [
         &mut figures.rtt,
@@ -182,7 +182,7 @@ pub fn add_result(statistics: &mut Statistics, result: &TestResult) {
     }
 }
 
-/// Adds that a later test ended, without what was sent in it.
+/// Adds the outcome of a later test, without its figures.
 pub fn add_outcome(statistics: &mut Statistics, result: &TestResult) {
     if statistics.start_time.is_none() {
         statistics.start_time = result.start_time;

@@ -11,7 +11,7 @@ pub const BUCKETS_OF_A_TEST: usize = 160;
 /// Buckets of statistics over many tests.
 pub const BUCKETS_OF_MANY: usize = 224;
 
-/// Values by buckets.
+/// Counts of values by bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
     precision: u32,
@@ -27,7 +27,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Takes one more value; there are never more than `most` buckets.
+    /// Adds a value, keeping at most `most` buckets.
     pub fn add(&mut self, value: i64, most: usize) {
         let bucket = bucket(value, self.precision);
         match self.buckets.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
@@ -39,18 +39,18 @@ impl Histogram {
         }
     }
 
-    /// Without values, and with the room that it had.
+    /// Removes the values and keeps the allocation.
     pub fn clear(&mut self) {
         self.precision = FINEST;
         self.buckets.clear();
     }
 
-    /// Values so far.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|(_, count)| count).sum()
     }
 
-    /// Takes the values of another one.
+    /// Adds the values of another histogram.
     pub fn merge(&mut self, other: &Self, most: usize) {
         while self.precision > other.precision {
             self.coarsen();
@@ -77,15 +77,14 @@ impl Histogram {
         })
     }
 
-    /// Makes room until there are at most so many buckets.
+    /// Coarsens until there are at most `most` buckets.
     pub fn keep_to(&mut self, most: usize) {
         while self.buckets.len() > most.max(2) && self.precision > 0 {
             self.coarsen();
         }
     }
 
-    /// How many values are at most each limit of a rising series; exact where limits are powers of
-    /// two.
+    /// Counts the values up to each limit of a rising series; exact where limits are powers of two.
     pub fn cumulative(&self, limits: &[i64]) -> Vec<u64> {
         let mut counts = vec![0; limits.len()];
         for (bucket, count) in &self.buckets {
@@ -102,7 +101,7 @@ impl Histogram {
         self.unite();
     }
 
-    /// One bucket where several are the same.
+    /// Unites equal buckets.
     fn unite(&mut self) {
         self.buckets.dedup_by(|later, earlier| {
             let same = later.0 == earlier.0;
@@ -177,7 +176,7 @@ impl From<&Histogram> for proto::Histogram {
 }
 
 impl From<&proto::Histogram> for Histogram {
-    /// What no histogram can be becomes an empty one.
+    /// An invalid message becomes an empty histogram.
     fn from(histogram: &proto::Histogram) -> Self {
         let proto::Histogram { precision, bucket_deltas, counts } = histogram;
         let mut bucket = 0i32;

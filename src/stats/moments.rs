@@ -14,7 +14,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Takes one more value.
+    /// Adds a value.
     pub fn add(&mut self, value: i64) {
         if self.samples == 0 {
             (self.minimum, self.maximum) = (value, value);
@@ -27,12 +27,12 @@ impl Moments {
         self.squares += distance * (value as f64 - self.mean);
     }
 
-    /// Values so far.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.samples
     }
 
-    /// Those of how much each value is above the smallest.
+    /// Returns the moments of the values less their minimum.
     pub fn above_minimum(&self) -> Self {
         Self {
             minimum: 0,
@@ -42,7 +42,7 @@ impl Moments {
         }
     }
 
-    /// The moments of both series together.
+    /// Adds the values of another series.
     pub fn merge(&mut self, other: &Self) {
         if other.samples == 0 {
             return;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::proto;
 
-/// Answers looked back at.
+/// Replies that an extent is searched in.
 const LOOKED_BACK: usize = 64;
 
 /// Follows the numbers of answered probes as the answers arrive.
@@ -18,7 +18,7 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    /// The next answer is to this probe: the extent, where it is out of order.
+    /// Adds the next reply. Returns its extent where it is out of order.
     pub(super) fn take(&mut self, sequence: u32) -> Option<u32> {
         let in_order =
             self.highest.is_none_or(|highest| sequence.wrapping_sub(highest).cast_signed() > 0);
@@ -41,7 +41,7 @@ impl Arrivals {
     }
 }
 
-/// Adds one extent.
+/// Adds the extent of one reordered reply.
 pub(super) fn count(into: &mut Option<proto::Reordering>, extent: u32) {
     merge(into, Some(&proto::Reordering { max_extent: extent, total_extent: extent.into() }));
 }

@@ -12,7 +12,7 @@ pub struct Sample {
     pub sequence: u32,
     /// The first probe whose sample may yet come; no later one is of a probe before it.
     pub first_open: u32,
-    /// When it was sent.
+    /// Send time of the probe.
     pub t1: UnixTime,
     /// (T4-T1)-(T3-T2), nanoseconds.
     pub rtt_ns: i64,
@@ -22,9 +22,9 @@ pub struct Sample {
     pub ingress_ns: i64,
     /// T3-T2, nanoseconds.
     pub processing_ns: i64,
-    /// Where T4 is from.
+    /// Source of T4.
     pub receive_timestamp_source: StampSource,
-    /// Where T1 is from.
+    /// Source of T1.
     pub transmit_timestamp_source: StampSource,
     /// Both ends say that their clocks are synchronised.
     pub synchronised: bool,
@@ -57,12 +57,12 @@ impl From<StampSource> for TimestampSource {
 }
 
 impl Sample {
-    /// A sample from which delays can be taken: time passed on both clocks.
+    /// Returns whether delays can be taken from it: time advanced on both clocks.
     pub fn is_valid(&self) -> bool {
         self.rtt_ns >= 0 && self.processing_ns >= 0 && !self.clock_stepped
     }
 
-    /// What its one-way delays are worth.
+    /// Returns the validity of its one-way delays.
     pub fn validity(&self) -> OneWayValidity {
         if self.clock_stepped {
             OneWayValidity::ClockStepped

@@ -23,7 +23,7 @@ pub const MINUTE_NS: u64 = 60 * NANOS_PER_SECOND;
 /// Losses by direction among the probes that were sent in a minute.
 pub type Placed = (u64, Attribution);
 
-/// What goes on from one test of a session to the next.
+/// State that continues from one test of a session to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Track {
     /// Runs of losses, and availability.
@@ -32,7 +32,7 @@ pub struct Track {
     path: Path,
 }
 
-/// How the latest answer and its probe came.
+/// TTL and TOS of the latest probe and its reply.
 #[derive(Clone, Copy, Debug, Default)]
 struct Path {
     egress_ttl: Option<u8>,
@@ -42,7 +42,7 @@ struct Path {
 }
 
 impl Track {
-    /// Numbers begin anew.
+    /// Starts over with the sequence numbers of a new session.
     pub fn session_started(&mut self) {
         self.arrivals = Arrivals::default();
     }
@@ -52,20 +52,20 @@ impl Track {
 #[derive(Clone, Debug)]
 pub struct TestFigures {
     probes_scheduled: u64,
-    /// What belongs to no probe of its own counts in this minute.
+    /// Minute that counts events without a probe of their own.
     minute: u64,
-    /// Where something may still come, the oldest first.
+    /// Minutes that are still open, oldest first.
     pieces: VecDeque<Piece>,
-    /// What is behind, if the test is longer than a minute.
+    /// Closed minutes of a test that is longer than one.
     closed: Option<Box<Figures>>,
     /// Of all samples so far.
     sources: Option<StampSources>,
     neighbours: Neighbours,
-    /// Room for the next piece.
+    /// Allocation reused by the next piece.
     spare: Option<Piece>,
 }
 
-/// What was sent in one minute.
+/// Figures of the probes that were sent in one minute.
 #[derive(Clone, Debug, Default)]
 struct Piece {
     minute: u64,
@@ -102,7 +102,7 @@ impl TestFigures {
         Self { probes_scheduled, minute: minute_of(now), closed: None, sources: None, ..self }
     }
 
-    /// Time passes.
+    /// Sets the current minute.
     pub fn pass(&mut self, now: UnixTime) {
         self.minute = self.minute.max(minute_of(now));
     }
@@ -296,7 +296,7 @@ impl TestFigures {
         &mut self.pieces[index]
     }
 
-    /// Where the piece of a minute is, or what is nearest to it; a later minute begins one.
+    /// Returns the index of the piece of a minute, or the next one; a later minute adds a piece.
     fn index(&mut self, minute: u64) -> usize {
         if self.pieces.back().is_none_or(|latest| latest.minute < minute) {
             let Piece { mut delays, .. } = self.spare.take().unwrap_or_default();

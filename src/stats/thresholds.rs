@@ -11,7 +11,7 @@ use crate::{
     time::UnixTime,
 };
 
-/// What is raised.
+/// A raised threshold.
 #[derive(Clone, Copy, Debug)]
 struct Raised {
     value: u64,
@@ -39,8 +39,7 @@ pub struct ThresholdMonitor {
 }
 
 impl ThresholdMonitor {
-    /// Watches these limits from now on. What was raised by a limit that is no longer there, or is
-    /// another one now, is cleared.
+    /// Replaces the limits. Thresholds whose limit is removed or changed are cleared.
     pub fn set(&mut self, thresholds: &Thresholds) -> Vec<Event> {
         let mut cleared = Vec::new();
         let mut known = Vec::new();
@@ -61,7 +60,7 @@ impl ThresholdMonitor {
         cleared
     }
 
-    /// Nothing will be measured for now: clears what is raised, and watches the same limits anew.
+    /// Clears all raised thresholds while measurements pause; the limits remain.
     pub fn rest(&mut self) -> Vec<Event> {
         let limits = self.thresholds.clone();
         let cleared = self.set(&Thresholds::default());
@@ -69,13 +68,13 @@ impl ThresholdMonitor {
         cleared
     }
 
-    /// Whether there is a session. Nothing is judged without one.
+    /// Sets whether the session is established. Nothing is judged while it is not.
     pub fn reachable(&mut self, reachable: bool) {
         self.unreachable = !reachable;
         self.successive_loss = 0;
     }
 
-    /// The fate of a probe.
+    /// Judges the outcome of a probe.
     pub fn probe(&mut self, probe: &ProbeResult, now: UnixTime) -> Vec<Event> {
         let decided = probe.status() != ProbeStatus::Abandoned;
         if self.unreachable || !decided || self.thresholds.limits.is_empty() {
@@ -84,7 +83,7 @@ impl ThresholdMonitor {
         let received = probe.status() == ProbeStatus::Received;
         self.successive_loss = if received { 0 } else { self.successive_loss + 1 };
         let mut events = Vec::new();
-        // What cannot be is in no statistic either.
+        // Impossible delays are in no statistic either.
         let can_be = probe.one_way_validity() != OneWayValidity::ClockStepped
             && [probe.rtt_ns, probe.reflector_processing_ns].iter().flatten().all(|ns| *ns >= 0);
         let delay = |ns: Option<i64>| ns.filter(|_| can_be).and_then(|ns| u64::try_from(ns).ok());
@@ -111,7 +110,7 @@ impl ThresholdMonitor {
         events
     }
 
-    /// A test ended.
+    /// Judges the figures of a test that ended.
     pub fn test_ended(&mut self, result: &TestResult, now: UnixTime) -> Vec<Event> {
         let judged = matches!(result.outcome(), TestOutcome::Complete | TestOutcome::Stopped);
         let figures = result.figures.as_ref().filter(|figures| judged && figures.probes_sent > 0);

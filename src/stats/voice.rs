@@ -1,5 +1,5 @@
-//! What a voice call would be like: the E-model of ITU-T G.107 with the delay impairment of Cole and
-//! Rosenbluth, for G.711 with packet loss concealment.
+//! Voice quality: the E-model of ITU-T G.107 with the delay impairment of Cole and Rosenbluth, for
+//! G.711 with packet loss concealment.
 
 use crate::proto::{Figures, VoiceQuality};
 
@@ -11,10 +11,10 @@ const EQUIPMENT: f64 = 0.0;
 const LOSS_ROBUSTNESS: f64 = 25.1;
 /// Delay in the codec, milliseconds.
 const CODEC_MS: f64 = 10.0;
-/// From here on delay disturbs the talk itself, milliseconds.
+/// Delay from which it disturbs the conversation, milliseconds.
 const DISTURBING_MS: f64 = 177.3;
 
-/// The estimate for a path with such figures; `None` without an answered probe.
+/// Estimates the voice quality of a path; `None` without a reply.
 pub fn voice_quality(figures: &Figures) -> Option<VoiceQuality> {
     let rtt = figures.rtt.as_ref().filter(|rtt| rtt.samples > 0)?;
     // Variation above the minimum is what a buffer has to take up.
@@ -28,7 +28,7 @@ pub fn voice_quality(figures: &Figures) -> Option<VoiceQuality> {
     Some(VoiceQuality { r_factor, mos_cq: mos(r_factor) })
 }
 
-/// G.107 annex B.
+/// Returns the mean opinion score (G.107 annex B).
 fn mos(r: f64) -> f64 {
     (1.0 + 0.035 * r + r * (r - 60.0) * (100.0 - r) * 7e-6).clamp(1.0, 4.5)
 }

@@ -102,7 +102,7 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
     let histogram = |name: &str, description: &str, of: fn(&Figures) -> Option<&DelayStats>| {
         let points = told.iter().filter_map(|one| {
             let mut attributes = one.attributes.clone();
-            // Whether what one way took means something depends on both clocks.
+            // One-way delays are meaningful only where both clocks are synchronised.
             if name != RTT {
                 let validity = one.figures.one_way_validity().word();
                 attributes.push(values::text("twamp.one_way_validity", validity));

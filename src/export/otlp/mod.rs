@@ -32,7 +32,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const RESULTS_OF_A_CALL: usize = 200;
 const LOGS_OF_A_CALL: usize = 2_000;
 
-/// A collector.
+/// Connection to an OpenTelemetry collector.
 pub(super) struct OtlpSink {
     endpoint: String,
     ca_certificates: String,
@@ -42,7 +42,7 @@ pub(super) struct OtlpSink {
     begun: Option<Begun>,
 }
 
-/// How far a batch came that is to be sent again.
+/// Progress of a batch that has to be sent again.
 struct Begun {
     /// Its first and last cursor.
     batch: (u64, u64),
@@ -143,7 +143,7 @@ impl OtlpSink {
     }
 }
 
-/// What goes in one call.
+/// Content of one call.
 enum Call<'a> {
     Metrics(&'a [&'a Record]),
     Logs(Vec<LogRecord>),
@@ -194,8 +194,8 @@ impl Sink for OtlpSink {
     }
 }
 
-/// What will not be taken however often it is sent counts as refused; the rest is tried again. With
-/// partial success nothing is to be sent again (OTLP specification).
+/// Counts permanent errors as refused, others are retried. After partial success nothing may be
+/// sent again (OTLP specification).
 fn taken(answer: Result<(i64, String), Status>) -> Result<Taken, SendFailure> {
     match answer {
         Ok((rejected, detail)) => {
@@ -211,7 +211,7 @@ fn taken(answer: Result<(i64, String), Status>) -> Result<Taken, SendFailure> {
         }
         Err(status) => {
             let mut text = format!("{:?}: {}", status.code(), status.message());
-            // What the system said stands last.
+            // The error of the operating system is the last in the chain.
             let mut cause: &dyn Error = &status;
             while let Some(source) = cause.source() {
                 cause = source;

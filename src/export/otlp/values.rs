@@ -1,4 +1,4 @@
-//! Attributes.
+//! Attribute values of OTLP.
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},

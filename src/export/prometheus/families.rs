@@ -37,7 +37,7 @@ const RESERVED: [&str; 11] = [
     "instance",
 ];
 
-/// The page.
+/// Renders the page of metrics.
 pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("twamp");
     let query = StatisticsQuery {
@@ -56,7 +56,7 @@ type Labels = Vec<(String, String)>;
 /// A label more, and what is counted under it.
 type Count<'a> = (Option<(&'a str, &'a str)>, fn(&Figures) -> u64);
 
-/// Statistics of sessions.
+/// Collector of the statistics of all sessions.
 #[derive(Debug)]
 struct Sessions {
     sessions: Vec<(Labels, Option<Statistics>, Option<Statistics>)>,

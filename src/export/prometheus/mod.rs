@@ -23,21 +23,21 @@ use crate::{net::tcp, proto, results::Results};
 
 /// Connections at a time; others wait.
 const CONNECTIONS: usize = 16;
-/// How long a client may take to ask.
+/// Time for a client to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long all of it may take, the reading of the page included.
+/// Time for the whole exchange, with the response read.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where the figures are from.
+/// Sources of the metrics.
 #[derive(Clone)]
 pub struct Sources {
     /// Statistics and the log.
     pub results: Arc<Results>,
-    /// How exporters are.
+    /// States of the exporters.
     pub states: Arc<ExporterStates>,
-    /// How the control connections are.
+    /// States of the control connections.
     pub connections: Arc<dyn Fn() -> Vec<proto::Connection> + Send + Sync>,
     /// The same for the server role; nothing where there is none.
     pub server: Arc<dyn Fn() -> Option<proto::GetServerStatusResponse> + Send + Sync>,

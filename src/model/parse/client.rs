@@ -1,4 +1,4 @@
-//! Connections and sessions.
+//! Checks control connections and their test sessions.
 
 use std::{
     collections::{BTreeMap, HashSet},

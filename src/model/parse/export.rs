@@ -1,4 +1,4 @@
-//! Where results go of themselves.
+//! Checks the configuration of the exporters.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

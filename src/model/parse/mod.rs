@@ -22,7 +22,7 @@ use crate::{proto, time::NANOS_PER_SECOND};
 pub struct Violation {
     /// Path of the field, such as `client.control_connections[2].test_sessions[0].ttl`.
     pub field: String,
-    /// What was wrong, and what would be right.
+    /// Invalid value, and values that are valid.
     pub description: String,
 }
 
@@ -72,7 +72,7 @@ pub fn parse_connection(
     if check.violations.is_empty() { Ok(parsed) } else { Err(check.violations) }
 }
 
-/// What is allowed but probably not meant, where so many sockets may be open.
+/// Lists settings that are valid but probably unintended, for a host with so many sockets left.
 pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     let sockets = config.client_sockets();

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{proto, time::TimestampFormat};
 
-/// What protects a connection, as far as it is right.
+/// Protection of a connection, as far as it is valid.
 #[derive(Debug, Default)]
 pub(super) struct ClientSecurity {
     pub(super) mode: AuthenticationMode,
@@ -141,7 +141,7 @@ impl Check {
         }
     }
 
-    /// What is said of a secret does not show it.
+    /// Violations do not show the secret.
     fn secret(&mut self, secret: &str, digest: &str) -> Secret {
         if secret.is_empty() && !digest.is_empty() {
             self.report(
@@ -167,7 +167,7 @@ impl Check {
     }
 }
 
-/// What is given, and the rest by default.
+/// Takes the values that are given and defaults for the others.
 pub(super) fn extensions(given: Option<&proto::ModeExtensions>, default: Extensions) -> Extensions {
     let Some(given) = given else { return default };
     Extensions {

@@ -1,4 +1,4 @@
-//! The server role.
+//! Checks the configuration of the server role.
 
 use std::{collections::HashSet, net::IpAddr};
 

@@ -1,4 +1,4 @@
-//! What statistics are made of.
+//! Checks the settings of statistics.
 
 use super::{
     super::{AvailabilityRule, ResultKeeping, limits},
@@ -9,7 +9,7 @@ use crate::proto;
 const PERCENTILES: [f64; 4] = [50.0, 95.0, 99.0, 99.9];
 
 impl Check {
-    /// How results are kept, and how many in memory.
+    /// Checks the storage of results and the number kept in memory.
     pub(super) fn result_keeping(
         &mut self,
         c: &proto::ControlConnection,

@@ -31,22 +31,22 @@ const SNAPSHOT_KEY: &[u8] = b"";
 /// Times that disturbed all measurements, remembered for intervals that have yet to begin.
 const DISTURBANCES: usize = 64;
 
-/// Whether the store has a key of statistics that means something.
+/// Returns whether a key of the store is one of statistics.
 pub fn is_statistics_key(key: &[u8]) -> bool {
     key == SNAPSHOT_KEY || Part::of_key(key).is_some()
 }
 
-/// Connection and session.
+/// Names of connection and session.
 pub(super) type Key = (String, String);
 
-/// What the configuration says of a session's statistics.
+/// Configured statistics of a session.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) percentiles: Arc<[f64]>,
     pub(super) loss_timeout_ns: u64,
     pub(super) moving_average_size: usize,
     pub(super) keeping: ResultKeeping,
-    /// What the records of the session carry.
+    /// Labels of the records of the session.
     pub(super) labels: Arc<BTreeMap<String, String>>,
 }
 
@@ -106,8 +106,7 @@ pub(super) fn plans(config: &AgentConfig) -> Arc<HashMap<Key, Plan>> {
     Arc::new(plans)
 }
 
-/// What is configured, once that is known: shared between whoever makes statistics and whoever
-/// tells of them, and set before the first result comes.
+/// Configured statistics of all sessions, set before the first result arrives.
 #[derive(Debug, Default)]
 pub(super) struct Plans {
     known: RwLock<Option<Arc<HashMap<Key, Plan>>>>,
@@ -133,7 +132,7 @@ impl Plans {
     }
 }
 
-/// Which statistics are asked for.
+/// Selection of statistics.
 #[derive(Clone, Debug, Default)]
 pub struct StatisticsQuery {
     /// Names of connections; empty for all.
@@ -149,13 +148,13 @@ pub struct StatisticsQuery {
 }
 
 impl StatisticsQuery {
-    /// Whether a session is asked for.
+    /// Returns whether a session is selected.
     pub fn wants(&self, connection: &str, session: &str) -> bool {
         let named = |names: &BTreeSet<String>, name| names.is_empty() || names.contains(name);
         named(&self.connections, connection) && named(&self.sessions, session)
     }
 
-    /// Whether a scope is asked for.
+    /// Returns whether a scope is selected.
     pub fn wants_scope(&self, scope: StatisticsScope) -> bool {
         self.scopes.is_empty() || self.scopes.contains(&scope)
     }
@@ -277,7 +276,7 @@ impl Fold {
         }
     }
 
-    /// Whether an interval is over.
+    /// Returns whether an interval has ended.
     pub(super) fn is_over(&self, now: UnixTime) -> bool {
         self.sessions.values().any(|session| session.over(now.0).next().is_some())
     }
@@ -326,7 +325,7 @@ impl Fold {
         keys.into_iter().map(clear).collect()
     }
 
-    /// How often the statistics of a session were begun anew.
+    /// Returns the epoch of the statistics of a session.
     pub(super) fn epoch(&self, key: &Key) -> u64 {
         self.sessions.get(key).map_or(0, Session::epoch)
     }
@@ -380,7 +379,8 @@ impl Fold {
         !forgotten.is_empty()
     }
 
-    /// What changed since the last call. `newest` is the cursor up to which records are in them.
+    /// Returns the statistics that changed since the last call; they include the records up to
+    /// cursor `newest`.
     pub(super) fn take_changed(&mut self, newest: u64) -> Changed {
         let mut all: Changed =
             std::mem::take(&mut self.forgotten).into_iter().map(|key| (key, None)).collect();
@@ -397,7 +397,7 @@ impl Fold {
         all
     }
 
-    /// What was not saved changed still.
+    /// Marks statistics that could not be saved as changed.
     pub(super) fn give_back(&mut self, changed: Changed) {
         for (kept_as, content) in changed {
             let Some((key, part)) = Part::of_key(&kept_as) else { continue };

@@ -47,16 +47,16 @@ impl Level {
     }
 }
 
-/// What a part is of.
+/// Kind of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Part {
-    /// What is told of the session itself.
+    /// Metadata of the session.
     Head,
-    /// All tests.
+    /// Statistics of all tests.
     All,
     /// All tests but the one that runs, where something of that is in [`Self::All`].
     Before,
-    /// The last test.
+    /// Statistics of the last test.
     Last,
     /// An interval that is not over, by its start.
     Running(Level, u64),
@@ -128,7 +128,7 @@ impl Part {
     }
 }
 
-/// Statistics, encoded.
+/// Statistics in encoded form, to save memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Packed(pub(super) Box<[u8]>);
 
@@ -138,8 +138,7 @@ impl Packed {
         Self(octets.as_ref().into())
     }
 
-    /// What was packed. It was packed by this agent, or read as it was: what cannot be read counts
-    /// as nothing.
+    /// Decodes the statistics. Unreadable ones count as empty.
     pub(super) fn unpack(&self) -> Statistics {
         Statistics::decode(self.0.as_ref()).unwrap_or_default()
     }

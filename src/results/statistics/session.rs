@@ -23,10 +23,10 @@ use crate::{
     time::UnixTime,
 };
 
-/// What is told of the session itself.
+/// Metadata of the session.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 struct Head {
-    /// How often the statistics were begun anew.
+    /// Epoch: the number of resets.
     #[prost(uint64, tag = "1")]
     epoch: u64,
     /// Tests that went into the moving average.
@@ -40,7 +40,7 @@ struct Head {
     has_pieces: bool,
 }
 
-/// How a result is added to statistics.
+/// Function that adds a result to statistics.
 type Add = fn(&mut Statistics, &TestResult);
 
 /// Statistics in parts, and which of them changed.
@@ -120,8 +120,7 @@ impl Session {
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
-        // What was sent in it was told by the minute, where there was more than one; that it ended
-        // counts in the last of them.
+        // A test of several minutes was added minute by minute; its end counts in the last of them.
         let (minute, add): (u64, Add) = match minute {
             Some(minute) => (minute, add_result),
             None => (time_ns(result.end_time.as_ref()) / MINUTE_NS, add_outcome),
@@ -162,7 +161,7 @@ impl Session {
         }
     }
 
-    /// What was sent in one minute of a test that is longer.
+    /// Adds one minute of a longer test.
     pub(super) fn minute(
         &mut self,
         minute: u64,
@@ -210,7 +209,7 @@ impl Session {
         self.count(result, content, add, (end, add_to_minute), &VecDeque::new(), has);
     }
 
-    /// Whether something of the test that runs is counted; if so, what there was before stays.
+    /// Marks the running test as counted in part, which keeps the statistics from before it.
     fn set_pieces(&mut self, has_pieces: bool) {
         if mem::replace(&mut self.head.has_pieces, has_pieces) == has_pieces {
             return;
@@ -251,7 +250,7 @@ impl Session {
         self.head.epoch
     }
 
-    /// What there is in the scopes that are wanted, without names.
+    /// Returns the statistics of the selected scopes, without names.
     pub(super) fn statistics(
         &self,
         wanted: impl Fn(StatisticsScope) -> bool,
@@ -285,7 +284,7 @@ impl Session {
         found
     }
 
-    /// What is to be stored; `None` stands for "no longer there".
+    /// Returns the parts to store; `None` removes a part.
     pub(super) fn take_changed(&mut self) -> Vec<(Part, Option<Vec<u8>>)> {
         let mut changed = mem::take(&mut self.changed);
         if !self.plan.is_persistent() {

@@ -1,4 +1,4 @@
-//! How tests begin and how they end.
+//! Begin and end of tests.
 
 use super::{LATEST_NS, Phase, SenderConfig, SenderEvent, SessionSender};
 use crate::{
@@ -7,8 +7,8 @@ use crate::{
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
 };
 
-/// So long after the last fate of its probes a minute is over: the first answers of the next one tell
-/// on which way the last of them were lost.
+/// Delay between the last outcome of its probes and the end of a minute: the first replies of the
+/// next one attribute the last losses to a direction.
 pub(super) const CLOSES_BEHIND_NS: u64 = NANOS_PER_SECOND;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Test {
     pub(super) last_due: Monotonic,
     /// When all fates are known, once all probes are dealt with.
     pub(super) ends: Option<Monotonic>,
-    /// How it will end, if nothing happens.
+    /// Outcome unless the test is interrupted.
     pub(super) outcome: TestOutcome,
     /// A probe of it went out.
     pub(super) sent: bool,
@@ -78,7 +78,7 @@ impl SessionSender {
         self.test_number += 1;
         let probes = u64::from(self.config.probe_count);
         let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
-        // What is due in this one lowers availability as time passes, not before.
+        // Probes of this test lower availability as they become due, not before.
         self.miss(due);
         self.missing = Some((due, probes));
         let mut figures =
@@ -118,7 +118,7 @@ impl SessionSender {
             .plus_ns(self.config.span_ns(left))
             .plus_ns(self.config.loss_timeout_ns)
             .plus_ns(self.config.test_interval_ns);
-        // What is under way will not be answered any more.
+        // Probes in flight are no longer answered.
         let stopped = test.outcome == TestOutcome::Stopped;
         self.abandon();
         if stopped {

@@ -1,4 +1,4 @@
-//! What becomes of probes that are not answered in time.
+//! Outcomes of probes that are not answered in time.
 
 use super::{Phase, SenderEvent, SessionSender, course::CLOSES_BEHIND_NS, outstanding::Probe};
 use crate::{
@@ -16,7 +16,7 @@ impl SessionSender {
         self.tell_fates(probes, ProbeStatus::Lost);
     }
 
-    /// What becomes of the probes under way, nobody waits to see.
+    /// Gives up the probes in flight: their outcome is unknown.
     pub(super) fn abandon(&mut self) {
         let abandoned = self.outstanding.give_up();
         if let Phase::Testing(test) = &mut self.phase {
@@ -36,7 +36,7 @@ impl SessionSender {
         }
     }
 
-    /// What was sent in minutes that are over is complete.
+    /// Closes the minutes whose probes all have an outcome.
     pub(super) fn close_minutes(&mut self, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         let rest_ns = self.config.loss_timeout_ns.saturating_add(CLOSES_BEHIND_NS);

@@ -25,8 +25,8 @@ use reply::Held;
 pub use stamp::StampSender;
 pub use types::{Carrier, SenderConfig, SenderEvent};
 
-/// Where a probe would be later than this and than its interval, what is overdue is left out: after a
-/// pause of the thread there must not be a burst.
+/// Delay beyond which, and beyond the probe interval, overdue probes are skipped: a pause of the
+/// thread must not cause a burst.
 const LATEST_NS: u64 = 100_000_000;
 /// Nor are more than so many sent at once because of it.
 const MOST_OVERDUE: u64 = 20;
@@ -38,18 +38,19 @@ enum Phase {
     Testing(Box<Test>),
 }
 
-/// The machine.
+/// State machine of a Session-Sender.
 #[derive(Debug)]
 pub struct SessionSender {
     config: SenderConfig,
-    /// What holds from the next test on.
+    /// Configuration from the next test on.
     next_config: Option<SenderConfig>,
     phase: Phase,
     /// Why there is no session now; `None` while there is one.
     unreachable: Option<(FailureCause, u64)>,
     /// No test begins until the session is resumed.
     paused: bool,
-    /// What is due is due a pause behind a test: not the first test of a session, nor one at once.
+    /// The next test follows another one after a pause: it is not the first of a session, nor one
+    /// by command.
     behind_test: bool,
     /// It was told that the last test has ended.
     completed: bool,
@@ -103,7 +104,7 @@ impl SessionSender {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
                 if let Some(due) = due.as_mut().filter(|_| self.behind_test) {
                     let moved = due.0.saturating_sub(old_ns).saturating_add(new_ns);
-                    // What would have been is not made up for.
+                    // Tests that were missed are not made up for.
                     *due = Monotonic(moved).max(now.min(*due));
                 }
                 self.config = config;
@@ -118,12 +119,12 @@ impl SessionSender {
         }
     }
 
-    /// Whether the last test has ended.
+    /// Returns whether the last test has ended.
     pub fn is_completed(&self) -> bool {
         self.completed
     }
 
-    /// Where all tests are done: there is no next one, and that is told once.
+    /// Reports once that all tests are done.
     fn complete(&mut self) {
         if self.is_complete() {
             self.phase = Phase::Idle(None);
@@ -156,7 +157,7 @@ impl SessionSender {
         self.tests_finished = 0;
         self.completed = false;
         if self.is_paused() {
-            // What was due then is due when a session is started.
+            // A test that becomes due meanwhile starts with the session.
             self.phase = Phase::Idle(None);
         }
     }
@@ -186,7 +187,7 @@ impl SessionSender {
         self.paused = true;
     }
 
-    /// Whether it is paused and no test runs.
+    /// Returns whether it is paused and no test runs.
     pub fn is_paused(&self) -> bool {
         self.paused && matches!(self.phase, Phase::Idle(_))
     }
@@ -219,7 +220,7 @@ impl SessionSender {
         test.ends = Some(now.monotonic.plus_ns(if undecided { grace_ns } else { 0 }));
     }
 
-    /// Whether no test runs and none is due.
+    /// Returns whether no test runs and none is due.
     pub fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::Idle(None))
     }
@@ -375,13 +376,13 @@ impl SessionSender {
         }
     }
 
-    /// Whether a probe is lost now, unless its reply is where nobody has looked yet.
+    /// Returns whether a probe is overdue, provided that no reply is still queued in the socket.
     pub fn loses(&self, now: Monotonic) -> bool {
         let sent = self.outstanding.first_undecided();
         sent.is_some_and(|sent| now.since_ns(sent) > self.config.loss_timeout_ns)
     }
 
-    /// What came out.
+    /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<SenderEvent> {
         self.events.pop_front()
     }

@@ -30,7 +30,7 @@ pub(super) struct Probe {
 /// The first reply to a probe.
 #[derive(Clone, Copy, Debug)]
 struct Answered {
-    /// Its number.
+    /// Sequence number of the probe.
     number: u32,
     /// The latest probe that had been sent when it came.
     latest: u32,
@@ -43,7 +43,7 @@ impl Probe {
     }
 }
 
-/// What a reply is.
+/// Classification of a reply.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reply {
     /// The first to this probe, in time.
@@ -61,7 +61,7 @@ pub(super) enum Reply {
 pub(super) struct Outstanding {
     /// In the order of their numbers, which are consecutive.
     probes: VecDeque<Probe>,
-    /// How many, from the front, have been given to `direction`.
+    /// Number of probes, from the front, given to `direction`.
     settled: usize,
     /// Number of the next probe.
     next: u32,
@@ -72,7 +72,7 @@ pub(super) struct Outstanding {
     minute: u64,
     /// Losses of the test by direction, of minutes that are behind.
     placed: Vec<Placed>,
-    /// Whether probes were lost, with their T1: not yet asked for.
+    /// Outcomes of probes with their T1, not yet polled.
     fates: VecDeque<(UnixTime, bool)>,
 }
 
@@ -119,12 +119,12 @@ impl Outstanding {
         }
     }
 
-    /// Whether the probe of this number carried `t1`.
+    /// Returns whether the probe of this number carried `t1`.
     pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
         self.index(sequence, t1).is_some()
     }
 
-    /// Where the probe of this number is, if it carried `t1`.
+    /// Returns the index of the probe of this number, if it carried `t1`.
     fn index(&self, sequence: u32, t1: u64) -> Option<usize> {
         let index = sequence.wrapping_sub(self.probes.front()?.sequence) as usize;
         let probe = self.probes.get(index)?;
@@ -142,7 +142,7 @@ impl Outstanding {
     ) -> Reply {
         let latest = self.next.wrapping_sub(1);
         let Some(index) = self.index(sequence, t1) else {
-            // One that is forgotten is as good as lost, if it can be one of ours.
+            // A forgotten probe counts as lost, if it can be one of this session.
             let front = self.probes.front();
             let first = front.map_or(self.next, |probe| probe.sequence);
             let before = front.map_or(u64::MAX, |probe| probe.t1_wire);
@@ -243,7 +243,8 @@ impl Outstanding {
         }
     }
 
-    /// What is known since of losses in minutes that are behind: the latest of them come first.
+    /// Attributions of losses in past minutes that became known since; the latest minutes come
+    /// first.
     fn amend(&mut self) {
         let mut told = self.direction.told_since();
         self.placed.iter_mut().rev().for_each(|(_, placed)| placed.amend(&mut told));
@@ -254,7 +255,7 @@ impl Outstanding {
         self.begin_minute(minute + 1);
     }
 
-    /// Whether the next probe was lost, with its T1, once that is known.
+    /// Returns whether the next probe was lost, with its T1, once that is known.
     pub(super) fn poll_fate(&mut self) -> Option<(UnixTime, bool)> {
         self.fates.pop_front()
     }

@@ -188,7 +188,7 @@ fn came(meta: &PacketMeta, now: Now) -> Monotonic {
 impl Held {
     fn correct(&mut self, t3: UnixTime) {
         let later_ns = t3.since_ns(self.t3);
-        // Where it says the same, the reflector knew no better.
+        // An equal time means that the reflector had no better one.
         if (1..=LATEST_FOLLOW_UP_NS).contains(&later_ns) {
             self.sample.rtt_ns -= later_ns;
             self.sample.ingress_ns -= later_ns;

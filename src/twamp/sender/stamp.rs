@@ -1,4 +1,4 @@
-//! What a Session-Sender of STAMP adds to probes and reads from replies (RFC 8972).
+//! STAMP options of a Session-Sender: TLVs added to probes and read from replies (RFC 8972).
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub struct StampSender {
     key: Option<Arc<StampKey>>,
     /// The TLVs as they are sent, but for what changes from probe to probe.
     template: Vec<u8>,
-    /// Where the Access Report goes, in place of padding.
+    /// Offset of the Access Report, in place of padding.
     report_at: Option<usize>,
     /// Probes sent, for Direct Measurement.
     sent: u32,
@@ -29,7 +29,7 @@ pub struct StampSender {
     figures: StampFigures,
 }
 
-/// How far an Access Report is (RFC 8972 §4.6): repeated until it comes back.
+/// Progress of an Access Report (RFC 8972 §4.6): repeated until it is returned.
 #[derive(Debug, Default)]
 struct Report {
     transmissions: u32,
@@ -37,7 +37,7 @@ struct Report {
     acknowledged: bool,
 }
 
-/// What the TLVs of a reply say.
+/// Values read from the TLVs of a reply.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Said {
     /// TOS with which the probe came to the reflector.
@@ -94,7 +94,7 @@ impl StampSender {
         Self { session, ssid, key, template, report_at, sent: 0, report, figures }
     }
 
-    /// What the packets look like.
+    /// Returns the format of the packets.
     pub fn format(&self) -> PacketFormat {
         let protection = match &self.key {
             Some(key) if self.session.authenticated => Protection::StampAuthenticated(key.clone()),
@@ -111,7 +111,7 @@ impl StampSender {
         self.session.follow_up_telemetry
     }
 
-    /// What was told since the last call, and the latest of the rest.
+    /// Returns the counters since the last call and the latest of the other values.
     pub(super) fn take_figures(&mut self) -> StampFigures {
         let figures = self.figures.clone();
         self.figures = StampFigures {
@@ -130,8 +130,8 @@ impl StampSender {
         self.figures.clone()
     }
 
-    /// Whether a reply with this SSID may be to this session; one without comes from a reflector
-    /// that does not know identifiers (RFC 8972 §3).
+    /// Returns whether a reply with this SSID belongs to the session; one without comes from a
+    /// reflector without support for identifiers (RFC 8972 §3).
     pub(super) fn is_answer(&mut self, ssid: u16) -> bool {
         self.figures.replies_without_ssid += u64::from(ssid == 0);
         ssid == self.ssid || (ssid == 0 && !self.session.require_ssid)
@@ -199,8 +199,8 @@ impl StampSender {
         said
     }
 
-    /// Whether these are the TLVs that were sent. A reflector of TWAMP Light gives them back as
-    /// padding, in another place (RFC 8762 §4.6).
+    /// Returns whether these are the TLVs that were sent. A TWAMP Light reflector returns them as
+    /// padding, at another offset (RFC 8762 §4.6).
     fn are_ours(&self, area: &[u8]) -> bool {
         let shape = |tlv: Tlv| (tlv.at, tlv.length, tlv.kind);
         let sent = tlv::walk(&self.template).map_while(Result::ok).map(shape);
@@ -288,7 +288,7 @@ impl StampSender {
 }
 
 impl Report {
-    /// Whether the report goes with the probe that is sent now.
+    /// Returns whether the next probe carries the report.
     fn is_due(&mut self, report: &AccessReport, now: Monotonic) -> bool {
         if self.acknowledged
             || self.transmissions > report.retransmissions

@@ -231,11 +231,11 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
         }
         at_ns += 10 * MS;
     }
-    // What was never sent, from the right address: with a number that is forgotten, and any T1.
+    // A reply to a probe that was never sent: its number is forgotten, T1 is arbitrary.
     let mut stranger = packets[1].clone();
     stranger[4..12].copy_from_slice(&[0x11; 8]);
     machine.handle_reply(&reply_to(&stranger, 0xffff_fff0), &PacketMeta::default(), now(at_ns));
-    // One that was sent long ago is late.
+    // A reply to a probe that was sent long ago is late.
     machine.handle_reply(&reply_to(&packets[3], 3), &PacketMeta::default(), now(at_ns));
     // The connection breaks while some are under way.
     machine.session_lost(FailureCause::Reset, 0, now(at_ns));
@@ -256,7 +256,7 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     );
 }
 
-/// What is lost around the end of a minute does not take from that minute what is known of it.
+/// Losses around the end of a minute keep the attribution of that minute.
 #[test]
 fn each_minute_of_a_long_test_knows_its_directions() {
     // Of five probes one is lost on each way; besides, those from the end of the minute on that `gone`
@@ -294,7 +294,7 @@ fn each_minute_of_a_long_test_knows_its_directions() {
         }
         (minutes, whole.unwrap())
     };
-    // What is lost in a row over the end of a minute may be of either.
+    // A run of losses across the end of a minute may belong to either.
     for (interval_ns, gone, unclear) in [
         (50 * MS, 0..0, 4),
         (50 * MS, 0..120 * MS, 6),

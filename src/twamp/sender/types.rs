@@ -1,4 +1,4 @@
-//! What goes into a Session-Sender, and what comes out of it.
+//! Input and output of a Session-Sender.
 
 use super::{super::schedule::gap_ns, StampSender};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     wire::format::PacketFormat,
 };
 
-/// How tests are run.
+/// Parameters of tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SenderConfig {
     /// Probes in a test.
@@ -50,18 +50,18 @@ impl SenderConfig {
     }
 }
 
-/// How the packets of a session that is started look.
+/// Packet format of an established session.
 #[derive(Debug, Default)]
 pub struct Carrier {
     /// Of probes and replies.
     pub format: PacketFormat,
-    /// How T1 is written.
+    /// Format of T1.
     pub timestamps: TimestampFormat,
-    /// What STAMP adds.
+    /// Options of STAMP.
     pub stamp: Option<Box<StampSender>>,
 }
 
-/// What came out.
+/// Output of the sender.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SenderEvent {
     /// The fate of a probe.
@@ -69,7 +69,7 @@ pub enum SenderEvent {
     /// A test ended. All of it is in one minute by the clock, counted from 1970, or what there was
     /// of it in each was told by [`Self::Minute`].
     Test(Box<TestResult>, Option<u64>),
-    /// What there was in one minute of a test that has part in several, and when that test began.
+    /// Figures of one minute of a test that spans several, and the start of that test.
     Minute(u64, Box<Figures>, UnixTime),
     /// The last of `test_count` tests ended.
     Completed,

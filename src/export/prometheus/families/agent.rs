@@ -15,7 +15,7 @@ use crate::{
     proto::{self, ConnectionState},
 };
 
-/// What there is to tell of them.
+/// Metrics of the agent itself.
 #[derive(Debug)]
 pub(super) struct Agent {
     sources: Sources,

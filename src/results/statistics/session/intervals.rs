@@ -13,7 +13,8 @@ use crate::{
     time::{NANOS_PER_SECOND, UnixTime},
 };
 
-/// How long after the last fate of its probes an interval is closed: reports may be on their way.
+/// Delay between the last outcome of its probes and the end of an interval: reports may still be
+/// queued.
 const REPORTS_NS: u64 = 2 * NANOS_PER_SECOND;
 
 /// An interval that is so many behind the latest one is made anew.
@@ -50,7 +51,7 @@ impl Session {
         closed
     }
 
-    /// Those that are over by now and not closed yet.
+    /// Lists the intervals that have ended and are not closed yet.
     pub(in super::super) fn over(&self, now_ns: u64) -> impl Iterator<Item = (Level, u64)> {
         let grace_ns = self.plan.loss_timeout_ns + REPORTS_NS;
         let running = self.parts.keys().filter_map(|part| part.running());
@@ -109,7 +110,7 @@ impl Session {
         self.none_whole(|level, start_ns| level.start_ns(at_ns) == start_ns);
     }
 
-    /// Those that are not over and that `which` names are not whole.
+    /// Marks the open intervals that `which` selects as incomplete.
     pub(super) fn none_whole(&mut self, which: impl Fn(Level, u64) -> bool) {
         let running: Vec<Part> = self
             .parts
@@ -142,7 +143,7 @@ impl Session {
         self.set(part, statistics);
     }
 
-    /// Whether an interval is over. One that is far behind the latest is not late: the clock was
+    /// Returns whether an interval has ended. One far before the latest is not late: the clock was
     /// wrong then.
     fn is_late(&self, level: Level, start_ns: u64) -> bool {
         let finished = self.finished[level as usize];
