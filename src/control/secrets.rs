@@ -185,8 +185,9 @@ mod tests {
     fn secrets_with_value(message: &DynamicMessage, path: &str, found: &mut (Vec<String>, usize)) {
         for field in message.descriptor().fields() {
             let path = format!("{path}.{}", field.name());
-            let is_redacted = field.options().get_field_by_name("debug_redact");
-            if is_redacted.is_some_and(|value| value.as_bool() == Some(true)) {
+            let options = field.options();
+            let redacted = options.get_field_by_name("debug_redact");
+            if redacted.is_some_and(|value| value.as_bool() == Some(true)) {
                 found.1 += 1;
                 if message.get_field(&field).as_str() != Some("") {
                     found.0.push(path.clone());

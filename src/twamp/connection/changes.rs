@@ -6,7 +6,7 @@ use super::{
     state::{State, Step},
 };
 use crate::{
-    model::{ControlConnection, SessionControl, connection_effect, touched_sessions},
+    model::{SessionControl, connection_effect, touched_sessions},
     proto::ChangeEffect,
     time::Now,
 };
@@ -89,11 +89,8 @@ impl Connection {
             | ChangeEffect::CloseConnections => return Transition::Restart,
         }
         if self.desired.config != self.config {
-            let options = |config: &ControlConnection| (config.control_dscp, config.keepalive);
-            let intervals =
-                |config: &ControlConnection| (config.test_interval_ns, config.retry_backoff_max_ns);
-            let other_options = options(&self.config) != options(&self.desired.config);
-            let other_intervals = intervals(&self.config) != intervals(&self.desired.config);
+            let other_options = !self.config.has_same_socket_options(&self.desired.config);
+            let other_intervals = !self.config.has_same_intervals(&self.desired.config);
             self.applied = self.desired.revision;
             if self.config.inactive {
                 self.config = self.desired.config.clone();
