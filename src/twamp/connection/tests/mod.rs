@@ -47,7 +47,7 @@ pub(super) fn three() -> Arc<ControlConnection> {
     config(|c| c.test_sessions = ["s1", "s2", "s3"].map(session).into())
 }
 
-pub(super) fn kinds(world: &World) -> Vec<&'static str> {
+fn kinds(world: &World) -> Vec<&'static str> {
     let kind = |(_, event): &(u64, ConnectionEvent)| match event {
         ConnectionEvent::Lost(_) => "lost",
         ConnectionEvent::Restored { .. } => "restored",
@@ -57,11 +57,11 @@ pub(super) fn kinds(world: &World) -> Vec<&'static str> {
     world.events.iter().map(kind).collect()
 }
 
-pub(super) fn count(world: &World, word: &str) -> usize {
+fn count(world: &World, word: &str) -> usize {
     world.operations.iter().filter(|(operation, _)| *operation == word).count()
 }
 
-pub(super) fn last_names(world: &World, word: &str) -> Vec<String> {
+fn last_names(world: &World, word: &str) -> Vec<String> {
     let mut found = world.operations.iter().rev().filter(|(operation, _)| *operation == word);
     found.next().map(|(_, names)| names.clone()).unwrap_or_default()
 }
