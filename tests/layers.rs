@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -263,4 +264,212 @@ fn machines_have_no_io() {
 fn the_test_sees_what_it_looks_for() {
     let code = "use crate::{\n model::{A, net::B},\n proto,\n};\nlet x = crate::store::y();";
     assert_eq!(imports(code), ["model", "proto", "store"]);
+}
+
+/// Longest file, in lines without tests, and longest function.
+const MAXIMUM_FILE_LINES: usize = 450;
+const MAXIMUM_FUNCTION_LINES: usize = 80;
+
+/// Files that are in a circle, or too long, and still to be mended.
+const CIRCULAR: [&str; 6] =
+    ["api/listen.rs", "api/tls.rs", "ctl/", "session/client/", "session/server/", "store/"];
+const TOO_LONG: [&str; 2] = ["twamp/reflector/mod.rs", "ctl/commands.rs"];
+const LONG_FUNCTIONS: [&str; 7] = [
+    "agent.rs: start",
+    "ctl/commands.rs: run",
+    "ctl/tables.rs: server",
+    "net/probe_bind.rs: check_resources",
+    "results/block.rs: put",
+    "session/client/running.rs: run_sessions",
+    "store/results.rs: with",
+];
+
+/// Module path of a file in `src`, as `results::statistics::session`.
+fn module_path(inside: &Path) -> String {
+    let path = inside.with_extension("");
+    let mut names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
+    if names.last() == Some(&"mod") {
+        names.pop();
+    }
+    names.join("::")
+}
+
+/// Paths that the `use` declarations of a file import, with groups written out.
+fn uses(code: &str) -> Vec<String> {
+    fn expand(prefix: &str, tree: &str, found: &mut Vec<String>) {
+        let (mut depth, mut start) = (0, 0);
+        for (at, c) in tree.char_indices().chain([(tree.len(), ',')]) {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    let item = &tree[start..at];
+                    start = at + 1;
+                    match item.split_once('{') {
+                        Some((path, group)) => {
+                            let group = group.strip_suffix('}').unwrap_or(group);
+                            expand(&format!("{prefix}{path}"), group, found);
+                        }
+                        None if item.is_empty() => {}
+                        None => found.push(format!("{prefix}{item}").replace("::self", "")),
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for declaration in code.split("use ").skip(1) {
+        let before_semicolon = declaration.split(';').next().unwrap_or_default();
+        let without_names: Vec<&str> = before_semicolon
+            .split_inclusive([',', '{', '}'])
+            .map(|item| item.split(" as ").next().unwrap_or_default())
+            .collect();
+        let tree: String = without_names.concat().split_whitespace().collect();
+        expand("", &tree, &mut found);
+    }
+    found
+}
+
+struct Tree {
+    /// Imported paths from the root of the crate, by module.
+    imports: BTreeMap<String, Vec<String>>,
+}
+
+impl Tree {
+    fn read() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let files: BTreeMap<String, String> = modules()
+            .into_iter()
+            .map(|(_, path, code)| (module_path(path.strip_prefix(&root).unwrap()), code))
+            .collect();
+        let absolute = |module: &str, path: &str| -> Option<String> {
+            if let Some(path) = path.strip_prefix("crate::") {
+                return Some(path.to_owned());
+            }
+            let (mut base, mut rest) = (module, path);
+            while let Some(above) = rest.strip_prefix("super::") {
+                (base, rest) = (base.rsplit_once("::").map_or("", |(base, _)| base), above);
+            }
+            let rest = rest.strip_prefix("self::").unwrap_or(rest);
+            let child = format!("{base}::{}", rest.split("::").next().unwrap_or_default());
+            (rest != path || files.contains_key(&child)).then(|| format!("{base}::{rest}"))
+        };
+        let imports = files.iter().map(|(module, code)| {
+            let paths = uses(code).iter().filter_map(|path| absolute(module, path)).collect();
+            (module.clone(), paths)
+        });
+        Self { imports: imports.collect() }
+    }
+
+    /// The module that an imported path is defined in; what a module re-exports is defined below it.
+    fn defined_in(&self, path: &str, depth: usize) -> Option<String> {
+        let mut module = path;
+        while !self.imports.contains_key(module) {
+            module = module.rsplit_once("::")?.0;
+        }
+        let name = path[module.len()..].trim_start_matches("::").split("::").next()?;
+        let below = format!("{module}::");
+        let exported = self.imports[module].iter().find(|import| {
+            !name.is_empty() && import.starts_with(&below) && import.ends_with(&format!("::{name}"))
+        });
+        match exported {
+            Some(exported) if depth > 0 && exported != path => self.defined_in(exported, depth - 1),
+            _ => Some(module.to_owned()),
+        }
+    }
+
+    /// Modules that each module imports. What a module takes from those that contain it is left out:
+    /// the root of a module holds what its parts share.
+    fn edges(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let edges = self.imports.iter().map(|(module, paths)| {
+            let targets = paths.iter().filter_map(|path| self.defined_in(path, 4));
+            let targets = targets
+                .filter(|target| target != module && !module.starts_with(&format!("{target}::")));
+            (module.clone(), targets.collect())
+        });
+        edges.collect()
+    }
+}
+
+fn reachable(edges: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<String> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![from.to_owned()]);
+    while let Some(module) = open.pop() {
+        for target in edges.get(&module).into_iter().flatten() {
+            if found.insert(target.clone()) {
+                open.push(target.clone());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn files_do_not_import_each_other_in_a_circle() {
+    let edges = Tree::read().edges();
+    let circular: Vec<&String> =
+        edges.keys().filter(|module| reachable(&edges, module).contains(*module)).collect();
+    let allowed = |module: &str| {
+        let path = module.replace("::", "/");
+        CIRCULAR.iter().any(|entry| path.starts_with(entry.trim_end_matches(".rs")))
+    };
+    let wrong: Vec<&&String> = circular.iter().filter(|module| !allowed(module)).collect();
+    println!("in a circle: {circular:?}");
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(edges["control::commit::plan"].contains("control::commit::proposal"));
+    assert!(edges["control::reconcile"].contains("control::clients"));
+}
+
+/// Functions of a file with their lines; code is formatted, so a function ends at its indentation.
+fn functions(code: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = code.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let words = line.trim_start();
+        let indent = line.len() - words.len();
+        let before = words.split("fn ").next().unwrap_or_default();
+        let is_function = words.contains("fn ")
+            && before
+                .split_whitespace()
+                .all(|word| word.starts_with("pub") || ["const", "async", "in"].contains(&word));
+        if !is_function || words.ends_with(';') {
+            continue;
+        }
+        let end = format!("{}}}", " ".repeat(indent));
+        let length = lines[at..].iter().position(|line| *line == end);
+        let name = words[before.len() + 3..].split(['(', '<']).next().unwrap_or_default();
+        found.push((name.to_owned(), length.unwrap_or(0) + 1));
+    }
+    found
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for (_, path, code) in modules() {
+        let inside = path.strip_prefix(&root).unwrap().display().to_string();
+        if inside.ends_with("tests.rs") || inside.contains("/tests/") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines().count();
+        if lines > MAXIMUM_FILE_LINES && !TOO_LONG.contains(&inside.as_str()) {
+            wrong.push(format!("{inside}: {lines} lines"));
+        }
+        for (name, lines) in functions(&code) {
+            let place = format!("{inside}: {name}");
+            if lines > MAXIMUM_FUNCTION_LINES && !LONG_FUNCTIONS.contains(&place.as_str()) {
+                wrong.push(format!("{place}: {lines} lines"));
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn the_shape_is_seen() {
+    let code = "use super::{a::B, c};\npub(super) fn f(\n  x: u8,\n) {\n}\nuse crate::x::Y as Z;";
+    assert_eq!(uses(code), ["super::a::B", "super::c", "crate::x::Y"]);
+    assert_eq!(functions(code), [("f".to_owned(), 4)]);
 }

@@ -109,20 +109,7 @@ impl Control {
         let registry = Registry::new(reflectors.counters());
         let (server, server_config) = watch::channel(None);
         let (applied, server_applied) = watch::channel(None);
-        let (role_registry, role_tasks) = (registry.clone(), tasks.clone());
-        tasks.spawn(
-            "server role",
-            keep_alive(
-                tasks.token(),
-                RestartPolicy::default(),
-                move |heartbeat| {
-                    let (registry, config) = (role_registry.clone(), server_config.clone());
-                    let role = ServerRole::new(registry, reflectors.clone(), config, &role_tasks);
-                    role.run(applied.clone(), heartbeat)
-                },
-                |text, last| tracing::error!(text, last, "the server role failed"),
-            ),
-        );
+        start_server_role(registry.clone(), reflectors, server_config, applied, tasks);
         let (export, exported) = watch::channel(Arc::default());
         let reconciler = reconcile::Reconciler {
             committed: committed_receiver.clone(),
@@ -303,4 +290,27 @@ impl Control {
     pub fn server(&self) -> &Registry {
         &self.registry
     }
+}
+
+fn start_server_role(
+    registry: Arc<Registry>,
+    reflectors: Arc<Reflectors>,
+    config: watch::Receiver<Option<Arc<ServerConfig>>>,
+    applied: watch::Sender<Option<Arc<ServerConfig>>>,
+    tasks: &Tasks,
+) {
+    let role_tasks = tasks.clone();
+    tasks.spawn(
+        "server role",
+        keep_alive(
+            tasks.token(),
+            RestartPolicy::default(),
+            move |heartbeat| {
+                let (registry, reflectors) = (registry.clone(), reflectors.clone());
+                let role = ServerRole::new(registry, reflectors, config.clone(), &role_tasks);
+                role.run(applied.clone(), heartbeat)
+            },
+            |text, last| tracing::error!(text, last, "the server role failed"),
+        ),
+    );
 }

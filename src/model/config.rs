@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    AuthenticationMode, Dscp, ExportConfig, Extensions, Secret, ServerConfig, StampSession,
-    Thresholds,
+    AuthenticationMode, Dscp, ExportConfig, Extensions, Keepalive, Secret, ServerConfig,
+    StampSession, Thresholds,
 };
 use crate::time::TimestampFormat;
 
@@ -39,17 +39,6 @@ pub enum Endpoint {
     Address(IpAddr),
     /// A DNS name.
     Name(String),
-}
-
-/// The three options of TCP keepalive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// Silence before the first probe, nanoseconds.
-    pub idle_ns: u64,
-    /// Gap between two probes, nanoseconds.
-    pub interval_ns: u64,
-    /// Unanswered probes that end the connection.
-    pub count: u32,
 }
 
 /// A control connection and its test sessions.

@@ -8,6 +8,7 @@ mod diff;
 mod dscp;
 mod effect;
 mod export;
+mod keepalive;
 pub mod limits;
 mod parse;
 mod secret;
@@ -17,12 +18,13 @@ mod stamp;
 mod thresholds;
 
 pub use config::{
-    AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, Keepalive,
-    ResultKeeping, Schedule, StorageConfig, TestSession,
+    AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, ResultKeeping,
+    Schedule, StorageConfig, TestSession,
 };
 pub use diff::{SessionControl, changes, connection_effect, touched_sessions};
 pub use dscp::Dscp;
 pub use export::{ExportConfig, ExportTarget, Exporter};
+pub use keepalive::Keepalive;
 pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, warnings};
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};

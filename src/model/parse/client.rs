@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    super::{ControlConnection, ControlType, Extensions, Schedule, TestSession, limits},
+    super::{ControlConnection, ControlType, Endpoint, Extensions, Schedule, TestSession, limits},
     Check,
     security::{ClientSecurity, extensions},
 };
@@ -47,17 +47,7 @@ impl Check {
             proto::ControlType::Unspecified | proto::ControlType::Managed => ControlType::Managed,
         };
         let managed = control_type == ControlType::Managed;
-        let target = self.endpoint("target_address", &c.target_address);
-        if managed && c.target_address.is_empty() {
-            self.report("target_address", "required: the address or name of the TWAMP server");
-        }
-        if !managed && c.destination_port.is_some() {
-            self.report(
-                "destination_port",
-                "is the TCP port of a server, which LIGHT and STAMP have not; give the UDP port \
-                 in the session",
-            );
-        }
+        let target = self.control_target(c, managed);
         let test_interval_ns =
             self.duration("test_interval", c.test_interval, &limits::TEST_INTERVAL);
         let given_timeout_ns =
@@ -106,17 +96,7 @@ impl Check {
                 &limits::MAXIMUM_KEY_DERIVATION_COUNT,
             ) as u32,
             extensions: extensions(c.extensions.as_ref(), Extensions::CLIENT),
-            sessions: sessions
-                .into_iter()
-                .map(|mut session| {
-                    let own = std::mem::replace(&mut session.labels, labels.clone());
-                    if !own.is_empty() {
-                        session.labels.extend(own);
-                        self.label_octets(&session.labels);
-                    }
-                    session
-                })
-                .collect(),
+            sessions: self.with_labels(sessions, &labels),
             labels,
             retry_backoff_max_ns,
             test_iteration_done_events: c.traps.is_some_and(|traps| traps.test_iteration_done),
@@ -131,6 +111,40 @@ impl Check {
                 self.duration("retention_age", Some(age), &limits::CONNECTION_RETENTION_AGE)
             }),
         }
+    }
+
+    fn control_target(
+        &mut self,
+        c: &proto::ControlConnection,
+        is_managed: bool,
+    ) -> Option<Endpoint> {
+        if is_managed && c.target_address.is_empty() {
+            self.report("target_address", "required: the address or name of the TWAMP server");
+        }
+        if !is_managed && c.destination_port.is_some() {
+            self.report(
+                "destination_port",
+                "is the TCP port of a server, which LIGHT and STAMP have not; give the UDP port \
+                 in the session",
+            );
+        }
+        self.endpoint("target_address", &c.target_address)
+    }
+
+    /// Adds the labels of the connection to those of its sessions, which take precedence.
+    fn with_labels(
+        &mut self,
+        mut sessions: Vec<TestSession>,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<TestSession> {
+        for session in &mut sessions {
+            let own = std::mem::replace(&mut session.labels, labels.clone());
+            if !own.is_empty() {
+                session.labels.extend(own);
+                self.label_octets(&session.labels);
+            }
+        }
+        sessions
     }
 
     pub(super) fn sessions(

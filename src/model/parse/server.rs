@@ -14,6 +14,9 @@ use super::{
 };
 use crate::proto;
 
+const CLIENT_LIST_REQUIRED: &str = "required: a server answers only whom it lists, for example \
+                                    {name: all, prefixes: [\"0.0.0.0/0\", \"::/0\"]}";
+
 impl Check {
     pub(super) fn server(&mut self, s: &proto::ServerConfig) -> Option<ServerConfig> {
         let light = s.light.as_ref().map(|light| self.at("light", |check| check.light(light)));
@@ -26,36 +29,21 @@ impl Check {
                 "an address is that of `light`, too: it answers one of them",
             );
         }
-        let all = [proto::ListenAddress::default()];
         let listen = match &s.listen[..] {
             [] if light.is_some() || stamp.is_some() => Vec::new(),
-            [] => self.listen(&all),
+            [] => self.listen(&[proto::ListenAddress::default()]),
             given => self.listen(given),
         };
         let authentication_modes = self.authentication_modes(&s.authentication_modes);
         let keys = self.key_chains(&s.key_chains);
-        let needs_keys = authentication_modes.iter().any(|mode| *mode != AuthenticationMode::None);
-        if needs_keys && keys.is_empty() {
+        let is_protected = |mode: &AuthenticationMode| *mode != AuthenticationMode::None;
+        if keys.is_empty() && authentication_modes.iter().any(is_protected) {
             self.report("key_chains", "required: a mode other than NONE needs keys of clients");
         }
-        let key_derivation_count = self.number(
-            "key_derivation_count",
-            s.key_derivation_count,
-            &limits::KEY_DERIVATION_COUNT,
-        );
-        if !key_derivation_count.is_power_of_two() {
-            self.report(
-                "key_derivation_count",
-                format!("{key_derivation_count} is not a power of two (RFC 4656 section 3.1)"),
-            );
-        }
+        let key_derivation_count = self.key_derivation_count(s.key_derivation_count);
         let client_lists = self.client_lists(&s.client_list);
         if !listen.is_empty() && s.client_list.is_empty() {
-            self.report(
-                "client_list",
-                "required: a server answers only whom it lists, for example \
-                 {name: all, prefixes: [\"0.0.0.0/0\", \"::/0\"]}",
-            );
+            self.report("client_list", CLIENT_LIST_REQUIRED);
         }
         let config = ServerConfig {
             listen,
@@ -98,7 +86,7 @@ impl Check {
             stamp,
             authentication_modes,
             keys,
-            key_derivation_count: key_derivation_count as u32,
+            key_derivation_count,
             extensions: extensions(s.extensions.as_ref(), Extensions::SERVER),
             timestamps: self.timestamp_format(s.timestamp_format),
             refwait_ns: self.duration("refwait", s.refwait, &limits::REFWAIT),
@@ -111,7 +99,18 @@ impl Check {
         (!s.inactive).then_some(config)
     }
 
-    /// Sockets that stand in each other's way.
+    fn key_derivation_count(&mut self, given: Option<u32>) -> u32 {
+        let count = self.number("key_derivation_count", given, &limits::KEY_DERIVATION_COUNT);
+        if !count.is_power_of_two() {
+            self.report(
+                "key_derivation_count",
+                format!("{count} is not a power of two (RFC 4656 section 3.1)"),
+            );
+        }
+        count as u32
+    }
+
+    /// Refuses sockets that cannot be open at the same time.
     fn overlaps(&mut self, config: &ServerConfig) {
         let advice = "give one of them another port, or name the addresses of both one by one";
         let tcp: Vec<_> = config.listen.iter().map(ListenAddress::sockets_by_family).collect();
