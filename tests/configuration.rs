@@ -431,7 +431,7 @@ fn every_other_field_is_checked() {
         }),
         ("server.listen[0].address", |c| server(c).listen[0].address = "host".into()),
         ("server.client_list", |c| server(c).client_list.clear()),
-        ("server.client_list[0].name", |c| server(c).client_list[0].name = "a/b".into()),
+        ("server.client_list[0].name", |c| server(c).client_list[0].name = "a b".into()),
         ("server.client_list[0].prefixes", |c| server(c).client_list[0].prefixes.clear()),
         ("server.client_list[0].prefixes[0]", |c| {
             server(c).client_list[0].prefixes = vec!["10.0.0.0/33".into()];

@@ -215,8 +215,10 @@ fn sockets_come_from_net() {
         "Socket::new(",
     ];
     let mut wrong = Vec::new();
-    for (module, path, code) in modules() {
-        let makes = MADE.iter().any(|name| code.contains(name));
+    let is_test = |path: &Path| path.ends_with("tests.rs");
+    for (module, path, code) in modules().into_iter().filter(|(_, path, _)| !is_test(path)) {
+        let is_whole = |at: usize| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let makes = MADE.iter().any(|name| code.match_indices(name).any(|(at, _)| is_whole(at)));
         if (imports_part(&code, "tokio", "net") || makes) && !ENDS.contains(&module.as_str()) {
             wrong.push(path.display().to_string());
         }
@@ -273,14 +275,12 @@ const MAXIMUM_FUNCTION_LINES: usize = 80;
 /// Files that are in a circle, or too long, and still to be mended.
 const CIRCULAR: [&str; 6] =
     ["api/listen.rs", "api/tls.rs", "ctl/", "session/client/", "session/server/", "store/"];
-const TOO_LONG: [&str; 2] = ["twamp/reflector/mod.rs", "ctl/commands.rs"];
-const LONG_FUNCTIONS: [&str; 7] = [
-    "agent.rs: start",
+const TOO_LONG: [&str; 2] = ["ctl/commands.rs", "store/results.rs"];
+const LONG_FUNCTIONS: [&str; 5] = [
     "ctl/commands.rs: run",
     "ctl/tables.rs: server",
-    "net/probe_bind.rs: check_resources",
     "results/block.rs: put",
-    "session/client/running.rs: run_sessions",
+    "session/client/sender/mod.rs: handle_command",
     "store/results.rs: with",
 ];
 
@@ -410,6 +410,10 @@ fn files_do_not_import_each_other_in_a_circle() {
     let circular: Vec<&String> =
         edges.keys().filter(|module| reachable(&edges, module).contains(*module)).collect();
     let allowed = |module: &str| {
+        // Parts of a test may know each other.
+        if module.split("::").any(|part| part == "tests") {
+            return true;
+        }
         let path = module.replace("::", "/");
         CIRCULAR.iter().any(|entry| path.starts_with(entry.trim_end_matches(".rs")))
     };

@@ -144,7 +144,7 @@ mod tests {
     use crate::proto::{Consumer, ListConsumersRequest, ListServerSessionsRequest};
 
     fn consumers(count: usize, name_len: usize) -> Vec<Consumer> {
-        let name = |index| format!("{index:0name_len$}");
+        let name = |index| format!("{index:04}{}", "x".repeat(name_len.saturating_sub(4)));
         (0..count).map(|index| Consumer { name: name(index), ..Consumer::default() }).collect()
     }
 

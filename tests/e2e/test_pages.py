@@ -59,7 +59,7 @@ class Surface(Case):
         some = self.api.call("ConfigService", "GetConfig", {"connections": ["c00001"]})
         self.assertEqual([c["name"] for c in some["config"]["client"]["control_connections"]], ["c00001"])
         shown = self.ctl("get", "config", "--revision", "1").stdout
-        self.assertEqual(shown.count("- name: c"), 6000)
+        self.assertEqual(shown.count(" name: c"), 6000)
 
     def test_tokens_are_checked(self):
         self.api.apply({"client": self.idle(5)})

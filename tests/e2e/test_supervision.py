@@ -235,7 +235,7 @@ class Table(TwoHosts):
         told, _ = self.outage(
             {"BAD_KEY"}, lambda: self.serve(key_chains=right, authentication_modes=[KEYED["authentication_mode"]]),
             running=False)
-        self.assertIn("key_id or secret", told["last_failure"]["detail"])
+        self.assertIn("check key_id and secret", told["last_failure"]["detail"])
 
     def test_no_common_mode(self):
         self.serve()

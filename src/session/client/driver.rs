@@ -76,25 +76,9 @@ pub(super) async fn run(
     heartbeat: Heartbeat,
 ) {
     let current = desired.borrow_and_update().clone();
-    let seed = random::number();
     let mut network = tools.network.clone();
-    let status = tools.status.connection();
-    let mut machine = Connection::start(current, status, Remembered::default(), seed, clock::now());
-    machine.handle(Input::Network(network.borrow_and_update().better), clock::now());
-    let mut driver = Driver {
-        machine,
-        tools,
-        sessions: SessionHandles::default(),
-        stream: None,
-        control: None,
-        started: Vec::new(),
-        sockets: Vec::new(),
-        operation: None,
-        names: None,
-        interface: None,
-        was_running: false,
-        is_finished: false,
-    };
+    let mut driver = Driver::new(current, tools);
+    driver.machine.handle(Input::Network(network.borrow_and_update().better), clock::now());
     let progress = driver.sessions.progress();
     let mut check = interval(heartbeat.interval());
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -155,6 +139,25 @@ pub(super) async fn run(
 }
 
 impl Driver {
+    fn new(desired: Desired, tools: Tools) -> Self {
+        let status = tools.status.connection();
+        let (remembered, seed) = (Remembered::default(), random::number());
+        Self {
+            machine: Connection::start(desired, status, remembered, seed, clock::now()),
+            tools,
+            sessions: SessionHandles::default(),
+            stream: None,
+            control: None,
+            started: Vec::new(),
+            sockets: Vec::new(),
+            operation: None,
+            names: None,
+            interface: None,
+            was_running: false,
+            is_finished: false,
+        }
+    }
+
     /// Carries out what the machine asks for and publishes its status.
     async fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
@@ -229,17 +232,13 @@ impl Driver {
                 Box::pin(async move {
                     let prepared =
                         negotiate::prepare(&config, &names, extensions, stream, context).await;
-                    Outcome::Negotiated(match prepared {
-                        Ok(established) => {
-                            let mut established = Box::new(established);
-                            let negotiated = established.negotiate(&config, &derivation).await;
-                            negotiated.map(|()| {
-                                let declined = established.take_declined();
-                                (established, declined)
-                            })
-                        }
-                        Err(failure) => Err(failure),
-                    })
+                    let mut established = match prepared {
+                        Ok(established) => Box::new(established),
+                        Err(failure) => return Outcome::Negotiated(Err(failure)),
+                    };
+                    let negotiated = established.negotiate(&config, &derivation).await;
+                    let declined = established.take_declined();
+                    Outcome::Negotiated(negotiated.map(|()| (established, declined)))
                 })
             }
             Operation::OpenUnnegotiated { config, names, context, others_wait } => {

@@ -125,7 +125,10 @@ impl ConnectionStatus {
     /// Records that the task failed; returns whether that begins an outage. After the `last` failure
     /// that the restart budget allows the connection is FAILED.
     pub(crate) fn task_failed(&mut self, failure: Failure, last: bool, now: Now) -> bool {
+        let report = FailureReport { failure: failure.clone(), time: now.unix };
         let begins = self.begin_outage(failure, 0, now);
+        // The status names the task's failure also within an outage that had another cause.
+        self.last_loss = Some(report);
         self.set_phase(if last { Phase::Failed } else { Phase::WaitingRetry }, now);
         self.task_restarts += u64::from(!last);
         begins
