@@ -256,7 +256,7 @@ class Prometheus(Export):
         told = re.findall(r'^twamp_last_test_one_way_validity{(.*)} 1$', text, re.M)
         told = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in told]
         self.assertEqual({(labels["connection"], labels["validity"]) for labels in told}, words)
-        told = re.findall(r'^twamp_delay_stamps{(.*)} 1$', text, re.M)
+        told = re.findall(r'^twamp_delay_timestamp_source{(.*)} 1$', text, re.M)
         told = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in told]
         self.assertLessEqual({("transmit", "kernel"), ("receive", "kernel")},
                              {(labels["timestamp"], labels["source"]) for labels in told})

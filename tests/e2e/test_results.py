@@ -140,7 +140,7 @@ class Numbers(harness.TwoHosts):
                 run = 0
         # Runs at the ends may continue in the previous and next test.
         self.assertLessEqual(abs(figures.loss_bursts.bursts - len(runs)), 1)
-        self.assertGreaterEqual(figures.loss_bursts.longest, max(runs, default=0))
+        self.assertGreaterEqual(figures.loss_bursts.max_length, max(runs, default=0))
         return worst
 
     def moments(self, numpy, told, values):
@@ -245,7 +245,7 @@ class Intervals(Case):
         }
         tests = lambda name: int(statistics().get((name, "ALL_TESTS"), {"tests_complete": 0})["tests_complete"])
         self.wait_for(lambda: tests("kept") > 10 and tests("passing") > 10)
-        history = statistics(history=True)
+        history = statistics(include_history=True)
         self.assertEqual(len(history["passing", "LAST_TEST"]["history"]), 5)
         numbers = [int(r["test_number"]) for r in history["passing", "LAST_TEST"]["history"]]
         self.assertEqual(numbers, list(range(numbers[0], numbers[0] + 5)))
