@@ -88,7 +88,7 @@ fn sources(control: &Control, results: &Arc<Results>, states: &Arc<ExporterState
     }
 }
 
-/// A running agent.
+/// A running agent: all its tasks and services.
 #[derive(Debug)]
 pub struct Agent {
     tasks: Tasks,

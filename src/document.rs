@@ -17,13 +17,13 @@ pub use differences::differences;
 
 use crate::proto::{self, DESCRIPTORS};
 
-/// A text that is no such message.
+/// A text that cannot be read as the message.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{0}")]
 pub struct DocumentError(String);
 
 impl DocumentError {
-    /// There is nothing.
+    /// Returns the error of an empty document.
     pub(crate) fn empty() -> Self {
         Self("there is nothing in it; to remove everything say {}".into())
     }
@@ -60,7 +60,7 @@ fn at_path<E: std::error::Error>(error: &serde_path_to_error::Error<E>) -> Docum
     }
 }
 
-/// Leaves the value out of an error where it may be a secret in a wrong place or of a wrong type.
+/// Removes the value from an error where it may be a misplaced secret.
 fn without_secret(path: &str, error: String) -> String {
     let may_be = descriptor("AgentConfig").map_or(true, |root| may_have_secret(path, root));
     let Some((start, found)) = error.split_once(": ").filter(|_| may_be) else { return error };
@@ -96,7 +96,7 @@ fn is_secret(field: &FieldDescriptor) -> bool {
     option.get_field_by_name("debug_redact").is_some_and(|value| value.as_bool() == Some(true))
 }
 
-/// Octets in hexadecimal, lower case.
+/// Returns bytes in hexadecimal, lower case.
 pub fn hexadecimal(octets: &[u8]) -> String {
     octets.iter().fold(String::with_capacity(2 * octets.len()), |mut text, octet| {
         let _ = write!(text, "{octet:02x}");
@@ -104,16 +104,16 @@ pub fn hexadecimal(octets: &[u8]) -> String {
     })
 }
 
-/// Which fields are written.
+/// Selection of the fields to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fields {
-    /// All: a reader need not know defaults.
+    /// All fields, with their defaults.
     All,
-    /// Those that were given.
+    /// Only fields that are set.
     Given,
 }
 
-/// A message as a JSON value. `name` is that of the message in the `.proto`.
+/// Converts a message to a JSON value; `name` is that of the message in the `.proto`.
 pub fn to_value(
     message: &impl Message,
     name: &str,
@@ -130,7 +130,7 @@ pub fn to_value(
         .map_err(|error| failed(&error))
 }
 
-/// A value as YAML.
+/// Converts a message to YAML.
 pub fn to_yaml(value: &impl Serialize) -> Result<String, DocumentError> {
     serde_yaml_ng::to_string(value).map_err(|error| DocumentError(error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! `twamp-agent`, the daemon.
+//! `twamp-agent`, the measurement daemon.
 
 mod service;
 
@@ -43,7 +43,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent
+    /// Run the measurement agent
     Run {
         /// Settings (TOML): state directory, API, TLS, log
         #[arg(long, value_name = "FILE")]
@@ -68,13 +68,13 @@ enum Command {
     Db {
         #[command(subcommand)]
         command: DbCommand,
-        /// State directory
+        /// State directory of the stopped agent
         #[arg(long, value_name = "DIR", global = true, default_value = DEFAULT_STATE_DIR)]
         state_dir: PathBuf,
     },
     /// Check a configuration (YAML or JSON) without an agent
     Check {
-        /// File to check
+        /// File with the configuration
         file: PathBuf,
     },
 }
@@ -90,7 +90,7 @@ enum DbCommand {
     },
     /// Create a state directory from an exported file; the directory must be empty or missing
     Import {
-        /// File to read
+        /// Exported file to read
         file: PathBuf,
     },
     /// Return unused space of the databases to the file system
@@ -214,7 +214,7 @@ fn run_demo(duration: Duration) -> Result<(), Failure> {
 }
 
 fn run_db(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
-    // Errors of sled explain a damaged database.
+    // The text of a sled error explains the damage of the database.
     let log = LogSettings { filter: "error,twamp_agent=warn".into(), ..LogSettings::default() };
     telemetry::init(&log).map_err(|error| Failure(FAILED, error.to_string()))?;
     let done = match command {

@@ -14,7 +14,7 @@ pub type SecretVisitor<'a> = dyn FnMut(&str, &mut String, &mut String) + 'a;
 /// A message with secrets somewhere in it: fields with the option `debug_redact` in the `.proto`.
 /// The build implements it for the configuration and all of its parts.
 pub trait VisitSecrets {
-    /// Visits every secret.
+    /// Visits every secret of the message, with its field path.
     fn visit_secrets(&mut self, location: &str, visit: &mut SecretVisitor<'_>);
 }
 
@@ -23,7 +23,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// A value of an enum as people read it: without the name of the enum in front.
 pub trait Word {
-    /// `DNS` of `FAILURE_CAUSE_DNS`.
+    /// Returns the name without the prefix of its type: `DNS` for `FAILURE_CAUSE_DNS`.
     fn word(self) -> &'static str;
 }
 

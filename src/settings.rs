@@ -13,7 +13,7 @@ use crate::{
     api::ApiSettings, net::ThreadScheduling, session::PlaneSettings, telemetry::LogSettings,
 };
 
-/// Default state directory.
+/// State directory that is used when none is given.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/twamp-agent";
 
 /// Settings of an agent; unknown keys are errors.

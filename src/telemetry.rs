@@ -20,7 +20,7 @@ pub struct LogSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Text for people.
+    /// Text lines for human readers.
     #[default]
     Text,
     /// One JSON object for each line.
@@ -33,7 +33,7 @@ impl Default for LogSettings {
     }
 }
 
-/// Invalid log filter.
+/// The log filter cannot be parsed.
 #[derive(Debug, Error)]
 #[error(
     "invalid log filter {filter:?}: {source}; expected \"info\" or \"twamp_agent=debug\", for example"

@@ -1,4 +1,4 @@
-//! `AgentService`.
+//! `AgentService`: identity, state, clock and store of the agent.
 
 use tonic::{Request, Response, Status};
 
@@ -10,16 +10,16 @@ use crate::{
     time::{Now, duration_to_proto},
 };
 
-/// What of the agent does not change while it runs.
+/// Facts about the agent that do not change while it runs.
 #[derive(Clone, Debug)]
 pub struct AgentFacts {
-    /// When it started.
+    /// Time at which the agent started.
     pub started: Now,
     /// Name of the host.
     pub host_name: String,
 }
 
-/// What this version can do.
+/// Capabilities of this version, as the API lists them.
 const CAPABILITIES: [&str; 15] = [
     "control/light",
     "control/managed",
@@ -48,7 +48,7 @@ impl AgentService for Context {
         let store = self.results.state().borrow().clone();
         let troubles = [self.control.damage(), store.detail.clone()];
         let healthy = troubles.iter().all(String::is_empty);
-        // What was lost at the start is over, but to be known.
+        // Results lost at the start stay listed, although the fault is over.
         let lost = self.results.damage().to_owned();
         let told = troubles.into_iter().chain([lost]).filter(|told| !told.is_empty());
         let detail = told.collect::<Vec<_>>().join("; ");

@@ -1,4 +1,4 @@
-//! `ClientService`.
+//! `ClientService`: configured connections, their control, and the probing of servers.
 
 use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
 
 /// Time for each step of trying a server, where none is given.
 const PROBE_TIMEOUT_SECONDS: i64 = 5;
-/// Changes that follow each other this closely are told together.
+/// Changes that follow each other within this time are sent as one message.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 #[tonic::async_trait]
@@ -111,22 +111,22 @@ impl ClientService for Context {
     }
 }
 
-/// What one watcher was told.
+/// State that was last sent to one watcher.
 struct Watch {
     context: Context,
     numbers: watch::Receiver<u64>,
     names: Vec<String>,
-    /// Everything up to this change; `None` before the first message.
+    /// Number of the last change sent; `None` before the first message.
     seen: Option<u64>,
     known: BTreeSet<String>,
 }
 
 impl Watch {
-    /// The next message; `None` where nothing can change any more.
+    /// Returns the next message; `None` once no further change is possible.
     async fn next(&mut self) -> Option<WatchConnectionsResponse> {
         loop {
             let number = *self.numbers.borrow_and_update();
-            // What changes while it is read is read again.
+            // A change during the reading is included in the next message.
             let since = self.seen.replace(number);
             let clients = self.context.control.clients();
             let (connections, present) = clients.changed_since(&self.names, since.unwrap_or(0));

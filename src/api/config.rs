@@ -1,4 +1,4 @@
-//! `ConfigService`.
+//! `ConfigService`: commits, confirmations and revisions.
 
 use tonic::{Request, Response, Status};
 
@@ -29,7 +29,7 @@ impl ConfigService for Context {
             request.into_inner();
         let rest = GetConfigRequest { revision, connections, ..GetConfigRequest::default() };
         let page = PageRequest::new(&rest, page_size, &page_token)?;
-        // What is committed between two pages does not mix with them.
+        // All pages come from one revision, whatever is committed between them.
         let revision =
             page.fixed_key::<16>()?.map_or(revision, |key| DocumentKey::from(key).revision);
         match self.control.revision(revision).await.map_err(error::store)? {

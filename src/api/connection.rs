@@ -1,4 +1,4 @@
-//! A connection to the API, over whichever transport it came.
+//! A connection to the API over TCP, TLS or a Unix socket.
 
 use std::{
     io,
@@ -9,16 +9,16 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::{Extensions, transport::server::Connected};
 
-/// Who is at the other end.
+/// Address and identity of a client of the API.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
     /// Address and port, or `unix`.
     pub(super) address: String,
-    /// Common name of its certificate.
+    /// Common name of the client's certificate.
     pub(super) common_name: Option<String>,
 }
 
-/// The name under which a change is recorded.
+/// Returns the author that is recorded with a change.
 pub(super) fn author(extensions: &Extensions) -> String {
     extensions.get::<Peer>().map_or_else(String::new, |peer| {
         peer.common_name.clone().unwrap_or_else(|| peer.address.clone())
@@ -28,7 +28,7 @@ pub(super) fn author(extensions: &Extensions) -> String {
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// TCP, TLS or Unix.
+/// Transport of a connection: TCP, TLS or a Unix socket.
 pub(super) struct Connection {
     io: Box<dyn Io>,
     peer: Peer,

@@ -1,4 +1,4 @@
-//! Errors of the inside as statuses of gRPC.
+//! Conversion of internal errors into gRPC statuses.
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -14,12 +14,12 @@ use crate::{
 /// beyond 8 KiB, base64 included.
 const DETAIL_OCTETS: usize = 5 * 1024;
 
-/// One field that is wrong.
+/// A violation of one field.
 pub(super) fn invalid(field: &str, description: impl Into<String>) -> Status {
     all_invalid(&[Violation { field: field.to_owned(), description: description.into() }])
 }
 
-/// Checks that a request names what it acts on, or says that it means everything.
+/// Checks that a request names its targets or selects all of them.
 pub(super) fn check_chosen(field: &str, has_names: bool, all: bool) -> Result<(), Status> {
     match (has_names, all) {
         (false, false) => Err(invalid(field, "required, unless `all` is set")),
@@ -28,7 +28,7 @@ pub(super) fn check_chosen(field: &str, has_names: bool, all: bool) -> Result<()
     }
 }
 
-/// `INVALID_ARGUMENT` with every violation that fits; how many did not, otherwise.
+/// Returns `INVALID_ARGUMENT` with every violation that fits, and counts the others.
 pub(super) fn all_invalid(violations: &[Violation]) -> Status {
     let mut details = ErrorDetails::new();
     let shown = shown(violations.iter().map(|v| (&v.field, &v.description)));
@@ -65,12 +65,12 @@ fn refused(refusals: &[ResourceRefusal]) -> Status {
     Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 
-/// How many of these fit into the details.
+/// Returns the number of violations that fit into the details.
 fn shown<'a>(items: impl Iterator<Item = (&'a String, &'a String)>) -> usize {
     let mut room = DETAIL_OCTETS;
     items
         .take_while(|(field, description)| {
-            // A dozen octets of framing each.
+            // Protobuf framing takes a dozen bytes for each violation.
             let size = field.len() + description.len() + 12;
             let fits = size <= room;
             room = room.saturating_sub(size);
@@ -89,7 +89,7 @@ fn summary(what: &str, count: usize, first: Option<(&str, &str)>) -> String {
     }
 }
 
-/// Why a configuration was not applied.
+/// Converts the reason for which a configuration was not applied.
 pub(super) fn apply(error: ApplyError) -> Status {
     match error {
         ApplyError::Invalid(violations) => all_invalid(&violations),
@@ -104,7 +104,7 @@ pub(super) fn apply(error: ApplyError) -> Status {
     }
 }
 
-/// Why connections were not started or stopped.
+/// Converts the reason for which connections were not started or stopped.
 pub(super) fn by_hand(error: &ByHandError) -> Status {
     match error {
         ByHandError::Unknown(_) | ByHandError::UnknownSession(_) => {
@@ -114,7 +114,7 @@ pub(super) fn by_hand(error: &ByHandError) -> Status {
     }
 }
 
-/// The store did not do it.
+/// Converts an error of the store.
 pub(super) fn store(error: StoreError) -> Status {
     match error {
         StoreError::Damaged(_) => Status::data_loss(error.to_string()),
@@ -128,7 +128,7 @@ pub(super) fn store(error: StoreError) -> Status {
     }
 }
 
-/// The agent ends.
+/// Returns the status of requests that arrive during the shutdown.
 pub(super) fn ending() -> Status {
     Status::unavailable("the agent is ending")
 }

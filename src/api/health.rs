@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: the agent as a whole, the API, the store, and each connection.
+//! `grpc.health.v1`: health of the agent, the API, the store and each connection.
 
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
@@ -15,12 +15,12 @@ use tonic_health::pb::{
 use super::{Context, error};
 use crate::supervise::Tasks;
 
-/// Changes of connections within this are told to those who watch health at once.
+/// Changes of connections within this time are reported together.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often health is looked at where no connection changes: damage tells nobody.
+/// Interval of health checks without a change of connections: damage of the store sends no event.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// What is well.
+/// Health of the store and of each connection.
 #[derive(Debug, Default)]
 struct Book {
     store: bool,
@@ -28,10 +28,10 @@ struct Book {
 }
 
 impl Book {
-    /// `None` for a service that there is not.
+    /// Returns whether a service is healthy; `None` if it is unknown.
     fn is_well(&self, service: &str) -> Option<bool> {
         match service {
-            // Who answers is there.
+            // The API is healthy as long as it answers.
             "" | "twamp.agent.v1" => Some(true),
             "store" => Some(self.store),
             _ => self.connections.get(service.strip_prefix("client/")?).copied(),
@@ -47,7 +47,7 @@ impl Book {
     }
 }
 
-/// The service, with a task that keeps its book.
+/// The health service, and the task that updates it.
 pub(super) fn service(context: &Context, tasks: &Tasks) -> HealthServer<HealthService> {
     let book = watch::Sender::default();
     let (reader, token) = (book.subscribe(), context.token.clone());
@@ -58,7 +58,7 @@ pub(super) fn service(context: &Context, tasks: &Tasks) -> HealthServer<HealthSe
 async fn keep(book: watch::Sender<Book>, context: Context) {
     let state = context.results.state();
     let mut changes = context.control.clients().changes();
-    // As they were at the start, before there was a change.
+    // The first round reads the initial state without waiting for a change.
     changes.mark_changed();
     loop {
         let store = state.borrow().detail.is_empty() && context.control.damage().is_empty();
@@ -84,7 +84,7 @@ async fn keep(book: watch::Sender<Book>, context: Context) {
     }
 }
 
-/// Answers from the book.
+/// Service that answers from the latest known health.
 #[derive(Clone, Debug)]
 pub(super) struct HealthService {
     book: watch::Receiver<Book>,
@@ -92,7 +92,7 @@ pub(super) struct HealthService {
 }
 
 impl HealthService {
-    /// The next status that differs from the last one told.
+    /// Returns the next status that differs from the last one sent.
     async fn next(
         &mut self,
         service: &str,
@@ -182,7 +182,7 @@ mod tests {
             let status = health.next("client/c1", told).await.unwrap();
             assert_eq!(status, expected);
             told = Some(status);
-            // Of another.
+            // A change of another service sends no message.
             book.send_modify(|book| book.store = !book.store);
         }
         token.cancel();

@@ -1,4 +1,4 @@
-//! Where the API listens: TCP with or without TLS, and a Unix socket.
+//! Sockets of the API: TCP with or without TLS, and a Unix socket.
 
 use std::{
     fs, io,
@@ -25,25 +25,25 @@ use super::{
 };
 use crate::supervise::Tasks;
 
-/// Connections that wait for the server.
+/// Length of the accept queue of each socket.
 const ACCEPTED: usize = 16;
-/// A handshake that takes longer is given up.
+/// Limit of a TLS handshake; a slower one is aborted.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// Owner and group may speak to the agent.
+/// Mode of the Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Where and how the API is offered.
+/// Addresses and TLS of the API, the section `api` of the settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiSettings {
-    /// TCP addresses.
+    /// TCP addresses; port 0 takes any free port.
     pub listen: Vec<SocketAddr>,
     /// Path of a Unix socket; none by default.
     pub unix_socket: Option<PathBuf>,
     /// TLS for all TCP addresses; none by default.
     pub tls: Option<TlsSettings>,
-    /// Offer the API without TLS to other hosts. Whoever reaches the port commands the agent.
+    /// Offer the API without TLS to other hosts: anyone who reaches the port controls the agent.
     pub allow_remote_without_tls: bool,
 }
 
@@ -58,39 +58,39 @@ impl Default for ApiSettings {
     }
 }
 
-/// PEM files. They are read again when they change.
+/// PEM files of the API, read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSettings {
-    /// Certificate of the agent, followed by those that lead to its root.
+    /// Certificate of the agent, followed by its intermediate certificates.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the certificate.
     pub key: PathBuf,
-    /// Roots of client certificates; with it, only clients with such a certificate are served.
+    /// Roots of client certificates; clients without such a certificate are refused.
     pub client_ca: Option<PathBuf>,
 }
 
-/// Why the API is not offered.
+/// Reason for which the API cannot listen.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// A port or path is not to be had.
+    /// A port or a path cannot be bound.
     #[error("API on {address}: {source}")]
     Address {
-        /// Address or path.
+        /// TCP address or path of the Unix socket.
         address: String,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// Open to other hosts.
+    /// A TCP address is reachable from other hosts, and TLS is not configured.
     #[error(
         "API on {0}: other hosts could command this agent without TLS. Give [api.tls] in the \
          settings, listen on a loopback address, or say allow_remote_without_tls = true"
     )]
     RemoteWithoutTls(SocketAddr),
-    /// Nobody could command the agent.
+    /// Neither a TCP address nor a Unix socket is configured.
     #[error("API: neither [api] listen nor unix_socket names a place to listen on")]
     Nowhere,
-    /// The PEM files.
+    /// A PEM file is unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -103,7 +103,7 @@ pub struct ApiListener {
     tls: Option<Arc<Reloading>>,
 }
 
-/// Takes the file of a Unix socket away with the agent.
+/// File of the Unix socket, removed on drop.
 #[derive(Debug)]
 struct SocketFile(PathBuf);
 
@@ -114,7 +114,7 @@ impl Drop for SocketFile {
 }
 
 impl ApiListener {
-    /// Opens all sockets.
+    /// Binds the TCP addresses and the Unix socket.
     pub async fn open(settings: &ApiSettings) -> Result<Self, ListenError> {
         if settings.listen.is_empty() && settings.unix_socket.is_none() {
             return Err(ListenError::Nowhere);
@@ -136,12 +136,12 @@ impl ApiListener {
         Ok(Self { tcp, unix, tls })
     }
 
-    /// The TCP addresses, with the ports that port 0 became.
+    /// Returns the bound TCP addresses; a configured port 0 is replaced by the actual port.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
-    /// Accepts on all sockets.
+    /// Accepts connections on all sockets.
     pub(super) fn accept(self, tasks: &Tasks) -> ReceiverStream<io::Result<Connection>> {
         let (sender, receiver) = mpsc::channel(ACCEPTED);
         for listener in self.tcp {
@@ -160,7 +160,7 @@ fn failed(address: impl ToString, source: io::Error) -> ListenError {
     ListenError::Address { address: address.to_string(), source }
 }
 
-/// A socket that an agent left which is no more is in the way and goes; one that is in use stays.
+/// Removes the socket file of an agent that no longer runs; a socket in use is left alone.
 fn open_unix(path: &PathBuf) -> io::Result<(UnixListener, SocketFile)> {
     let left = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     if left && std::os::unix::net::UnixStream::connect(path).is_err() {
@@ -196,7 +196,7 @@ async fn accept_tcp(
                             return;
                         }
                     }
-                    // Beside the others: a slow handshake holds up nobody else.
+                    // Each handshake has its own task, so that a slow one delays no other.
                     Some(tls) => {
                         tasks
                             .spawn("TLS handshake", shake_hands(stream, tls, peer, sender.clone()));

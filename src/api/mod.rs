@@ -35,7 +35,7 @@ use services::{
     server_service_server::ServerServiceServer,
 };
 
-/// What tonic makes of the services in `proto/`, for both ends.
+/// Code generated from `proto/`, clients and servers.
 #[allow(missing_docs, clippy::pedantic, clippy::nursery, unused_qualifications)]
 pub mod services {
     include!(concat!(env!("OUT_DIR"), "/services/twamp.agent.v1.rs"));
@@ -45,21 +45,21 @@ pub mod services {
 /// take to say so: a collector that vanished must not keep its stream.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
-/// How long open requests may take when the agent ends.
+/// Time that open requests have to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Everything that the services speak for.
+/// Shared state of all services.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Configuration and roles.
+    /// Commits the configuration and controls both roles.
     pub control: Control,
-    /// The log.
+    /// Result log with its statistics.
     pub results: Arc<Results>,
-    /// How exporters are.
+    /// Latest state of every exporter.
     pub exporters: Arc<ExporterStates>,
-    /// What does not change.
+    /// Facts that do not change while the agent runs.
     pub facts: Arc<AgentFacts>,
-    /// Ends streams.
+    /// Ends the streams when it is cancelled.
     pub token: CancellationToken,
 }
 

@@ -1,4 +1,4 @@
-//! `ResultsService`.
+//! `ResultsService`: records, statistics and consumers.
 
 use std::{pin::Pin, time::Duration};
 
@@ -207,7 +207,7 @@ impl Context {
     }
 }
 
-/// A stream of one client.
+/// A stream of records to one client.
 struct Follow {
     reader: Reader,
     agent_id: String,
@@ -216,7 +216,7 @@ struct Follow {
 }
 
 impl Follow {
-    /// The next message and the rest of the stream; no rest behind an error.
+    /// Returns the next message and the rest of the stream; an error ends the stream.
     async fn next(
         stream: Option<Self>,
     ) -> Option<(Result<StreamRecordsResponse, Status>, Option<Self>)> {

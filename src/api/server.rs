@@ -1,4 +1,4 @@
-//! `ServerService`.
+//! `ServerService`: state of the server role, its connections and sessions.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

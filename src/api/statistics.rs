@@ -1,4 +1,4 @@
-//! Pages of statistics.
+//! Pages of `GetStatistics`, and the checks of its names.
 
 use tonic::Status;
 

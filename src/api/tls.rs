@@ -26,31 +26,31 @@ use super::listen::TlsSettings;
 /// `id-at-commonName` (RFC 5280 appendix A.1).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
-/// What is wrong with the files of TLS.
+/// Reason for which the PEM files cannot be used.
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("{}: {source}", .path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file holds something else.
+    /// A file does not hold the expected PEM item.
     #[error("{}: {what}", .path.display())]
     Content {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// Missing or malformed item of the file.
         what: String,
     },
-    /// Certificate and key do not go together, or the like.
+    /// The TLS library refuses the files, such as a key of another certificate.
     #[error("TLS: {0}")]
     Config(#[from] rustls::Error),
 }
 
-/// Gives the acceptor for what the files hold now.
+/// Builds the acceptor from the present content of the files.
 #[derive(Debug)]
 pub(super) struct Reloading {
     settings: TlsSettings,
@@ -75,7 +75,7 @@ impl Reloading {
         Ok(Self { settings, state })
     }
 
-    /// Files that changed and do not work leave the earlier ones in force.
+    /// Changed files that cannot be used leave the earlier ones in force.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let modified = modified(&self.settings);
@@ -150,7 +150,7 @@ pub(super) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let parsed = Certificate::from_der(certificate).ok()?;
     let names = parsed.tbs_certificate.subject.0;
     let name = names.iter().flat_map(|set| set.0.iter()).find(|name| name.oid == COMMON_NAME)?;
-    // The other string types of a DirectoryString are not octets of ASCII or UTF-8.
+    // The other string types of a DirectoryString are neither ASCII nor UTF-8.
     let is_text = matches!(
         name.value.tag(),
         Tag::Utf8String | Tag::PrintableString | Tag::Ia5String | Tag::TeletexString

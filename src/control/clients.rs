@@ -38,12 +38,12 @@ pub enum ByHandError {
     /// A name that no session of the connections has.
     #[error("no session of the connections asked for is named {0:?}")]
     UnknownSession(String),
-    /// Configured as inactive.
+    /// The connection is configured as inactive.
     #[error("connection {0:?} is inactive: apply a configuration in which it is not")]
     Inactive(String),
 }
 
-/// All connections.
+/// All configured connections of the client role.
 #[derive(Debug)]
 pub struct Clients {
     inner: Mutex<Inner>,

@@ -7,7 +7,7 @@ use crate::{
     store::{ConfigStore, StoreError},
 };
 
-/// A committed configuration.
+/// A committed configuration with its revision.
 #[derive(Clone, Debug, Default)]
 pub struct Committed {
     /// 0 before the first commit.
@@ -40,7 +40,7 @@ impl Committed {
         self.overdue_rollback.as_deref()
     }
 
-    /// Returns the configuration.
+    /// Returns the configuration of this revision.
     pub fn config(&self) -> &AgentConfig {
         &self.config
     }
@@ -49,7 +49,7 @@ impl Committed {
 /// Failure to load the stored configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The store failed.
+    /// The store failed to read the revision.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The kernel gave no random bytes for the key of digests.
@@ -58,7 +58,7 @@ pub enum LoadError {
     /// This version of the agent refuses the document of the current revision.
     #[error("stored revision {revision} is not valid: {violations:?}")]
     Invalid {
-        /// The current revision.
+        /// Number of the current revision.
         revision: u64,
         /// Everything that is invalid in it.
         violations: Vec<Violation>,

@@ -1,4 +1,4 @@
-//! What the command-line client does.
+//! Commands of `twampctl` except those of configurations.
 
 use std::{fs, path::Path};
 
@@ -26,13 +26,13 @@ use crate::{
     },
 };
 
-/// The commands.
+/// Commands of `twampctl`; their comments are the help texts.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Configurations
+    /// Commands that show or change the configuration
     #[command(flatten)]
     Configuration(ConfigurationCommand),
-    /// Show a configuration
+    /// Show the configuration of the agent
     #[command(subcommand)]
     Get(GetCommand),
     /// Show the agent and its connections
@@ -42,7 +42,7 @@ pub enum Command {
     },
     /// Start connections that are stopped or completed; attempt to connect those that are down
     Start {
-        /// Names of connections
+        /// Names of the connections to start
         #[arg(required_unless_present = "all")]
         names: Vec<String>,
         /// Start every active connection
@@ -53,7 +53,7 @@ pub enum Command {
     ///
     /// To stop a connection for good, set `inactive: true` in its configuration.
     Stop {
-        /// Names of connections
+        /// Names of the connections to stop
         #[arg(required_unless_present = "all")]
         names: Vec<String>,
         /// Stop every active connection
@@ -64,16 +64,16 @@ pub enum Command {
     Stats {
         /// Names of connections; all by default
         names: Vec<String>,
-        /// Only this scope
+        /// Show only statistics of this scope
         #[arg(long, value_enum)]
         scope: Option<Scope>,
-        /// Include intervals that are not over
+        /// Include intervals that have not ended
         #[arg(long)]
         running: bool,
     },
-    /// Reset statistics
+    /// Reset statistics in all scopes
     Clear {
-        /// Names of connections
+        /// Names of the connections to reset
         #[arg(required_unless_present = "all")]
         names: Vec<String>,
         /// Reset the statistics of every session
@@ -82,10 +82,10 @@ pub enum Command {
     },
     /// List records of the result log
     Records {
-        /// Which records
+        /// Selection of the records
         #[command(flatten)]
         filter: FilterArguments,
-        /// How many, the newest by default
+        /// Number of records, the newest by default
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         count: u32,
         /// Records after this cursor, oldest first
@@ -94,16 +94,16 @@ pub enum Command {
     },
     /// List events: outages, thresholds, revisions
     Events {
-        /// Only of this connection; may be given several times
+        /// Show only events of this connection; may be repeated
         #[arg(long, value_name = "NAME")]
         connection: Vec<String>,
-        /// How many, the newest by default
+        /// Number of events, the newest by default
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         count: u32,
         /// Events after this cursor, oldest first
         #[arg(long, value_name = "CURSOR")]
         after: Option<u64>,
-        /// Keep following
+        /// Keep following: print new events as they occur
         #[arg(long)]
         follow: bool,
     },
@@ -114,7 +114,7 @@ pub enum Command {
     },
     /// Follow the result log
     Stream {
-        /// Which records
+        /// Selection of the records
         #[command(flatten)]
         filter: FilterArguments,
         /// Start after this cursor
@@ -123,7 +123,8 @@ pub enum Command {
         /// Start at the earliest record
         #[arg(long, conflicts_with = "consumer")]
         earliest: bool,
-        /// Start after the last record that this consumer acknowledged; acknowledge what is printed
+        /// Start after the last record that this consumer acknowledged, and acknowledge printed
+        /// records
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
     },
@@ -134,10 +135,10 @@ pub enum Command {
     Server(ServerCommand),
 }
 
-/// What can be shown.
+/// Objects that `get` shows.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum GetCommand {
-    /// Show the configuration as it was committed
+    /// Show the configuration as committed
     Config {
         /// Revision to show; the current one by default
         #[arg(long, default_value_t = 0)]
@@ -145,33 +146,33 @@ pub enum GetCommand {
     },
 }
 
-/// The server role.
+/// Commands of the server role.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ServerCommand {
     /// Show sockets, counters, control connections and test sessions
     Status,
     /// Close control connections of clients
     Close {
-        /// Ids of connections, as status shows them
+        /// Ids of connections, as `server status` shows them
         #[arg(required_unless_present_any = ["client", "all"])]
         ids: Vec<u64>,
-        /// Close all connections of this client address; may be given several times
+        /// Close all connections from this client address; may be repeated
         #[arg(long, value_name = "ADDRESS")]
         client: Vec<String>,
-        /// Close every connection
+        /// Close every control connection
         #[arg(long)]
         all: bool,
     },
 }
 
-/// Scope of statistics.
+/// Scope of statistics, as the option `--scope` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scope {
-    /// The running test
+    /// The test that is running
     Current,
     /// The last finished test
     Last,
-    /// All finished tests
+    /// All tests that have finished
     All,
     /// The last `moving_average_size` tests
     Moving,
@@ -185,28 +186,28 @@ pub enum Scope {
     Day,
 }
 
-/// Which records.
+/// Options that select records.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FilterArguments {
-    /// Only of this connection; may be given several times
+    /// Show only records of this connection; may be repeated
     #[arg(long, value_name = "NAME")]
     connection: Vec<String>,
-    /// Only of this session; may be given several times
+    /// Show only records of this session; may be repeated
     #[arg(long, value_name = "NAME")]
     session: Vec<String>,
-    /// Only of this kind; may be given several times
+    /// Show only records of this kind; may be repeated
     #[arg(long, value_enum)]
     kind: Vec<KindArgument>,
 }
 
-/// Kind of record.
+/// Kind of record, as the option `--kind` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KindArgument {
-    /// Results of tests
+    /// Results of finished tests
     Test,
-    /// Single probes
+    /// Results of single probes
     Probes,
-    /// Events
+    /// Events, such as outages and thresholds
     Event,
     /// Statistics of minutes, quarters of an hour, hours and days
     Interval,
@@ -229,7 +230,7 @@ impl From<FilterArguments> for RecordFilter {
     }
 }
 
-/// Carries out a command.
+/// Runs a command and prints its result.
 pub async fn run(agent: &Connection, command: Command, format: Format) -> Result<(), CtlError> {
     match command {
         Command::Configuration(command) => configuration::run(agent, command, format).await,
@@ -332,7 +333,7 @@ async fn probe_server(
     if answer.stage() == ProbeStage::Done { Ok(()) } else { Err(CtlError::ServerFails) }
 }
 
-/// Prints a page of the log; returns the cursor up to which it was looked at.
+/// Prints a page of the log; returns the last cursor that was read.
 async fn statistics(
     agent: &Connection,
     names: Vec<String>,
@@ -417,7 +418,7 @@ async fn stream(
             )),
             Some(Message::Heartbeat(_)) | None => None,
         })?;
-        // Printed is done with.
+        // A printed record is acknowledged.
         if let (Some(consumer), Some(Message::Batch(batch))) = (&consumer, &message.message)
             && let Some(last) = batch.records.last()
         {
@@ -442,7 +443,7 @@ async fn server_status(agent: &Connection, format: Format) -> Result<(), CtlErro
     })
 }
 
-/// One field of an answer, as a value.
+/// Returns one field of a message as a JSON value.
 fn part(message: &impl Message_, name: &str, field: &str) -> Result<Value, CtlError> {
     Ok(to_value(message, name, Fields::All)?[field].take())
 }

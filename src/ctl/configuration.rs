@@ -1,4 +1,4 @@
-//! What the command-line client does with configurations.
+//! Commands of `twampctl` that show or change the configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The commands.
+/// Commands that show or change the configuration; their comments are the help texts.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigurationCommand {
     /// Replace the whole configuration: what FILE does not name is removed (see --dry-run); with
@@ -36,7 +36,7 @@ pub enum ConfigurationCommand {
         /// export or storage; may be given several times
         #[arg(long, value_name = "PART", requires = "merge")]
         delete: Vec<String>,
-        /// How it is made
+        /// Options of the change
         #[command(flatten)]
         options: ChangeOptions,
     },
@@ -51,7 +51,7 @@ pub enum ConfigurationCommand {
         /// Revision to return to; the one before the current one by default
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         revision: Option<u64>,
-        /// How it is made
+        /// Options of the change
         #[command(flatten)]
         options: ChangeOptions,
     },
@@ -71,13 +71,13 @@ pub enum ConfigurationCommand {
     Revisions,
 }
 
-/// How a change is made.
+/// Options of every command that changes the configuration.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ChangeOptions {
-    /// Check everything and show the changes, but make none
+    /// Check the change and show its effects without committing it
     #[arg(long)]
     dry_run: bool,
-    /// Make the change only if this is the current revision; 0 stands for none
+    /// Commit only if this is the current revision; 0 stands for none
     #[arg(long, value_name = "REVISION")]
     expect: Option<u64>,
     /// Roll back unless the revision is confirmed within this time, such as 5m
@@ -95,7 +95,7 @@ fn length(text: &str) -> Result<prost_types::Duration, String> {
     Ok(prost_types::Duration { seconds: span.as_secs(), nanos: span.subsec_nanos() })
 }
 
-/// Carries out a command.
+/// Runs a command and prints its result.
 pub(super) async fn run(
     agent: &Connection,
     command: ConfigurationCommand,
@@ -163,13 +163,13 @@ fn mode(merge: bool) -> ApplyMode {
 
 fn document(file: &Path) -> Result<AgentConfig, CtlError> {
     let text = read(file)?;
-    // A file that was cut off is no wish to remove everything.
+    // A truncated file must not remove the whole configuration.
     let config =
         if text.trim().is_empty() { Err(DocumentError::empty()) } else { read_config(&text) };
     config.map_err(|error| CtlError::Document(file.display().to_string(), error))
 }
 
-/// What a revision changed, or what lies between two.
+/// Prints the changes of one revision, or the differences between two.
 async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(), CtlError> {
     let get = async |revision| pages::config(agent, revision).await;
     let [before, after] = revisions else {

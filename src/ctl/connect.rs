@@ -1,4 +1,4 @@
-//! How an agent is reached: TCP, TLS, or a Unix socket.
+//! Connection to an agent over TCP, TLS or a Unix socket.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -18,37 +18,37 @@ use crate::{
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long an agent may be silent, also while it works: then it is asked, and has so long to answer.
+/// Silence after which a keepalive is sent, and the time allowed for its acknowledgement.
 const SILENCE: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why an agent was not reached.
+/// Reason for which an agent was not reached.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// Nobody there.
+    /// The address refuses connections or does not answer.
     #[error("no agent at {target}: {detail}; is it running, and is that its address?")]
     Unreachable {
-        /// Where.
+        /// Address of the agent, as given.
         target: String,
-        /// Why.
+        /// Innermost error of the transport.
         detail: String,
     },
-    /// A PEM file.
+    /// A PEM file cannot be read.
     #[error("{}: {source}", .path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// Where an agent is: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
+/// Address of an agent: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// TCP, with TLS where the scheme is `https`.
     Url(String),
-    /// A Unix socket.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -74,22 +74,22 @@ pub struct TlsFiles {
     /// Root certificate of the agent (PEM), for https
     #[arg(long, global = true, value_name = "FILE", env = "TWAMP_AGENT_CA")]
     ca: Option<PathBuf>,
-    /// Certificate to show to the agent (PEM)
+    /// Certificate that identifies this client to the agent (PEM)
     #[arg(long, global = true, value_name = "FILE", requires = "key", env = "TWAMP_AGENT_CERT")]
     cert: Option<PathBuf>,
-    /// Its private key (PEM)
+    /// Private key of the client's certificate (PEM)
     #[arg(long, global = true, value_name = "FILE", requires = "cert", env = "TWAMP_AGENT_KEY")]
     key: Option<PathBuf>,
 }
 
-/// An agent that was reached.
+/// An open connection to an agent.
 #[derive(Clone, Debug)]
 pub struct Connection {
     channel: Channel,
 }
 
 impl Connection {
-    /// Reaches an agent.
+    /// Connects to an agent; a `https` target uses the PEM files.
     pub async fn open(target: &Target, tls: &TlsFiles) -> Result<Self, ConnectError> {
         let channel = match target {
             Target::Unix(path) => {
@@ -115,37 +115,37 @@ impl Connection {
         Ok(Self { channel })
     }
 
-    /// `ConfigService`.
+    /// Returns a client of `ConfigService`.
     pub fn config(&self) -> ConfigServiceClient<Channel> {
         ConfigServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
-    /// `ClientService`.
+    /// Returns a client of `ClientService`.
     pub fn client(&self) -> ClientServiceClient<Channel> {
         ClientServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
-    /// `ServerService`.
+    /// Returns a client of `ServerService`.
     pub fn server(&self) -> ServerServiceClient<Channel> {
         ServerServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
-    /// `ResultsService`.
+    /// Returns a client of `ResultsService`.
     pub fn results(&self) -> ResultsServiceClient<Channel> {
         ResultsServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
-    /// `AgentService`.
+    /// Returns a client of `AgentService`.
     pub fn agent(&self) -> AgentServiceClient<Channel> {
         AgentServiceClient::new(self.channel.clone())
     }
 }
 
-/// Whatever has to be said before the first request: TCP, and TLS where it is used.
+/// Waits for a connect, up to `CONNECT_LIMIT`.
 async fn within<T, E>(
     target: &str,
     connecting: impl Future<Output = Result<T, E>>,
@@ -162,7 +162,7 @@ where
     }
 }
 
-/// An agent that no longer answers is found.
+/// Sets the keepalive that detects an agent that no longer answers.
 fn kept_alive(endpoint: Endpoint) -> Endpoint {
     endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(ANSWER_LIMIT)
 }
@@ -184,7 +184,7 @@ impl TlsFiles {
     }
 }
 
-/// The innermost reason: the outer ones say "transport error".
+/// Returns the innermost error: the outer ones only say "transport error".
 fn unreachable_agent(target: &str, error: &dyn std::error::Error) -> ConnectError {
     let mut detail = error.to_string();
     let mut inner = error.source();

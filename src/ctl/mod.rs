@@ -1,4 +1,4 @@
-//! The command-line client. It knows an agent only by its public API.
+//! The command-line client, which uses only the public API of an agent.
 
 mod commands;
 mod configuration;
@@ -20,28 +20,28 @@ use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Why a command failed.
+/// Reason for which a command failed.
 #[derive(Debug, Error)]
 pub enum CtlError {
-    /// The agent is not to be reached.
+    /// The agent cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The agent said no.
+    /// The agent answered with an error status.
     #[error("{}", status_text(.0))]
     Status(Box<Status>),
-    /// A file.
+    /// A file cannot be read; path and error.
     #[error("{0}: {1}")]
     File(String, std::io::Error),
-    /// A document that is none.
+    /// A document cannot be parsed.
     #[error("{0}: {1}")]
     Document(String, crate::document::DocumentError),
-    /// A server that was tried does not work; what was found is printed.
+    /// A probed server does not work; the result is printed before.
     #[error("the server does not work: see above")]
     ServerFails,
-    /// Output that cannot be written.
+    /// The output cannot be written.
     #[error("output: {0}")]
     Output(#[from] std::io::Error),
-    /// A message that cannot be shown.
+    /// A message cannot be converted to JSON or YAML.
     #[error("output: {0}")]
     Show(#[from] crate::document::DocumentError),
 }
@@ -70,15 +70,15 @@ impl CtlError {
     }
 }
 
-/// The agent went away, before the answer or in the middle of it.
+/// Returns whether the agent was lost before or during its answer.
 fn is_gone(status: &Status) -> bool {
     let broken = matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
     status.code() == Code::Unavailable || (broken && std::error::Error::source(status).is_some())
 }
 
-/// A status with every violation on a line of its own.
+/// Returns the text of a status, with each violation on its own line.
 fn status_text(status: &Status) -> String {
-    // What an agent says of itself came whole.
+    // An error with a source comes from the transport, not from the agent.
     if is_gone(status) && std::error::Error::source(status).is_some() {
         return format!("the agent went away ({})", status.message());
     }

@@ -1,4 +1,4 @@
-//! How answers are printed.
+//! Output of messages as tables, JSON or YAML.
 
 use std::io::{self, Write};
 
@@ -8,19 +8,19 @@ use serde_json::Value;
 use super::CtlError;
 use crate::document::{Fields, to_value, to_yaml};
 
-/// For whom.
+/// Format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Tables, for human readers.
     #[default]
     Table,
-    /// For machines: the JSON mapping of proto3 with the names of the `.proto`.
+    /// JSON mapping of proto3 with the field names of the `.proto`.
     Json,
-    /// The same as YAML.
+    /// YAML with the same content as the JSON.
     Yaml,
 }
 
-/// Prints several answers as one: by name for machines, as `table` for people.
+/// Prints several messages: as one object by name, or as `table`.
 pub(super) fn print_together(
     format: Format,
     parts: Vec<(&str, Value)>,
@@ -34,7 +34,7 @@ pub(super) fn print_together(
     }
 }
 
-/// Prints an answer: as it is for machines, as `table` for people.
+/// Prints one message: as it is in JSON or YAML, or as `table`.
 pub(super) fn print(
     format: Format,
     message: &impl Message,
@@ -52,7 +52,7 @@ pub(super) fn print(
     write_line(&text)
 }
 
-/// Prints one message of a stream: a line for machines.
+/// Prints one message of a stream, on one line in JSON.
 pub(super) fn print_item(
     format: Format,
     message: &impl Message,
@@ -68,7 +68,7 @@ pub(super) fn print_item(
     }
 }
 
-/// Writes a text that ends with exactly one line end.
+/// Writes a text with exactly one line break at its end.
 pub(super) fn write_line(text: &str) -> Result<(), CtlError> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", text.trim_end_matches('\n'))?;

@@ -1,4 +1,4 @@
-//! Listings of an agent, read page by page.
+//! Listings of an agent, requested page by page.
 
 use prost::Message;
 use tonic::{Response, Status};
@@ -11,7 +11,7 @@ use crate::proto::{
     ListServerSessionsResponse,
 };
 
-/// Answer that may be one page of several.
+/// A response that may be one page of several.
 trait Paged: Message + Default {
     fn next_page_token(&mut self) -> &mut String;
 }

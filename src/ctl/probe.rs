@@ -1,4 +1,4 @@
-//! `twampctl probe-server`: one try of a server, told so that a person knows what to do.
+//! `twampctl probe-server`: tries a server once and explains the result.
 
 use std::path::PathBuf;
 
@@ -12,47 +12,47 @@ use crate::proto::{
     ProbeStage, Word,
 };
 
-/// Mode to be asked for.
+/// Security mode to request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ModeArgument {
-    /// No security
+    /// No security: unauthenticated mode 1
     #[default]
     None,
-    /// Mode 2
+    /// Authenticated mode, value 2
     Authenticated,
-    /// Mode 4
+    /// Encrypted mode, value 4
     Encrypted,
-    /// Mode 8
+    /// Encrypted control and unauthenticated test, value 8 (RFC 5618)
     ControlOnlyEncrypted,
 }
 
-/// Which server, and how.
+/// Options of `probe-server`: server, security and probe.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ProbeArguments {
     /// Address or DNS name of the server
     target: String,
-    /// TCP port
+    /// TCP port of the server
     #[arg(short, long)]
     port: Option<u16>,
-    /// Mode to be asked for
+    /// Security mode to request
     #[arg(short, long, value_enum, default_value_t)]
     mode: ModeArgument,
     /// Name of the key
     #[arg(long, default_value = "")]
     key_id: String,
-    /// File with the secret of the key; `-` is standard input. A line break at its end is left out
+    /// File with the secret of the key; `-` is standard input. A line break at its end is ignored
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Ask for no extension
+    /// Request no extension
     #[arg(long)]
     no_extensions: bool,
-    /// Local address
+    /// Local address; chosen by routing by default
     #[arg(long, default_value = "")]
     source: String,
-    /// Network interface
+    /// Network interface to bind to; none by default
     #[arg(long, default_value = "")]
     interface: String,
-    /// Octets of the probe
+    /// Bytes of UDP payload of the probe
     #[arg(long)]
     data_size: Option<u32>,
     /// DSCP of the probe
@@ -92,7 +92,7 @@ impl ProbeArguments {
     }
 }
 
-/// Line by line, as far as the server went along.
+/// Returns one line for each step up to the one that failed.
 pub(super) fn found(found: &ProbeServerResponse) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| lines.push(format!("{name:<10}{value}"));

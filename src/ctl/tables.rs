@@ -1,4 +1,4 @@
-//! Tables that a person likes to read.
+//! Tables for human readers.
 
 use comfy_table::{Table, presets::NOTHING};
 
@@ -8,7 +8,7 @@ use crate::proto::{
     Revision, ServerConnection, ServerSession, Statistics, Word, record,
 };
 
-/// Refusals that are shown of those that are remembered.
+/// Refused connections shown, of those that the agent remembers.
 const SHOWN_REFUSALS: usize = 5;
 
 fn table(header: &[&str]) -> Table {
@@ -17,7 +17,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-/// The rows of a table without space at either end.
+/// Returns the rows of a table without white space at either end.
 fn text(table: &Table) -> String {
     let lines = table.to_string();
     let trimmed = |line: &str| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned() + "\n";
@@ -28,7 +28,7 @@ fn cause(cause: proto::FailureCause) -> &'static str {
     cause.word()
 }
 
-/// Connections with their sessions.
+/// Returns a table of connections with their sessions.
 pub(super) fn connections(connections: &[Connection]) -> String {
     if connections.is_empty() {
         return "no connections are configured".into();
@@ -80,7 +80,7 @@ pub(super) fn connections(connections: &[Connection]) -> String {
     format!("{}\n{}{losses}", text(&overview), text(&sessions))
 }
 
-/// What a connection does, on one line.
+/// Returns the state of a connection on one line.
 pub(super) fn connection_line(c: &Connection) -> String {
     let state = c.state().word();
     let mut line = format!("{}  {:<16}  {state}", time(c.state_start_time.as_ref()), c.name);
@@ -99,7 +99,7 @@ pub(super) fn connection_line(c: &Connection) -> String {
     line
 }
 
-/// Statistics by connection, session and scope.
+/// Returns a table of statistics by connection, session and scope.
 pub fn statistics_table(statistics: &[Statistics]) -> String {
     if statistics.is_empty() {
         return "no statistics yet".into();
@@ -146,7 +146,7 @@ pub fn statistics_table(statistics: &[Statistics]) -> String {
     text(&rows)
 }
 
-/// Lost probes, with directions where they are known.
+/// Returns the lost probes, by direction where it is known.
 fn lost(figures: &Figures) -> String {
     match (figures.probes_lost, figures.probes_lost_egress, figures.probes_lost_ingress) {
         (0, _, _) => "0".into(),
@@ -163,7 +163,7 @@ fn loss_ratio(figures: &Figures) -> String {
     format!("{:.1}%", figures.probes_lost as f64 * 100.0 / decided as f64)
 }
 
-/// A record on one line.
+/// Returns a record on one line.
 pub fn record_line(record: &Record) -> String {
     let who = match (record.connection.as_str(), record.session.as_str()) {
         ("", _) => "agent".to_owned(),
@@ -265,7 +265,7 @@ fn event_text(event: &proto::Event) -> String {
     text
 }
 
-/// The kept revisions.
+/// Returns a table of the kept revisions.
 pub(super) fn revisions(revisions: &[Revision]) -> String {
     let mut rows = table(&["REVISION", "TIME", "AUTHOR", "COMMENT"]);
     for r in revisions {
@@ -279,7 +279,7 @@ pub(super) fn revisions(revisions: &[Revision]) -> String {
     text(&rows)
 }
 
-/// The agent as a whole, above its connections.
+/// Returns the state of the agent, printed above its connections.
 pub(super) fn agent(agent: &GetAgentResponse) -> String {
     let store = agent.store.clone().unwrap_or_default();
     let clock = match agent.clock {
@@ -323,7 +323,7 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
     text
 }
 
-/// The server role.
+/// Returns the state of the server role.
 pub(super) fn server(
     status: &GetServerStatusResponse,
     connections: &[ServerConnection],

@@ -1,10 +1,10 @@
-//! Values in the words of a person.
+//! Values formatted for human readers.
 
 use jiff::Timestamp;
 
 use crate::proto::DelayStats;
 
-/// A point in time in UTC, to the millisecond; `-` where there is none.
+/// Returns a time in UTC, to the millisecond; `-` where there is none.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
         .map_or_else(|| "-".into(), |time| time.strftime("%Y-%m-%d %H:%M:%S.%3fZ").to_string())
@@ -15,7 +15,7 @@ pub(super) fn count(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A length of time in its largest units.
+/// Returns a duration in its largest units.
 pub(super) fn duration(duration: Option<&prost_types::Duration>) -> String {
     let Some(duration) = duration else { return "-".into() };
     let seconds = duration.seconds.max(0);
@@ -28,7 +28,7 @@ pub(super) fn duration(duration: Option<&prost_types::Duration>) -> String {
     }
 }
 
-/// Nanoseconds with three digits or so: `85.3µs`, `12.0ms`.
+/// Returns nanoseconds with about three digits: `85.3µs`, `12.0ms`.
 pub(super) fn nanoseconds(ns: f64) -> String {
     match ns.abs() {
         size if size < 1e3 => format!("{ns:.0}ns"),
@@ -38,7 +38,7 @@ pub(super) fn nanoseconds(ns: f64) -> String {
     }
 }
 
-/// Smallest, mean and largest value.
+/// Returns smallest, mean and largest value.
 pub(super) fn range(stats: Option<&DelayStats>) -> String {
     match stats.filter(|stats| stats.samples > 0) {
         None => "-".into(),
@@ -51,7 +51,7 @@ pub(super) fn range(stats: Option<&DelayStats>) -> String {
     }
 }
 
-/// Octets in the unit that fits.
+/// Returns a number of bytes in the largest unit that fits.
 pub(super) fn octets(octets: u64) -> String {
     match octets {
         0..1024 => format!("{octets} B"),

@@ -1,4 +1,4 @@
-//! What lies between two documents, field by field.
+//! Differences between two documents, field by field.
 
 use std::collections::BTreeSet;
 
@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use crate::{model::limits::MAXIMUM_FIELD_CHANGES, proto::FieldChange};
 
-/// Octets of a value that are shown.
+/// Bytes of a value that are shown.
 const SHOWN_OCTETS: usize = 200;
-/// What the parts of a list are known by, where they have it.
+/// Fields that identify the items of a list, where they have one.
 const NAMES: [&str; 2] = ["name", "key_id"];
 
 /// The fields that differ, in the order of their paths, at most so many as a change may name.
@@ -66,14 +66,14 @@ fn compare_parts(path: &str, before: &Parts<'_>, after: &Parts<'_>, found: &mut 
         compare(format!("{path}[{name}]"), before.as_ref(), after.as_ref(), found);
     }
     if found.len() == count {
-        // The same parts in another order.
+        // The lists hold the same items in another order.
         let order =
             |parts: &Parts<'_>| parts.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         found.push(FieldChange { path: path.into(), before: order(before), after: order(after) });
     }
 }
 
-/// The parts of a list by their names, where each has one of its own.
+/// Returns the items of a list by name, if each has a name of its own.
 fn by_name(list: &[Value]) -> Option<Parts<'_>> {
     let named = |part| Some((name_of(part)?, part));
     let parts: Parts<'_> = list.iter().map(named).collect::<Option<_>>()?;

@@ -129,7 +129,7 @@ impl Shipment {
         }
     }
 
-    /// Retries without end.
+    /// Sends heartbeats until it is dropped.
     async fn beat(&self) {
         loop {
             self.heartbeat.beat();

@@ -24,7 +24,7 @@ pub struct AgentConfig {
 /// Origin of test sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlType {
-    /// Negotiated over TWAMP-Control.
+    /// Sessions are negotiated over TWAMP-Control.
     Managed,
     /// TWAMP Light: configured on both ends.
     Light,
@@ -35,16 +35,16 @@ pub enum ControlType {
 /// A host, by address or by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// An address.
+    /// An IP address of the server.
     Address(IpAddr),
-    /// A DNS name.
+    /// A DNS name that is resolved at each attempt.
     Name(String),
 }
 
 /// A control connection and its test sessions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ControlConnection {
-    /// Unique name.
+    /// Name, unique among the connections.
     pub name: String,
     /// Free text for operators.
     pub description: String,
@@ -58,9 +58,9 @@ pub struct ControlConnection {
     pub target: Option<Endpoint>,
     /// TCP port of the server.
     pub destination_port: u16,
-    /// Local address.
+    /// Local address; `None` leaves the choice to routing.
     pub source_address: Option<IpAddr>,
-    /// Network interface.
+    /// Network interface to bind to.
     pub interface: Option<String>,
     /// DSCP of the control connection.
     pub control_dscp: Dscp,
@@ -70,7 +70,7 @@ pub struct ControlConnection {
     pub test_interval_ns: u64,
     /// Tests start only by request.
     pub manual_start: bool,
-    /// TCP keepalive.
+    /// TCP keepalive of the control connection.
     pub keepalive: Keepalive,
     /// Time allowed for the TCP connect.
     pub connect_timeout_ns: u64,
@@ -82,7 +82,7 @@ pub struct ControlConnection {
     pub authentication: AuthenticationMode,
     /// Name of the key; empty without one.
     pub key_id: String,
-    /// The key.
+    /// Key of the authenticated and encrypted modes.
     pub secret: Option<Secret>,
     /// Rounds of key derivation that a server may ask for.
     pub maximum_count: u32,
@@ -98,7 +98,7 @@ pub struct ControlConnection {
     pub test_iteration_done_events: bool,
     /// Tests of the moving average; 0 is off.
     pub moving_average_size: usize,
-    /// Storage of results.
+    /// Storage and retention of results.
     pub results: ResultKeeping,
     /// Results that are kept in memory where they are not stored.
     pub history_size: usize,
@@ -146,7 +146,7 @@ impl ControlConnection {
 /// Storage of the results of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResultKeeping {
-    /// In the store.
+    /// Results are kept in the store.
     Stored,
     /// In memory, so many of each session.
     InMemory(usize),
@@ -155,9 +155,9 @@ pub enum ResultKeeping {
 /// Distribution of the gaps between probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schedule {
-    /// Equal gaps.
+    /// Equal gaps between probes.
     Periodic,
-    /// Exponentially distributed gaps.
+    /// Exponentially distributed gaps (Poisson stream).
     Poisson,
 }
 
@@ -172,13 +172,13 @@ pub struct TestSession {
     pub target: Option<Endpoint>,
     /// UDP port of the reflector, where one is given.
     pub destination_port: Option<u16>,
-    /// Local address.
+    /// Local address; `None` is that of the control connection.
     pub source_address: Option<IpAddr>,
     /// Local port, where one is given.
     pub source_port: Option<u16>,
     /// Octets of UDP payload.
     pub data_size: u16,
-    /// Padding is zeros.
+    /// Padding consists of zeros instead of random octets.
     pub zero_padding: bool,
     /// DSCP of probes and replies.
     pub dscp: Dscp,
@@ -190,13 +190,13 @@ pub struct TestSession {
     pub probe_interval_ns: u64,
     /// Probes at each time of the schedule.
     pub burst_size: u32,
-    /// Periodic or Poisson.
+    /// Distribution of the gaps between probes.
     pub schedule: Schedule,
     /// Age at which a probe is lost.
     pub loss_timeout_ns: u64,
     /// Stores a record of each probe.
     pub store_probes: bool,
-    /// Format of T1.
+    /// Format of T1: NTP or PTP.
     pub timestamps: TimestampFormat,
     /// Octets of padding that are to come back as they are.
     pub reflected_octets: u16,

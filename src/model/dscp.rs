@@ -40,7 +40,7 @@ impl Dscp {
         (value < 64).then_some(Self(value))
     }
 
-    /// The code point.
+    /// The code point, 0 to 63.
     pub fn value(self) -> u8 {
         self.0
     }

@@ -32,12 +32,12 @@ pub struct Exporter {
 /// Peer of an exporter, by protocol.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ExportTarget {
-    /// An OpenTelemetry collector.
+    /// Push to an OpenTelemetry collector.
     Otlp {
-        /// `http://HOST:PORT` or `https://HOST:PORT`.
+        /// URL of the collector: `http://HOST:PORT` or `https://HOST:PORT`.
         endpoint: String,
     },
-    /// NATS JetStream.
+    /// Publication to a NATS JetStream.
     Nats {
         /// `nats://HOST:PORT` or `tls://HOST:PORT`, at least one.
         servers: Vec<String>,
@@ -47,7 +47,7 @@ pub enum ExportTarget {
         stream: Option<String>,
         /// Encodes records as JSON instead of Protobuf.
         json: bool,
-        /// User name.
+        /// User name for the authentication.
         user: Option<String>,
     },
 }

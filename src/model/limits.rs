@@ -54,14 +54,14 @@ pub const MAXIMUM_CONSUMERS: usize = 1000;
 pub const MAXIMUM_DELETED: usize = 20_000;
 /// Fields that a change names.
 pub const MAXIMUM_FIELD_CHANGES: usize = 100;
-/// Revisions kept.
+/// Number of revisions that are kept.
 pub const REVISIONS_KEPT: usize = 50;
 
 /// Name of the Prometheus page among the exporters.
 pub const PROMETHEUS_NAME: &str = "prometheus";
 /// Prefix of the names of exporters' consumers.
 pub const EXPORT_CONSUMER: &str = "export:";
-/// Exporters that push.
+/// Number of exporters that push.
 pub const MAXIMUM_EXPORTERS: usize = 16;
 /// Octets of the name of an exporter: its consumer has a few more.
 pub const MAXIMUM_EXPORTER_NAME_OCTETS: usize = 50;
@@ -71,7 +71,7 @@ pub const MAXIMUM_NATS_SERVERS: usize = 16;
 pub const MAXIMUM_USER_OCTETS: usize = 256;
 /// Octets of a token or password.
 pub const MAXIMUM_TOKEN_OCTETS: usize = 4096;
-/// Octets of certificates.
+/// Size of certificates in bytes.
 pub const MAXIMUM_PEM_OCTETS: usize = 65_536;
 
 /// The port of TWAMP-Control and TWAMP-Test (RFC 8545).
@@ -80,7 +80,7 @@ pub const TWAMP_PORT: u16 = 862;
 /// A number with its range and default.
 #[derive(Debug)]
 pub struct Limit {
-    /// Values allowed.
+    /// Allowed values, both ends included.
     pub range: RangeInclusive<u64>,
     /// Value where none is given.
     pub default: u64,
@@ -92,21 +92,21 @@ const fn limit(range: RangeInclusive<u64>, default: u64, words: &'static str) ->
     Limit { range, default, words }
 }
 
-/// Any port.
+/// Range of a port number.
 pub const PORT: Limit = limit(1..=65_535, TWAMP_PORT as u64, "1 to 65535");
 /// `port` of the metrics.
 pub const PROMETHEUS_PORT: Limit = limit(1..=65_535, 9863, "1 to 65535");
-/// `test_count`.
+/// Range and default of `test_count`.
 pub const TEST_COUNT: Limit = limit(0..=4_294_967_290, 0, "0 to 4294967290");
-/// `test_interval`, nanoseconds.
+/// Range and default of `test_interval`, in nanoseconds.
 pub const TEST_INTERVAL: Limit = limit(10 * MS..=DAY, SECOND, "10 ms to 24 h");
-/// `tcp_keepidle`, nanoseconds.
+/// Range and default of `tcp_keepidle`, in nanoseconds.
 pub const TCP_KEEPIDLE: Limit =
     limit(SECOND..=600 * SECOND, 120 * SECOND, "1 s to 600 s, whole seconds");
-/// `tcp_keepintvl`, nanoseconds.
+/// Range and default of `tcp_keepintvl`, in nanoseconds.
 pub const TCP_KEEPINTVL: Limit =
     limit(SECOND..=600 * SECOND, 5 * SECOND, "1 s to 600 s, whole seconds");
-/// `tcp_keepcnt`.
+/// Range and default of `tcp_keepcnt`.
 pub const TCP_KEEPCNT: Limit = limit(1..=50, 6, "1 to 50");
 /// `connect_timeout`, nanoseconds; the default follows `test_interval`.
 pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 60 s");
@@ -117,54 +117,54 @@ pub const DEFAULT_RESPONSE_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
 /// Bounds of that default for the answer that takes a key derivation: the server may derive keys
 /// for other clients first.
 pub const DEFAULT_KEY_TIMEOUT: RangeInclusive<u64> = 10 * SECOND..=30 * SECOND;
-/// `data_size`, octets.
+/// Range and default of `data_size`, in octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");
-/// `maximum_key_derivation_count`.
+/// Range and default of `maximum_key_derivation_count`.
 pub const MAXIMUM_KEY_DERIVATION_COUNT: Limit = limit(1..=1 << 24, 32_768, "1 to 16777216");
-/// `key_derivation_count`.
+/// Range and default of `key_derivation_count`.
 pub const KEY_DERIVATION_COUNT: Limit =
     limit(1024..=1 << 20, 2048, "a power of two, 1024 to 1048576");
-/// `reflected_octets`, octets.
+/// Range and default of `reflected_octets`, in octets.
 pub const REFLECTED_OCTETS: Limit = limit(0..=65_507, 0, "0 to 65507");
 /// `ssid` of a sender.
 pub const SSID: Limit = limit(1..=65_535, 0, "1 to 65535");
 /// `ssid` of a reflector's session.
 pub const SERVER_SSID: Limit = limit(0..=65_535, 0, "0 to 65535");
-/// `retransmission_interval`, nanoseconds.
+/// Range and default of `retransmission_interval`, in nanoseconds.
 pub const RETRANSMISSION_INTERVAL: Limit = limit(100 * MS..=HOUR, 3 * SECOND, "100 ms to 1 h");
-/// `retransmissions`.
+/// Range and default of `retransmissions`.
 pub const RETRANSMISSIONS: Limit = limit(0..=1000, 4, "0 to 1000");
-/// `ttl`.
+/// Range and default of `ttl`.
 pub const TTL: Limit = limit(1..=255, 255, "1 to 255");
-/// `probe_count`.
+/// Range and default of `probe_count`.
 pub const PROBE_COUNT: Limit = limit(1..=1_000_000, 1, "1 to 1000000");
-/// `burst_size`.
+/// Range and default of `burst_size`.
 pub const BURST_SIZE: Limit = limit(1..=1000, 1, "1 to 1000");
-/// `probe_interval`, nanoseconds.
+/// Range and default of `probe_interval`, in nanoseconds.
 pub const PROBE_INTERVAL: Limit = limit(MS..=HOUR, SECOND, "1 ms to 1 h");
-/// `loss_timeout`, nanoseconds.
+/// Range and default of `loss_timeout`, in nanoseconds.
 pub const LOSS_TIMEOUT: Limit = limit(MS..=60 * SECOND, 2 * SECOND, "1 ms to 60 s");
-/// `server_inactivity_timeout`, nanoseconds.
+/// Range and default of `server_inactivity_timeout`, in nanoseconds.
 pub const SERVER_INACTIVITY_TIMEOUT: Limit = limit(0..=DAY, 15 * MINUTE, "0 to 24 h");
-/// `max_connection_duration`, nanoseconds.
+/// Range and default of `max_connection_duration`, in nanoseconds.
 pub const MAX_CONNECTION_DURATION: Limit = limit(0..=30 * DAY, 0, "0 to 30 days");
-/// `maximum_connections` and `maximum_connections_per_client`.
+/// Range and default of `maximum_connections` and `maximum_connections_per_client`.
 pub const SERVER_CONNECTIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
-/// `maximum_sessions`.
+/// Range and default of `maximum_sessions`.
 pub const SERVER_SESSIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
-/// `maximum_sessions_per_connection`.
+/// Range and default of `maximum_sessions_per_connection`.
 pub const SERVER_SESSIONS_PER_CONNECTION: Limit = limit(1..=1024, 64, "1 to 1024");
 /// `retry_backoff_max`, nanoseconds; 0 is off.
 pub const RETRY_BACKOFF_MAX: Limit = limit(0..=DAY, 0, "0 to 24 h");
-/// `confirm_timeout`, nanoseconds.
+/// Range and default of `confirm_timeout`, in nanoseconds.
 pub const CONFIRM_TIMEOUT: Limit = limit(SECOND..=DAY, 0, "1 s to 24 h");
-/// `successive_loss`.
+/// Range and default of `successive_loss`.
 pub const SUCCESSIVE_LOSS: Limit = limit(0..=1_000_000, 1, "0 to 1000000");
-/// `total_loss`.
+/// Range and default of `total_loss`.
 pub const TOTAL_LOSS: Limit = limit(0..=1_000_000, 1, "0 to 1000000");
 /// Thresholds of delays, nanoseconds; 0 is off.
 pub const DELAY_THRESHOLD: Limit = limit(0..=60 * SECOND, 0, "0 to 60 s");
-/// `clear_percent`.
+/// Range and default of `clear_percent`.
 pub const CLEAR_PERCENT: Limit = limit(1..=100, 90, "1 to 100");
 /// Percentiles of a session.
 pub const MAXIMUM_PERCENTILES: usize = 10;
@@ -176,22 +176,22 @@ pub const AVAILABILITY_LOSS_PERCENT: Limit = limit(1..=100, 50, "1 to 100");
 pub const AVAILABILITY_INTERVALS: Limit = limit(2..=1000, 10, "2 to 1000");
 /// `consecutive_high_loss_intervals` of the availability; the default follows `consecutive_intervals`.
 pub const AVAILABILITY_HIGH_LOSS: Limit = limit(1..=999, 0, "1 to 999");
-/// `moving_average_size`.
+/// Range and default of `moving_average_size`.
 pub const MOVING_AVERAGE_SIZE: Limit = limit(0..=1024, 0, "0 to 1024");
-/// `history_size`.
+/// Range and default of `history_size`.
 pub const HISTORY_SIZE: Limit = limit(0..=512, 50, "0 to 512");
-/// `clear_after_tests`.
+/// Range and default of `clear_after_tests`.
 pub const CLEAR_AFTER: Limit = limit(1..=1000, 3, "1 to 1000");
 /// `maximum_packets_per_second` of a light reflector and `maximum_packets_per_second_per_sender`; 0
 /// is without limit.
 pub const PACKETS_PER_SECOND: Limit = limit(0..=10_000_000, 0, "0 to 10000000");
-/// `refwait`, nanoseconds.
+/// Range and default of `refwait`, in nanoseconds.
 pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");
-/// `retention_age`, nanoseconds.
+/// Range and default of `retention_age`, in nanoseconds.
 pub const RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 7 * DAY, "1 min to 366 days");
 /// `retention_age` of a connection, nanoseconds; the default is that of the storage.
 pub const CONNECTION_RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 0, "1 min to 366 days");
-/// `retention_bytes`.
+/// Range and default of `retention_bytes`.
 pub const RETENTION_OCTETS: Limit =
     limit(1 << 20..=1 << 40, 1 << 30, "1 MiB (1048576) to 1 TiB (1099511627776)");
 /// `heartbeat_interval` of a stream, nanoseconds.

@@ -14,7 +14,7 @@ impl Secret {
         Self(octets.into())
     }
 
-    /// The octets.
+    /// Returns the secret in plain text.
     pub fn octets(&self) -> &[u8] {
         &self.0
     }

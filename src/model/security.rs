@@ -5,7 +5,7 @@ use super::Secret;
 /// Protection of a control connection and its test packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthenticationMode {
-    /// Nothing.
+    /// Unauthenticated mode: neither HMAC nor encryption.
     #[default]
     None,
     /// Control is encrypted, the number of each test packet is authentic.
@@ -26,7 +26,7 @@ impl AuthenticationMode {
 /// A key of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// KeyID.
+    /// KeyID of Set-Up-Response (RFC 4656 §3.1).
     pub id: String,
     /// Shared secret that the KeyID names.
     pub secret: Secret,
@@ -36,15 +36,15 @@ pub struct Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a set of bits of the protocol")]
 pub struct Extensions {
-    /// RFC 5938.
+    /// Individual session control (RFC 5938).
     pub individual_session_control: bool,
-    /// RFC 6038.
+    /// Reflection of octets of the request (RFC 6038).
     pub reflect_octets: bool,
-    /// RFC 6038.
+    /// Symmetrical size of test packets (RFC 6038).
     pub symmetrical_size: bool,
-    /// RFC 7750.
+    /// DSCP and ECN monitoring (RFC 7750).
     pub dscp_ecn_monitoring: bool,
-    /// RFC 8186.
+    /// Timestamps in PTPv2 format (RFC 8186).
     pub ptp_timestamps: bool,
 }
 

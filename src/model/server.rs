@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{AuthenticationMode, Extensions, Keepalive, Key, Secret};
 use crate::time::TimestampFormat;
 
-/// The server role.
+/// Configuration of the server role.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// TCP addresses that accept control connections.
@@ -29,13 +29,13 @@ pub struct ServerConfig {
     pub maximum_sessions: usize,
     /// Test sessions of one control connection.
     pub maximum_sessions_per_connection: usize,
-    /// TCP keepalive.
+    /// TCP keepalive of control connections.
     pub keepalive: Keepalive,
     /// Choice of the UDP ports of sessions.
     pub test_port: TestPort,
     /// Reflector for TWAMP Light.
     pub light: Option<LightReflector>,
-    /// Reflector for STAMP.
+    /// Reflector for STAMP; `None` disables it.
     pub stamp: Option<StampReflector>,
     /// Modes offered to clients.
     pub authentication_modes: Vec<AuthenticationMode>,
@@ -47,7 +47,7 @@ pub struct ServerConfig {
     pub extensions: Extensions,
     /// Format of T2 and T3, where the client supports it.
     pub timestamps: TimestampFormat,
-    /// REFWAIT.
+    /// REFWAIT (RFC 5357 §4.2), in nanoseconds.
     pub refwait_ns: u64,
     /// Probes answered in a second to each sender; `None` for any number.
     pub maximum_packets_per_second_per_sender: Option<u32>,
@@ -129,18 +129,18 @@ impl Display for UdpListen {
 pub struct ListenAddress {
     /// Address; `::` is both families.
     pub address: IpAddr,
-    /// Port.
+    /// Port to listen on.
     pub port: u16,
-    /// Network interface.
+    /// Network interface to bind to.
     pub interface: Option<String>,
 }
 
 /// Local end of a UDP socket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UdpListen {
-    /// Address and port.
+    /// Address and port to listen on.
     pub address: SocketAddr,
-    /// Network interface.
+    /// Network interface to bind to.
     pub interface: Option<String>,
 }
 
@@ -162,7 +162,7 @@ impl ListenAddress {
 /// A named list of prefixes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientList {
-    /// Unique name.
+    /// Name, unique among the entries of the list.
     pub name: String,
     /// Prefixes of the clients.
     pub prefixes: Vec<IpNet>,
@@ -183,9 +183,9 @@ pub enum TestPort {
     },
     /// A port of a range.
     Range {
-        /// Lowest.
+        /// Lowest port of the range.
         minimum: u16,
-        /// Highest.
+        /// Highest port of the range, included.
         maximum: u16,
     },
 }
@@ -193,7 +193,7 @@ pub enum TestPort {
 /// Reflector for TWAMP Light.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LightReflector {
-    /// UDP addresses.
+    /// UDP addresses to listen on.
     pub listen: Vec<ListenAddress>,
     /// Counts replies by itself.
     pub stateful: bool,
@@ -203,10 +203,10 @@ pub struct LightReflector {
     pub maximum_packets_per_second: Option<u32>,
 }
 
-/// Reflector for STAMP.
+/// Configuration of the STAMP reflector (RFC 8762).
 #[derive(Clone, Debug, PartialEq)]
 pub struct StampReflector {
-    /// UDP addresses.
+    /// UDP addresses to listen on.
     pub listen: Vec<ListenAddress>,
     /// Counts replies by itself.
     pub stateful: bool,

@@ -2,7 +2,7 @@
 
 use crate::proto::Threshold;
 
-/// An enabled limit.
+/// An enabled limit of one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThresholdLimit {
     /// Value that the limit applies to.

@@ -11,7 +11,7 @@ use crate::time::{ErrorEstimate, Monotonic, NANOS_PER_SECOND, Now, UnixTime};
 const TORN_READING_NS: u64 = 50_000;
 /// Age up to which the cached clock state is used.
 const STATE_AGE_NS: u64 = NANOS_PER_SECOND;
-/// `STA_UNSYNC` of adjtimex(2).
+/// `STA_UNSYNC` of adjtimex(2): clock not synchronised.
 const STA_UNSYNC: i32 = 0x0040;
 
 /// Synchronisation state of the local clock.
@@ -52,7 +52,7 @@ pub fn now() -> Now {
 pub struct Uptime {
     /// Number derived from the boot identifier; 0 when unknown.
     pub boot: u64,
-    /// Nanoseconds since boot.
+    /// Nanoseconds since the host booted.
     pub ns: u64,
 }
 

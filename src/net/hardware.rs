@@ -50,7 +50,7 @@ struct Interface {
 /// State of an interface configured for hardware timestamps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HardwareState {
-    /// Interface name.
+    /// Name of the network interface.
     pub interface: String,
     /// Reason why it does not stamp packets; empty if it does.
     pub detail: String,

@@ -97,7 +97,6 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
 struct News {
     /// Link came up or address added.
     better: bool,
-    /// Route added.
     route: bool,
     bound: bool,
 }

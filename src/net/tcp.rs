@@ -19,7 +19,7 @@ const BACKLOG: i32 = 1024;
 /// Options of an outgoing control connection.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions<'a> {
-    /// Source address.
+    /// Source address; `None` leaves the choice to routing.
     pub source: Option<IpAddr>,
     /// Network interface to bind to.
     pub interface: Option<&'a str>,

@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(figures.availability.unwrap().unavailable_intervals, 1_000_000);
         // The remainder stays: the first interval was begun by an answered probe.
         assert_eq!(fates.interval.probes, 1);
-        // One that was begun well is not of high loss because of one probe that was not sent.
+        // An interval that began well is not of high loss because one probe was not sent.
         assert_eq!(availability("...u....", &rule), [2, 0, 0, 0]);
     }
 }

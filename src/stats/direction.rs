@@ -8,7 +8,7 @@ pub struct Attribution {
     pub egress: u64,
     /// Lost on the way back.
     pub ingress: u64,
-    /// Lost, direction unknown.
+    /// Lost probes whose direction is unknown.
     pub unattributed: u64,
 }
 

@@ -154,7 +154,7 @@ pub fn coarsen(figures: &mut Figures, most: usize) {
     }
 }
 
-/// Removes the histograms.
+/// Removes the histograms of all delays.
 pub fn clear_histograms(figures: &mut Figures) {
     all_delays(figures).into_iter().flatten().for_each(|stats| stats.histogram = None);
 }

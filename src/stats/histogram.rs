@@ -101,7 +101,7 @@ impl Histogram {
         self.unite();
     }
 
-    /// Unites equal buckets.
+    /// Merges neighbouring buckets that became equal.
     fn unite(&mut self) {
         self.buckets.dedup_by(|later, earlier| {
             let same = later.0 == earlier.0;

@@ -14,7 +14,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Adds a value.
+    /// Adds a value to all moments.
     pub fn add(&mut self, value: i64) {
         if self.samples == 0 {
             (self.minimum, self.maximum) = (value, value);

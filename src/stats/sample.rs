@@ -1,11 +1,11 @@
-//! One answered probe.
+//! Delays of one answered probe.
 
 use crate::{
     proto::{OneWayValidity, TimestampSource},
     time::{StampSource, UnixTime},
 };
 
-/// One answered probe.
+/// Delays of one answered probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Sequence Number of the probe.
@@ -14,17 +14,17 @@ pub struct Sample {
     pub first_open: u32,
     /// Send time of the probe.
     pub t1: UnixTime,
-    /// (T4-T1)-(T3-T2), nanoseconds.
+    /// Round-trip time (T4-T1)-(T3-T2), in nanoseconds.
     pub rtt_ns: i64,
-    /// T2-T1, nanoseconds.
+    /// Egress delay T2-T1, in nanoseconds.
     pub egress_ns: i64,
-    /// T4-T3, nanoseconds.
+    /// Ingress delay T4-T3, in nanoseconds.
     pub ingress_ns: i64,
-    /// T3-T2, nanoseconds.
+    /// Time in the reflector T3-T2, in nanoseconds.
     pub processing_ns: i64,
-    /// Source of T4.
+    /// Source of T4 (receive time of the reply).
     pub receive_timestamp_source: StampSource,
-    /// Source of T1.
+    /// Source of T1, the transmit time of the probe.
     pub transmit_timestamp_source: StampSource,
     /// Both ends say that their clocks are synchronised.
     pub synchronised: bool,

@@ -11,7 +11,6 @@ use crate::{
     time::UnixTime,
 };
 
-/// A raised threshold.
 #[derive(Clone, Copy, Debug)]
 struct Raised {
     value: u64,

@@ -15,7 +15,7 @@ use super::{Heartbeat, heartbeat::STALL_LIMIT};
 pub struct RestartPolicy {
     /// Delay before the first restart; doubles with each further failure.
     pub first_delay: Duration,
-    /// Longest delay.
+    /// Upper limit of the delay.
     pub longest_delay: Duration,
     /// Failures within `window` after which the task is not restarted.
     pub budget: usize,

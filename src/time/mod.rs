@@ -72,7 +72,7 @@ pub enum TimestampFormat {
     /// NTP format of RFC 4656 §4.1.2.
     #[default]
     Ntp,
-    /// Truncated PTPv2 format.
+    /// Truncated PTPv2 format (RFC 8186 §2.1).
     Ptp,
 }
 

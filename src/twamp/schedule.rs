@@ -1,4 +1,4 @@
-//! Gaps between probes.
+//! Periodic and Poisson gaps between probes.
 
 use crate::model::Schedule;
 

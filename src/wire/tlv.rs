@@ -73,9 +73,9 @@ pub const SOURCE_FREE_RUNNING: u8 = 5;
 pub struct Tlv {
     /// Offset of the header.
     pub at: usize,
-    /// Flags from [`flags`].
+    /// Flags, a combination of [`flags`].
     pub flags: u8,
-    /// Type from [`types`].
+    /// Type, one of [`types`].
     pub kind: u8,
     /// Length of the value in octets.
     pub length: usize,

@@ -81,7 +81,7 @@ class Numbers(harness.TwoHosts):
                 worst = max(worst, self.compare(numpy, of_test, tests[name, number].figures))
             # Every probe counts in the minute in which it was sent.
             by_minute = collections.Counter(p.sent_unix_ns // 60_000_000_000 for p in all_probes)
-            told = {m.start.seconds // 60: m.figures.probes_sent for m in minutes[name] if m.figures.probes_sent}
+            told = {m.start_time.seconds // 60: m.figures.probes_sent for m in minutes[name] if m.figures.probes_sent}
             self.assertEqual(told, dict(by_minute))
         print(f"\n{total} probes in {len(tests)} tests: counts, extremes, moments, jitters, bursts as numpy has them; "
               f"percentiles within {worst * 100:.2f} % of the exact ones")

@@ -1,4 +1,4 @@
-//! `twampctl`: configures, watches and reads an agent over its public API.
+//! `twampctl`: command-line client of the agent's public API.
 
 use std::{io, process::ExitCode};
 
@@ -26,7 +26,7 @@ enum Command {
     Agent(ctl::Command),
     /// Print completions for a shell
     Completions {
-        /// Which shell
+        /// Shell that is to read the completions
         shell: clap_complete::Shell,
     },
 }
@@ -53,7 +53,7 @@ async fn main() -> ExitCode {
     };
     match done.await {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has gone, as `head` does.
+        // The reader has closed the pipe, as `head` does.
         Err(CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }

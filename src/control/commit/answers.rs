@@ -14,7 +14,7 @@ const ANSWERS_KEPT: usize = 256;
 pub(super) struct Answers {
     /// Digest of the request and answer, by `request_id`.
     by_request: HashMap<String, (String, ApplyConfigResponse)>,
-    /// Oldest first.
+    /// Request identifiers, oldest answer first.
     order: VecDeque<String>,
 }
 

@@ -18,7 +18,7 @@ pub enum ApplyError {
     Stale {
         /// `expected_revision` of the request.
         expected: u64,
-        /// The current revision.
+        /// Number of the current revision.
         current: u64,
     },
     /// The `request_id` belongs to a request with another document.
@@ -41,7 +41,7 @@ pub enum ApplyError {
     /// The host lacks resources that the document names.
     #[error("this host refuses {} resources that the configuration names", .0.len())]
     Refused(Vec<ResourceRefusal>),
-    /// The store failed.
+    /// The store failed to commit the revision.
     #[error("the configuration was not stored: {0}")]
     Store(#[from] StoreError),
     /// The agent is shutting down.

@@ -84,7 +84,7 @@ pub(super) enum Publication {
     Revision(NewRevision),
 }
 
-/// A new revision.
+/// A revision that is ready to be published.
 #[derive(Debug)]
 pub(super) struct NewRevision {
     pub(super) config: Arc<AgentConfig>,

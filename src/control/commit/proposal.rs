@@ -19,10 +19,10 @@ use crate::{
     store::StoreError,
 };
 
-/// A proposed configuration.
+/// A configuration that is proposed for a commit.
 #[derive(Debug, Default)]
 pub(super) struct Proposal {
-    /// With its secrets.
+    /// Document with its secrets in plain text.
     pub(super) document: proto::AgentConfig,
     pub(super) config: AgentConfig,
     pub(super) author: String,
@@ -123,7 +123,7 @@ impl Proposal {
                 Ok(self)
             }
             Ok(_) => Err(ApplyError::Invalid(violations)),
-            // What is wrong with a part that was given is told already, by its place there.
+            // Violations of a given part are reported already, at their place in the request.
             Err(_) if !violations.is_empty() => Err(ApplyError::Invalid(violations)),
             Err(of_document) => {
                 violations.extend(of_document);

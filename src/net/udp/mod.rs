@@ -45,7 +45,7 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Reporting of transmit timestamps by the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransmitStamps {
-    /// Disabled.
+    /// Transmit timestamps are not reported.
     #[default]
     None,
     /// Reported with a copy of the packet; see [`PacketHandler::transmitted`].
@@ -78,7 +78,7 @@ const BATCHES_PER_TURN: usize = 8;
 /// these were handled, and a read costs less than a wake-up.
 const FULL_BATCH: usize = BATCH / 4;
 
-/// Outcome of [`TestSocket::reflect`].
+/// Failures of one [`TestSocket::reflect`] and the state of the socket after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Reflected {
     /// Replies that the kernel did not accept.
@@ -94,7 +94,7 @@ pub struct PreparedReply<T> {
     pub len: usize,
     /// TOS or traffic class.
     pub tos: u8,
-    /// State for [`PacketHandler::finish`].
+    /// State passed to [`PacketHandler::finish`].
     pub token: T,
 }
 

@@ -26,7 +26,6 @@ pub(super) struct Reply<T> {
     pub(super) prepared: PreparedReply<T>,
     pub(super) to: SocketAddr,
     pub(super) from: IpAddr,
-    /// See [`crate::twamp::PacketMeta::interface_index`].
     pub(super) interface_index: u32,
 }
 

@@ -57,7 +57,7 @@ pub struct Senders {
 }
 
 impl Senders {
-    /// Starts the threads.
+    /// Starts the data-plane threads of the sender.
     pub fn start(settings: PlaneSettings) -> io::Result<Arc<Self>> {
         let plane = Plane::start("sender", settings)?;
         Ok(Arc::new(Self { pacing: Pacing::new(plane.threads()), plane }))
@@ -67,9 +67,9 @@ impl Senders {
 /// Facilities that all connections share.
 #[derive(Clone, Debug)]
 pub struct ClientContext {
-    /// Receiver of results.
+    /// Receiver of the results of tests.
     pub results: Arc<Results>,
-    /// Key derivation.
+    /// Derivation of keys outside the event loop.
     pub derivation: Arc<Derivation>,
     /// Changes of this host's network.
     pub network: watch::Receiver<NetworkChanges>,
@@ -79,7 +79,7 @@ pub struct ClientContext {
     pub changes: Arc<Changes>,
 }
 
-/// A configured connection.
+/// Control of a configured connection and its task.
 #[derive(Debug)]
 pub struct ConnectionHandle {
     desired: watch::Sender<Desired>,

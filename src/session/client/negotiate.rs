@@ -178,7 +178,6 @@ impl Established {
         }
     }
 
-    /// Returns the machine.
     pub(super) fn machine(&self) -> &ControlClient {
         &self.machine
     }

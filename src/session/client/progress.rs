@@ -66,7 +66,7 @@ impl Progress {
         self.notify.notify_one();
     }
 
-    /// Enters a stage.
+    /// Sets the stage of the named session.
     pub(super) fn set_stage(&self, name: &str, stage: SessionStage) {
         self.update(name, |progress| progress.stage = stage);
     }

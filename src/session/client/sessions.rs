@@ -122,7 +122,7 @@ impl SessionHandles {
         join_all(answers)
     }
 
-    /// Ends all sessions.
+    /// Ends all sessions and waits until the last has ended.
     pub(super) async fn end(&mut self, tools: &Tools) {
         self.sessions.clear();
         tools.status.set_session_handles(Vec::new());

@@ -56,7 +56,7 @@ pub struct Registry {
 #[derive(Debug)]
 struct Client {
     address: IpAddr,
-    /// Closes the connection.
+    /// Closes the control connection when cancelled.
     close: CancellationToken,
 }
 

@@ -175,7 +175,7 @@ fn a_reflector_that_copies_tells_no_direction() {
     assert!(direction.is_known());
 }
 
-/// What happens to a probe: lost on the way out, lost on the way back, so many places late.
+/// Fate of a probe: lost on egress, lost on ingress, or late by a number of positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
     Egress,
@@ -232,7 +232,7 @@ proptest! {
         }
     }
 
-    /// Where losses are of one direction, reordering on the way out makes none of the other.
+    /// Reordering on egress must not move losses of one direction to the other.
     #[test]
     fn reordering_turns_no_direction_round(
         fates in prop::collection::vec(0u8..20, 1..400), under_way in 0usize..40,

@@ -33,7 +33,7 @@ pub(crate) enum Input {
     Network(u64),
     /// Progress of the sessions that changed.
     Progress(Vec<(String, SessionProgress)>),
-    /// Result of [`Operation::Resolve`].
+    /// Result of [`Operation::Resolve`]: the addresses of the server.
     Resolved(Result<Vec<SocketAddr>, Failure>),
     /// Result of [`Operation::Connect`]: own and remote address.
     Connected(Result<(SocketAddr, SocketAddr), Failure>),
@@ -49,7 +49,7 @@ pub(crate) enum Input {
     Lost(Failure),
     /// A name has another address than the sessions are sent to.
     NameMoved,
-    /// [`super::Connection::next_deadline`] has passed.
+    /// The time of [`super::Connection::next_deadline`] has come.
     Timer,
     /// The connection is removed, or the agent ends; `keeps_outage` where a later process resumes it.
     End {

@@ -45,9 +45,7 @@ pub(crate) use status::{ConnectionStatus, FailureReport, Phase, SessionStatus};
 /// The machine of one control connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// Configuration in effect.
     config: Arc<ControlConnection>,
-    /// Revision in effect.
     applied: u64,
     /// Latest desired state that was considered.
     desired: Desired,

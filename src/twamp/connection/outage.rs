@@ -13,7 +13,7 @@ pub(crate) struct Outage {
     pub(crate) attempts: u64,
     /// Both clocks at the beginning, or when this process took it over.
     since: Now,
-    /// Length before `since`.
+    /// Length of the outage before `since`, in nanoseconds.
     earlier_ns: u64,
 }
 

@@ -41,7 +41,7 @@ enum State {
 /// Progress of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Waiting for Server-Greeting.
+    /// Connected and waiting for Server-Greeting.
     Greeting,
     /// Mode chosen, waiting for Server-Start.
     SetUp,
@@ -126,7 +126,7 @@ impl ControlClient {
         self.advance(now);
     }
 
-    /// Completes [`ClientAction::DeriveKey`].
+    /// Continues after [`ClientAction::DeriveKey`] with the derived key.
     pub fn key_derived(&mut self, key: &TokenKey, now: Monotonic) {
         let (State::Deriving, Some(greeting)) = (self.state, &self.greeting) else { return };
         let ClientOptions { keys, client_iv, key_id, .. } = &self.options;

@@ -77,7 +77,7 @@ pub enum ClientAction {
     Failed(ClientError),
 }
 
-/// An accepted session.
+/// A session that the server accepted.
 #[derive(Clone, Debug)]
 pub struct AcceptedSession {
     /// Index of the request.

@@ -13,7 +13,7 @@ pub enum ServerError {
     /// A mode that was not offered, or not exactly one security mode.
     #[error("the client chose mode {chosen}; offered: {offered}")]
     ModeNotOffered {
-        /// Mode of Set-Up-Response.
+        /// Mode that Set-Up-Response chose.
         chosen: Modes,
         /// Modes of the greeting.
         offered: Modes,
@@ -46,7 +46,7 @@ pub enum ServerError {
         /// Sessions accepted and not yet stopped.
         expected: u32,
     },
-    /// An incomplete Stop-Sessions.
+    /// The Stop-Sessions message is incomplete.
     #[error("the client sent an incomplete Stop-Sessions")]
     BrokenStop,
     /// The client closed the connection.

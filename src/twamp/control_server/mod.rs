@@ -204,7 +204,7 @@ impl ControlServer {
         self.advance(now);
     }
 
-    /// Completes [`ServerAction::Start`].
+    /// Continues after [`ServerAction::Start`] once the sessions run.
     pub fn sessions_started(&mut self, now: Monotonic) {
         if self.state != State::Starting {
             return;

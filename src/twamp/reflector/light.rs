@@ -41,7 +41,7 @@ pub struct Allowances {
 }
 
 impl Allowances {
-    /// Creates full buckets.
+    /// Creates one full bucket for each prefix.
     pub fn new(prefixes: usize) -> Self {
         Self { full_at_ns: (0..prefixes).map(|_| AtomicU64::new(0)).collect() }
     }

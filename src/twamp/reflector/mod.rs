@@ -49,7 +49,7 @@ pub enum Ended {
 /// Policy for senders without a session.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Sessionless {
-    /// Sessions only.
+    /// Only senders with a session are answered.
     #[default]
     Nobody,
     /// Senders of TWAMP Light are answered.

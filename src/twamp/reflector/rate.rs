@@ -54,7 +54,7 @@ impl SenderAllowances {
         full || self.allowances.entry(sender).or_default().consume(limit, now)
     }
 
-    /// Drops full buckets.
+    /// Removes buckets that are full again.
     pub(super) fn expire(&mut self, now: Monotonic) {
         self.allowances.retain(|_, allowance| allowance.full_at > now);
     }

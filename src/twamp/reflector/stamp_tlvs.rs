@@ -299,7 +299,6 @@ mod tests {
         (area, outcome)
     }
 
-    /// Reference vectors `stamp/tlv/*`.
     #[test]
     fn conformance_119_120_124_vectors() {
         for (name, received, reflected) in [

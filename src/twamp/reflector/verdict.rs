@@ -24,7 +24,7 @@ pub enum Verdict {
         octets: usize,
         /// TOS or traffic class.
         tos: u8,
-        /// Argument of [`super::Reflector::finish`].
+        /// Argument to pass to [`super::Reflector::finish`].
         finish: Finish,
     },
     /// No session, and no reflector without sessions on this socket.
@@ -48,9 +48,9 @@ pub enum Verdict {
 /// Counters of the reflectors of one thread; one addition per packet.
 #[derive(Debug, Default)]
 pub struct ReflectorCounters {
-    /// All packets received.
+    /// Packets received, in sessions and by the light reflector.
     pub received: AtomicU64,
-    /// All packets answered.
+    /// Packets answered, in sessions and by the light reflector.
     pub reflected: AtomicU64,
     /// Packets answered by the light reflector.
     pub reflected_light: AtomicU64,
@@ -138,9 +138,9 @@ impl ReflectorCounters {
 /// Counters of one session.
 #[derive(Debug, Default)]
 pub struct SessionCounters {
-    /// Packets received.
+    /// Packets received in the session.
     pub received: AtomicU64,
-    /// Packets answered.
+    /// Packets answered in the session.
     pub reflected: AtomicU64,
     /// Latest Sequence Number received.
     pub last_received: AtomicU32,

@@ -48,11 +48,11 @@ impl Probe {
 pub(super) enum Reply {
     /// The first to this probe, in time.
     First(Probe),
-    /// One more.
+    /// A further reply to the same probe.
     Duplicate,
     /// Its probe is lost.
     Late,
-    /// To no probe.
+    /// A reply that answers no probe.
     Unknown,
 }
 

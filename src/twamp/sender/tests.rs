@@ -85,7 +85,7 @@ fn after_a_pause_there_is_no_burst_and_what_is_left_out_is_counted() {
         let mut driven = Driven::new(config(10_000, interval_ns));
         driven.run_until(100 * interval_ns, |_| Ok(()));
         let before = driven.sent;
-        // Nobody comes round.
+        // The event loop does not run during the pause.
         driven.at_ns += pause_ns;
         driven.run_until(driven.at_ns, |_| Ok(()));
         let at_once = driven.sent - before;

@@ -8,7 +8,7 @@ use crate::{
     wire::format::PacketFormat,
 };
 
-/// Parameters of tests.
+/// Parameters of the tests of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SenderConfig {
     /// Probes in a test.
@@ -17,15 +17,15 @@ pub struct SenderConfig {
     pub probe_interval_ns: u64,
     /// Probes at each time of the schedule; at least 1.
     pub burst_size: u32,
-    /// Periodic or Poisson.
+    /// Distribution of the gaps between probes.
     pub schedule: Schedule,
     /// Age at which a probe is lost.
     pub loss_timeout_ns: u64,
-    /// Pause between tests.
+    /// Pause between two tests, in nanoseconds.
     pub test_interval_ns: u64,
     /// Tests to be run in all; 0 is without end.
     pub test_count: u64,
-    /// Octets of payload.
+    /// Octets of UDP payload.
     pub data_size: u16,
     /// The reflector counts its replies for certain.
     pub reflector_counts: bool,
@@ -55,9 +55,9 @@ impl SenderConfig {
 pub struct Carrier {
     /// Of probes and replies.
     pub format: PacketFormat,
-    /// Format of T1.
+    /// Format of T1: NTP or PTP.
     pub timestamps: TimestampFormat,
-    /// Options of STAMP.
+    /// STAMP options; `None` for TWAMP test packets.
     pub stamp: Option<Box<StampSender>>,
 }
 

@@ -82,7 +82,7 @@ pub(super) struct Tools {
     pub(super) pacing: Arc<Pacing>,
 }
 
-/// A test session.
+/// A test session of the data plane.
 pub(super) struct Session {
     config: TestSession,
     subject: Arc<Subject>,
