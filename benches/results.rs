@@ -35,6 +35,7 @@ use twamp_agent::{
     proto::{self, stream_records_request::From as From_, stream_records_response::Message},
     results::{Filter, Reader, Results, Start, StreamItem, Subject},
     session::PlaneSettings,
+    stats::ProbeResult,
     store::{ResultStore, Retention, StateDirectory},
     time::UnixTime,
 };
@@ -87,14 +88,14 @@ fn subjects() -> Vec<Arc<Subject>> {
 }
 
 /// Realistic probes: jitter of some ten microseconds and a clock offset.
-fn probes(number: u64) -> Vec<proto::ProbeResult> {
+fn probes(number: u64) -> Vec<ProbeResult> {
     let first = number / SESSIONS as u64 * PROBES as u64;
     let kernel = proto::TimestampSource::Kernel.into();
     (first..first + PROBES as u64)
         .map(|sequence| {
             let noise = sequence.wrapping_add(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
             let (rtt, egress) = (1_000_000 + noise as i64, 7_000_000_000 + noise as i64 / 2);
-            proto::ProbeResult {
+            ProbeResult {
                 test_number: 1,
                 sequence: sequence as u32,
                 sent_unix_ns: 1_790_000_000_000_000_000 + sequence * 1_000_000 + noise,

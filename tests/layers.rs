@@ -262,6 +262,20 @@ fn machines_have_no_io() {
     assert_eq!(wrong, Vec::<String>::new());
 }
 
+/// Results and states become messages of the API above the machines, in one place for each.
+#[test]
+fn machines_build_no_messages() {
+    let mut wrong = Vec::new();
+    for (module, path, code) in modules() {
+        let is_machine = ["stats", "twamp", "wire"].contains(&module.as_str());
+        let is_connection = path.to_string_lossy().contains("twamp/connection/");
+        if is_machine && !is_connection && imports(&code).iter().any(|name| name == "proto") {
+            wrong.push(path.display().to_string());
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
 #[test]
 fn the_test_sees_what_it_looks_for() {
     let code = "use crate::{\n model::{A, net::B},\n proto,\n};\nlet x = crate::store::y();";

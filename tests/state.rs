@@ -11,10 +11,10 @@ use twamp_agent::{
     model::{self, ResultKeeping},
     net::clock,
     proto::{
-        AgentConfig, ClientConfig, ControlConnection, Figures, ProbeResult, StatisticsScope,
-        TestOutcome, TestResult, TestSession,
+        AgentConfig, ClientConfig, ControlConnection, StatisticsScope, TestOutcome, TestSession,
     },
     results::{Results, StatisticsQuery, Subject},
+    stats::{Figures, ProbeResult, TestResult},
     store::{
         ConfigStore, PersistedConnection, PersistedOutage, ResultStore, Retention, StateDirectory,
         StoreState,
@@ -87,8 +87,8 @@ fn test(start_ns: u64, end_ns: u64, probes: u64) -> TestResult {
     TestResult {
         test_number: 1,
         outcome: TestOutcome::Complete.into(),
-        start_time: Some(UnixTime(start_ns).to_proto()),
-        end_time: Some(UnixTime(end_ns).to_proto()),
+        start_unix_ns: start_ns,
+        end_unix_ns: end_ns,
         figures: Some(Box::new(figures)),
         ..TestResult::default()
     }

@@ -8,8 +8,7 @@ use super::{
 };
 use crate::{
     proto::{GetStatisticsRequest, GetStatisticsResponse, Statistics, StatisticsScope},
-    results::StatisticsQuery,
-    stats::clear_histograms,
+    results::{StatisticsQuery, convert::remove_histograms},
 };
 
 /// Connections whose statistics are read at a time: a page needs no more memory than these.
@@ -65,7 +64,7 @@ impl Context {
                 if !request.include_histograms
                     && let Some(figures) = entry.figures.as_deref_mut()
                 {
-                    clear_histograms(figures);
+                    remove_histograms(figures);
                 }
                 let key = key(&entry);
                 if !page.push(entry, key) {

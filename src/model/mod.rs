@@ -1,7 +1,7 @@
 //! The configuration as the agent uses it: every value checked, every default filled in. Only
 //! [`parse`] makes it, so nothing needs to check again. Defaults and ranges are in [`limits`].
-//! Records, statistics and states have no model of their own: they are the messages of
-//! [`crate::proto`].
+//! Results of measurements have no model here (see [`crate::stats`]); the enums that
+//! describe them are those of the API.
 
 mod config;
 mod diff;
@@ -17,6 +17,9 @@ mod server;
 mod stamp;
 mod thresholds;
 
+pub use crate::proto::{
+    FailureCause, OneWayValidity, ProbeStatus, TestOutcome, Threshold, TimestampSource,
+};
 pub use config::{
     AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, ResultKeeping,
     Schedule, StorageConfig, TestSession,

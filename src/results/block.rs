@@ -14,7 +14,8 @@ use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
 
 use crate::{
-    proto::{OneWayValidity, ProbeResult, ProbeStatus, TimestampSource},
+    model::{OneWayValidity, ProbeStatus, TimestampSource},
+    stats::ProbeResult,
     store::zigzag,
     time::UnixTime,
 };

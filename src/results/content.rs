@@ -3,36 +3,25 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::block::{self, Before};
+use super::{
+    block::{self, Before},
+    convert,
+    statistics::IntervalResult,
+};
 use crate::{
-    proto::{
-        Event, Figures, Gap, IntervalResult, ProbeResult, ProbeResults, Record, RecordKind,
-        TestResult, record,
-    },
-    stats,
+    proto::{self, Event, Gap, Record, RecordKind, record},
+    stats::{self, Figures, ProbeResult, TestResult},
     store::{Entry, MAXIMUM_CONTENT_OCTETS, StoreError, content},
     time::UnixTime,
 };
 
-/// Makes the contents of the records of this time that a report becomes: more than one only where many
-/// probes are more than a record holds.
-pub(super) fn encode(kind: record::Kind, recorded: UnixTime) -> Vec<(u8, Bytes)> {
-    match kind {
-        record::Kind::TestResult(mut result) => {
-            vec![(content::TEST_RESULT, test_result(&mut result))]
-        }
-        record::Kind::IntervalResult(mut result) => {
-            let octets = fitting(&mut result, |result| result.figures.as_deref_mut());
-            vec![(content::INTERVAL_RESULT, octets)]
-        }
-        record::Kind::Event(event) => vec![(content::EVENT, event.encode_to_vec().into())],
-        record::Kind::ProbeResults(results) => probes(results.probes, recorded),
-        record::Kind::Gap(_) => Vec::new(),
-    }
+/// Encodes the result of a test.
+pub(super) fn test_result(result: &mut TestResult) -> Bytes {
+    fitting(result, |result| result.figures.as_deref_mut())
 }
 
-/// The content of the result of a test.
-pub(super) fn test_result(result: &mut TestResult) -> Bytes {
+/// Encodes the statistics of an interval.
+pub(super) fn interval_result(result: &mut IntervalResult) -> Bytes {
     fitting(result, |result| result.figures.as_deref_mut())
 }
 
@@ -53,7 +42,8 @@ pub(super) fn fitting<M: Message>(
     octets.into()
 }
 
-fn probes(mut probes: Vec<ProbeResult>, recorded: UnixTime) -> Vec<(u8, Bytes)> {
+/// Encodes probes as the records of this time: more than one only if they exceed the size of a record.
+pub(super) fn probe_results(mut probes: Vec<ProbeResult>, recorded: UnixTime) -> Vec<(u8, Bytes)> {
     let (kind, octets) = match block::encode(&probes, recorded) {
         Some(block) => (content::PROBE_BLOCK, block),
         None => {
@@ -65,7 +55,14 @@ fn probes(mut probes: Vec<ProbeResult>, recorded: UnixTime) -> Vec<(u8, Bytes)> 
         return vec![(kind, octets.into())];
     }
     let rest = probes.split_off(probes.len() / 2);
-    [self::probes(probes, recorded), self::probes(rest, recorded)].concat()
+    [probe_results(probes, recorded), probe_results(rest, recorded)].concat()
+}
+
+/// Probes that do not fit into a block.
+#[derive(Clone, PartialEq, Eq, Message)]
+struct ProbeResults {
+    #[prost(message, repeated, tag = "1")]
+    probes: Vec<ProbeResult>,
 }
 
 /// The kind of a record, as a filter knows it; `None` for a record that never had content.
@@ -91,11 +88,11 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
     let damaged = || StoreError::Damaged("record");
     let content = entry.content.clone();
     let read = match kind(entry).filter(|_| !is_removed(entry)).ok_or_else(damaged)? {
-        RecordKind::TestResult => TestResult::decode(content).map(record::Kind::TestResult),
+        RecordKind::TestResult => TestResult::decode(content)
+            .map(|result| record::Kind::TestResult(convert::test_result(result))),
         RecordKind::Event => Event::decode(content).map(record::Kind::Event),
-        RecordKind::IntervalResult => {
-            IntervalResult::decode(content).map(record::Kind::IntervalResult)
-        }
+        RecordKind::IntervalResult => IntervalResult::decode(content)
+            .map(|result| record::Kind::IntervalResult(result.into())),
         RecordKind::ProbeResults | RecordKind::Unspecified => {
             let before = match entry.kind {
                 content::PROBE_BLOCK => Some(Before::usual(entry.time)),
@@ -104,10 +101,13 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
             };
             let probes = before.map(|before| block::decode(content.clone(), before));
             match probes {
-                Some(probes) => Ok(ProbeResults { probes: probes.ok_or_else(damaged)? }),
-                None => ProbeResults::decode(content),
+                Some(probes) => Ok(probes.ok_or_else(damaged)?),
+                None => ProbeResults::decode(content).map(|results| results.probes),
             }
-            .map(record::Kind::ProbeResults)
+            .map(|probes| {
+                let probes = probes.into_iter().map(convert::probe_result).collect();
+                record::Kind::ProbeResults(proto::ProbeResults { probes })
+            })
         }
     };
     Ok(Record {

@@ -7,15 +7,17 @@ use std::sync::{
 };
 
 use bytes::Bytes;
+use prost::Message;
 
 use super::{
-    Subject, content as record_content,
-    reports::{Report, Told},
-    statistics::{Fold, Plans},
+    Subject,
+    content::{interval_result, probe_results, test_result},
+    report::{Report, ReportKind},
+    statistics::{Aggregator, Plans},
     tail::Tail,
 };
 use crate::{
-    proto::{Event, FailureCause, Word, record},
+    proto::{Event, FailureCause, Word},
     store::{Entry, ResultStore, StoreError, content},
     time::UnixTime,
 };
@@ -27,16 +29,22 @@ pub(super) struct Log {
     pub(super) tail: Tail,
     /// Folding and handing to the store happen under one lock, so that a snapshot of statistics
     /// and its place in the log agree.
-    fold: Mutex<Fold>,
+    aggregator: Mutex<Aggregator>,
     next_cursor: AtomicU64,
     dropped: AtomicU64,
 }
 
 impl Log {
     pub(super) fn open(store: ResultStore, plans: Arc<Plans>) -> Result<Self, StoreError> {
-        let fold = Mutex::new(Fold::load(&store, plans)?);
+        let aggregator = Mutex::new(Aggregator::load(&store, plans)?);
         let next_cursor = store.next_cursor().into();
-        Ok(Self { store, tail: Tail::default(), fold, next_cursor, dropped: AtomicU64::new(0) })
+        Ok(Self {
+            store,
+            tail: Tail::default(),
+            aggregator,
+            next_cursor,
+            dropped: AtomicU64::new(0),
+        })
     }
 
     /// What the store did not take.
@@ -44,51 +52,51 @@ impl Log {
         self.dropped.load(Relaxed) + self.store.state().borrow().dropped
     }
 
-    pub(super) fn take(&self, Report { subject, told, time }: Report) {
-        let mut fold = self.fold();
-        let kind = match told {
-            Told::Record(kind) => *kind,
-            Told::Test(mut result, minute) => {
-                let content = record_content::test_result(&mut result);
-                fold.test(&subject, &result, &content, minute);
-                return self.append(&subject, content::TEST_RESULT, content, time);
+    pub(super) fn append_report(&self, Report { subject, kind, time }: Report) {
+        let mut aggregator = self.aggregator();
+        match kind {
+            ReportKind::Event(event) => {
+                log_event(subject.connection(), &event);
+                self.append(&subject, content::EVENT, event.encode_to_vec().into(), time);
             }
-            Told::Minute(minute, figures) => {
-                return fold.minute(&subject, minute, &figures, time);
+            ReportKind::Probes(probes) => {
+                for (kind, content) in probe_results(probes, stored_time(time)) {
+                    self.append(&subject, kind, content, time);
+                }
             }
-        };
-        if let record::Kind::Event(event) = &kind {
-            tell(subject.connection(), event);
+            ReportKind::Test(mut result, minute) => {
+                let content = test_result(&mut result);
+                aggregator.test(&subject, &result, &content, minute);
+                self.append(&subject, content::TEST_RESULT, content, time);
+            }
+            ReportKind::Minute(minute, figures) => {
+                aggregator.minute(&subject, minute, &figures, time);
+            }
         }
-        self.append_all(&subject, kind, time);
     }
 
     /// Intervals that are over become records.
     pub(super) fn close_intervals(&self, now: UnixTime) {
-        let mut fold = self.fold();
-        if !fold.is_over(now) {
+        let mut aggregator = self.aggregator();
+        if !aggregator.is_over(now) {
             return;
         }
         // First, so that what their records tell of a test that runs is counted over all tests too,
         // whatever happens.
-        self.save(&mut fold);
-        for (key, interval) in fold.close(now) {
-            let subject = fold.subject(&key);
-            self.append_all(&subject, record::Kind::IntervalResult(interval), now);
+        self.save(&mut aggregator);
+        for (key, mut interval) in aggregator.close(now) {
+            let subject = aggregator.subject(&key);
+            let content = interval_result(&mut interval);
+            self.append(&subject, content::INTERVAL_RESULT, content, now);
         }
     }
 
-    /// Under the lock of the statistics: cursors rise in the order in which records are handed on.
-    fn append_all(&self, subject: &Subject, kind: record::Kind, time: UnixTime) {
-        for (kind, content) in record_content::encode(kind, kept(time)) {
-            self.append(subject, kind, content, time);
-        }
-    }
-
+    /// Appends a record. The caller holds the lock of the statistics: cursors rise in the order in
+    /// which records are passed on.
     fn append(&self, subject: &Subject, kind: u8, content: Bytes, time: UnixTime) {
         let entry = Entry {
             cursor: self.next_cursor.load(Relaxed),
-            time: kept(time),
+            time: stored_time(time),
             subject: subject.stored.clone(),
             kind,
             content,
@@ -113,33 +121,33 @@ impl Log {
     }
 
     pub(super) fn save_statistics(&self) {
-        self.save(&mut self.fold());
+        self.save(&mut self.aggregator());
     }
 
-    fn save(&self, fold: &mut Fold) {
-        let changed = fold.take_changed(self.next_cursor.load(Relaxed) - 1);
+    fn save(&self, aggregator: &mut Aggregator) {
+        let changed = aggregator.take_changed(self.next_cursor.load(Relaxed) - 1);
         if changed.is_empty() {
             return;
         }
         if let Err((changed, error)) = self.store.save_statistics(changed) {
             // They are in the log and in memory; the next snapshot has them.
-            fold.give_back(changed);
+            aggregator.mark_dirty(changed);
             tracing::warn!(%error, "statistics were not saved");
         }
     }
 
-    pub(super) fn fold(&self) -> MutexGuard<'_, Fold> {
-        self.fold.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn aggregator(&self) -> MutexGuard<'_, Aggregator> {
+        self.aggregator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What the store keeps of the time of a record: microseconds.
-fn kept(time: UnixTime) -> UnixTime {
+fn stored_time(time: UnixTime) -> UnixTime {
     UnixTime(time.0 / 1_000 * 1_000)
 }
 
 /// Events are what the agent logs of measurements.
-fn tell(connection: &str, event: &Event) {
+fn log_event(connection: &str, event: &Event) {
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let cause = event.cause();
     tracing::info!(

@@ -3,9 +3,11 @@
 
 mod block;
 mod content;
+pub mod convert;
 mod filter;
 mod log;
 mod reader;
+mod report;
 mod reports;
 mod statistics;
 mod surroundings;
@@ -27,13 +29,14 @@ pub use surroundings::{watch_clock, watch_store};
 
 use crate::{
     model::{AgentConfig, ResultKeeping},
-    proto::{Event, EventType, Figures, ProbeResult, ProbeResults, Statistics, TestResult, record},
-    stats,
+    proto::{Event, EventType, Statistics},
+    stats::{Figures, ProbeResult, TestResult},
     store::{self, PersistedConnection, ResultStore, Retention, StoreError, StoreState},
     time::{Now, UnixTime},
 };
 use log::Log;
-use reports::{Report, Reports, Told};
+use report::{Report, ReportKind};
+use reports::Reports;
 use statistics::{Key, Plan, Plans};
 
 /// Probes that wait for others to fill a record, at most.
@@ -158,7 +161,7 @@ impl Results {
         minute: Option<u64>,
         time: UnixTime,
     ) {
-        self.report(subject, Told::Test(result, minute), time);
+        self.report(subject, ReportKind::Test(result, minute), time);
     }
 
     /// Reports what was sent in a minute of a test that has part in several, and when that began.
@@ -169,7 +172,7 @@ impl Results {
         figures: Box<Figures>,
         started: UnixTime,
     ) {
-        self.report(subject, Told::Minute(minute, figures), started);
+        self.report(subject, ReportKind::Minute(minute, figures), started);
     }
 
     /// Reports single probes.
@@ -179,17 +182,16 @@ impl Results {
         probes: Vec<ProbeResult>,
         time: UnixTime,
     ) {
-        let kind = record::Kind::ProbeResults(ProbeResults { probes });
-        self.report(subject, Told::Record(Box::new(kind)), time);
+        self.report(subject, ReportKind::Probes(probes), time);
     }
 
     /// Reports something that happened.
     pub fn event(&self, subject: impl Into<Arc<Subject>>, event: Event, time: UnixTime) {
-        self.report(subject, Told::Record(Box::new(record::Kind::Event(event))), time);
+        self.report(subject, ReportKind::Event(Box::new(event)), time);
     }
 
-    fn report(&self, subject: impl Into<Arc<Subject>>, told: Told, time: UnixTime) {
-        self.reports.send(Report { subject: subject.into(), told, time });
+    fn report(&self, subject: impl Into<Arc<Subject>>, kind: ReportKind, time: UnixTime) {
+        self.reports.send(Report { subject: subject.into(), kind, time });
     }
 
     /// Reports that the agent started, or that a configuration was committed.
@@ -201,11 +203,11 @@ impl Results {
     /// Statistics over finished tests and intervals, by connection, session and scope, with
     /// percentiles.
     pub fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
-        let mut found = self.log.fold().statistics(query);
+        let mut found = self.log.aggregator().statistics(query);
         for statistics in &mut found {
             let percentiles = self.plan(&statistics.connection, &statistics.session).percentiles;
             if let Some(figures) = statistics.figures.as_deref_mut() {
-                stats::complete(figures, &percentiles);
+                convert::add_percentiles(figures, &percentiles);
             }
         }
         found
@@ -216,7 +218,7 @@ impl Results {
         &self,
         query: &StatisticsQuery,
     ) -> Vec<(Arc<store::Subject>, Vec<Statistics>)> {
-        self.log.fold().session_statistics(query)
+        self.log.aggregator().session_statistics(query)
     }
 
     /// Begins the statistics of sessions anew, and writes that into the log; how many.
@@ -225,7 +227,7 @@ impl Results {
         query: &StatisticsQuery,
         time: UnixTime,
     ) -> Result<usize, StoreError> {
-        let cleared = self.log.fold().clear(query);
+        let cleared = self.log.aggregator().clear(query);
         // At once: the log is to say nothing that a restart takes back.
         self.log.save_statistics();
         for ((connection, session), epoch) in &cleared {
@@ -245,12 +247,12 @@ impl Results {
 
     /// How often the statistics of a session were begun anew.
     pub fn epoch(&self, connection: &str, session: &str) -> u64 {
-        self.log.fold().epoch(&(connection.to_owned(), session.to_owned()))
+        self.log.aggregator().epoch(&(connection.to_owned(), session.to_owned()))
     }
 
     /// What happened at this time makes intervals other than whole.
     fn disturbed(&self, at: UnixTime) {
-        self.log.fold().disturbed(at);
+        self.log.aggregator().disturbed(at);
     }
 
     fn plan(&self, connection: &str, session: &str) -> Plan {
@@ -265,7 +267,7 @@ impl Results {
     /// Forgets statistics of sessions that are no longer expected, makes the others as is configured
     /// now, and keeps records as long.
     pub fn follow_config(&self, config: &AgentConfig) {
-        let forgotten = self.log.fold().follow();
+        let forgotten = self.log.aggregator().follow();
         if forgotten {
             // At once: what is configured under the same name again has nothing to do with it.
             self.log.save_statistics();

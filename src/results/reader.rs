@@ -8,10 +8,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Filter, Results, content};
+use super::{Filter, Results, content, convert};
 use crate::{
     proto::{Record, record},
-    stats,
     store::{StoreError, StoreState},
 };
 
@@ -283,7 +282,10 @@ impl Results {
             | None => None,
         };
         if let Some(figures) = figures {
-            stats::complete(figures, &self.plan(&record.connection, &record.session).percentiles);
+            convert::add_percentiles(
+                figures,
+                &self.plan(&record.connection, &record.session).percentiles,
+            );
         }
         record
     }

@@ -15,11 +15,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Subject, log::Log};
-use crate::{
-    proto::{Figures, TestResult, record},
-    time::UnixTime,
-};
+use super::{log::Log, report::Report};
 
 /// Reports in the queue; further ones are dropped and counted. At a few hundred bytes each, some
 /// megabytes.
@@ -27,24 +23,6 @@ const REPORTS: usize = 16_384;
 /// Pause of the thread after it emptied the queue: reports that arrive meanwhile wake no thread. It
 /// delays a record by as much.
 const REST: Duration = Duration::from_millis(5);
-
-/// A future record, or a part of statistics.
-#[derive(Debug)]
-pub(super) struct Report {
-    pub(super) subject: Arc<Subject>,
-    pub(super) told: Told,
-    pub(super) time: UnixTime,
-}
-
-/// Content of a report; small, because the queue has space for many.
-#[derive(Debug)]
-pub(super) enum Told {
-    Record(Box<record::Kind>),
-    /// Result of a test, with its minute where it is in a single one.
-    Test(Box<TestResult>, Option<u64>),
-    /// Figures of one minute of a longer test.
-    Minute(u64, Box<Figures>),
-}
 
 /// Entry of the queue.
 #[derive(Debug)]
@@ -126,7 +104,7 @@ fn run(log: &Log, reports: &Receiver<Item>) {
     while let Ok(first) = reports.recv() {
         for item in iter::once(first).chain(reports.try_iter()) {
             match item {
-                Item::Report(report) => take(log, report),
+                Item::Report(report) => append(log, report),
                 Item::Connection(name) => log.store.save_connection(&name),
                 Item::Barrier(answer) => drop(answer.send(())),
                 Item::End => return,
@@ -138,8 +116,8 @@ fn run(log: &Log, reports: &Receiver<Item>) {
 }
 
 /// Appends a report. A panic costs that report only.
-fn take(log: &Log, report: Report) {
-    if catch_unwind(AssertUnwindSafe(|| log.take(report))).is_err() {
+fn append(log: &Log, report: Report) {
+    if catch_unwind(AssertUnwindSafe(|| log.append_report(report))).is_err() {
         log.count_dropped();
     }
 }

@@ -1,10 +1,8 @@
 //! Loss runs and availability: both follow the outcomes of probes in the order of the probes, and
 //! continue from one test to the next.
 
-use crate::{
-    model::AvailabilityRule,
-    proto::{Availability, Figures, LossBursts},
-};
+use super::{Availability, Figures, LossBursts};
+use crate::model::AvailabilityRule;
 
 /// Follows the outcomes of the probes of a session.
 #[derive(Clone, Debug, Default)]

@@ -2,11 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{BUCKETS_OF_A_TEST, Histogram, Moments, Sample};
-use crate::{
-    proto::{DelayStats, Figures, TimestampSource},
-    time::StampSource,
-};
+use super::{BUCKETS_OF_A_TEST, DelayStats, Figures, Histogram, Moments, Sample};
+use crate::{model::TimestampSource, time::StampSource};
 
 /// Largest number of probes in flight; a sample further away starts over.
 const FARTHEST: usize = 1 << 20;

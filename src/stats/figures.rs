@@ -1,10 +1,9 @@
 //! Figures of several tests together.
 
-use super::{BUCKETS_OF_MANY, Histogram, Moments, bursts, reordering, voice_quality};
-use crate::proto::{
-    DelayStats, Figures, Percentile, StampFigures, Statistics, TestOutcome, TestResult,
-    TimestampSource,
+use super::{
+    BUCKETS_OF_MANY, DelayStats, Figures, Histogram, Moments, StampFigures, bursts, reordering,
 };
+use crate::model::TimestampSource;
 
 /// Adds the figures of a later test. Counts add up, delays merge; what describes the latest packet
 /// is taken from the later test where it has one.
@@ -128,35 +127,17 @@ pub(super) fn clear_delays(figures: &mut Figures) {
     }
 }
 
-/// Adds derived values that are not stored: percentiles and voice quality.
-pub fn complete(figures: &mut Figures, percentiles: &[f64]) {
-    figures.voice_quality = voice_quality(figures);
-    for stats in all_delays(figures).into_iter().flatten() {
-        let Some(histogram) = stats.histogram.as_ref().map(Histogram::from) else { continue };
-        let value = |percent: &f64| {
-            let value_ns = histogram.percentile(*percent)?.clamp(stats.min_ns, stats.max_ns);
-            Some(Percentile { percent: *percent, value_ns })
-        };
-        stats.percentiles = percentiles.iter().filter_map(value).collect();
-    }
-}
-
 /// Coarsens each histogram to at most `most` buckets.
 pub fn coarsen(figures: &mut Figures, most: usize) {
     for stats in all_delays(figures).into_iter().flatten() {
-        if let Some(told) = &mut stats.histogram
-            && told.counts.len() > most
+        if let Some(buckets) = &mut stats.histogram
+            && buckets.counts.len() > most
         {
-            let mut histogram = Histogram::from(&*told);
+            let mut histogram = Histogram::from(&*buckets);
             histogram.keep_to(most);
-            *told = (&histogram).into();
+            *buckets = (&histogram).into();
         }
     }
-}
-
-/// Removes the histograms of all delays.
-pub fn clear_histograms(figures: &mut Figures) {
-    all_delays(figures).into_iter().flatten().for_each(|stats| stats.histogram = None);
 }
 
 /// Returns all delay statistics that are made from samples.
@@ -172,27 +153,4 @@ fn all_delays(figures: &mut Figures) -> [&mut Option<Box<DelayStats>>; 9] {
         &mut figures.egress_delay_variation,
         &mut figures.ingress_delay_variation,
     ]
-}
-
-/// Adds the result of a later test to statistics.
-pub fn add_result(statistics: &mut Statistics, result: &TestResult) {
-    add_outcome(statistics, result);
-    if let Some(figures) = &result.figures {
-        merge(statistics.figures.get_or_insert_with(Default::default), figures);
-    }
-}
-
-/// Adds the outcome of a later test, without its figures.
-pub fn add_outcome(statistics: &mut Statistics, result: &TestResult) {
-    if statistics.start_time.is_none() {
-        statistics.start_time = result.start_time;
-    }
-    statistics.end_time = result.end_time;
-    match result.outcome() {
-        TestOutcome::Complete => statistics.tests_complete += 1,
-        TestOutcome::Interrupted => statistics.tests_interrupted += 1,
-        TestOutcome::Unreachable => statistics.tests_unreachable += 1,
-        TestOutcome::Stopped => statistics.tests_stopped += 1,
-        TestOutcome::Unspecified => {}
-    }
 }

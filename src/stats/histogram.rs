@@ -2,7 +2,7 @@
 //! two is divided into equal parts, and where the buckets become too many, two are made one. Any two
 //! merge, however fine each is.
 
-use crate::proto;
+use super::HistogramBuckets;
 
 /// Parts of a power of two at first, as a power of two.
 const FINEST: u32 = 7;
@@ -160,7 +160,7 @@ fn middle(bucket: i16, precision: u32) -> i64 {
     low.midpoint(beyond - 1)
 }
 
-impl From<&Histogram> for proto::Histogram {
+impl From<&Histogram> for HistogramBuckets {
     fn from(histogram: &Histogram) -> Self {
         let mut before = 0;
         let steps = histogram.buckets.iter().map(|(bucket, _)| {
@@ -175,10 +175,10 @@ impl From<&Histogram> for proto::Histogram {
     }
 }
 
-impl From<&proto::Histogram> for Histogram {
+impl From<&HistogramBuckets> for Histogram {
     /// An invalid message becomes an empty histogram.
-    fn from(histogram: &proto::Histogram) -> Self {
-        let proto::Histogram { precision, bucket_deltas, counts } = histogram;
+    fn from(histogram: &HistogramBuckets) -> Self {
+        let HistogramBuckets { precision, bucket_deltas, counts } = histogram;
         let mut bucket = 0i32;
         let buckets: Option<Vec<(i16, u64)>> = bucket_deltas
             .iter()
@@ -245,8 +245,8 @@ mod tests {
         ) {
             let cut = cut.min(values.len());
             let mut parts = of(&values[..cut], BUCKETS_OF_A_TEST);
-            // Through the form of the API and back.
-            let rest = proto::Histogram::from(&of(&values[cut..], 24));
+            // Through the stored form and back.
+            let rest = HistogramBuckets::from(&of(&values[cut..], 24));
             parts.merge(&Histogram::from(&rest), BUCKETS_OF_A_TEST);
             prop_assert!(parts.buckets.len() <= BUCKETS_OF_A_TEST);
             prop_assert_eq!(parts.count(), values.len() as u64);
@@ -264,7 +264,7 @@ mod tests {
             bucket_deltas in prop::collection::vec(any::<i32>(), 0..6),
             counts in prop::collection::vec(any::<u32>().prop_map(u64::from), 0..6),
         ) {
-            let histogram = Histogram::from(&proto::Histogram { precision, bucket_deltas, counts });
+            let histogram = Histogram::from(&HistogramBuckets { precision, bucket_deltas, counts });
             let _ = (histogram.percentile(99.0), histogram.cumulative(&[0, 1 << 40]));
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::proto;
+use super::Reordering;
 
 /// Replies that an extent is searched in.
 const LOOKED_BACK: usize = 64;
@@ -42,14 +42,14 @@ impl Arrivals {
 }
 
 /// Adds the extent of one reordered reply.
-pub(super) fn count(into: &mut Option<proto::Reordering>, extent: u32) {
-    merge(into, Some(&proto::Reordering { max_extent: extent, total_extent: extent.into() }));
+pub(super) fn count(into: &mut Option<Reordering>, extent: u32) {
+    merge(into, Some(&Reordering { max_extent: extent, total_extent: extent.into() }));
 }
 
 /// Adds the reordering of a later test.
-pub(super) fn merge(into: &mut Option<proto::Reordering>, later: Option<&proto::Reordering>) {
+pub(super) fn merge(into: &mut Option<Reordering>, later: Option<&Reordering>) {
     let Some(later) = later else { return };
-    let into = into.get_or_insert_with(proto::Reordering::default);
+    let into = into.get_or_insert_with(Reordering::default);
     into.max_extent = into.max_extent.max(later.max_extent);
     into.total_extent += later.total_extent;
 }

@@ -1,7 +1,7 @@
 //! Delays of one answered probe.
 
 use crate::{
-    proto::{OneWayValidity, TimestampSource},
+    model::{OneWayValidity, TimestampSource},
     time::{StampSource, UnixTime},
 };
 

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    Moments, Sample,
+    Figures, Moments, Sample,
     bursts::Fates,
     delays::{Delays, Neighbours, StampSources},
     direction::Attribution,
@@ -13,7 +13,6 @@ use super::{
 };
 use crate::{
     model::AvailabilityRule,
-    proto::Figures,
     time::{NANOS_PER_SECOND, StampSource, UnixTime},
 };
 
@@ -327,7 +326,7 @@ impl Path {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{OneWayValidity, TimestampSource};
+    use crate::model::{OneWayValidity, TimestampSource};
 
     /// `metrics/worked-example` of the reference vectors.
     #[test]

@@ -2,14 +2,26 @@
 //! clearly below it clear. Delays of single probes raise at once and clear at the end of a test,
 //! so a value that swings around its limit does not make an event of each probe.
 
+use super::{DelayStats, ProbeResult, TestResult};
 use crate::{
-    model::Thresholds,
-    proto::{
-        DelayStats, Event, EventType, OneWayValidity, ProbeResult, ProbeStatus, TestOutcome,
-        TestResult, Threshold,
-    },
+    model::{OneWayValidity, ProbeStatus, TestOutcome, Threshold, ThresholdLimit, Thresholds},
     time::UnixTime,
 };
+
+/// A threshold raised or cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThresholdChange {
+    /// Threshold that was crossed.
+    pub threshold: Threshold,
+    /// Limit of the threshold: nanoseconds or probes.
+    pub limit: u64,
+    /// Value that crossed it: nanoseconds or probes.
+    pub value: u64,
+    /// Number of the test; 0 if it was cleared outside of a test.
+    pub test_number: u64,
+    /// Time at which it was raised; `None` for one that is raised now.
+    pub cleared_since: Option<UnixTime>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Raised {
@@ -39,15 +51,14 @@ pub struct ThresholdMonitor {
 
 impl ThresholdMonitor {
     /// Replaces the limits. Thresholds whose limit is removed or changed are cleared.
-    pub fn set(&mut self, thresholds: &Thresholds) -> Vec<Event> {
+    pub fn set(&mut self, thresholds: &Thresholds) -> Vec<ThresholdChange> {
         let mut cleared = Vec::new();
         let mut known = Vec::new();
         for (limit, state) in self.thresholds.limits.iter().zip(&self.states) {
             if thresholds.limits.contains(limit) {
                 known.push((*limit, *state));
             } else if let Some(raised) = state.raised {
-                let value = raised.value;
-                cleared.push(event(limit.threshold, limit.limit, value, 0, Some(raised)));
+                cleared.push(limit.change(raised.value, 0, Some(raised)));
             }
         }
         let state = |limit| {
@@ -60,7 +71,7 @@ impl ThresholdMonitor {
     }
 
     /// Clears all raised thresholds while measurements pause; the limits remain.
-    pub fn rest(&mut self) -> Vec<Event> {
+    pub fn rest(&mut self) -> Vec<ThresholdChange> {
         let limits = self.thresholds.clone();
         let cleared = self.set(&Thresholds::default());
         self.set(&limits);
@@ -74,7 +85,7 @@ impl ThresholdMonitor {
     }
 
     /// Judges the outcome of a probe.
-    pub fn probe(&mut self, probe: &ProbeResult, now: UnixTime) -> Vec<Event> {
+    pub fn probe(&mut self, probe: &ProbeResult, now: UnixTime) -> Vec<ThresholdChange> {
         let decided = probe.status() != ProbeStatus::Abandoned;
         if self.unreachable || !decided || self.thresholds.limits.is_empty() {
             return Vec::new();
@@ -110,7 +121,7 @@ impl ThresholdMonitor {
     }
 
     /// Judges the figures of a test that ended.
-    pub fn test_ended(&mut self, result: &TestResult, now: UnixTime) -> Vec<Event> {
+    pub fn test_ended(&mut self, result: &TestResult, now: UnixTime) -> Vec<ThresholdChange> {
         let judged = matches!(result.outcome(), TestOutcome::Complete | TestOutcome::Stopped);
         let figures = result.figures.as_ref().filter(|figures| judged && figures.probes_sent > 0);
         let Some(figures) = figures else {
@@ -120,7 +131,7 @@ impl ThresholdMonitor {
         let mut events = Vec::new();
         let some =
             |stats: &Option<Box<DelayStats>>| stats.clone().filter(|stats| stats.samples > 0);
-        let jitter = |stats| some(stats).map(|stats| stats.peak_to_peak_ns);
+        let jitter = |stats| some(stats).map(|stats| stats.max_ns.abs_diff(stats.min_ns));
         let deviation = |stats| some(stats).map(|stats| stats.stddev_ns as u64);
         for index in 0..self.states.len() {
             let value = match self.thresholds.limits[index].threshold {
@@ -146,7 +157,13 @@ impl ThresholdMonitor {
         events
     }
 
-    fn judge(&mut self, index: usize, value: u64, test: u64, now: UnixTime) -> Option<Event> {
+    fn judge(
+        &mut self,
+        index: usize,
+        value: u64,
+        test: u64,
+        now: UnixTime,
+    ) -> Option<ThresholdChange> {
         let limit = self.thresholds.limits[index];
         let state = &mut self.states[index];
         state.worst = state.worst.max(Some(value));
@@ -155,11 +172,11 @@ impl ThresholdMonitor {
         }
         state.raised = Some(Raised { value, since: now });
         state.clear = 0;
-        Some(event(limit.threshold, limit.limit, value, test, None))
+        Some(limit.change(value, test, None))
     }
 
     /// At the end of a test: whether it was the last that it takes to clear.
-    fn clear(&mut self, index: usize, test: u64) -> Option<Event> {
+    fn clear(&mut self, index: usize, test: u64) -> Option<ThresholdChange> {
         let (limit, state) = (self.thresholds.limits[index], &mut self.states[index]);
         let worst = state.worst.take()?;
         let raised = state.raised?;
@@ -169,7 +186,15 @@ impl ThresholdMonitor {
             return None;
         }
         state.raised = None;
-        Some(event(limit.threshold, limit.limit, worst, test, Some(raised)))
+        Some(limit.change(worst, test, Some(raised)))
+    }
+}
+
+impl ThresholdLimit {
+    fn change(self, value: u64, test_number: u64, cleared: Option<Raised>) -> ThresholdChange {
+        let Self { threshold, limit } = self;
+        let cleared_since = cleared.map(|raised| raised.since);
+        ThresholdChange { threshold, limit, value, test_number, cleared_since }
     }
 }
 
@@ -177,30 +202,10 @@ fn positive(nanoseconds: i64) -> u64 {
     u64::try_from(nanoseconds).unwrap_or(0)
 }
 
-fn event(
-    threshold: Threshold,
-    limit: u64,
-    value: u64,
-    test_number: u64,
-    cleared: Option<Raised>,
-) -> Event {
-    let kind =
-        if cleared.is_some() { EventType::ThresholdCleared } else { EventType::ThresholdRaised };
-    Event {
-        r#type: kind.into(),
-        threshold: threshold.into(),
-        value: value as i64,
-        limit: limit as i64,
-        start_time: cleared.map(|raised| raised.since.to_proto()),
-        test_number,
-        ..Event::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{model::ThresholdLimit, proto::Figures};
+    use crate::stats::Figures;
 
     const NOW: UnixTime = UnixTime(1);
 
@@ -229,8 +234,8 @@ mod tests {
         test(TestOutcome::Complete, Figures::default())
     }
 
-    fn kinds(events: &[Event]) -> Vec<EventType> {
-        events.iter().map(Event::r#type).collect()
+    fn are_cleared(changes: &[ThresholdChange]) -> Vec<bool> {
+        changes.iter().map(|change| change.cleared_since.is_some()).collect()
     }
 
     #[test]
@@ -251,7 +256,7 @@ mod tests {
         let mut monitor = monitor(Threshold::Rtt, 1_000);
         assert!(monitor.probe(&probe(Some(999)), NOW).is_empty());
         let raised = monitor.probe(&probe(Some(1_000)), NOW);
-        assert_eq!(kinds(&raised), [EventType::ThresholdRaised], "met is enough");
+        assert_eq!(are_cleared(&raised), [false], "met is enough");
         assert_eq!((raised[0].value, raised[0].limit), (1_000, 1_000));
         assert!(monitor.probe(&probe(Some(5_000)), NOW).is_empty(), "raised already");
         assert!(monitor.test_ended(&complete(), NOW).is_empty());
@@ -265,8 +270,8 @@ mod tests {
         assert!(monitor.test_ended(&complete(), NOW).is_empty());
         monitor.probe(&probe(Some(500)), UnixTime(9));
         let cleared = monitor.test_ended(&complete(), UnixTime(9));
-        assert_eq!(kinds(&cleared), [EventType::ThresholdCleared]);
-        assert_eq!((cleared[0].value, cleared[0].start_time), (500, Some(NOW.to_proto())));
+        assert_eq!(are_cleared(&cleared), [true]);
+        assert_eq!((cleared[0].value, cleared[0].cleared_since), (500, Some(NOW)));
         assert_eq!(monitor.probe(&probe(Some(1_000)), NOW).len(), 1, "and again");
     }
 
@@ -305,7 +310,7 @@ mod tests {
         assert!(monitor.probe(&probe(Some(50)), NOW).is_empty(), "still raised");
         let other = vec![ThresholdLimit { threshold: Threshold::Rtt, limit: 20 }];
         let cleared = monitor.set(&Thresholds { limits: other, ..same });
-        assert_eq!(kinds(&cleared), [EventType::ThresholdCleared]);
+        assert_eq!(are_cleared(&cleared), [true]);
         assert_eq!((cleared[0].value, cleared[0].limit), (50, 10));
         assert_eq!(monitor.probe(&probe(Some(50)), NOW).len(), 1);
     }

@@ -1,7 +1,16 @@
 //! Voice quality: the E-model of ITU-T G.107 with the delay impairment of Cole and Rosenbluth, for
 //! G.711 with packet loss concealment.
 
-use crate::proto::{Figures, VoiceQuality};
+use super::Figures;
+
+/// Estimated quality of a voice call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VoiceQuality {
+    /// Transmission rating R, 0 to 93.2.
+    pub r_factor: f64,
+    /// Conversational mean opinion score MOS-CQ, 1 to 4.4.
+    pub mos_cq: f64,
+}
 
 /// R without any impairment by the network (G.107 with its default values).
 const R_0: f64 = 93.2;
@@ -36,7 +45,7 @@ fn mos(r: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::DelayStats;
+    use crate::stats::DelayStats;
 
     fn of(rtt_ms: f64, received: u64, lost: u64) -> VoiceQuality {
         let min_ns = (rtt_ms * 1e6) as i64;

@@ -11,7 +11,8 @@ use super::{
     sender::{Carrier, SenderConfig},
 };
 use crate::{
-    proto::{FailureCause, Figures, OneWayValidity, TestOutcome, TestResult},
+    model::{FailureCause, OneWayValidity, TestOutcome},
+    stats::{Figures, TestResult},
     time::{Monotonic, TimestampFormat, UnixTime},
     wire::{codes::Modes, format::PacketFormat},
 };
@@ -89,13 +90,9 @@ fn tests_follow_each_other_without_drift() {
     pair.run_until(Monotonic(101 * SECOND));
     // 40 ms of probes, 500 ms of loss timeout, an interval of 1 s.
     assert_eq!(pair.results.len(), (100 * SECOND).div_ceil(1_540 * MS) as usize);
-    let start = |result: &TestResult| {
-        let start = result.start_time.unwrap();
-        start.seconds as u64 * SECOND + start.nanos as u64
-    };
     for (index, result) in pair.results.iter().enumerate() {
         let expected = 1_700_000_000 * SECOND + index as u64 * 1_540 * MS;
-        assert_eq!(start(result), expected);
+        assert_eq!(result.start_unix_ns, expected);
         assert_eq!(result.test_number, index as u64 + 1);
     }
 }
@@ -248,17 +245,13 @@ fn bursts_keep_the_time_of_the_schedule() {
     let ipdv = delay(figures.egress_jitter.as_deref());
     let near = |ns: i64, expected: i64| ns.abs_diff(expected) < 2;
     assert!(near(ipdv.max_ns, 20_000) && near(ipdv.min_ns, -80_000), "{ipdv:?}");
-    let length = |result: &TestResult| {
-        let time = |time: Option<prost_types::Timestamp>| UnixTime::from_proto(&time.unwrap());
-        time(result.end_time).since_ns(time(result.start_time))
-    };
-    assert_eq!(length(&pair.results[0]).cast_unsigned() / MS, 30 + 500);
+    let length = |result: &TestResult| result.end_unix_ns - result.start_unix_ns;
+    assert_eq!(length(&pair.results[0]) / MS, 30 + 500);
     // Unreachable tests take the same time and count the probes due by then.
     pair.sender.session_lost(FailureCause::Unspecified, 0, pair.now);
     let begun = pair.results.len();
     pair.run_until(Monotonic(10 * SECOND));
-    let start =
-        |index: usize| UnixTime::from_proto(&pair.results[begun + index].start_time.unwrap());
+    let start = |index: usize| UnixTime(pair.results[begun + index].start_unix_ns);
     assert_eq!(start(2).since_ns(start(1)).cast_unsigned(), 30 * MS + 500 * MS + SECOND);
 }
 

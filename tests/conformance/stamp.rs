@@ -4,7 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use twamp_agent::{
     model::{self, AccessReport, Schedule, Secret, StampSession},
-    proto::{self, ProbeResult, StampFigures},
+    proto,
+    stats::{Figures, ProbeResult, StampFigures},
     time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
     twamp::{
         PacketMeta,
@@ -109,7 +110,7 @@ struct Pair {
     now: Now,
     octets: usize,
     probes: Vec<ProbeResult>,
-    figures: Option<proto::Figures>,
+    figures: Option<Figures>,
 }
 
 impl Pair {

@@ -7,7 +7,8 @@ use std::{
 
 use twamp_agent::{
     model::Schedule,
-    proto::{TestOutcome, TestResult},
+    proto::TestOutcome,
+    stats::TestResult,
     time::{ErrorEstimate, Monotonic, Now, NtpTimestamp, StampSource, TimestampFormat, UnixTime},
     twamp::{
         PacketMeta,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     proto::{DelayStats, Figures, Record, Word, record},
-    stats,
+    results::convert,
     time::UnixTime,
 };
 
@@ -148,7 +148,7 @@ fn point(
     told: &Told<'_>,
     attributes: Vec<KeyValue>,
 ) -> Option<HistogramDataPoint> {
-    let histogram = stats::Histogram::from(stats.histogram.as_ref()?);
+    let histogram = convert::histogram(stats.histogram.as_ref()?);
     let mut below = 0;
     let mut bucket_counts: Vec<u64> = histogram
         .cumulative(&limits_ns())

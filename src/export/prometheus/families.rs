@@ -17,8 +17,7 @@ use super::{
 };
 use crate::{
     proto::{DelayStats, Figures, Statistics, StatisticsScope, TimestampSource, Word},
-    results::StatisticsQuery,
-    stats,
+    results::{StatisticsQuery, convert},
     store::Subject,
 };
 
@@ -114,7 +113,7 @@ impl Sessions {
             let Some(stats) = figures.and_then(of).filter(|stats| stats.min_ns >= 0) else {
                 continue;
             };
-            let Some(histogram) = stats.histogram.as_ref().map(stats::Histogram::from) else {
+            let Some(histogram) = stats.histogram.as_ref().map(convert::histogram) else {
                 continue;
             };
             // Here each bucket counts what is beyond the one before.
@@ -288,7 +287,7 @@ impl Collector for Sessions {
             (decided > 0).then(|| f.probes_lost as f64 / decided as f64)
         })?;
         let mos = ("last_test_mos", "Estimated quality of a voice call (G.107)", None);
-        self.last(e, mos, |f| stats::voice_quality(f).map(|voice| voice.mos_cq))
+        self.last(e, mos, |f| f.voice_quality.map(|voice| voice.mos_cq))
     }
 }
 

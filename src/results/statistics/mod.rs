@@ -4,6 +4,7 @@ mod part;
 mod session;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -16,12 +17,14 @@ use prost::Message;
 use super::Subject;
 use crate::{
     model::{AgentConfig, ResultKeeping},
-    proto::{Figures, IntervalResult, Statistics, StatisticsScope, TestResult},
+    proto::{Statistics, StatisticsScope},
+    stats::{Figures, TestResult},
     store::{self, Changed, ResultStore, StoreError, content},
     time::UnixTime,
 };
 use part::Part;
 use session::Session;
+pub(super) use totals::IntervalResult;
 
 /// Octets and records read at once while the log is replayed.
 const REPLAY_OCTETS: usize = 1 << 20;
@@ -162,7 +165,7 @@ impl StatisticsQuery {
 
 /// The statistics of all sessions.
 #[derive(Debug, Default)]
-pub(super) struct Fold {
+pub(super) struct Aggregator {
     sessions: BTreeMap<Key, Session>,
     changed: BTreeSet<Key>,
     /// Of sessions that are gone.
@@ -173,10 +176,10 @@ pub(super) struct Fold {
     marked: u64,
 }
 
-impl Fold {
+impl Aggregator {
     /// From the store: the last snapshot, and the results behind it.
     pub(super) fn load(store: &ResultStore, plans: Arc<Plans>) -> Result<Self, StoreError> {
-        let mut fold = Self { plans, ..Self::default() };
+        let mut aggregator = Self { plans, ..Self::default() };
         let mut as_of: HashMap<(Key, Part), u64> = HashMap::new();
         let mut after = 0;
         for kept in store.statistics()? {
@@ -185,12 +188,12 @@ impl Fold {
                 continue;
             }
             let (key, part) = Part::of_key(&kept.key).ok_or(StoreError::Damaged("statistics"))?;
-            if !fold.plans.of(&key).is_persistent() {
+            if !aggregator.plans.of(&key).is_persistent() {
                 // From before they were in memory alone.
-                fold.forgotten.push(kept.key);
+                aggregator.forgotten.push(kept.key);
                 continue;
             }
-            fold.session(&key).restore(part, kept.content);
+            aggregator.session(&key).restore(part, kept.content);
             as_of.insert((key, part), kept.as_of_cursor);
         }
         let newest = store.state().borrow().newest;
@@ -201,7 +204,7 @@ impl Fold {
             let counted = [content::TEST_RESULT, content::INTERVAL_RESULT];
             for entry in entries.iter().filter(|entry| counted.contains(&entry.kind)) {
                 let key = (entry.subject.connection.clone(), entry.subject.session.clone());
-                if !fold.plans.of(&key).is_persistent() {
+                if !aggregator.plans.of(&key).is_persistent() {
                     continue;
                 }
                 let has = |part| {
@@ -209,19 +212,19 @@ impl Fold {
                 };
                 if entry.kind == content::TEST_RESULT {
                     let result = decoded(TestResult::decode(entry.content.clone()))?;
-                    fold.session(&key).test_again(&result, &entry.content, has);
+                    aggregator.session(&key).test_again(&result, &entry.content, has);
                 } else {
                     let result = decoded(IntervalResult::decode(entry.content.clone()))?;
-                    fold.session(&key).interval_again(&result, has);
+                    aggregator.session(&key).interval_again(&result, has);
                 }
-                fold.changed.insert(key);
+                aggregator.changed.insert(key);
             }
         }
         // The agent was not there for some time.
-        for session in fold.sessions.values_mut() {
+        for session in aggregator.sessions.values_mut() {
             session.paused();
         }
-        Ok(fold)
+        Ok(aggregator)
     }
 
     fn session(&mut self, key: &Key) -> &mut Session {
@@ -398,7 +401,7 @@ impl Fold {
     }
 
     /// Marks statistics that could not be saved as changed.
-    pub(super) fn give_back(&mut self, changed: Changed) {
+    pub(super) fn mark_dirty(&mut self, changed: Changed) {
         for (kept_as, content) in changed {
             let Some((key, part)) = Part::of_key(&kept_as) else { continue };
             match (content, self.sessions.get_mut(&key)) {

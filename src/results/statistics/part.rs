@@ -3,9 +3,9 @@
 
 use prost::Message;
 
-use super::{super::content::fitting, Key};
+use super::{super::content::fitting, Key, totals::Totals};
 use crate::{
-    proto::{Statistics, StatisticsScope},
+    proto::StatisticsScope,
     store::content::{STATISTICS_ALL, STATISTICS_LAST},
     time::NANOS_PER_SECOND,
 };
@@ -128,19 +128,19 @@ impl Part {
     }
 }
 
-/// Statistics in encoded form, to save memory.
+/// Totals in encoded form, to save memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Packed(pub(super) Box<[u8]>);
 
 impl Packed {
-    pub(super) fn of(mut statistics: Statistics) -> Self {
-        let octets = fitting(&mut statistics, |statistics| statistics.figures.as_deref_mut());
+    pub(super) fn of(mut totals: Totals) -> Self {
+        let octets = fitting(&mut totals, |totals| totals.figures.as_deref_mut());
         Self(octets.as_ref().into())
     }
 
-    /// Decodes the statistics. Unreadable ones count as empty.
-    pub(super) fn unpack(&self) -> Statistics {
-        Statistics::decode(self.0.as_ref()).unwrap_or_default()
+    /// Decodes the totals. Unreadable ones count as empty.
+    pub(super) fn unpack(&self) -> Totals {
+        Totals::decode(self.0.as_ref()).unwrap_or_default()
     }
 }
 

@@ -12,14 +12,15 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    super::Subject,
+    super::{Subject, convert},
     Key, Plan,
     part::{Level, Packed, Part},
+    totals::Totals,
 };
 use crate::{
-    model::ResultKeeping,
-    proto::{Figures, Statistics, StatisticsScope, TestOutcome, TestResult},
-    stats::{MINUTE_NS, add_outcome, add_result, merge},
+    model::{ResultKeeping, TestOutcome},
+    proto::{Statistics, StatisticsScope},
+    stats::{Figures, MINUTE_NS, TestResult},
     time::UnixTime,
 };
 
@@ -41,7 +42,7 @@ struct Head {
 }
 
 /// Function that adds a result to statistics.
-type Add = fn(&mut Statistics, &TestResult);
+type Add = fn(&mut Totals, &TestResult);
 
 /// Statistics in parts, and which of them changed.
 #[derive(Debug)]
@@ -104,8 +105,7 @@ impl Session {
         }
         let packed = Packed(content.into());
         if let Part::Finished(level) = part {
-            let start = packed.unpack().interval_start_time;
-            self.finished[level as usize] = start.map(|start| UnixTime::from_proto(&start).0);
+            self.finished[level as usize] = packed.unpack().interval_start_unix_ns;
         }
         self.parts.insert(part, packed);
     }
@@ -122,8 +122,8 @@ impl Session {
     ) {
         // A test of several minutes was added minute by minute; its end counts in the last of them.
         let (minute, add): (u64, Add) = match minute {
-            Some(minute) => (minute, add_result),
-            None => (time_ns(result.end_time.as_ref()) / MINUTE_NS, add_outcome),
+            Some(minute) => (minute, Totals::add_result),
+            None => (result.end_unix_ns / MINUTE_NS, Totals::add_outcome),
         };
         self.count(result, content, add, (minute, add), disturbed, has);
     }
@@ -138,7 +138,7 @@ impl Session {
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
-        self.seen(time_ns(result.start_time.as_ref()));
+        self.seen(result.start_unix_ns);
         self.set_pieces(false);
         if !has(Part::All) {
             let mut all = self.all();
@@ -152,7 +152,7 @@ impl Session {
         }
         self.in_minute(minute, disturbed, &has, |statistics| add_to_minute(statistics, result));
         if result.outcome() == TestOutcome::Stopped {
-            self.not_whole(time_ns(result.end_time.as_ref()));
+            self.not_whole(result.end_unix_ns);
             self.since_ns = None;
         }
         if let ResultKeeping::InMemory(most) = self.plan.keeping {
@@ -172,12 +172,10 @@ impl Session {
         self.seen(started.0);
         self.set_pieces(true);
         let mut all = self.all();
-        merge(all.figures.get_or_insert_with(Default::default), figures);
-        all.start_time.get_or_insert_with(|| UnixTime(minute * MINUTE_NS).to_proto());
+        all.add_figures(figures);
+        all.start_unix_ns.get_or_insert(minute * MINUTE_NS);
         self.set(Part::All, all);
-        self.in_minute(minute, disturbed, &|_| false, |statistics| {
-            merge(statistics.figures.get_or_insert_with(Default::default), figures);
-        });
+        self.in_minute(minute, disturbed, &|_| false, |totals| totals.add_figures(figures));
     }
 
     /// The result of a test out of the log, which has nothing of its minutes: over all tests it counts
@@ -189,21 +187,20 @@ impl Session {
         content: &Bytes,
         has: impl Fn(Part) -> bool,
     ) {
-        let minute = |time: Option<&prost_types::Timestamp>| time_ns(time) / MINUTE_NS;
-        let (start, end) = (minute(result.start_time.as_ref()), minute(result.end_time.as_ref()));
-        let (mut add, mut add_to_minute): (Add, Add) = (add_result, add_result);
+        let (start, end) = (result.start_unix_ns / MINUTE_NS, result.end_unix_ns / MINUTE_NS);
+        let (mut add, mut add_to_minute): (Add, Add) = (Totals::add_result, Totals::add_result);
         if start != end {
             let has_pieces = self.head.has_pieces;
             let before = self.parts.remove(&Part::Before);
             match before.filter(|_| has_pieces && !has(Part::All)) {
                 Some(before) => drop(self.parts.insert(Part::All, before)),
                 // They were begun anew within it.
-                None if has_pieces => add = add_outcome,
+                None if has_pieces => add = Totals::add_outcome,
                 None => {}
             }
             let told = self.finished[Level::Minute as usize];
             if has_pieces || told.is_some_and(|told| told >= start * MINUTE_NS) {
-                add_to_minute = add_outcome;
+                add_to_minute = Totals::add_outcome;
             }
         }
         self.count(result, content, add, (end, add_to_minute), &VecDeque::new(), has);
@@ -217,7 +214,7 @@ impl Session {
         self.changed.extend([Part::Head, Part::Before]);
         if has_pieces {
             let all = self.parts.get(&Part::All).cloned();
-            let all = all.unwrap_or_else(|| Packed::of(empty(StatisticsScope::AllTests)));
+            let all = all.unwrap_or_else(|| Packed::of(Totals::new(StatisticsScope::AllTests)));
             self.parts.insert(Part::Before, all);
         } else {
             self.parts.remove(&Part::Before);
@@ -257,22 +254,22 @@ impl Session {
         running: bool,
         history: bool,
     ) -> Vec<Statistics> {
-        let unpack = |part| self.parts.get(&part).map(Packed::unpack);
-        let mut found = Vec::new();
+        let unpack = |part| self.parts.get(&part).map(|packed| packed.unpack().into());
+        let mut found: Vec<Statistics> = Vec::new();
         if wanted(StatisticsScope::LastTest) {
             let read = |octets: &Bytes| TestResult::decode(octets.clone()).ok();
             found.extend(self.last.as_ref().and_then(read).map(|last| {
                 let results = self.history.iter().filter(|_| history).filter_map(read);
-                let mut statistics = empty(StatisticsScope::LastTest);
-                add_result(&mut statistics, &last);
-                Statistics { history: results.collect(), ..statistics }
+                let mut totals = Totals::new(StatisticsScope::LastTest);
+                totals.add_result(&last);
+                Statistics { history: results.map(convert::test_result).collect(), ..totals.into() }
             }));
         }
         if wanted(StatisticsScope::AllTests) {
             found.extend(unpack(Part::All));
         }
         if wanted(StatisticsScope::MovingAverage) && self.plan.moving_average_size > 0 {
-            found.extend(self.moving_average());
+            found.extend(self.moving_average().map(Statistics::from));
         }
         for level in Level::ALL.into_iter().filter(|level| wanted(level.scope())) {
             found.extend(unpack(Part::Finished(level)));
@@ -322,13 +319,13 @@ impl Session {
         self.changed = self.all_parts();
     }
 
-    fn all(&self) -> Statistics {
+    fn all(&self) -> Totals {
         let kept = self.parts.get(&Part::All);
-        kept.map_or_else(|| empty(StatisticsScope::AllTests), Packed::unpack)
+        kept.map_or_else(|| Totals::new(StatisticsScope::AllTests), Packed::unpack)
     }
 
-    fn set(&mut self, part: Part, statistics: Statistics) {
-        self.parts.insert(part, Packed::of(statistics));
+    fn set(&mut self, part: Part, totals: Totals) {
+        self.parts.insert(part, Packed::of(totals));
         self.changed.push(part);
     }
 
@@ -340,22 +337,22 @@ impl Session {
         let place = (self.head.tests % size) as u16;
         self.head.tests += 1;
         self.changed.push(Part::Head);
-        let mut statistics = empty(StatisticsScope::MovingAverage);
-        add_result(&mut statistics, result);
-        self.set(Part::Moving(place), statistics);
+        let mut totals = Totals::new(StatisticsScope::MovingAverage);
+        totals.add_result(result);
+        self.set(Part::Moving(place), totals);
     }
 
-    fn moving_average(&self) -> Option<Statistics> {
+    fn moving_average(&self) -> Option<Totals> {
         let size = self.head.ring;
         let oldest = self.head.tests.saturating_sub(size);
-        let mut average: Option<Statistics> = None;
+        let mut average: Option<Totals> = None;
         for test in oldest..self.head.tests {
             let Some(packed) = self.parts.get(&Part::Moving((test % size) as u16)) else {
                 continue;
             };
             match &mut average {
                 None => average = Some(packed.unpack()),
-                Some(average) => add_statistics(average, &packed.unpack()),
+                Some(average) => average.add(&packed.unpack()),
             }
         }
         average
@@ -381,26 +378,4 @@ impl Session {
         }
         self.plan = plan;
     }
-}
-
-fn empty(scope: StatisticsScope) -> Statistics {
-    Statistics { scope: scope.into(), ..Statistics::default() }
-}
-
-/// Adds statistics of a later time.
-fn add_statistics(into: &mut Statistics, later: &Statistics) {
-    into.start_time = into.start_time.or(later.start_time);
-    into.end_time = later.end_time.or(into.end_time);
-    into.tests_complete += later.tests_complete;
-    into.tests_interrupted += later.tests_interrupted;
-    into.tests_unreachable += later.tests_unreachable;
-    into.tests_stopped += later.tests_stopped;
-    into.suspect |= later.suspect;
-    if let Some(figures) = &later.figures {
-        merge(into.figures.get_or_insert_with(Default::default), figures);
-    }
-}
-
-fn time_ns(time: Option<&prost_types::Timestamp>) -> u64 {
-    time.map_or(0, |time| UnixTime::from_proto(time).0)
 }

@@ -3,27 +3,27 @@ use super::*;
 /// Parts that the store had no room for, and removals, are in what it is given next.
 #[test]
 fn what_was_not_saved_is_saved_the_next_time() {
-    let mut fold = Fold::default();
+    let mut aggregator = Aggregator::default();
     let subject = |connection| {
         Arc::new(Subject::new(connection, "s", BTreeMap::new(), ResultKeeping::Stored))
     };
     let figures = Figures { probes_sent: 3, ..Figures::default() };
     for connection in ["stays", "goes"] {
-        fold.minute(&subject(connection), 7, &figures, UnixTime(0));
+        aggregator.minute(&subject(connection), 7, &figures, UnixTime(0));
     }
-    let first = fold.take_changed(10);
-    assert!(fold.take_changed(10).is_empty());
-    fold.give_back(first.clone());
+    let first = aggregator.take_changed(10);
+    assert!(aggregator.take_changed(10).is_empty());
+    aggregator.mark_dirty(first.clone());
     let sorted = |mut changed: Changed| {
         changed.sort();
         changed
     };
-    assert_eq!(sorted(fold.take_changed(10)), sorted(first));
+    assert_eq!(sorted(aggregator.take_changed(10)), sorted(first));
 
     let key = ("stays".to_owned(), "s".to_owned());
-    fold.plans.set(Arc::new([(key, Plan::default())].into()));
-    fold.follow();
-    let removed = fold.take_changed(10);
+    aggregator.plans.set(Arc::new([(key, Plan::default())].into()));
+    aggregator.follow();
+    let removed = aggregator.take_changed(10);
     let goes = |changed: &Changed| {
         changed
             .iter()
@@ -31,6 +31,6 @@ fn what_was_not_saved_is_saved_the_next_time() {
             .count()
     };
     assert!(goes(&removed) > 2, "{removed:?}");
-    fold.give_back(removed.clone());
-    assert_eq!(sorted(fold.take_changed(10)), sorted(removed));
+    aggregator.mark_dirty(removed.clone());
+    assert_eq!(sorted(aggregator.take_changed(10)), sorted(removed));
 }

@@ -15,6 +15,7 @@ use crate::{
     model::{ControlConnection, Extensions},
     net::{clock, random},
     proto::{ProbeServerResponse, ProbeStage, ProbeStatus},
+    results::convert,
     session::Derivation,
     twamp::{
         connection::{AttemptContext, ExtensionProbe, Failure, SOCKET_WAIT_NS, Suspect},
@@ -168,7 +169,7 @@ async fn exchange(
             }
         }
     });
-    found.probe = answered.await.ok().flatten();
+    found.probe = answered.await.ok().flatten().map(convert::probe_result);
     match &found.probe {
         Some(probe) => {
             found.stage = ProbeStage::Done.into();

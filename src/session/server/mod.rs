@@ -6,6 +6,7 @@
 
 mod allocate;
 mod connection;
+mod counters;
 mod reflector;
 mod registry;
 mod role;

@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::counters;
 use crate::{
     model::ServerConfig,
     net::clock,
@@ -211,7 +212,7 @@ impl Registry {
             packets: Some(
                 self.packets
                     .iter()
-                    .fold(PacketCounters::default(), |sum, thread| thread.add_to(sum)),
+                    .fold(PacketCounters::default(), |sum, thread| counters::add(sum, thread)),
             ),
             latest_refusals: inner.latest_refusals.iter().cloned().collect(),
             sessions_refused: inner

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::proto::PacketCounters;
-
 /// Method to finish a reply once T3 is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -85,32 +83,6 @@ pub struct ReflectorCounters {
 }
 
 impl ReflectorCounters {
-    /// Returns the sum of `sum` and these counters.
-    pub fn add_to(&self, sum: PacketCounters) -> PacketCounters {
-        let load = |counter: &AtomicU64| counter.load(Relaxed);
-        let send_failed = load(&self.send_failed);
-        let reflected = load(&self.reflected).saturating_sub(send_failed);
-        PacketCounters {
-            received: sum.received + load(&self.received),
-            reflected: sum.reflected + reflected,
-            dropped_no_session: sum.dropped_no_session + load(&self.no_session),
-            dropped_not_started: sum.dropped_not_started + load(&self.not_started),
-            dropped_too_short: sum.dropped_too_short + load(&self.too_short),
-            dropped_corrupt: sum.dropped_corrupt + load(&self.corrupt),
-            dropped_not_listed: sum.dropped_not_listed + load(&self.not_listed),
-            dropped_reflection_loop: sum.dropped_reflection_loop + load(&self.reflection_loop),
-            dropped_send_failed: sum.dropped_send_failed + send_failed,
-            reflected_light: sum.reflected_light + load(&self.reflected_light),
-            reflected_stamp: sum.reflected_stamp + load(&self.reflected_stamp),
-            dropped_integrity_failed: sum.dropped_integrity_failed + load(&self.not_genuine),
-            tlvs_malformed: sum.tlvs_malformed + load(&self.tlvs_malformed),
-            tlvs_integrity_failed: sum.tlvs_integrity_failed + load(&self.tlvs_integrity_failed),
-            access_reports: sum.access_reports + load(&self.access_reports),
-            dropped_rate_limited: sum.dropped_rate_limited + load(&self.rate_limited),
-            dropped_buffer_full: sum.dropped_buffer_full + load(&self.no_room),
-        }
-    }
-
     pub(super) fn count(&self, verdict: Verdict) {
         self.received.fetch_add(1, Relaxed);
         let counter = match verdict {

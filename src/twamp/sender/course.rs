@@ -2,8 +2,8 @@
 
 use super::{LATEST_NS, Phase, SenderConfig, SenderEvent, SessionSender};
 use crate::{
-    proto::{FailureCause, Figures, TestOutcome, TestResult},
-    stats::{MINUTE_NS, TestFigures, minute_of},
+    model::{FailureCause, TestOutcome},
+    stats::{Figures, MINUTE_NS, TestFigures, TestResult, minute_of},
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
 };
 
@@ -88,8 +88,8 @@ impl SessionSender {
         let result = TestResult {
             test_number: self.test_number,
             outcome: TestOutcome::Unreachable.into(),
-            start_time: Some(start.to_proto()),
-            end_time: Some(now.unix.to_proto()),
+            start_unix_ns: start.0,
+            end_unix_ns: now.unix.0,
             cause: cause.into(),
             attempts,
             figures: Some(Box::new(figures)),
@@ -165,8 +165,8 @@ impl SessionSender {
         let result = TestResult {
             test_number: self.test_number,
             outcome: outcome.into(),
-            start_time: Some(test.started.unix.to_proto()),
-            end_time: Some(now.unix.to_proto()),
+            start_unix_ns: test.started.unix.0,
+            end_unix_ns: now.unix.0,
             cause: cause.into(),
             attempts: 0,
             figures: Some(Box::new(figures)),

@@ -2,8 +2,8 @@
 
 use super::{Phase, SenderEvent, SessionSender, course::CLOSES_BEHIND_NS, outstanding::Probe};
 use crate::{
-    proto::{ProbeResult, ProbeStatus, TimestampSource},
-    stats::minute_of,
+    model::{ProbeStatus, TimestampSource},
+    stats::{ProbeResult, minute_of},
     time::{Now, UnixTime},
 };
 

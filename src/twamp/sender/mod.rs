@@ -13,8 +13,8 @@ mod types;
 use std::collections::VecDeque;
 
 use crate::{
-    proto::{FailureCause, Figures, TestOutcome},
-    stats::{TestFigures, Track},
+    model::{FailureCause, TestOutcome},
+    stats::{Figures, TestFigures, Track},
     time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     wire::format::ProbeHeader,
 };

@@ -4,8 +4,8 @@ use std::mem::swap;
 
 use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
 use crate::{
-    proto::{ProbeResult, ProbeStatus, TestOutcome, TimestampSource},
-    stats::Sample,
+    model::{ProbeStatus, TestOutcome, TimestampSource},
+    stats::{ProbeResult, Sample},
     time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     twamp::PacketMeta,
     wire::format::{ReplyHeader, Unreadable},

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     model::{AccessReport, StampSession},
-    proto::StampFigures,
+    stats::StampFigures,
     time::Monotonic,
     wire::{
         crypto::StampKey,

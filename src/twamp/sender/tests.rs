@@ -1,8 +1,7 @@
 use super::*;
 use crate::{
     model::{AvailabilityRule, Schedule},
-    proto::{Figures, TestResult},
-    stats::MINUTE_NS,
+    stats::{Figures, MINUTE_NS, TestResult},
     twamp::PacketMeta,
 };
 
@@ -124,11 +123,7 @@ fn a_test_of_which_nothing_can_be_sent_is_unreachable() {
 fn the_next_test_comes_as_after_any_other() {
     let mut driven = Driven::new(config(4, 10 * MS));
     driven.run_until(5_000 * MS, |_| Err(Some(FailureCause::LocalError)));
-    let starts: Vec<u64> = driven
-        .results
-        .iter()
-        .map(|result| UnixTime::from_proto(result.start_time.as_ref().unwrap()).0)
-        .collect();
+    let starts: Vec<u64> = driven.results.iter().map(|result| result.start_unix_ns).collect();
     // 30 ms of probes, 50 ms of loss timeout, a second of pause.
     assert!(starts.len() >= 4 && starts.windows(2).all(|pair| pair[1] - pair[0] == 1_080 * MS));
 }

@@ -3,7 +3,7 @@
 use super::{super::schedule::gap_ns, StampSender};
 use crate::{
     model::{AvailabilityRule, Schedule},
-    proto::{Figures, ProbeResult, TestResult},
+    stats::{Figures, ProbeResult, TestResult},
     time::{TimestampFormat, UnixTime},
     wire::format::PacketFormat,
 };

@@ -13,7 +13,7 @@ use crate::twamp::{
 };
 use crate::{
     model::{AvailabilityRule, Schedule},
-    proto::{DelayStats, Figures, TestResult},
+    stats::{DelayStats, Figures, TestResult},
     time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
     wire::{
         codes::{Modes, Sid},

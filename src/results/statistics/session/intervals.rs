@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{
-    super::part::{Level, Packed, Part},
-    Session, add_statistics, empty, time_ns,
+    super::{
+        part::{Level, Packed, Part},
+        totals::{IntervalResult, Totals},
+    },
+    Session,
 };
-use crate::{
-    proto::{IntervalResult, Statistics},
-    stats::MINUTE_NS,
-    time::{NANOS_PER_SECOND, UnixTime},
-};
+use crate::{proto::Statistics, stats::MINUTE_NS, time::NANOS_PER_SECOND};
 
 /// Delay between the last outcome of its probes and the end of an interval: reports may still be
 /// queued.
@@ -37,15 +36,15 @@ impl Session {
                 let part = Part::Running(level, start_ns);
                 let Some(packed) = self.parts.remove(&part) else { continue };
                 self.changed.push(part);
-                let statistics = packed.unpack();
+                let totals = packed.unpack();
                 closed.push(IntervalResult {
                     scope: level.scope().into(),
-                    start_time: statistics.interval_start_time,
-                    end_time: Some(UnixTime(start_ns + length_ns).to_proto()),
-                    suspect: statistics.suspect,
-                    figures: statistics.figures.clone(),
+                    start_unix_ns: start_ns,
+                    end_unix_ns: start_ns + length_ns,
+                    suspect: totals.suspect,
+                    figures: totals.figures.clone(),
                 });
-                self.finish(level, start_ns, statistics, disturbed, |_| false);
+                self.finish(level, start_ns, totals, disturbed, |_| false);
             }
         }
         closed
@@ -64,19 +63,19 @@ impl Session {
         &mut self,
         level: Level,
         start_ns: u64,
-        statistics: Statistics,
+        totals: Totals,
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
         if level == Level::Minute {
             for longer in &Level::ALL[1..] {
                 if !has(Part::Running(*longer, longer.start_ns(start_ns))) {
-                    self.add_to_longer(*longer, start_ns, &statistics, disturbed);
+                    self.add_to_longer(*longer, start_ns, &totals, disturbed);
                 }
             }
         }
         self.finished[level as usize] = Some(start_ns);
-        self.set(Part::Finished(level), statistics);
+        self.set(Part::Finished(level), totals);
     }
 
     /// An interval out of the log: it was told already, and is not again. Parts that have it, by
@@ -91,18 +90,18 @@ impl Session {
         if has(Part::Finished(level)) {
             return;
         }
-        let start_ns = time_ns(result.start_time.as_ref());
+        let start_ns = result.start_unix_ns;
         let part = Part::Running(level, start_ns);
         self.changed.push(part);
         // The tests are counted in the part, the figures of the record are whole.
         let counted = self.parts.remove(&part).as_ref().map(Packed::unpack);
-        let statistics = Statistics {
-            interval_start_time: result.start_time,
+        let totals = Totals {
+            interval_start_unix_ns: Some(start_ns),
             suspect: result.suspect,
             figures: result.figures.clone(),
-            ..counted.unwrap_or_else(|| empty(level.scope()))
+            ..counted.unwrap_or_else(|| Totals::new(level.scope()))
         };
-        self.finish(level, start_ns, statistics, &VecDeque::new(), has);
+        self.finish(level, start_ns, totals, &VecDeque::new(), has);
     }
 
     /// Something made the intervals that are running now other than whole.
@@ -119,9 +118,9 @@ impl Session {
             .copied()
             .collect();
         for part in running {
-            let statistics = self.parts.get(&part).map(Packed::unpack).unwrap_or_default();
-            if !statistics.suspect {
-                self.set(part, Statistics { suspect: true, ..statistics });
+            let totals = self.parts.get(&part).map(Packed::unpack).unwrap_or_default();
+            if !totals.suspect {
+                self.set(part, Totals { suspect: true, ..totals });
             }
         }
     }
@@ -131,16 +130,16 @@ impl Session {
         minute: u64,
         disturbed: &VecDeque<u64>,
         has: &impl Fn(Part) -> bool,
-        add: impl FnOnce(&mut Statistics),
+        add: impl FnOnce(&mut Totals),
     ) {
         let start_ns = minute * MINUTE_NS;
         let part = Part::Running(Level::Minute, start_ns);
         if self.is_late(Level::Minute, start_ns) || has(part) {
             return;
         }
-        let mut statistics = self.interval(Level::Minute, start_ns, disturbed);
-        add(&mut statistics);
-        self.set(part, statistics);
+        let mut totals = self.interval(Level::Minute, start_ns, disturbed);
+        add(&mut totals);
+        self.set(part, totals);
     }
 
     /// Returns whether an interval has ended. One far before the latest is not late: the clock was
@@ -156,36 +155,36 @@ impl Session {
         &mut self,
         level: Level,
         minute_ns: u64,
-        minute: &Statistics,
+        minute: &Totals,
         disturbed: &VecDeque<u64>,
     ) {
         let start_ns = level.start_ns(minute_ns);
         if self.is_late(level, start_ns) {
             return;
         }
-        let mut statistics = self.interval(level, start_ns, disturbed);
-        add_statistics(&mut statistics, minute);
-        self.set(Part::Running(level, start_ns), statistics);
+        let mut totals = self.interval(level, start_ns, disturbed);
+        totals.add(minute);
+        self.set(Part::Running(level, start_ns), totals);
     }
 
     /// An interval that is not over, as it is or as it begins.
-    fn interval(&self, level: Level, start_ns: u64, disturbed: &VecDeque<u64>) -> Statistics {
+    fn interval(&self, level: Level, start_ns: u64, disturbed: &VecDeque<u64>) -> Totals {
         if let Some(packed) = self.parts.get(&Part::Running(level, start_ns)) {
             return packed.unpack();
         }
         let whole = start_ns..start_ns + level.length_ns();
-        Statistics {
-            interval_start_time: Some(UnixTime(start_ns).to_proto()),
+        Totals {
+            interval_start_unix_ns: Some(start_ns),
             suspect: self.since_ns.is_none_or(|since| start_ns < since)
                 || disturbed.iter().any(|at| whole.contains(at)),
-            ..empty(level.scope())
+            ..Totals::new(level.scope())
         }
     }
 
     /// The intervals of a level that are not over, with what is in minutes that are not.
     pub(super) fn running(&self, level: Level) -> Vec<Statistics> {
         let minutes = Part::Running(Level::Minute, 0)..=Part::Running(Level::Minute, u64::MAX);
-        let mut found: BTreeMap<u64, Statistics> = BTreeMap::new();
+        let mut found: BTreeMap<u64, Totals> = BTreeMap::new();
         for (part, packed) in &self.parts {
             if let Some((of, start_ns)) = part.running()
                 && of == level
@@ -197,13 +196,13 @@ impl Session {
             for (part, packed) in self.parts.range(minutes) {
                 let Some((_, minute_ns)) = part.running() else { continue };
                 let start_ns = level.start_ns(minute_ns);
-                let statistics = found
+                let totals = found
                     .entry(start_ns)
                     .or_insert_with(|| self.interval(level, start_ns, &VecDeque::new()));
-                add_statistics(statistics, &packed.unpack());
+                totals.add(&packed.unpack());
             }
         }
-        found.into_values().map(|one| Statistics { current: true, ..one }).collect()
+        found.into_values().map(|one| Statistics { current: true, ..one.into() }).collect()
     }
 
     /// The first result behind a pause tells from when on intervals are whole.

@@ -17,10 +17,10 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
     net::{Drained, StampNumbers, TestSocket, clock, random},
-    proto::{FailureCause, ProbeResult, Statistics},
+    proto::{FailureCause, Statistics},
     results::{Results, Subject},
     session::plane::Endpoint,
-    stats::ThresholdMonitor,
+    stats::{ProbeResult, ThresholdMonitor},
     time::{Monotonic, Now, StampSource, UnixTime},
     twamp::{
         connection::{Failure, Grace, SHORT_PAUSE_NS, SessionProgress, SessionStage},
@@ -155,7 +155,7 @@ impl Endpoint for Session {
         self.flush_probes(now);
         // Thresholds that are raised are cleared: nothing measures them any more.
         let cleared = self.thresholds.set(&Thresholds::default());
-        self.tell(cleared, now);
+        self.report_thresholds(cleared, now);
     }
 }
 
@@ -270,7 +270,7 @@ impl Session {
                 self.set_ttl();
                 self.tell_due(now);
                 let cleared = self.thresholds.set(&self.config.thresholds);
-                self.tell(cleared, now);
+                self.report_thresholds(cleared, now);
             }
             Command::Restart => {
                 self.machine.restart();
@@ -291,7 +291,7 @@ impl Session {
             }
             Command::Rest => {
                 let cleared = self.thresholds.rest();
-                self.tell(cleared, now);
+                self.report_thresholds(cleared, now);
             }
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.current(now));

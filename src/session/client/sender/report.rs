@@ -4,10 +4,10 @@ use std::io;
 
 use super::Session;
 use crate::{
-    proto::{Event, EventType, Statistics, StatisticsScope, TestResult},
-    results::PROBES_PER_RECORD,
-    stats,
-    time::Now,
+    proto::{Event, EventType, Statistics, StatisticsScope},
+    results::{PROBES_PER_RECORD, convert},
+    stats::{TestResult, ThresholdChange},
+    time::{Now, UnixTime},
     twamp::{
         connection::{Failure, SessionStage},
         sender::SenderEvent,
@@ -24,7 +24,7 @@ impl Session {
         while let Some(event) = self.machine.poll_event() {
             if let SenderEvent::Probe(probe) = &event {
                 let crossed = self.thresholds.probe(probe, now.unix);
-                self.tell(crossed, now);
+                self.report_thresholds(crossed, now);
             }
             match event {
                 SenderEvent::Probe(probe) if self.config.store_probes => {
@@ -73,9 +73,9 @@ impl Session {
         self.tools.status.test_finished(&self.config.name);
         let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
         if self.config.test_done_events {
-            self.tell(vec![done(EventType::TestDone)], now);
+            self.report_event(done(EventType::TestDone), now);
         }
-        self.tell(crossed, now);
+        self.report_thresholds(crossed, now);
         if iteration && self.iteration_done_events {
             let connection = self.subject.of_connection();
             let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
@@ -86,10 +86,14 @@ impl Session {
         }
     }
 
-    pub(super) fn tell(&self, events: Vec<Event>, now: Now) {
-        for event in events {
-            self.tools.results.event(self.subject.clone(), event, now.unix);
+    pub(super) fn report_thresholds(&self, changes: Vec<ThresholdChange>, now: Now) {
+        for change in changes {
+            self.report_event(threshold_event(change), now);
         }
+    }
+
+    fn report_event(&self, event: Event, now: Now) {
+        self.tools.results.event(self.subject.clone(), event, now.unix);
     }
 
     pub(super) fn flush_probes(&mut self, now: Now) {
@@ -100,8 +104,9 @@ impl Session {
     }
 
     pub(super) fn current(&self, now: Now) -> Option<Statistics> {
-        let (since, mut figures) = self.machine.current()?;
-        stats::complete(&mut figures, &self.config.percentiles);
+        let (since, figures) = self.machine.current()?;
+        let mut figures = convert::figures(figures);
+        convert::add_percentiles(&mut figures, &self.config.percentiles);
         Some(Statistics {
             connection: self.subject.connection().to_owned(),
             session: self.subject.session().to_owned(),
@@ -111,5 +116,23 @@ impl Session {
             figures: Some(Box::new(figures)),
             ..Statistics::default()
         })
+    }
+}
+
+/// Returns the event of a threshold that was raised or cleared.
+fn threshold_event(change: ThresholdChange) -> Event {
+    let ThresholdChange { threshold, limit, value, test_number, cleared_since } = change;
+    let kind = match cleared_since {
+        Some(_) => EventType::ThresholdCleared,
+        None => EventType::ThresholdRaised,
+    };
+    Event {
+        r#type: kind.into(),
+        threshold: threshold.into(),
+        value: value as i64,
+        limit: limit as i64,
+        start_time: cleared_since.map(UnixTime::to_proto),
+        test_number,
+        ..Event::default()
     }
 }
