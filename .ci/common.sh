@@ -75,29 +75,39 @@ lane() {
   done
 }
 
-# Runs two lanes of suites side by side: most of their time is waiting.
-two_lanes() {
-  local log other
-  log="$(mktemp)"
-  # shellcheck disable=SC2086
-  (lane $1) >"$log" 2>&1 &
-  other=$!
-  # shellcheck disable=SC2086
-  lane $2
-  wait "$other" || { tail -n 300 "$log"; return 1; }
-  grep -E '^(===|Ran|OK)' "$log"
+# Runs lanes of suites side by side, one for each argument: most of their time is waiting.
+lanes() {
+  local names index failed=0
+  local -a logs=() pids=()
+  for names in "$@"; do
+    logs+=("$(mktemp)")
+    # shellcheck disable=SC2086
+    (lane $names) >"${logs[-1]}" 2>&1 &
+    pids+=($!)
+  done
+  for index in "${!pids[@]}"; do
+    if wait "${pids[index]}"; then
+      grep -E '^(===|Ran|OK)' "${logs[index]}"
+    else
+      tail -n 300 "${logs[index]}"
+      failed=1
+    fi
+  done
+  return "$failed"
 }
 
-# Fuzzes each target for a number of seconds, from the seeds. Stable compiler and no sanitizer:
-# sanitizers look for faults of unsafe code, which the crate forbids.
+# Fuzzes each target for a number of seconds, from the seeds; further arguments go to cargo fuzz.
+# Stable compiler and no sanitizer: sanitizers look for faults of unsafe code, which the crate
+# forbids.
 fuzz() {
   export RUSTC_BOOTSTRAP=1
-  local target log
+  local target log seconds="$1"
+  shift
   log="$(mktemp)"
   for target in $(cargo fuzz list); do
     mkdir -p "fuzz/corpus/$target"
-    cargo fuzz run --sanitizer none "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
-      -max_total_time="$1" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1 ||
+    cargo fuzz run --sanitizer none "$@" "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+      -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1 ||
       { tail -n 60 "$log"; return 1; }
     # A target that executed nothing has failed.
     echo "$target" && grep 'stat::number_of_executed_units: [1-9]' "$log" ||
