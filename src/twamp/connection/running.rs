@@ -82,7 +82,7 @@ impl Connection {
     /// Negotiates silent sessions again, closes the connection for a long pause, or uses a short one to
     /// request sessions that do not run.
     fn review_pauses(&mut self, now: Now) {
-        if self.config.is_resolved_anew() && self.silence.is_over(self.sessions.progress()) {
+        if self.config.is_resolved_again() && self.silence.is_over(self.sessions.progress()) {
             self.pauses.record_silence(self.sessions.progress());
             self.status.renegotiations += 1;
             self.status_changed = true;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// Method to finish a reply once T3 is known.
+/// Format in which to finish a reply once T3 is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// In the format of its session.
@@ -37,7 +37,8 @@ pub enum Verdict {
     NotGenuine,
     /// The sender is not listed for the reflector without sessions.
     NotListed,
-    /// From a reflector, or addressed to a group.
+    /// From another reflector, from an address or port that cannot be a sender's, or addressed to a
+    /// broadcast or multicast group.
     ReflectionLoop,
     /// A rate limit of the sender or prefix is reached.
     RateLimited,
@@ -46,13 +47,13 @@ pub enum Verdict {
 /// Counters of the reflectors of one thread; one addition per packet.
 #[derive(Debug, Default)]
 pub struct ReflectorCounters {
-    /// Packets received, in sessions and by the light reflector.
+    /// All packets received, including those that are dropped.
     pub received: AtomicU64,
-    /// Packets answered, in sessions and by the light reflector.
+    /// All packets answered, with or without a session.
     pub reflected: AtomicU64,
-    /// Packets answered by the light reflector.
+    /// Packets answered by the TWAMP Light reflector; part of `reflected`.
     pub reflected_light: AtomicU64,
-    /// Packets answered by the STAMP reflector.
+    /// Packets answered by the STAMP reflector; part of `reflected`.
     pub reflected_stamp: AtomicU64,
     /// Packets counted as [`Verdict::NoSession`].
     pub no_session: AtomicU64,

@@ -1,13 +1,14 @@
-//! The Session-Sender of one test session (RFC 5357 §4.1). It lives as long as the session is
-//! configured, through any number of control connections, and runs one test after the other:
-//! while the reflector is reachable with probes, otherwise as tests that could not be run, so that
-//! availability is exact.
+//! Session-Sender of one test session (RFC 5357 §4.1).
+//!
+//! It lives as long as the session is configured, through any number of control connections, and
+//! runs one test after the other. While the reflector is unreachable, tests that are due become
+//! unreachable tests, so that availability is exact.
 
-mod course;
-mod fates;
+mod outcomes;
 mod outstanding;
 mod reply;
 mod stamp;
+mod test_run;
 mod types;
 
 use std::collections::VecDeque;
@@ -18,22 +19,22 @@ use crate::{
     time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     wire::format::ProbeHeader,
 };
-use course::Test;
 use outstanding::Outstanding;
-use reply::Held;
+use reply::PendingSample;
+use test_run::Test;
 
 pub use stamp::StampSender;
 pub use types::{Carrier, SenderConfig, SenderEvent};
 
-/// Delay beyond which, and beyond the probe interval, overdue probes are skipped: a pause of the
-/// thread must not cause a burst.
-const LATEST_NS: u64 = 100_000_000;
-/// Nor are more than so many sent at once because of it.
-const MOST_OVERDUE: u64 = 20;
+/// Delay beyond which an overdue probe is skipped, if it also exceeds the probe interval: a pause
+/// of the thread must not cause a burst.
+const MAX_OVERDUE_NS: u64 = 100_000_000;
+/// Catch-up limit: number of overdue probes that are sent at once.
+const MAX_CATCHUP_BURST: u64 = 20;
 
 #[derive(Debug)]
 enum Phase {
-    /// Waits for the time of the next test; `None` before the first and after the last.
+    /// Waiting for the time of the next test; `None` before the first and after the last.
     Idle(Option<Monotonic>),
     Testing(Box<Test>),
 }
@@ -42,17 +43,18 @@ enum Phase {
 #[derive(Debug)]
 pub struct SessionSender {
     config: SenderConfig,
-    /// Configuration from the next test on.
+    /// Configuration that takes effect with the next test.
     next_config: Option<SenderConfig>,
     phase: Phase,
-    /// Why there is no session now; `None` while there is one.
+    /// Cause of the missing session and number of attempts for a new one; `None` while there is a
+    /// session.
     unreachable: Option<(FailureCause, u64)>,
-    /// No test begins until the session is resumed.
+    /// No test begins until a session is started again.
     paused: bool,
-    /// The next test follows another one after a pause: it is not the first of a session, nor one
-    /// by command.
-    behind_test: bool,
-    /// It was told that the last test has ended.
+    /// The next test follows another one after `test_interval`: it is neither the first of a
+    /// session nor one by command.
+    is_inter_test_gap: bool,
+    /// [`SenderEvent::Completed`] was reported.
     completed: bool,
     test_number: u64,
     tests_finished: u64,
@@ -60,19 +62,19 @@ pub struct SessionSender {
     carrier: Carrier,
     outstanding: Outstanding,
     track: Track,
-    /// Of the last test: its room is for the next one.
+    /// Allocations of the previous test, for the next one.
     spare: Option<TestFigures>,
-    /// Since when probes are due that nobody can be sent, and how many at most.
+    /// Time since which probes are due that cannot be sent, and their largest number.
     missing: Option<(Monotonic, u64)>,
-    /// Of these, what has yet to lower availability.
+    /// Number of such probes that have yet to lower availability.
     missed: u64,
-    /// Answered, and waiting to hear when the reflector really answered.
-    held: VecDeque<Held>,
+    /// Samples that wait for the real transmit time of their reply (STAMP: Follow-Up Telemetry).
+    pending_samples: VecDeque<PendingSample>,
     events: VecDeque<SenderEvent>,
 }
 
 impl SessionSender {
-    /// With no session yet, and no test due.
+    /// Creates a sender without a session, with no test due.
     pub fn new(config: SenderConfig) -> Self {
         Self {
             outstanding: Outstanding::new(config.reflector_counts),
@@ -81,7 +83,7 @@ impl SessionSender {
             phase: Phase::Idle(None),
             unreachable: Some((FailureCause::Unspecified, 0)),
             paused: false,
-            behind_test: false,
+            is_inter_test_gap: false,
             completed: false,
             test_number: 0,
             tests_finished: 0,
@@ -91,25 +93,25 @@ impl SessionSender {
             spare: None,
             missing: None,
             missed: 0,
-            held: VecDeque::new(),
+            pending_samples: VecDeque::new(),
             events: VecDeque::new(),
         }
     }
 
-    /// New intervals and counts, from the next test on; one that is due later than a new pause is
-    /// long is due then. With a higher count, what was complete goes on.
+    /// Sets intervals and counts from the next test on. A test that is due later than the new pause
+    /// allows is moved forward. A completed sender continues if the new count is higher.
     pub fn set_config(&mut self, config: SenderConfig, now: Monotonic) {
         match &mut self.phase {
             Phase::Idle(due) => {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
-                if let Some(due) = due.as_mut().filter(|_| self.behind_test) {
+                if let Some(due) = due.as_mut().filter(|_| self.is_inter_test_gap) {
                     let moved = due.0.saturating_sub(old_ns).saturating_add(new_ns);
-                    // Tests that were missed are not made up for.
+                    // Missed tests are not made up for.
                     *due = Monotonic(moved).max(now.min(*due));
                 }
                 self.config = config;
                 if self.completed && !self.is_complete() {
-                    (self.completed, self.behind_test) = (false, false);
+                    (self.completed, self.is_inter_test_gap) = (false, false);
                     self.phase = Phase::Idle(Some(now));
                 } else if self.idle_until().is_some() {
                     self.complete();
@@ -119,12 +121,12 @@ impl SessionSender {
         }
     }
 
-    /// Returns whether the last test has ended.
+    /// Returns whether the last of `test_count` tests has ended.
     pub fn is_completed(&self) -> bool {
         self.completed
     }
 
-    /// Reports once that all tests are done.
+    /// Reports once that all tests have ended.
     fn complete(&mut self) {
         if self.is_complete() {
             self.phase = Phase::Idle(None);
@@ -134,12 +136,12 @@ impl SessionSender {
         }
     }
 
-    /// The pause between two tests.
+    /// Returns the pause between two tests, in nanoseconds.
     pub fn test_interval_ns(&self) -> u64 {
         self.config.test_interval_ns
     }
 
-    /// When the next test is due, between two of them.
+    /// Returns the time at which the next test is due; `None` during a test, and if none is due.
     pub fn idle_until(&self) -> Option<Monotonic> {
         match &self.phase {
             Phase::Idle(due) => *due,
@@ -147,7 +149,7 @@ impl SessionSender {
         }
     }
 
-    /// Tests ended since the machine was made.
+    /// Returns the number of tests that ended since the latest [`Self::restart`].
     pub fn tests_finished(&self) -> u64 {
         self.tests_finished
     }
@@ -157,13 +159,13 @@ impl SessionSender {
         self.tests_finished = 0;
         self.completed = false;
         if self.is_paused() {
-            // A test that becomes due meanwhile starts with the session.
+            // A test that becomes due during the pause starts with the session.
             self.phase = Phase::Idle(None);
         }
     }
 
-    /// A session was started. A test begins at `first` or, where the session was paused, when it
-    /// would have begun without that. Sequence numbers begin anew.
+    /// Starts a session with new sequence numbers. A test begins at `first` or, if the session was
+    /// paused, at the time at which it was due.
     pub fn session_started(&mut self, carrier: Carrier, first: Monotonic, now: Now) {
         self.unreachable = None;
         self.miss(first.max(now.monotonic));
@@ -172,9 +174,10 @@ impl SessionSender {
         self.outstanding = Outstanding::new(self.config.reflector_counts);
         self.track.session_started();
         if !self.is_complete() {
-            let goes_on = self.paused && self.idle_until().is_some_and(|due| due > now.monotonic);
-            if !goes_on {
-                (self.phase, self.behind_test) = (Phase::Idle(Some(first)), false);
+            let keeps_schedule =
+                self.paused && self.idle_until().is_some_and(|due| due > now.monotonic);
+            if !keeps_schedule {
+                (self.phase, self.is_inter_test_gap) = (Phase::Idle(Some(first)), false);
             }
         }
         self.complete();
@@ -182,18 +185,18 @@ impl SessionSender {
         self.handle_timeout(now);
     }
 
-    /// The test that runs is the last until a session is started anew.
+    /// Begins no further test until a session is started again; a running test continues.
     pub fn pause(&mut self) {
         self.paused = true;
     }
 
-    /// Returns whether it is paused and no test runs.
+    /// Returns whether the sender is paused and no test runs.
     pub fn is_paused(&self) -> bool {
         self.paused && matches!(self.phase, Phase::Idle(_))
     }
 
-    /// The session is gone. A running test ends as INTERRUPTED; tests that are due until the next
-    /// session are UNREACHABLE. `attempts` is how often a new one was tried for.
+    /// Ends the session. A running test ends as INTERRUPTED; tests that become due before the next
+    /// session are UNREACHABLE. `attempts` is the number of attempts for a new session.
     pub fn session_lost(&mut self, cause: FailureCause, attempts: u64, now: Now) {
         self.paused = false;
         let was_reachable = self.unreachable.replace((cause, attempts)).is_none();
@@ -201,20 +204,20 @@ impl SessionSender {
             self.end_early(TestOutcome::Interrupted, cause, now);
         }
         if matches!(self.phase, Phase::Idle(None)) && !self.is_complete() {
-            (self.phase, self.behind_test) = (Phase::Idle(Some(now.monotonic)), false);
+            (self.phase, self.is_inter_test_gap) = (Phase::Idle(Some(now.monotonic)), false);
         }
     }
 
-    /// No further tests. A running test sends no more probes and ends as STOPPED as soon as those
-    /// under way are answered or lost, after `grace_ns` at the latest.
+    /// Begins no further test. A running test sends no more probes and ends as STOPPED when those
+    /// in flight are answered or lost, after `grace_ns` at the latest.
     pub fn stop(&mut self, grace_ns: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else {
             self.phase = Phase::Idle(None);
             return;
         };
-        let left = self.config.probe_count - test.dealt_with;
+        let left = self.config.probe_count - test.handled;
         test.figures.not_sent(left.into(), now.unix);
-        test.dealt_with = self.config.probe_count;
+        test.handled = self.config.probe_count;
         test.outcome = TestOutcome::Stopped;
         let undecided = self.outstanding.first_undecided().is_some();
         test.ends = Some(now.monotonic.plus_ns(if undecided { grace_ns } else { 0 }));
@@ -225,26 +228,27 @@ impl SessionSender {
         matches!(self.phase, Phase::Idle(None))
     }
 
-    /// The sequence number of a probe that is to be sent now.
+    /// Returns the sequence number of a probe to send now.
     pub fn poll_probe(&mut self, now: Now) -> Option<u32> {
         let Phase::Testing(test) = &mut self.phase else { return None };
         let interval_ns = self.config.probe_interval_ns;
-        let mut latest_ns = LATEST_NS.min(MOST_OVERDUE * interval_ns).max(interval_ns);
-        while test.dealt_with < self.config.probe_count && test.next_due <= now.monotonic {
-            let late = now.monotonic.since_ns(test.next_due);
-            if late < latest_ns {
+        let mut max_overdue_ns =
+            MAX_OVERDUE_NS.min(MAX_CATCHUP_BURST * interval_ns).max(interval_ns);
+        while test.handled < self.config.probe_count && test.next_due <= now.monotonic {
+            let overdue_ns = now.monotonic.since_ns(test.next_due);
+            if overdue_ns < max_overdue_ns {
                 return Some(self.next_sequence);
             }
-            // With it all whose time was over before the next one's.
-            latest_ns = interval_ns;
+            // Further overdue probes are skipped as well, until one is less than an interval late.
+            max_overdue_ns = interval_ns;
             test.figures.not_sent(1, now.unix);
-            let gap_ns = self.config.behind_burst(test.dealt_with, interval_ns);
+            let gap_ns = self.config.gap_in_burst(test.handled, interval_ns);
             test.advance(&self.config, gap_ns, now.monotonic);
         }
         None
     }
 
-    /// Writes the probe of [`Self::poll_probe`]: all but its padding, which is the driver's.
+    /// Writes the probe of [`Self::poll_probe`] without its padding, which the driver provides.
     pub fn write_probe(
         &mut self,
         t1: UnixTime,
@@ -265,7 +269,8 @@ impl SessionSender {
         }
     }
 
-    /// The probe of [`Self::poll_probe`] went out at `t1`. `random` is uniform, for the schedule.
+    /// Records that the probe of [`Self::poll_probe`] was sent at `t1`. `random` is uniform, for
+    /// the schedule.
     pub fn probe_sent(&mut self, t1: UnixTime, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.sent = true;
@@ -275,43 +280,42 @@ impl SessionSender {
         let wire = self.carrier.timestamps.encode(t1);
         self.outstanding.sent(self.next_sequence, t1, wire, now.monotonic);
         self.next_sequence = self.next_sequence.wrapping_add(1);
-        let gap_ns = self.config.gap_ns(test.dealt_with, random);
+        let gap_ns = self.config.gap_ns(test.handled, random);
         test.advance(&self.config, gap_ns, now.monotonic);
     }
 
-    /// The kernel or the network interface tells when the probe of this number went out: that is its
-    /// T1 from now on.
+    /// Replaces T1 of a probe by the transmit time of the kernel or the network interface.
     pub fn transmitted(&mut self, sequence: u32, at: UnixTime, source: StampSource) {
         self.outstanding.transmitted(sequence, at, source);
     }
 
-    /// The socket dropped so many packets.
+    /// Counts packets that the kernel dropped because the receive buffer was full.
     pub fn dropped(&mut self, packets: u64) {
         if let Phase::Testing(test) = &mut self.phase {
             test.figures.dropped(packets);
         }
     }
 
-    /// The socket did not take the probe of [`Self::poll_probe`]. `cause` says why nothing can be sent
-    /// to the reflector, which lowers availability; it is `None` where the host was busy.
+    /// Records that the socket refused the probe of [`Self::poll_probe`]. `cause` tells why nothing
+    /// can be sent to the reflector, which lowers availability; it is `None` if the host was busy.
     pub fn probe_refused(&mut self, cause: Option<FailureCause>, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.not_sent(1, now.unix);
         if let Some(cause) = cause {
             test.refused = (test.refused.0 + 1, cause);
         }
-        let gap_ns = self.config.gap_ns(test.dealt_with, random);
+        let gap_ns = self.config.gap_ns(test.handled, random);
         test.advance(&self.config, gap_ns, now.monotonic);
     }
 
-    /// A datagram that is no answer, or from elsewhere.
+    /// Counts a datagram that is not a reply, or not from the reflector.
     pub fn ignored(&mut self) {
         if let Phase::Testing(test) = &mut self.phase {
             test.figures.ignored();
         }
     }
 
-    /// Call at or after [`Self::poll_deadline`].
+    /// Handles an expired deadline; called at or after [`Self::poll_deadline`].
     pub fn handle_timeout(&mut self, now: Now) {
         if let Phase::Testing(test) = &mut self.phase {
             test.figures.pass(now.unix);
@@ -345,38 +349,39 @@ impl SessionSender {
         }
     }
 
-    /// When the next probe is due, or a test that begins with one: of what is due, this alone is not
-    /// to be late.
+    /// Returns the time at which the next probe is due. It is the only deadline that must not be
+    /// late.
     pub fn next_probe(&self) -> Option<Monotonic> {
         match &self.phase {
             Phase::Idle(due) => due.filter(|_| !self.paused),
             Phase::Testing(test) => {
-                (test.dealt_with < self.config.probe_count).then_some(test.next_due)
+                (test.handled < self.config.probe_count).then_some(test.next_due)
             }
         }
     }
 
-    /// When to call [`Self::handle_timeout`], or to ask [`Self::poll_probe`] again.
+    /// Returns the time for the next call of [`Self::handle_timeout`] or [`Self::poll_probe`].
     pub fn poll_deadline(&self) -> Option<Monotonic> {
         match &self.phase {
             Phase::Idle(_) => self.next_probe(),
             Phase::Testing(test) => {
-                let fate = self
+                let outcome = self
                     .outstanding
                     .first_undecided()
                     .map(|sent| sent.plus_ns(self.config.loss_timeout_ns + 1));
-                let held = self.held.front().map(|held| self.release_due(held));
-                fate.into_iter()
+                let pending = self.pending_samples.front().map(|sample| self.release_due(sample));
+                outcome
+                    .into_iter()
                     .chain(self.next_probe())
                     .chain(test.ends)
                     .chain(test.minute_closes)
-                    .chain(held)
+                    .chain(pending)
                     .min()
             }
         }
     }
 
-    /// Returns whether a probe is overdue, provided that no reply is still queued in the socket.
+    /// Returns whether a probe is lost, unless its reply is still queued in the socket.
     pub fn loses(&self, now: Monotonic) -> bool {
         let sent = self.outstanding.first_undecided();
         sent.is_some_and(|sent| now.since_ns(sent) > self.config.loss_timeout_ns)
@@ -387,7 +392,7 @@ impl SessionSender {
         self.events.pop_front()
     }
 
-    /// Figures and start of the running test.
+    /// Returns the start and the figures of the running test.
     pub fn current(&self) -> Option<(UnixTime, Figures)> {
         let Phase::Testing(test) = &self.phase else { return None };
         let stamp = self.carrier.stamp.as_ref().map(|stamp| Box::new(stamp.figures()));

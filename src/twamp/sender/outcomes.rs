@@ -1,6 +1,8 @@
 //! Outcomes of probes that are not answered in time.
 
-use super::{Phase, SenderEvent, SessionSender, course::CLOSES_BEHIND_NS, outstanding::Probe};
+use super::{
+    Phase, SenderEvent, SessionSender, outstanding::Probe, test_run::MINUTE_CLOSE_DELAY_NS,
+};
 use crate::{
     model::{ProbeStatus, TimestampSource},
     stats::{ProbeResult, minute_of},
@@ -12,24 +14,24 @@ impl SessionSender {
         if let Phase::Testing(test) = &mut self.phase {
             probes.iter().for_each(|probe| test.figures.lost(probe.t1));
         }
-        self.settle_fates();
-        self.tell_fates(probes, ProbeStatus::Lost);
+        self.count_outcomes();
+        self.report_outcomes(probes, ProbeStatus::Lost);
     }
 
-    /// Gives up the probes in flight: their outcome is unknown.
+    /// Abandons the probes in flight: their outcome stays unknown.
     pub(super) fn abandon(&mut self) {
-        let abandoned = self.outstanding.give_up();
+        let abandoned = self.outstanding.abandon();
         if let Phase::Testing(test) = &mut self.phase {
             abandoned.iter().for_each(|probe| test.figures.abandoned(probe.t1));
         }
-        self.settle_fates();
-        self.tell_fates(&abandoned, ProbeStatus::Abandoned);
+        self.count_outcomes();
+        self.report_outcomes(&abandoned, ProbeStatus::Abandoned);
     }
 
-    /// Fates that are known now, in the order of the probes, into runs and availability.
-    pub(super) fn settle_fates(&mut self) {
+    /// Counts the known outcomes, in the order of the probes, into loss runs and availability.
+    pub(super) fn count_outcomes(&mut self) {
         let Self { outstanding, track, phase, config, .. } = self;
-        while let Some((t1, lost)) = outstanding.poll_fate() {
+        while let Some((t1, lost)) = outstanding.poll_outcome() {
             if let Phase::Testing(test) = phase {
                 test.figures.fate(t1, lost, track, &config.availability);
             }
@@ -39,8 +41,8 @@ impl SessionSender {
     /// Closes the minutes whose probes all have an outcome.
     pub(super) fn close_minutes(&mut self, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
-        let rest_ns = self.config.loss_timeout_ns.saturating_add(CLOSES_BEHIND_NS);
-        let over = UnixTime(now.unix.0.saturating_sub(rest_ns));
+        let delay_ns = self.config.loss_timeout_ns.saturating_add(MINUTE_CLOSE_DELAY_NS);
+        let over = UnixTime(now.unix.0.saturating_sub(delay_ns));
         let Some(minute) = minute_of(over).checked_sub(1) else { return };
         self.outstanding.end_minutes(minute);
         let placed = self.outstanding.placed();
@@ -51,7 +53,7 @@ impl SessionSender {
         test.set_minute_closes(self.config.loss_timeout_ns, now);
     }
 
-    fn tell_fates(&mut self, probes: &[Probe], status: ProbeStatus) {
+    fn report_outcomes(&mut self, probes: &[Probe], status: ProbeStatus) {
         for probe in probes {
             let (at, source) = probe.sent_at();
             self.events.push_back(SenderEvent::Probe(ProbeResult {

@@ -1,5 +1,5 @@
-//! Probes that were sent and whose fate is not yet known, or was known a short while ago: an
-//! answered one stays to tell duplicates, a lost one to tell late answers.
+//! Probes in flight, and those whose outcome became known a short while ago: an answered one is
+//! kept to recognise duplicates, a lost one to recognise late replies.
 
 use std::collections::VecDeque;
 
@@ -8,22 +8,23 @@ use crate::{
     time::{Monotonic, StampSource, UnixTime},
 };
 
-/// A stamp that is further from the time of the call is not of this probe.
-const LONGEST_IN_HOST_NS: i64 = 1_000_000_000;
+/// Longest time between handing a packet to the socket and its transmit timestamp; a timestamp
+/// beyond it belongs to another probe.
+const MAX_TIME_IN_HOST_NS: i64 = 1_000_000_000;
 
-/// A probe that was sent.
+/// Probe that was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe {
     pub(super) sequence: u32,
     pub(super) sent: Monotonic,
-    /// Just before it was handed to the socket.
+    /// Time just before the probe was handed to the socket.
     pub(super) t1: UnixTime,
-    /// When it went out, where that was told, and by whom.
+    /// Transmit time by the kernel or the network interface, if reported.
     transmitted: Option<(UnixTime, StampSource)>,
     t1_wire: u64,
     answer: Option<Answered>,
     lost: bool,
-    /// Nobody waited for its answer.
+    /// Its reply was not awaited.
     abandoned: bool,
 }
 
@@ -32,12 +33,12 @@ pub(super) struct Probe {
 struct Answered {
     /// Sequence number of the probe.
     number: u32,
-    /// The latest probe that had been sent when it came.
+    /// Latest probe that had been sent when the reply arrived.
     latest: u32,
 }
 
 impl Probe {
-    /// When it was sent, by the best that told.
+    /// Returns the best known transmit time and its source.
     pub(super) fn sent_at(&self) -> (UnixTime, StampSource) {
         self.transmitted.unwrap_or((self.t1, StampSource::User))
     }
@@ -46,34 +47,34 @@ impl Probe {
 /// Classification of a reply.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reply {
-    /// The first to this probe, in time.
+    /// First reply to this probe, within the loss timeout.
     First(Probe),
-    /// A further reply to the same probe.
+    /// Further reply to an answered probe.
     Duplicate,
-    /// Its probe is lost.
+    /// Reply to a lost probe.
     Late,
-    /// A reply that answers no probe.
+    /// Reply to no probe of this session.
     Unknown,
 }
 
-/// The probes, and where losses happened.
+/// Probes of a session with the direction of losses.
 #[derive(Debug)]
 pub(super) struct Outstanding {
-    /// In the order of their numbers, which are consecutive.
+    /// Probes in the order of their sequence numbers, which are consecutive.
     probes: VecDeque<Probe>,
-    /// Number of probes, from the front, given to `direction`.
+    /// Number of probes, from the front, whose outcome was passed to `direction`.
     settled: usize,
-    /// Number of the next probe.
+    /// Sequence number of the next probe.
     next: u32,
-    /// T1 of the first probe of all, as its packet carried it.
+    /// T1 of the first probe of the session, as its packet carried it.
     first_t1_wire: u64,
     direction: LossDirection,
-    /// The minute in which the probes were sent whose losses are in `direction`.
+    /// Minute of the probes whose losses are in `direction`.
     minute: u64,
-    /// Losses of the test by direction, of minutes that are behind.
+    /// Losses of the test by direction, for past minutes.
     placed: Vec<Placed>,
     /// Outcomes of probes with their T1, not yet polled.
-    fates: VecDeque<(UnixTime, bool)>,
+    outcomes: VecDeque<(UnixTime, bool)>,
 }
 
 impl Outstanding {
@@ -86,11 +87,11 @@ impl Outstanding {
             direction: LossDirection::new(reflector_counts),
             minute: 0,
             placed: Vec::new(),
-            fates: VecDeque::new(),
+            outcomes: VecDeque::new(),
         }
     }
 
-    /// `t1_wire` is T1 as the packet carries it.
+    /// Adds a probe; `t1_wire` is T1 as the packet carries it.
     pub(super) fn sent(&mut self, sequence: u32, t1: UnixTime, t1_wire: u64, now: Monotonic) {
         if self.next == 0 {
             self.first_t1_wire = t1_wire;
@@ -108,31 +109,32 @@ impl Outstanding {
         });
     }
 
-    /// The probe of this number went out, as the kernel or the network interface tells.
+    /// Sets the transmit time of a probe by the kernel or the network interface.
     pub(super) fn transmitted(&mut self, sequence: u32, at: UnixTime, source: StampSource) {
         let Some(first) = self.probes.front() else { return };
         let index = sequence.wrapping_sub(first.sequence) as usize;
         if let Some(probe) = self.probes.get_mut(index)
-            && (0..=LONGEST_IN_HOST_NS).contains(&at.since_ns(probe.t1))
+            && (0..=MAX_TIME_IN_HOST_NS).contains(&at.since_ns(probe.t1))
         {
             probe.transmitted = Some((at, source));
         }
     }
 
-    /// Returns whether the probe of this number carried `t1`.
+    /// Returns whether the probe with this sequence number carried `t1`.
     pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
         self.index(sequence, t1).is_some()
     }
 
-    /// Returns the index of the probe of this number, if it carried `t1`.
+    /// Returns the index of the probe with this sequence number, if it carried `t1`.
     fn index(&self, sequence: u32, t1: u64) -> Option<usize> {
         let index = sequence.wrapping_sub(self.probes.front()?.sequence) as usize;
         let probe = self.probes.get(index)?;
         (probe.t1_wire == t1).then_some(index)
     }
 
-    /// Takes a reply with the number `number` to the probe `sequence` that was sent at `t1`.
-    pub(super) fn reply(
+    /// Classifies a reply with the sequence number `number` to the probe `sequence` that was sent
+    /// at `t1`.
+    pub(super) fn accept_reply(
         &mut self,
         sequence: u32,
         t1: u64,
@@ -142,12 +144,12 @@ impl Outstanding {
     ) -> Reply {
         let latest = self.next.wrapping_sub(1);
         let Some(index) = self.index(sequence, t1) else {
-            // A forgotten probe counts as lost, if it can be one of this session.
+            // A probe that is no longer kept counts as lost, if it can be one of this session.
             let front = self.probes.front();
             let first = front.map_or(self.next, |probe| probe.sequence);
             let before = front.map_or(u64::MAX, |probe| probe.t1_wire);
-            let is_forgotten = sequence < first && (self.first_t1_wire..before).contains(&t1);
-            return if is_forgotten { Reply::Late } else { Reply::Unknown };
+            let was_removed = sequence < first && (self.first_t1_wire..before).contains(&t1);
+            return if was_removed { Reply::Late } else { Reply::Unknown };
         };
         let minute = minute_of(self.probes[index].t1);
         let probe = &mut self.probes[index];
@@ -157,7 +159,7 @@ impl Outstanding {
             }
             return Reply::Duplicate;
         }
-        // One whose fate is due only waits for the timer.
+        // An overdue probe is lost, although the timer has not fired yet.
         if probe.lost || now.since_ns(probe.sent) > loss_timeout_ns {
             if self.direction.late(number) {
                 let earlier = self.placed.iter_mut().find(|placed| placed.0 == minute);
@@ -174,12 +176,12 @@ impl Outstanding {
         Reply::First(answered)
     }
 
-    /// Probes that are lost now; those past twice the timeout are forgotten.
+    /// Returns the probes that are lost now; removes those older than twice the timeout.
     pub(super) fn time_out(&mut self, loss_timeout_ns: u64, now: Monotonic) -> Vec<Probe> {
         let lost = self.lose(|probe| now.since_ns(probe.sent) > loss_timeout_ns);
-        let forgotten = loss_timeout_ns.saturating_mul(2);
+        let kept_ns = loss_timeout_ns.saturating_mul(2);
         while self.settled > 0
-            && self.probes.front().is_some_and(|probe| now.since_ns(probe.sent) > forgotten)
+            && self.probes.front().is_some_and(|probe| now.since_ns(probe.sent) > kept_ns)
         {
             self.probes.pop_front();
             self.settled -= 1;
@@ -187,8 +189,8 @@ impl Outstanding {
         lost
     }
 
-    /// All that are undecided will stay so; those.
-    pub(super) fn give_up(&mut self) -> Vec<Probe> {
+    /// Abandons all probes without an outcome and returns them.
+    pub(super) fn abandon(&mut self) -> Vec<Probe> {
         self.probes.iter_mut().skip(self.settled).for_each(|probe| {
             probe.abandoned = probe.answer.is_none() && !probe.lost;
         });
@@ -210,12 +212,12 @@ impl Outstanding {
         lost
     }
 
-    /// Gives fates to the direction of losses, in the order of the probes.
+    /// Passes outcomes to the direction of losses, in the order of the probes.
     fn settle(&mut self) {
         while let Some(probe) = self.probes.get(self.settled).copied() {
             let (t1, lost, minute) = (probe.t1, probe.answer.is_none(), minute_of(probe.t1));
             match probe.answer {
-                // It tells of losses before it: those of the minute before are placed by it.
+                // A reply attributes losses before it, including those of the previous minute.
                 Some(Answered { number, latest }) => {
                     self.direction.received(probe.sequence, number, latest);
                     self.begin_minute(minute);
@@ -231,7 +233,7 @@ impl Outstanding {
             self.amend();
             self.settled += 1;
             if !self.probes[self.settled - 1].abandoned {
-                self.fates.push_back((t1, lost));
+                self.outcomes.push_back((t1, lost));
             }
         }
     }
@@ -243,45 +245,46 @@ impl Outstanding {
         }
     }
 
-    /// Attributions of losses in past minutes that became known since; the latest minutes come
-    /// first.
+    /// Adds attributions of losses in past minutes that became known since, latest minute first.
     fn amend(&mut self) {
         let mut told = self.direction.told_since();
         self.placed.iter_mut().rev().for_each(|(_, placed)| placed.amend(&mut told));
     }
 
-    /// All probes of the minutes up to this one are settled: what follows tells nothing more of them.
+    /// Ends the minutes up to this one: all of their probes have an outcome, and later replies
+    /// attribute nothing more in them.
     pub(super) fn end_minutes(&mut self, minute: u64) {
         self.begin_minute(minute + 1);
     }
 
-    /// Returns whether the next probe was lost, with its T1, once that is known.
-    pub(super) fn poll_fate(&mut self) -> Option<(UnixTime, bool)> {
-        self.fates.pop_front()
+    /// Returns T1 of the next probe whose outcome is known, and whether it was lost.
+    pub(super) fn poll_outcome(&mut self) -> Option<(UnixTime, bool)> {
+        self.outcomes.pop_front()
     }
 
-    /// The first probe that may yet be answered in time; the next one where there is none.
+    /// Returns the first probe that may still be answered in time; the next one if there is none.
     pub(super) fn first_open(&self) -> u32 {
         self.probes.get(self.settled).map_or(self.next, |probe| probe.sequence)
     }
 
-    /// When the first probe that is undecided was sent.
+    /// Returns the send time of the first probe without an outcome.
     pub(super) fn first_undecided(&self) -> Option<Monotonic> {
         self.probes.get(self.settled).map(|probe| probe.sent)
     }
 
-    /// Losses by direction in the minutes of the test that are behind, where they can be told.
+    /// Returns the losses by direction in past minutes of the test; `None` if directions are
+    /// unknown.
     pub(super) fn placed(&self) -> Option<&[Placed]> {
         self.direction.is_known().then_some(&self.placed)
     }
 
-    /// Directions of the losses so far, where they can be told.
+    /// Returns the losses by direction so far; `None` if directions are unknown.
     pub(super) fn attribution(&self) -> Option<Vec<Placed>> {
         let so_far = (self.minute, self.direction.clone().end_test());
         self.direction.is_known().then(|| self.placed.iter().copied().chain([so_far]).collect())
     }
 
-    /// Directions of the losses of a test that ends here.
+    /// Ends a test and returns its losses by direction; `None` if directions are unknown.
     pub(super) fn end_test(&mut self) -> Option<Vec<Placed>> {
         let last = self.direction.end_test();
         self.amend();

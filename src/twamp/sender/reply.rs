@@ -1,4 +1,4 @@
-//! From a reply to a sample.
+//! Replies: their checks, and the sample made from each.
 
 use std::mem::swap;
 
@@ -11,18 +11,19 @@ use crate::{
     wire::format::{ReplyHeader, Unreadable},
 };
 
-/// The local clock counts as stepped when it moved so far against the monotonic one. Above what
-/// reading two clocks one after the other can differ by, below what an operator would overlook.
+/// Difference between the realtime and the monotonic clock beyond which the realtime clock was
+/// stepped: more than two successive readings can differ, less than an operator would miss.
 const CLOCK_STEP_NS: u64 = 5_000_000;
-/// A follow-up that moves T3 by more is not believed.
-const LATEST_FOLLOW_UP_NS: i64 = 1_000_000_000;
+/// Largest correction of T3 by a follow-up; larger ones are ignored.
+const MAX_FOLLOW_UP_NS: i64 = 1_000_000_000;
 
-/// A reply that seems to have waited for longer was stamped by a clock that was stepped since.
-const LONGEST_WAIT_NS: i64 = 1_000_000_000;
+/// Largest time that a reply waits in the socket; a longer one means that the clock was stepped
+/// since its timestamp.
+const MAX_QUEUED_NS: i64 = 1_000_000_000;
 
-/// A sample whose T3 may yet be corrected.
+/// Sample whose T3 may still be corrected (STAMP: Follow-Up Telemetry).
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct PendingSample {
     sample: Sample,
     /// Sequence Number of the reply.
     number: u32,
@@ -32,14 +33,14 @@ pub(super) struct Held {
 }
 
 impl SessionSender {
-    /// A datagram from the reflector's address and port.
+    /// Handles a datagram from the reflector's address and port.
     pub fn handle_reply(&mut self, packet: &[u8], meta: &PacketMeta, now: Now) {
         let mut reply = match self.carrier.format.read_reply(packet) {
             Ok(reply) => reply,
             Err(Unreadable::BadMac) => return self.not_genuine(),
             Err(Unreadable::TooShort) => return self.ignored(),
         };
-        // Some reflectors write T1 and T3 each in the place of the other.
+        // Some reflectors swap T1 and T3.
         let sequence = reply.probe.sequence;
         let is_t1 = |time| self.outstanding.carried(sequence, time);
         if !is_t1(reply.probe.timestamp) && is_t1(reply.timestamp) {
@@ -50,21 +51,21 @@ impl SessionSender {
         let times =
             (format.decode(reply.receive_timestamp, t4), format.decode(reply.timestamp, t4));
         let (Some(t2), Some(t3)) = times else { return self.ignored() };
-        let stranger =
+        let is_foreign =
             self.carrier.stamp.as_mut().is_some_and(|stamp| !stamp.is_answer(reply.probe.ssid));
-        if reply.error_estimate.is_corrupt() || stranger {
+        if reply.error_estimate.is_corrupt() || is_foreign {
             return self.ignored();
         }
-        let taken = self.outstanding.reply(
+        let reply_kind = self.outstanding.accept_reply(
             reply.probe.sequence,
             reply.probe.timestamp,
             reply.sequence,
             self.config.loss_timeout_ns,
-            came(meta, now),
+            arrival(meta, now),
         );
-        self.settle_fates();
+        self.count_outcomes();
         let Phase::Testing(test) = &mut self.phase else { return };
-        let probe = match taken {
+        let probe = match reply_kind {
             Reply::First(probe) => probe,
             Reply::Duplicate => return test.figures.duplicate(),
             Reply::Late => return test.figures.late(),
@@ -73,9 +74,9 @@ impl SessionSender {
         let octets = self.carrier.format.reply_octets();
         let (mut egress_tos, mut follow_up) = (reply.sender_tos, None);
         if let Some(stamp) = &mut self.carrier.stamp {
-            let said = stamp.read_tlvs(reply.sequence, packet.get(octets..).unwrap_or_default());
-            egress_tos = said.egress_tos;
-            follow_up = said.follow_up;
+            let tlvs = stamp.read_tlvs(reply.sequence, packet.get(octets..).unwrap_or_default());
+            egress_tos = tlvs.egress_tos;
+            follow_up = tlvs.follow_up;
         }
         let (t1, transmit_timestamp_source) = probe.sent_at();
         let by_clock = now.unix.since_ns(probe.t1);
@@ -95,8 +96,9 @@ impl SessionSender {
             ingress_tos: meta.tos,
             ..delays([t1, t2, t3, t4])
         };
-        let number = reply.sequence;
-        self.held.push_back(Held { sample, number, t1, t3, received: now.monotonic });
+        let (number, received) = (reply.sequence, now.monotonic);
+        let pending = PendingSample { sample, number, t1, t3, received };
+        self.pending_samples.push_back(pending);
         if self.carrier.stamp.as_ref().is_some_and(|stamp| stamp.follows_up()) {
             if let Some((number, time)) = follow_up {
                 self.follow_up(number, format.decode(time, t4));
@@ -106,43 +108,49 @@ impl SessionSender {
         }
         let Phase::Testing(test) = &mut self.phase else { return };
         if test.outcome == TestOutcome::Stopped && self.outstanding.first_undecided().is_none() {
-            // Nothing is waited for any more.
+            // The last reply that a stopped test waited for.
             test.ends = Some(now.monotonic);
         }
     }
 
-    /// The reply of this number went out at `time`, and what was before it will not be spoken of
-    /// any more.
+    /// Corrects the sample of a reply by its transmit time, and releases it and all earlier ones:
+    /// no later follow-up is about them.
     fn follow_up(&mut self, number: u32, time: Option<UnixTime>) {
-        let Some(index) = self.held.iter().position(|held| held.number == number) else { return };
+        let Some(index) = self.pending_samples.iter().position(|pending| pending.number == number)
+        else {
+            return;
+        };
         if let Some(time) = time {
-            self.held[index].correct(time);
+            self.pending_samples[index].correct(time);
         }
         for _ in 0..=index {
             self.release();
         }
     }
 
-    /// Samples that waited for a follow-up as long as a probe waits for its reply.
+    /// Releases samples that waited for a follow-up for the loss timeout.
     pub(super) fn release_overdue(&mut self, now: Monotonic) {
-        while self.held.front().is_some_and(|held| self.release_due(held) <= now) {
+        while self.pending_samples.front().is_some_and(|pending| self.release_due(pending) <= now) {
             self.release();
         }
     }
 
-    pub(super) fn release_due(&self, held: &Held) -> Monotonic {
-        held.received.plus_ns(self.config.loss_timeout_ns)
+    pub(super) fn release_due(&self, pending: &PendingSample) -> Monotonic {
+        pending.received.plus_ns(self.config.loss_timeout_ns)
     }
 
     pub(super) fn release_all(&mut self) {
-        while !self.held.is_empty() {
+        while !self.pending_samples.is_empty() {
             self.release();
         }
     }
 
     fn release(&mut self) {
-        let Some(Held { mut sample, number, t1, .. }) = self.held.pop_front() else { return };
-        let waiting = self.held.iter().map(|held| held.sample.sequence);
+        let Some(PendingSample { mut sample, number, t1, .. }) = self.pending_samples.pop_front()
+        else {
+            return;
+        };
+        let waiting = self.pending_samples.iter().map(|pending| pending.sample.sequence);
         sample.first_open =
             waiting.chain([self.outstanding.first_open()]).min().unwrap_or_default();
         let Phase::Testing(test) = &mut self.phase else { return };
@@ -178,18 +186,18 @@ impl SessionSender {
     }
 }
 
-/// When a reply came: it may have waited in the socket since.
-fn came(meta: &PacketMeta, now: Now) -> Monotonic {
+/// Returns the arrival time of a reply, which may have waited in the socket since.
+fn arrival(meta: &PacketMeta, now: Now) -> Monotonic {
     let waited_ns = now.unix.since_ns(meta.received);
-    let believed = meta.stamp > StampSource::User && (0..=LONGEST_WAIT_NS).contains(&waited_ns);
-    Monotonic(now.monotonic.0 - if believed { waited_ns as u64 } else { 0 })
+    let is_plausible = meta.stamp > StampSource::User && (0..=MAX_QUEUED_NS).contains(&waited_ns);
+    Monotonic(now.monotonic.0 - if is_plausible { waited_ns as u64 } else { 0 })
 }
 
-impl Held {
+impl PendingSample {
     fn correct(&mut self, t3: UnixTime) {
         let later_ns = t3.since_ns(self.t3);
-        // An equal time means that the reflector had no better one.
-        if (1..=LATEST_FOLLOW_UP_NS).contains(&later_ns) {
+        // An equal time means that the reflector had no exact one.
+        if (1..=MAX_FOLLOW_UP_NS).contains(&later_ns) {
             self.sample.rtt_ns -= later_ns;
             self.sample.ingress_ns -= later_ns;
             self.sample.processing_ns += later_ns;
@@ -209,8 +217,7 @@ fn delays([t1, t2, t3, t4]: [UnixTime; 4]) -> Sample {
     }
 }
 
-/// The error of a clock that says that it is synchronised: any other says nothing that means
-/// something.
+/// Returns the error of a synchronised clock; that of any other clock means nothing.
 fn known_error(estimate: ErrorEstimate) -> Option<u64> {
     estimate.is_synchronised().then(|| estimate.error_ns())
 }

@@ -13,13 +13,13 @@ use crate::{
     },
 };
 
-/// STAMP of one session.
+/// STAMP options and figures of one session.
 #[derive(Debug)]
 pub struct StampSender {
     session: StampSession,
     ssid: u16,
     key: Option<Arc<StampKey>>,
-    /// The TLVs as they are sent, but for what changes from probe to probe.
+    /// TLVs of a probe; values that change from probe to probe are 0.
     template: Vec<u8>,
     /// Offset of the Access Report, in place of padding.
     report_at: Option<usize>,
@@ -39,16 +39,17 @@ struct Report {
 
 /// Values read from the TLVs of a reply.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Said {
-    /// TOS with which the probe came to the reflector.
+pub(super) struct TlvReadout {
+    /// TOS with which the probe reached the reflector.
     pub(super) egress_tos: Option<u8>,
-    /// Number of an earlier reply, and when it went out.
+    /// Sequence number of an earlier reply, and its transmit time.
     pub(super) follow_up: Option<(u32, u64)>,
 }
 
 impl StampSender {
-    /// For a session with this identifier, which is not 0, whose probes have so many octets. What
-    /// the configured TLVs leave over becomes Extra Padding, filled by `padding`.
+    /// Creates the options of a session with the identifier `ssid`, which is not 0, and probes of
+    /// `data_size` octets. Space beyond the configured TLVs becomes Extra Padding, filled by
+    /// `padding`.
     pub fn new(
         session: StampSession,
         ssid: u16,
@@ -130,14 +131,14 @@ impl StampSender {
         self.figures.clone()
     }
 
-    /// Returns whether a reply with this SSID belongs to the session; one without comes from a
-    /// reflector without support for identifiers (RFC 8972 §3).
+    /// Returns whether a reply with this SSID belongs to the session. A reply without one comes
+    /// from a reflector that does not support identifiers (RFC 8972 §3).
     pub(super) fn is_answer(&mut self, ssid: u16) -> bool {
         self.figures.replies_without_ssid += u64::from(ssid == 0);
         ssid == self.ssid || (ssid == 0 && !self.session.require_ssid)
     }
 
-    /// Writes the TLVs of a probe behind its base packet.
+    /// Writes the TLVs that follow the base packet of a probe.
     pub(super) fn write_tlvs(&mut self, sequence: u32, area: &mut [u8], now: Monotonic) {
         self.sent = self.sent.wrapping_add(1);
         let octets = self.template.len().min(area.len());
@@ -152,7 +153,7 @@ impl StampSender {
                 (types::DIRECT_MEASUREMENT, _) => {
                     area[tlv.value()][..4].copy_from_slice(&self.sent.to_be_bytes());
                 }
-                // In the place that is kept for it, so that all probes are of one size.
+                // It replaces padding, so that all probes have the same size.
                 (types::EXTRA_PADDING, Some(report)) if Some(tlv.at) == self.report_at => {
                     area[tlv.at + 1] = types::ACCESS_REPORT;
                     let value = [report.access_id << 4, report.return_code, 0, 0];
@@ -170,19 +171,19 @@ impl StampSender {
     }
 
     /// Reads the TLVs of a reply, as far as they can be trusted.
-    pub(super) fn read_tlvs(&mut self, sequence: u32, area: &[u8]) -> Said {
-        let mut said = Said::default();
+    pub(super) fn read_tlvs(&mut self, sequence: u32, area: &[u8]) -> TlvReadout {
+        let mut readout = TlvReadout::default();
         if self.template.is_empty() {
-            return said;
+            return readout;
         }
         if !self.are_ours(area) {
             self.figures.replies_without_tlvs += 1;
-            return said;
+            return readout;
         }
         let all = || tlv::walk(area).map_while(Result::ok);
         if all().any(|tlv| tlv.flags & flags::INTEGRITY != 0) || !self.is_genuine(sequence, area) {
             self.figures.tlvs_integrity_failed += 1;
-            return said;
+            return readout;
         }
         self.figures.tlvs_malformed +=
             u64::from(all().any(|tlv| tlv.flags & flags::MALFORMED != 0));
@@ -193,10 +194,10 @@ impl StampSender {
                 break;
             }
             if tlv.flags & flags::UNRECOGNISED == 0 && tlv.has_right_length() {
-                self.read_one(tlv, &area[tlv.value()], &mut said);
+                self.read_one(tlv, &area[tlv.value()], &mut readout);
             }
         }
-        said
+        readout
     }
 
     /// Returns whether these are the TLVs that were sent. A TWAMP Light reflector returns them as
@@ -204,11 +205,11 @@ impl StampSender {
     fn are_ours(&self, area: &[u8]) -> bool {
         let shape = |tlv: Tlv| (tlv.at, tlv.length, tlv.kind);
         let sent = tlv::walk(&self.template).map_while(Result::ok).map(shape);
-        let mut came = tlv::walk(area).map_while(Result::ok).map(shape);
+        let mut received = tlv::walk(area).map_while(Result::ok).map(shape);
         sent.into_iter().all(|sent| {
-            came.next().is_some_and(|came| {
-                let report = (sent.2, came.2) == (types::EXTRA_PADDING, types::ACCESS_REPORT);
-                came == sent || (report && (came.0, came.1) == (sent.0, sent.1))
+            received.next().is_some_and(|received| {
+                let report = (sent.2, received.2) == (types::EXTRA_PADDING, types::ACCESS_REPORT);
+                received == sent || (report && (received.0, received.1) == (sent.0, sent.1))
             })
         })
     }
@@ -217,19 +218,19 @@ impl StampSender {
         let (true, Some(key)) = (self.session.signs_tlvs(), &self.key) else { return true };
         let mut tlvs = tlv::walk(area);
         let hmac = tlvs.by_ref().flatten().find(|tlv| tlv.kind == types::HMAC);
-        // Behind it there may be padding and nothing else: it would not be signed (RFC 8972 §4.8).
+        // Only padding may follow it: anything else would not be signed (RFC 8972 §4.8).
         if tlvs.any(|tlv| !tlv.is_ok_and(|tlv| tlv.kind == types::EXTRA_PADDING)) {
             return false;
         }
-        // Its own flags are not signed: whatever they say, what is not signed is not believed. A
-        // reflector that does not know the TLV did not sign.
+        // Its own flags are not signed and cannot be trusted. A reflector that does not know the
+        // TLV did not sign.
         hmac.is_some_and(|tlv| {
             tlv.has_right_length()
                 && key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])
         })
     }
 
-    fn read_one(&mut self, tlv: Tlv, value: &[u8], said: &mut Said) {
+    fn read_one(&mut self, tlv: Tlv, value: &[u8], readout: &mut TlvReadout) {
         let word = |at: usize| {
             let octets = value.get(at..at + 4).and_then(|octets| octets.try_into().ok());
             u32::from_be_bytes(octets.unwrap_or_default())
@@ -237,7 +238,7 @@ impl StampSender {
         match tlv.kind {
             types::CLASS_OF_SERVICE => {
                 let (dscp, ecn) = ((value[0] & 3) << 4 | value[1] >> 4, value[1] >> 2 & 3);
-                said.egress_tos = Some(dscp << 2 | ecn);
+                readout.egress_tos = Some(dscp << 2 | ecn);
                 self.figures.dscp_refused += u64::from(value[1] & 3 != 0);
             }
             types::LOCATION => self.read_location(value),
@@ -255,10 +256,10 @@ impl StampSender {
                 self.report.acknowledged = true;
                 self.figures.access_report_acknowledged = true;
             }
-            // Without state, or before the first reply, there is nothing to tell.
+            // A stateless reflector, or one before its first reply, sends zeros.
             types::FOLLOW_UP_TELEMETRY if value[4..12] != [0; 8] => {
                 let time = u64::from(word(4)) << 32 | u64::from(word(8));
-                said.follow_up = Some((word(0), time));
+                readout.follow_up = Some((word(0), time));
             }
             _ => {}
         }

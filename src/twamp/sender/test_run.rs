@@ -1,48 +1,49 @@
-//! Begin and end of tests.
+//! Beginning and end of tests.
 
-use super::{LATEST_NS, Phase, SenderConfig, SenderEvent, SessionSender};
+use super::{MAX_OVERDUE_NS, Phase, SenderConfig, SenderEvent, SessionSender};
 use crate::{
     model::{FailureCause, TestOutcome},
     stats::{Figures, MINUTE_NS, TestFigures, TestResult, minute_of},
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
 };
 
-/// Delay between the last outcome of its probes and the end of a minute: the first replies of the
-/// next one attribute the last losses to a direction.
-pub(super) const CLOSES_BEHIND_NS: u64 = NANOS_PER_SECOND;
+/// Delay between the last outcome of the probes of a minute and the end of that minute: the first
+/// replies of the next one attribute its last losses to a direction.
+pub(super) const MINUTE_CLOSE_DELAY_NS: u64 = NANOS_PER_SECOND;
 
 #[derive(Debug)]
 pub(super) struct Test {
     pub(super) started: Now,
     pub(super) figures: TestFigures,
-    /// Probes that were sent or left out.
-    pub(super) dealt_with: u32,
+    /// Probes that were sent or skipped.
+    pub(super) handled: u32,
     pub(super) next_due: Monotonic,
     pub(super) last_due: Monotonic,
-    /// When all fates are known, once all probes are dealt with.
+    /// Time at which all outcomes are known; `None` until all probes were sent or skipped.
     pub(super) ends: Option<Monotonic>,
     /// Outcome unless the test is interrupted.
     pub(super) outcome: TestOutcome,
-    /// A probe of it went out.
+    /// At least one probe was sent.
     pub(super) sent: bool,
-    /// Probes that this host would not send to the reflector, and why not the latest of them.
+    /// Number of probes that this host refused to send to the reflector, and the cause of the
+    /// latest refusal.
     pub(super) refused: (u64, FailureCause),
-    /// When all is known of the probes that were sent in the minute before this one.
+    /// Time at which the oldest open minute is complete.
     pub(super) minute_closes: Option<Monotonic>,
 }
 
 impl SessionSender {
     pub(super) fn begin(&mut self, due: Monotonic, now: Now) {
         self.test_number += 1;
-        // After a pause of the whole machine the rhythm begins anew.
-        let start = if now.monotonic.since_ns(due) > LATEST_NS { now.monotonic } else { due };
+        // After a pause of the whole host the schedule starts over.
+        let start = if now.monotonic.since_ns(due) > MAX_OVERDUE_NS { now.monotonic } else { due };
         self.phase = Phase::Testing(Box::new(Test {
             started: now,
             figures: match self.spare.take() {
                 Some(figures) => figures.again(self.config.probe_count.into(), now.unix),
                 None => TestFigures::new(self.config.probe_count.into(), now.unix),
             },
-            dealt_with: 0,
+            handled: 0,
             next_due: start,
             last_due: start,
             ends: None,
@@ -58,7 +59,7 @@ impl SessionSender {
         }
     }
 
-    /// Counts the probes that were due until now and that nobody could be sent.
+    /// Counts the probes that became due by now while the reflector was unreachable.
     pub(super) fn miss(&mut self, now: Monotonic) {
         if let Some((since, most)) = self.missing.take()
             && since <= now
@@ -78,7 +79,7 @@ impl SessionSender {
         self.test_number += 1;
         let probes = u64::from(self.config.probe_count);
         let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
-        // Probes of this test lower availability as they become due, not before.
+        // Probes of this test lower availability only as they become due.
         self.miss(due);
         self.missing = Some((due, probes));
         let mut figures =
@@ -102,13 +103,13 @@ impl SessionSender {
             .saturating_sub(self.config.probe_interval_ns)
             .saturating_add(self.config.loss_timeout_ns)
             .saturating_add(self.config.test_interval_ns);
-        (self.phase, self.behind_test) = (Phase::Idle(Some(due.plus_ns(duration))), true);
+        (self.phase, self.is_inter_test_gap) = (Phase::Idle(Some(due.plus_ns(duration))), true);
     }
 
-    /// Ends the running test before its time; the next is due when it would have been.
+    /// Ends the running test early; the next one is due at the same time as otherwise.
     pub(super) fn end_early(&mut self, outcome: TestOutcome, cause: FailureCause, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
-        let left = self.config.probe_count - test.dealt_with;
+        let left = self.config.probe_count - test.handled;
         test.figures.not_sent(left.into(), now.unix);
         if left > 0 && test.outcome == TestOutcome::Complete {
             self.missing = Some((test.next_due, left.into()));
@@ -118,7 +119,7 @@ impl SessionSender {
             .plus_ns(self.config.span_ns(left))
             .plus_ns(self.config.loss_timeout_ns)
             .plus_ns(self.config.test_interval_ns);
-        // Probes in flight are no longer answered.
+        // Replies to probes in flight can no longer arrive.
         let stopped = test.outcome == TestOutcome::Stopped;
         self.abandon();
         if stopped {
@@ -139,7 +140,7 @@ impl SessionSender {
         let Phase::Testing(test) = std::mem::replace(&mut self.phase, Phase::Idle(next)) else {
             return;
         };
-        self.behind_test = next.is_some();
+        self.is_inter_test_gap = next.is_some();
         let (mut test, placed) = (test, self.outstanding.end_test());
         let (mut outcome, mut cause) = (outcome, cause);
         if let (refused @ 1.., why) = test.refused {
@@ -181,21 +182,22 @@ impl SessionSender {
 }
 
 impl Test {
-    /// The oldest minute that is open closes first.
+    /// Sets the time at which the oldest open minute closes.
     pub(super) fn set_minute_closes(&mut self, loss_timeout_ns: u64, now: Now) {
         self.minute_closes = self.figures.first_minute().map(|minute| {
-            let closes = UnixTime((minute + 1) * MINUTE_NS + loss_timeout_ns + CLOSES_BEHIND_NS);
+            let closes =
+                UnixTime((minute + 1) * MINUTE_NS + loss_timeout_ns + MINUTE_CLOSE_DELAY_NS);
             now.monotonic.plus_ns(closes.0.saturating_sub(now.unix.0))
         });
     }
 
     pub(super) fn advance(&mut self, config: &SenderConfig, gap_ns: u64, now: Monotonic) {
-        self.dealt_with += 1;
+        self.handled += 1;
         self.last_due = self.next_due;
         self.next_due = self.next_due.plus_ns(gap_ns);
-        if self.dealt_with >= config.probe_count {
-            // Just behind the fate of the last probe, which may have gone out late; of a test of which
-            // nothing was sent nothing is waited for.
+        if self.handled >= config.probe_count {
+            // Just after the outcome of the last probe, which may have been sent late; a test
+            // without a sent probe waits for nothing.
             let last = self.last_due.max(now);
             let wait_ns = if self.sent { config.loss_timeout_ns + 1 } else { 0 };
             self.ends = Some(last.plus_ns(wait_ns));

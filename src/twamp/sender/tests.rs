@@ -26,7 +26,7 @@ fn config(probe_count: u32, probe_interval_ns: u64) -> SenderConfig {
     }
 }
 
-/// A machine at a time, with what became of its tests.
+/// Sender in simulated time, with the results of its tests.
 struct Driven {
     machine: SessionSender,
     at_ns: u64,
@@ -41,7 +41,8 @@ impl Driven {
         Self { machine, at_ns: 0, sent: 0, results: Vec::new() }
     }
 
-    /// Does what is due until then; `send` says of a probe, by its number, why the socket refused it.
+    /// Runs until a time; `send` returns the cause for which the socket refuses a probe, by
+    /// sequence number.
     fn run_until(&mut self, end_ns: u64, send: impl Fn(u32) -> Result<(), Option<FailureCause>>) {
         loop {
             self.machine.handle_timeout(now(self.at_ns));
@@ -91,7 +92,7 @@ fn after_a_pause_there_is_no_burst_and_what_is_left_out_is_counted() {
         let figures = driven.machine.current().unwrap().1;
         assert_eq!(figures.probes_not_sent, left_out, "{interval_ns} {pause_ns}");
         assert!(at_once <= if left_out > 0 { 2 } else { 60 }, "{at_once} at once");
-        // And the slots are where they were.
+        // The schedule keeps its phase.
         let late = figures.schedule_error.unwrap();
         assert!(late.max_ns < (100 * MS).max(interval_ns) as i64, "{late:?}");
     }
@@ -154,7 +155,8 @@ fn a_first_test_is_due_whatever_the_pause_becomes() {
     }
     let mut driven = Driven { machine, at_ns: 0, sent: 0, results: Vec::new() };
     driven.run_until(1_000 * MS, |_| Ok(()));
-    // 700 ms, 30 ms of probes, 50 ms of loss timeout, and the pause: behind a test it counts.
+    // 700 ms, 30 ms of probes, 50 ms of loss timeout, and the pause, which counts from the end of a
+    // test.
     assert_eq!(driven.machine.idle_until(), Some(Monotonic(2_780 * MS)));
     driven.machine.set_config(paced(5_000 * MS), Monotonic(1_000 * MS));
     assert_eq!(driven.machine.idle_until(), Some(Monotonic(5_780 * MS)));
@@ -174,7 +176,7 @@ fn a_shorter_pause_makes_nothing_due_in_the_past() {
     assert_eq!(driven.results.len(), 1 + 3, "{:?}", driven.results.len());
 }
 
-/// A reply as a reflector that counts writes it.
+/// Reply as a reflector with its own sequence numbers writes it.
 fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     use crate::{
         time::{ErrorEstimate, TimestampFormat},
@@ -198,7 +200,7 @@ fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     reply
 }
 
-/// The probe that is due, as it went out then.
+/// Sends the probe that is due and returns its packet.
 fn sent_at(machine: &mut SessionSender, at_ns: u64) -> Vec<u8> {
     let mut packet = vec![0; 60];
     let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
@@ -216,7 +218,7 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
         machine.handle_timeout(now(at_ns));
         while machine.poll_probe(now(at_ns)).is_some() {
             let packet = sent_at(&mut machine, at_ns);
-            // Every fourth is lost on the way out.
+            // Every fourth probe is lost on the way to the reflector.
             let number = packets.len() as u32;
             if number % 4 != 3 {
                 let reply = reply_to(&packet, number - number / 4);
@@ -226,13 +228,13 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
         }
         at_ns += 10 * MS;
     }
-    // A reply to a probe that was never sent: its number is forgotten, T1 is arbitrary.
+    // A reply to a probe that was never sent: its number is no longer kept, T1 is arbitrary.
     let mut stranger = packets[1].clone();
     stranger[4..12].copy_from_slice(&[0x11; 8]);
     machine.handle_reply(&reply_to(&stranger, 0xffff_fff0), &PacketMeta::default(), now(at_ns));
     // A reply to a probe that was sent long ago is late.
     machine.handle_reply(&reply_to(&packets[3], 3), &PacketMeta::default(), now(at_ns));
-    // The connection breaks while some are under way.
+    // The connection is lost while some probes are in flight.
     machine.session_lost(FailureCause::Reset, 0, now(at_ns));
     let mut results = Vec::new();
     while let Some(event) = machine.poll_event() {
@@ -251,11 +253,11 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
     );
 }
 
-/// Losses around the end of a minute keep the attribution of that minute.
+/// Losses around the end of a minute keep their attribution in that minute.
 #[test]
 fn each_minute_of_a_long_test_knows_its_directions() {
-    // Of five probes one is lost on each way; besides, those from the end of the minute on that `gone`
-    // takes.
+    // One of five probes is lost in each direction, and in addition those for which `gone` returns
+    // true from the end of the minute on.
     let run = |interval_ns: u64, gone: std::ops::Range<u64>| {
         let mut config = config((130_000 * MS / interval_ns) as u32, interval_ns);
         config.loss_timeout_ns = 300 * MS;
