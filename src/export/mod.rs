@@ -1,5 +1,5 @@
-//! Results go out of themselves: pushed from the log to collectors, each by a consumer of its own,
-//! and on a page for Prometheus.
+//! Exporters: records are pushed from the log to collectors, each by its own consumer, and
+//! statistics are offered on a metrics page for Prometheus.
 
 mod limits;
 mod nats;
@@ -28,12 +28,12 @@ use nats::NatsSink;
 use otlp::OtlpSink;
 use ship::{Shipment, ship};
 
-/// The consumer of an exporter.
+/// Returns the name of the consumer of an exporter.
 pub fn consumer(name: &str) -> String {
     format!("{EXPORT_CONSUMER}{name}")
 }
 
-/// Makes what runs follow what is committed.
+/// Exporters of the committed configuration.
 #[derive(Debug)]
 pub struct Exporters {
     results: Arc<Results>,
@@ -45,7 +45,7 @@ pub struct Exporters {
 }
 
 impl Exporters {
-    /// Starts without any exporter.
+    /// Creates the set without any exporter.
     pub fn new(results: Arc<Results>, sources: Sources, tasks: &Tasks) -> Self {
         Self {
             results,
@@ -57,12 +57,12 @@ impl Exporters {
         }
     }
 
-    /// Until the end of the agent.
+    /// Starts and stops exporters as the configuration changes, until the agent stops.
     pub async fn follow(mut self, mut config: watch::Receiver<Arc<ExportConfig>>) {
         let token = self.tasks.token();
         loop {
-            let wanted = config.borrow_and_update().clone();
-            self.set(&wanted).await;
+            let desired = config.borrow_and_update().clone();
+            self.apply(&desired).await;
             tokio::select! {
                 changed = config.changed() => if changed.is_err() {
                     return;
@@ -72,36 +72,36 @@ impl Exporters {
         }
     }
 
-    async fn set(&mut self, wanted: &ExportConfig) {
-        let gone: Vec<String> = self
+    async fn apply(&mut self, desired: &ExportConfig) {
+        let obsolete: Vec<String> = self
             .running
             .iter()
-            .filter(|(name, (old, _))| wanted.exporters.get(*name) != Some(old))
+            .filter(|(name, (old, _))| desired.exporters.get(*name) != Some(old))
             .map(|(name, _)| name.clone())
             .collect();
-        for name in gone {
+        for name in obsolete {
             if let Some((_, tasks)) = self.running.remove(&name) {
                 tasks.token().cancel();
             }
-            if !wanted.exporters.contains_key(&name) {
+            if !desired.exporters.contains_key(&name) {
                 self.states.remove(&name);
                 if let Err(error) = self.results.delete_consumer(&consumer(&name)).await {
-                    tracing::warn!(%error, exporter = name, "its position is still stored");
+                    tracing::warn!(%error, exporter = name, "failed to delete consumer position");
                 }
             }
         }
-        for (name, exporter) in &wanted.exporters {
+        for (name, exporter) in &desired.exporters {
             if !self.running.contains_key(name) {
                 let tasks = self.start(name, exporter);
                 self.running.insert(name.clone(), (exporter.clone(), tasks));
             }
         }
-        if self.page.as_ref().map(|(address, _)| *address) != wanted.prometheus {
+        if self.page.as_ref().map(|(address, _)| *address) != desired.prometheus {
             if let Some((_, tasks)) = self.page.take() {
                 tasks.token().cancel();
                 self.states.remove(PROMETHEUS);
             }
-            if let Some(address) = wanted.prometheus {
+            if let Some(address) = desired.prometheus {
                 let tasks = self.tasks.child();
                 let (sources, token) = (self.sources.clone(), tasks.token());
                 let run = self.states.begin(PROMETHEUS, PROMETHEUS, false);
@@ -120,8 +120,8 @@ impl Exporters {
         let (results, exporter, token) = (self.results.clone(), exporter.clone(), tasks.token());
         let failing = state.clone();
         let failed = move |text: &str, last: bool| {
-            tracing::error!(exporter = failing.name(), text, last, "an exporter failed");
-            failing.failed(&format!("it failed and is started again: {text}"));
+            tracing::error!(exporter = failing.name(), error = text, last, "exporter failed");
+            failing.failed(&format!("failed, restarting: {text}"));
         };
         let run = move |heartbeat: Heartbeat| {
             let shipment = Shipment {

@@ -1,4 +1,5 @@
-//! NATS JetStream: each record is a message that the server has stored before the next ones go.
+//! Exporter to NATS JetStream: each record is a message, and a batch is accepted when the server
+//! has stored all of its messages.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    ship::{SendFailure, Sink, Taken},
+    ship::{Accepted, SendFailure, Sink},
     tls,
 };
 use crate::{
@@ -22,19 +23,20 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Messages that wait for their acknowledgement.
-const UNDER_WAY: usize = 256;
-/// Octets of a message beside its payload and its identifier, at most: names and ends of headers.
-const HEADER_OCTETS: usize = 64;
+/// Messages in flight, without their acknowledgement.
+const MAX_IN_FLIGHT: usize = 256;
+/// Upper limit of the bytes of a message besides its payload and identifier: header names and line
+/// ends.
+const HEADER_BYTES: usize = 64;
 /// Time for which the server detects duplicates in a stream that is created.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 
-/// A stream of JetStream.
+/// Connection to a stream of JetStream.
 pub(super) struct NatsSink {
     servers: Vec<String>,
-    /// Subjects are this and the kind.
+    /// Subject without the kind of the record.
     subject: String,
-    /// Name and subjects of the stream that is to be there.
+    /// Name and subjects of the stream to create if it does not exist.
     stream: Option<(String, String)>,
     json: bool,
     user: Option<String>,
@@ -105,24 +107,24 @@ impl NatsSink {
         Ok((client, context))
     }
 
-    /// Counts messages stored, and those refused for their length, as done.
+    /// Publishes records and waits until they are stored. Messages that are too long are rejected.
     async fn publish(
         &self,
         (client, context): &(Client, jetstream::Context),
         records: &[Record],
-    ) -> Result<Taken, String> {
-        let longest = client.server_info().max_payload;
-        let mut taken = Taken::default();
-        for records in records.chunks(UNDER_WAY) {
+    ) -> Result<Accepted, String> {
+        let max_len = client.server_info().max_payload;
+        let mut accepted = Accepted::default();
+        for records in records.chunks(MAX_IN_FLIGHT) {
             let mut acknowledgements = Vec::with_capacity(records.len());
             for record in records {
                 let (id, payload) = (message_id(&self.agent_id, record), self.payload(record)?);
-                let octets = payload.len() + id.len() + HEADER_OCTETS;
-                if octets > longest {
-                    taken.rejected += 1;
-                    taken.detail = format!(
-                        "record {} is a message of {octets} octets, and the server takes {longest} \
-                         (max_payload)",
+                let len = payload.len() + id.len() + HEADER_BYTES;
+                if len > max_len {
+                    accepted.rejected += 1;
+                    accepted.detail = format!(
+                        "record {} is a message of {len} bytes, but the server accepts at most \
+                         {max_len} (max_payload)",
                         record.cursor
                     );
                     continue;
@@ -137,7 +139,7 @@ impl NatsSink {
                 acknowledgement.await.map_err(|error| format!("not stored: {error}"))?;
             }
         }
-        Ok(taken)
+        Ok(accepted)
     }
 
     fn payload(&self, record: &Record) -> Result<Bytes, String> {
@@ -150,20 +152,20 @@ impl NatsSink {
 }
 
 impl Sink for NatsSink {
-    async fn send(&mut self, records: &[Record]) -> Result<Taken, SendFailure> {
+    async fn send(&mut self, records: &[Record]) -> Result<Accepted, SendFailure> {
         let connected = match self.connected.take() {
             Some(connected) => connected,
             None => self.connect().await.map_err(SendFailure)?,
         };
-        // Behind a failure the connection is dropped, and made anew.
-        let taken = self.publish(&connected, records).await.map_err(SendFailure)?;
+        // After a failure the connection is dropped; the next batch reconnects.
+        let accepted = self.publish(&connected, records).await.map_err(SendFailure)?;
         self.connected = Some(connected);
-        Ok(taken)
+        Ok(accepted)
     }
 }
 
-/// By which the server knows what it has already. A gap has the cursor of its last record, and may
-/// be another gap when it is met again.
+/// Returns the identifier by which the server detects duplicates. A gap has the cursor of its last
+/// record and may begin earlier or later when it is read again.
 fn message_id(agent_id: &str, record: &Record) -> String {
     match &record.kind {
         Some(record::Kind::Gap(gap)) => {

@@ -1,5 +1,5 @@
-//! From the log to a sink: what was not taken is offered again until it is, and only then does the
-//! position move.
+//! Delivery from the log to a sink: a batch is retried until the sink has accepted it, and only
+//! then does the position of the consumer move.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,33 +14,33 @@ use crate::{
     supervise::Heartbeat,
 };
 
-/// Silence after which the position moves over what the filter leaves out.
+/// Interval at which the position moves past records that the filter does not select.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// Why a sink did not take records.
+/// Error of a sink that did not accept records.
 #[derive(Debug)]
 pub(super) struct SendFailure(pub(super) String);
 
-/// Result of a batch that the sink has finished.
+/// Result of a batch that the sink has accepted.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
-    /// Records that the other end refused for good.
+pub(super) struct Accepted {
+    /// Records that the receiver rejected permanently.
     pub(super) rejected: u64,
-    /// Message of the peer.
+    /// Message of the receiver about the rejected records.
     pub(super) detail: String,
 }
 
-/// Takes records, all or none. After a failure it connects anew by itself.
+/// Receiver of records, which accepts a batch as a whole. It reconnects by itself after a failure.
 pub(super) trait Sink: Send {
     fn send(
         &mut self,
         records: &[Record],
-    ) -> impl Future<Output = Result<Taken, SendFailure>> + Send;
+    ) -> impl Future<Output = Result<Accepted, SendFailure>> + Send;
 }
 
-/// A shipment: records of one exporter.
+/// Delivery of the records of one exporter.
 pub(super) struct Shipment {
     pub(super) run: Run,
     pub(super) filter: Filter,
@@ -49,19 +49,19 @@ pub(super) struct Shipment {
     pub(super) heartbeat: Heartbeat,
 }
 
-/// Until the token is cancelled.
+/// Delivers records until the token is cancelled.
 pub(super) async fn ship(shipment: Shipment, mut sink: impl Sink) {
     let mut pause = FIRST_PAUSE;
     while !shipment.token.is_cancelled() {
-        let failure = shipment.ship_on(&mut sink, &mut pause).await;
+        let failure = shipment.deliver_from_position(&mut sink, &mut pause).await;
         shipment.run.failed(&failure);
-        shipment.rest(&mut pause).await;
+        shipment.back_off(&mut pause).await;
     }
 }
 
 impl Shipment {
-    /// From the position that is stored, until something fails.
-    async fn ship_on(&self, sink: &mut impl Sink, pause: &mut Duration) -> String {
+    /// Delivers records from the stored position until an error, which it returns.
+    async fn deliver_from_position(&self, sink: &mut impl Sink, pause: &mut Duration) -> String {
         let start = Start::Consumer(consumer(self.run.name()));
         let opened = Reader::open(self.results.clone(), self.filter.clone(), start, HEARTBEAT);
         let mut reader = match opened.await {
@@ -76,7 +76,7 @@ impl Shipment {
             };
             let position = match item {
                 Ok(StreamItem::Opening(first)) => {
-                    self.run.at(first.saturating_sub(1));
+                    self.run.set_cursor(first.saturating_sub(1));
                     continue;
                 }
                 Ok(StreamItem::Batch(records)) => {
@@ -88,18 +88,17 @@ impl Shipment {
                 Ok(StreamItem::Sync(newest) | StreamItem::Heartbeat(newest)) => newest,
                 Err(error) => return error.to_string(),
             };
-            // Where the position cannot be persisted, the same records are sent again after a
-            // restart.
+            // If the position cannot be persisted, the same records are sent again after a restart.
             match self.results.acknowledge(&consumer(self.run.name()), position).await {
-                Ok(_) => self.run.at(position),
+                Ok(_) => self.run.set_cursor(position),
                 Err(error) => {
-                    tracing::debug!(%error, exporter = self.run.name(), "position not stored");
+                    tracing::debug!(%error, exporter = self.run.name(), "failed to persist consumer position");
                 }
             }
         }
     }
 
-    /// Returns whether the batch was accepted; otherwise the exporter is to end.
+    /// Delivers a batch, with retries. Returns false when the exporter must stop.
     async fn deliver(
         &self,
         records: &[Record],
@@ -109,27 +108,31 @@ impl Shipment {
         loop {
             let sent = tokio::select! {
                 sent = sink.send(records) => sent,
-                // Each call has its time; many calls may have more than one task is to be silent.
+                // Each call has a timeout; several in a row may exceed the heartbeat interval.
                 () = self.beat() => return false,
                 () = self.token.cancelled() => return false,
             };
             match sent {
-                Ok(Taken { rejected, detail }) => {
+                Ok(Accepted { rejected, detail }) => {
                     *pause = FIRST_PAUSE;
                     let rejected = rejected.min(records.len() as u64);
                     self.run.delivered(records.len() as u64, rejected, &detail);
                     return true;
                 }
-                Err(SendFailure(why)) => {
-                    tracing::debug!(exporter = self.run.name(), why, "records were not taken");
-                    self.run.failed(&why);
-                    self.rest(pause).await;
+                Err(SendFailure(error)) => {
+                    tracing::debug!(
+                        exporter = self.run.name(),
+                        error,
+                        "failed to deliver records, retrying"
+                    );
+                    self.run.failed(&error);
+                    self.back_off(pause).await;
                 }
             }
         }
     }
 
-    /// Sends heartbeats until it is dropped.
+    /// Sends heartbeats until the future is dropped.
     async fn beat(&self) {
         loop {
             self.heartbeat.beat();
@@ -137,14 +140,14 @@ impl Shipment {
         }
     }
 
-    /// Longer with each failure, and not in step with other agents.
-    async fn rest(&self, pause: &mut Duration) {
+    /// Waits after a failure, longer with each one, and with jitter between agents.
+    async fn back_off(&self, pause: &mut Duration) {
         let part = f64::from(random::number() as u16) / f64::from(u16::MAX);
-        let rest = pause.mul_f64(0.5 + part / 2.0);
-        *pause = (*pause * 2).min(LONGEST_PAUSE);
+        let jittered = pause.mul_f64(0.5 + part / 2.0);
+        *pause = (*pause * 2).min(MAX_PAUSE);
         self.heartbeat.beat();
         tokio::select! {
-            () = sleep(rest) => {}
+            () = sleep(jittered) => {}
             () = self.token.cancelled() => {}
         }
         self.heartbeat.beat();

@@ -14,16 +14,15 @@ use crate::{
     proto::{ExporterState, ExporterStatus},
 };
 
-/// The states of all exporters.
+/// States of all exporters, by name.
 #[derive(Debug, Default)]
 pub struct ExporterStates {
-    /// Each with the number of the run that it is of.
+    /// State of each exporter with the number of its latest run.
     states: Mutex<BTreeMap<String, (u64, ExporterStatus)>>,
     runs: AtomicU64,
 }
 
-/// The state of one run of an exporter: once there is another run, what is told of this one is too
-/// late.
+/// Access of one run of an exporter to its state. Updates of an earlier run are ignored.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     states: Arc<ExporterStates>,
@@ -32,7 +31,7 @@ pub(super) struct Run {
 }
 
 impl ExporterStates {
-    /// As the API tells them; `newest` is the newest cursor of the log.
+    /// Returns the states as the API has them; `newest` is the latest cursor of the log.
     pub fn list(&self, newest: u64) -> Vec<ExporterStatus> {
         let with_lag = |(_, status): &(u64, ExporterStatus)| {
             let pushes = status.kind != PROMETHEUS_NAME;
@@ -68,13 +67,13 @@ impl ExporterStates {
 }
 
 impl Run {
-    /// Name of the exporter.
+    /// Returns the name of the exporter.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Everything up to here is delivered.
-    pub(super) fn at(&self, cursor: u64) {
+    /// Sets the cursor up to which every record is delivered.
+    pub(super) fn set_cursor(&self, cursor: u64) {
         self.update(|status| status.cursor = cursor);
     }
 

@@ -1,4 +1,4 @@
-//! By whom the certificate of a server is to be signed.
+//! TLS configuration of exporters.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-/// TLS that trusts these certificates (PEM) alone.
+/// Returns a client configuration that trusts only these CA certificates (PEM).
 pub(super) fn client_config(ca_certificates: &str) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_certificates.as_bytes()) {

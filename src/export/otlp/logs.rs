@@ -1,4 +1,4 @@
-//! Events and single probes as logs.
+//! Log records of events, gaps and single probes.
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
@@ -11,8 +11,8 @@ use crate::{
     time::UnixTime,
 };
 
-/// The logs of a record: one, or one for each probe.
-pub(super) fn of(record: &Record) -> Vec<LogRecord> {
+/// Returns the log records of a record: one, or one for each probe.
+pub(super) fn from_record(record: &Record) -> Vec<LogRecord> {
     let mut attributes = values::of_record(record);
     attributes.push(number("twamp.cursor", record.cursor.cast_signed()));
     let time_ns = record.time.as_ref().map_or(0, |time| UnixTime::from_proto(time).0);
@@ -23,7 +23,7 @@ pub(super) fn of(record: &Record) -> Vec<LogRecord> {
         }
         Some(record::Kind::Gap(gap)) => {
             let body = format!(
-                "records {} to {} are gone, as retention or a loss took them, or were never there",
+                "records {} to {} do not exist: removed by retention, lost or never written",
                 gap.first_cursor, gap.last_cursor
             );
             attributes.push(number("twamp.gap.first_cursor", gap.first_cursor.cast_signed()));

@@ -1,4 +1,4 @@
-//! Results of tests and intervals as metrics: what was counted in each, from its start to its end.
+//! Metrics of the results of tests and intervals: deltas from the start to the end of each.
 
 use opentelemetry_proto::tonic::{
     common::v1::KeyValue,
@@ -20,17 +20,17 @@ use crate::{
 
 const RTT: &str = "rtt";
 
-/// One result with what its points have in common.
-struct Told<'a> {
+/// Figures of one result with the attributes and times of all of its points.
+struct ResultPoint<'a> {
     figures: &'a Figures,
     attributes: Vec<KeyValue>,
     start_ns: u64,
     end_ns: u64,
 }
 
-/// The metrics of some results; those of intervals have names of their own, because the tests are
-/// in them.
-pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
+/// Returns the metrics of results. Those of intervals have their own names, because intervals cover
+/// the same probes as tests.
+pub(super) fn from_records(records: &[&Record]) -> Vec<Metric> {
     let (mut tests, mut intervals) = (Vec::new(), Vec::new());
     let mut ended = Vec::new();
     let time =
@@ -46,7 +46,7 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
                 let of_test = attributes.iter().cloned().chain(outcome).collect();
                 ended.push(number(of_test, start_ns, end_ns, Value::AsInt(1)));
                 if let Some(figures) = result.figures.as_deref() {
-                    tests.push(Told { figures, attributes, start_ns, end_ns });
+                    tests.push(ResultPoint { figures, attributes, start_ns, end_ns });
                 }
             }
             Some(record::Kind::IntervalResult(result)) => {
@@ -56,7 +56,7 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
                 let (start_ns, end_ns) =
                     (time(result.start_time.as_ref()), time(result.end_time.as_ref()));
                 if let Some(figures) = result.figures.as_deref() {
-                    intervals.push(Told { figures, attributes, start_ns, end_ns });
+                    intervals.push(ResultPoint { figures, attributes, start_ns, end_ns });
                 }
             }
             Some(record::Kind::ProbeResults(_) | record::Kind::Event(_) | record::Kind::Gap(_))
@@ -70,10 +70,10 @@ pub(super) fn of(records: &[&Record]) -> Vec<Metric> {
     metrics
 }
 
-fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
+fn figures(prefix: &str, results: &[ResultPoint<'_>]) -> Vec<Metric> {
     let mut probes = Vec::new();
     let (mut quality, mut late) = (Vec::new(), Vec::new());
-    for one in told {
+    for one in results {
         let figures = one.figures;
         for (state, count) in [
             ("sent", figures.probes_sent),
@@ -100,7 +100,7 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
         }
     }
     let histogram = |name: &str, description: &str, of: fn(&Figures) -> Option<&DelayStats>| {
-        let points = told.iter().filter_map(|one| {
+        let points = results.iter().filter_map(|one| {
             let mut attributes = one.attributes.clone();
             // One-way delays are meaningful only where both clocks are synchronised.
             if name != RTT {
@@ -124,7 +124,7 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
         metric(&format!("{prefix}.{name}"), "s", description, Data::Histogram(data))
     };
     vec![
-        sum(&format!("{prefix}.probes"), "{probe}", "Probes by what became of them", probes),
+        sum(&format!("{prefix}.probes"), "{probe}", "Probes by outcome", probes),
         histogram(RTT, "Round-trip time without the time in the reflector", |f| f.rtt.as_deref()),
         histogram("egress", "Delay to the reflector", |f| f.egress.as_deref()),
         histogram("ingress", "Delay from the reflector", |f| f.ingress.as_deref()),
@@ -137,7 +137,7 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
         metric(
             &format!("{prefix}.schedule_error.max"),
             "s",
-            "How late a probe was sent, at most",
+            "Largest delay of a probe against its schedule",
             Data::Gauge(Gauge { data_points: late }),
         ),
     ]
@@ -145,7 +145,7 @@ fn figures(prefix: &str, told: &[Told<'_>]) -> Vec<Metric> {
 
 fn point(
     stats: &DelayStats,
-    told: &Told<'_>,
+    result: &ResultPoint<'_>,
     attributes: Vec<KeyValue>,
 ) -> Option<HistogramDataPoint> {
     let histogram = convert::histogram(stats.histogram.as_ref()?);
@@ -158,10 +158,10 @@ fn point(
     bucket_counts.push(histogram.count() - below);
     Some(HistogramDataPoint {
         attributes,
-        start_time_unix_nano: told.start_ns,
-        time_unix_nano: told.end_ns,
+        start_time_unix_nano: result.start_ns,
+        time_unix_nano: result.end_ns,
         count: histogram.count(),
-        // A sum is of what cannot be negative.
+        // OTLP allows a sum only of values that cannot be negative.
         sum: (stats.min_ns >= 0).then(|| stats.mean_ns * stats.samples as f64 / 1e9),
         bucket_counts,
         explicit_bounds: limits_seconds(),

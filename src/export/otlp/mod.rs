@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector, by OTLP over gRPC.
+//! Exporter to an OpenTelemetry collector: OTLP over gRPC.
 
 mod logs;
 mod metrics;
@@ -20,7 +20,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use super::ship::{SendFailure, Sink, Taken};
+use super::ship::{Accepted, SendFailure, Sink};
 use crate::{
     model::{Exporter, Secret},
     proto::{Record, record},
@@ -28,9 +28,9 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Results of tests in one call, and logs: collectors take 4 MiB by default.
-const RESULTS_OF_A_CALL: usize = 200;
-const LOGS_OF_A_CALL: usize = 2_000;
+/// Results and log records in one call: collectors accept 4 MiB by default.
+const MAX_RESULTS_PER_CALL: usize = 200;
+const MAX_LOGS_PER_CALL: usize = 2_000;
 
 /// Connection to an OpenTelemetry collector.
 pub(super) struct OtlpSink {
@@ -39,16 +39,16 @@ pub(super) struct OtlpSink {
     secret: Option<Secret>,
     agent_id: String,
     channel: Option<Channel>,
-    begun: Option<Begun>,
+    progress: Option<Progress>,
 }
 
-/// Progress of a batch that has to be sent again.
-struct Begun {
-    /// Its first and last cursor.
+/// Progress of a batch that consists of several calls and may have to be retried.
+struct Progress {
+    /// First and last cursor of the batch.
     batch: (u64, u64),
-    /// Calls that were taken.
+    /// Number of calls that were accepted.
     calls: usize,
-    taken: Taken,
+    accepted: Accepted,
 }
 
 impl OtlpSink {
@@ -59,11 +59,11 @@ impl OtlpSink {
             secret: exporter.secret.clone(),
             agent_id,
             channel: None,
-            begun: None,
+            progress: None,
         }
     }
 
-    /// The channel connects by itself, and again.
+    /// Returns the channel, which connects and reconnects by itself.
     fn channel(&mut self) -> Result<Channel, String> {
         if let Some(channel) = &self.channel {
             return Ok(channel.clone());
@@ -91,14 +91,14 @@ impl OtlpSink {
         let mut request = Request::new(message);
         if let Some(secret) = &self.secret {
             let mut value = MetadataValue::<Ascii>::try_from(secret.octets())
-                .map_err(|_| "the secret is no value of a header".to_owned())?;
+                .map_err(|_| "the secret is not a valid header value".to_owned())?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         Ok(request)
     }
 
-    async fn send_metrics(&mut self, metrics: Vec<Metric>) -> Result<Taken, SendFailure> {
+    async fn send_metrics(&mut self, metrics: Vec<Metric>) -> Result<Accepted, SendFailure> {
         let channel = self.channel().map_err(SendFailure)?;
         let (resource, scope) = (values::resource(&self.agent_id), values::scope());
         let message = ExportMetricsServiceRequest {
@@ -114,13 +114,13 @@ impl OtlpSink {
         };
         let request = self.request(message).map_err(SendFailure)?;
         let answer = MetricsServiceClient::new(channel).export(request).await;
-        taken(answer.map(|answer| {
+        convert_answer(answer.map(|answer| {
             let partial = answer.into_inner().partial_success.unwrap_or_default();
             (partial.rejected_data_points, partial.error_message)
         }))
     }
 
-    async fn send_logs(&mut self, log_records: Vec<LogRecord>) -> Result<Taken, SendFailure> {
+    async fn send_logs(&mut self, log_records: Vec<LogRecord>) -> Result<Accepted, SendFailure> {
         let channel = self.channel().map_err(SendFailure)?;
         let (resource, scope) = (values::resource(&self.agent_id), values::scope());
         let message = ExportLogsServiceRequest {
@@ -136,7 +136,7 @@ impl OtlpSink {
         };
         let request = self.request(message).map_err(SendFailure)?;
         let answer = LogsServiceClient::new(channel).export(request).await;
-        taken(answer.map(|answer| {
+        convert_answer(answer.map(|answer| {
             let partial = answer.into_inner().partial_success.unwrap_or_default();
             (partial.rejected_log_records, partial.error_message)
         }))
@@ -150,7 +150,7 @@ enum Call<'a> {
 }
 
 impl Sink for OtlpSink {
-    async fn send(&mut self, records: &[Record]) -> Result<Taken, SendFailure> {
+    async fn send(&mut self, records: &[Record]) -> Result<Accepted, SendFailure> {
         let is_result = |record: &&Record| {
             matches!(
                 record.kind,
@@ -159,55 +159,60 @@ impl Sink for OtlpSink {
         };
         let results: Vec<&Record> = records.iter().filter(is_result).collect();
         let mut calls: Vec<Call<'_>> =
-            results.chunks(RESULTS_OF_A_CALL).map(Call::Metrics).collect();
-        let logs: Vec<LogRecord> =
-            records.iter().filter(|record| !is_result(record)).flat_map(logs::of).collect();
+            results.chunks(MAX_RESULTS_PER_CALL).map(Call::Metrics).collect();
+        let logs: Vec<LogRecord> = records
+            .iter()
+            .filter(|record| !is_result(record))
+            .flat_map(logs::from_record)
+            .collect();
         let mut logs = logs.into_iter().peekable();
         while logs.peek().is_some() {
-            calls.push(Call::Logs(logs.by_ref().take(LOGS_OF_A_CALL).collect()));
+            calls.push(Call::Logs(logs.by_ref().take(MAX_LOGS_PER_CALL).collect()));
         }
-        // The same records again: what was taken of them is not sent twice, for sums would double.
+        // A retry skips the calls that were accepted: sending them twice would double sums.
         let batch = records.first().zip(records.last()).map(|(a, b)| (a.cursor, b.cursor));
-        if self.begun.as_ref().map(|begun| begun.batch) != batch {
-            self.begun = batch.map(|batch| Begun { batch, calls: 0, taken: Taken::default() });
+        if self.progress.as_ref().map(|progress| progress.batch) != batch {
+            self.progress =
+                batch.map(|batch| Progress { batch, calls: 0, accepted: Accepted::default() });
         }
-        let done = self.begun.as_ref().map_or(0, |begun| begun.calls);
+        let done = self.progress.as_ref().map_or(0, |progress| progress.calls);
         for call in calls.into_iter().skip(done) {
-            let (taken, all) = match call {
+            let (accepted, all) = match call {
                 Call::Metrics(results) => {
-                    (self.send_metrics(metrics::of(results)).await?, results.len())
+                    (self.send_metrics(metrics::from_records(results)).await?, results.len())
                 }
                 Call::Logs(logs) => {
                     let all = logs.len();
                     (self.send_logs(logs).await?, all)
                 }
             };
-            if let Some(begun) = &mut self.begun {
-                begun.calls += 1;
-                begun.taken.rejected += taken.rejected.min(all as u64);
-                if !taken.detail.is_empty() {
-                    begun.taken.detail = taken.detail;
+            if let Some(progress) = &mut self.progress {
+                progress.calls += 1;
+                progress.accepted.rejected += accepted.rejected.min(all as u64);
+                if !accepted.detail.is_empty() {
+                    progress.accepted.detail = accepted.detail;
                 }
             }
         }
-        Ok(self.begun.take().map(|begun| begun.taken).unwrap_or_default())
+        Ok(self.progress.take().map(|progress| progress.accepted).unwrap_or_default())
     }
 }
 
-/// Counts permanent errors as refused, others are retried. After partial success nothing may be
-/// sent again (OTLP specification).
-fn taken(answer: Result<(i64, String), Status>) -> Result<Taken, SendFailure> {
+/// Converts the answer of a call. Permanent errors reject its records, other errors are retried.
+/// After partial success nothing may be sent again (OTLP specification).
+fn convert_answer(answer: Result<(i64, String), Status>) -> Result<Accepted, SendFailure> {
     match answer {
         Ok((rejected, detail)) => {
-            Ok(Taken { rejected: u64::try_from(rejected).unwrap_or(0), detail })
+            Ok(Accepted { rejected: u64::try_from(rejected).unwrap_or(0), detail })
         }
         Err(status) if matches!(status.code(), Code::InvalidArgument | Code::Unimplemented) => {
             let detail = if status.code() == Code::Unimplemented {
-                "it takes no such kind: leave it out by `filter`".to_owned()
+                "the collector does not accept this kind of record: exclude it by `filter`"
+                    .to_owned()
             } else {
-                format!("refused: {}", status.message())
+                format!("rejected: {}", status.message())
             };
-            Ok(Taken { rejected: u64::MAX, detail })
+            Ok(Accepted { rejected: u64::MAX, detail })
         }
         Err(status) => {
             let mut text = format!("{:?}: {}", status.code(), status.message());

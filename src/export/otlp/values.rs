@@ -1,4 +1,4 @@
-//! Attribute values of OTLP.
+//! Attributes and resource of OTLP messages.
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
@@ -27,7 +27,7 @@ fn attribute(key: &str, value: Value) -> KeyValue {
     }
 }
 
-/// Connection and session, and the labels, as they are.
+/// Returns the names of connection and session, and the labels, as attributes.
 pub(super) fn of_record(record: &Record) -> Vec<KeyValue> {
     let names = [("twamp.connection", &record.connection), ("twamp.session", &record.session)];
     let names = names.into_iter().filter(|(_, name)| !name.is_empty());

@@ -1,4 +1,4 @@
-//! The families of metrics: of sessions here, of all else in [`agent`].
+//! Metric families of sessions; all others are in [`agent`].
 
 mod agent;
 
@@ -21,7 +21,7 @@ use crate::{
     store::Subject,
 };
 
-/// Names that a label of the configuration must not take.
+/// Label names of our own, which labels of the configuration must not use.
 const RESERVED: [&str; 11] = [
     "connection",
     "session",
@@ -52,7 +52,7 @@ pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
 }
 
 type Labels = Vec<(String, String)>;
-/// A label more, and what is counted under it.
+/// Additional label, and the count that it selects.
 type Count<'a> = (Option<(&'a str, &'a str)>, fn(&Figures) -> u64);
 
 /// Collector of the statistics of all sessions.
@@ -108,7 +108,7 @@ impl Sessions {
         limits.push(f64::INFINITY);
         for (labels, all, _) in &self.sessions {
             let figures = all.as_ref().and_then(|all| all.figures.as_deref());
-            // Negative ones say that the clocks are apart; a sum that falls would be taken for a
+            // Negative delays mean that the clocks differ, and a falling sum would look like a
             // restart.
             let Some(stats) = figures.and_then(of).filter(|stats| stats.min_ns >= 0) else {
                 continue;
@@ -116,7 +116,7 @@ impl Sessions {
             let Some(histogram) = stats.histogram.as_ref().map(convert::histogram) else {
                 continue;
             };
-            // Here each bucket counts what is beyond the one before.
+            // The encoder expects counts that are not cumulative.
             let mut below = 0;
             let each = histogram.cumulative(&limits_ns).into_iter().chain([histogram.count()]);
             let each = each.map(|count| count - std::mem::replace(&mut below, count));
@@ -148,9 +148,9 @@ impl Sessions {
         Ok(())
     }
 
-    /// 1 under the word that holds.
+    /// Encodes 1 with the validity of the one-way delays as a label.
     fn validity(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Whether the one-way delays of the last test can be trusted, and why not";
+        let help = "1 for the validity of the one-way delays of the last test";
         let name = "last_test_one_way_validity";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, _, last) in &self.sessions {
@@ -165,10 +165,10 @@ impl Sessions {
         Ok(())
     }
 
-    /// 1 under the word that holds, for each of the two ends of a probe at this host.
+    /// Encodes 1 with the timestamp source as a label, for T1 and T4.
     fn stamps(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Where the stamps are from that delays are made of: of the program, the kernel, the \
-                    network interface, or mixed where they came from one and then from another";
+        let help = "1 for the source of the timestamps T1 and T4 in the delays: user (the program), \
+                    kernel, hardware (the network interface) or mixed";
         let mut family =
             encoder.encode_descriptor("delay_timestamp_source", help, None, MetricType::Gauge)?;
         for (labels, all, _) in &self.sessions {
@@ -209,41 +209,40 @@ impl Sessions {
     }
 }
 
-impl Collector for Sessions {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let e = &mut encoder;
+impl Sessions {
+    fn counts(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
         self.tests(e)?;
         self.counter(e, "probes_sent", "Probes sent", &[(None, |f| f.probes_sent)])?;
-        let not_sent = "Probes that should have been sent and were not";
+        let not_sent = "Probes that were due and not sent";
         self.counter(e, "probes_not_sent", not_sent, &[(None, |f| f.probes_not_sent)])?;
-        let received = "Probes answered in time";
+        let received = "Probes whose reply arrived in time";
         self.counter(e, "probes_received", received, &[(None, |f| f.probes_received)])?;
         self.counter(
             e,
             "probes_lost",
-            "Probes not answered in time, by the way on which they were lost",
+            "Probes without a reply in time, by direction of the loss",
             &[
                 (Some(("direction", "egress")), |f| f.probes_lost_egress.unwrap_or(0)),
                 (Some(("direction", "ingress")), |f| f.probes_lost_ingress.unwrap_or(0)),
                 (Some(("direction", "unknown")), |f| f.probes_lost_unattributed),
             ],
         )?;
-        let late = "Answers that came after the loss timeout";
+        let late = "Replies that arrived after the loss timeout";
         self.counter(e, "probes_late", late, &[(None, |f| f.probes_late)])?;
-        let duplicate = "Further answers to answered probes";
+        let duplicate = "Further replies to answered probes";
         self.counter(e, "probes_duplicate", duplicate, &[(None, |f| f.probes_duplicate)])?;
-        let reordered = "Answers that arrived after that to a later probe";
+        let reordered = "Replies that arrived after the reply to a later probe";
         self.counter(e, "probes_reordered", reordered, &[(None, |f| f.probes_reordered)])?;
         self.counter(
             e,
             "loss_bursts",
-            "Runs of lost probes",
+            "Runs of consecutive lost probes",
             &[(None, |f| f.loss_bursts.as_ref().map_or(0, |bursts| bursts.bursts))],
         )?;
         self.counter(
             e,
             "availability_intervals",
-            "Intervals in which the path was available, and was not",
+            "Intervals by availability of the path",
             &[
                 (Some(("state", "available")), |f| {
                     f.availability.as_ref().map_or(0, |a| a.available_intervals)
@@ -253,8 +252,11 @@ impl Collector for Sessions {
                 }),
             ],
         )?;
-        let dropped = "Packets that found no room in the receive buffer of a session";
-        self.counter(e, "packets_dropped", dropped, &[(None, |f| f.packets_dropped)])?;
+        let dropped = "Packets dropped because the receive buffer of a session was full";
+        self.counter(e, "packets_dropped", dropped, &[(None, |f| f.packets_dropped)])
+    }
+
+    fn delays(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let rtt = ("rtt", "Round-trip time without the time in the reflector");
         self.histogram(e, rtt, |f| f.rtt.as_deref())?;
         let egress = ("egress_delay", "Delay to the reflector; needs synchronised clocks");
@@ -263,31 +265,55 @@ impl Collector for Sessions {
         self.histogram(e, ingress, |f| f.ingress.as_deref())?;
         self.validity(e)?;
         self.stamps(e)?;
-        let other = "Answers left out of the delays, because their stamps are from a lesser source";
+        let other =
+            "Replies left out of the delays because their timestamps come from a less exact source";
         self.counter(
             e,
             "samples_other_timestamp_source",
             other,
             &[(None, |f| f.samples_other_timestamp_source)],
-        )?;
+        )
+    }
+
+    fn last_test(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let seconds = Some(&Unit::Seconds);
         let mean = ("last_test_rtt_mean", "Mean round-trip time of the last test", seconds);
         self.last(e, mean, |f| answered(f.rtt.as_deref()).map(|rtt| rtt.mean_ns / 1e9))?;
-        let jitter = ("last_test_rtt_peak_to_peak", "Largest less smallest of it", seconds);
+        let jitter = (
+            "last_test_rtt_peak_to_peak",
+            "Largest minus smallest round-trip time of the last test",
+            seconds,
+        );
         self.last(e, jitter, |f| {
             answered(f.rtt.as_deref()).map(|rtt| rtt.peak_to_peak_ns as f64 / 1e9)
         })?;
-        let late = ("last_test_schedule_error_max", "How late a probe of it was sent", seconds);
+        let late = (
+            "last_test_schedule_error_max",
+            "Largest delay of a probe of the last test against its schedule",
+            seconds,
+        );
         self.last(e, late, |f| {
             answered(f.schedule_error.as_deref()).map(|error| error.max_ns as f64 / 1e9)
         })?;
-        let loss = ("last_test_loss_ratio", "Lost probes of those decided", None);
+        let loss = (
+            "last_test_loss_ratio",
+            "Share of lost probes among the received and lost ones of the last test",
+            None,
+        );
         self.last(e, loss, |f| {
             let decided = f.probes_received + f.probes_lost;
             (decided > 0).then(|| f.probes_lost as f64 / decided as f64)
         })?;
         let mos = ("last_test_mos", "Estimated quality of a voice call (G.107)", None);
         self.last(e, mos, |f| f.voice_quality.map(|voice| voice.mos_cq))
+    }
+}
+
+impl Collector for Sessions {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.counts(&mut encoder)?;
+        self.delays(&mut encoder)?;
+        self.last_test(&mut encoder)
     }
 }
 
@@ -304,7 +330,7 @@ fn with(labels: &Labels, more: Option<(&str, &str)>) -> Labels {
     labels.iter().cloned().chain(more).collect()
 }
 
-/// Names, and the labels of the configuration under names that Prometheus takes.
+/// Returns the labels of a session; those of the configuration get names that Prometheus accepts.
 fn labels(subject: &Subject) -> Labels {
     let mut labels = vec![
         ("connection".to_owned(), subject.connection.clone()),
@@ -318,7 +344,7 @@ fn labels(subject: &Subject) -> Labels {
         let name = if plain && !RESERVED.contains(&name.as_str()) && !taken(&name) {
             name
         } else {
-            // Several may come to the same name: none is left out.
+            // Several labels may map to the same name; all are kept.
             let numbered = (2..).map(|number| format!("label_{name}_{number}"));
             let mut free = iter::once(format!("label_{name}")).chain(numbered);
             free.find(|name| !taken(name)).unwrap_or(name)

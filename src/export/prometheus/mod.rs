@@ -1,4 +1,4 @@
-//! The page of metrics for Prometheus: HTTP, and nothing but `GET /metrics`.
+//! Metrics page for Prometheus: HTTP with nothing but `GET /metrics`.
 
 mod families;
 
@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use super::{ExporterStates, state::Run};
 use crate::{net::tcp, proto, results::Results};
 
-/// Connections at a time; others wait.
+/// Connections served at a time; others wait.
 const CONNECTIONS: usize = 16;
 /// Time for a client to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the whole exchange, with the response read.
+/// Time limit of the whole exchange, including the transfer of the response.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,7 +39,7 @@ pub struct Sources {
     pub states: Arc<ExporterStates>,
     /// States of the control connections.
     pub connections: Arc<dyn Fn() -> Vec<proto::Connection> + Send + Sync>,
-    /// The same for the server role; nothing where there is none.
+    /// State of the server role; `None` if there is none.
     pub server: Arc<dyn Fn() -> Option<proto::GetServerStatusResponse> + Send + Sync>,
 }
 
@@ -49,7 +49,7 @@ impl std::fmt::Debug for Sources {
     }
 }
 
-/// Serves until the token is cancelled; an address that is not there is waited for.
+/// Serves until the token is cancelled; retries while the address cannot be bound.
 pub(super) async fn serve(
     address: SocketAddr,
     sources: Sources,
@@ -67,14 +67,14 @@ pub(super) async fn serve(
         }
     };
     run.running();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place,
+        let permit = tokio::select! {
+            permit = permits.clone().acquire_owned() => permit,
             () = token.cancelled() => return,
         };
-        let Ok(place) = place else { return };
+        let Ok(permit) = permit else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = token.cancelled() => return,
@@ -85,11 +85,11 @@ pub(super) async fn serve(
                 let (sources, run) = (sources.clone(), run.clone());
                 connections.spawn(async move {
                     answer(stream, sources, run).await;
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "metrics: not accepted");
+                tracing::debug!(%error, "failed to accept metrics connection");
                 sleep(LISTEN_AGAIN).await;
             }
         }
@@ -104,13 +104,13 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        // One page, and the place is free.
+        // A client that keeps the connection would keep others out.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     match timeout(ANSWER_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "metrics: connection"),
-        Err(_) => tracing::debug!("metrics: a client did not take its page in time"),
+        Ok(Err(error)) => tracing::debug!(%error, "metrics connection failed"),
+        Err(_) => tracing::debug!("metrics client timed out"),
     }
 }
 
@@ -119,32 +119,33 @@ async fn respond(
     sources: Sources,
     run: Run,
 ) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
-    let told = |status: StatusCode, text: String| {
+    let plain = |status: StatusCode, text: String| {
         let mut response = Response::new(Full::new(text.into()));
         *response.status_mut() = status;
         response
     };
     if request.uri().path() != "/metrics" {
-        return Ok(told(StatusCode::NOT_FOUND, "the metrics are at /metrics\n".into()));
+        return Ok(plain(StatusCode::NOT_FOUND, "not found: the metrics are at /metrics\n".into()));
     }
     if request.method() != Method::GET {
-        return Ok(told(StatusCode::METHOD_NOT_ALLOWED, "GET alone\n".into()));
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET\n".into()));
     }
-    // It may be megabytes of text.
+    // The page may have megabytes of text.
     let results = sources.results.clone();
     let page = tokio::task::spawn_blocking(move || families::page(&sources)).await;
-    // A counter that went back after a kill would look like one that began anew.
+    // Statistics are persisted before they are shown: a counter that falls after a kill would look
+    // like a reset.
     results.settle().await;
     Ok(match page {
         Ok(Ok(page)) => {
             run.delivered(1, 0, "");
-            let mut response = told(StatusCode::OK, page);
+            let mut response = plain(StatusCode::OK, page);
             let content = hyper::header::HeaderValue::from_static(OPENMETRICS);
             response.headers_mut().insert(CONTENT_TYPE, content);
             response
         }
         Ok(Err(_)) | Err(_) => {
-            told(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n".into())
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "failed to write the metrics\n".into())
         }
     })
 }

@@ -31,7 +31,7 @@ impl Agent {
         let name = |connection: &proto::Connection| {
             vec![("connection".to_owned(), connection.name.clone())]
         };
-        let help = "1 while the server is reached and sessions run";
+        let help = "1 while the sessions of the connection run";
         let mut family =
             encoder.encode_descriptor("connection_up", help, None, MetricType::Gauge)?;
         for connection in &self.connections {
@@ -44,7 +44,7 @@ impl Agent {
         for connection in &self.connections {
             counter(&mut family, &name(connection), connection.outages)?;
         }
-        let (help, seconds) = ("Time without the server", Some(&Unit::Seconds));
+        let (help, seconds) = ("Time in outage since the agent started", Some(&Unit::Seconds));
         let mut family =
             encoder.encode_descriptor("connection_outage", help, seconds, MetricType::Counter)?;
         for connection in &self.connections {
@@ -68,7 +68,7 @@ impl Agent {
         gauge(encoder, "server_connections", "Control connections of clients", connections)?;
         gauge(encoder, "server_sessions", "Test sessions of clients", sessions)?;
         let packets = status.packets.unwrap_or_default();
-        let help = "Probes that came to the reflector";
+        let help = "Packets received by the reflector";
         let mut family = encoder.encode_descriptor(
             "reflector_packets_received",
             help,
@@ -76,7 +76,7 @@ impl Agent {
             MetricType::Counter,
         )?;
         family.encode_counter::<NoLabelSet, _, u64>(&packets.received, None)?;
-        let help = "Replies of the reflector";
+        let help = "Packets answered by the reflector";
         let mut family = encoder.encode_descriptor(
             "reflector_packets_reflected",
             help,
@@ -98,13 +98,13 @@ impl Agent {
         let healthy = u64::from(state.detail.is_empty());
         gauge("store_healthy", "1 while records are stored", None, healthy)?;
         gauge("store_records", "Records stored", None, state.records)?;
-        gauge("store_live", "Size of what is stored", bytes, state.live_bytes)?;
-        gauge("store_disk", "Size of the files", bytes, state.disk_bytes)?;
-        gauge("store_latest_cursor", "Newest cursor of the log", None, state.newest)?;
+        gauge("store_live", "Size of the stored records", bytes, state.live_bytes)?;
+        gauge("store_disk", "Size of the files of the result store", bytes, state.disk_bytes)?;
+        gauge("store_latest_cursor", "Latest cursor of the log", None, state.newest)?;
         let clock = clock::state();
         let synchronised = u64::from(clock.synchronised);
         gauge("clock_synchronised", "1 while the clock is synchronised", None, synchronised)?;
-        let help = "Records that were not stored";
+        let help = "Records that were not stored since the agent started";
         let mut family =
             encoder.encode_descriptor("records_dropped", help, None, MetricType::Counter)?;
         family.encode_counter::<NoLabelSet, _, u64>(&results.dropped(), None)
@@ -119,13 +119,13 @@ impl Agent {
                 ("kind".to_owned(), status.kind.clone()),
             ]
         };
-        let help = "Records between what is delivered and the newest";
+        let help = "Cursors between the last delivered record and the latest";
         let mut family =
             encoder.encode_descriptor("exporter_lag", help, None, MetricType::Gauge)?;
         for status in &states {
             family.encode_family(&name(status))?.encode_gauge(&status.lag.cast_signed())?;
         }
-        let help = "Failed attempts to deliver";
+        let help = "Failed attempts to deliver records since the agent started";
         let mut family =
             encoder.encode_descriptor("exporter_failures", help, None, MetricType::Counter)?;
         for status in &states {
@@ -141,7 +141,7 @@ impl Collector for Agent {
         self.server(&mut encoder)?;
         self.store(&mut encoder)?;
         self.exporters(&mut encoder)?;
-        let help = "The agent";
+        let help = "Version and identifier of the agent";
         let labels = vec![
             ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("agent_id".to_owned(), self.sources.results.agent_id().to_owned()),
