@@ -346,7 +346,7 @@ fn reopened(directory: &Path, mib: u64) {
     results.close();
 }
 
-/// Streams prepared messages.
+/// Service that streams messages prepared beforehand.
 struct Bare {
     messages: Arc<[proto::StreamRecordsResponse]>,
 }

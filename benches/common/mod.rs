@@ -154,7 +154,7 @@ fn one_by_one(socket: &UdpSocket, packet: &[u8], length: Duration) -> Seen {
     }
 }
 
-/// Returns the median.
+/// Returns the median; 0 without values.
 pub(crate) fn median<T: Copy + PartialOrd + Default>(values: &mut [T]) -> T {
     values.sort_by(|a, b| a.partial_cmp(b).expect("ordered"));
     values.get(values.len() / 2).copied().unwrap_or_default()

@@ -86,7 +86,7 @@ impl Way {
 
 /// A relay in front of a reflector.
 pub(super) struct Relay {
-    /// Address for probes.
+    /// Address to which the sender sends its probes.
     pub(super) address: SocketAddr,
     end: Arc<AtomicBool>,
     thread: thread::JoinHandle<Held>,

@@ -8,12 +8,12 @@ use super::{
 };
 use crate::time::TimestampFormat;
 
-/// The whole configuration of an agent.
+/// Whole configuration of an agent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AgentConfig {
     /// Control connections by their names.
     pub connections: BTreeMap<String, Arc<ControlConnection>>,
-    /// The server role, where it is configured and active.
+    /// Server role; `None` if it is not configured or inactive.
     pub server: Option<Arc<ServerConfig>>,
     /// Retention of stored results.
     pub storage: StorageConfig,
@@ -32,7 +32,7 @@ pub enum ControlType {
     Stamp,
 }
 
-/// A host, by address or by name.
+/// Host, by address or by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// An IP address of the server.
@@ -48,13 +48,13 @@ pub struct ControlConnection {
     pub name: String,
     /// Free text for operators.
     pub description: String,
-    /// Carried by every record.
+    /// Labels of every record of the connection.
     pub labels: BTreeMap<String, String>,
     /// Configured but not run.
     pub inactive: bool,
     /// Origin of its test sessions.
     pub control_type: ControlType,
-    /// The server; always there for managed connections.
+    /// The server; `Some` for managed connections.
     pub target: Option<Endpoint>,
     /// TCP port of the server.
     pub destination_port: u16,
@@ -66,17 +66,17 @@ pub struct ControlConnection {
     pub control_dscp: Dscp,
     /// Tests before the connection is completed; 0 is without end.
     pub test_count: u64,
-    /// Pause between tests and between attempts.
+    /// Pause between tests and between attempts, in nanoseconds.
     pub test_interval_ns: u64,
     /// Tests start only by request.
     pub manual_start: bool,
     /// TCP keepalive of the control connection.
     pub keepalive: Keepalive,
-    /// Time allowed for the TCP connect.
+    /// Time limit of the TCP connect, in nanoseconds.
     pub connect_timeout_ns: u64,
-    /// Time allowed for each answer.
+    /// Time limit of each answer of the server, in nanoseconds.
     pub response_timeout_ns: u64,
-    /// Time allowed for the answer for which the server derives a key.
+    /// Time limit of the answer for which the server derives a key, in nanoseconds.
     pub key_timeout_ns: u64,
     /// Protection of the control connection and of test packets.
     pub authentication: AuthenticationMode,
@@ -84,25 +84,25 @@ pub struct ControlConnection {
     pub key_id: String,
     /// Key of the authenticated and encrypted modes.
     pub secret: Option<Secret>,
-    /// Rounds of key derivation that a server may ask for.
+    /// Largest number of rounds of key derivation that a server may ask for.
     pub maximum_count: u32,
-    /// Extensions that are used where they are offered.
+    /// Extensions to use if the server offers them.
     pub extensions: Extensions,
     /// Active sessions, in the order of the document.
     pub sessions: Vec<TestSession>,
-    /// Names of the sessions that are configured and not run.
+    /// Names of the sessions that are configured as inactive.
     pub inactive_sessions: Vec<String>,
-    /// Longest pause between two attempts; 0 for one every test interval.
+    /// Longest pause between two attempts, in nanoseconds; 0 for an attempt every test interval.
     pub retry_backoff_max_ns: u64,
-    /// An event when every session has finished a test.
+    /// Reports an event when every session has finished a test.
     pub test_iteration_done_events: bool,
-    /// Tests of the moving average; 0 is off.
+    /// Number of tests that the moving average covers; 0 is off.
     pub moving_average_size: usize,
     /// Storage and retention of results.
     pub results: ResultKeeping,
-    /// Results that are kept in memory where they are not stored.
+    /// Results of each session that are kept in memory if they are not stored.
     pub history_size: usize,
-    /// Retention of its records where it is shorter than that of the storage.
+    /// Retention of its records, in nanoseconds, if it is shorter than that of the storage.
     pub retention_age_ns: Option<u64>,
 }
 
@@ -128,9 +128,9 @@ impl ControlConnection {
         active.chain(&self.inactive_sessions).map(String::as_str)
     }
 
-    /// Returns whether an unanswered peer is resolved again: not where only the address of a
-    /// reflector is configured.
-    pub fn is_resolved_anew(&self) -> bool {
+    /// Returns whether the name of an unresponsive peer is resolved again. Not if only the address
+    /// of a reflector is configured.
+    pub fn is_resolved_again(&self) -> bool {
         let named = |target: &Option<Endpoint>| matches!(target, Some(Endpoint::Name(_)));
         self.control_type == ControlType::Managed
             || named(&self.target)
@@ -148,7 +148,7 @@ impl ControlConnection {
 pub enum ResultKeeping {
     /// Results are kept in the store.
     Stored,
-    /// In memory, so many of each session.
+    /// In memory, with the number of results of each session.
     InMemory(usize),
 }
 
@@ -161,20 +161,20 @@ pub enum Schedule {
     Poisson,
 }
 
-/// One stream of probes.
+/// Stream of probes between two addresses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TestSession {
     /// Name, unique within the connection.
     pub name: String,
-    /// Labels of the connection with those of the session over them.
+    /// Labels of the connection, overridden by those of the session.
     pub labels: BTreeMap<String, String>,
-    /// The reflector, where it is not the target of the connection.
+    /// The reflector; `None` for the target of the connection.
     pub target: Option<Endpoint>,
-    /// UDP port of the reflector, where one is given.
+    /// UDP port of the reflector; `None` for the default of the control type.
     pub destination_port: Option<u16>,
-    /// Local address; `None` is that of the control connection.
+    /// Local address; `None` for that of the control connection.
     pub source_address: Option<IpAddr>,
-    /// Local port, where one is given.
+    /// Local port; `None` for any free one.
     pub source_port: Option<u16>,
     /// Octets of UDP payload.
     pub data_size: u16,
@@ -186,27 +186,27 @@ pub struct TestSession {
     pub ttl: u8,
     /// Probes in a test.
     pub probe_count: u32,
-    /// Gap between probes, or between bursts.
+    /// Gap between probes, or between bursts, in nanoseconds.
     pub probe_interval_ns: u64,
     /// Probes at each time of the schedule.
     pub burst_size: u32,
     /// Distribution of the gaps between probes.
     pub schedule: Schedule,
-    /// Age at which a probe is lost.
+    /// Age at which an unanswered probe is lost, in nanoseconds.
     pub loss_timeout_ns: u64,
     /// Stores a record of each probe.
     pub store_probes: bool,
     /// Format of T1: NTP or PTP.
     pub timestamps: TimestampFormat,
-    /// Octets of padding that are to come back as they are.
+    /// Octets of padding that the reflector returns unchanged (RFC 6038).
     pub reflected_octets: u16,
-    /// Options of STAMP; set for connections of that type alone.
+    /// STAMP options; `Some` only for connections of that type.
     pub stamp: Option<StampSession>,
     /// Limits whose crossing is reported.
     pub thresholds: Thresholds,
-    /// An event when a test has ended.
+    /// Reports an event when a test has ended.
     pub test_done_events: bool,
-    /// Percentiles that are told of delays, rising.
+    /// Percentiles of delays to report, in rising order.
     pub percentiles: Vec<f64>,
     /// Rule by which the path becomes unavailable.
     pub availability: AvailabilityRule,
@@ -217,11 +217,11 @@ pub struct TestSession {
 pub struct AvailabilityRule {
     /// Probes in an interval.
     pub probes_per_interval: u64,
-    /// Lost probes, in percent, from which on an interval is one of high loss.
+    /// Lost probes of an interval, in percent, at which it is of high loss.
     pub loss_percent: u64,
-    /// Intervals in a row that change the state.
+    /// Consecutive intervals that change the state.
     pub consecutive_intervals: u64,
-    /// Intervals of high loss in a row that count as a run.
+    /// Consecutive intervals of high loss that count as a run.
     pub consecutive_high_loss_intervals: u64,
 }
 
@@ -249,9 +249,9 @@ impl TestSession {
 /// Retention of stored results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// Age at which records go.
+    /// Age at which records are removed, in nanoseconds.
     pub retention_age_ns: u64,
-    /// Octets beyond which the oldest go.
+    /// Bytes of stored records beyond which the oldest are removed.
     pub retention_bytes: u64,
 }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{AgentConfig, ControlConnection, ServerConfig, TestSession, effect::ServerField};
 use crate::proto::{Change, ChangeEffect, ChangeKind};
 
-/// Control over the sessions of a connection: it decides the effect of a changed session.
+/// Control that a connection has over its sessions, which decides the effect of a changed session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SessionControl {
     /// No session is started.
@@ -18,7 +18,7 @@ pub enum SessionControl {
     Down,
     /// All sessions can only be stopped and started together.
     AllOrNothing,
-    /// Each session can be stopped and started alone (RFC 5938), or none is negotiated.
+    /// Each session can be stopped and started alone: by RFC 5938, or because none is negotiated.
     Individual,
     /// Stopped by hand, or waiting for a manual start.
     Stopped,
@@ -158,8 +158,7 @@ pub fn connection_effect(
     }
 }
 
-/// Returns whether open control connections may be forbidden from now on: by their address, key or
-/// age.
+/// Returns whether `new` may refuse open control connections: by their address, key or age.
 fn forbids(old: &ServerConfig, new: &ServerConfig) -> bool {
     let prefixes = |config: &ServerConfig| -> Vec<IpNet> {
         config.client_lists.iter().flat_map(|list| list.prefixes.clone()).collect()

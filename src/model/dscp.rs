@@ -35,17 +35,17 @@ const ALIASES: [(&str, u8); 24] = [
 ];
 
 impl Dscp {
-    /// A code point; `None` above 63.
+    /// Creates a code point; `None` above 63.
     pub fn new(value: u8) -> Option<Self> {
         (value < 64).then_some(Self(value))
     }
 
-    /// The code point, 0 to 63.
+    /// Returns the code point, 0 to 63.
     pub fn value(self) -> u8 {
         self.0
     }
 
-    /// The TOS or traffic class octet with this code point and ECN 0.
+    /// Returns the TOS or traffic class octet with this code point and ECN 0.
     pub fn tos(self) -> u8 {
         self.0 << 2
     }
@@ -54,7 +54,8 @@ impl Dscp {
 impl FromStr for Dscp {
     type Err = ();
 
-    /// An alias in any case, exactly six bits, or a number from 0 to 63; nothing is best effort.
+    /// Parses an alias in upper or lower case, exactly six bits, or a number from 0 to 63; an empty
+    /// text is best effort.
     fn from_str(text: &str) -> Result<Self, ()> {
         if text.is_empty() {
             return Ok(Self(0));

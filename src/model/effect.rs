@@ -1,5 +1,5 @@
-//! Effect of each field of the configuration: what has to happen where it changes while its part
-//! runs. A field that is in no class does not compile.
+//! Effect of each field of the configuration when it changes in a running part. A field without a
+//! class does not compile.
 
 use super::{ControlConnection, ControlType, ServerConfig, TestSession};
 
@@ -12,9 +12,9 @@ pub(super) enum ConnectionField {
     Live,
     /// Starts or stops the connection.
     Activation,
-    /// Starts the connection where it is completed.
+    /// Starts a completed connection.
     TestCount,
-    /// Applied without a packet; the time of the next test or attempt is computed again.
+    /// Applied without a packet; the next test or attempt is rescheduled.
     Interval,
     /// Set on the open control connection.
     SocketOption,
@@ -22,7 +22,7 @@ pub(super) enum ConnectionField {
     Sessions,
     /// Needs another control connection.
     Reconnect,
-    /// Needs another control connection, and what was learnt of the server no longer holds.
+    /// Needs another control connection, and discards what was learnt about the server.
     Server,
     /// As `Server`; only connections that negotiate use it.
     ManagedServer,
@@ -46,9 +46,9 @@ pub(super) enum ServerField {
     Live,
     /// Opens and closes listeners.
     Listen,
-    /// Opens and closes sockets where it changes the set of shared UDP sockets.
+    /// Opens and closes shared UDP sockets.
     SharedSockets,
-    /// Closes control connections that it no longer allows.
+    /// Closes control connections that are no longer allowed.
     Admission,
 }
 
@@ -103,7 +103,7 @@ classify!(ControlConnection: ConnectionField {
     retention_age_ns: Live,
 });
 
-// The reflector is told the loss timeout, but it uses it only once the session is stopped.
+// The reflector uses the loss timeout only after Stop-Sessions.
 classify!(TestSession: SessionField {
     name: Name,
     labels: Live,
@@ -153,7 +153,7 @@ classify!(ServerConfig: ServerField {
 });
 
 impl ControlConnection {
-    /// Returns whether what was learnt of the server still holds for `other`.
+    /// Returns whether `other` has the same server, so that what was learnt about it still holds.
     pub fn has_same_server(&self, other: &Self) -> bool {
         !self.differences(other).iter().any(|class| match class {
             ConnectionField::Server | ConnectionField::ManagedServer => true,

@@ -8,7 +8,7 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Largest request that is accepted, bytes.
+/// Largest accepted request, in bytes.
 pub const MAXIMUM_REQUEST_OCTETS: usize = 64 << 20;
 /// Control connections of a configuration.
 pub const MAXIMUM_CONNECTIONS: usize = 20_000;
@@ -38,15 +38,15 @@ pub const KEY_ID_OCTETS: RangeInclusive<usize> = 1..=80;
 pub const SECRET_OCTETS: RangeInclusive<usize> = 1..=256;
 /// Keys of a chain.
 pub const MAXIMUM_KEYS: usize = 1024;
-/// Keys of a server with one name: for each of them a client costs a key derivation.
-pub const MAXIMUM_KEYS_OF_A_NAME: usize = 2;
-/// Keys of a STAMP reflector: for each of them a stranger's packet costs an HMAC.
+/// Keys of a server with the same name; each client costs one key derivation for each of them.
+pub const MAXIMUM_KEYS_PER_NAME: usize = 2;
+/// Keys of a STAMP reflector; each forged packet costs one HMAC for each of them.
 pub const MAXIMUM_STAMP_KEYS: usize = 8;
 /// Sessions of a STAMP reflector.
 pub const MAXIMUM_STAMP_SESSIONS: usize = 1024;
-/// Octets of the shortest probe with protected test packets (RFC 4656 §4.1.2).
+/// Smallest `data_size` with protected test packets, in octets (RFC 4656 §4.1.2).
 pub const MINIMUM_PROTECTED_DATA_SIZE: u16 = 48;
-/// `data_size` with protected test packets: probe and reply are of one size.
+/// Default `data_size` with protected test packets, in octets: probe and reply have the same size.
 pub const DEFAULT_PROTECTED_DATA_SIZE: u64 = 112;
 /// Consumers with a stored position.
 pub const MAXIMUM_CONSUMERS: usize = 1000;
@@ -63,7 +63,7 @@ pub const PROMETHEUS_NAME: &str = "prometheus";
 pub const EXPORT_CONSUMER: &str = "export:";
 /// Number of exporters that push.
 pub const MAXIMUM_EXPORTERS: usize = 16;
-/// Octets of the name of an exporter: its consumer has a few more.
+/// Octets of the name of an exporter; the name of its consumer has a prefix.
 pub const MAXIMUM_EXPORTER_NAME_OCTETS: usize = 50;
 /// Servers of a NATS exporter.
 pub const MAXIMUM_NATS_SERVERS: usize = 16;
@@ -82,7 +82,7 @@ pub const TWAMP_PORT: u16 = 862;
 pub struct Limit {
     /// Allowed values, both ends included.
     pub range: RangeInclusive<u64>,
-    /// Value where none is given.
+    /// Value if none is given.
     pub default: u64,
     /// The range in words, for messages.
     pub words: &'static str,
@@ -114,8 +114,8 @@ pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 6
 pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = 100 * MS..=30 * SECOND;
 /// Bounds of the default of `connect_timeout` for each answer.
 pub const DEFAULT_RESPONSE_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
-/// Bounds of that default for the answer that takes a key derivation: the server may derive keys
-/// for other clients first.
+/// Bounds of that default for the answer for which the server derives a key, possibly after those
+/// of other clients.
 pub const DEFAULT_KEY_TIMEOUT: RangeInclusive<u64> = 10 * SECOND..=30 * SECOND;
 /// Range and default of `data_size`, in octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");

@@ -1,6 +1,6 @@
-//! The configuration as the agent uses it: every value checked, every default filled in. Only
-//! [`parse`] makes it, so nothing needs to check again. Defaults and ranges are in [`limits`].
-//! Results of measurements have no model here (see [`crate::stats`]); the enums that
+//! Configuration as the agent uses it, with every value checked and every default filled in. Only
+//! [`parse`] creates it, so that nothing has to be checked again. Defaults and ranges are in
+//! [`limits`]. Results of measurements have no model here (see [`crate::stats`]); the enums that
 //! describe them are those of the API.
 
 mod config;

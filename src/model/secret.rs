@@ -9,7 +9,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// From its octets, which are used as they are.
+    /// Creates a secret from its octets, which are used unchanged.
     pub fn new(octets: impl Into<Vec<u8>>) -> Self {
         Self(octets.into())
     }

@@ -8,11 +8,12 @@ pub enum AuthenticationMode {
     /// Unauthenticated mode: neither HMAC nor encryption.
     #[default]
     None,
-    /// Control is encrypted, the number of each test packet is authentic.
+    /// TWAMP-Control is encrypted; the first block of each test packet is encrypted and has an
+    /// HMAC.
     Authenticated,
-    /// Control and test packets are encrypted.
+    /// TWAMP-Control and test packets are encrypted.
     Encrypted,
-    /// Control is encrypted, test packets are open.
+    /// TWAMP-Control is encrypted, test packets are not protected (RFC 5618).
     ControlOnlyEncrypted,
 }
 
@@ -23,7 +24,7 @@ impl AuthenticationMode {
     }
 }
 
-/// A key of a server.
+/// Key of a server, which its clients may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// KeyID of Set-Up-Response (RFC 4656 §3.1).
@@ -32,7 +33,7 @@ pub struct Key {
     pub secret: Secret,
 }
 
-/// Extensions that are wanted.
+/// Extensions of TWAMP to use or to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a set of bits of the protocol")]
 pub struct Extensions {
@@ -59,7 +60,7 @@ impl Extensions {
         dscp_ecn_monitoring: true,
         ptp_timestamps: true,
     };
-    /// No extension at all.
+    /// No extension; for control types without TWAMP-Control.
     pub const NONE: Self = Self {
         individual_session_control: false,
         reflect_octets: false,

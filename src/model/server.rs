@@ -17,23 +17,23 @@ pub struct ServerConfig {
     pub listen: Vec<ListenAddress>,
     /// Prefixes of clients that may connect.
     pub client_lists: Vec<ClientList>,
-    /// SERVWAIT; 0 is off.
+    /// SERVWAIT (RFC 5357 §3.1), in nanoseconds; 0 is off.
     pub inactivity_timeout_ns: u64,
-    /// Life of a control connection; 0 is without limit.
+    /// Longest duration of a control connection, in nanoseconds; 0 is without limit.
     pub max_connection_duration_ns: u64,
-    /// Control connections in all.
+    /// Largest number of control connections.
     pub maximum_connections: usize,
-    /// Control connections of one client address.
+    /// Largest number of control connections of one client address.
     pub maximum_connections_per_client: usize,
-    /// Test sessions in all.
+    /// Largest number of test sessions.
     pub maximum_sessions: usize,
-    /// Test sessions of one control connection.
+    /// Largest number of test sessions of one control connection.
     pub maximum_sessions_per_connection: usize,
     /// TCP keepalive of control connections.
     pub keepalive: Keepalive,
     /// Choice of the UDP ports of sessions.
     pub test_port: TestPort,
-    /// Reflector for TWAMP Light.
+    /// Configuration of the TWAMP Light reflector (RFC 5357 appendix I).
     pub light: Option<LightReflector>,
     /// Reflector for STAMP; `None` disables it.
     pub stamp: Option<StampReflector>,
@@ -41,7 +41,7 @@ pub struct ServerConfig {
     pub authentication_modes: Vec<AuthenticationMode>,
     /// Keys of clients, of all chains.
     pub keys: Vec<Key>,
-    /// Rounds of key derivation.
+    /// Rounds of key derivation that clients are asked for (Count).
     pub key_derivation_count: u32,
     /// Extensions offered to clients.
     pub extensions: Extensions,
@@ -49,7 +49,7 @@ pub struct ServerConfig {
     pub timestamps: TimestampFormat,
     /// REFWAIT (RFC 5357 §4.2), in nanoseconds.
     pub refwait_ns: u64,
-    /// Probes answered in a second to each sender; `None` for any number.
+    /// Limit of probes answered per second for each sender; `None` for no limit.
     pub maximum_packets_per_second_per_sender: Option<u32>,
 }
 
@@ -62,13 +62,13 @@ impl ServerConfig {
     }
 
     /// Returns the largest number of keys with one KeyID.
-    pub fn most_keys_of_a_name(&self) -> usize {
+    pub fn max_keys_per_name(&self) -> usize {
         let same = |key: &Key| self.keys.iter().filter(|other| other.id == key.id).count();
         self.keys.iter().map(same).max().unwrap_or(0)
     }
 
-    /// The UDP sockets that stand for as long as the server does: the shared test ports and those
-    /// of the reflectors without sessions. One that serves as both is named once.
+    /// Returns the shared UDP sockets, which are open as long as they are configured: test ports
+    /// and reflectors without sessions, each address once.
     pub fn reflector_sockets(&self) -> Vec<UdpListen> {
         let shared = match self.test_port {
             TestPort::Auto { shared_port } | TestPort::Shared { shared_port } => self
@@ -90,7 +90,7 @@ impl ServerConfig {
         sockets
     }
 
-    /// The field that names a standing UDP socket.
+    /// Returns the configuration field that names a shared UDP socket.
     pub fn field_of(&self, socket: &UdpListen) -> &'static str {
         let names = |listen: &[ListenAddress]| {
             listen.iter().any(|listen| listen.sockets_by_family().contains(socket))
@@ -145,7 +145,7 @@ pub struct UdpListen {
 }
 
 impl ListenAddress {
-    /// One socket for each family: UDP sockets do not mix families.
+    /// Returns one socket for each address family, because UDP sockets do not mix families.
     pub fn sockets_by_family(&self) -> Vec<UdpListen> {
         let socket = |ip| UdpListen {
             address: SocketAddr::new(ip, self.port),
@@ -171,7 +171,7 @@ pub struct ClientList {
 /// Choice of the UDP port of a test session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestPort {
-    /// The requested port where it is free and suitable, else the shared port.
+    /// The requested port if it is free and suitable, otherwise the shared port.
     Auto {
         /// Shared port; `None` for the port of the listener.
         shared_port: Option<u16>,
@@ -190,16 +190,16 @@ pub enum TestPort {
     },
 }
 
-/// Reflector for TWAMP Light.
+/// Configuration of the TWAMP Light reflector (RFC 5357 appendix I).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LightReflector {
     /// UDP addresses to listen on.
     pub listen: Vec<ListenAddress>,
-    /// Counts replies by itself.
+    /// Numbers replies separately for each sender.
     pub stateful: bool,
-    /// Senders that are answered, by prefix.
+    /// Prefixes of senders that are answered.
     pub prefixes: Vec<IpNet>,
-    /// Packets answered in a second to all of one prefix; `None` for any number.
+    /// Limit of packets answered per second for all senders of one prefix; `None` for no limit.
     pub maximum_packets_per_second: Option<u32>,
 }
 
@@ -208,13 +208,13 @@ pub struct LightReflector {
 pub struct StampReflector {
     /// UDP addresses to listen on.
     pub listen: Vec<ListenAddress>,
-    /// Counts replies by itself.
+    /// Numbers replies separately for each sender.
     pub stateful: bool,
-    /// Senders that are answered.
+    /// Sessions that are answered.
     pub sessions: Vec<StampReflectorSession>,
     /// Answers only packets with a valid HMAC.
     pub authenticated: bool,
-    /// Keys of the HMAC; each of them is accepted.
+    /// Keys of HMACs; each of them is accepted.
     pub secrets: Vec<Secret>,
     /// A probe may choose the DSCP of its reply.
     pub allow_class_of_service: bool,
@@ -229,6 +229,6 @@ pub struct StampReflectorSession {
     pub prefix: IpNet,
     /// Port of its sender; `None` for any.
     pub port: Option<u16>,
-    /// Its identifier; `None` for any.
+    /// Session identifier (SSID); `None` for any.
     pub ssid: Option<u16>,
 }

@@ -7,7 +7,7 @@ const BASE_OCTETS: [usize; 2] = [44, 112];
 /// Octets of a TLV before its value.
 const TLV_HEADER_OCTETS: usize = 4;
 
-/// Extensions of one session.
+/// STAMP extensions of one session.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each asks for a TLV of its own")]
 pub struct StampSession {
@@ -15,48 +15,48 @@ pub struct StampSession {
     pub ssid: Option<u16>,
     /// Packets have an HMAC.
     pub authenticated: bool,
-    /// The key of HMACs.
+    /// Key of HMACs; `None` if neither packets nor TLVs have one.
     pub secret: Option<Secret>,
     /// DSCP requested for replies.
     pub class_of_service: Option<Dscp>,
-    /// Counters of both ends.
+    /// Requests the packet counters of the reflector.
     pub direct_measurement: bool,
-    /// Addresses as the reflector sees them.
+    /// Requests the addresses as the reflector sees them.
     pub location: bool,
-    /// Asks for the timestamp methods of the reflector.
+    /// Requests the timestamp methods of the reflector.
     pub timestamp_information: bool,
-    /// Asks for the transmit times of earlier replies.
+    /// Requests the transmit times of earlier replies.
     pub follow_up_telemetry: bool,
-    /// State of an access of this host.
+    /// Report of the state of an access network of this host.
     pub access_report: Option<AccessReport>,
-    /// TLVs have an HMAC also where packets have none.
+    /// TLVs have an HMAC even if packets have none.
     pub sign_tlvs: bool,
     /// Ignores replies without the identifier (RFC 8972 §3).
     pub require_ssid: bool,
 }
 
-/// State of an access.
+/// State of an access network (RFC 8972 §4.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessReport {
-    /// 1: 3GPP, 2: other.
+    /// Access ID: 1 for 3GPP, 2 for non-3GPP.
     pub access_id: u8,
-    /// 1: available, 2: not.
+    /// Return Code: 1 for available, 2 for unavailable.
     pub return_code: u8,
-    /// Time after which it is sent again.
+    /// Time after which an unacknowledged report is sent again, in nanoseconds.
     pub retransmission_interval_ns: u64,
-    /// Times that it is sent again.
+    /// Number of times that it is sent again.
     pub retransmissions: u32,
 }
 
 impl StampSession {
-    /// Octets of a packet without TLVs.
+    /// Returns the length of a packet without TLVs in octets.
     pub fn base_octets(&self) -> usize {
         BASE_OCTETS[usize::from(self.authenticated)]
     }
 
-    /// Octets of the TLVs that are asked for, Extra Padding left out.
+    /// Returns the length of the configured TLVs in octets, without Extra Padding.
     pub fn tlv_octets(&self) -> usize {
-        // A Location asks for two addresses, each a TLV of 16 octets within.
+        // A Location TLV contains two address TLVs of 16 octets.
         let location = 4 + 2 * (TLV_HEADER_OCTETS + 16);
         let values = [
             (self.class_of_service.is_some(), 4),
@@ -71,8 +71,8 @@ impl StampSession {
         asked.map(|(_, octets)| TLV_HEADER_OCTETS + octets).sum()
     }
 
-    /// Returns whether an HMAC TLV follows the others: with authentication wherever there are TLVs
-    /// but padding (RFC 8972 §4.8).
+    /// Returns whether an HMAC TLV follows the others: with authentication, if there are TLVs other
+    /// than padding (RFC 8972 §4.8).
     pub fn signs_tlvs(&self) -> bool {
         self.sign_tlvs || (self.authenticated && self.asks_for_something())
     }

@@ -7,17 +7,17 @@ use crate::proto::Threshold;
 pub struct ThresholdLimit {
     /// Value that the limit applies to.
     pub threshold: Threshold,
-    /// Probes or nanoseconds, never 0.
+    /// Limit in probes or nanoseconds, never 0.
     pub limit: u64,
 }
 
-/// The limits of a session.
+/// Enabled limits of a session, and the rule by which they clear.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Thresholds {
     /// Enabled limits, each threshold once.
     pub limits: Vec<ThresholdLimit>,
-    /// Percent of a limit at or below which a value counts as clear.
+    /// Percentage of a limit that no value may exceed for the threshold to clear.
     pub clear_percent: u64,
-    /// Tests in a row that clear.
+    /// Consecutive tests without such a value after which the threshold clears.
     pub clear_after_tests: u32,
 }

@@ -42,8 +42,8 @@ fn has_only_entries(server: &ServerConfig) -> bool {
 }
 
 impl<'a> ServerEntries<'a> {
-    /// Takes the entries out of a request: `given` keeps its server only where that replaces the
-    /// whole one.
+    /// Removes the entries from a request: `given` keeps its server only if that replaces the whole
+    /// one.
     pub(super) fn extract(given: &mut AgentConfig, delete: &'a [String]) -> Self {
         let entries = given.server.take_if(|server| has_only_entries(server));
         let deleted = delete.iter().enumerate().filter_map(|(index, part)| {

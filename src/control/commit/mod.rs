@@ -45,7 +45,7 @@ const REOPEN_INTERVAL: Duration = Duration::from_millis(500);
 
 type Answer<T> = oneshot::Sender<Result<T, ApplyError>>;
 
-/// A request to the actor: what to do, its author, the way back for the answer.
+/// Request to the actor: the change, its author, and the channel for the answer.
 #[derive(Debug)]
 pub(super) enum Commit {
     Apply(Box<ApplyConfigRequest>, String, Answer<ApplyConfigResponse>),
@@ -306,7 +306,7 @@ impl Actor {
         Ok(revision)
     }
 
-    /// Reads the configuration that the next proposal is compared with.
+    /// Reads the configuration with which the next proposal is compared.
     async fn basis(&self) -> Result<Basis, StoreError> {
         let Committed { revision, config: running, .. } = self.committer.publish.borrow().clone();
         let document = self.committer.with_store(documents::current).await?;
@@ -325,7 +325,7 @@ impl Actor {
         })
     }
 
-    /// Makes a proposal the configuration, or only tells the changes where it is `validate_only`.
+    /// Commits a proposal, or only determines its changes with `validate_only`.
     async fn make(
         &mut self,
         proposal: Proposal,
@@ -374,7 +374,7 @@ impl Actor {
 
 fn logged<T>(result: Result<T, ApplyError>) -> Result<T, ApplyError> {
     if let Err(error) = &result {
-        tracing::info!(%error, "configuration refused");
+        tracing::info!(%error, "configuration change refused");
     }
     result
 }

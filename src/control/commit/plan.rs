@@ -1,4 +1,4 @@
-//! From a proposal to what is stored and published: [`check`] compares it with the host, [`plan`]
+//! Steps from a proposal to a published revision: [`check`] compares it with the host, [`plan`]
 //! with the current configuration, [`persist`] writes the result. Each step takes the result of the
 //! one before, so none can be left out.
 
@@ -19,7 +19,7 @@ use crate::{
     time::UnixTime,
 };
 
-/// The configuration that a proposal is compared with.
+/// Configuration with which a proposal is compared.
 #[derive(Debug, Default)]
 pub(super) struct Basis {
     pub(super) revision: u64,
@@ -45,7 +45,7 @@ pub(super) struct Environment<'a> {
     pub(super) uptime: Uptime,
 }
 
-/// A proposal that was made for the current revision and that the host has the resources for.
+/// Proposal for the current revision for which the host has the resources.
 #[derive(Debug)]
 pub(super) struct Checked(Proposal);
 

@@ -35,7 +35,7 @@ pub(super) struct Proposal {
     pub(super) request_digest: String,
     /// Revision that the document is taken from; 0 for a new document.
     pub(super) rollback_to: u64,
-    /// Made without regard to the host's resources: a rollback.
+    /// Committed without a check of the host's resources, because it is a rollback.
     pub(super) unconditional: bool,
 }
 
@@ -133,8 +133,8 @@ impl Proposal {
     }
 }
 
-/// Of all that makes a request another one. Secrets go in as their digests: nothing that is shown
-/// must help to guess them.
+/// Returns a digest of everything that distinguishes requests. Secrets are replaced by their
+/// digests, so that nothing visible helps to guess them.
 pub(super) fn request_digest(request: &ApplyConfigRequest, digester: &Digester) -> String {
     let said = ApplyConfigRequest {
         mode: request.mode().max(ApplyMode::Replace).into(),
@@ -195,8 +195,8 @@ fn timeout(given: Option<prost_types::Duration>, violations: &mut Vec<Violation>
     }
 }
 
-/// The current document with each part that is given in the place of the one it has, and without
-/// the parts that are deleted.
+/// Returns the current document with the given parts in place of its own, and without the deleted
+/// parts.
 fn merged(
     mut document: proto::AgentConfig,
     given: proto::AgentConfig,

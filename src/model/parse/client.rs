@@ -70,7 +70,7 @@ impl Check {
             name: c.name.clone(),
             description: c.description.clone(),
             inactive_sessions: inactive.map(|session| session.name.clone()).collect(),
-            // With nothing to run it would be made, and closed by the server, again and again.
+            // Without an active session the server would close it again and again.
             inactive: c.inactive || c.test_sessions.iter().all(|session| session.inactive),
             control_type,
             target,

@@ -1,4 +1,4 @@
-//! Single fields: each with its range, its default, and what is said where it is wrong.
+//! Checks single fields, each with its range and default.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::time::NANOS_PER_SECOND;
 
-/// Checks a duration; nanoseconds.
+/// Checks a duration and converts it to nanoseconds.
 pub fn parse_duration(
     field: &str,
     value: prost_types::Duration,
@@ -92,7 +92,7 @@ impl Check {
         labels.clone()
     }
 
-    /// Every record carries its labels, and a record has room for so many.
+    /// Checks the length of labels, which every record carries.
     pub(super) fn label_octets(&mut self, labels: &BTreeMap<String, String>) {
         let octets: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
         if octets > limits::MAXIMUM_LABEL_OCTETS {
@@ -107,7 +107,7 @@ impl Check {
         }
     }
 
-    /// The value of an enumeration; unknown numbers are a violation.
+    /// Returns the value of an enumeration; unknown numbers are a violation.
     pub(super) fn enumeration<E: TryFrom<i32> + Default>(&mut self, field: &str, value: i32) -> E {
         E::try_from(value).unwrap_or_else(|_| {
             self.report(field, format!("{value} is not a value of this enumeration"));

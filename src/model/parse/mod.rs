@@ -1,4 +1,4 @@
-//! From the document of the API to the checked configuration. All violations are found in one
+//! Conversion of the API's document to the checked configuration. All violations are found in one
 //! pass, each with the path of its field as the `.proto` spells it.
 
 mod client;
@@ -17,7 +17,7 @@ pub use fields::parse_duration;
 use super::{AgentConfig, ControlConnection, StorageConfig, limits};
 use crate::{proto, time::NANOS_PER_SECOND};
 
-/// One thing that is wrong with a request.
+/// Violation of one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// Path of the field, such as `client.control_connections[2].test_sessions[0].ttl`.
@@ -63,7 +63,7 @@ pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation
     }
 }
 
-/// Checks a single control connection. Paths of violations begin behind it.
+/// Checks a single control connection. Paths of violations are relative to it.
 pub fn parse_connection(
     connection: &proto::ControlConnection,
 ) -> Result<ControlConnection, Vec<Violation>> {
@@ -72,7 +72,8 @@ pub fn parse_connection(
     if check.violations.is_empty() { Ok(parsed) } else { Err(check.violations) }
 }
 
-/// Lists settings that are valid but probably unintended, for a host with so many sockets left.
+/// Lists settings that are valid but probably unintended, for a host with `most_sockets` sockets
+/// left.
 pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     let sockets = config.client_sockets();
@@ -114,7 +115,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// Checks the name of an entry of the server's lists: a path, so that its owner can be told.
+/// Checks the name of an entry of the server's lists, which may be a path that identifies its
+/// owner.
 fn check_entry_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._:-/".contains(c);
     if limits::ENTRY_NAME_BYTES.contains(&name.len()) && name.chars().all(allowed) {

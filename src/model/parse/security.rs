@@ -104,13 +104,13 @@ impl Check {
                             check.report("secret", "this key stands twice");
                         }
                         known.push(key.secret.clone());
-                        if known.len() > limits::MAXIMUM_KEYS_OF_A_NAME {
+                        if known.len() > limits::MAXIMUM_KEYS_PER_NAME {
                             check.report(
                                 "key_id",
                                 format!(
                                     "{:?} is used more than {} times",
                                     key.id,
-                                    limits::MAXIMUM_KEYS_OF_A_NAME
+                                    limits::MAXIMUM_KEYS_PER_NAME
                                 ),
                             );
                         }
@@ -167,7 +167,7 @@ impl Check {
     }
 }
 
-/// Takes the values that are given and defaults for the others.
+/// Returns the given extensions with defaults for the others.
 pub(super) fn extensions(given: Option<&proto::ModeExtensions>, default: Extensions) -> Extensions {
     let Some(given) = given else { return default };
     Extensions {

@@ -244,7 +244,7 @@ impl Check {
     }
 }
 
-/// A prefix, or a lone address as one.
+/// Parses a prefix; an address alone is a prefix of full length.
 pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     prefix.map_err(|_| {

@@ -1,4 +1,4 @@
-//! STAMP on both ends, and what depends on the kind of a session.
+//! Checks STAMP options on both ends, and fields that depend on the control type.
 
 use ipnet::IpNet;
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{proto, time::TimestampFormat};
 
-/// The least that Extra Padding takes.
-const LEAST_EXTRA_OCTETS: usize = 4;
+/// Smallest length of an Extra Padding TLV.
+const MIN_EXTRA_OCTETS: usize = 4;
 
 impl Check {
     pub(super) fn stamp_session(
@@ -80,7 +80,7 @@ impl Check {
         }
     }
 
-    /// The size of probes: its least and its default depend on what they carry.
+    /// Checks the size of probes, whose minimum and default depend on their content.
     pub(super) fn data_size(
         &mut self,
         session: &proto::TestSession,
@@ -101,7 +101,7 @@ impl Check {
             };
         }
         let size = given as usize;
-        let extra_fits = stamp.is_none() || size == least || size >= least + LEAST_EXTRA_OCTETS;
+        let extra_fits = stamp.is_none() || size == least || size >= least + MIN_EXTRA_OCTETS;
         if size < least {
             self.report(
                 "data_size",
@@ -112,7 +112,7 @@ impl Check {
                 "data_size",
                 format!(
                     "{size} octets; what the probe carries needs {least}, and Extra Padding at \
-                     least {LEAST_EXTRA_OCTETS} more or none"
+                     least {MIN_EXTRA_OCTETS} more or none"
                 ),
             );
         }
@@ -152,7 +152,7 @@ impl Check {
             self.report("authentication_mode", "STAMP has no modes but NONE and AUTHENTICATED");
         }
         let most =
-            if authenticated { limits::MAXIMUM_STAMP_KEYS } else { limits::MAXIMUM_KEYS_OF_A_NAME };
+            if authenticated { limits::MAXIMUM_STAMP_KEYS } else { limits::MAXIMUM_KEYS_PER_NAME };
         self.count_of_keys(stamp.keys.len(), usize::from(authenticated)..=most);
         let secrets =
             stamp.keys.iter().enumerate().map(|(index, key)| {
