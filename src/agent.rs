@@ -203,7 +203,7 @@ impl Agent {
     pub async fn stop(self) {
         let clients_ended = self.control.clients().end(GRACE).await;
         if !self.tasks.end(GRACE).await || !clients_ended {
-            tracing::warn!("some tasks did not end in time");
+            tracing::warn!("tasks still running at shutdown");
         }
         let results = self.results;
         let revision = self.control.committed_revision();

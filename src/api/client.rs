@@ -17,9 +17,9 @@ use crate::{
     },
 };
 
-/// Time for each step of trying a server, where none is given.
+/// Default time limit of each step of the trial of a server.
 const PROBE_TIMEOUT_SECONDS: i64 = 5;
-/// Changes that follow each other within this time are sent as one message.
+/// Pause after a change; further changes within it are sent in the same message.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 #[tonic::async_trait]
@@ -68,7 +68,7 @@ impl ClientService for Context {
             };
             Some((Ok(message), watch))
         });
-        // The end is told once.
+        // The end of the stream is reported once.
         let token = self.token.clone();
         let messages = messages.scan(false, move |ended, message| {
             let goes_on = !std::mem::replace(ended, token.is_cancelled());
@@ -141,8 +141,8 @@ impl Watch {
     }
 }
 
-/// The request as a connection with one session of one probe: what is checked and how it is done is
-/// the same.
+/// Converts the request to a connection with one session of one probe, so that it is checked and
+/// run as any other.
 fn connection(request: ProbeServerRequest) -> ControlConnection {
     let default = prost_types::Duration { seconds: PROBE_TIMEOUT_SECONDS, nanos: 0 };
     let timeout = Some(request.timeout.unwrap_or(default));
@@ -168,7 +168,7 @@ fn connection(request: ProbeServerRequest) -> ControlConnection {
     }
 }
 
-/// In the words of the request.
+/// Renames the fields in violations to those of the request.
 fn violations(violations: Vec<Violation>) -> Status {
     let own = |violation: Violation| Violation {
         field: match violation.field.trim_start_matches("test_sessions[0].") {

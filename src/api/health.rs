@@ -15,9 +15,10 @@ use tonic_health::pb::{
 use super::{Context, error};
 use crate::supervise::Tasks;
 
-/// Changes of connections within this time are reported together.
+/// Pause between two reports; changes of connections within it are reported together.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Interval of health checks without a change of connections: damage of the store sends no event.
+/// Interval of health checks without a change of connections: damage of the store does not wake the
+/// task.
 const EVERY: Duration = Duration::from_millis(500);
 
 /// Health of the store and of each connection.

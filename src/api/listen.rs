@@ -29,7 +29,7 @@ use crate::supervise::Tasks;
 const ACCEPTED: usize = 16;
 /// Limit of a TLS handshake; a slower one is aborted.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const ACCEPT_REST: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Mode of the Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -204,8 +204,8 @@ async fn accept_tcp(
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection to the API");
-                sleep(ACCEPT_REST).await;
+                tracing::warn!(%error, "failed to accept API connection");
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -218,8 +218,8 @@ async fn shake_hands(stream: TcpStream, tls: Arc<Reloading>, peer: Peer, sender:
             let common_name = certificates.and_then(|chain| common_name(chain.first()?));
             let _ = sender.send(Ok(Connection::new(stream, Peer { common_name, ..peer }))).await;
         }
-        Ok(Err(error)) => tracing::info!(peer = peer.address, %error, "TLS handshake"),
-        Err(_) => tracing::info!(peer = peer.address, "TLS handshake took too long"),
+        Ok(Err(error)) => tracing::info!(peer = peer.address, %error, "TLS handshake failed"),
+        Err(_) => tracing::info!(peer = peer.address, "TLS handshake timed out"),
     }
 }
 
@@ -244,8 +244,8 @@ async fn accept_unix(
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection to the API");
-                sleep(ACCEPT_REST).await;
+                tracing::warn!(%error, "failed to accept API connection");
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The gRPC services: translation between the API and what does the work, and nothing else. The
-//! only module, with the command-line client, that imports tonic.
+//! gRPC services: translation between the API and the parts of the agent, and nothing else. Besides
+//! the command-line client, the only module that imports tonic.
 
 mod agent;
 mod client;
@@ -41,8 +41,8 @@ pub mod services {
     include!(concat!(env!("OUT_DIR"), "/services/twamp.agent.v1.rs"));
 }
 
-/// How often an idle connection is asked whether the other end is still there, and how long it may
-/// take to say so: a collector that vanished must not keep its stream.
+/// Interval of HTTP/2 pings on idle connections, and the time limit of their answer: the stream of
+/// a collector that vanished must end.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
 /// Time that open requests have to end when the agent stops.
@@ -97,13 +97,13 @@ pub fn serve(
             () = token.cancelled() => match timeout(DRAIN, server).await {
                 Ok(result) => result,
                 Err(_) => {
-                    tracing::warn!("some requests did not end in time");
+                    tracing::warn!("requests still open at shutdown");
                     Ok(())
                 }
             },
         };
         if let Err(error) = result {
-            tracing::error!(%error, "the API failed");
+            tracing::error!(%error, "API failed");
         }
     })
 }

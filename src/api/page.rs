@@ -12,10 +12,11 @@ use crate::document::hexadecimal;
 
 /// Limit of the encoded items of a page, in bytes: common clients refuse answers beyond 4 MiB.
 pub(super) const PAGE_BYTES: usize = 3 * 1024 * 1024;
-/// Tag and length of an item in its answer, at most.
+/// Upper limit of the tag and length bytes of an item in its answer.
 pub(super) const ITEM_OVERHEAD_BYTES: usize = 6;
 const DIGEST_BYTES: usize = 8;
-/// Names of a connection and a session with what orders their statistics fit well within it.
+/// Upper limit of the length of a token: names of a connection and a session with their scope fit
+/// well within it.
 const MAXIMUM_TOKEN_BYTES: usize = 512;
 
 /// Request for one page.

@@ -167,8 +167,8 @@ impl ResultsService for Context {
     }
 }
 
-/// Cuts what exceeds a page, from the end or, with `latest`, from the beginning; returns whether
-/// anything was cut.
+/// Removes records beyond the size of a page, from the end or, with `latest`, from the beginning;
+/// returns whether any was removed.
 fn bound(records: &mut Vec<Record>, latest: bool) -> bool {
     let mut bytes = 0;
     let mut fits = |record: &&Record| {
@@ -191,8 +191,8 @@ fn beyond(cursor: u64, newest: u64) -> String {
 }
 
 impl Context {
-    /// A cursor that was never given out is one of another agent, or of this one before its state was
-    /// removed.
+    /// Refuses a cursor after the latest record: it comes from another agent, or from before the
+    /// state directory was removed.
     fn check_cursor(&self, cursor: u64) -> Result<(), Status> {
         let newest = self.results.state().borrow().newest;
         if cursor <= newest {

@@ -76,7 +76,7 @@ impl Context {
         Ok(GetStatisticsResponse { statistics, next_page_token })
     }
 
-    /// Returns what a query selects, sorted by connection, session and scope.
+    /// Returns the statistics that a query selects, sorted by connection, session and scope.
     async fn statistics_of(&self, query: &StatisticsQuery) -> Result<Vec<Statistics>, Status> {
         let (results, selected) = (self.results.clone(), query.clone());
         let read = tokio::task::spawn_blocking(move || results.statistics(&selected));

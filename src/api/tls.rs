@@ -84,9 +84,11 @@ impl Reloading {
             match acceptor(&self.settings) {
                 Ok(acceptor) => {
                     state.acceptor = acceptor;
-                    tracing::info!("TLS files were read again");
+                    tracing::info!("TLS files reloaded");
                 }
-                Err(error) => tracing::error!(%error, "TLS files changed; the old ones stay"),
+                Err(error) => {
+                    tracing::error!(%error, "failed to reload TLS files, keeping previous ones")
+                }
             }
         }
         state.acceptor.clone()

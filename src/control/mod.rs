@@ -76,7 +76,7 @@ impl Control {
             revision = committed.revision,
             connections = committed.config.connections.len(),
             server = committed.config.server.is_some(),
-            "configuration"
+            "configuration loaded"
         );
         let (publish, committed_receiver) = watch::channel(committed);
         let (commits, requests) = mpsc::channel(COMMITS);
@@ -101,7 +101,7 @@ impl Control {
                 move |heartbeat| {
                     committer.clone().run(requests.clone(), commit_token.clone(), heartbeat)
                 },
-                |text, last| tracing::error!(text, last, "the commit task failed"),
+                |text, last| tracing::error!(error = text, last, "commit task failed"),
             ),
         );
 
@@ -126,7 +126,7 @@ impl Control {
                 tasks.token(),
                 RestartPolicy::default(),
                 move |heartbeat| reconciler.clone().follow(heartbeat),
-                |text, last| tracing::error!(text, last, "the reconcile task failed"),
+                |text, last| tracing::error!(error = text, last, "reconcile task failed"),
             ),
         );
         let committed = committed_receiver;
@@ -310,7 +310,7 @@ fn start_server_role(
                 let role = ServerRole::new(registry, reflectors, config.clone(), &role_tasks);
                 role.run(applied.clone(), heartbeat)
             },
-            |text, last| tracing::error!(text, last, "the server role failed"),
+            |text, last| tracing::error!(error = text, last, "server role failed"),
         ),
     );
 }

@@ -117,7 +117,7 @@ pub(super) async fn run(
             }
             Some(()) = OptionFuture::from(driver.names.as_mut()) => {
                 driver.names = None;
-                tracing::info!(connection = driver.machine.config().name, "name has moved");
+                tracing::info!(connection = driver.machine.config().name, "server name resolves to other addresses");
                 Some(Input::NameMoved)
             }
             () = progress.changed() => None,

@@ -217,7 +217,7 @@ async fn supervise(mut desired: watch::Receiver<Desired>, tools: Tools, token: C
 /// Records that the task of a connection failed: an outage of that connection, and of no other.
 fn task_failed(config: &ControlConnection, tools: &Tools, text: &str, last: bool) {
     let failure = Failure::new(FailureCause::Panic, format!("the task failed: {text}"));
-    tracing::error!(connection = config.name, error = text, last, "task failed");
+    tracing::error!(connection = config.name, error = text, last, "connection task failed");
     let now = clock::now();
     if tools.status.task_failed(failure.clone(), last, now) {
         events::record(&tools.results, config, &ConnectionEvent::Lost(failure), now.unix);

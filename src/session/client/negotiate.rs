@@ -281,10 +281,7 @@ impl Established {
         });
         let outcome: Result<Result<(), Failure>, _> = stopped.await;
         if let Ok(Err(failure)) = outcome {
-            tracing::debug!(
-                detail = failure.detail,
-                "sessions not stopped as the protocol asks for"
-            );
+            tracing::debug!(detail = failure.detail, "failed to stop sessions cleanly");
         }
         let _ = timeout(STOP_LIMIT, self.stream.shutdown()).await;
     }

@@ -69,7 +69,7 @@ pub(super) async fn allocate(
 ) -> Result<Allocation, Accept> {
     let (sender, receiver) = addresses(ends, request)?;
     let sid = new_sid(receiver).map_err(|error| {
-        tracing::error!(%error, "cannot identify a test session");
+        tracing::error!(%error, "failed to generate session identifier");
         Accept::INTERNAL_ERROR
     })?;
     let counters = Arc::new(SessionCounters::default());

@@ -285,7 +285,7 @@ impl Connection {
         let keys = config.iter().flat_map(|config| &config.keys);
         let named = keys.filter(|key| key.id.as_bytes() == key_id);
         let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
-        let candidates = config.as_ref().map_or(1, |config| config.most_keys_of_a_name());
+        let candidates = config.as_ref().map_or(1, |config| config.max_keys_per_name());
         while secrets.len() < candidates.max(1) {
             let decoy = random::bytes::<32>().map_err(|error| Reason::of_host(&error))?;
             secrets.push(Secret::new(decoy));

@@ -129,7 +129,7 @@ impl Endpoint for Session {
         });
         machine.dropped(link.socket.newly_dropped());
         received.unwrap_or_else(|error| {
-            tracing::debug!(%error, session = self.config.name, "test socket");
+            tracing::debug!(%error, session = self.config.name, "failed to read test socket");
             Drained::Yes
         })
     }
@@ -171,7 +171,7 @@ impl Link {
     fn restart_numbers(&mut self, machine: &mut SessionSender) {
         let Self { socket, numbers, .. } = self;
         if let Err(error) = socket.restart_numbers(assign_stamps(numbers, machine)) {
-            tracing::debug!(%error, "no transmit stamps");
+            tracing::debug!(%error, "failed to restart timestamp numbers");
         }
         numbers.restart(clock::monotonic());
         self.unread_stamps = 0;
