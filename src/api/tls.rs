@@ -87,7 +87,7 @@ impl Reloading {
                     tracing::info!("TLS files reloaded");
                 }
                 Err(error) => {
-                    tracing::error!(%error, "failed to reload TLS files, keeping previous ones")
+                    tracing::error!(%error, "failed to reload TLS files, keeping previous ones");
                 }
             }
         }
