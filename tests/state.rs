@@ -390,15 +390,23 @@ fn the_state_of_a_connection_survives_a_kill() {
         outage: Some(PersistedOutage { since_unix_ns: 5, attempts, ..PersistedOutage::default() }),
         ..PersistedConnection::default()
     };
-    results.persist_connection("ended", outage(1));
-    results.persist_connection("lost", outage(1));
-    results.persist_connection("lost", outage(2));
+    let persist = |name, state: PersistedConnection| {
+        results.persist_connection(name, |persisted| *persisted = state)
+    };
+    assert!(persist("ended", outage(1)));
+    assert!(persist("removed", outage(1)));
+    assert!(persist("lost", outage(1)));
+    assert!(persist("lost", outage(2)));
+    assert!(!persist("lost", outage(2)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(results.flush()).unwrap();
-    results.persist_connection("ended", PersistedConnection::default());
+    persist("ended", PersistedConnection::default());
+    results.retain_persisted(|name| name != "removed");
     runtime.block_on(results.flush()).unwrap();
     let killed = as_killed(directory.path());
     let again = opened(&StateDirectory::open(killed.path()).unwrap());
-    assert_eq!(again.persisted_connection("lost"), Some(outage(2)));
-    assert_eq!(again.persisted_connections(), [("lost".to_owned(), outage(2))].into());
+    assert_eq!(again.persisted_connection("lost"), outage(2));
+    for name in ["ended", "removed"] {
+        assert_eq!(again.persisted_connection(name), PersistedConnection::default());
+    }
 }

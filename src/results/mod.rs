@@ -300,22 +300,31 @@ impl Results {
         }
     }
 
-    /// States of connections that were persisted, by name: what a start goes on with.
-    pub fn persisted_connections(&self) -> BTreeMap<String, PersistedConnection> {
-        self.log.store.connections()
-    }
-
-    /// Persisted state of a connection.
-    pub fn persisted_connection(&self, name: &str) -> Option<PersistedConnection> {
+    /// Returns the persisted state of a connection; a default one where there is none.
+    pub fn persisted_connection(&self, name: &str) -> PersistedConnection {
         self.log.store.connection(name)
     }
 
-    /// Replaces the persisted state of a connection; a default one removes it. It is stored after the
-    /// events reported so far, within tens of milliseconds, and never waits. After [`Self::flush`]
-    /// it survives the death of this process.
-    pub fn persist_connection(&self, name: &str, state: PersistedConnection) {
-        self.log.store.set_connection(name, state);
-        self.reports.save_connection(&self.log, name);
+    /// Changes the persisted state of a connection; returns whether it differs from before. It is
+    /// stored after the events reported so far, within tens of milliseconds, and never waits. After
+    /// [`Self::flush`] it survives the death of this process.
+    pub fn persist_connection(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut PersistedConnection),
+    ) -> bool {
+        let is_changed = self.log.store.update_connection(name, change);
+        if is_changed {
+            self.reports.save_connection(&self.log, name);
+        }
+        is_changed
+    }
+
+    /// Removes the persisted states of connections that are no longer configured.
+    pub fn retain_persisted(&self, is_configured: impl Fn(&str) -> bool) {
+        for name in self.log.store.retain_connections(is_configured) {
+            self.reports.save_connection(&self.log, &name);
+        }
     }
 
     /// Waits until all that was reported so far survives the death of this process.

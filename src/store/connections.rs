@@ -33,7 +33,7 @@ pub struct PersistedOutage {
     /// Time of the loss, nanoseconds since 1970.
     #[prost(fixed64, tag = "1")]
     pub since_unix_ns: u64,
-    /// Number of the `LossCause`.
+    /// Number of the `FailureCause`.
     #[prost(int32, tag = "2")]
     pub cause: i32,
     /// Accept field of the peer, where the cause is one.
@@ -42,20 +42,20 @@ pub struct PersistedOutage {
     /// Text of the first error.
     #[prost(string, tag = "4")]
     pub detail: String,
-    /// Attempts to connect since then.
+    /// Failed attempts since then.
     #[prost(uint64, tag = "5")]
     pub attempts: u64,
 }
 
-/// End of a connection whose sessions have a `test_count`.
+/// Completion of a connection with a `test_count`.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct PersistedCompletion {
-    /// Time at which the last session completed, nanoseconds since 1970.
+    /// Time of the completion, nanoseconds since 1970.
     #[prost(fixed64, tag = "1")]
     pub time_unix_ns: u64,
-    /// Tests done, by session.
-    #[prost(btree_map = "string, uint64", tag = "2")]
-    pub tests_by_session: BTreeMap<String, u64>,
+    /// The `test_count` that was completed; another one begins anew.
+    #[prost(uint64, tag = "2")]
+    pub test_count: u64,
 }
 
 /// A manual stop: the connection stays down until somebody starts it.
@@ -104,22 +104,35 @@ impl Connections {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn all(&self) -> BTreeMap<String, PersistedConnection> {
-        self.table().states.clone()
+    /// Returns a state; a default one where none is stored.
+    pub(super) fn get(&self, name: &str) -> PersistedConnection {
+        self.table().states.get(name).cloned().unwrap_or_default()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<PersistedConnection> {
-        self.table().states.get(name).cloned()
-    }
-
-    /// Replaces the state in memory; a default one removes it.
-    pub(super) fn set(&self, name: &str, state: PersistedConnection) {
+    /// Changes a state in memory; a default one is removed. Returns whether it differs from before.
+    pub(super) fn update(&self, name: &str, change: impl FnOnce(&mut PersistedConnection)) -> bool {
         let mut table = self.table();
+        let before = table.states.get(name).cloned().unwrap_or_default();
+        let mut state = before.clone();
+        change(&mut state);
+        if state == before {
+            return false;
+        }
         if state == PersistedConnection::default() {
             table.states.remove(name);
         } else {
             table.states.insert(name.to_owned(), state);
         }
+        true
+    }
+
+    /// Removes states in memory; returns their names.
+    pub(super) fn retain(&self, is_kept: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut table = self.table();
+        let removed: Vec<String> =
+            table.states.keys().filter(|name| !is_kept(name)).cloned().collect();
+        removed.iter().for_each(|name| drop(table.states.remove(name)));
+        removed
     }
 
     /// Marks a state as one to be stored.
@@ -142,7 +155,7 @@ impl Connections {
     }
 
     fn save_one(&self, tree: &sled::Tree, name: &str) -> Result<(), StoreError> {
-        let octets = self.get(name).map(|state| state.encode_to_vec()).unwrap_or_default();
+        let octets = self.get(name).encode_to_vec();
         let mut batch = sled::Batch::default();
         for stored in tree.scan_prefix([name.as_bytes(), &[SEPARATOR]].concat()).keys() {
             batch.remove(stored?);
@@ -164,10 +177,19 @@ mod tests {
         db.open_tree("connections").unwrap()
     }
 
-    fn completed(sessions: u64) -> PersistedConnection {
-        let tests_by_session = (0..sessions).map(|n| (format!("session-{n}"), n)).collect();
-        let completed = Some(PersistedCompletion { time_unix_ns: 7, tests_by_session });
-        PersistedConnection { completed, ..PersistedConnection::default() }
+    fn stopped(identity: impl Into<String>) -> PersistedConnection {
+        let stopped = Some(PersistedStop { time_unix_ns: 6, identity: identity.into() });
+        PersistedConnection { stopped, ..PersistedConnection::default() }
+    }
+
+    fn all(connections: &Connections) -> BTreeMap<String, PersistedConnection> {
+        connections.table().states.clone()
+    }
+
+    fn set(connections: &Connections, name: &str, state: PersistedConnection) {
+        if connections.update(name, |known| *known = state) {
+            connections.mark_unsaved(name);
+        }
     }
 
     #[test]
@@ -180,42 +202,51 @@ mod tests {
             detail: "refused".into(),
             attempts: 9,
         };
-        let stopped = PersistedStop { time_unix_ns: 6, identity: "uid:0".into() };
+        let completed = PersistedCompletion { time_unix_ns: 7, test_count: 3 };
         let small = PersistedConnection {
             outage: Some(outage),
-            stopped: Some(stopped),
+            completed: Some(completed),
             ..PersistedConnection::default()
         };
         let connections = Connections::default();
-        for (name, state) in [("a", small.clone()), ("ab", completed(3_000))] {
-            connections.set(name, state);
-            connections.mark_unsaved(name);
+        let large = stopped("x".repeat(3 * MAXIMUM_VALUE_OCTETS));
+        for (name, state) in [("a", small.clone()), ("ab", large.clone())] {
+            set(&connections, name, state);
         }
         connections.save(&tree).unwrap();
         assert!(!connections.has_unsaved());
         assert!(tree.iter().values().all(|value| value.unwrap().len() <= MAXIMUM_VALUE_OCTETS));
         let loaded = Connections::load(&tree).unwrap();
-        assert_eq!(loaded.all(), connections.all());
-        assert_eq!(loaded.get("ab"), Some(completed(3_000)));
+        assert_eq!(all(&loaded), all(&connections));
+        assert_eq!(loaded.get("ab"), large);
 
-        loaded.set("ab", completed(1));
-        loaded.set("a", PersistedConnection::default());
-        loaded.mark_unsaved("ab");
-        loaded.mark_unsaved("a");
+        set(&loaded, "ab", stopped("uid:0"));
+        set(&loaded, "a", PersistedConnection::default());
         loaded.save(&tree).unwrap();
         let loaded = Connections::load(&tree).unwrap();
-        assert_eq!(loaded.all(), [("ab".to_owned(), completed(1))].into());
+        assert_eq!(all(&loaded), [("ab".to_owned(), stopped("uid:0"))].into());
         assert_eq!(tree.len(), 1);
+    }
+
+    #[test]
+    fn only_changes_are_stored_and_others_can_be_removed_together() {
+        let connections = Connections::default();
+        for name in ["a", "b", "c"] {
+            set(&connections, name, stopped("uid:0"));
+        }
+        assert!(!connections.update("a", |_| {}));
+        assert!(!connections.update("new", |state| state.stopped = None));
+        assert_eq!(connections.retain(|name| name == "b"), ["a", "c"]);
+        assert_eq!(all(&connections), [("b".to_owned(), stopped("uid:0"))].into());
     }
 
     #[test]
     fn a_damaged_state_costs_no_other() {
         let tree = tree();
         let connections = Connections::default();
-        connections.set("a", completed(1));
-        connections.mark_unsaved("a");
+        set(&connections, "a", stopped("uid:0"));
         connections.save(&tree).unwrap();
         tree.insert(b"b\0\0\0\0\0", &[0xff; 3]).unwrap();
-        assert_eq!(Connections::load(&tree).unwrap().all(), connections.all());
+        assert_eq!(all(&Connections::load(&tree).unwrap()), all(&connections));
     }
 }

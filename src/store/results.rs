@@ -323,20 +323,24 @@ impl ResultStore {
             .collect()
     }
 
-    /// Stored states of connections, by name.
-    pub fn connections(&self) -> BTreeMap<String, PersistedConnection> {
-        self.connections.all()
-    }
-
-    /// Stored state of a connection.
-    pub fn connection(&self, name: &str) -> Option<PersistedConnection> {
+    /// Returns the stored state of a connection; a default one where there is none.
+    pub fn connection(&self, name: &str) -> PersistedConnection {
         self.connections.get(name)
     }
 
-    /// Replaces the state of a connection, in memory; a default one removes it. See
+    /// Changes the state of a connection in memory; returns whether it differs from before. See
     /// [`Self::save_connection`].
-    pub fn set_connection(&self, name: &str, state: PersistedConnection) {
-        self.connections.set(name, state);
+    pub fn update_connection(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut PersistedConnection),
+    ) -> bool {
+        self.connections.update(name, change)
+    }
+
+    /// Removes states of connections in memory; returns their names.
+    pub fn retain_connections(&self, is_kept: impl Fn(&str) -> bool) -> Vec<String> {
+        self.connections.retain(is_kept)
     }
 
     /// Has the writer store the state of a connection with its next flush, after the entries handed
