@@ -21,7 +21,7 @@ use crate::{
         tcp::{self, TcpStream},
     },
     proto::{EndCause, ServerConnectionState, Word},
-    session::{Derivation, modes},
+    session::{Derivation, modes, wait_until},
     time::{Monotonic, NtpTimestamp, TimestampFormat},
     twamp::control_server::{
         ControlServer, RequestedSession, ServerAction, ServerError, ServerOptions,
@@ -188,21 +188,13 @@ impl Connection {
             }
             self.publish_state();
             let deadline = self.machine.poll_deadline().into_iter().chain(self.deadline).min();
-            let due = async {
-                match deadline {
-                    Some(at) => {
-                        sleep(Duration::from_nanos(at.since_ns(clock::monotonic()))).await;
-                    }
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 ready = self.stream.readable() => {
                     if let Err(error) = ready.and_then(|()| self.read()) {
                         return Reason::of_socket(&error);
                     }
                 }
-                () = due => {
+                () = wait_until(deadline) => {
                     let now = clock::monotonic();
                     if self.deadline.is_some_and(|end| end <= now) {
                         let reason = "max_connection_duration expired";
@@ -292,15 +284,9 @@ impl Connection {
         }
         let host = self.ends.client.ip();
         let derive = self.shared.derivation.derive(host, secrets.clone(), salt, count);
-        let deadline = self.machine.poll_deadline();
-        let timed_out = async {
-            match self.deadline.into_iter().chain(deadline).min() {
-                Some(at) => sleep(Duration::from_nanos(at.since_ns(clock::monotonic()))).await,
-                None => std::future::pending().await,
-            }
-        };
+        let deadline = self.machine.poll_deadline().into_iter().chain(self.deadline).min();
         let derived = tokio::select! {
-            () = timed_out => {
+            () = wait_until(deadline) => {
                 let reason = "time limit expired during key derivation";
                 return Err(Reason(EndCause::Inactivity, reason.into()));
             }
