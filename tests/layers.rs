@@ -268,8 +268,8 @@ fn machines_build_no_messages() {
     let mut wrong = Vec::new();
     for (module, path, code) in modules() {
         let is_machine = ["stats", "twamp", "wire"].contains(&module.as_str());
-        let is_connection = path.to_string_lossy().contains("twamp/connection/");
-        if is_machine && !is_connection && imports(&code).iter().any(|name| name == "proto") {
+        let is_test = path.to_string_lossy().contains("/tests/");
+        if is_machine && !is_test && imports(&code).iter().any(|name| name == "proto") {
             wrong.push(path.display().to_string());
         }
     }
@@ -287,8 +287,7 @@ const MAXIMUM_FILE_LINES: usize = 450;
 const MAXIMUM_FUNCTION_LINES: usize = 80;
 
 /// Files that are in a circle, or too long, and still to be mended.
-const CIRCULAR: [&str; 6] =
-    ["api/listen.rs", "api/tls.rs", "ctl/", "session/client/", "session/server/", "store/"];
+const CIRCULAR: [&str; 4] = ["api/listen.rs", "api/tls.rs", "ctl/", "store/"];
 const TOO_LONG: [&str; 2] = ["ctl/commands.rs", "store/results.rs"];
 const LONG_FUNCTIONS: [&str; 5] = [
     "ctl/commands.rs: run",

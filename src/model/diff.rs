@@ -26,6 +26,36 @@ pub enum SessionControl {
     Completed,
 }
 
+/// Effect of a changed configuration on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionEffect {
+    /// No message to the server, and no test is interrupted.
+    Live,
+    /// Sessions that change are stopped and started; the others go on.
+    SessionRestart,
+    /// All sessions are stopped and requested again over the same control connection.
+    Renegotiate,
+    /// The control connection is closed and opened again.
+    Reconnect,
+    /// A connection that did not run starts.
+    Start,
+    /// A connection that ran stops.
+    Stop,
+}
+
+impl From<ConnectionEffect> for ChangeEffect {
+    fn from(effect: ConnectionEffect) -> Self {
+        match effect {
+            ConnectionEffect::Live => Self::Live,
+            ConnectionEffect::SessionRestart => Self::SessionRestart,
+            ConnectionEffect::Renegotiate => Self::Renegotiate,
+            ConnectionEffect::Reconnect => Self::Reconnect,
+            ConnectionEffect::Start => Self::Start,
+            ConnectionEffect::Stop => Self::Stop,
+        }
+    }
+}
+
 type Connections = BTreeMap<String, Arc<ControlConnection>>;
 
 /// Lists the differences from `old` to `new`: connections by name, then server, export and storage.
@@ -64,7 +94,8 @@ fn connection_changes(
             Some(before) => {
                 let effect = connection_effect(before, connection, session_control(name));
                 let sessions = stopped_sessions(before, connection, effect);
-                changes.push(Change { sessions, ..change(path, ChangeKind::Changed, effect) });
+                changes
+                    .push(Change { sessions, ..change(path, ChangeKind::Changed, effect.into()) });
             }
         }
     }
@@ -78,21 +109,16 @@ fn connection_changes(
 fn stopped_sessions(
     old: &ControlConnection,
     new: &ControlConnection,
-    effect: ChangeEffect,
+    effect: ConnectionEffect,
 ) -> Vec<String> {
     match effect {
-        ChangeEffect::SessionRestart => touched_sessions(old, new),
-        ChangeEffect::Renegotiate | ChangeEffect::Reconnect => {
+        ConnectionEffect::SessionRestart => touched_sessions(old, new),
+        ConnectionEffect::Renegotiate | ConnectionEffect::Reconnect => {
             let all = old.sessions.iter().chain(&new.sessions);
             let names: BTreeSet<_> = all.map(|session| session.name.clone()).collect();
             names.into_iter().collect()
         }
-        ChangeEffect::Unspecified
-        | ChangeEffect::Live
-        | ChangeEffect::Start
-        | ChangeEffect::Stop
-        | ChangeEffect::Listen
-        | ChangeEffect::CloseConnections => Vec::new(),
+        ConnectionEffect::Live | ConnectionEffect::Start | ConnectionEffect::Stop => Vec::new(),
     }
 }
 
@@ -127,35 +153,38 @@ pub fn connection_effect(
     old: &ControlConnection,
     new: &ControlConnection,
     session_control: SessionControl,
-) -> ChangeEffect {
+) -> ConnectionEffect {
     match (old.inactive, new.inactive) {
-        (true, true) => return ChangeEffect::Live,
-        (true, false) if new.manual_start => return ChangeEffect::Live,
-        (true, false) => return ChangeEffect::Start,
-        (false, true) => return ChangeEffect::Stop,
+        (true, true) => return ConnectionEffect::Live,
+        (true, false) if new.manual_start => return ConnectionEffect::Live,
+        (true, false) => return ConnectionEffect::Start,
+        (false, true) => return ConnectionEffect::Stop,
         (false, false) => {}
     }
     match session_control {
-        SessionControl::Stopped | SessionControl::Completed if new.manual_start => {
-            return ChangeEffect::Live;
-        }
-        SessionControl::Completed if old.test_count == new.test_count => return ChangeEffect::Live,
-        SessionControl::Stopped | SessionControl::Completed => return ChangeEffect::Start,
+        SessionControl::Stopped if new.manual_start => return ConnectionEffect::Live,
+        SessionControl::Completed if has_completed(old, new) => return ConnectionEffect::Live,
+        SessionControl::Stopped | SessionControl::Completed => return ConnectionEffect::Start,
         SessionControl::Down | SessionControl::AllOrNothing | SessionControl::Individual => {}
     }
     if old.needs_reconnect(new) {
-        ChangeEffect::Reconnect
+        ConnectionEffect::Reconnect
     } else if touched_sessions(old, new).is_empty() {
-        ChangeEffect::Live
+        ConnectionEffect::Live
     } else {
         match session_control {
-            SessionControl::AllOrNothing => ChangeEffect::Renegotiate,
+            SessionControl::AllOrNothing => ConnectionEffect::Renegotiate,
             SessionControl::Down
             | SessionControl::Individual
             | SessionControl::Stopped
-            | SessionControl::Completed => ChangeEffect::SessionRestart,
+            | SessionControl::Completed => ConnectionEffect::SessionRestart,
         }
     }
+}
+
+/// Returns whether a connection that has completed with `old` has no test left with `new`.
+pub fn has_completed(old: &ControlConnection, new: &ControlConnection) -> bool {
+    new.manual_start || new.test_count != 0 && new.test_count == old.test_count
 }
 
 /// Returns whether `new` may refuse open control connections: by their address, key or age.

@@ -24,7 +24,9 @@ pub use config::{
     AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, ResultKeeping,
     Schedule, StorageConfig, TestSession,
 };
-pub use diff::{SessionControl, changes, connection_effect, touched_sessions};
+pub use diff::{
+    ConnectionEffect, SessionControl, changes, connection_effect, has_completed, touched_sessions,
+};
 pub use dscp::Dscp;
 pub use export::{ExportConfig, ExportTarget, Exporter};
 pub use keepalive::Keepalive;

@@ -6,8 +6,7 @@ use super::{
     state::{State, Step},
 };
 use crate::{
-    model::{SessionControl, connection_effect, touched_sessions},
-    proto::ChangeEffect,
+    model::{ConnectionEffect, SessionControl, connection_effect, has_completed, touched_sessions},
     time::Now,
 };
 
@@ -36,8 +35,8 @@ impl Connection {
         let is_optional = change.is_optional();
         let effect =
             connection_effect(&self.desired.config, &pending.config, SessionControl::Individual);
-        let ends =
-            pending.stopped || matches!(effect, ChangeEffect::Stop | ChangeEffect::Reconnect);
+        let ends = pending.stopped
+            || matches!(effect, ConnectionEffect::Stop | ConnectionEffect::Reconnect);
         if !is_optional && !ends {
             return;
         }
@@ -77,16 +76,13 @@ impl Connection {
         }
         let control = self.status.session_control;
         match connection_effect(&self.config, &self.desired.config, control) {
-            ChangeEffect::Live => {}
-            ChangeEffect::SessionRestart | ChangeEffect::Renegotiate => {
+            ConnectionEffect::Live => {}
+            ConnectionEffect::SessionRestart | ConnectionEffect::Renegotiate => {
                 return Transition::Sessions;
             }
-            ChangeEffect::Unspecified
-            | ChangeEffect::Reconnect
-            | ChangeEffect::Start
-            | ChangeEffect::Stop
-            | ChangeEffect::Listen
-            | ChangeEffect::CloseConnections => return Transition::Restart,
+            ConnectionEffect::Reconnect | ConnectionEffect::Start | ConnectionEffect::Stop => {
+                return Transition::Restart;
+            }
         }
         if self.desired.config != self.config {
             let other_options = !self.config.has_same_socket_options(&self.desired.config);
@@ -123,8 +119,7 @@ impl Connection {
         let stays = matches!(self.state, State::Completed)
             && !self.desired.stopped
             && !self.desired.config.inactive
-            && (self.desired.config.test_count == self.config.test_count
-                || self.desired.config.manual_start);
+            && has_completed(&self.config, &self.desired.config);
         if stays {
             self.applied = self.desired.revision;
             self.follow_desired();
