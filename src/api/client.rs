@@ -6,7 +6,10 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::{sync::watch, time::sleep};
 use tonic::{Request, Response, Status};
 
-use super::{Context, error, page::PageRequest, services::client_service_server::ClientService};
+use super::{
+    Context, connection::author, error, page::PageRequest,
+    services::client_service_server::ClientService,
+};
 use crate::{
     model::{Violation, parse_connection},
     proto::{
@@ -83,7 +86,7 @@ impl ClientService for Context {
     ) -> Result<Response<StartConnectionsResponse>, Status> {
         let StartConnectionsRequest { names, all } = request.into_inner();
         error::check_chosen("names", !names.is_empty(), all)?;
-        let started = self.control.clients().start(&names);
+        let started = self.control.clients().start(&names).await;
         let names = started.map_err(|error| error::by_hand(&error))?;
         Ok(Response::new(StartConnectionsResponse { names }))
     }
@@ -92,9 +95,10 @@ impl ClientService for Context {
         &self,
         request: Request<StopConnectionsRequest>,
     ) -> Result<Response<StopConnectionsResponse>, Status> {
+        let author = author(request.extensions());
         let StopConnectionsRequest { names, all } = request.into_inner();
         error::check_chosen("names", !names.is_empty(), all)?;
-        let stopped = self.control.clients().stop(&names);
+        let stopped = self.control.clients().stop(&names, &author).await;
         let names = stopped.map_err(|error| error::by_hand(&error))?;
         Ok(Response::new(StopConnectionsResponse { names }))
     }

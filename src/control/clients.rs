@@ -24,18 +24,18 @@ use crate::{
     supervise::Tasks,
 };
 
-/// Servers that may be tried by hand at the same time.
+/// Limit of servers probed at the same time.
 const MAXIMUM_PROBES: usize = 16;
-/// Limit of the time that the answer to a change waits until the connections have it.
+/// Limit of the time that the answer to a change waits for the connections to receive it.
 const HANDED_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why connections were not started or stopped. None was, then.
+/// Reason for which connections were not started or stopped; no connection was.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ByHandError {
-    /// A name that is not configured.
+    /// The name is not configured.
     #[error("no connection is named {0:?}")]
     Unknown(String),
-    /// A name that no session of the connections has.
+    /// No session of the connections has the name.
     #[error("no session of the connections asked for is named {0:?}")]
     UnknownSession(String),
     /// The connection is configured as inactive.
@@ -47,12 +47,12 @@ pub enum ByHandError {
 #[derive(Debug)]
 pub struct Clients {
     inner: Mutex<Inner>,
-    /// The latest revision that was handed to the connections.
+    /// Latest revision that was handed to the connections.
     handed: watch::Sender<u64>,
     context: ClientContext,
-    /// Servers that may be tried by hand at the same time.
+    /// Permits to probe a server.
     probes: Semaphore,
-    /// Of the connections alone.
+    /// Tasks of the connections alone, which end before others.
     tasks: Tasks,
 }
 
@@ -81,18 +81,18 @@ impl Clients {
         handle.map_or(SessionControl::Down, |handle| handle.session_control())
     }
 
-    /// Numbers of changes, for whoever waits for one.
+    /// Returns the number of the latest change, to wait for the next.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.context.changes.latest()
     }
 
-    /// Ends all connections, before the rest of the agent: one that measures to itself finds its
-    /// server there until the end. `false` where some did not end in time.
+    /// Ends all connections, before the rest of the agent: one that measures to its own agent needs
+    /// the server role until its end. Returns whether all ended in time.
     pub async fn end(&self, grace: Duration) -> bool {
         self.tasks.end(grace).await
     }
 
-    /// Tries a server once; `None` where too many are being tried.
+    /// Probes a server once; returns `None` where too many are being probed.
     pub async fn probe(&self, config: &ControlConnection) -> Option<ProbeServerResponse> {
         let _permit = self.probes.try_acquire().ok()?;
         Some(probe_server(config, &self.context.derivation).await)
@@ -105,7 +105,8 @@ impl Clients {
         connections.map(|(name, handle)| (name.clone(), handle.is_running())).collect()
     }
 
-    /// Starts what is new, changes what is different, removes what is gone.
+    /// Starts connections that are new, changes those that differ, removes those that are gone with
+    /// their persisted state.
     pub(super) fn follow(&self, config: &AgentConfig, revision: u64) {
         let mut inner = self.lock();
         let count = inner.connections.len();
@@ -119,6 +120,7 @@ impl Clients {
         if inner.connections.len() < count {
             self.context.changes.removed();
         }
+        self.context.results.retain_persisted(|name| config.connections.contains_key(name));
         for (name, wanted) in &config.connections {
             match inner.connections.get(name) {
                 Some(handle) => handle.configure(wanted.clone(), revision),
@@ -137,15 +139,15 @@ impl Clients {
         self.handed.send_replace(revision);
     }
 
-    /// Waits until a revision is handed to the connections, for not much longer than that takes: who
-    /// is told of a change finds what there is from then on.
+    /// Waits for a limited time until a revision is handed to the connections, so that the answer to a
+    /// change is followed by states that include it.
     pub(super) async fn handed(&self, revision: u64) {
         let mut handed = self.handed.subscribe();
         let _ = timeout(HANDED_LIMIT, handed.wait_for(|handed| *handed >= revision)).await;
     }
 
-    /// The revision that was handed to the connections, and the earliest that one of them has not
-    /// yet taken up.
+    /// Returns the revision that was handed to the connections, and the earliest revision that one of
+    /// them has yet to apply.
     pub(super) fn applied(&self) -> (u64, Option<u64>) {
         let inner = self.lock();
         let waiting =
@@ -153,7 +155,7 @@ impl Clients {
         (*self.handed.borrow(), waiting)
     }
 
-    /// The connections of these names, or all, sorted by name.
+    /// Returns the connections of these names, or all, sorted by name.
     pub fn list(&self, names: &[String]) -> Result<Vec<Connection>, ByHandError> {
         let directory = TcpDirectory::open().ok();
         let handles = self.named(names)?;
@@ -179,24 +181,37 @@ impl Clients {
         (changed, handles.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// One attempt at once for each of these, or of all that are active.
-    pub fn start(&self, names: &[String]) -> Result<Vec<String>, ByHandError> {
+    /// Makes one attempt at once for each of these, or of all that are active. The start of one that
+    /// was stopped or completed survives a kill once this returns.
+    pub async fn start(&self, names: &[String]) -> Result<Vec<String>, ByHandError> {
         let chosen = self.active(names)?;
-        chosen.iter().for_each(|(_, handle)| handle.start_by_hand());
+        let restarted = chosen.iter().filter(|(_, handle)| handle.start_by_hand()).count();
+        self.flush(restarted).await;
         Ok(chosen.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Stops these, or all that are active.
-    pub fn stop(&self, names: &[String]) -> Result<Vec<String>, ByHandError> {
+    /// Stops these, or all that are active, for `identity`. The stop survives a kill once this
+    /// returns.
+    pub async fn stop(&self, names: &[String], identity: &str) -> Result<Vec<String>, ByHandError> {
         let chosen = match names {
             [] => self.active(names)?,
             _ => self.named(names)?,
         };
-        chosen.iter().for_each(|(_, handle)| handle.stop_by_hand());
+        chosen.iter().for_each(|(_, handle)| handle.stop_by_hand(identity));
+        self.flush(chosen.len()).await;
         Ok(chosen.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Statistics of the tests that run now, of these connections or of all.
+    /// Waits until starts and stops are stored. They are in effect also where the store fails.
+    async fn flush(&self, changed: usize) {
+        if changed > 0
+            && let Err(error) = self.context.results.flush().await
+        {
+            tracing::warn!(%error, connections = changed, "failed to store starts and stops by hand");
+        }
+    }
+
+    /// Returns statistics of the tests that run, of these connections or of all.
     pub async fn current_tests(&self, names: &[String]) -> Vec<Statistics> {
         let chosen: Vec<_> = {
             let inner = self.lock();

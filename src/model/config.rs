@@ -6,7 +6,7 @@ use super::{
     AuthenticationMode, Dscp, ExportConfig, Extensions, Keepalive, Secret, ServerConfig,
     StampSession, Thresholds,
 };
-use crate::time::TimestampFormat;
+use crate::time::{NANOS_PER_SECOND, TimestampFormat};
 
 /// Whole configuration of an agent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -135,6 +135,12 @@ impl ControlConnection {
         self.control_type == ControlType::Managed
             || named(&self.target)
             || self.sessions.iter().any(|session| named(&session.target))
+    }
+
+    /// Returns whether a server may end sessions in the pause between two tests: its REFWAIT is a
+    /// second at least.
+    pub fn sessions_may_expire(&self) -> bool {
+        self.control_type == ControlType::Managed && self.test_interval_ns > NANOS_PER_SECOND
     }
 
     /// Returns whether a session asks for reflected padding.

@@ -12,7 +12,9 @@ import unittest
 
 import grpc
 
-from harness import Case, Client, client, connection, dial, events, free_port, server, session, tests
+from harness import (
+    Case, Client, client, connection, dial, events, free_port, seconds, server, session, tests,
+)
 
 KILLS = int(os.environ.get("TWAMP_KILLS", "200"))
 
@@ -98,6 +100,132 @@ class Killed(Case):
             self.assertEqual(set(numbers), set(range(max(1, revision - 49), revision + 1)) & set(numbers), (seed, kill, got))
             self.assertGreaterEqual(len(numbers), min(revision, 50))
         print(f"{number} pushes, {acknowledged} revisions, {rolled_back} rolled back at a start")
+
+
+class Remembered(Case):
+    """The state of a connection goes on over the end of the agent, whichever way it ends."""
+
+    def setUp(self):
+        super().setUp()
+        self.subject = self.agent()
+        self.api = self.subject.client()
+        self.port = free_port()
+        self.ends = [self.subject.kill, self.subject.stop, self.subject.kill]
+
+    def serve(self):
+        self.agent("peer").client().apply({"server": server(port=self.port)})
+
+    def measured(self, **fields):
+        sessions = [session("s1", probe_count=2, probe_interval="0.01s", loss_timeout="0.2s")]
+        return {"client": client(connection(
+            "c1", "127.0.0.1", sessions, **{"destination_port": self.port, "test_interval": "0.2s", **fields}))}
+
+    def state(self):
+        return self.api.connection("c1")["state"].removeprefix("CONNECTION_STATE_")
+
+    def restart(self, end):
+        self.api.close()
+        end()
+        self.subject.start()
+        self.api = self.subject.client()
+
+    def count(self, kind):
+        return len(events(self.api.records(), kind))
+
+    def call(self, method):
+        self.api.call("ClientService", method, {"names": ["c1"]})
+
+    def test_an_outage_is_one_pair_of_events(self):
+        self.api.apply(self.measured())
+        lost = self.wait_for(lambda: events(self.api.records(), "CONNECTION_LOST"))[0]
+        begun = seconds(lost["time"])
+        for end in self.ends:
+            before = int(self.api.connection("c1")["attempts_since_success"])
+            self.wait_for(lambda: int(self.api.connection("c1")["attempts_since_success"]) >= before + 3)
+            self.restart(end)
+            time.sleep(0.5)
+            told = self.api.connection("c1")
+            self.assertEqual(told["outages"], "1")
+            self.assertEqual(told["last_loss"]["cause"], "FAILURE_CAUSE_REFUSED")
+            self.assertLess(abs(seconds(told["last_loss"]["time"]) - begun), 0.05)
+            self.assertGreater(float(told["outage_duration"].rstrip("s")), time.time() - begun - 1)
+        attempts = int(self.api.connection("c1")["attempts_since_success"])
+        self.serve()
+        restored = self.wait_for(lambda: events(self.api.records(), "CONNECTION_RESTORED"))
+        kinds = ("LOST", "RESTORED", "ABANDONED")
+        self.assertEqual([self.count(f"CONNECTION_{kind}") for kind in kinds], [1, 1, 0])
+        self.assertEqual(restored[0]["cause"], "FAILURE_CAUSE_REFUSED")
+        self.assertLess(abs(seconds(restored[0]["start_time"]) - begun), 0.05)
+        length = seconds(restored[0]["time"]) - begun
+        self.assertLess(abs(float(restored[0]["duration"].rstrip("s")) - length), 0.2)
+        self.assertGreater(int(restored[0]["attempts"]), attempts)
+        told = self.api.connection("c1")
+        self.assertLess(abs(float(told["outage_duration"].rstrip("s")) - length), 0.2)
+        # An outage that is over is not resumed.
+        self.restart(self.subject.kill)
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.assertEqual(self.api.connection("c1")["outages"], "0")
+
+    def test_an_outage_ends_with_its_connection(self):
+        self.api.apply(self.measured())
+        self.wait_for(lambda: self.count("CONNECTION_LOST") == 1)
+        self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
+        self.wait_for(lambda: self.count("CONNECTION_ABANDONED") == 1)
+        self.api.apply(self.measured())
+        self.wait_for(lambda: self.count("CONNECTION_LOST") == 2)
+        self.assertEqual(self.api.connection("c1")["outages"], "1")
+        self.restart(self.subject.kill)
+        self.wait_for(lambda: int(self.api.connection("c1")["attempts_since_success"]) >= 3)
+        self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
+        self.wait_for(lambda: self.count("CONNECTION_ABANDONED") == 2)
+        self.restart(self.subject.kill)
+        self.assertEqual((self.count("CONNECTION_LOST"), self.count("CONNECTION_RESTORED")), (2, 0))
+
+    def test_a_completed_connection_stays_so(self):
+        self.serve()
+        self.api.apply(self.measured(test_count=2))
+        completed, done = 0, 0
+        measured = lambda: len(tests(self.api.records(), "c1", "COMPLETE"))  # noqa: E731
+        for end in self.ends:
+            # The first time after the commit, then by hand.
+            completed, done = completed + 1, done + 2
+            self.wait_for(lambda: self.count("CONNECTION_COMPLETED") == completed)
+            time.sleep(0.2)
+            self.restart(end)
+            time.sleep(1)
+            self.assertEqual((self.state(), self.count("CONNECTION_COMPLETED")), ("COMPLETED", completed))
+            self.assertEqual(measured(), done)
+            self.call("StartConnections")
+        self.wait_for(lambda: self.count("CONNECTION_COMPLETED") == completed + 1)
+        # Another number begins anew.
+        self.api.apply(self.measured(test_count=3))
+        self.wait_for(lambda: self.count("CONNECTION_COMPLETED") == completed + 2)
+        self.assertEqual(measured(), done + 2 + 3)
+
+    def test_a_manual_stop_stays_from_its_answer_on(self):
+        self.serve()
+        self.api.apply(self.measured())
+        for end in self.ends:
+            self.wait_for(lambda: self.state() == "RUNNING")
+            self.call("StopConnections")
+            self.restart(end)
+            time.sleep(0.5)
+            self.assertEqual(self.state(), "STOPPED")
+            self.call("StartConnections")
+            self.restart(end)
+            self.wait_for(lambda: self.state() == "RUNNING")
+        # A change of the connection starts it, and a removal forgets the stop.
+        self.call("StopConnections")
+        self.api.apply(self.measured(description="changed"))
+        self.wait_for(lambda: self.state() == "RUNNING")
+        time.sleep(0.2)
+        self.restart(self.subject.kill)
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.call("StopConnections")
+        self.api.apply({}, mode="APPLY_MODE_MERGE", delete=["client/c1"])
+        self.api.apply(self.measured())
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.assertEqual(self.count("CONNECTION_LOST"), 0)
 
 
 class Damaged(Case):

@@ -231,14 +231,35 @@ class Alone(Case):
         agent.stop()
         agent.start()
         api = agent.client()
-        self.wait_for(lambda: len(events(api.records(), "CONNECTION_LOST")) == 3)
+        attempts = int(api.connection("c1")["attempts_since_success"])
+        self.wait_for(lambda: int(api.connection("c1")["attempts_since_success"]) > attempts)
+        self.assertEqual(len(events(api.records(), "CONNECTION_LOST")), 2, "the outage goes on")
+        self.assertEqual(len(events(api.records(), "CONNECTION_ABANDONED")), 1)
+        api.call("ClientService", "StopConnections", {"names": ["c1"]})
+        self.wait_for(lambda: len(events(api.records(), "CONNECTION_ABANDONED")) == 2)
         records = api.records()
-        self.assertEqual(len(events(records, "CONNECTION_ABANDONED")), 2)
-        abandoned = events(records, "CONNECTION_ABANDONED")[0]
-        self.assertEqual(abandoned["cause"], "FAILURE_CAUSE_REFUSED")
-        lost = events(records, "CONNECTION_LOST")[0]
-        length = seconds(abandoned["time"]) - seconds(lost["time"])
-        self.assertLess(abs(float(abandoned["duration"].rstrip("s")) - length), 0.2)
+        for lost, abandoned in zip(events(records, "CONNECTION_LOST"), events(records, "CONNECTION_ABANDONED"), strict=True):
+            self.assertEqual(abandoned["cause"], "FAILURE_CAUSE_REFUSED")
+            length = seconds(abandoned["time"]) - seconds(lost["time"])
+            self.assertLess(abs(float(abandoned["duration"].rstrip("s")) - length), 0.2)
+            self.assertLess(abs(seconds(abandoned["start_time"]) - seconds(lost["time"])), 0.05)
+
+    def test_sessions_that_expire_in_pauses_are_negotiated_before_each_test(self):
+        port = free_port()
+        self.agent("peer").client().apply({"server": server(port=port, refwait="2s")})
+        api = self.agent().client()
+        sessions = [session("s1", probe_interval="0.02s", loss_timeout="0.3s")]
+        api.apply({"client": client(connection("c1", "127.0.0.1", sessions, destination_port=port, test_interval="4s"))})
+        found = self.wait_for(lambda: (t := tests(api.records(), "c1")) and len(t) >= 5 and t, 40)
+        self.assertEqual([int(t["test_number"]) for t in found], list(range(1, len(found) + 1)))
+        expired = [t for t in found if t["outcome"] == "TEST_OUTCOME_INTERRUPTED"]
+        self.assertEqual([t["cause"] for t in expired], ["FAILURE_CAUSE_SESSION_EXPIRED"])
+        self.assertEqual((expired[0]["test_number"], expired[0]["figures"]["probes_received"]), ("2", "0"))
+        complete = [t for t in found if t["outcome"] == "TEST_OUTCOME_COMPLETE"]
+        self.assertEqual(len(complete), len(found) - 1)
+        self.assertEqual({t["figures"]["probes_received"] for t in complete}, {"5"})
+        self.assertEqual(api.connection("c1")["renegotiations"], "1")
+        self.assertEqual(events(api.records(), "CONNECTION_LOST"), [])
 
     def test_a_damaged_configuration_is_told(self):
         agent = self.agent()

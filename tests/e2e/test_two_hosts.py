@@ -280,9 +280,12 @@ class MainJob(harness.TwoHosts):
 
     def test_a_break_with_test_count_is_final(self):
         a, _ = self.configure(
-            test_interval="0.2s", test_count=1000, sessions=[session("s1", probe_count=50)]
+            test_interval="0.2s", test_count=1000, sessions=[session("s1", probe_count=500)]
         )
-        self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+        # The break is within a test: a connection is RUNNING before its first test.
+        current = {"scopes": ["STATISTICS_SCOPE_CURRENT_TEST"]}
+        self.wait_for(lambda: [s for s in a.call("ResultsService", "GetStatistics", current)["statistics"]
+                               if int(s["figures"]["probes_sent"]) > 0])
         self.agent_b.kill()
         self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_COMPLETED")
         self.wait_for(lambda: tests(a.records(), "c1", "INTERRUPTED"))

@@ -11,25 +11,26 @@ use std::{
 use futures_util::future::OptionFuture;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Tools, connect, events, host,
+    Tools,
+    command::Command,
+    connect, events, host,
     negotiate::{self, Established},
     open::{self, OpenSession, Opened},
-    sender::Command,
+    persistence::Persistence,
     sessions::SessionHandles,
 };
 use crate::{
     model::ControlType,
     net::{clock, random, tcp::TcpStream},
+    session::wait_until,
     supervise::Heartbeat,
-    time::Monotonic,
     twamp::connection::{
-        Action, Connection, Declined, Desired, Failure, Input, Operation, Remembered,
-        SessionCommand, Started,
+        Action, Connection, Declined, Desired, Failure, Input, Operation, SessionCommand, Started,
     },
 };
 
@@ -83,6 +84,7 @@ pub(super) async fn run(
     let mut check = interval(heartbeat.interval());
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_ending = false;
+    let end = |persistence: &Persistence| Input::End { is_resumed: !persistence.is_removed() };
     loop {
         driver.carry_out().await;
         if driver.is_finished {
@@ -93,13 +95,13 @@ pub(super) async fn run(
         let input = tokio::select! {
             () = token.cancelled(), if !is_ending => {
                 is_ending = true;
-                Some(Input::End { keeps_outage: false })
+                Some(end(&driver.tools.persistence))
             }
             changed = desired.changed(), if !is_ending => match changed {
                 Ok(()) => Some(Input::Desired(desired.borrow_and_update().clone())),
                 Err(_) => {
                     is_ending = true;
-                    Some(Input::End { keeps_outage: false })
+                    Some(end(&driver.tools.persistence))
                 }
             },
             Some(outcome) = OptionFuture::from(driver.operation.as_mut()) => {
@@ -122,7 +124,7 @@ pub(super) async fn run(
             }
             () = progress.changed() => None,
             () = driver.sessions.next_end() => None,
-            () = sleep(until(deadline)), if deadline.is_some() => Some(Input::Timer),
+            () = wait_until(deadline) => Some(Input::Timer),
             _ = check.tick() => {
                 driver.sessions.check();
                 None
@@ -140,10 +142,10 @@ pub(super) async fn run(
 
 impl Driver {
     fn new(desired: Desired, tools: Tools) -> Self {
-        let status = tools.status.connection();
-        let (remembered, seed) = (Remembered::default(), random::number());
+        let (status, now) = (tools.status.connection(), clock::now());
+        let remembered = tools.persistence.remembered(now);
         Self {
-            machine: Connection::start(desired, status, remembered, seed, clock::now()),
+            machine: Connection::start(desired, status, remembered, random::number(), now),
             tools,
             sessions: SessionHandles::default(),
             stream: None,
@@ -212,7 +214,9 @@ impl Driver {
                 let config = self.machine.config();
                 events::record(&self.tools.results, config, &event, clock::now().unix);
             }
-            Action::Persist(_) => {}
+            Action::Persist(remembered) => {
+                self.tools.persistence.remember(&remembered, clock::unix());
+            }
             Action::Finish => self.is_finished = true,
         }
     }
@@ -372,9 +376,4 @@ fn command_for(command: SessionCommand) -> Command {
         SessionCommand::Rest => Command::Rest,
         SessionCommand::Restart => Command::Restart,
     }
-}
-
-/// Returns the time from now to `due`.
-fn until(due: Option<Monotonic>) -> Duration {
-    due.map_or(Duration::MAX, |due| Duration::from_nanos(due.since_ns(clock::monotonic())))
 }

@@ -3,6 +3,7 @@
 //! reconnects. The desired state of a connection is a value on a watch, so a driver that is started
 //! again finds it there.
 
+mod command;
 mod connect;
 mod driver;
 mod events;
@@ -11,6 +12,7 @@ mod host;
 mod negotiate;
 mod open;
 mod pacing;
+mod persistence;
 mod probe;
 mod progress;
 mod sender;
@@ -31,8 +33,9 @@ use crate::{
     supervise::{RestartPolicy, Tasks, keep_alive},
     twamp::connection::{ConnectionEvent, Desired, Failure},
 };
+use command::Command;
 use pacing::Pacing;
-use sender::Command;
+use persistence::Persistence;
 use status::Status;
 
 pub use status::Changes;
@@ -43,6 +46,7 @@ pub use probe::probe_server;
 #[derive(Clone, Debug)]
 struct Tools {
     status: Arc<Status>,
+    persistence: Arc<Persistence>,
     results: Arc<Results>,
     derivation: Arc<Derivation>,
     network: watch::Receiver<NetworkChanges>,
@@ -84,6 +88,7 @@ pub struct ClientContext {
 pub struct ConnectionHandle {
     desired: watch::Sender<Desired>,
     status: Arc<Status>,
+    persistence: Arc<Persistence>,
     token: CancellationToken,
 }
 
@@ -96,18 +101,24 @@ impl ConnectionHandle {
         tasks: &Tasks,
     ) -> Self {
         let status = Arc::new(Status::new(&config, context.changes.clone(), clock::now()));
-        let stopped = config.manual_start;
+        let persistence = Arc::new(Persistence::new(&config.name, context.results.clone()));
+        let persisted = persistence.read();
+        let completed = persisted.completed.map(|completed| completed.test_count);
+        // A connection that is started by hand stays completed over a restart.
+        let waits_for_start = config.manual_start && completed != Some(config.test_count);
+        let stopped = persisted.stopped.is_some() || waits_for_start;
         let (desired, receiver) = watch::channel(Desired { config, stopped, starts: 0, revision });
         let token = tasks.token().child_token();
         let tools = Tools {
             status: status.clone(),
+            persistence: persistence.clone(),
             results: context.results.clone(),
             derivation: context.derivation.clone(),
             network: context.network.clone(),
             senders: context.senders.clone(),
         };
         tasks.spawn("connection", supervise(receiver, tools, token.clone()));
-        Self { desired, status, token }
+        Self { desired, status, persistence, token }
     }
 
     /// Sets the desired configuration.
@@ -119,6 +130,9 @@ impl ConnectionHandle {
             let activated = desired.config.inactive && !config.inactive;
             // A change starts what was stopped by hand, except what starts only by hand.
             desired.stopped = config.manual_start && (desired.stopped || activated);
+            if !desired.stopped {
+                self.persistence.end_stop();
+            }
             desired.config = config;
             desired.revision = revision;
             true
@@ -132,21 +146,31 @@ impl ConnectionHandle {
         self.desired.borrow().config.clone()
     }
 
-    /// Makes one attempt at once; starts a connection that was stopped or has completed.
-    pub fn start_by_hand(&self) {
+    /// Makes one attempt at once; starts a connection that was stopped or has completed. Returns
+    /// whether that changed the persisted state.
+    pub fn start_by_hand(&self) -> bool {
+        let mut is_changed = false;
         self.desired.send_modify(|desired| {
+            is_changed = self.persistence.start();
             desired.stopped = false;
             desired.starts += 1;
         });
+        is_changed
     }
 
-    /// Stops until it is started by hand or changed.
-    pub fn stop_by_hand(&self) {
-        self.desired.send_modify(|desired| desired.stopped = true);
+    /// Stops until it is started by hand or changed, also over restarts of the agent once the results
+    /// are flushed. `identity` is the caller.
+    pub fn stop_by_hand(&self, identity: &str) {
+        self.desired.send_modify(|desired| {
+            self.persistence.stop(identity);
+            desired.stopped = true;
+        });
     }
 
-    /// Ends the driver and the sessions.
+    /// Ends the driver and the sessions of a connection that is no longer configured; from now on it
+    /// persists nothing.
     pub fn remove(&self) {
+        self.persistence.remove();
         self.token.cancel();
     }
 
@@ -206,11 +230,17 @@ async fn supervise(mut desired: watch::Receiver<Desired>, tools: Tools, token: C
         // The drivers saw changes by receivers of their own.
         desired.mark_unchanged();
         tokio::select! {
-            () = token.cancelled() => return,
+            () = token.cancelled() => break,
             changed = desired.changed() => if changed.is_err() {
-                return;
+                break;
             }
         }
+    }
+    let now = clock::now();
+    if tools.persistence.is_removed()
+        && let Some(event) = tools.status.abandon_outage(now)
+    {
+        events::record(&tools.results, &desired.borrow().config, &event, now.unix);
     }
 }
 
@@ -219,7 +249,8 @@ fn task_failed(config: &ControlConnection, tools: &Tools, text: &str, last: bool
     let failure = Failure::new(FailureCause::Panic, format!("the task failed: {text}"));
     tracing::error!(connection = config.name, error = text, last, "connection task failed");
     let now = clock::now();
-    if tools.status.task_failed(failure.clone(), last, now) {
+    if let Some(outage) = tools.status.task_failed(failure.clone(), last, now) {
         events::record(&tools.results, config, &ConnectionEvent::Lost(failure), now.unix);
+        tools.persistence.set_outage(&outage);
     }
 }

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::AsyncWriteExt,
-    time::{sleep, timeout},
-};
+use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::open::{self, OpenSession, Opened};
 use crate::{
@@ -20,7 +17,7 @@ use crate::{
         tcp::{self, TcpStream},
     },
     proto::FailureCause,
-    session::{Derivation, modes},
+    session::{Derivation, modes, wait_until},
     time::TimestampFormat,
     twamp::{
         connection::{AttemptContext, Declined, Failure, Suspect},
@@ -300,20 +297,12 @@ impl Established {
     /// Waits for a message or a deadline and passes it to the machine.
     async fn read(&mut self) -> Result<(), Failure> {
         let deadline = self.machine.poll_deadline();
-        let overdue = async {
-            match deadline {
-                Some(at) => {
-                    sleep(Duration::from_nanos(at.since_ns(clock::monotonic()))).await;
-                }
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             ready = self.stream.readable() => {
                 ready.map_err(|error| Failure::broken(&error))?;
                 self.receive()
             }
-            () = overdue => {
+            () = wait_until(deadline) => {
                 self.machine.handle_timeout(clock::monotonic());
                 Ok(())
             }

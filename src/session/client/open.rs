@@ -11,10 +11,7 @@ use std::{
 use futures_util::{StreamExt, future::OptionFuture, stream::FuturesUnordered};
 use tokio::time::sleep;
 
-use super::{
-    connect::{reachable, resolved},
-    sender::MAX_GRACE_NS,
-};
+use super::connect::{reachable, resolved};
 use crate::{
     model::{ControlConnection, StampSession, TestSession},
     net::{TestSocket, TransmitStamps, UdpOptions, clock, random},
@@ -27,6 +24,8 @@ use crate::{
     wire::codes::Sid,
 };
 
+/// Limit of the time that a test which is stopped waits for replies to the probes in flight.
+pub(super) const MAX_GRACE_NS: u64 = 2_000_000_000;
 /// Limit of the wait for a port that another session of this agent gives up, and interval of tries.
 const PORT_LIMIT_NS: u64 = MAX_GRACE_NS + 500_000_000;
 const PORT_RETRY: Duration = Duration::from_millis(50);

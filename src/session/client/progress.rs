@@ -19,6 +19,15 @@ struct Entry {
     ended: u64,
 }
 
+/// Conclusions from the end of a test.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TestEnd {
+    /// Every session has ended a test.
+    pub(super) completes_iteration: bool,
+    /// See [`SessionProgress::may_have_expired`].
+    pub(super) may_have_expired: bool,
+}
+
 /// Progress of all sessions of a connection, by name.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
@@ -36,25 +45,27 @@ impl Progress {
         }
     }
 
-    /// Records the end of a test; returns whether that completes an iteration: every session has ended
-    /// a test. For `answered` and `refused` see [`SessionProgress::test_ended`].
+    /// Records the end of a test. For `answered`, `probes` and `refused` see
+    /// [`SessionProgress::test_ended`].
     pub(super) fn test_ended(
         &self,
         name: &str,
         answered: Option<bool>,
+        probes: u64,
         refused: Option<Failure>,
         now: Monotonic,
-    ) -> bool {
+    ) -> TestEnd {
         let mut sessions = lock(&self.sessions);
-        let Some(session) = sessions.get_mut(name) else { return false };
+        let Some(session) = sessions.get_mut(name) else { return TestEnd::default() };
         session.ended += 1;
         session.has_changed = true;
-        session.progress.test_ended(answered, refused, now);
-        let is_complete = sessions.values().all(|session| session.ended > 0);
-        if is_complete {
+        session.progress.test_ended(answered, probes, refused, now);
+        let may_have_expired = session.progress.may_have_expired();
+        let completes_iteration = sessions.values().all(|session| session.ended > 0);
+        if completes_iteration {
             sessions.values_mut().for_each(|session| session.ended -= 1);
         }
-        is_complete
+        TestEnd { completes_iteration, may_have_expired }
     }
 
     /// Changes the progress of a session and notifies the driver.
@@ -107,7 +118,8 @@ mod tests {
     fn iteration_is_one_test_of_every_session() {
         let progress = Progress::default();
         progress.follow(&["a", "b"]);
-        let ended = |name| progress.test_ended(name, None, None, Monotonic(0));
+        let ended =
+            |name| progress.test_ended(name, None, 0, None, Monotonic(0)).completes_iteration;
         assert_eq!([ended("a"), ended("a"), ended("b"), ended("b")], [false, false, true, true]);
         progress.follow(&["b"]);
         assert!(ended("b"));

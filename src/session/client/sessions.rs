@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 
 use super::{
     Tools,
+    command::{COMMANDS, Command},
     open::OpenSession,
     progress::Progress,
-    sender::{self, Command, Session},
+    sender::{self, Session},
 };
 use crate::{
     model::ControlConnection,
@@ -74,7 +75,7 @@ impl SessionHandles {
         };
         let session = Session::new(config, index, session_tools);
         let name = config.sessions[index].name.clone();
-        match tools.senders.plane.spawn(|_| session, None, sender::COMMANDS) {
+        match tools.senders.plane.spawn(|_| session, None, COMMANDS) {
             Ok((handle, ended)) => {
                 self.ends.push(ended);
                 SessionHandle { name, handle }

@@ -9,14 +9,16 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::sender::Command;
+use super::command::Command;
 use crate::{
     model::{ControlConnection, ControlType, SessionControl},
     net::TcpDirectory,
     proto::{self, ConnectionFailure, ConnectionState, Session},
     session::{lock, plane::Handle},
     time::{Now, UnixTime, duration_to_proto},
-    twamp::connection::{ConnectionStatus, Failure, FailureReport, Phase, SessionStatus},
+    twamp::connection::{
+        ConnectionEvent, ConnectionStatus, Failure, FailureReport, Outage, Phase, SessionStatus,
+    },
 };
 
 /// Numbers of the changes of all connections: with the number of one change, all later ones are found.
@@ -99,11 +101,16 @@ impl Status {
         self.lock().connection.clone()
     }
 
-    /// Records that the task failed; returns whether that begins an outage.
-    pub(super) fn task_failed(&self, failure: Failure, last: bool, now: Now) -> bool {
-        let begins = self.lock().connection.task_failed(failure, last, now);
+    /// Records that the task failed; returns the outage that begins with it.
+    pub(super) fn task_failed(&self, failure: Failure, last: bool, now: Now) -> Option<Outage> {
+        let begun = self.lock().connection.task_failed(failure, last, now).cloned();
         self.mark_changed();
-        begins
+        begun
+    }
+
+    /// Ends the outage of a connection that is removed while no driver runs; returns the event.
+    pub(super) fn abandon_outage(&self, now: Now) -> Option<ConnectionEvent> {
+        self.lock().connection.abandon_outage(now)
     }
 
     /// Sets the handles of the sessions, for questions about the tests that run.

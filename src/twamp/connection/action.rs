@@ -9,8 +9,7 @@ use super::{
     sessions::{Declined, StartedSession},
 };
 use crate::{
-    model::{ControlConnection, Extensions},
-    proto::FailureCause,
+    model::{ControlConnection, Extensions, FailureCause},
     time::Monotonic,
     wire::codes::Sid,
 };
@@ -51,10 +50,10 @@ pub(crate) enum Input {
     NameMoved,
     /// The time of [`super::Connection::next_deadline`] has come.
     Timer,
-    /// The connection is removed, or the agent ends; `keeps_outage` where a later process resumes it.
+    /// The connection is removed, or the agent ends.
     End {
-        /// The outage that is going on stays open.
-        keeps_outage: bool,
+        /// A later process resumes the connection: an outage that is going on stays open.
+        is_resumed: bool,
     },
 }
 
@@ -182,10 +181,7 @@ pub(crate) enum Action {
     /// Asks whether any reflector can be reached from this host; the failure explains the question.
     VerifyUnreachable(Failure),
     Event(ConnectionEvent),
-    /// Stores the state that outlives the process.
-    Persist(
-        #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not store it yet"))]
-        Remembered,
-    ),
+    /// Persists the state that outlives the process.
+    Persist(Remembered),
     Finish,
 }

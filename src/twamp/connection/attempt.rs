@@ -11,8 +11,7 @@ use super::{
     status::FailureReport,
 };
 use crate::{
-    model::{Endpoint, SessionControl},
-    proto::FailureCause,
+    model::{Endpoint, FailureCause, SessionControl},
     time::{Monotonic, Now, UnixTime},
 };
 
@@ -23,6 +22,8 @@ impl Connection {
             return self.complete(now);
         }
         self.network_seen = self.network;
+        // A change has the effect that it has on a connection that is down, whatever it was before.
+        self.status.session_control = SessionControl::Down;
         self.requests.begin_attempt(now.monotonic);
         let first = self.sessions.requested_first(&self.config);
         let (names, left_out) = self.requests.split(first, 0);

@@ -1,6 +1,6 @@
 //! Reasons for which a control connection was lost or could not be established.
 
-use crate::{proto::FailureCause, twamp::control_client::ClientError, wire::codes::Accept};
+use crate::{model::FailureCause, twamp::control_client::ClientError, wire::codes::Accept};
 
 /// Loss of a connection or failure of an attempt, with its cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +79,8 @@ impl Failure {
             | FailureCause::Rejected
             | FailureCause::Limit
             | FailureCause::Panic
-            | FailureCause::LocalError => Suspect::None,
+            | FailureCause::LocalError
+            | FailureCause::SessionExpired => Suspect::None,
         };
         Self { suspect, ..self }
     }

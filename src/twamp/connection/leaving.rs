@@ -87,13 +87,10 @@ impl Connection {
     /// Begins with what is remembered from before the start.
     pub(super) fn resume(&mut self, now: Now) {
         let Remembered { outage, completed } = self.remembered.clone();
-        if let Some(outage) = outage
-            && self.status.outage.is_none()
-        {
-            self.status.outages += 1;
-            self.status.outage = Some(outage);
+        if let Some(outage) = outage {
+            self.status.resume_outage(outage);
         }
-        let is_completed = completed == Some(self.config.test_count) && self.config.test_count != 0;
+        let is_completed = completed == Some(self.config.test_count);
         if is_completed && !self.desired.stopped && !self.config.inactive {
             self.follow_desired();
             return self.rest(State::Completed, Phase::Completed, now);
@@ -187,23 +184,22 @@ impl Connection {
 
     /// Ends the outage that nobody waits for any more.
     fn abandon_outage(&mut self, now: Now) {
-        if let Some((outage, length_ns)) = self.status.end_outage(now) {
-            let abandoned = ConnectionEvent::Abandoned { outage, length_ns };
-            self.actions.push_back(Action::Event(abandoned));
-        }
+        let abandoned = self.status.abandon_outage(now);
+        self.actions.extend(abandoned.map(Action::Event));
         self.status_changed = true;
     }
 
     /// Ends the connection, for its removal or with the agent.
-    pub(super) fn end(&mut self, keeps_outage: bool, now: Now) {
-        if matches!(self.state, State::Ended)
-            || matches!(&self.state, State::Leaving(Leaving { then: Then::End, .. }))
-        {
+    pub(super) fn end(&mut self, is_resumed: bool, now: Now) {
+        if self.is_ending() {
             return;
         }
-        if keeps_outage {
-            let outage = self.status.outage.clone();
-            let remembered = Remembered { outage, ..self.remembered.clone() };
+        let completes = matches!(self.state, State::Leaving(Leaving { then: Then::Complete, .. }));
+        if completes {
+            self.actions.push_back(Action::Event(ConnectionEvent::Completed));
+        }
+        if is_resumed {
+            let remembered = self.to_remember(completes || self.is_completed());
             self.actions.push_back(Action::Persist(remembered));
         } else {
             self.abandon_outage(now);

@@ -30,7 +30,7 @@ use progress::{PauseProbe, SilenceDetector};
 use request_limit::RequestLimit;
 use retry::RetrySchedule;
 use sessions::Sessions;
-use state::{Change, State, Step};
+use state::{Change, Leaving, State, Step, Then};
 
 pub(crate) use action::{
     Action, AttemptContext, Desired, Grace, Input, Operation, SessionCommand, Started,
@@ -148,14 +148,19 @@ impl Connection {
             Input::Lost(failure) => self.control_lost(failure, now),
             Input::NameMoved => self.name_moved(now),
             Input::Timer => self.timer(now),
-            Input::End { keeps_outage } => self.end(keeps_outage, now),
+            Input::End { is_resumed } => self.end(is_resumed, now),
         }
         self.finish_step(now);
     }
 
     /// Returns the next action.
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // An action is large: room for them is not kept while nothing happens.
+            self.actions = VecDeque::new();
+        }
+        action
     }
 
     /// Returns the status if it changed since the last call.
@@ -217,23 +222,35 @@ impl Connection {
         self.status.session_control == SessionControl::AllOrNothing
     }
 
-    /// Considers a desired state that waits, and stores what has to outlive the process.
+    /// Considers a desired state that waits, and persists what has to outlive the process.
     fn finish_step(&mut self, now: Now) {
         while self.takes_changes()
             && let Some(desired) = self.pending.take()
         {
             self.change(desired, now);
         }
-        let remembered = Remembered {
-            outage: self.status.outage.clone(),
-            completed: matches!(self.state, State::Completed).then_some(self.config.test_count),
-        };
-        if !matches!(self.state, State::Leaving(_) | State::Ended)
-            && !self.remembered.is_same(&remembered)
-        {
+        let remembered = self.to_remember(self.is_completed());
+        if !self.is_ending() && !self.remembered.is_same(&remembered) {
             self.actions.push_back(Action::Persist(remembered.clone()));
             self.remembered = remembered;
         }
+    }
+
+    fn to_remember(&self, is_completed: bool) -> Remembered {
+        let completed = is_completed.then_some(self.config.test_count);
+        Remembered { outage: self.status.outage.clone(), completed }
+    }
+
+    /// Returns whether no test follows, whatever still has to be closed.
+    fn is_completed(&self) -> bool {
+        matches!(
+            self.state,
+            State::Completed | State::Leaving(Leaving { then: Then::CompleteByLoss, .. })
+        )
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.state, State::Ended | State::Leaving(Leaving { then: Then::End, .. }))
     }
 
     fn takes_changes(&self) -> bool {

@@ -24,7 +24,6 @@ impl Outage {
     }
 
     /// Continues an outage that began before this process was started.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not store outages yet"))]
     pub(crate) fn resume(failure: Failure, began: UnixTime, attempts: u64, now: Now) -> Self {
         let earlier_ns = u64::try_from(now.unix.since_ns(began)).unwrap_or(0);
         Self { failure, began, attempts, since: now, earlier_ns }
@@ -63,9 +62,13 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// Returns whether both have to be stored alike; a further failed attempt is not worth a write.
+    /// Returns whether both are the same except for a number of failed attempts that has not doubled:
+    /// not each attempt is worth a write.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let began = |remembered: &Self| remembered.outage.as_ref().map(|outage| outage.began);
-        began(self) == began(other) && self.completed == other.completed
+        let outage = |remembered: &Self| {
+            let outage = remembered.outage.as_ref()?;
+            Some((outage.began, outage.attempts.checked_ilog2()))
+        };
+        outage(self) == outage(other) && self.completed == other.completed
     }
 }

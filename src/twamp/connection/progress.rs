@@ -9,6 +9,8 @@ const FIRST_SILENCE_NS: u64 = 30 * NANOS_PER_SECOND;
 const MAX_SILENCE_NS: u64 = 900 * NANOS_PER_SECOND;
 /// Fewer tests without a reply are no silence.
 const SILENT_TESTS: u32 = 3;
+/// Number of probes lost after pauses, each time cured by a new negotiation, that is no chance.
+const EXPIRY_PROBES: u64 = 5;
 
 /// Stage of a test session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub(crate) enum SessionStage {
 pub(crate) struct SessionProgress {
     pub(crate) stage: SessionStage,
     /// Reason for which this host sent no probe of the last test.
-    pub(crate) refused: Option<Failure>,
+    pub(crate) refused: Option<Box<Failure>>,
     /// Tests with a reply since the session was started.
     answered: u32,
     unanswered: Unanswered,
@@ -37,6 +39,8 @@ pub(crate) struct SessionProgress {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Unanswered {
     tests: u32,
+    /// Probes of the latest of them.
+    probes: u64,
     /// End of the first of them.
     since: Monotonic,
     /// End of the latest.
@@ -44,15 +48,16 @@ struct Unanswered {
 }
 
 impl SessionProgress {
-    /// Records the end of a test. `answered` tells of a test in which probes were sent, or would have
-    /// been sent except for `refused`.
+    /// Records the end of a test with `probes` sent. `answered` tells of a test in which probes were
+    /// sent, or would have been sent except for `refused`.
     pub(crate) fn test_ended(
         &mut self,
         answered: Option<bool>,
+        probes: u64,
         refused: Option<Failure>,
         now: Monotonic,
     ) {
-        self.refused = refused;
+        self.refused = refused.map(Box::new);
         match answered {
             None => {}
             Some(true) => {
@@ -62,7 +67,7 @@ impl SessionProgress {
             Some(false) => {
                 let since = if self.unanswered.tests == 0 { now } else { self.unanswered.since };
                 let tests = self.unanswered.tests.saturating_add(1);
-                self.unanswered = Unanswered { tests, since, until: now };
+                self.unanswered = Unanswered { tests, probes, since, until: now };
             }
         }
     }
@@ -101,9 +106,14 @@ impl SessionProgress {
         }
     }
 
-    /// Returns whether only the first test after the start was answered, and no other since.
-    fn died_after_first_test(&self) -> bool {
-        self.answered == 1 && self.unanswered.tests >= SILENT_TESTS
+    /// Returns whether the server may have ended the session in the pause after its first test: that
+    /// test was answered, the next one was not.
+    pub(crate) fn may_have_expired(&self) -> bool {
+        self.answered == 1 && self.unanswered.tests == 1 && self.unanswered.probes > 0
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answered > 0 && self.unanswered.tests == 0
     }
 }
 
@@ -144,47 +154,63 @@ impl SilenceDetector {
 }
 
 /// Sessions that end in the pause between two tests, because the server's REFWAIT is shorter: learnt
-/// when only the first test after a start is answered and a new negotiation cures that.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// when the test after a pause is lost as a whole and a new negotiation cures that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PauseProbe {
     /// Sessions are kept over the pause.
-    #[default]
-    Keep,
-    /// They fell silent after their first test; a first test that is answered confirms it.
-    Suspected,
+    Keep {
+        /// Probes lost after pauses, each time cured by a new negotiation.
+        lost: u64,
+    },
+    /// Some may have expired; a first test that is answered confirms it.
+    Suspected { lost: u64 },
     /// Each test gets a new negotiation, known since this time.
     Renegotiate(Monotonic),
 }
 
+impl Default for PauseProbe {
+    fn default() -> Self {
+        Self::Keep { lost: 0 }
+    }
+}
+
 impl PauseProbe {
-    /// Records that silent sessions are negotiated again.
+    /// Records that sessions are negotiated again for their silence.
     pub(super) fn record_silence<'a>(
         &mut self,
-        mut sessions: impl Iterator<Item = &'a SessionProgress>,
+        sessions: impl Iterator<Item = &'a SessionProgress>,
     ) {
-        *self = match sessions.any(SessionProgress::died_after_first_test) {
-            true => Self::Suspected,
-            false => Self::Keep,
+        let before = if let Self::Keep { lost } = self { *lost } else { 0 };
+        let expired = sessions.filter(|session| session.may_have_expired());
+        *self = match expired.map(|session| session.unanswered.probes).max() {
+            Some(probes) => Self::Suspected { lost: before.saturating_add(probes) },
+            None => Self::default(),
         };
     }
 
     /// Returns whether the connection is to be closed in the pause between two tests.
     pub(super) fn closes_in_pause<'a>(
         &mut self,
-        mut sessions: impl Iterator<Item = &'a SessionProgress>,
+        mut sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
         retry_ns: u64,
         now: Monotonic,
     ) -> bool {
         *self = match *self {
-            Self::Suspected
-                if sessions
-                    .all(|session| session.unanswered.tests == 0 && session.answered > 0) =>
+            // A session that was never answered says nothing about the others.
+            Self::Suspected { lost }
+                if sessions.clone().any(SessionProgress::is_answered)
+                    && !sessions.clone().any(SessionProgress::may_have_expired) =>
             {
-                Self::Renegotiate(now)
+                let is_chance = lost < EXPIRY_PROBES;
+                if is_chance { Self::Keep { lost } } else { Self::Renegotiate(now) }
             }
+            Self::Suspected { .. } if sessions.any(|session| session.unanswered.tests > 0) => {
+                Self::default()
+            }
+            Self::Keep { .. } if sessions.any(|session| session.answered > 1) => Self::default(),
             // The server may have been configured differently since.
-            Self::Renegotiate(since) if now.since_ns(since) >= retry_ns => Self::Keep,
-            state @ (Self::Keep | Self::Suspected | Self::Renegotiate(_)) => state,
+            Self::Renegotiate(since) if now.since_ns(since) >= retry_ns => Self::default(),
+            state @ (Self::Keep { .. } | Self::Suspected { .. } | Self::Renegotiate(_)) => state,
         };
         matches!(self, Self::Renegotiate(_))
     }
@@ -202,23 +228,23 @@ mod tests {
     fn silence_differs_from_a_lost_test_and_its_limit_grows() {
         let mut silence = SilenceDetector::default();
         let (mut a, mut b) = (SessionProgress::default(), SessionProgress::default());
-        b.test_ended(Some(true), None, second(0));
+        b.test_ended(Some(true), 1, None, second(0));
         for now in 0..30 {
-            a.test_ended(Some(false), None, second(now));
+            a.test_ended(Some(false), 1, None, second(now));
             assert!(!silence.is_over([&a, &b].into_iter()), "{now}");
         }
-        a.test_ended(Some(false), None, second(30));
+        a.test_ended(Some(false), 1, None, second(30));
         assert!(silence.is_over([&a, &b].into_iter()));
         // Negotiated again to no avail: the limit has doubled.
         a.session_started();
         for now in 40..100 {
-            a.test_ended(Some(false), None, second(now));
+            a.test_ended(Some(false), 1, None, second(now));
             assert!(!silence.is_over([&a, &b].into_iter()), "{now}");
         }
-        a.test_ended(Some(false), None, second(100));
+        a.test_ended(Some(false), 1, None, second(100));
         assert!(silence.is_over([&a, &b].into_iter()));
         // One reply resets the limit.
-        a.test_ended(Some(true), None, second(101));
+        a.test_ended(Some(true), 1, None, second(101));
         assert!(!silence.is_over([&a, &b].into_iter()));
         assert_eq!(silence.limit_ns, FIRST_SILENCE_NS);
     }
@@ -227,24 +253,66 @@ mod tests {
     fn sessions_that_end_in_pauses_are_learnt_once_a_negotiation_cured_them() {
         let mut probe = PauseProbe::default();
         let mut session = SessionProgress::default();
-        session.test_ended(Some(true), None, second(0));
-        for now in 1..=3 {
-            session.test_ended(Some(false), None, second(now));
-        }
+        session.test_ended(Some(true), 5, None, second(0));
+        assert!(!session.may_have_expired());
+        session.test_ended(Some(false), 5, None, second(1));
+        assert!(session.may_have_expired());
         probe.record_silence([&session].into_iter());
-        assert_eq!(probe, PauseProbe::Suspected);
+        assert_eq!(probe, PauseProbe::Suspected { lost: 5 });
         session.session_started();
         assert!(!probe.closes_in_pause([&session].into_iter(), 100, second(4)), "not yet cured");
-        session.test_ended(Some(true), None, second(5));
+        session.test_ended(Some(true), 5, None, second(5));
         assert!(probe.closes_in_pause([&session].into_iter(), u64::MAX, second(5)));
         assert!(!probe.closes_in_pause([&session].into_iter(), 100, second(6)), "tried again");
         // A session that was answered for longer fell silent for another reason.
-        session.test_ended(Some(true), None, second(7));
-        session.test_ended(Some(true), None, second(8));
-        for now in 9..=12 {
-            session.test_ended(Some(false), None, second(now));
-        }
+        session.test_ended(Some(true), 5, None, second(7));
+        session.test_ended(Some(false), 5, None, second(8));
+        assert!(!session.may_have_expired());
         probe.record_silence([&session].into_iter());
-        assert_eq!(probe, PauseProbe::Keep);
+        assert_eq!(probe, PauseProbe::default());
+    }
+
+    #[test]
+    fn single_probes_that_are_lost_after_a_pause_may_be_chance() {
+        let mut probe = PauseProbe::default();
+        let mut session = SessionProgress::default();
+        let lost_and_cured = |probe: &mut PauseProbe, session: &mut SessionProgress| {
+            session.session_started();
+            session.test_ended(Some(true), 1, None, second(0));
+            session.test_ended(Some(false), 1, None, second(1));
+            probe.record_silence([&*session].into_iter());
+            session.session_started();
+            session.test_ended(Some(true), 1, None, second(2));
+            probe.closes_in_pause([&*session].into_iter(), u64::MAX, second(2))
+        };
+        for _ in 0..3 {
+            assert!(!lost_and_cured(&mut probe, &mut session));
+        }
+        // A session that lives through a pause refutes the suspicion.
+        session.test_ended(Some(true), 1, None, second(3));
+        assert!(!probe.closes_in_pause([&session].into_iter(), u64::MAX, second(3)));
+        assert_eq!(probe, PauseProbe::default());
+        let learnt = [(); 5].map(|()| lost_and_cured(&mut probe, &mut session));
+        assert_eq!(learnt, [false, false, false, false, true]);
+    }
+
+    #[test]
+    fn new_session_without_an_answer_refutes_the_suspicion() {
+        let mut probe = PauseProbe::Suspected { lost: 5 };
+        let mut session = SessionProgress::default();
+        session.test_ended(Some(false), 5, None, second(0));
+        assert!(!probe.closes_in_pause([&session].into_iter(), u64::MAX, second(0)));
+        session.test_ended(Some(true), 5, None, second(1));
+        assert!(!probe.closes_in_pause([&session].into_iter(), u64::MAX, second(1)));
+        assert_eq!(probe, PauseProbe::default());
+    }
+
+    #[test]
+    fn session_that_is_never_answered_does_not_hide_one_that_expires() {
+        let mut probe = PauseProbe::Suspected { lost: 5 };
+        let (mut cured, mut silent) = (SessionProgress::default(), SessionProgress::default());
+        cured.test_ended(Some(true), 5, None, second(0));
+        silent.test_ended(Some(false), 5, None, second(0));
+        assert!(probe.closes_in_pause([&cured, &silent].into_iter(), u64::MAX, second(0)));
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Action, Connection, Declined, Failure, Grace, Operation, SHORT_PAUSE_NS, SOCKET_WAIT_NS,
-    SessionCommand, Started, Suspect,
+    SessionCommand, SessionProgress, Started, Suspect,
     retry::RetrySchedule,
     state::{Change, Running, State, Then},
 };
@@ -82,11 +82,16 @@ impl Connection {
     /// Negotiates silent sessions again, closes the connection for a long pause, or uses a short one to
     /// request sessions that do not run.
     fn review_pauses(&mut self, now: Now) {
-        if self.config.is_resolved_again() && self.silence.is_over(self.sessions.progress()) {
+        let has_expired = self.config.sessions_may_expire()
+            && self.sessions.progress().any(SessionProgress::may_have_expired);
+        let is_silent =
+            self.config.is_resolved_again() && self.silence.is_over(self.sessions.progress());
+        if has_expired || is_silent {
             self.pauses.record_silence(self.sessions.progress());
             self.status.renegotiations += 1;
             self.status_changed = true;
-            self.silences = self.silences.wrapping_add(1);
+            // Another address of the server, unless this one answered until the pause.
+            self.silences = self.silences.wrapping_add(usize::from(!has_expired));
             return self.leave(true, Then::Reconnect, now);
         }
         let Some(due) = self.sessions.idle_until() else { return };
@@ -98,7 +103,7 @@ impl Connection {
                 self.sessions.progress(),
                 PAUSE_RETRY_NS,
                 now.monotonic,
-            ) && pause_ns > NANOS_PER_SECOND;
+            ) && self.config.sessions_may_expire();
             if is_long || sessions_die {
                 self.command(SessionCommand::Park);
                 return self.leave(false, Then::IdleUntil(due), now);
@@ -148,7 +153,7 @@ impl Connection {
     }
 
     /// Returns the sessions that do not run and that the server can be asked for.
-    fn missing_sessions(&self) -> Vec<String> {
+    pub(super) fn missing_sessions(&self) -> Vec<String> {
         let missing = self.sessions.missing(&self.config);
         self.requests.split(missing, self.sessions.running_count()).0
     }

@@ -2,7 +2,7 @@
 //! be requested when.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
 };
 
@@ -11,8 +11,7 @@ use super::{
     progress::{SessionProgress, SessionStage},
 };
 use crate::{
-    model::{ControlConnection, Endpoint, TestSession},
-    proto::FailureCause,
+    model::{ControlConnection, Endpoint, FailureCause, TestSession},
     time::{Monotonic, NANOS_PER_SECOND},
     wire::codes::Sid,
 };
@@ -69,94 +68,129 @@ struct RunningSession {
     remote: IpAddr,
 }
 
+/// State of one session that is configured.
+#[derive(Debug)]
+struct SessionState {
+    name: String,
+    progress: SessionProgress,
+    running: Option<RunningSession>,
+}
+
 /// State of all sessions of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    progress: BTreeMap<String, SessionProgress>,
-    running: HashMap<String, RunningSession>,
+    /// Those that are configured, sorted by name: ten thousand connections have one each.
+    sessions: Vec<SessionState>,
     refusals: HashMap<String, Refusal>,
 }
 
 impl Sessions {
     /// Follows the configuration; the state of sessions that stay is kept.
     pub(super) fn follow(&mut self, config: &ControlConnection) {
+        let mut known = std::mem::take(&mut self.sessions);
+        let state = |session: &TestSession| {
+            let index = known.iter().position(|known| known.name == session.name);
+            match index {
+                Some(index) => known.swap_remove(index),
+                None => SessionState {
+                    name: session.name.clone(),
+                    progress: SessionProgress::default(),
+                    running: None,
+                },
+            }
+        };
+        self.sessions = config.sessions.iter().map(state).collect();
+        self.sessions.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let is_configured = |name: &String| config.sessions.iter().any(|s| s.name == *name);
-        self.progress.retain(|name, _| is_configured(name));
-        self.running.retain(|name, _| is_configured(name));
         self.refusals.retain(|name, _| is_configured(name));
-        for session in &config.sessions {
-            self.progress.entry(session.name.clone()).or_default();
-        }
     }
 
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
+    fn get(&self, name: &str) -> Option<&SessionState> {
+        let index = self.sessions.binary_search_by(|session| session.name.as_str().cmp(name));
+        index.ok().and_then(|index| self.sessions.get(index))
+    }
+
+    fn get_mut(&mut self, name: &str) -> Option<&mut SessionState> {
+        let index = self.sessions.binary_search_by(|session| session.name.as_str().cmp(name));
+        index.ok().and_then(|index| self.sessions.get_mut(index))
+    }
+
     pub(super) fn update(&mut self, changed: Vec<(String, SessionProgress)>) {
         for (name, progress) in changed {
-            if let Some(known) = self.progress.get_mut(&name) {
-                *known = progress;
+            if let Some(known) = self.get_mut(&name) {
+                known.progress = progress;
             }
         }
     }
 
     pub(super) fn progress(&self) -> impl Iterator<Item = &SessionProgress> + Clone {
-        self.progress.values()
+        self.sessions.iter().map(|session| &session.progress)
+    }
+
+    fn progress_mut(&mut self) -> impl Iterator<Item = &mut SessionProgress> {
+        self.sessions.iter_mut().map(|session| &mut session.progress)
     }
 
     /// Lets the sessions that are chosen wait for their next test no longer.
     pub(super) fn wake(&mut self, is_chosen: impl Fn(&str) -> bool) {
-        let chosen = self.progress.iter_mut().filter(|(name, _)| is_chosen(name));
-        chosen.for_each(|(_, progress)| progress.wake());
+        let chosen = self.sessions.iter_mut().filter(|session| is_chosen(&session.name));
+        chosen.for_each(|session| session.progress.wake());
     }
 
     /// Lets all sessions start over with their tests.
     pub(super) fn restart(&mut self) {
-        self.progress.values_mut().for_each(|progress| progress.stage = SessionStage::Testing);
+        self.progress_mut().for_each(|progress| progress.stage = SessionStage::Testing);
     }
 
     pub(super) fn connection_started(&mut self) {
-        self.progress.values_mut().for_each(SessionProgress::session_started);
+        self.progress_mut().for_each(SessionProgress::session_started);
     }
 
     pub(super) fn session_started(&mut self, session: &StartedSession) {
         let running = RunningSession { sid: session.sid, remote: session.remote.ip() };
-        self.running.insert(session.name.clone(), running);
+        if let Some(state) = self.get_mut(&session.name) {
+            state.running = Some(running);
+        }
         self.refusals.remove(&session.name);
     }
 
     /// Forgets that sessions run; returns the SIDs of those that were negotiated.
     pub(super) fn stopped(&mut self, names: &[String]) -> Vec<Sid> {
-        names.iter().filter_map(|name| self.running.remove(name)?.sid).collect()
+        let stop = |name: &String| self.get_mut(name)?.running.take()?.sid;
+        names.iter().filter_map(stop).collect()
     }
 
     pub(super) fn all_stopped(&mut self) {
-        self.running.clear();
+        self.sessions.iter_mut().for_each(|session| session.running = None);
     }
 
     pub(super) fn is_running(&self, name: &str) -> bool {
-        self.running.contains_key(name)
+        self.get(name).is_some_and(|session| session.running.is_some())
     }
 
     pub(super) fn running_count(&self) -> usize {
-        self.running.len()
+        self.sessions.iter().filter(|session| session.running.is_some()).count()
     }
 
     /// Returns the address of the reflector of each session that runs.
     pub(super) fn remotes(&self) -> impl Iterator<Item = (&str, IpAddr)> {
-        self.running.iter().map(|(name, running)| (name.as_str(), running.remote))
+        let running = |session: &SessionState| session.running.map(|running| running.remote);
+        self.sessions.iter().filter_map(move |s| Some((s.name.as_str(), running(s)?)))
     }
 
     pub(super) fn all_completed(&self) -> bool {
-        let mut stages = self.progress.values().map(|progress| progress.stage);
-        !self.progress.is_empty() && stages.all(|stage| stage == SessionStage::Completed)
+        let mut stages = self.progress().map(|progress| progress.stage);
+        !self.sessions.is_empty() && stages.all(|stage| stage == SessionStage::Completed)
     }
 
     /// Returns the time of the first test that is due, where no session tests.
     pub(super) fn idle_until(&self) -> Option<Monotonic> {
         let mut first: Option<Monotonic> = None;
-        for progress in self.progress.values() {
+        for progress in self.progress() {
             match progress.stage {
                 SessionStage::Testing => return None,
                 SessionStage::Between(due) => {
@@ -171,9 +205,9 @@ impl Sessions {
     /// Returns why nothing can be sent, where that is so of every session that runs and has tests left.
     pub(super) fn refused(&self) -> Option<Failure> {
         let mut found = None;
-        for (name, progress) in &self.progress {
-            if progress.stage != SessionStage::Completed && self.is_running(name) {
-                found = Some(progress.refused.as_ref()?);
+        for SessionState { progress, running, .. } in &self.sessions {
+            if progress.stage != SessionStage::Completed && running.is_some() {
+                found = Some(progress.refused.as_deref()?);
             }
         }
         found.cloned()
@@ -268,7 +302,7 @@ mod tests {
         }
         let refused = |refused: Option<Failure>| {
             let mut progress = SessionProgress::default();
-            progress.refused = refused;
+            progress.refused = refused.map(Box::new);
             progress
         };
         let update = |sessions: &mut Sessions, name: &str, progress| {

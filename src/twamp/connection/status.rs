@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     failure::Failure,
-    outage::Outage,
+    outage::{ConnectionEvent, Outage},
     sessions::{Declined, StartedSession},
 };
 use crate::{
@@ -122,16 +122,21 @@ impl ConnectionStatus {
         status
     }
 
-    /// Records that the task failed; returns whether that begins an outage. After the `last` failure
+    /// Records that the task failed; returns the outage that begins with it. After the `last` failure
     /// that the restart budget allows the connection is FAILED.
-    pub(crate) fn task_failed(&mut self, failure: Failure, last: bool, now: Now) -> bool {
+    pub(crate) fn task_failed(
+        &mut self,
+        failure: Failure,
+        last: bool,
+        now: Now,
+    ) -> Option<&Outage> {
         let report = FailureReport { failure: failure.clone(), time: now.unix };
         let begins = self.begin_outage(failure, 0, now);
         // The status names the task's failure also within an outage that had another cause.
         self.last_loss = Some(report);
         self.set_phase(if last { Phase::Failed } else { Phase::WaitingRetry }, now);
         self.task_restarts += u64::from(!last);
-        begins
+        self.outage.as_ref().filter(|_| begins)
     }
 
     pub(super) fn set_config(&mut self, config: &ControlConnection, revision: u64) {
@@ -221,6 +226,18 @@ impl ConnectionStatus {
         true
     }
 
+    /// Continues an outage from before this process was started, unless another is going on.
+    pub(super) fn resume_outage(&mut self, outage: Outage) {
+        if self.outage.is_some() {
+            return;
+        }
+        self.outages += 1;
+        self.attempts_since_success = outage.attempts;
+        self.last_loss =
+            Some(FailureReport { failure: outage.failure.clone(), time: outage.began });
+        self.outage = Some(outage);
+    }
+
     /// Ends the outage, where one is going on, and returns it with its length.
     pub(super) fn end_outage(&mut self, now: Now) -> Option<(Outage, u64)> {
         self.attempts_since_success = 0;
@@ -228,6 +245,12 @@ impl ConnectionStatus {
         let length_ns = outage.length_ns(now);
         self.past_outages_ns += length_ns;
         Some((outage, length_ns))
+    }
+
+    /// Ends the outage of a connection that is no longer desired; returns the event.
+    pub(crate) fn abandon_outage(&mut self, now: Now) -> Option<ConnectionEvent> {
+        let (outage, length_ns) = self.end_outage(now)?;
+        Some(ConnectionEvent::Abandoned { outage, length_ns })
     }
 
     fn clear_connection(&mut self) {

@@ -8,8 +8,11 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::sync::oneshot;
 
+use report::FinishedTest;
+
 use super::{
-    open::OpenSession,
+    command::Command,
+    open::{MAX_GRACE_NS, OpenSession},
     pacing::{Pacing, Share},
     progress::Progress,
     status::Status,
@@ -17,7 +20,6 @@ use super::{
 use crate::{
     model::{ControlConnection, ControlType, Schedule, TestSession, Thresholds},
     net::{Drained, StampNumbers, TestSocket, clock, random},
-    proto::{FailureCause, Statistics},
     results::{Results, Subject},
     session::plane::Endpoint,
     stats::{ProbeResult, ThresholdMonitor},
@@ -28,37 +30,10 @@ use crate::{
     },
 };
 
-/// Limit of the commands in the queue of a session; the driver waits for room.
-pub(super) const COMMANDS: usize = 16;
-/// Limit of the time that a test which is stopped waits for replies to the probes in flight.
-pub(super) const MAX_GRACE_NS: u64 = 2_000_000_000;
 /// Grid of everything except probes; probes are on it where they can be, so that one wake-up serves many.
 const GRID_NS: u64 = 1_000_000;
 /// Packets after which transmit stamps are read if no reply comes; else they are read with replies.
 const UNREAD_STAMPS: u32 = 16;
-
-/// Command of the driver or of the API to a session.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// The session is started: probes may go out.
-    Up(Box<OpenSession>),
-    /// The connection is lost, or one more attempt failed.
-    Down(FailureCause, u64),
-    /// The connection is closed until the next test is due; that is no outage.
-    Park,
-    /// The running test is the last for now; answers when it has ended and the socket is closed.
-    Pause(oneshot::Sender<()>),
-    /// Other intervals, counts, labels.
-    Configure(Arc<ControlConnection>, usize),
-    /// A new run of `test_count` tests.
-    Restart,
-    /// No further tests; answers when the last result is reported.
-    Stop(oneshot::Sender<()>, Grace),
-    /// Nothing is measured until a start by hand: thresholds that are raised are cleared.
-    Rest,
-    /// Statistics of the running test.
-    Snapshot(oneshot::Sender<Option<Statistics>>),
-}
 
 struct Link {
     socket: TestSocket,
@@ -98,6 +73,12 @@ pub(super) struct Session {
     thresholds: ThresholdMonitor,
     probes: Vec<ProbeResult>,
     probes_due: Monotonic,
+    /// The server may end the session in a pause between tests.
+    may_expire: bool,
+    /// Latest test, where the session may have expired before it.
+    unexplained: Option<Box<FinishedTest>>,
+    /// No test has ended since the session was started.
+    is_first_test: bool,
     tools: Tools,
 }
 
@@ -152,6 +133,7 @@ impl Endpoint for Session {
         self.machine.stop(0, now);
         self.machine.handle_timeout(now);
         self.report(now);
+        self.report_unexplained(false);
         self.flush_probes(now);
         // Thresholds that are raised are cleared: nothing measures them any more.
         let cleared = self.thresholds.set(&Thresholds::default());
@@ -209,6 +191,9 @@ impl Session {
             thresholds,
             probes: Vec::new(),
             probes_due: Monotonic::default(),
+            may_expire: connection.sessions_may_expire(),
+            unexplained: None,
+            is_first_test: false,
             tools,
         }
     }
@@ -233,6 +218,7 @@ impl Session {
                     unread_stamps: 0,
                     _share: share,
                 });
+                self.is_first_test = true;
                 self.tools.progress.update(&self.config.name, SessionProgress::session_started);
                 // The configuration may have changed while the socket was opened.
                 self.set_ttl();
@@ -242,6 +228,7 @@ impl Session {
                 self.tell_due(now);
             }
             Command::Down(cause, attempts) => {
+                self.report_unexplained(false);
                 self.link = None;
                 self.pausing = None;
                 self.thresholds.reachable(false);
@@ -256,6 +243,8 @@ impl Session {
                 self.pausing = Some(done);
             }
             Command::Configure(connection, index) => {
+                self.report_unexplained(false);
+                self.may_expire = connection.sessions_may_expire();
                 self.config = connection.sessions[index].clone();
                 self.subject = Arc::new(subject(&connection, &self.config));
                 self.iteration_done_events = connection.test_iteration_done_events;
@@ -273,6 +262,7 @@ impl Session {
                 self.report_thresholds(cleared, now);
             }
             Command::Restart => {
+                self.report_unexplained(false);
                 self.machine.restart();
                 self.tools.progress.set_stage(&self.config.name, SessionStage::Testing);
             }
@@ -290,6 +280,7 @@ impl Session {
                 self.stopping = Some(done);
             }
             Command::Rest => {
+                self.report_unexplained(false);
                 let cleared = self.thresholds.rest();
                 self.report_thresholds(cleared, now);
             }

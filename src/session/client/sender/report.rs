@@ -4,6 +4,7 @@ use std::io;
 
 use super::Session;
 use crate::{
+    model::{FailureCause, TestOutcome},
     proto::{Event, EventType, Statistics, StatisticsScope},
     results::{PROBES_PER_RECORD, convert},
     stats::{TestResult, ThresholdChange},
@@ -18,6 +19,16 @@ use crate::{
 /// of a record with a single probe is overhead.
 const MIN_BATCH_NS: u64 = 40_000_000;
 const MAX_BATCH_NS: u64 = 1_250_000_000;
+
+/// A test that ended, and is yet to be reported.
+pub(super) struct FinishedTest {
+    result: Box<TestResult>,
+    /// Minute that the whole test is in.
+    minute: Option<u64>,
+    /// It completes an iteration.
+    iteration: bool,
+    now: Now,
+}
 
 impl Session {
     pub(super) fn report(&mut self, now: Now) {
@@ -57,10 +68,9 @@ impl Session {
     }
 
     fn test_ended(&mut self, result: Box<TestResult>, minute: Option<u64>, now: Now) {
-        let crossed = self.thresholds.test_ended(&result, now.unix);
-        let test_number = result.test_number;
         let sent = result.figures.as_ref().filter(|figures| figures.probes_sent > 0);
         let refusal = self.refusal.take().filter(|_| sent.is_none());
+        let probes = sent.map_or(0, |figures| figures.probes_sent);
         let answered = sent.map(|figures| figures.probes_received > 0);
         let answered = answered.or_else(|| refusal.as_ref().map(|_| false));
         // A firewall rule is only met by a probe: another attempt would succeed.
@@ -68,7 +78,35 @@ impl Session {
         let refused = refused.zip(self.link.as_ref());
         let refused = refused.map(|(error, link)| Failure::sending(&error, link.remote));
         let (name, progress) = (&self.config.name, &self.tools.progress);
-        let iteration = progress.test_ended(name, answered, refused, now.monotonic);
+        let end = progress.test_ended(name, answered, probes, refused, now.monotonic);
+        let is_first = std::mem::take(&mut self.is_first_test);
+        self.report_unexplained(is_first && answered == Some(true));
+        let test = FinishedTest { result, minute, iteration: end.completes_iteration, now };
+        if end.may_have_expired && self.may_expire {
+            self.unexplained = Some(Box::new(test));
+        } else {
+            self.report_test(test);
+        }
+        if let Some(due) = self.machine.poll_deadline() {
+            self.tools.progress.set_stage(&self.config.name, SessionStage::Between(due));
+        }
+    }
+
+    /// Reports the test that may have found its session expired. That it had is known once a new
+    /// session is answered: then the loss is none of the path.
+    pub(super) fn report_unexplained(&mut self, has_expired: bool) {
+        let Some(mut test) = self.unexplained.take() else { return };
+        if has_expired {
+            test.result.set_outcome(TestOutcome::Interrupted);
+            test.result.set_cause(FailureCause::SessionExpired);
+        }
+        self.report_test(*test);
+    }
+
+    fn report_test(&mut self, test: FinishedTest) {
+        let FinishedTest { result, minute, iteration, now } = test;
+        let crossed = self.thresholds.test_ended(&result, now.unix);
+        let test_number = result.test_number;
         self.tools.results.test(self.subject.clone(), result, minute, now.unix);
         self.tools.status.test_finished(&self.config.name);
         let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
@@ -80,9 +118,6 @@ impl Session {
             let connection = self.subject.of_connection();
             let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
             self.tools.results.event(connection, event, now.unix);
-        }
-        if let Some(due) = self.machine.poll_deadline() {
-            self.tools.progress.set_stage(&self.config.name, SessionStage::Between(due));
         }
     }
 

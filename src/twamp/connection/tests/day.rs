@@ -1,7 +1,7 @@
 //! A day of a hundred thousand outages over the whole machine.
 
 use super::{world::*, *};
-use crate::proto::FailureCause;
+use crate::model::FailureCause;
 
 const DAY: u64 = 86_400 * SECOND;
 const OUTAGES: u64 = 100_000;

@@ -5,7 +5,10 @@
 use proptest::prelude::*;
 
 use super::{world::*, *};
-use crate::proto::{ControlType as Kind, FailureCause, TestStart};
+use crate::{
+    model::{ConnectionEffect, FailureCause},
+    proto::{ControlType as Kind, TestStart},
+};
 
 /// One thing that happens.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ enum Step {
     Moved,
     LocalLoss,
     TaskFails,
+    AgentRestarts(bool),
+    LongTests(bool),
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +116,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Moved),
         1 => Just(Step::LocalLoss),
         1 => Just(Step::TaskFails),
+        2 => any::<bool>().prop_map(Step::AgentRestarts),
+        1 => any::<bool>().prop_map(Step::LongTests),
     ]
 }
 
@@ -149,8 +156,7 @@ fn apply(world: &mut World, step: Step, network: &mut u64, desired: &mut Arc<Con
             );
             let is_inactive = desired.inactive || world.machine.config().inactive;
             world.may_stop_all |= is_inactive
-                || effect != proto::ChangeEffect::SessionRestart
-                    && effect != proto::ChangeEffect::Live;
+                || effect != ConnectionEffect::SessionRestart && effect != ConnectionEffect::Live;
             world.revision += 1;
             let (machine, is_manual) = (&world.machine, shape.is_manual);
             let stopped = is_manual && (machine.desired.stopped || machine.config().inactive);
@@ -187,6 +193,14 @@ fn apply(world: &mut World, step: Step, network: &mut u64, desired: &mut Arc<Con
             )));
         }
         Step::TaskFails => world.fail_task(),
+        Step::LongTests(are_long) => {
+            world.has_long_tests = are_long;
+            world.may_stop_all = true;
+        }
+        Step::AgentRestarts(is_killed) => {
+            world.restart_agent(is_killed, 3 * SECOND);
+            *network = 0;
+        }
     }
 }
 
@@ -215,17 +229,31 @@ proptest! {
         world.server.resolves_in = Some(2 * MS);
         world.server.refwait = u64::MAX;
         world.no_route = false;
+        world.has_long_tests = false;
         world.may_stop_all = true;
         world.run(5_000 * SECOND);
         prop_assert_eq!(world.status.applied_revision, world.revision);
         prop_assert_eq!(world.machine.config(), &desired);
         prop_assert!(world.status.outage.is_none(), "{:?}", world.machine.state);
-        let rests = matches!(
-            world.status.phase,
-            Phase::Inactive | Phase::Stopped | Phase::Completed | Phase::Running
-        );
-        prop_assert!(rests, "{:?}", world.machine.state);
-        world.input(Input::End { keeps_outage: false });
+        let expected = match (desired.inactive, world.machine.desired.stopped, desired.test_count) {
+            (true, ..) => Phase::Inactive,
+            (false, true, _) => Phase::Stopped,
+            // One that is started by hand alone stays completed whatever changes.
+            (false, false, 0) if desired.manual_start && world.status.phase == Phase::Completed => {
+                Phase::Completed
+            }
+            (false, false, 0) => Phase::Running,
+            (false, false, _) => Phase::Completed,
+        };
+        prop_assert_eq!(world.status.phase, expected, "{:?}", world.machine.state);
+        let missing = world.machine.missing_sessions();
+        prop_assert!(!world.machine.is_running() || missing.is_empty(), "{:?} do not run", missing);
+        let tests = |world: &World| world.sessions.values().map(|s| s.answered).sum::<u64>();
+        let before = tests(&world);
+        world.run(5_000 * SECOND);
+        let measures = tests(&world) > before;
+        prop_assert_eq!(measures, expected == Phase::Running, "{:?}", world.machine.state);
+        world.input(Input::End { is_resumed: false });
         world.run(100 * SECOND);
         prop_assert!(world.is_finished && world.sessions.is_empty());
     }

@@ -1,7 +1,7 @@
 //! The table of automatic restarts: one situation each.
 
 use super::{world::*, *};
-use crate::proto::{ControlType as Kind, FailureCause};
+use crate::{model::FailureCause, proto::ControlType as Kind};
 
 #[test]
 fn committed_connection_connects_at_once() {
@@ -175,6 +175,15 @@ fn number_of_tests_completes_and_only_a_start_or_another_number_begins_again() {
     world.desire(counted(2));
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 8));
+    // Without a number, one that is started by hand alone waits for that; any other runs.
+    let manual = config(|c| c.set_test_start(proto::TestStart::Manual));
+    world.desire(manual.clone());
+    world.restart_agent(true, SECOND);
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Completed);
+    world.desire(config(|_| {}));
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Running);
 }
 
 #[test]
@@ -258,32 +267,51 @@ fn outage_over_a_restart_and_a_kill_is_one_pair_of_the_right_length() {
         world.lose_server();
         let began = world.now;
         world.run(4 * SECOND);
-        if !is_killed {
-            world.input(Input::End { keeps_outage: true });
-            world.run(SECOND);
-            assert!(world.is_finished);
+        for _ in 0..2 {
+            world.restart_agent(is_killed, 5 * SECOND);
+            world.run(2 * SECOND);
+            assert_eq!(kinds(&world), ["lost"]);
+            assert_eq!((world.status.outages, world.status.past_outages_ns), (1, 0));
+            let last_loss = world.status.last_loss.as_ref().unwrap();
+            assert_eq!(last_loss.time, at(began).unix);
+            assert!(world.status.attempts_since_success >= 3);
         }
-        assert_eq!(kinds(&world), ["lost"]);
-        let remembered = world.persisted.clone().unwrap();
-        assert!(remembered.outage.is_some());
-        // Another process: its monotonic clock begins elsewhere, UTC goes on.
-        let resumed = remembered.outage.map(|outage| {
-            let Outage { failure, began, attempts, .. } = outage;
-            Outage::resume(failure, began, attempts, at(9 * SECOND))
-        });
-        let remembered = Remembered { outage: resumed, ..Remembered::default() };
-        let mut world = World::resumed(config(|_| {}), false, remembered, 9 * SECOND);
-        world.server.up = false;
-        world.run(2 * SECOND);
         world.server.up = true;
         world.run(2 * SECOND);
-        assert_eq!(kinds(&world), ["restored"]);
-        let (at, ConnectionEvent::Restored { length_ns, .. }) = &world.events[0] else {
+        assert_eq!(kinds(&world), ["lost", "restored"]);
+        let (at, ConnectionEvent::Restored { outage, length_ns }) = &world.events[1] else {
             panic!("no end");
         };
         assert_eq!(*length_ns, at - began);
+        assert_eq!(world.status.past_outages_ns, *length_ns);
+        assert!(outage.attempts > world.attempts.len() as u64 / 2, "{}", outage.attempts);
         assert_eq!(world.persisted.as_ref().unwrap().outage, None);
     }
+}
+
+#[test]
+fn completion_under_way_survives_the_end_of_the_agent() {
+    for is_killed in [false, true] {
+        // A loss that is final, while its sessions are being stopped.
+        let mut world = World::new(config(|c| c.test_count = 100));
+        world.run(3 * SECOND);
+        world.lose_server();
+        assert!(matches!(world.machine.state, State::Leaving(_)));
+        world.restart_agent(is_killed, SECOND);
+        world.run(20 * SECOND);
+        assert_eq!(
+            (world.status.phase, kinds(&world)),
+            (Phase::Completed, vec!["lost", "abandoned"])
+        );
+    }
+    // The last test, while the connection is being closed.
+    let mut world = World::new(config(|c| c.test_count = 1));
+    while !matches!(world.machine.state, State::Leaving(_)) {
+        world.run(MS);
+    }
+    world.restart_agent(false, SECOND);
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, kinds(&world)), (Phase::Completed, vec!["completed"]));
 }
 
 #[test]

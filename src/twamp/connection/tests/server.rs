@@ -6,10 +6,7 @@ use super::{
     world::{MS, SECOND, Session, TEST, World},
     *,
 };
-use crate::{
-    model::{Extensions, touched_sessions},
-    proto::FailureCause,
-};
+use crate::model::{Extensions, FailureCause, touched_sessions};
 
 /// The server and the network between.
 #[expect(clippy::struct_excessive_bools, reason = "each is a habit of some server")]
@@ -29,6 +26,8 @@ pub(super) struct Server {
     pub(super) unopened: BTreeMap<String, FailureCause>,
     /// Silence after which it forgets a session.
     pub(super) refwait: u64,
+    /// Sessions whose probes are not answered.
+    pub(super) silent: BTreeSet<String>,
     /// Closes when sessions are stopped.
     pub(super) closes_on_stop: bool,
     /// It answers a request for extensions.
@@ -48,6 +47,7 @@ impl Default for Server {
             unopened: BTreeMap::new(),
             refwait: u64::MAX,
             closes_on_stop: false,
+            silent: BTreeSet::new(),
             knows_extensions: true,
         }
     }
@@ -105,6 +105,7 @@ impl World {
         };
         let ends = self.sessions.values_mut().filter(in_test).map(|session| session.next_end);
         let last = ends.max().map_or(MS, |end| end + MS - now);
+        let last = if self.has_long_tests { 200 * SECOND } else { last };
         for session in self.sessions.values_mut().filter(|session| session.is_started) {
             session.is_parked = true;
         }
@@ -118,6 +119,7 @@ impl World {
             || !server.rejects.is_empty()
             || server.takes < usize::MAX
             || server.refwait < u64::MAX
+            || !server.silent.is_empty()
             || self.no_route
             || self.machine.config().test_count != 0
             || self.sessions.values().any(|session| session.is_forgotten)
@@ -137,6 +139,8 @@ impl World {
 
     pub(super) fn end_operation(&mut self) {
         let Some((_, operation)) = self.operation.take() else { return };
+        let is_pause = matches!(operation, Operation::PauseSessions);
+        assert!(!is_pause || !self.has_long_tests, "the end of a long test was waited for");
         let down = Failure::new(self.server.failure.0, "down");
         let input = match operation {
             Operation::Resolve(_) => Input::Resolved(match self.server.resolves_in {

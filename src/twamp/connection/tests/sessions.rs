@@ -1,7 +1,7 @@
 //! Changes of sessions, sessions that do not run, and what is learnt of a server: one situation each.
 
 use super::{world::*, *};
-use crate::proto::{ControlType as Kind, FailureCause};
+use crate::{model::FailureCause, proto::ControlType as Kind};
 
 #[test]
 fn one_of_three_sessions_changes_alone_where_the_server_can() {
@@ -208,7 +208,7 @@ fn forgotten_sessions_are_negotiated_again_after_a_silence() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.run(60 * SECOND);
     // The server lost its sessions, not the connection.
-    world.server.refwait = 5 * SECOND;
+    world.sessions.values_mut().for_each(|session| session.is_forgotten = true);
     world.may_stop_all = true;
     world.run(50 * SECOND);
     assert_eq!(world.status.renegotiations, 1);
@@ -224,11 +224,59 @@ fn server_whose_refwait_is_shorter_than_the_pause_is_learnt() {
     let (unanswered, renegotiations) =
         (world.sessions["s1"].unanswered, world.status.renegotiations);
     assert_eq!(renegotiations, 1);
+    assert_eq!((unanswered, world.sessions["s1"].expired), (1, 1), "one test, and known why");
     world.run(4_000 * SECOND);
     assert_eq!(world.sessions["s1"].unanswered, unanswered, "no test is lost any more");
     assert!(world.sessions["s1"].answered >= 95);
     assert_eq!(world.status.renegotiations, renegotiations);
     assert!(world.events.is_empty());
+}
+
+#[test]
+fn refwait_is_learnt_from_several_tests_of_a_single_probe() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(40)));
+    world.server.refwait = 3 * SECOND;
+    (world.probes, world.may_stop_all) = (1, true);
+    world.run(4_000 * SECOND);
+    let session = &world.sessions["s1"];
+    assert_eq!((session.unanswered, session.expired, world.status.renegotiations), (5, 5, 5));
+    assert!(session.answered >= 95, "{}", session.answered);
+}
+
+#[test]
+fn session_that_is_never_answered_costs_no_test_of_one_that_expires() {
+    let mut world = World::new(config(|c| {
+        c.test_interval = seconds(40);
+        c.test_sessions = ["s1", "s2"].map(session).into();
+    }));
+    world.server.refwait = 3 * SECOND;
+    world.server.silent.insert("s2".into());
+    world.may_stop_all = true;
+    world.run(400 * SECOND);
+    let unanswered = world.sessions["s1"].unanswered;
+    assert_eq!(unanswered, 1);
+    world.run(4_000 * SECOND);
+    assert_eq!(world.sessions["s1"].unanswered, unanswered);
+}
+
+#[test]
+fn path_that_breaks_in_the_first_pause_is_no_refwait() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(40)));
+    world.run(20 * SECOND);
+    world.server.silent.insert("s1".into());
+    world.may_stop_all = true;
+    world.run(22 * SECOND);
+    assert_eq!(world.status.renegotiations, 1, "one negotiation to find out");
+    world.run(60 * SECOND);
+    assert_eq!(world.status.renegotiations, 1);
+    assert_eq!(world.sessions["s1"].expired, 1);
+    world.server.silent.clear();
+    world.run(400 * SECOND);
+    let renegotiations = world.status.renegotiations;
+    world.may_stop_all = false;
+    world.run(4_000 * SECOND);
+    assert_eq!(world.status.renegotiations, renegotiations);
+    assert!(world.has_control, "the connection is kept over pauses");
 }
 
 #[test]
@@ -304,7 +352,7 @@ fn end_abandons_the_outage_and_stops_everything() {
         world.server.up = is_up;
         world.run(3 * SECOND);
         world.may_stop_all = true;
-        world.input(Input::End { keeps_outage: false });
+        world.input(Input::End { is_resumed: false });
         world.run(SECOND);
         assert!(world.is_finished && world.sessions.is_empty());
         assert_eq!(kinds(&world), if is_up { vec![] } else { vec!["lost", "abandoned"] });
@@ -321,4 +369,35 @@ fn other_interval_holds_at_once_while_the_server_is_away() {
     world.run(10 * SECOND);
     assert!(world.attempts.len() >= 5, "{:?}", world.attempts);
     assert_eq!(kinds(&world), ["lost"]);
+}
+
+#[test]
+fn change_right_after_a_start_by_hand_requests_the_sessions_that_are_desired() {
+    let sessions = |name: &'static str| {
+        config(move |c| {
+            c.test_count = 2;
+            c.test_sessions = vec![session(name)];
+        })
+    };
+    let mut world = World::new(sessions("s1"));
+    world.run(20 * SECOND);
+    assert_eq!(world.status.phase, Phase::Completed);
+    world.start_by_hand();
+    // The name of the server is not yet resolved.
+    world.desire(sessions("s2"));
+    world.run(20 * SECOND);
+    assert_eq!((world.status.phase, world.sessions["s2"].answered), (Phase::Completed, 2));
+}
+
+#[test]
+fn test_that_lasts_for_minutes_is_not_waited_for() {
+    let mut world = World::new(three());
+    world.server.is_individual = false;
+    world.run(3 * SECOND);
+    (world.has_long_tests, world.may_stop_all) = (true, true);
+    world.desire(config(|c| c.test_sessions = ["s1", "s2"].map(session).into()));
+    world.run(61 * SECOND);
+    assert_eq!(count(&world, "stop all"), 1);
+    assert_eq!(world.status.applied_revision, 2);
+    assert!(world.machine.is_running());
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{server::Server, *};
-use crate::{proto::FailureCause, time::UnixTime};
+use crate::{model::FailureCause, time::UnixTime};
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) tests: u64,
     pub(super) answered: u64,
     pub(super) unanswered: u64,
+    /// Unanswered tests before which the session may have expired.
+    pub(super) expired: u64,
     pub(super) unreachable: u64,
     pub(super) starts: u64,
 }
@@ -48,6 +50,10 @@ pub(super) struct World {
     pub(super) is_finished: bool,
     /// No reflector can be reached from this host.
     pub(super) no_route: bool,
+    /// Tests last for minutes when they are waited for.
+    pub(super) has_long_tests: bool,
+    /// Probes of each test.
+    pub(super) probes: u64,
     pub(super) starts: u64,
     pub(super) revision: u64,
     /// A reason for which all sessions may be stopped.
@@ -86,6 +92,8 @@ impl World {
             status,
             is_finished: false,
             no_route: false,
+            has_long_tests: false,
+            probes: 5,
             starts: 0,
             revision: 1,
             may_stop_all: false,
@@ -99,15 +107,50 @@ impl World {
     pub(super) fn fail_task(&mut self) {
         let mut status = self.status.clone();
         let failure = Failure::new(FailureCause::Panic, "the task failed");
-        if status.task_failed(failure.clone(), false, at(self.now)) {
+        if status.task_failed(failure.clone(), false, at(self.now)).is_some() {
             self.event(ConnectionEvent::Lost(failure));
         }
         let pending = self.machine.pending.clone();
         let desired = pending.unwrap_or_else(|| self.machine.desired.clone());
         self.sessions.clear();
         (self.operation, self.has_control) = (None, false);
-        self.machine = Connection::start(desired, status, Remembered::default(), 1, at(self.now));
+        self.machine = Connection::start(desired, status, self.remembered(), 1, at(self.now));
         self.carry_out();
+    }
+
+    /// Returns what was persisted; an outage by UTC alone, as in another process.
+    fn remembered(&self) -> Remembered {
+        let Remembered { outage, completed } = self.persisted.clone().unwrap_or_default();
+        let outage = outage.map(|outage| {
+            let Outage { failure, began, attempts, .. } = outage;
+            Outage::resume(failure, began, attempts, at(self.now))
+        });
+        Remembered { outage, completed }
+    }
+
+    /// Ends the process, by a signal or a kill, and starts another after some time.
+    pub(super) fn restart_agent(&mut self, is_killed: bool, down_ns: u64) {
+        let (was_completed, was_done) =
+            (matches!(self.machine.state, State::Completed), self.machine.pending.is_none());
+        if !is_killed {
+            self.may_stop_all = true;
+            self.input(Input::End { is_resumed: true });
+            self.run(10 * SECOND);
+            assert!(self.is_finished, "still {:?}", self.machine.state);
+        }
+        self.now += down_ns;
+        let time = at(self.now);
+        let remembered = self.remembered();
+        assert_eq!(self.outage, remembered.outage.is_some(), "an outage that was reported is kept");
+        let pending = self.machine.pending.clone();
+        let desired = pending.unwrap_or_else(|| self.machine.desired.clone());
+        self.sessions.clear();
+        (self.operation, self.has_control, self.is_finished) = (None, false, false);
+        self.status = ConnectionStatus::new(&desired.config, time);
+        self.machine = Connection::start(desired, self.status.clone(), remembered, 1, time);
+        self.carry_out();
+        let stays = !was_completed || !was_done || matches!(self.machine.state, State::Completed);
+        assert!(stays, "completed before, {:?} after a restart", self.machine.state);
     }
 
     pub(super) fn input(&mut self, input: Input) {
@@ -183,7 +226,8 @@ impl World {
             let idle = begun.saturating_sub(session.last_packet);
             session.is_forgotten |= sent && is_managed && idle > self.server.refwait;
             session.last_packet = now;
-            let answered = sent.then_some(up && !session.is_forgotten);
+            let is_silent = self.server.silent.contains(name) || session.is_forgotten;
+            let answered = sent.then_some(up && !is_silent);
             match answered {
                 None => session.unreachable += 1,
                 Some(true) => session.answered += 1,
@@ -191,8 +235,10 @@ impl World {
             }
             let refused = Failure::new(FailureCause::NoRoute, "no route");
             let refused = (sent && self.no_route).then_some(refused);
+            let probes = if sent && refused.is_none() { self.probes } else { 0 };
             let answered = if refused.is_some() { Some(false) } else { answered };
-            session.progress.test_ended(answered, refused, Monotonic(now));
+            session.progress.test_ended(answered, probes, refused, Monotonic(now));
+            session.expired += u64::from(session.progress.may_have_expired());
             let count = config.test_count;
             if count != 0 && session.tests >= count {
                 session.next_end = 0;
@@ -262,6 +308,11 @@ impl World {
         if let Some(status) = self.machine.poll_status() {
             self.status = status.clone();
         }
+        self.check();
+    }
+
+    /// Checks what holds after each input.
+    fn check(&self) {
         let rests = matches!(
             self.machine.state,
             State::Inactive | State::Stopped | State::Completed | State::Ended
@@ -269,6 +320,15 @@ impl World {
         let waits = self.machine.next_deadline().is_some() || self.operation.is_some();
         assert!(rests || waits, "nothing will happen in {:?}", self.machine.state);
         assert_eq!(self.outage, self.status.outage.is_some() || self.is_finished && self.outage);
+        if let State::WaitingRetry(due) = self.machine.state {
+            let config = self.machine.config();
+            let longest_ns = config.test_interval_ns.max(config.retry_backoff_max_ns);
+            assert!(due.since_ns(Monotonic(self.now)) <= longest_ns, "an attempt is put off");
+            let started = self.sessions.values().any(|session| session.is_started);
+            assert!(!started && self.outage, "no outage while an attempt is waited for");
+        }
+        let is_connected = self.machine.has_control == self.has_control;
+        assert!(is_connected || self.operation.is_some(), "{:?}", self.machine.state);
     }
 
     fn follow(&mut self, config: &ControlConnection) {
