@@ -53,8 +53,8 @@ fn is_run(root: &Path, path: &Path, before: &[&str]) -> bool {
         let stem = path.file_stem().unwrap().to_str().unwrap();
         let suite = format!("suite {stem}");
         let alone = ci.lines().any(|line| line.ends_with(&suite) && line.starts_with("step "));
-        // Two lanes of suites, named without the common prefix.
-        let lanes = ci.lines().skip_while(|line| !line.starts_with("two_lanes \""));
+        // Lanes of suites, named without the common prefix.
+        let lanes = ci.lines().skip_while(|line| !line.starts_with("lanes \""));
         let mut lanes = lanes.take_while(|line| !line.starts_with("step "));
         let name = stem.strip_prefix("test_").unwrap();
         let runs = alone || lanes.any(|line| line.split([' ', '"']).any(|word| word == name));
