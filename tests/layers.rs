@@ -287,11 +287,9 @@ const MAXIMUM_FILE_LINES: usize = 450;
 const MAXIMUM_FUNCTION_LINES: usize = 80;
 
 /// Files that are in a circle, or too long, and still to be mended.
-const CIRCULAR: [&str; 4] = ["api/listen.rs", "api/tls.rs", "ctl/", "store/"];
-const TOO_LONG: [&str; 2] = ["ctl/commands.rs", "store/results.rs"];
-const LONG_FUNCTIONS: [&str; 5] = [
-    "ctl/commands.rs: run",
-    "ctl/tables.rs: server",
+const CIRCULAR: [&str; 1] = ["store/"];
+const TOO_LONG: [&str; 1] = ["store/results.rs"];
+const LONG_FUNCTIONS: [&str; 3] = [
     "results/block.rs: put",
     "session/client/sender/mod.rs: handle_command",
     "store/results.rs: with",
@@ -331,12 +329,17 @@ fn uses(code: &str) -> Vec<String> {
             }
         }
     }
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();
     for declaration in code.split("use ").skip(1) {
         let before_semicolon = declaration.split(';').next().unwrap_or_default();
-        let without_names: Vec<&str> = before_semicolon
+        let without_names: Vec<String> = before_semicolon
             .split_inclusive([',', '{', '}'])
-            .map(|item| item.split(" as ").next().unwrap_or_default())
+            .map(|item| match item.split_once(" as ") {
+                // The separator after a new name stays.
+                Some((path, name)) => format!("{path}{}", name.trim_start_matches(is_name)),
+                None => item.to_owned(),
+            })
             .collect();
         let tree: String = without_names.concat().split_whitespace().collect();
         expand("", &tree, &mut found);
@@ -486,7 +489,8 @@ fn files_and_functions_are_short() {
 
 #[test]
 fn the_shape_is_seen() {
-    let code = "use super::{a::B, c};\npub(super) fn f(\n  x: u8,\n) {\n}\nuse crate::x::Y as Z;";
+    let code =
+        "use super::{a::B as C, c};\npub(super) fn f(\n  x: u8,\n) {\n}\nuse crate::x::Y as Z;";
     assert_eq!(uses(code), ["super::a::B", "super::c", "crate::x::Y"]);
     assert_eq!(functions(code), [("f".to_owned(), 4)]);
 }
