@@ -12,12 +12,12 @@ use prost::Message;
 use super::{
     Subject,
     content::{interval_result, probe_results, test_result},
+    event_log::log_event,
     report::{Report, ReportKind},
     statistics::{Aggregator, Plans},
     tail::Tail,
 };
 use crate::{
-    proto::{Event, FailureCause, Word},
     store::{Entry, ResultStore, StoreError, content},
     time::UnixTime,
 };
@@ -56,7 +56,7 @@ impl Log {
         let mut aggregator = self.aggregator();
         match kind {
             ReportKind::Event(event) => {
-                log_event(subject.connection(), &event);
+                log_event(&subject, &event);
                 self.append(&subject, content::EVENT, event.encode_to_vec().into(), time);
             }
             ReportKind::Probes(probes) => {
@@ -144,19 +144,4 @@ impl Log {
 /// What the store keeps of the time of a record: microseconds.
 fn stored_time(time: UnixTime) -> UnixTime {
     UnixTime(time.0 / 1_000 * 1_000)
-}
-
-/// Events are what the agent logs of measurements.
-fn log_event(connection: &str, event: &Event) {
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let cause = event.cause();
-    tracing::info!(
-        connection = given(connection),
-        cause = (cause != FailureCause::Unspecified).then(|| cause.word()),
-        attempts = (event.attempts > 0).then_some(event.attempts),
-        revision = (event.revision > 0).then_some(event.revision),
-        detail = given(&event.detail),
-        "{}",
-        event.r#type().word()
-    );
 }

@@ -4,6 +4,7 @@
 mod block;
 mod content;
 pub mod convert;
+mod event_log;
 mod filter;
 mod log;
 mod reader;

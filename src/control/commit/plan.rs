@@ -254,14 +254,24 @@ fn request(proposal: &Proposal) -> Option<(String, String)> {
     (!request_id.is_empty()).then(|| (request_id.clone(), request_digest.clone()))
 }
 
+/// Text of the event: effect, author and comment of a commit.
 fn detail(proposal: &Proposal, answer: &ApplyConfigResponse) -> String {
     let count = answer.changes.len();
-    match (proposal.rollback_to, proposal.confirm_timeout_ns) {
-        (0, None) => format!("{count} changes"),
-        (0, Some(_)) => format!("{count} changes, to be confirmed"),
-        (to, _) if proposal.comment.is_empty() => format!("back to revision {to}"),
-        (to, _) => format!("back to revision {to}: {}", proposal.comment),
+    let plural = if count == 1 { "" } else { "s" };
+    let mut text = match proposal.rollback_to {
+        0 => format!("{count} change{plural}"),
+        to => format!("back to revision {to}"),
+    };
+    if !proposal.author.is_empty() {
+        text += &format!(" by {}", proposal.author);
     }
+    if proposal.confirm_timeout_ns.is_some() {
+        text += ", to be confirmed";
+    }
+    if !proposal.comment.is_empty() {
+        text += &format!(": {}", proposal.comment);
+    }
+    text
 }
 
 fn deadline(unconfirmed: Unconfirmed) -> prost_types::Timestamp {

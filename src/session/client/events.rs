@@ -2,7 +2,7 @@
 
 use crate::{
     model::ControlConnection,
-    proto::{Event, EventType, Word},
+    proto::{Event, EventType},
     results::{Results, Subject},
     time::{UnixTime, duration_to_proto},
     twamp::connection::{ConnectionEvent, Failure, Outage},
@@ -17,13 +17,9 @@ pub(super) fn record(
 ) {
     let event = match event {
         ConnectionEvent::Lost(failure) => {
-            let (connection, cause) = (&config.name, failure.cause.word());
-            tracing::warn!(connection, cause, detail = failure.detail, "connection lost");
             Event { detail: failure.detail.clone(), ..caused(EventType::ConnectionLost, failure) }
         }
         ConnectionEvent::Restored { outage, length_ns } => {
-            let (connection, attempts) = (&config.name, outage.attempts);
-            tracing::info!(connection, attempts, "connection restored");
             ended(EventType::ConnectionRestored, outage, *length_ns)
         }
         ConnectionEvent::Abandoned { outage, length_ns } => {
