@@ -40,6 +40,7 @@ fuzz_target!(|data: &[u8]| {
                 format: stamp.format(),
                 timestamps: TimestampFormat::Ptp,
                 stamp: Some(Box::new(stamp)),
+                ..Carrier::default()
             }
         }
     };

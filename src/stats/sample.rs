@@ -26,7 +26,7 @@ pub struct Sample {
     pub receive_timestamp_source: StampSource,
     /// Source of T1, the transmit time of the probe.
     pub transmit_timestamp_source: StampSource,
-    /// Both ends say that their clocks are synchronised.
+    /// Both ends say that their clocks are synchronised, or read the same clock.
     pub synchronised: bool,
     /// The error that the clock of this host is estimated to have.
     pub clock_error_ns: Option<u64>,

@@ -131,8 +131,7 @@ impl Pair {
         });
         let now = Now { monotonic: Monotonic(SECOND), unix: START };
         let format = stamp.format();
-        let carrier =
-            Carrier { format, timestamps: TimestampFormat::Ntp, stamp: Some(Box::new(stamp)) };
+        let carrier = Carrier { format, stamp: Some(Box::new(stamp)), ..Carrier::default() };
         sender.session_started(carrier, now.monotonic, now);
         Self { sender, reflector, now, octets, probes: Vec::new(), figures: None }
     }

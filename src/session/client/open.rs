@@ -161,6 +161,7 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
         format: sender.format(),
         timestamps: session.timestamps,
         stamp: Some(Box::new(sender)),
+        ..Carrier::default()
     }
 }
 

@@ -191,6 +191,7 @@ impl Status {
             tcp: directory
                 .zip(status.ends)
                 .and_then(|(directory, (local, server))| directory.facts(local, server)),
+            outage_start_time: status.outage.as_ref().map(|outage| outage.began.to_proto()),
         }
     }
 

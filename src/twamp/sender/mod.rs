@@ -256,7 +256,7 @@ impl SessionSender {
         packet: &mut [u8],
         now: Monotonic,
     ) {
-        let Carrier { format, timestamps, stamp } = &mut self.carrier;
+        let Carrier { format, timestamps, stamp, .. } = &mut self.carrier;
         let probe = ProbeHeader {
             sequence: self.next_sequence,
             timestamp: timestamps.encode(t1),

@@ -88,7 +88,7 @@ impl SessionSender {
             reflector_clock_error_ns: known_error(reply.error_estimate),
             receive_timestamp_source: meta.stamp,
             transmit_timestamp_source,
-            synchronised: is_synchronised(&reply),
+            synchronised: self.carrier.shares_clock || is_synchronised(&reply),
             clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
             egress_ttl: reply.sender_ttl,
             egress_tos,

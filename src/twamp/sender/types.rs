@@ -59,6 +59,8 @@ pub struct Carrier {
     pub timestamps: TimestampFormat,
     /// STAMP options; `None` for TWAMP test packets.
     pub stamp: Option<Box<StampSender>>,
+    /// Both ends read the same clock, as on one host.
+    pub shares_clock: bool,
 }
 
 /// Output of the sender.

@@ -108,7 +108,7 @@ impl Pair {
         reflector.start(Sid([1; 16]), now.monotonic);
         let octets = config.data_size.into();
         let mut sender = SessionSender::new(config);
-        let carrier = Carrier { format: format(), timestamps: timestamps[0], stamp: None };
+        let carrier = Carrier { format: format(), timestamps: timestamps[0], ..Carrier::default() };
         sender.session_started(carrier, now.monotonic, now);
         Self {
             now,

@@ -201,7 +201,9 @@ impl Session {
     fn handle_command(&mut self, command: Command, now: Now) {
         match command {
             Command::Up(session) => {
-                let OpenSession { socket, remote, carrier, padding_start, .. } = *session;
+                let OpenSession { socket, remote, mut carrier, padding_start, .. } = *session;
+                carrier.shares_clock =
+                    remote.ip().is_loopback() || remote.ip() == socket.local().ip();
                 let min_len = carrier.format.probe_octets();
                 let packet = packet(&self.config, min_len, padding_start);
                 let TestSession { probe_interval_ns, burst_size, .. } = self.config;
