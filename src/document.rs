@@ -1,21 +1,30 @@
 //! YAML and JSON form of the messages of the API: the JSON mapping of proto3 with the names of the
-//! `.proto`. In YAML and JSON alike, values of enums may be written without their prefix.
+//! `.proto`. Values of enums may be written without their prefix, durations in any unit.
 
+mod check;
 mod differences;
+mod duration;
+mod tree;
 
 use std::{fmt::Write, sync::OnceLock};
 
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
+    DescriptorPool, DynamicMessage, FieldDescriptor, MessageDescriptor, SerializeOptions,
 };
 use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
 
+pub use check::similar;
 pub use differences::differences;
+pub use duration::{DURATION_FORM, parse_duration};
 
 use crate::proto::{self, DESCRIPTORS};
+use check::Problems;
+
+/// Bytes of text that are read once more, in total, to find the positions of problems.
+const POSITION_BYTES: usize = 64 << 20;
 
 /// A text that cannot be read as the message.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -25,63 +34,53 @@ pub struct DocumentError(String);
 impl DocumentError {
     /// Returns the error of an empty document.
     pub(crate) fn empty() -> Self {
-        Self("there is nothing in it; to remove everything say {}".into())
+        Self("the document is empty: to remove everything, write {}".into())
+    }
+
+    /// Returns all problems, with their positions in the text.
+    fn from_problems(problems: Problems, text: &str) -> Self {
+        let located = (POSITION_BYTES / text.len().max(1)).max(1);
+        let left_out = problems.count - problems.kept.len();
+        let mut found: Vec<_> = problems
+            .kept
+            .into_iter()
+            .enumerate()
+            .map(|(index, problem)| {
+                let is_located = index < located;
+                let position = is_located.then(|| tree::position(text, &problem.path)).flatten();
+                (position.unwrap_or((usize::MAX, 0)), problem.text)
+            })
+            .collect();
+        found.sort_by_key(|(position, _)| *position);
+        let mut lines: Vec<String> = found
+            .into_iter()
+            .map(|(position, text)| match position {
+                (usize::MAX, _) => text,
+                (line, column) => format!("line {line}, column {column}: {text}"),
+            })
+            .collect();
+        if let [line] = lines.as_mut_slice() {
+            return Self(std::mem::take(line));
+        }
+        if left_out > 0 {
+            lines.push(format!("and {left_out} more"));
+        }
+        Self(format!("{} problems\n  {}", problems.count, lines.join("\n  ")))
     }
 }
 
 /// Reads a configuration in YAML or JSON.
 pub fn read_config(text: &str) -> Result<proto::AgentConfig, DocumentError> {
-    let deserializer = serde_yaml_ng::Deserializer::from_str(text);
-    // An empty text is an empty document.
-    let value: Option<Value> =
-        serde_path_to_error::deserialize(deserializer).map_err(|error| at_path(&error))?;
-    let mut value = value.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let mut tree = tree::parse(text)?;
     let descriptor = descriptor("AgentConfig")?;
-    complete_enums(&mut value, &descriptor);
-    let mut track = serde_path_to_error::Track::new();
-    let deserializer = serde_path_to_error::Deserializer::new(&value, &mut track);
-    let message = DynamicMessage::deserialize(descriptor, deserializer);
-    let message = message.map_err(|error| {
-        DocumentError(match track.path().to_string().as_str() {
-            "." => error.to_string(),
-            path => format!("{path}: {}", without_secret(path, error.to_string())),
-        })
-    })?;
-    message.transcode_to().map_err(|error| DocumentError(error.to_string()))
-}
-
-fn at_path<E: std::error::Error>(error: &serde_path_to_error::Error<E>) -> DocumentError {
-    match error.path().to_string().as_str() {
-        "." | "?" => DocumentError(error.inner().to_string()),
-        path => {
-            let error = without_secret(path, error.inner().to_string());
-            DocumentError(format!("{path}: {error}"))
-        }
+    let problems = check::check(&mut tree, &descriptor);
+    if problems.count > 0 {
+        return Err(DocumentError::from_problems(problems, text));
     }
-}
-
-/// Removes the value from an error where it may be a misplaced secret.
-fn without_secret(path: &str, error: String) -> String {
-    let may_be = descriptor("AgentConfig").map_or(true, |root| may_have_secret(path, root));
-    let Some((start, found)) = error.split_once(": ").filter(|_| may_be) else { return error };
-    let Some((found, expected)) = found.rsplit_once(", expected ") else { return error };
-    let kind = found.split(' ').next().unwrap_or_default();
-    format!("{start}: {kind}, expected {expected}")
-}
-
-/// Returns whether a path leads to a secret, to a message with secrets or to an unknown field.
-fn may_have_secret(path: &str, root: MessageDescriptor) -> bool {
-    let mut kind = Kind::Message(root);
-    let names = path.split('.').map(|name| name.split('[').next().unwrap_or_default());
-    for name in names.filter(|name| !name.is_empty()) {
-        let Kind::Message(message) = &kind else { return false };
-        let Some(field) = message.get_field_by_name(name) else { return true };
-        if is_secret(&field) {
-            return true;
-        }
-        kind = field.kind();
-    }
-    matches!(kind, Kind::Message(message) if has_secret(&message))
+    // The check leaves no error here; one that it missed might show a secret.
+    let failed = || DocumentError("the document is not a configuration".into());
+    let message = DynamicMessage::deserialize(descriptor, tree).map_err(|_| failed())?;
+    message.transcode_to().map_err(|_| failed())
 }
 
 fn has_secret(message: &MessageDescriptor) -> bool {
@@ -143,42 +142,6 @@ fn descriptor(name: &str) -> Result<MessageDescriptor, DocumentError> {
         .ok_or_else(|| DocumentError(format!("no message is named {name}")))
 }
 
-/// Writes `LIGHT` as `CONTROL_TYPE_LIGHT`, where the first is no value and the second is one.
-fn complete_enums(value: &mut Value, descriptor: &MessageDescriptor) {
-    let Value::Object(fields) = value else { return };
-    for (name, value) in fields {
-        let field =
-            descriptor.get_field_by_name(name).or_else(|| descriptor.get_field_by_json_name(name));
-        let Some(field) = field else { continue };
-        let values: &mut [Value] = match value {
-            Value::Array(values) if field.is_list() => values,
-            single @ (Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_)
-            | Value::Object(_)) => std::slice::from_mut(single),
-        };
-        let kind = field.kind();
-        if let Kind::Message(descriptor) = &kind
-            && !field.is_map()
-        {
-            values.iter_mut().for_each(|value| complete_enums(value, descriptor));
-        }
-        if let Kind::Enum(descriptor) = &kind {
-            let unspecified = descriptor.default_value();
-            let prefix = unspecified.name().trim_end_matches("UNSPECIFIED");
-            for value in values {
-                if let Value::String(text) = value
-                    && descriptor.get_value_by_name(&format!("{prefix}{text}")).is_some()
-                {
-                    text.insert_str(0, prefix);
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,15 +181,98 @@ client:
 
     #[test]
     fn errors_say_where_and_what() {
-        let error = read_config("client:\n  control_conections: []\n").unwrap_err().to_string();
-        assert!(error.contains("client") && error.contains("control_conections"), "{error}");
-        let error = read_config("client: {control_connections: [{name: 5}]}").unwrap_err();
-        assert!(error.to_string().contains("client.control_connections[0].name"), "{error}");
+        for (text, expected) in [
+            (
+                "client:\n  control_conections: []\n",
+                "line 2, column 3: unknown field \"control_conections\" at client: \
+                 did you mean control_connections?",
+            ),
+            (
+                "client: {control_connections: [{name: 5}]}",
+                "line 1, column 33: invalid value 5 at client.control_connections[0].name: \
+                 expected text, in quotes",
+            ),
+            (
+                "storage:\n  retention_age: 5 weeks\n",
+                "line 2, column 3: invalid duration \"5 weeks\" at storage.retention_age: \
+                 expected a number with a unit, such as 20ms, 1.5s or 1m30s",
+            ),
+            (
+                "storage: {retention_bytes: abc}",
+                "line 1, column 11: invalid number \"abc\" at storage.retention_bytes: \
+                 expected a whole number from 0 to 18446744073709551615",
+            ),
+            (
+                "client: {control_connections: [{control_type: LIGTH}]}",
+                "line 1, column 33: invalid value \"LIGTH\" at \
+                 client.control_connections[0].control_type: \
+                 expected MANAGED, LIGHT or STAMP, did you mean LIGHT?",
+            ),
+            (
+                "client: {control_connections: {name: a}}",
+                "line 1, column 10: invalid value (mapping) at client.control_connections: \
+                 expected a list",
+            ),
+            (
+                "server: {inactive: 'yes'}",
+                "line 1, column 10: invalid value \"yes\" at server.inactive: \
+                 expected true or false",
+            ),
+            (
+                "client: {control_connections: [{labels: {a: 1}}]}",
+                "line 1, column 42: invalid value 1 at client.control_connections[0].labels.a: \
+                 expected text, in quotes",
+            ),
+            ("clients: {}", "line 1, column 1: unknown field \"clients\": did you mean client?"),
+            (
+                "whatever: {}",
+                "line 1, column 1: unknown field \"whatever\": \
+                 expected client, server, storage or export",
+            ),
+            (
+                "hello",
+                "line 1, column 1: invalid value (string): expected a mapping of fields, such as client",
+            ),
+        ] {
+            assert_eq!(read_config(text).unwrap_err().to_string(), expected);
+        }
         let error = read_config("client: [").unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
-        let error = read_config("storage: {retention_age: 5 weeks}").unwrap_err().to_string();
-        assert!(error.contains("storage.retention_age"), "{error}");
         assert_eq!(read_config("").unwrap(), proto::AgentConfig::default());
+        assert_eq!(read_config("client: ~").unwrap(), proto::AgentConfig::default());
+    }
+
+    #[test]
+    fn all_problems_are_told_in_their_order() {
+        let text = "server:\n  lisen: []\n  inactiv: true\nclient:\n  control_connections:\n  \
+                    - {nme: a, test_interval: 5}\n";
+        let error = read_config(text).unwrap_err().to_string();
+        let lines: Vec<&str> = error.lines().collect();
+        assert_eq!(lines[0], "4 problems", "{error}");
+        for (line, expected) in [
+            (1, "line 2, column 3: unknown field \"lisen\" at server: did you mean listen?"),
+            (2, "line 3, column 3: unknown field \"inactiv\" at server: did you mean inactive?"),
+            (3, "line 6, column 6: unknown field \"nme\" at client.control_connections[0]"),
+            (4, "line 6, column 14: invalid duration 5 at client.control_connections[0]."),
+        ] {
+            assert!(lines[line].trim_start().starts_with(expected), "{error}");
+        }
+        let many: String = (0..100_000).map(|n| format!("field{n}: 1\n")).collect();
+        let error = read_config(&many).unwrap_err().to_string();
+        assert!(error.starts_with("100000 problems\n") && error.ends_with("and 99980 more"));
+        assert_eq!(error.lines().count(), 22);
+    }
+
+    #[test]
+    fn durations_may_have_any_unit() {
+        let read = |interval: &str| {
+            let text = format!("client: {{control_connections: [{{test_interval: {interval}}}]}}");
+            let config = read_config(&text).unwrap();
+            config.client.unwrap().control_connections[0].test_interval.unwrap()
+        };
+        assert_eq!(read("1m30s"), prost_types::Duration { seconds: 90, nanos: 0 });
+        assert_eq!(read("20ms"), prost_types::Duration { seconds: 0, nanos: 20_000_000 });
+        assert_eq!(read("\"0.02s\""), read("20ms"));
     }
 
     #[test]

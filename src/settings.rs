@@ -2,15 +2,19 @@
 //! API.
 
 use std::{
-    fs, io,
+    fs::File,
+    io::{self, Read},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 use thiserror::Error;
+use toml::de::{DeTable, DeValue};
 
 use crate::{
-    api::ApiSettings, net::ThreadScheduling, session::PlaneSettings, telemetry::LogSettings,
+    api::ApiSettings, document::similar, net::ThreadScheduling, session::PlaneSettings,
+    telemetry::LogSettings,
 };
 
 /// State directory that is used when none is given.
@@ -61,6 +65,10 @@ const MAX_THREADS: usize = 64;
 /// With a larger value a thread would hardly ever sleep.
 const MAX_SPIN_US: u32 = 1_000;
 const MAX_BUSY_POLL_US: u32 = 1_000_000;
+/// Largest settings file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Unknown keys that are reported.
+const MAX_UNKNOWN_KEYS: usize = 20;
 
 fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     let threads = usize::deserialize(deserializer)?;
@@ -158,6 +166,14 @@ pub enum SettingsError {
         /// Line, column and expected content.
         source: Box<toml::de::Error>,
     },
+    /// The file has keys that are no settings.
+    #[error("settings {}: {}", .path.display(), .keys.join("\n  "))]
+    UnknownKeys {
+        /// Path of the file.
+        path: PathBuf,
+        /// Each key with its line and column.
+        keys: Vec<String>,
+    },
 }
 
 impl Settings {
@@ -175,13 +191,81 @@ impl Settings {
     /// Reads settings from a file.
     pub fn read(path: &Path) -> Result<Self, SettingsError> {
         let path = path.to_owned();
-        let text = match fs::read_to_string(&path) {
+        let text = match File::open(&path).and_then(read_bounded) {
             Ok(text) => text,
             Err(source) => return Err(SettingsError::File { path, source }),
         };
-        toml::from_str(&text)
-            .map_err(|source| SettingsError::Content { path, source: Box::new(source) })
+        parse(&text).map_err(|problem| match problem {
+            Problem::Other(source) => SettingsError::Content { path, source },
+            Problem::UnknownKeys(keys) => SettingsError::UnknownKeys { path, keys },
+        })
     }
+}
+
+fn read_bounded(file: File) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_FILE_BYTES {
+        true => Err(io::Error::other(format!("the file is larger than {MAX_FILE_BYTES} bytes"))),
+        false => Ok(text),
+    }
+}
+
+enum Problem {
+    UnknownKeys(Vec<String>),
+    Other(Box<toml::de::Error>),
+}
+
+/// Parses settings. An unknown key is taken out and the rest read again, so that all are reported.
+fn parse(text: &str) -> Result<Settings, Problem> {
+    let other = |error: toml::de::Error| Problem::Other(Box::new(error));
+    let mut table = DeTable::parse(text).map_err(other)?;
+    let mut keys = Vec::new();
+    loop {
+        let mut error = match Settings::deserialize(toml::de::Deserializer::from(table.clone())) {
+            Ok(_) if !keys.is_empty() => return Err(Problem::UnknownKeys(keys)),
+            Ok(settings) => return Ok(settings),
+            Err(error) => error,
+        };
+        let span = error.span().filter(|_| error.message().starts_with("unknown field"));
+        match span.and_then(|span| Some((remove_key(table.get_mut(), &span)?, span.start))) {
+            Some(key) if keys.len() < MAX_UNKNOWN_KEYS => {
+                keys.push(unknown_key(text, &key, error.message()));
+            }
+            _ if !keys.is_empty() => return Err(Problem::UnknownKeys(keys)),
+            _ => {
+                // The message shows the line.
+                error.set_input(Some(text));
+                return Err(other(error));
+            }
+        }
+    }
+}
+
+/// Removes the key at a place of the text.
+fn remove_key(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
+    let found = table.keys().find(|key| key.span() == *span).map(|key| key.get_ref().to_string());
+    if let Some(key) = found {
+        table.remove(key.as_str());
+        return Some(key);
+    }
+    table.iter_mut().find_map(|(_, value)| match value.get_mut() {
+        DeValue::Table(table) => remove_key(table, span),
+        _ => None,
+    })
+}
+
+/// Describes an unknown key by the message of the parser, which lists the known ones in backticks.
+fn unknown_key(text: &str, (key, start): &(String, usize), message: &str) -> String {
+    let before = &text[..*start];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+    let hint = match similar(key, known.iter().map(|known| (*known).to_owned())) {
+        Some(similar) => format!("did you mean {similar}?"),
+        None => format!("expected {}", known.join(", ")),
+    };
+    format!("line {line}, column {column}: unknown key {key:?}: {hint}")
 }
 
 #[cfg(test)]
@@ -190,7 +274,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Settings, SettingsError> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), text).unwrap();
+        std::fs::write(file.path(), text).unwrap();
         Settings::read(file.path())
     }
 
@@ -247,9 +331,24 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_reported_with_its_line() {
+    fn unknown_keys_are_reported_with_their_lines() {
         let error = read("[api]\nlistne = []\n").unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("listne"), "{error}");
-        assert!(error.contains("listen"), "expected keys: {error}");
+        let expected = "line 2, column 1: unknown key \"listne\": did you mean listen?";
+        assert!(error.ends_with(expected), "{error}");
+        let text = "stat_dir = \"/x\"\nwhatever = 1\n[log]\nfiltr = \"info\"\n";
+        let error = read(text).unwrap_err().to_string();
+        for expected in [
+            "line 1, column 1: unknown key \"stat_dir\": did you mean state_dir?",
+            "line 2, column 1: unknown key \"whatever\": expected state_dir, api, log, ",
+            "line 4, column 1: unknown key \"filtr\": did you mean filter?",
+        ] {
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_huge_file_is_refused() {
+        let error = read(&"#".repeat(2 << 20)).unwrap_err().to_string();
+        assert!(error.contains("larger than 1048576 bytes"), "{error}");
     }
 }

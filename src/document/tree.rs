@@ -1,0 +1,295 @@
+//! Tree of a text in YAML or JSON, and the positions of its parts. Both are bounded: deep nesting,
+//! repeated keys and aliases that multiply are errors.
+
+use std::{cell::Cell, fmt};
+
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::{Map, Number, Value};
+
+use super::DocumentError;
+
+/// Brackets that may be open: the parser takes time by their square. It reads half as many levels.
+const MAXIMUM_OPEN_BRACKETS: usize = 256;
+/// Size of the tree with all aliases replaced, each value counted with its text and `VALUE_BYTES`.
+const MAXIMUM_TREE_BYTES: usize = 256 << 20;
+const VALUE_BYTES: usize = 32;
+
+/// One step on the way from the root to a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Field(String),
+    Index(usize),
+}
+
+/// Line and column of a part, from 1.
+pub(super) type Position = (usize, usize);
+
+/// Parses a text; an empty one is an empty mapping.
+pub(super) fn parse(text: &str) -> Result<Value, DocumentError> {
+    check_nesting(text)?;
+    let remaining = Cell::new(MAXIMUM_TREE_BYTES);
+    let deserializer = serde_yaml_ng::Deserializer::from_str(text);
+    let value = Tree { remaining: &remaining }.deserialize(deserializer);
+    match value.map_err(|error| DocumentError(error.to_string()))? {
+        Value::Null => Ok(Value::Object(Map::new())),
+        value => Ok(value),
+    }
+}
+
+fn check_nesting(text: &str) -> Result<(), DocumentError> {
+    let mut open = 0_usize;
+    for (index, byte) in text.bytes().enumerate() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > MAXIMUM_OPEN_BRACKETS {
+            let line = text.as_bytes()[..index].iter().filter(|byte| **byte == b'\n').count() + 1;
+            return Err(DocumentError(format!("line {line}: too many nested brackets")));
+        }
+    }
+    Ok(())
+}
+
+/// Builds the tree within `remaining` bytes.
+#[derive(Clone, Copy)]
+struct Tree<'a> {
+    remaining: &'a Cell<usize>,
+}
+
+impl Tree<'_> {
+    fn reserve<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
+        let remaining = self.remaining.get().checked_sub(bytes + VALUE_BYTES);
+        self.remaining.set(remaining.ok_or_else(|| E::custom("the document is too large"))?);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping, a list or a plain value")
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Value, E> {
+        self.reserve(0).map(|()| value.into())
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Value, E> {
+        self.reserve(0).map(|()| value.into())
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        self.reserve(0).map(|()| value.into())
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<Value, E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<Value, E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        self.reserve(0).map(|()| Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.reserve(value.len()).map(|()| value.into())
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.reserve(0).map(|()| Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.reserve(0)?;
+        let mut values = Vec::new();
+        while let Some(value) = items.next_element_seed(self)? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        self.reserve(0)?;
+        let mut fields = Map::new();
+        while let Some(key) = entries.next_key_seed(NewKey(&fields))? {
+            self.reserve(key.len())?;
+            let value = entries.next_value_seed(self)?;
+            fields.insert(key, value);
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+/// Reads a key that the mapping does not have yet.
+struct NewKey<'a>(&'a Map<String, Value>);
+
+impl<'de> DeserializeSeed<'de> for NewKey<'_> {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for NewKey<'_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a field")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
+        match self.0.contains_key(key) {
+            true => Err(E::custom(format!("field {key:?} is given twice"))),
+            false => Ok(key.to_owned()),
+        }
+    }
+}
+
+/// Returns the position of the key, or of the list item, that a path leads to.
+pub(super) fn position(text: &str, path: &[Step]) -> Option<Position> {
+    let is_found = Cell::new(false);
+    let walk = Walk { path, is_found: &is_found };
+    let error = walk.deserialize(serde_yaml_ng::Deserializer::from_str(text)).err()?;
+    let location = error.location().filter(|_| is_found.get())?;
+    Some((location.line(), location.column()))
+}
+
+/// Follows a path, and fails where it ends: errors have positions, values have none.
+struct Walk<'a> {
+    path: &'a [Step],
+    is_found: &'a Cell<bool>,
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.is_found.set(self.path.is_empty());
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the way to go on")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let [Step::Index(index), rest @ ..] = self.path else {
+            return Err(A::Error::custom("end"));
+        };
+        for _ in 0..*index {
+            items.next_element::<IgnoredAny>()?;
+        }
+        items.next_element_seed(Walk { path: rest, ..self })?;
+        Err(A::Error::custom("end"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let [Step::Field(name), rest @ ..] = self.path else {
+            return Err(A::Error::custom("end"));
+        };
+        let key = WantedKey { name, is_last: rest.is_empty(), is_found: self.is_found };
+        while let Some(is_wanted) = entries.next_key_seed(key)? {
+            if is_wanted {
+                entries.next_value_seed(Walk { path: rest, ..self })?;
+                break;
+            }
+            entries.next_value::<IgnoredAny>()?;
+        }
+        Err(A::Error::custom("end"))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct WantedKey<'a> {
+    name: &'a str,
+    is_last: bool,
+    is_found: &'a Cell<bool>,
+}
+
+impl<'de> DeserializeSeed<'de> for WantedKey<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for WantedKey<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a field")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
+        if key == self.name && self.is_last {
+            self.is_found.set(true);
+            return Err(E::custom("end"));
+        }
+        Ok(key == self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn positions_are_those_of_keys_and_items() {
+        let text = "a:\n  - b: 1\n    c: {d: 2}\n  - [x, y]\n";
+        let field = |name: &str| Step::Field(name.into());
+        let item = Step::Index;
+        for (path, expected) in [
+            (vec![field("a")], Some((1, 1))),
+            (vec![field("a"), item(0)], Some((2, 5))),
+            (vec![field("a"), item(0), field("c"), field("d")], Some((3, 9))),
+            (vec![field("a"), item(1), item(1)], Some((4, 9))),
+            (vec![field("b")], None),
+            (vec![field("a"), field("b")], None),
+            (vec![field("a"), item(7)], None),
+        ] {
+            assert_eq!(position(text, &path), expected, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn hostile_texts_are_refused_quickly() {
+        let start = Instant::now();
+        let parse = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(parse(&"[".repeat(1 << 20)).contains("line 1: too many nested brackets"));
+        assert!(parse(&"[".repeat(200)).contains("recursion limit"));
+        assert!(parse(&"- ".repeat(2_000)).contains("recursion limit"));
+        let line =
+            |n: u32| format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(", "));
+        let laughs: String = (1..9).map(line).collect();
+        assert!(parse(&format!("a0: &a0 [x]\n{laughs}")).contains("repetition limit"));
+        let many = vec!["*a"; 100].join(", ");
+        let long = format!("a: &a [{}]\nb: [{many}]", vec!["x"; 100_000].join(","));
+        assert!(parse(&long).contains("the document is too large"));
+        assert!(parse("a: 1\nb: 2\na: 3\n").contains("field \"a\" is given twice at line 3"));
+        assert!(start.elapsed().as_secs() < 20);
+    }
+}
