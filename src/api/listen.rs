@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener},
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     connection::{Connection, Peer},
+    settings::ApiSettings,
     tls::{Reloading, TlsError, common_name},
 };
 use crate::supervise::Tasks;
@@ -32,43 +32,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Mode of the Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
-
-/// Addresses and TLS of the API, the section `api` of the settings.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ApiSettings {
-    /// TCP addresses; port 0 takes any free port.
-    pub listen: Vec<SocketAddr>,
-    /// Path of a Unix socket; none by default.
-    pub unix_socket: Option<PathBuf>,
-    /// TLS for all TCP addresses; none by default.
-    pub tls: Option<TlsSettings>,
-    /// Offer the API without TLS to other hosts: anyone who reaches the port controls the agent.
-    pub allow_remote_without_tls: bool,
-}
-
-impl Default for ApiSettings {
-    fn default() -> Self {
-        Self {
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 9862))],
-            unix_socket: None,
-            tls: None,
-            allow_remote_without_tls: false,
-        }
-    }
-}
-
-/// PEM files of the API, read again when they change.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsSettings {
-    /// Certificate of the agent, followed by its intermediate certificates.
-    pub certificate: PathBuf,
-    /// Private key of the certificate.
-    pub key: PathBuf,
-    /// Roots of client certificates; clients without such a certificate are refused.
-    pub client_ca: Option<PathBuf>,
-}
 
 /// Reason for which the API cannot listen.
 #[derive(Debug, Error)]
@@ -83,12 +46,12 @@ pub enum ListenError {
     },
     /// A TCP address is reachable from other hosts, and TLS is not configured.
     #[error(
-        "API on {0}: other hosts could command this agent without TLS. Give [api.tls] in the \
-         settings, listen on a loopback address, or say allow_remote_without_tls = true"
+        "API on {0}: other hosts could command this agent without TLS; set [api.tls], listen on a \
+         loopback address, or set allow_remote_without_tls = true"
     )]
     RemoteWithoutTls(SocketAddr),
     /// Neither a TCP address nor a Unix socket is configured.
-    #[error("API: neither [api] listen nor unix_socket names a place to listen on")]
+    #[error("API: nothing to listen on: set listen or unix_socket in [api]")]
     Nowhere,
     /// A PEM file is unusable.
     #[error(transparent)]

@@ -12,6 +12,7 @@ mod listen;
 mod page;
 mod results;
 mod server;
+mod settings;
 mod statistics;
 mod tls;
 
@@ -22,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 pub use agent::AgentFacts;
-pub use listen::{ApiListener, ApiSettings, ListenError, TlsSettings};
+pub use listen::{ApiListener, ListenError};
+pub use settings::{ApiSettings, TlsSettings};
 pub use tls::TlsError;
 
 use crate::{

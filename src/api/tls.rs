@@ -21,7 +21,7 @@ use x509_cert::{
     der::{Decode, Tag, Tagged, asn1::ObjectIdentifier},
 };
 
-use super::listen::TlsSettings;
+use super::settings::TlsSettings;
 
 /// `id-at-commonName` (RFC 5280 appendix A.1).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");

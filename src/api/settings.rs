@@ -1,0 +1,42 @@
+//! Settings of the API: addresses and PEM files.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+/// Addresses and TLS of the API, the section `api` of the settings.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiSettings {
+    /// TCP addresses; port 0 takes any free port.
+    pub listen: Vec<SocketAddr>,
+    /// Path of a Unix socket; none by default.
+    pub unix_socket: Option<PathBuf>,
+    /// TLS for all TCP addresses; none by default.
+    pub tls: Option<TlsSettings>,
+    /// Offer the API without TLS to other hosts: anyone who reaches the port controls the agent.
+    pub allow_remote_without_tls: bool,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 9862))],
+            unix_socket: None,
+            tls: None,
+            allow_remote_without_tls: false,
+        }
+    }
+}
+
+/// PEM files of the API, read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Certificate of the agent, followed by its intermediate certificates.
+    pub certificate: PathBuf,
+    /// Private key of the certificate.
+    pub key: PathBuf,
+    /// Roots of client certificates; clients without such a certificate are refused.
+    pub client_ca: Option<PathBuf>,
+}
