@@ -149,6 +149,7 @@ async fn show(
     if completed == 0 {
         return Err(DemoError::NoResults(duration));
     }
-    print(&format!("{completed} tests completed. All temporary files are removed."))?;
+    let plural = if completed == 1 { "" } else { "s" };
+    print(&format!("\n{completed} test{plural} completed. All temporary files are removed."))?;
     Ok(())
 }

@@ -3,7 +3,6 @@
 mod service;
 
 use std::{
-    fs,
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,8 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use twamp_agent::{
     agent::{Agent, Options, StartError},
     api::ListenError,
-    db, demo,
-    document::read_config,
+    ctl, db, demo,
+    document::{DURATION_FORM, parse_duration, read_config},
     model::{parse, warnings},
     proto::AgentConfig,
     settings::{DEFAULT_STATE_DIR, Settings},
@@ -98,10 +97,8 @@ enum DbCommand {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text
-        .parse()
-        .map_err(|_| format!("invalid duration {text:?}: expected 20s or 2m, for example"))?;
-    Duration::try_from(span).map_err(|_| "invalid duration: expected more than zero".into())
+    let duration = parse_duration(text).and_then(|duration| Duration::try_from(duration).ok());
+    duration.ok_or_else(|| format!("expected {DURATION_FORM}"))
 }
 
 /// Exit code and error message of a failed command.
@@ -237,24 +234,20 @@ fn check(file: &Path) -> Result<(), Failure> {
     for warning in warnings(&config, u64::MAX) {
         print_error(&format!("warning: {warning}"));
     }
-    let servers = usize::from(config.server.is_some());
-    let connections = config.connections.len();
-    let plural = if connections == 1 { "" } else { "s" };
+    let server = if config.server.is_some() { "1 server" } else { "no server" };
+    let connections = match config.connections.len() {
+        1 => "1 control connection".into(),
+        connections => format!("{connections} control connections"),
+    };
     let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "{}: valid: {connections} control connection{plural}, {servers} server",
-        file.display()
-    )
-    .map_err(|error| Failure(FAILED, error.to_string()))
+    writeln!(out, "{}: valid: {connections}, {server}", file.display())
+        .map_err(|error| Failure(FAILED, error.to_string()))
 }
 
 fn read_document(path: &Path) -> Result<AgentConfig, Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure(CONFIGURATION, format!("{}: {error}", path.display()))
-    };
-    let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
-    read_config(&text).map_err(|error| failed(&error))
+    let failed = |error: &dyn std::fmt::Display| Failure(CONFIGURATION, error.to_string());
+    let text = ctl::read_file(path).map_err(|error| failed(&error))?;
+    read_config(&text).map_err(|error| failed(&format!("{}: {error}", path.display())))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

@@ -661,8 +661,8 @@ fn the_reference_is_made_from_the_proto() {
         "# Configuration\n\n\
          One document, [AgentConfig](#agentconfig), in YAML or JSON: the JSON mapping of proto3\n\
          with the names below. `twampctl apply -f FILE` makes it the configuration of an agent,\n\
-         `twamp-agent check FILE` checks it without one. Durations are seconds with an `s`\n\
-         (`0.05s`). Values of enumerations may be written short (`LIGHT`) or in full\n\
+         `twamp-agent check FILE` checks it without one. Durations have units\n\
+         (`20ms`, `1.5s`, `1m30s`). Values of enumerations may be written short (`LIGHT`) or in full\n\
          (`CONTROL_TYPE_LIGHT`). What is left out has its default.\n\n\
          This file is made from the comments in `proto/twamp/agent/v1/config.proto` by\n\
          `UPDATE_DOCS=1 cargo test --test configuration`; a test keeps the two equal, and another\n\

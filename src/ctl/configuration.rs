@@ -1,30 +1,34 @@
 //! Commands of `twampctl` that show or change the configuration.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Subcommand;
 
 use super::{
     Connection, CtlError, Format,
-    commands::read,
+    input::{confirm, is_interactive, read_document},
     output::{print, print_together, write_line},
     pages, tables,
     words::time,
 };
 use crate::{
-    document::{DocumentError, Fields, differences, read_config, to_value},
+    document::{DURATION_FORM, Fields, differences, parse_duration, to_value, to_yaml},
     proto::{
-        AgentConfig, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, Change, ChangeKind,
+        ApplyConfigRequest, ApplyConfigResponse, ApplyMode, Change, ChangeKind,
         ConfirmConfigRequest, FieldChange, GetConfigResponse, RollbackConfigRequest,
         RollbackConfigResponse, Word,
     },
 };
 
+/// Removed parts that a question names.
+const NAMED_REMOVALS: usize = 8;
+
 /// Commands that show or change the configuration; their comments are the help texts.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigurationCommand {
-    /// Replace the whole configuration: what FILE does not name is removed (see --dry-run); with
-    /// --merge, change only what it names
+    /// Replace the whole configuration; anything FILE does not name is removed (see --dry-run)
+    ///
+    /// With --merge, only what FILE names is changed. On a terminal, removals are asked for first.
     Apply {
         /// Configuration in YAML or JSON; `-` is standard input
         #[arg(short, long, value_name = "FILE", required_unless_present = "delete")]
@@ -36,6 +40,9 @@ pub enum ConfigurationCommand {
         /// export or storage; may be given several times
         #[arg(long, value_name = "PART", requires = "merge")]
         delete: Vec<String>,
+        /// Remove parts without asking
+        #[arg(short, long)]
+        yes: bool,
         /// Options of the change
         #[command(flatten)]
         options: ChangeOptions,
@@ -55,7 +62,7 @@ pub enum ConfigurationCommand {
         #[command(flatten)]
         options: ChangeOptions,
     },
-    /// Show what FILE would change, what a revision changed, or the differences between two
+    /// Show what FILE would change, what a revision changed, or how two revisions differ
     Diff {
         /// Configuration in YAML or JSON; `-` is standard input
         #[arg(short, long, value_name = "FILE", conflicts_with = "revisions")]
@@ -89,10 +96,7 @@ pub struct ChangeOptions {
 }
 
 fn length(text: &str) -> Result<prost_types::Duration, String> {
-    let span: jiff::SignedDuration = text
-        .parse()
-        .map_err(|_| format!("invalid duration {text:?}: expected one such as 90s or 5m"))?;
-    Ok(prost_types::Duration { seconds: span.as_secs(), nanos: span.subsec_nanos() })
+    parse_duration(text).ok_or_else(|| format!("expected {DURATION_FORM}"))
 }
 
 /// Runs a command and prints its result.
@@ -102,10 +106,10 @@ pub(super) async fn run(
     format: Format,
 ) -> Result<(), CtlError> {
     match command {
-        ConfigurationCommand::Apply { file, merge, delete, options } => {
+        ConfigurationCommand::Apply { file, merge, delete, yes, options } => {
             let request = ApplyConfigRequest {
                 mode: mode(merge).into(),
-                config: file.map(|file| document(&file)).transpose()?,
+                config: file.map(|file| read_document(&file)).transpose()?,
                 expected_revision: options.expect,
                 validate_only: options.dry_run,
                 comment: options.comment,
@@ -113,8 +117,7 @@ pub(super) async fn run(
                 delete,
                 confirm_timeout: options.confirm,
             };
-            let answer = agent.config().apply_config(request).await?.into_inner();
-            print(format, &answer, "ApplyConfigResponse", || applied(&answer, options.dry_run))
+            apply(agent, request, yes, format).await
         }
         ConfigurationCommand::Confirm { revision } => {
             let request = ConfirmConfigRequest { revision };
@@ -136,18 +139,19 @@ pub(super) async fn run(
                 let RollbackConfigResponse { revision, changes, warnings, confirm_deadline } =
                     answer.clone();
                 let same = ApplyConfigResponse { revision, changes, warnings, confirm_deadline };
-                applied(&same, options.dry_run)
+                applied(&same, options.dry_run, "not in that revision")
             })
         }
         ConfigurationCommand::Diff { file: Some(file), merge, .. } => {
             let request = ApplyConfigRequest {
                 mode: mode(merge).into(),
-                config: Some(document(&file)?),
+                config: Some(read_document(&file)?),
                 validate_only: true,
                 ..ApplyConfigRequest::default()
             };
             let answer = agent.config().apply_config(request).await?.into_inner();
-            print(format, &answer, "ApplyConfigResponse", || changes(&answer.changes))
+            let reason = removal_reason(mode(merge));
+            print(format, &answer, "ApplyConfigResponse", || changes(&answer.changes, reason))
         }
         ConfigurationCommand::Diff { revisions, .. } => diff(agent, &revisions, format).await,
         ConfigurationCommand::Revisions => {
@@ -157,16 +161,69 @@ pub(super) async fn run(
     }
 }
 
+/// Prints the configuration of a revision.
+pub(super) async fn show(
+    agent: &Connection,
+    revision: u64,
+    format: Format,
+) -> Result<(), CtlError> {
+    let config = pages::config(agent, revision).await?.config.unwrap_or_default();
+    let value = to_value(&config, "AgentConfig", Fields::Given)?;
+    match format {
+        Format::Json => write_line(&format!("{value:#}")),
+        Format::Table | Format::Yaml => write_line(&to_yaml(&value)?),
+    }
+}
+
+/// Applies a document. A person is asked before anything is removed.
+async fn apply(
+    agent: &Connection,
+    mut request: ApplyConfigRequest,
+    yes: bool,
+    format: Format,
+) -> Result<(), CtlError> {
+    let dry_run = request.validate_only;
+    let reason = removal_reason(request.mode());
+    if !yes && !dry_run && is_interactive() {
+        let (validate_only, request_id) = (true, String::new());
+        let plan = ApplyConfigRequest { validate_only, request_id, ..request.clone() };
+        let plan = agent.config().apply_config(plan).await?.into_inner();
+        if let Some(removals) = removals(&plan.changes, reason) {
+            if !confirm(&format!("{removals}\nApply?"))? {
+                return Err(CtlError::Declined);
+            }
+            // The answer holds for what was shown.
+            request.expected_revision.get_or_insert(plan.revision);
+        }
+    }
+    let answer = agent.config().apply_config(request).await?.into_inner();
+    print(format, &answer, "ApplyConfigResponse", || applied(&answer, dry_run, reason))
+}
+
 fn mode(merge: bool) -> ApplyMode {
     if merge { ApplyMode::Merge } else { ApplyMode::Replace }
 }
 
-fn document(file: &Path) -> Result<AgentConfig, CtlError> {
-    let text = read(file)?;
-    // A truncated file must not remove the whole configuration.
-    let config =
-        if text.trim().is_empty() { Err(DocumentError::empty()) } else { read_config(&text) };
-    config.map_err(|error| CtlError::Document(file.display().to_string(), error))
+fn removal_reason(mode: ApplyMode) -> &'static str {
+    match mode {
+        ApplyMode::Merge => "named by --delete",
+        ApplyMode::Unspecified | ApplyMode::Replace => "not in the file",
+    }
+}
+
+/// Returns a line with the parts that are removed; `None` if there are none.
+fn removals(changes: &[Change], reason: &str) -> Option<String> {
+    let removed: Vec<&str> = changes
+        .iter()
+        .filter(|change| change.kind() == ChangeKind::Removed)
+        .map(|change| change.path.as_str())
+        .collect();
+    let named = removed.iter().take(NAMED_REMOVALS).copied().collect::<Vec<_>>().join(", ");
+    let more = match removed.len().saturating_sub(NAMED_REMOVALS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!removed.is_empty()).then(|| format!("REMOVES {named}{more} ({reason})"))
 }
 
 /// Prints the changes of one revision, or the differences between two.
@@ -175,7 +232,7 @@ async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(
     let [before, after] = revisions else {
         let revision = revisions.first().copied().unwrap_or(0);
         let answer = get(revision).await?;
-        return print(format, &answer, "GetConfigResponse", || changes(&answer.changes));
+        return print(format, &answer, "GetConfigResponse", || changes(&answer.changes, ""));
     };
     let value = |answer: GetConfigResponse| {
         to_value(&answer.config.unwrap_or_default(), "AgentConfig", Fields::Given)
@@ -193,14 +250,14 @@ async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(
     print_together(format, vec![("fields", parts?.into())], table)
 }
 
-fn applied(answer: &ApplyConfigResponse, dry_run: bool) -> String {
+fn applied(answer: &ApplyConfigResponse, dry_run: bool, removal_reason: &str) -> String {
     let mut text = match (dry_run, answer.changes.is_empty()) {
         (true, _) => format!("dry run against revision {}", answer.revision),
         (false, true) => format!("revision {}: no changes", answer.revision),
         (false, false) => format!("revision {}", answer.revision),
     };
     if !answer.changes.is_empty() {
-        text += &format!("\n{}", changes(&answer.changes));
+        text += &format!("\n{}", changes(&answer.changes, removal_reason));
     }
     if answer.confirm_deadline.is_some() {
         let until = time(answer.confirm_deadline.as_ref());
@@ -212,10 +269,13 @@ fn applied(answer: &ApplyConfigResponse, dry_run: bool) -> String {
     text
 }
 
-fn changes(changes: &[Change]) -> String {
+/// Returns the changes, removals first.
+fn changes(changes: &[Change], removal_reason: &str) -> String {
     if changes.is_empty() {
         return "no changes".into();
     }
+    let mut changes: Vec<&Change> = changes.iter().collect();
+    changes.sort_by_key(|change| change.kind() != ChangeKind::Removed);
     let mut lines = Vec::new();
     for change in changes {
         let kind = change.kind().word().to_lowercase();
@@ -223,6 +283,8 @@ fn changes(changes: &[Change]) -> String {
         let mut line = format!("  {} {kind} ({effect})", change.path);
         if change.kind() == ChangeKind::Changed && !change.sessions.is_empty() {
             line += &format!(": {}", change.sessions.join(", "));
+        } else if change.kind() == ChangeKind::Removed && !removal_reason.is_empty() {
+            line += &format!(": {removal_reason}");
         }
         lines.push(line + &field_lines(&change.fields, "    "));
     }
@@ -236,4 +298,41 @@ fn field_lines(fields: &[FieldChange], indent: &str) -> String {
         format!("\n{indent}{}: {before} -> {after}", field.path)
     };
     fields.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ChangeEffect;
+
+    fn change(path: &str, kind: ChangeKind, effect: ChangeEffect) -> Change {
+        Change { path: path.into(), kind: kind.into(), effect: effect.into(), ..Change::default() }
+    }
+
+    #[test]
+    fn removals_come_first_with_their_reason() {
+        let all = [
+            change("client/new", ChangeKind::Added, ChangeEffect::Start),
+            change("client/loop", ChangeKind::Removed, ChangeEffect::Stop),
+        ];
+        assert_eq!(
+            changes(&all, "not in the file"),
+            "  client/loop removed (stop): not in the file\n  client/new added (start)"
+        );
+        let line = removals(&all, "not in the file").unwrap();
+        assert_eq!(line, "REMOVES client/loop (not in the file)");
+        assert_eq!(removals(&all[..1], "not in the file"), None);
+        let kind = ChangeKind::Removed;
+        let many: Vec<Change> =
+            (0..10).map(|n| change(&format!("client/c{n}"), kind, ChangeEffect::Stop)).collect();
+        let line = removals(&many, "not in the file").unwrap();
+        assert!(line.ends_with("client/c7 and 2 more (not in the file)"), "{line}");
+    }
+
+    #[test]
+    fn durations_of_options_may_have_any_unit() {
+        assert_eq!(length("5m").map(|length| length.seconds), Ok(300));
+        let error = length("soon").unwrap_err();
+        assert_eq!(error, "expected a number with a unit, such as 20ms, 1.5s or 1m30s");
+    }
 }

@@ -1,10 +1,11 @@
 //! Connection to an agent over TCP, TLS or a Unix socket.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{error::Error, io, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{net::UnixStream, time::timeout};
+use tokio_rustls::rustls;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tower::service_fn;
 
@@ -33,13 +34,35 @@ pub enum ConnectError {
         /// Innermost error of the transport.
         detail: String,
     },
+    /// The answer is not TLS, though the target says https.
+    #[error("something answers at {0}, but not TLS: leave out https://")]
+    NotTls(String),
+    /// The agent ended the handshake.
+    #[error(
+        "the agent at {target} refused the TLS handshake ({alert}): it may want --cert and --key \
+         signed by its client CA"
+    )]
+    HandshakeRefused {
+        /// Host and port of the agent.
+        target: String,
+        /// Name of the TLS alert.
+        alert: String,
+    },
+    /// The certificate of the agent is not trusted.
+    #[error("the certificate of the agent at {target} is refused: {detail}; --ca names its root")]
+    Certificate {
+        /// Host and port of the agent.
+        target: String,
+        /// Reason of the TLS library.
+        detail: String,
+    },
     /// A PEM file cannot be read.
     #[error("{}: {source}", .path.display())]
     File {
         /// Path of the file.
         path: PathBuf,
         /// Error of the operating system.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -63,7 +86,7 @@ impl FromStr for Target {
         let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| error.to_string());
         match endpoint.as_ref().map(|endpoint| endpoint.uri().port()) {
             Ok(Some(_)) => Ok(Self::Url(url)),
-            _ => Err(format!("{text:?}: HOST:PORT, https://HOST:PORT or unix:PATH")),
+            _ => Err("expected HOST:PORT, https://HOST:PORT or unix:PATH".into()),
         }
     }
 }
@@ -104,7 +127,7 @@ impl Connection {
                 within(&shown, endpoint.connect_with_connector(connector)).await?
             }
             Target::Url(url) => {
-                let failed = |error: tonic::transport::Error| unreachable_agent(url, &error);
+                let failed = |error: tonic::transport::Error| connect_error(url, &error);
                 let mut endpoint = Endpoint::from_shared(url.clone()).map_err(failed)?;
                 if url.starts_with("https://") {
                     endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
@@ -151,10 +174,10 @@ async fn within<T, E>(
     connecting: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ConnectError>
 where
-    E: std::error::Error,
+    E: Error + 'static,
 {
     match timeout(CONNECT_LIMIT, connecting).await {
-        Ok(connected) => connected.map_err(|error| unreachable_agent(target, &error)),
+        Ok(connected) => connected.map_err(|error| connect_error(target, &error)),
         Err(_) => Err(ConnectError::Unreachable {
             target: target.to_owned(),
             detail: format!("no answer within {CONNECT_LIMIT:?}"),
@@ -184,13 +207,44 @@ impl TlsFiles {
     }
 }
 
-/// Returns the innermost error: the outer ones only say "transport error".
-fn unreachable_agent(target: &str, error: &dyn std::error::Error) -> ConnectError {
-    let mut detail = error.to_string();
-    let mut inner = error.source();
-    while let Some(error) = inner {
-        detail = error.to_string();
-        inner = error.source();
+/// Converts an error of the transport. Its innermost part tells the reason: the outer ones only say
+/// "transport error".
+fn connect_error(target: &str, error: &(dyn Error + 'static)) -> ConnectError {
+    let host = target.rsplit("://").next().unwrap_or(target).to_owned();
+    match tls_error(error) {
+        Some(rustls::Error::InvalidMessage(_)) => return ConnectError::NotTls(host),
+        Some(rustls::Error::AlertReceived(alert)) => {
+            return ConnectError::HandshakeRefused { target: host, alert: format!("{alert:?}") };
+        }
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            let detail = innermost(error).to_string();
+            return ConnectError::Certificate { target: host, detail };
+        }
+        _ => {}
     }
+    let detail = innermost(error).to_string();
     ConnectError::Unreachable { target: target.to_owned(), detail }
+}
+
+/// Returns the error that all others come from.
+pub(super) fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut innermost = error;
+    while let Some(inner) = innermost.source() {
+        innermost = inner;
+    }
+    innermost
+}
+
+/// Returns the error of the TLS library within an error of the transport.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let found = within.and_then(|within| within.downcast_ref());
+        if let Some(found) = found.or_else(|| error.downcast_ref()) {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
 }

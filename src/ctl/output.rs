@@ -74,3 +74,12 @@ pub(super) fn write_line(text: &str) -> Result<(), CtlError> {
     writeln!(out, "{}", text.trim_end_matches('\n'))?;
     Ok(out.flush()?)
 }
+
+/// Returns one field of a message as a JSON value.
+pub(super) fn field_value(
+    message: &impl Message,
+    name: &str,
+    field: &str,
+) -> Result<Value, CtlError> {
+    Ok(to_value(message, name, Fields::All)?[field].take())
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     CtlError,
-    commands::read,
+    input::read_file,
     words::{nanoseconds, time},
 };
 use crate::proto::{
@@ -62,7 +62,7 @@ pub struct ProbeArguments {
 
 impl ProbeArguments {
     pub(super) fn request(self) -> Result<ProbeServerRequest, CtlError> {
-        let secret = self.secret_file.map(|file| read(&file)).transpose()?.unwrap_or_default();
+        let secret = self.secret_file.map(|file| read_file(&file)).transpose()?.unwrap_or_default();
         let mode = match self.mode {
             ModeArgument::None => AuthenticationMode::None,
             ModeArgument::Authenticated => AuthenticationMode::Authenticated,
@@ -93,7 +93,7 @@ impl ProbeArguments {
 }
 
 /// Returns one line for each step up to the one that failed.
-pub(super) fn found(found: &ProbeServerResponse) -> String {
+pub(super) fn verdict(found: &ProbeServerResponse) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| lines.push(format!("{name:<10}{value}"));
     if !found.server_address.is_empty() {
@@ -115,7 +115,7 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
         line("session", found.sid.clone());
         line(
             "UDP port",
-            format!("{} given, {} asked for", found.accepted_port, found.requested_port),
+            format!("{} accepted, {} requested", found.accepted_port, found.requested_port),
         );
     }
     if let Some(probe) = &found.probe {
@@ -123,7 +123,7 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
         line(
             "probe",
             format!(
-                "rtt {}, reflector took {}, TTL {hops} there",
+                "rtt {}, reflector took {}, TTL at reflector {hops}",
                 nanoseconds(probe.rtt_ns.unwrap_or(0) as f64),
                 nanoseconds(probe.reflector_processing_ns.unwrap_or(0) as f64),
             ),
@@ -138,4 +138,9 @@ pub(super) fn found(found: &ProbeServerResponse) -> String {
     };
     line("verdict", verdict);
     lines.join("\n")
+}
+
+/// Returns whether the last step succeeded.
+pub(super) fn works(found: &ProbeServerResponse) -> bool {
+    found.stage() == ProbeStage::Done
 }

@@ -78,6 +78,15 @@ class Tls(harness.Case):
         command = [harness.CTL, "--agent", f"https://127.0.0.1:{agent.port}", "--ca", self.path("root.pem"),
                    "--cert", self.path("controller.pem"), "--key", self.path("controller.key"), "status"]
         self.assertIn("revision  1", sh(*command))
+        run = lambda *arguments: subprocess.run(  # noqa: E731
+            [harness.CTL, *arguments, "status"], capture_output=True, text=True, timeout=30)
+        refused = run("--agent", f"https://127.0.0.1:{agent.port}", "--ca", self.path("root.pem"))
+        self.assertIn("refused the TLS handshake", refused.stderr)
+        self.assertIn("--cert and --key", refused.stderr)
+        distrusted = run("--agent", f"https://127.0.0.1:{agent.port}")
+        self.assertIn("--ca names its root", distrusted.stderr)
+        for failed in (refused, distrusted):
+            self.assertEqual(failed.returncode, 69, failed.stderr)
         # New files hold without a restart; files that are wrong leave the old ones in force.
         time.sleep(1.1)
         with open(self.path("agent.pem"), "w") as file:
@@ -90,6 +99,14 @@ class Tls(harness.Case):
 
 
 class Api(harness.Case):
+    def test_tls_to_a_port_without_tls(self):
+        agent = self.agent()
+        agent.client()
+        done = subprocess.run([harness.CTL, "--agent", f"https://127.0.0.1:{agent.port}", "status"],
+                              capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, 69)
+        self.assertIn(f"something answers at 127.0.0.1:{agent.port}, but not TLS: leave out https://", done.stderr)
+
     def test_reflection_health_and_unix_socket(self):
         agent = self.agent()
         over_unix, over_tcp = harness.Client(f"unix:{agent.socket}"), agent.client()

@@ -51,7 +51,7 @@ class Surface(Case):
             if not token:
                 break
         self.assertEqual(pages, [2500, 2500, 1000])
-        # What is committed between two pages does not mix with them.
+        # A commit between two pages does not mix with them.
         self.api.apply({"client": self.idle(2)})
         rest = self.api.call("ConfigService", "GetConfig",
                              {"page_size": 2, "page_token": first["next_page_token"]})

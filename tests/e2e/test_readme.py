@@ -31,7 +31,7 @@ class Tour(unittest.TestCase):
         )
         shown = done.stdout + done.stderr[-3000:]
         self.assertEqual(done.returncode, 0, shown)
-        for words in ("revision 1\n  client/loop added (start)", "MANAGED  RUNNING", "ALL_TESTS",
+        for words in ("revision 1\n  client/loop added (start)", "MANAGED  RUNNING", "loop/voice\n  SCOPE",
                       "verdict   works: a probe to", "COMPLETE, sent", "started: loop",
                       "client/loop changed (session restart): bulk", "unless confirmed", "revision 2 confirmed", "TEST_OUTCOME_COMPLETE",
                       "twamp.agent.v1.ConfigService"):

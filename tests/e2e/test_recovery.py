@@ -213,7 +213,7 @@ class Surroundings(TwoHosts):
 
 
 class Alone(Case):
-    """One host."""
+    """Outages of a client and a server on one host."""
 
     def test_outages_come_in_pairs(self):
         port = free_port()

@@ -54,7 +54,7 @@ class TenThousand(Case):
         self.assertLess(answered, 2 * SLACK)
         self.assertLess(up, 60 * SLACK)
 
-        # The idle agent.
+        # The agent is idle: its processor time and memory are measured.
         time.sleep(10)
         cpu, lost, kib = self.cpu(agent), self.received(), []
         for _ in range(10):

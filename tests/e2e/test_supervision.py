@@ -337,7 +337,7 @@ class Host(TwoHosts):
         self.api.apply({"client": client(connection("c1", self.B, test_interval="3600s", connect_timeout="1s"))})
         self.wait_for(lambda: self.state() == "RUNNING")
         self.peer.call("ServerService", "CloseServerConnections", {"all": True})
-        # A link.
+        # A link that goes down and up again ends the wait.
         sh("ip", "-n", self.a, "link", "set", "veth0", "down")
         self.wait_for(lambda: self.state() == "WAITING_RETRY")
         self.at_once(lambda: self.link(self.a, "up"))
@@ -349,7 +349,7 @@ class Host(TwoHosts):
         self.api = self.agent_a.client()
         self.failing()
         self.at_once(lambda: sh("ip", "-n", self.a, "address", "add", f"{self.A}/24", "dev", "veth0"))
-        # A route alone.
+        # A new route ends the wait without any change of links.
         sh("ip", "-n", self.b, "address", "add", "10.98.0.2/32", "dev", "lo")
         self.api.apply({"client": client(connection("c1", "10.98.0.2", test_interval="3600s"))})
         self.failing()

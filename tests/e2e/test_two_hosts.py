@@ -206,7 +206,7 @@ class MainJob(harness.TwoHosts):
             lambda: b.call("ServerService", "ListServerSessions")["sessions"][-1:] and
             b.call("ServerService", "ListServerSessions")["sessions"][-1]["dscp"] == 46
         )
-        # Activation.
+        # A session becomes inactive and active again.
         changed["inactive"] = True
         a.apply({"client": client(changed)})
         self.wait_for(lambda: a.connection("c1")["state"] == "CONNECTION_STATE_INACTIVE")

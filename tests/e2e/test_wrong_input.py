@@ -518,7 +518,7 @@ class Wire(harness.Case):
             for size in (0, 1, 13):
                 udp.sendto(bytes(size), ("127.0.0.1", self.port))
             self.wait_for(lambda: packets()["dropped_too_short"] - before["dropped_too_short"] == 3)
-            # Multiplier 0.
+            # An error estimate with multiplier 0 is corrupt.
             udp.sendto(bytes(14), ("127.0.0.1", self.port))
             self.wait_for(lambda: packets()["dropped_corrupt"] == 1)
             for size in (14, 41, 1472, 9000, 65507):
@@ -581,6 +581,30 @@ class Demo(harness.Case):
 
 
 class CommandLine(harness.Case):
+    def test_files_without_end_or_bottom_are_refused(self):
+        path = os.path.join(self.directory, "deep.json")
+        with open(path, "w") as file:
+            file.write('{"client":' + "[" * (1 << 20))
+        start = time.monotonic()
+        done = subprocess.run([harness.AGENT, "check", path], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 78)
+        self.assertIn("line 1: too many nested brackets", done.stderr)
+        done = subprocess.run([harness.AGENT, "check", "/dev/zero"], capture_output=True, text=True, timeout=60)
+        self.assertIn("/dev/zero: the file is larger than 64 MiB", done.stderr)
+        self.assertLess(time.monotonic() - start, 30)
+
+    def test_one_host_has_one_clock(self):
+        agent = self.agent()
+        api, port = agent.client(), harness.free_port()
+        wanted = harness.connection("c1", "127.0.0.1", [harness.session("s1")], destination_port=port, test_count=1)
+        api.apply({"server": harness.server(port=port), "client": harness.client(wanted)})
+        self.wait_for(lambda: [r for r in api.records() if "test_result" in r])
+        stats = subprocess.run([harness.CTL, "--agent", f"unix:{agent.socket}", "stats"],
+                               capture_output=True, text=True).stdout
+        self.assertIn("c1/s1\n  SCOPE", stats)
+        self.assertNotIn("one-way", stats)
+        self.assertLessEqual(max(len(line) for line in stats.splitlines()), 80, stats)
+
     def test_apply_shows_every_violation_on_a_line(self):
         agent = self.agent()
         agent.client()
@@ -602,6 +626,21 @@ class CommandLine(harness.Case):
         self.assertEqual(json.loads(done.stdout)["revision"], "1")
         checked = subprocess.run([harness.AGENT, "check", path], capture_output=True, text=True)
         self.assertEqual(checked.returncode, 0, checked.stderr)
+        with open(path, "w") as file:
+            file.write("client:\n  control_connections:\n  - name: c1\n    target_adress: 127.0.0.1\n"
+                       "    test_interval: 5 minutes\n    tcp_keepcnt: many\n    control_type: LIGTH\n")
+        for command in (apply, [harness.AGENT, "check", path]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 78)
+            for words in (
+                "4 problems\n  line 4, column 5: unknown field \"target_adress\" at client.control_connections[0]: "
+                "did you mean target_address?\n",
+                "line 5, column 5: invalid duration \"5 minutes\" at client.control_connections[0].test_interval: "
+                "expected a number with a unit, such as 20ms, 1.5s or 1m30s\n",
+                "line 6, column 5: invalid number \"many\" at client.control_connections[0].tcp_keepcnt: ",
+                "did you mean LIGHT?\n",
+            ):
+                self.assertIn(words, done.stderr)
         for command in (["status"], ["stats"], ["records"], ["revisions"], ["get", "config"], ["server", "status"]):
             for output in ("table", "json", "yaml"):
                 done = subprocess.run(

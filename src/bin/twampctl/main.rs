@@ -58,13 +58,13 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tell(&error);
+            print_error(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-#[allow(clippy::print_stderr, reason = "this is the program's voice")]
-fn tell(error: &CtlError) {
+#[allow(clippy::print_stderr, reason = "error output of the program")]
+fn print_error(error: &CtlError) {
     eprintln!("twampctl: {error}");
 }

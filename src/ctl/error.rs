@@ -1,0 +1,147 @@
+//! Errors of the command-line client, in its own words.
+
+use std::error::Error;
+
+use thiserror::Error;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::connect::{ConnectError, innermost};
+use crate::document::DocumentError;
+
+/// Methods that messages of the API refer to, and the commands that call them.
+const COMMANDS: [(&str, &str); 5] = [
+    ("ListServerConnections", "`twampctl server status`"),
+    ("ListRevisions", "`twampctl revisions`"),
+    ("ListConnections", "`twampctl status`"),
+    ("StartConnections", "`twampctl start`"),
+    ("GetConfig", "`twampctl get config`"),
+];
+
+/// Reason for which a command failed.
+#[derive(Debug, Error)]
+pub enum CtlError {
+    /// The agent cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The agent answered with an error status.
+    #[error("{}", status_text(.0))]
+    Status(Box<Status>),
+    /// A file cannot be read; path and error.
+    #[error("{0}: {1}")]
+    File(String, std::io::Error),
+    /// A document cannot be parsed; path and error.
+    #[error("{0}: {1}")]
+    Document(String, DocumentError),
+    /// A removal was not confirmed.
+    #[error("nothing has changed")]
+    Declined,
+    /// A probed server does not work; the result is printed before.
+    #[error("the server does not work: see above")]
+    ServerFails,
+    /// The output cannot be written.
+    #[error("output: {0}")]
+    Output(#[from] std::io::Error),
+    /// A message cannot be converted to JSON or YAML.
+    #[error("output: {0}")]
+    Show(#[from] DocumentError),
+}
+
+impl From<Status> for CtlError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl CtlError {
+    /// Returns the exit code of the program: 69 without an agent, 78 for an invalid configuration,
+    /// 1 otherwise.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Connect(_) => 69,
+            Self::Status(status) if is_gone(status) => 69,
+            Self::Status(status) if status.code() == Code::InvalidArgument => 78,
+            Self::Document(..) => 78,
+            Self::Status(_)
+            | Self::File(..)
+            | Self::Declined
+            | Self::ServerFails
+            | Self::Output(_)
+            | Self::Show(_) => 1,
+        }
+    }
+}
+
+/// Returns whether the agent was lost before or during its answer.
+fn is_gone(status: &Status) -> bool {
+    let broken = matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
+    status.code() == Code::Unavailable || (broken && status.source().is_some())
+}
+
+/// Returns the text of a status, with each violation on its own line.
+fn status_text(status: &Status) -> String {
+    // An error with a source comes from the transport, not from the agent.
+    if let Some(source) = status.source().filter(|_| is_gone(status)) {
+        return transport_text(status.message(), source);
+    }
+    let details = status.get_error_details();
+    let mut lines = Vec::new();
+    if let Some(request) = details.bad_request() {
+        for violation in &request.field_violations {
+            lines.push((&violation.field, &violation.description));
+        }
+    }
+    if let Some(precondition) = details.precondition_failure() {
+        for violation in &precondition.violations {
+            lines.push((&violation.subject, &violation.description));
+        }
+    }
+    if lines.is_empty() {
+        return format!("{} ({:?})", with_commands(status.message()), status.code());
+    }
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|(field, text)| match field.as_str() {
+            "" => with_commands(text),
+            field => format!("{field}: {}", with_commands(text)),
+        })
+        .collect();
+    format!("refused ({:?}), nothing has changed\n  {}", status.code(), lines.join("\n  "))
+}
+
+fn transport_text(message: &str, source: &(dyn Error + 'static)) -> String {
+    let detail = innermost(source).to_string();
+    // HTTP/2 keeps only the text of the TLS library.
+    if let Some((_, alert)) = detail.split_once("received fatal alert: ") {
+        return format!(
+            "the agent refused the TLS handshake ({alert}): it may want --cert and --key signed by \
+             its client CA"
+        );
+    }
+    match message.contains(&detail) {
+        true => format!("the agent went away ({message})"),
+        false => format!("the agent went away ({message}: {detail})"),
+    }
+}
+
+/// Replaces the names of methods by the commands that call them.
+fn with_commands(text: &str) -> String {
+    COMMANDS.iter().fold(text.to_owned(), |text, (method, command)| text.replace(method, command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_commands() {
+        let text = "revision 7 was never made or is no longer kept: see ListRevisions";
+        let error = CtlError::from(Status::not_found(text));
+        assert_eq!(
+            error.to_string(),
+            "revision 7 was never made or is no longer kept: see `twampctl revisions` (NotFound)"
+        );
+        let error = CtlError::from(Status::not_found("see ListServerConnections"));
+        assert!(error.to_string().starts_with("see `twampctl server status`"));
+    }
+}
