@@ -249,9 +249,9 @@ fn remove_key(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
         table.remove(key.as_str());
         return Some(key);
     }
-    table.iter_mut().find_map(|(_, value)| match value.get_mut() {
-        DeValue::Table(table) => remove_key(table, span),
-        _ => None,
+    table.iter_mut().find_map(|(_, value)| {
+        let DeValue::Table(table) = value.get_mut() else { return None };
+        remove_key(table, span)
     })
 }
 

@@ -50,8 +50,8 @@ impl AgentService for Context {
         let healthy = troubles.iter().all(String::is_empty);
         // Results lost at the start stay listed, although the fault is over.
         let lost = self.results.damage().to_owned();
-        let told = troubles.into_iter().chain([lost]).filter(|told| !told.is_empty());
-        let detail = told.collect::<Vec<_>>().join("; ");
+        let details = troubles.into_iter().chain([lost]).filter(|detail| !detail.is_empty());
+        let detail = details.collect::<Vec<_>>().join("; ");
         let uptime_ns = clock::monotonic().since_ns(self.facts.started.monotonic);
         Ok(Response::new(GetAgentResponse {
             version: env!("CARGO_PKG_VERSION").into(),

@@ -97,11 +97,11 @@ impl HealthService {
     async fn next(
         &mut self,
         service: &str,
-        told: Option<ServingStatus>,
+        sent: Option<ServingStatus>,
     ) -> Result<ServingStatus, Status> {
         loop {
             let status = self.book.borrow_and_update().status(service);
-            if told != Some(status) {
+            if sent != Some(status) {
                 return Ok(status);
             }
             tokio::select! {
@@ -138,8 +138,8 @@ impl Health for HealthService {
         let stream = unfold(Some((self.clone(), None)), move |watching| {
             let service = service.clone();
             async move {
-                let (mut health, told) = watching?;
-                match health.next(&service, told).await {
+                let (mut health, sent) = watching?;
+                match health.next(&service, sent).await {
                     Ok(status) => {
                         let answer = HealthCheckResponse { status: status.into() };
                         Some((Ok(answer), Some((health, Some(status)))))
@@ -157,22 +157,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_book_knows_what_there_is() {
+    fn unknown_services_differ_from_unhealthy_ones() {
         let connections = BTreeMap::from([("c1".to_owned(), true), ("c2".to_owned(), false)]);
         let book = Book { store: false, connections };
-        let told = ["", "twamp.agent.v1", "store", "client/c1", "client/c2", "client/c3", "c1"]
+        let statuses = ["", "twamp.agent.v1", "store", "client/c1", "client/c2", "client/c3", "c1"]
             .map(|service| book.status(service));
         let expected =
             [Serving, Serving, NotServing, Serving, NotServing, ServiceUnknown, ServiceUnknown];
-        assert_eq!(told, expected);
+        assert_eq!(statuses, expected);
     }
 
     #[tokio::test]
-    async fn who_watches_hears_of_what_comes_and_goes_and_of_nothing_twice() {
+    async fn a_watcher_sees_each_change_once() {
         let book = watch::Sender::new(Book::default());
         let token = CancellationToken::new();
         let mut health = HealthService { book: book.subscribe(), token: token.clone() };
-        let mut told = None;
+        let mut sent = None;
         for (connections, expected) in [
             (vec![], ServiceUnknown),
             (vec![("c1".to_owned(), false)], NotServing),
@@ -180,13 +180,13 @@ mod tests {
             (vec![], ServiceUnknown),
         ] {
             book.send_modify(|book| book.connections = connections.into_iter().collect());
-            let status = health.next("client/c1", told).await.unwrap();
+            let status = health.next("client/c1", sent).await.unwrap();
             assert_eq!(status, expected);
-            told = Some(status);
+            sent = Some(status);
             // A change of another service sends no message.
             book.send_modify(|book| book.store = !book.store);
         }
         token.cancel();
-        assert!(health.next("client/c1", told).await.is_err());
+        assert!(health.next("client/c1", sent).await.is_err());
     }
 }

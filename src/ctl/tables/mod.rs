@@ -12,7 +12,7 @@ pub use records::record_line;
 pub(super) use server::server;
 pub use statistics::statistics_table;
 
-use super::words::{bytes, duration, nanoseconds, time_in_seconds};
+use super::words::{bytes, count, duration, entry, nanoseconds, time_in_seconds};
 use crate::proto::{GetAgentResponse, Revision, Word};
 
 fn table(header: &[&str]) -> Table {
@@ -56,39 +56,42 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         Some(clock) if clock.synchronised => {
             format!("synchronised, error {}", nanoseconds(clock.error_estimate_ns as f64))
         }
-        _ => "not synchronised: one-way delays cannot be trusted".into(),
+        _ => "not synchronised: one-way delays to other hosts cannot be trusted".into(),
     };
-    let kept = format!("{} records, {}", store.records, bytes(store.live_bytes));
+    let kept = format!("{}, {}", count(store.records, "record"), bytes(store.live_bytes));
     let health = if store.detail.is_empty() { kept } else { format!("{kept}; {}", store.detail) };
-    let mut text = format!(
-        "agent     {} {} on {}, up {}\nrevision  {}",
-        agent.agent_id,
-        agent.version,
-        agent.host_name,
-        duration(agent.uptime.as_ref()),
-        agent.revision,
-    );
+    let mut revision = agent.revision.to_string();
     if agent.applied_revision != agent.revision {
-        text += &format!(" committed, {} applied", agent.applied_revision);
+        revision += &format!(" committed, {} applied", agent.applied_revision);
     }
-    text += &format!("\nclock     {clock}\nresults   {health}\n");
+    let (id, version, host) = (&agent.agent_id, &agent.version, &agent.host_name);
+    let uptime = duration(agent.uptime.as_ref());
+    let mut entries = vec![
+        entry("agent", &format!("{id} {version} on {host}, up {uptime}")),
+        entry("revision", &revision),
+        entry("clock", &clock),
+        entry("results", &health),
+    ];
     for stamps in &agent.hardware_clocks {
         let how = match stamps.error.as_str() {
             "" => format!("by its own clock, known to {} ns", stamps.error_estimate_ns),
             detail => format!("by the kernel: {detail}"),
         };
-        text += &format!("stamps    {} {how}\n", stamps.interface);
+        entries.push(entry("stamps", &format!("{} {how}", stamps.interface)));
     }
     for exporter in &agent.exporters {
-        let state = exporter.state().word();
-        text += &format!(
-            "export    {} ({}) {state}, {} delivered, {} behind",
-            exporter.name, exporter.kind, exporter.delivered, exporter.lag
+        let mut state = format!(
+            "{} ({}) {}, {} delivered, {} pending",
+            exporter.name,
+            exporter.kind,
+            exporter.state().word(),
+            exporter.delivered,
+            exporter.lag
         );
         if !exporter.detail.is_empty() {
-            text += &format!(": {}", exporter.detail);
+            state += &format!(": {}", exporter.detail);
         }
-        text.push('\n');
+        entries.push(entry("export", &state));
     }
-    text
+    entries.join("\n") + "\n"
 }

@@ -2,7 +2,7 @@
 
 use super::{or_dash, table, text};
 use crate::{
-    ctl::words::{time, time_in_seconds},
+    ctl::words::{entry, time, time_in_seconds},
     proto::{
         GetServerStatusResponse, KeyCounters, PacketCounters, ServerConnection, ServerSession, Word,
     },
@@ -42,19 +42,20 @@ fn counters(status: &GetServerStatusResponse) -> String {
         .iter()
         .map(|refused| format!("{} {}", refused.count, refused.cause().word()))
         .collect();
-    let mut out = format!(
-        "packets   {} received, {} reflected ({} light, {} STAMP)\ndropped   {}\nrefused   {}\n",
-        packets.received,
-        packets.reflected,
-        packets.reflected_light,
-        packets.reflected_stamp,
-        or_none(&dropped(&packets)),
-        or_none(&refused),
+    let received = format!(
+        "{} received, {} reflected ({} light, {} STAMP)",
+        packets.received, packets.reflected, packets.reflected_light, packets.reflected_stamp,
     );
+    let mut entries = vec![
+        entry("packets", &received),
+        entry("dropped", &or_none(&dropped(&packets))),
+        entry("refused", &or_none(&refused)),
+    ];
     let keys = status.keys.unwrap_or_default();
     if keys != KeyCounters::default() {
         let KeyCounters { accepted, refused, busy } = keys;
-        out += &format!("keys      {accepted} accepted, {refused} refused, {busy} too many\n");
+        let keys = format!("{accepted} accepted, {refused} refused, {busy} too many");
+        entries.push(entry("keys", &keys));
     }
     let ended: Vec<String> = status
         .connections_ended
@@ -62,14 +63,14 @@ fn counters(status: &GetServerStatusResponse) -> String {
         .map(|ended| format!("{} {}", ended.count, ended.cause().word()))
         .collect();
     if !ended.is_empty() {
-        out += &format!("ended     {}\n", ended.join(", "));
+        entries.push(entry("ended", &ended.join(", ")));
     }
     for refusal in status.latest_refusals.iter().take(SHOWN_REFUSALS) {
         let (when, client) = (time(refusal.time.as_ref()), &refusal.client_address);
         let what = if refusal.accept_code == 0 { "connection" } else { "session" };
-        out += &format!("refused   {when} {client}: {what}, {}\n", refusal.detail);
+        entries.push(entry("refused", &format!("{when} {client}: {what}, {}", refusal.detail)));
     }
-    out
+    entries.join("\n") + "\n"
 }
 
 fn dropped(packets: &PacketCounters) -> Vec<String> {

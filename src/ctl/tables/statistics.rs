@@ -56,9 +56,12 @@ fn session(scopes: &[Statistics]) -> String {
             remarks += &format!("  {}: {}\n", scope_name(s.scope()), found.join(", "));
         }
     }
-    let indented: String = text(&rows).lines().map(|line| format!("  {line}\n")).collect();
     let name = scopes.first().map(|s| format!("{}/{}", s.connection, s.session));
-    format!("{}\n{indented}{remarks}", name.unwrap_or_default())
+    let mut out = name.unwrap_or_default() + "\n";
+    for line in text(&rows).lines() {
+        out += &format!("  {line}\n");
+    }
+    out + &remarks
 }
 
 fn mean(stats: Option<&DelayStats>) -> String {
