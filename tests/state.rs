@@ -32,27 +32,41 @@ fn agent(directory: &Path) -> std::process::Output {
 
 #[test]
 fn a_newer_schema_is_refused_and_kept() {
-    for database in ["config.sled", "results.sled"] {
-        let directory = tempfile::tempdir().unwrap();
-        if database == "results.sled" {
-            drop(ConfigStore::open(&StateDirectory::open(directory.path()).unwrap()).unwrap());
-        }
-        let path = directory.path().join(database);
-        let newer = 7u32.to_be_bytes();
-        {
-            let db = sled::open(&path).unwrap();
-            db.insert("schema", &newer).unwrap();
-            db.insert("treasure", "kept").unwrap();
-            db.flush().unwrap();
-        }
-        let output = agent(directory.path());
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(78), "{said}");
-        assert!(said.contains(database) && said.contains("schema 7"), "{said}");
+    let directory = tempfile::tempdir().unwrap();
+    drop(ConfigStore::open(&StateDirectory::open(directory.path()).unwrap()).unwrap());
+    let schema = directory.path().join("schema");
+    std::fs::write(&schema, "7\n").unwrap();
+    let path = directory.path().join("config.sled");
+    {
         let db = sled::open(&path).unwrap();
-        assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
-        assert_eq!(db.get("schema").unwrap().as_deref(), Some(newer.as_slice()));
+        db.insert("treasure", "kept").unwrap();
+        db.flush().unwrap();
     }
+    let output = agent(directory.path());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("newer agent") && said.contains("schema 7"), "{said}");
+    let db = sled::open(&path).unwrap();
+    assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
+    assert_eq!(std::fs::read_to_string(&schema).unwrap(), "7\n");
+}
+
+/// Development layouts were never released: what to do is said, and nothing is touched.
+#[test]
+fn a_development_layout_is_refused_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("results.sled");
+    {
+        let db = sled::open(&path).unwrap();
+        db.insert("treasure", "kept").unwrap();
+        db.flush().unwrap();
+    }
+    let output = agent(directory.path());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("db export") && said.contains("db import"), "{said}");
+    let db = sled::open(&path).unwrap();
+    assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
 }
 
 /// A start reads what came behind the statistics that are stored. Single probes are in none: they are

@@ -122,6 +122,7 @@ pub(super) fn store(error: StoreError) -> Status {
         StoreError::Locked(_)
         | StoreError::Directory { .. }
         | StoreError::NewerSchema { .. }
+        | StoreError::OldSchema(_)
         | StoreError::Database(_)
         | StoreError::Full { .. }
         | StoreError::Unavailable => Status::unavailable(error.to_string()),

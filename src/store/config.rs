@@ -97,7 +97,7 @@ impl ConfigStore {
     pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
         let path = path(directory.path());
         // Both databases are made at the first start.
-        let gone = !path.exists() && directory.path().join("results.sled").exists();
+        let gone = !path.exists() && directory.path().join("state.sled").exists();
         let engine = Engine::open(&path, CACHE_OCTETS)?;
         let aside = engine.put_aside().map(Path::to_owned);
         // sled panics over some kinds of damage, also later than when it is opened.
@@ -111,7 +111,6 @@ impl ConfigStore {
             }
             Err(error) => return Err(error),
         };
-        store.with_database(|database, _| database.set_schema())?;
         store.take_up_copy(aside.as_deref())?;
         if gone && store.damage.is_none() {
             let told = "the configuration database and its copy are gone, though there are results: \

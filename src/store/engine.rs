@@ -8,11 +8,13 @@ use std::{
     time::Duration,
 };
 
-use super::{SCHEMA, StoreError, room};
+use super::{StoreError, room, schema::SCHEMA};
 
 /// How often sled's own flusher runs; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
-const SCHEMA_KEY: &[u8] = b"schema";
+/// In each database but those of windows: sled forgets what it cannot read, and one that was there has
+/// this.
+pub(super) const MARK: &[u8] = b"schema";
 const SETTINGS_FILE: &str = "conf";
 /// Files in which sled notes what it found in its log, to find it sooner the next time.
 const SNAPSHOT: &str = "snap.";
@@ -30,7 +32,6 @@ pub(super) struct Engine {
     data: File,
     /// Where a damaged database was put, in whose place this one is.
     put_aside: Option<PathBuf>,
-    schema: u32,
 }
 
 /// sled tells of its lock by the text alone.
@@ -39,15 +40,12 @@ fn is_lock(error: &io::Error) -> bool {
 }
 
 impl Engine {
-    /// Opens a database. One that is damaged is renamed and a new one begun; one of a newer schema
-    /// is left alone.
+    /// Opens a database. One that is damaged is renamed and a new one begun.
     pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         mend_settings(&path.join(SETTINGS_FILE));
         match Self::open_whole(path, cache_octets) {
             Ok(engine) => Ok(engine),
-            Err(error @ (StoreError::NewerSchema { .. } | StoreError::Directory { .. })) => {
-                Err(error)
-            }
+            Err(error @ StoreError::Directory { .. }) => Err(error),
             // What sled can do without may be what was damaged.
             Err(error) => match remove_snapshots(path, ".") {
                 true => Self::open_whole(path, cache_octets),
@@ -74,6 +72,30 @@ impl Engine {
 
     /// Opens a database as it is; one that is damaged is left alone.
     pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        let existed = path.join("db").exists();
+        let engine = Self::open_unmarked(path, cache_octets)?;
+        if engine.db.get(MARK)?.is_none() {
+            if existed {
+                return Err(StoreError::Damaged("database"));
+            }
+            engine.db.insert(MARK, &SCHEMA.to_be_bytes())?;
+            engine.flush_durably()?;
+        }
+        Ok(engine)
+    }
+
+    /// Opens the database of a window as it is. Notes of sled that are damaged are removed.
+    pub(super) fn open_window(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        mend_settings(&path.join(SETTINGS_FILE));
+        match Self::open_unmarked(path, cache_octets) {
+            Err(StoreError::Damaged(_)) if remove_snapshots(path, ".") => {
+                Self::open_unmarked(path, cache_octets)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_unmarked(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         // What a start left that found no room, and takes for one that is damaged.
         remove_snapshots(path, UNFINISHED);
         let existed = path.join("db").exists();
@@ -115,47 +137,7 @@ impl Engine {
         };
         let data = File::open(path.join("db"))
             .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
-        let mut engine = Self { db, path: path.to_owned(), data, put_aside: None, schema: SCHEMA };
-        engine.schema = engine.check_schema(existed)?;
-        Ok(engine)
-    }
-
-    /// The layout that was found.
-    pub(super) fn schema(&self) -> u32 {
-        self.schema
-    }
-
-    /// The layout is this agent's from now on.
-    pub(super) fn set_schema(&self) -> Result<(), StoreError> {
-        if self.schema == SCHEMA { Ok(()) } else { self.set_schema_to(SCHEMA) }
-    }
-
-    pub(super) fn set_schema_to(&self, schema: u32) -> Result<(), StoreError> {
-        self.db.insert(SCHEMA_KEY, &schema.to_be_bytes())?;
-        self.flush_durably()
-    }
-
-    /// The layout; an error where it is of a newer agent. One that `existed` has to have one.
-    pub(super) fn check_schema(&self, existed: bool) -> Result<u32, StoreError> {
-        match self.db.get(SCHEMA_KEY)? {
-            // sled forgets what it cannot read: a database that was there has a schema.
-            None if existed => Err(StoreError::Damaged("database")),
-            None => {
-                self.set_schema_to(SCHEMA)?;
-                Ok(SCHEMA)
-            }
-            Some(value) => {
-                let found = value
-                    .as_ref()
-                    .try_into()
-                    .map(u32::from_be_bytes)
-                    .map_err(|_| StoreError::Damaged("schema"))?;
-                if found > SCHEMA {
-                    return Err(StoreError::NewerSchema { path: self.path.clone(), found });
-                }
-                Ok(found)
-            }
-        }
+        Ok(Self { db, path: path.to_owned(), data, put_aside: None })
     }
 
     pub(super) fn tree(&self, name: impl AsRef<[u8]>) -> Result<sled::Tree, StoreError> {
@@ -169,11 +151,6 @@ impl Engine {
         value: impl Into<sled::IVec>,
     ) -> Result<(), StoreError> {
         self.tree(tree)?.insert(key, value)?;
-        Ok(())
-    }
-
-    pub(super) fn drop_tree(&self, name: &[u8]) -> Result<(), StoreError> {
-        self.db.drop_tree(name)?;
         Ok(())
     }
 

@@ -1,11 +1,17 @@
 //! Reads entries out of windows.
 
+use std::{
+    ops::RangeInclusive,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
 use bytes::Bytes;
 
 use super::{
     Entry, StoreError,
     page::{Records, Stored},
     pages::{Pages, falling},
+    pool::Files,
     window::Window,
     windows::WindowList,
 };
@@ -17,63 +23,66 @@ const MISSING: StoreError = StoreError::Damaged("page of records");
 /// falling order, with `backwards`. At least one where there is one.
 pub(super) fn entries(
     list: &WindowList,
-    range: std::ops::RangeInclusive<u64>,
+    range: RangeInclusive<u64>,
     records: usize,
     octets: usize,
     backwards: bool,
 ) -> Result<Vec<Entry>, StoreError> {
-    let mut found = Found { entries: Vec::new(), octets: 0, most: (records, octets) };
-    if range.is_empty() {
+    let mut found =
+        Found { entries: Vec::new(), octets: 0, most: (records, octets), range, is_full: false };
+    if found.range.is_empty() {
         return Ok(found.entries);
     }
+    let start = *found.range.start();
     // Windows in front of the one that the range begins in hold nothing of it.
-    let from = list.partition_point(|window| window.name.first_cursor <= *range.start()).max(1) - 1;
+    let from = list.partition_point(|window| window.name.first_cursor <= start).max(1) - 1;
     let windows = list.get(from..).unwrap_or_default();
-    let (first, last) = range.clone().into_inner();
-    if backwards {
-        for window in windows.iter().rev() {
-            for page in falling(window, last) {
-                let (key, page) = page?;
-                let records: Vec<_> = readable(key, &page, window).collect();
-                for record in records.into_iter().rev() {
-                    if record.cursor < first {
-                        return Ok(found.entries);
-                    }
-                    if range.contains(&record.cursor) && !found.take(record, window)? {
-                        return Ok(found.entries);
-                    }
-                }
-            }
-        }
-        return Ok(found.entries);
-    }
-    for (index, window) in windows.iter().enumerate() {
+    let mut each = |index: usize, window: &Window| -> Result<bool, StoreError> {
         // Where none was left out when they were stored none is missing but for damage.
-        let end = windows.get(index + 1).map(|behind| behind.name.first_cursor);
+        let end = windows.get(index + 1).map(|next| next.name.first_cursor);
         let end = end.filter(|end| end - window.name.first_cursor == window.records());
-        let mut next = first.max(window.name.first_cursor);
-        // The page that the range begins in may begin before it.
-        let before = falling(window, first).next().transpose()?;
-        let from = before.map_or(first, |(key, _)| key);
-        for page in Pages::of(window, from, last) {
-            let (key, page) = page?;
-            for record in readable(key, &page, window) {
-                if record.cursor >= next {
-                    if end.is_some() && record.cursor > next {
-                        window.tell_damage(&MISSING, next);
-                    }
-                    next = record.cursor + 1;
-                }
-                if range.contains(&record.cursor) && !found.take(record, window)? {
-                    return Ok(found.entries);
-                }
+        guarded(window, |files| {
+            if backwards {
+                found.read_backwards(window, files)
+            } else {
+                found.read(window, files, end)
+            }
+        })?;
+        Ok(found.is_full)
+    };
+    if backwards {
+        for (index, window) in windows.iter().enumerate().rev() {
+            if each(index, window)? {
+                break;
             }
         }
-        if end.is_some_and(|end| next < end.min(last.saturating_add(1))) {
-            window.tell_damage(&MISSING, next);
+    } else {
+        for (index, window) in windows.iter().enumerate() {
+            if each(index, window)? {
+                break;
+            }
         }
     }
     Ok(found.entries)
+}
+
+/// Reads a window. One whose database is damaged as a whole, or over which sled panics, is lost, and
+/// costs no other.
+pub(super) fn guarded(
+    window: &Window,
+    read: impl FnOnce(&Files) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    if window.is_lost() {
+        return Ok(());
+    }
+    let done = catch_unwind(AssertUnwindSafe(|| read(&*window.files()?)));
+    match done.unwrap_or(Err(StoreError::Damaged("window of records"))) {
+        Err(error @ StoreError::Damaged(_)) => {
+            window.lose(&error);
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// What was found so far.
@@ -81,15 +90,64 @@ struct Found {
     entries: Vec<Entry>,
     octets: usize,
     most: (usize, usize),
+    range: RangeInclusive<u64>,
+    /// Nothing more is wanted.
+    is_full: bool,
 }
 
 impl Found {
-    /// Whether it took one more, or left one out that does not say whose it is.
-    fn take(&mut self, record: Stored, window: &Window) -> Result<bool, StoreError> {
-        let subject = match window.subject(record.subject) {
+    /// Reads a window whose records go up to `end`, where that is known, and none of which is missing
+    /// then.
+    fn read(&mut self, window: &Window, files: &Files, end: Option<u64>) -> Result<(), StoreError> {
+        let (first, last) = self.range.clone().into_inner();
+        let mut next = first.max(window.name.first_cursor);
+        // The page that the range begins in may begin before it.
+        let before = falling(window, files, first).next().transpose()?;
+        let from = before.map_or(first, |(key, _)| key);
+        for page in Pages::rising(window, files, from, last) {
+            let (key, page) = page?;
+            for record in readable(key, &page, window) {
+                if record.cursor >= next {
+                    if end.is_some() && record.cursor > next {
+                        window.note_damage(&MISSING, next);
+                    }
+                    next = record.cursor + 1;
+                }
+                if self.range.contains(&record.cursor) && !self.push(record, window, files)? {
+                    return Ok(());
+                }
+            }
+        }
+        if end.is_some_and(|end| next < end.min(last.saturating_add(1))) {
+            window.note_damage(&MISSING, next);
+        }
+        Ok(())
+    }
+
+    fn read_backwards(&mut self, window: &Window, files: &Files) -> Result<(), StoreError> {
+        let (first, last) = self.range.clone().into_inner();
+        for page in falling(window, files, last) {
+            let (key, page) = page?;
+            let records: Vec<_> = readable(key, &page, window).collect();
+            for record in records.into_iter().rev() {
+                if record.cursor < first {
+                    self.is_full = true;
+                    return Ok(());
+                }
+                if self.range.contains(&record.cursor) && !self.push(record, window, files)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a record, unless its subject cannot be read; returns whether there was space for it.
+    fn push(&mut self, record: Stored, window: &Window, files: &Files) -> Result<bool, StoreError> {
+        let subject = match files.subject(record.subject) {
             Ok(subject) => subject,
             Err(error @ StoreError::Damaged(_)) => {
-                window.tell_damage(&error, record.cursor);
+                window.note_damage(&error, record.cursor);
                 return Ok(true);
             }
             Err(error) => return Err(error),
@@ -98,6 +156,7 @@ impl Found {
         self.octets += entry.content.len();
         let (records, octets) = self.most;
         if !self.entries.is_empty() && (self.octets > octets || self.entries.len() >= records) {
+            self.is_full = true;
             return Ok(false);
         }
         self.entries.push(entry);
@@ -108,5 +167,5 @@ impl Found {
 /// The records of a page, up to one that makes no sense.
 pub(super) fn readable(key: u64, page: &[u8], window: &Window) -> impl Iterator<Item = Stored> {
     let records = Records::of(key, Bytes::copy_from_slice(page)).into_iter().flatten();
-    records.map_while(move |record| record.inspect_err(|error| window.tell_damage(error, key)).ok())
+    records.map_while(move |record| record.inspect_err(|error| window.note_damage(error, key)).ok())
 }

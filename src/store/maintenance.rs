@@ -1,17 +1,16 @@
-//! What is done to a state directory while no agent runs on it: looked through, written to a file,
-//! read from one, and made as small as what is in it.
-//!
-//! A file is `TWAMPDB1` and items: length (4 octets, big-endian), a message, and its CRC-32 (4
-//! octets). It knows nothing of sled, and is how a state leaves it.
+//! Maintenance of a state directory while no agent runs on it: verified, written to a file, read from
+//! one, and made as small as what is in it.
+
+mod transfer;
 
 use std::{
     fs, io,
-    io::{Read, Write},
     path::{Path, PathBuf},
 };
 
-use prost::Message;
 use thiserror::Error;
+
+pub use transfer::{export, import};
 
 use super::{
     Entry, StateDirectory, StoreError,
@@ -19,22 +18,19 @@ use super::{
     engine::Engine,
     entries,
     high_water::HighWater,
-    results::Trees,
+    pool::Pool,
+    state::{RESULTS, Trees},
     windows::{self, WindowList, Windows},
 };
 
-const MAGIC: &[u8] = b"TWAMPDB1";
-const DATABASES: [&str; 2] = ["config", "results"];
+/// Databases beside those of windows, by their files.
+const DATABASES: [&str; 2] = ["config", "state"];
 const CACHE_OCTETS: u64 = 16 << 20;
-/// Largest item: a key and a value, and names.
-const MAXIMUM_ITEM_OCTETS: usize = 1 << 20;
 /// Entries flushed at once while a database is written.
 const FLUSH_EVERY: u64 = 50_000;
-/// Extension of a database that is being imported; and a file that says that all of them are whole.
-const IMPORTING: &str = "import";
-const IMPORTED: &str = "imported";
-/// How far cursors jump in what was imported: more than were given out meanwhile where it came from.
-const IMPORT_JUMP: u64 = 1 << 40;
+/// Extensions of a database that is written anew, and of what it is written from.
+const COMPACT: &str = "compact";
+const OLD: &str = "old";
 
 /// Why a state directory could not be worked on.
 #[derive(Debug, Error)]
@@ -74,22 +70,6 @@ pub enum MaintenanceError {
     },
 }
 
-/// What is in a file.
-#[derive(Clone, PartialEq, Message)]
-struct Item {
-    #[prost(string, tag = "1")]
-    database: String,
-    #[prost(bytes = "vec", tag = "2")]
-    tree: Vec<u8>,
-    #[prost(bytes = "vec", tag = "3")]
-    key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
-    value: Vec<u8>,
-    /// In the last item alone: how many were before it.
-    #[prost(uint64, optional, tag = "5")]
-    items: Option<u64>,
-}
-
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
@@ -120,15 +100,15 @@ pub fn verify(
         config.revision(revision.revision)?;
     }
     config.answers()?;
-    let engine = Engine::open_whole(&path(directory, "results"), CACHE_OCTETS)?;
+    let engine = Engine::open_whole(&path(directory, "state"), CACHE_OCTETS)?;
     let trees = Trees::open(&engine)?;
-    let windows = Windows::open(&engine, &trees.meta, 1)?;
+    let windows = Windows::inspect(&directory.path().join(RESULTS), &trees.meta)?;
     let list = windows::read(&windows.shared());
     let (records, live_bytes, _) = windows.figures();
     let mut found = Verified {
         revisions: revisions.len(),
         live_bytes,
-        disk_bytes: engine.disk_bytes(),
+        disk_bytes: engine.disk_bytes() + windows.disk_bytes(),
         ..Verified::default()
     };
     each_entry(&list, |entry| {
@@ -157,7 +137,7 @@ pub fn verify(
     for consumer in &trees.consumers {
         let (name, _) = consumer.map_err(StoreError::from)?;
         let name = String::from_utf8(name.to_vec()).map_err(|_| StoreError::Damaged("consumer"))?;
-        super::results::position(&trees.consumers, &name)?;
+        super::state::position(&trees.consumers, &name)?;
     }
     Ok(found)
 }
@@ -169,15 +149,16 @@ fn gone(
     windows: &Windows,
 ) -> Result<Option<MaintenanceError>, StoreError> {
     let told = HighWater::new(directory.path()).read();
-    let (found, known) = (windows.found(), told.newest_kept(&trees.meta)?);
+    let (found, known) = (windows.found(), super::state::newest_kept(told, &trees.meta)?);
     let is_gone = found < known && !told.not_stored;
     Ok(is_gone.then_some(MaintenanceError::Gone { found, known }))
 }
 
 /// Tells of what a copy of a database will not have.
-fn tell_gone(directory: &StateDirectory, engine: &Engine) -> Result<(), MaintenanceError> {
-    let trees = Trees::open(engine)?;
-    let windows = Windows::open(engine, &trees.meta, 1)?;
+fn tell_gone(directory: &StateDirectory) -> Result<(), MaintenanceError> {
+    let engine = Engine::open_whole(&path(directory, "state"), CACHE_OCTETS)?;
+    let trees = Trees::open(&engine)?;
+    let windows = Windows::inspect(&directory.path().join(RESULTS), &trees.meta)?;
     if let Some(gone) = gone(directory, &trees, &windows)? {
         tracing::warn!("{gone}");
     }
@@ -208,156 +189,74 @@ fn each_entry(
     }
 }
 
-/// Writes everything into a file; how many items.
-pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
-    out.write_all(MAGIC)?;
-    let mut items = 0;
-    for database in DATABASES {
-        let engine = Engine::open_whole(&path(directory, database), CACHE_OCTETS)?;
-        if database == "results" {
-            tell_gone(directory, &engine)?;
-        }
-        each(&engine, |tree, key, value| {
-            let (tree, key, value) = (tree.to_vec(), key.to_vec(), value.to_vec());
-            let item = Item { database: database.to_owned(), tree, key, value, items: None };
-            items += 1;
-            write_item(out, &item)
-        })?;
-    }
-    write_item(out, &Item { items: Some(items), ..Item::default() })?;
-    out.flush()?;
-    Ok(items)
-}
-
-/// Makes a state directory of a file; how many items. What is not whole leaves nothing behind.
-pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
-    let state = StateDirectory::open(directory)?;
-    // The file that holds other agents off is there in any case.
-    let mut names = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.file_name());
-    if names.any(|name| name != super::LOCK_FILE) {
-        return Err(MaintenanceError::NotEmpty(directory.to_owned()));
-    }
-    let imported = import_into(&state, from);
-    if imported.is_ok() {
-        fs::write(directory.join(IMPORTED), "")?;
-        fs::File::open(directory)?.sync_all()?;
-    }
-    settle(directory)?;
-    imported
-}
-
-fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, MaintenanceError> {
-    let mut magic = [0; MAGIC.len()];
-    from.read_exact(&mut magic)
-        .ok()
-        .filter(|()| magic == MAGIC)
-        .ok_or(MaintenanceError::Damaged(0, "it is no export of a state directory"))?;
-    let mut engines = Vec::new();
-    for database in DATABASES {
-        let beside = path(directory, database).with_extension(IMPORTING);
-        engines.push((database, Engine::open_whole(&beside, CACHE_OCTETS)?));
-    }
-    let mut items = 0;
-    loop {
-        let item = read_item(from, items)?;
-        if let Some(count) = item.items {
-            if count != items {
-                return Err(MaintenanceError::Damaged(items, "some are missing"));
-            }
-            if from.read(&mut [0])? > 0 {
-                return Err(MaintenanceError::Damaged(items, "something follows its end"));
-            }
-            break;
-        }
-        let engine = engines.iter().find(|(name, _)| *name == item.database);
-        let (_, engine) =
-            engine.ok_or(MaintenanceError::Damaged(items, "it is of an unknown database"))?;
-        engine.put(&item.tree, item.key, item.value)?;
-        items += 1;
-        if items.is_multiple_of(FLUSH_EVERY) {
-            engine.flush()?;
-        }
-    }
-    for (name, engine) in &engines {
-        // It is that of what was exported now.
-        engine.check_schema(true)?;
-        if *name == "results" {
-            // Where the log came from it may have gone on: no cursor may ever name two records.
-            let trees = Trees::open(engine)?;
-            Windows::open(engine, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
-        }
-        engine.flush_durably()?;
-    }
-    Ok(items)
-}
-
-/// Writes each database anew, without what sled has not given back; octets before and after.
+/// Writes each database anew, without what sled has not freed; octets before and after.
 pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceError> {
+    tell_gone(directory)?;
     let (mut before, mut after) = (0, 0);
+    let mut add = |(old, new): (u64, u64)| (before, after) = (before + old, after + new);
     for database in DATABASES {
-        let whole = path(directory, database);
-        let (small, old) = (whole.with_extension("compact"), whole.with_extension("old"));
-        if small.exists() {
-            fs::remove_dir_all(&small)?;
-        }
-        let engine = Engine::open_whole(&whole, CACHE_OCTETS)?;
-        if database == "results" {
-            tell_gone(directory, &engine)?;
-        }
-        before += engine.disk_bytes();
-        let copy = Engine::open_whole(&small, CACHE_OCTETS)?;
-        let (mut items, mut copied) = (0u64, 0u64);
-        each(&engine, |tree, key, value| {
-            copy.put(tree, key, value)?;
-            items += 1;
-            if items.is_multiple_of(FLUSH_EVERY) {
-                copy.flush()?;
-            }
-            Ok(())
-        })?;
-        copy.flush_durably()?;
-        each(&copy, |_, _, _| {
-            copied += 1;
-            Ok(())
-        })?;
-        if copied != items {
-            return Err(StoreError::Damaged("copy").into());
-        }
-        after += copy.disk_bytes();
-        drop((engine, copy));
-        fs::rename(&whole, &old)?;
-        fs::rename(&small, &whole)?;
-        fs::File::open(directory.path())?.sync_all()?;
-        fs::remove_dir_all(&old)?;
+        add(compact_one(&path(directory, database), Engine::open_whole)?);
+    }
+    let pool = Pool::open(&directory.path().join(RESULTS))?;
+    for name in pool.names()? {
+        add(compact_one(&pool.path(name), Engine::open_window)?);
     }
     Ok((before, after))
 }
 
-/// A step that was cut short is undone or ended, before anything is opened.
-pub(super) fn settle(directory: &Path) -> io::Result<()> {
-    let whole = directory.join(IMPORTED).exists();
-    for database in DATABASES {
-        let place = directory.join(format!("{database}.sled"));
-        let beside = place.with_extension(IMPORTING);
-        match beside.exists() {
-            true if whole => fs::rename(&beside, &place)?,
-            true => fs::remove_dir_all(&beside)?,
-            false => {}
+fn compact_one(
+    whole: &Path,
+    open: fn(&Path, u64) -> Result<Engine, StoreError>,
+) -> Result<(u64, u64), MaintenanceError> {
+    let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));
+    if small.exists() {
+        fs::remove_dir_all(&small)?;
+    }
+    let (engine, copy) = (open(whole, CACHE_OCTETS)?, open(&small, CACHE_OCTETS)?);
+    let (mut items, mut copied) = (0u64, 0u64);
+    each(&engine, |tree, key, value| {
+        copy.put(tree, key, value)?;
+        items += 1;
+        if items.is_multiple_of(FLUSH_EVERY) {
+            copy.flush()?;
         }
+        Ok(())
+    })?;
+    copy.flush_durably()?;
+    each(&copy, |_, _, _| {
+        copied += 1;
+        Ok(())
+    })?;
+    if copied != items {
+        return Err(StoreError::Damaged("copy").into());
     }
-    if whole {
-        fs::File::open(directory)?.sync_all()?;
-        fs::remove_file(directory.join(IMPORTED))?;
-    }
-    for database in DATABASES {
-        let whole = directory.join(format!("{database}.sled"));
-        let old = whole.with_extension("old");
+    let octets = (engine.disk_bytes(), copy.disk_bytes());
+    drop((engine, copy));
+    fs::rename(whole, &old)?;
+    fs::rename(&small, whole)?;
+    fs::File::open(whole.parent().unwrap_or(whole))?.sync_all()?;
+    fs::remove_dir_all(&old)?;
+    Ok(octets)
+}
+
+/// Undoes or ends a step that was cut short, before anything is opened.
+pub(super) fn recover(directory: &Path) -> io::Result<()> {
+    transfer::recover(directory)?;
+    let databases = DATABASES.map(|database| directory.join(format!("{database}.sled")));
+    let windows = fs::read_dir(directory.join(RESULTS)).into_iter().flatten().flatten();
+    // What a copy was made of has the extension that says so.
+    let windows = windows.map(|entry| entry.path()).filter(|path| path.extension().is_some());
+    for whole in databases.into_iter().chain(windows.map(|path| path.with_extension(""))) {
+        let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));
         if old.exists() {
             if whole.exists() {
                 fs::remove_dir_all(&old)?;
             } else {
                 fs::rename(&old, &whole)?;
             }
+        }
+        if small.exists() {
+            fs::remove_dir_all(&small)?;
         }
     }
     Ok(())
@@ -378,30 +277,6 @@ fn each(
         }
     }
     Ok(())
-}
-
-fn write_item(out: &mut impl Write, item: &Item) -> Result<(), MaintenanceError> {
-    let octets = item.encode_to_vec();
-    out.write_all(&(octets.len() as u32).to_be_bytes())?;
-    out.write_all(&octets)?;
-    out.write_all(&crc32fast::hash(&octets).to_be_bytes())?;
-    Ok(())
-}
-
-fn read_item(from: &mut impl Read, items: u64) -> Result<Item, MaintenanceError> {
-    let cut = |_| MaintenanceError::Damaged(items, "it ends too early");
-    let mut number = [0; 4];
-    from.read_exact(&mut number).map_err(cut)?;
-    let length = u32::from_be_bytes(number) as usize;
-    if length > MAXIMUM_ITEM_OCTETS {
-        return Err(MaintenanceError::Damaged(items, "an item is longer than any can be"));
-    }
-    let mut octets = vec![0; length];
-    from.read_exact(&mut octets).map_err(cut)?;
-    from.read_exact(&mut number).map_err(cut)?;
-    let whole = crc32fast::hash(&octets) == u32::from_be_bytes(number);
-    let item = Item::decode(octets.as_slice()).ok().filter(|_| whole);
-    item.ok_or(MaintenanceError::Damaged(items, "a checksum is wrong"))
 }
 
 #[cfg(test)]

@@ -1,26 +1,37 @@
-//! What survives a restart: configuration and results, in two sled databases so that a damaged
-//! result file never costs the configuration. The only module that imports sled, and no type of
-//! it is seen outside.
+//! What survives a restart. The only module that imports sled, and no type of it is seen outside.
+//!
+//! A state directory has `schema` (its version), `config.sled` with its copy `config.last`, `state.sled`
+//! (statistics, consumers, states of connections) with the copy `agent-id`, and `results`: one
+//! database for each window of the log, so that damage to one costs no other, and `index`, their
+//! summaries. `results.last` holds the newest cursor, `quarantine` holds damaged windows.
 //!
 //! sled 0.34 in short: `flush` hands data to the kernel but does not make the disk write it, files
 //! never shrink, and nodes beyond 128 KiB leak. Hence durable flushes through a descriptor of our
 //! own, windows that are dropped as whole trees, and values of at most 4 KiB.
 
+mod commands;
 mod config;
 mod connections;
 pub mod content;
 mod engine;
 mod entries;
 mod high_water;
+mod identity;
+mod index;
 mod last_good;
+mod layout;
 pub mod maintenance;
-mod migrate;
+mod measure;
 mod page;
 mod pages;
+mod pool;
+mod quarantine;
 mod results;
 mod retention;
 mod revisions;
 mod room;
+mod schema;
+mod state;
 mod trim;
 mod window;
 mod windows;
@@ -37,18 +48,17 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
+pub use commands::StoreState;
 pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
 pub use connections::{PersistedCompletion, PersistedConnection, PersistedOutage, PersistedStop};
+pub use layout::{Entry, Subject};
 pub use page::MAXIMUM_CONTENT_OCTETS;
-pub use results::{Changed, ResultStore, Snapshot};
+pub use results::ResultStore;
 pub use retention::Retention;
-pub use window::{Entry, Subject};
-pub use writer::StoreState;
+pub use state::{Changed, Snapshot};
 
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
-/// Version of the layout on disk.
-const SCHEMA: u32 = 3;
 /// In a state directory, held by the agent that runs on it.
 const LOCK_FILE: &str = "lock";
 /// How often a directory that another agent has is tried again, and after what time: 2 s in all.
@@ -74,8 +84,8 @@ pub enum StoreError {
     },
     /// Written by a newer agent.
     #[error(
-        "{} was written by a newer agent (schema {found}; this one knows up to {SCHEMA}): \
-         run that version, or start with another state directory", .path.display()
+        "{} was written by a newer agent (schema {found}; this one knows up to {}): \
+         run that version, or start with another state directory", .path.display(), schema::SCHEMA
     )]
     NewerSchema {
         /// Which.
@@ -83,6 +93,13 @@ pub enum StoreError {
         /// Its schema.
         found: u32,
     },
+    /// Written by a version that was never released.
+    #[error(
+        "{} was written by a development version whose layout this agent does not read: run \
+         `twamp-agent db export` of that version, and `twamp-agent db import` of this one into \
+         another state directory", .0.display()
+    )]
+    OldSchema(PathBuf),
     /// The database failed.
     #[error("database: {0}")]
     Database(String),
@@ -153,7 +170,8 @@ impl StateDirectory {
         }
         match locked {
             Ok(lock) => {
-                maintenance::settle(path).map_err(failed)?;
+                schema::check(path)?;
+                maintenance::recover(path).map_err(failed)?;
                 Ok(Self { path: path.to_owned(), _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),

@@ -60,7 +60,7 @@ impl PageBuilder {
     }
 
     /// The first cursor, the records in it, and the page; empty after that.
-    pub(super) fn take(&mut self) -> (u64, u64, Vec<u8>) {
+    pub(super) fn finish(&mut self) -> (u64, u64, Vec<u8>) {
         let Self { first_cursor, records, octets, .. } = std::mem::take(self);
         (first_cursor, records, octets)
     }
@@ -152,7 +152,7 @@ mod tests {
                 builder.push(&entry, subject);
                 kept.push((entry, subject));
             }
-            let (first, count, page) = builder.take();
+            let (first, count, page) = builder.finish();
             prop_assert!(page.len() <= MAXIMUM_VALUE_OCTETS);
             prop_assert_eq!((first, count), (7, kept.len() as u64));
             let read: Vec<_> = Records::of(first, page.into()).unwrap().map(Result::unwrap).collect();
@@ -181,6 +181,6 @@ mod tests {
         };
         let mut builder = PageBuilder::default();
         builder.push(&entry, u32::MAX);
-        assert!(builder.take().2.len() <= MAXIMUM_VALUE_OCTETS);
+        assert!(builder.finish().2.len() <= MAXIMUM_VALUE_OCTETS);
     }
 }

@@ -1,10 +1,7 @@
 //! The pages of a window one after the other. What cannot be read is left out: a bit that has flipped on
 //! the disk costs the records around it, and readers are told that they are gone.
 
-use super::{
-    StoreError,
-    window::{Window, cursor_of},
-};
+use super::{StoreError, layout::cursor_of, pool::Files, window::Window};
 
 /// A page by its key.
 type Page = (u64, sled::IVec);
@@ -12,6 +9,7 @@ type Page = (u64, sled::IVec);
 /// Pages with keys in a range, rising.
 pub(super) struct Pages<'a> {
     window: &'a Window,
+    files: &'a Files,
     found: sled::Iter,
     /// The next key to look for, and the last.
     next: u64,
@@ -22,8 +20,8 @@ pub(super) struct Pages<'a> {
 
 impl<'a> Pages<'a> {
     /// Pages with keys from `first` to `last`.
-    pub(super) fn of(window: &'a Window, first: u64, last: u64) -> Self {
-        Self { window, found: range(window, first, last), next: first, last, step: 1 }
+    pub(super) fn rising(window: &'a Window, files: &'a Files, first: u64, last: u64) -> Self {
+        Self { window, files, found: range(files, first, last), next: first, last, step: 1 }
     }
 }
 
@@ -40,10 +38,10 @@ impl Iterator for Pages<'_> {
                     return Some(Ok((cursor, page)));
                 }
                 Err(error @ StoreError::Damaged(_)) => {
-                    self.window.tell_damage(&error, self.next);
+                    self.window.note_damage(&error, self.next);
                     self.next = self.next.saturating_add(self.step);
                     self.step = self.step.saturating_mul(2);
-                    self.found = range(self.window, self.next, self.last);
+                    self.found = range(self.files, self.next, self.last);
                 }
                 Err(error) => {
                     self.last = 0;
@@ -57,11 +55,12 @@ impl Iterator for Pages<'_> {
 
 /// The same, falling, up to `last`. Behind what cannot be read there is no going back: then the keys
 /// are looked for from the beginning.
-pub(super) fn falling(
-    window: &Window,
+pub(super) fn falling<'a>(
+    window: &'a Window,
+    files: &'a Files,
     last: u64,
-) -> impl Iterator<Item = Result<Page, StoreError>> + '_ {
-    let mut found = window.pages.range(..=last.to_be_bytes());
+) -> impl Iterator<Item = Result<Page, StoreError>> + 'a {
+    let mut found = files.pages.range(..=last.to_be_bytes());
     let (mut lowest, mut keys) = (last.saturating_add(1), None::<Vec<u64>>);
     std::iter::from_fn(move || {
         if keys.is_none() {
@@ -70,20 +69,20 @@ pub(super) fn falling(
                     lowest = cursor_of(&key).ok()?;
                     return Some(Ok((lowest, page)));
                 }
-                Err(error @ StoreError::Damaged(_)) => window.tell_damage(&error, lowest),
+                Err(error @ StoreError::Damaged(_)) => window.note_damage(&error, lowest),
                 Err(error) => return Some(Err(error)),
             }
         }
         let keys = keys.get_or_insert_with(|| {
-            let pages = Pages::of(window, 0, lowest.saturating_sub(1));
+            let pages = Pages::rising(window, files, 0, lowest.saturating_sub(1));
             pages.map_while(Result::ok).map(|(key, _)| key).collect()
         });
         let key = keys.pop()?;
-        let page = window.pages.get(key.to_be_bytes()).map_err(StoreError::from).transpose()?;
+        let page = files.pages.get(key.to_be_bytes()).map_err(StoreError::from).transpose()?;
         Some(page.map(|page| (key, page)))
     })
 }
 
-fn range(window: &Window, first: u64, last: u64) -> sled::Iter {
-    window.pages.range(first.to_be_bytes()..=last.max(first).to_be_bytes())
+fn range(files: &Files, first: u64, last: u64) -> sled::Iter {
+    files.pages.range(first.to_be_bytes()..=last.max(first).to_be_bytes())
 }

@@ -1,9 +1,10 @@
-//! The result log, the statistics over it and the positions of its consumers.
+//! The result log, and beside it the statistics over it, the positions of its consumers and the
+//! states of connections, in a database of their own: damage to records does not touch them.
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock, mpsc},
     thread::JoinHandle,
 };
@@ -12,72 +13,27 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     Entry, PersistedConnection, Retention, StateDirectory, StoreError, StoreState,
+    commands::Command,
     connections::Connections,
     engine::Engine,
     entries,
-    high_water::{HighWater, TOLD_AT_MOST, Told},
-    migrate,
+    high_water::HighWater,
+    identity,
+    state::{
+        AS_OF_OCTETS, CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value,
+        first_cursor, newest_kept, position,
+    },
     windows::{self, WindowList, Windows},
-    writer::{Command, Open, Writer},
+    writer::{Open, Writer},
 };
 use crate::time::Now;
 
-pub(super) const CACHE_OCTETS: u64 = 16 << 20;
 /// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
 /// memory of a disk that stalls; beyond it, records are dropped and counted.
 const QUEUE: usize = 16_384;
 /// How far cursors jump where records were told that are gone: behind all that are known of, and more.
 const CURSOR_JUMP: u64 = 1 << 20;
-/// And when the host went down with cursors that readers may have seen and the disk may not. Where the
-/// disk took nothing before that, its notes of that are gone as well.
-const CRASH_JUMP: u64 = 2 * TOLD_AT_MOST;
-
-/// Only there after a clean end.
-pub(super) const NEXT_CURSOR: &[u8] = b"next-cursor";
-const AGENT: &[u8] = b"agent-id";
-const KERNEL_BOOT: &[u8] = b"kernel-boot-id";
-
-/// Octets of value in front of what is kept: the cursor that it is as of.
-const AS_OF_OCTETS: usize = 8;
-
-/// A part of the statistics as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Whose, and which part.
-    pub key: Vec<u8>,
-    /// Records behind this cursor are not in it.
-    pub as_of_cursor: u64,
-    /// What it is; the store does not look at it.
-    pub content: Vec<u8>,
-}
-
-/// The trees beside the log.
-#[derive(Clone, Debug)]
-pub(super) struct Trees {
-    pub(super) meta: sled::Tree,
-    pub(super) consumers: sled::Tree,
-    pub(super) statistics: sled::Tree,
-    pub(super) connections: sled::Tree,
-}
-
-/// Shared with the writer, who takes them away before it opens the database anew.
-pub(super) type SharedTrees = Arc<RwLock<Option<Trees>>>;
-
-impl Trees {
-    pub(super) fn open(engine: &Engine) -> Result<Self, StoreError> {
-        Ok(Self {
-            meta: engine.tree("meta")?,
-            consumers: engine.tree("consumers")?,
-            statistics: engine.tree("statistics")?,
-            connections: engine.tree("connections")?,
-        })
-    }
-}
-
-/// Parts of statistics by their keys; `None` stands for "no longer there".
-pub type Changed = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
-/// The result database. Reading blocks on the disk; writing is handed to a thread.
+/// The log and the state. Reading blocks on the disk; writing is handed to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
     commands: mpsc::SyncSender<Command>,
@@ -101,8 +57,7 @@ impl ResultStore {
         new_agent_id: &str,
         now: fn() -> Now,
     ) -> Result<Self, StoreError> {
-        let path = path(directory);
-        let engine = Engine::open(&path, CACHE_OCTETS)?;
+        let engine = Engine::open(&path(directory), CACHE_OCTETS)?;
         match Self::with(engine, directory, retention.clone(), new_agent_id, now) {
             Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
                 Self::open_anew(directory, retention, new_agent_id, now, &error)
@@ -130,20 +85,19 @@ impl ResultStore {
         new_agent_id: &str,
         now: fn() -> Now,
     ) -> Result<Self, StoreError> {
-        let path = path(directory);
+        let place = directory.path().join(RESULTS);
         let trees = Trees::open(&engine)?;
-        migrate::forward(&engine, &trees)?;
-        let agent_id = agent_id(&trees.meta, new_agent_id)?;
+        let agent_id = identity::agent_id(directory.path(), &trees.meta, new_agent_id)?;
         let mark = HighWater::new(directory.path());
         let told = mark.read();
-        let known = told.newest_kept(&trees.meta)?;
-        let at_least = first_cursor(&engine, &trees.meta)?;
-        let mut windows = Windows::open(&engine, &trees.meta, at_least)?;
+        let known = newest_kept(told, &trees.meta)?;
+        let at_least = first_cursor(&place, &trees.meta)?;
+        let mut windows = Windows::open(&place, &trees.meta, at_least)?;
         let found = windows.found();
         let damage = match engine.put_aside() {
             Some(aside) => format!(
-                "the results were damaged and are put aside in {}: the log begins anew, under \
-                 another agent_id",
+                "the database of statistics and consumers was damaged and is put aside in {}: \
+                 consumers have no position, and statistics are counted from the stored results",
                 aside.display()
             ),
             None if found < known && !told.not_stored => format!(
@@ -166,10 +120,12 @@ impl ResultStore {
         }
         if !damage.is_empty() || not_stored {
             let beyond = at_least.max(told.up_to + CURSOR_JUMP);
-            windows = Windows::open(&engine, &trees.meta, beyond)?;
+            // The databases are closed before they are opened again.
+            drop(windows);
+            windows = Windows::open(&place, &trees.meta, beyond)?;
         }
         if !damage.is_empty() {
-            windows.close_newest()?;
+            windows.seal_newest()?;
         }
         if windows.next_cursor() > windows.found() + 1 {
             // There is nothing between, and nothing that could be gone.
@@ -182,7 +138,7 @@ impl ResultStore {
             earliest: earliest.unwrap_or(0),
             records,
             live_bytes,
-            disk_bytes: engine.disk_bytes(),
+            disk_bytes: engine.disk_bytes() + windows.disk_bytes(),
             ..StoreState::default()
         };
         let (publish, state) = watch::channel(state);
@@ -200,7 +156,8 @@ impl ResultStore {
             retention,
             state: publish,
             now,
-            path,
+            path: path(directory),
+            place,
             mark,
             unflushed: false,
             unsynced: false,
@@ -405,66 +362,7 @@ impl Drop for ResultStore {
 }
 
 fn path(directory: &StateDirectory) -> PathBuf {
-    directory.path().join("results.sled")
-}
-
-/// A value of a part of the statistics.
-pub(super) fn snapshot_value(as_of_cursor: u64, content: &[u8]) -> Vec<u8> {
-    [as_of_cursor.to_be_bytes().as_slice(), content].concat()
-}
-
-/// Position of a consumer.
-pub(super) fn position(consumers: &sled::Tree, name: &str) -> Result<Option<u64>, StoreError> {
-    consumers.get(name.as_bytes())?.map(|value| cursor_value(&value)).transpose()
-}
-
-fn cursor_value(value: &[u8]) -> Result<u64, StoreError> {
-    value.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::Damaged("position"))
-}
-
-fn agent_id(meta: &sled::Tree, new: &str) -> Result<String, StoreError> {
-    match meta.get(AGENT)? {
-        Some(id) => String::from_utf8(id.to_vec()).map_err(|_| StoreError::Damaged("agent id")),
-        None => {
-            meta.insert(AGENT, new)?;
-            Ok(new.to_owned())
-        }
-    }
-}
-
-/// The cursor from which on none was ever given out. After a clean end it is known. After the
-/// death of the process alone everything that was seen is found. After a crash of the host what
-/// was seen may not be there, and cursors jump: a cursor never names two records.
-fn first_cursor(engine: &Engine, meta: &sled::Tree) -> Result<u64, StoreError> {
-    let went_down = host_went_down(meta)?;
-    meta.insert(KERNEL_BOOT, kernel_boot().as_bytes())?;
-    match meta.remove(NEXT_CURSOR)? {
-        Some(next) => cursor_value(&next),
-        None if went_down => {
-            let found = Windows::open(engine, meta, 1)?.next_cursor();
-            tracing::warn!(found, "the host went down while results were written; cursors jump");
-            Ok(found + CRASH_JUMP)
-        }
-        None => Ok(1),
-    }
-}
-
-/// Whether it did so while the database was open.
-fn host_went_down(meta: &sled::Tree) -> Result<bool, StoreError> {
-    let last = meta.get(KERNEL_BOOT)?.filter(|last| last.as_ref() != kernel_boot().as_bytes());
-    Ok(last.is_some() && meta.get(NEXT_CURSOR)?.is_none())
-}
-
-fn kernel_boot() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    boot.trim().to_owned()
-}
-
-impl Told {
-    /// The newest cursor whose record is to be there.
-    pub(super) fn newest_kept(self, meta: &sled::Tree) -> Result<u64, StoreError> {
-        Ok(if host_went_down(meta)? { self.durable } else { self.up_to })
-    }
+    directory.path().join("state.sled")
 }
 
 #[cfg(test)]

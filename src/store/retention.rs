@@ -10,6 +10,8 @@ const WINDOWS: u64 = 16;
 const MOST_WINDOWS: u64 = 256;
 /// Records of a connection stay longer than its age by such a part of it, at most.
 const TOGETHER: u64 = 8;
+/// Octets of a window at most: it is opened and searched within tens of milliseconds.
+const MOST_WINDOW_OCTETS: u64 = 16 << 20;
 const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// How long records are kept.
@@ -37,11 +39,6 @@ impl Retention {
         Self { connection_ages_ns: Arc::new(ages_ns), shortest_age_ns, ..self }
     }
 
-    /// Nothing goes.
-    pub(super) fn forever() -> Self {
-        Self::of_all(u64::MAX, u64::MAX)
-    }
-
     /// The time that a window has records of.
     pub(super) fn window_span_ns(&self) -> u64 {
         (self.age_ns.min(self.shortest_age_ns) / WINDOWS)
@@ -51,7 +48,7 @@ impl Retention {
 
     /// The octets that a window has.
     pub(super) fn window_octets(&self) -> u64 {
-        self.octets / WINDOWS
+        (self.octets / WINDOWS).min(MOST_WINDOW_OCTETS)
     }
 
     /// Whether a record of a connection is kept that has this age.

@@ -36,11 +36,6 @@ impl Revisions {
         Ok(Self { engine, meta, pieces, answers })
     }
 
-    /// The layout is this agent's from now on: it is as it was.
-    pub(super) fn set_schema(&self) -> Result<(), StoreError> {
-        self.engine.set_schema()
-    }
-
     /// Number of the current revision; 0 where nothing was ever committed.
     pub(super) fn current(&self) -> Result<u64, StoreError> {
         let stored = self.meta.get(CURRENT)?;

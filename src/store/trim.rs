@@ -1,4 +1,4 @@
-//! Takes the records of some connections out of a window. A tree gives room back only when it goes as
+//! Takes the records of some connections out of a window. A database frees space only when it goes as
 //! a whole, so the others are copied into a new one. What is taken keeps its place, without content:
 //! a reader is told what it misses.
 
@@ -8,12 +8,13 @@ use prost::Message;
 
 use super::{
     StoreError, content,
-    engine::Engine,
     entries::readable,
+    layout::{Subject, WindowName},
     page::PageBuilder,
     pages::Pages,
+    pool::Files,
     retention::Retention,
-    window::{Subject, Window},
+    window::Window,
 };
 
 /// Stands in a subject whose records were taken, beside what [`Subject`] reads.
@@ -28,6 +29,8 @@ struct Taken {
 pub(super) struct Trim {
     from: Arc<Window>,
     to: Window,
+    /// Database of the copy.
+    files: Arc<Files>,
     /// Numbers of the subjects whose records go.
     goes: HashSet<u32>,
     /// The key that the next page is not below.
@@ -38,13 +41,13 @@ pub(super) struct Trim {
 impl Trim {
     /// Begins to copy a window of an age; `None` where nothing in it goes.
     pub(super) fn begin(
-        engine: &Engine,
         from: &Arc<Window>,
         retention: &Retention,
         age_ns: u64,
     ) -> Result<Option<Self>, StoreError> {
         let mut goes = HashSet::new();
-        for stored in from.stored_subjects() {
+        let source = from.files()?;
+        for stored in source.stored_subjects() {
             let (number, octets) = stored?;
             // Nobody reads the records of one that is damaged, whatever becomes of them.
             let Ok(subject) = Subject::decode(octets.as_ref()) else { continue };
@@ -56,17 +59,18 @@ impl Trim {
         if goes.is_empty() {
             return Ok(None);
         }
-        let to = from.successor(engine)?;
-        for stored in from.stored_subjects() {
+        let (to, files) = from.successor()?;
+        for stored in source.stored_subjects() {
             let (number, octets) = stored?;
             let mut octets = octets.to_vec();
             if goes.contains(&number) {
                 octets.extend(Taken { taken: true }.encode_to_vec());
             }
-            to.put_subject(number, octets)?;
+            to.put_subject(&files, number, octets)?;
         }
         let page = PageBuilder::default();
-        Ok(Some(Self { from: from.clone(), to, goes, next: from.name.first_cursor, page }))
+        let next = from.name.first_cursor;
+        Ok(Some(Self { from: from.clone(), to, files, goes, next, page }))
     }
 
     /// The window that is copied.
@@ -77,7 +81,8 @@ impl Trim {
     /// Copies so many pages at most; whether that was the last.
     pub(super) fn copy(&mut self, pages: usize) -> Result<bool, StoreError> {
         let mut copied = 0;
-        for page in Pages::of(&self.from, self.next, u64::MAX).take(pages) {
+        let source = self.from.files()?;
+        for page in Pages::rising(&self.from, &source, self.next, u64::MAX).take(pages) {
             let (key, page) = page?;
             copied += 1;
             for mut record in readable(key, &page, &self.from) {
@@ -88,7 +93,7 @@ impl Trim {
                 }
                 let entry = record.entry(Arc::default());
                 if !self.page.takes(&entry) {
-                    self.to.put_page(self.page.take())?;
+                    self.to.put_page(&self.files, self.page.finish())?;
                 }
                 self.page.push(&entry, subject);
             }
@@ -98,20 +103,19 @@ impl Trim {
             return Ok(false);
         }
         if !self.page.is_empty() {
-            self.to.put_page(self.page.take())?;
+            self.to.put_page(&self.files, self.page.finish())?;
         }
         Ok(true)
     }
 
-    /// Nobody needs the copy any more.
-    pub(super) fn give_up(self, engine: &Engine) -> Result<(), StoreError> {
-        let name = self.to.name;
-        drop(self);
-        name.remove(engine)
+    /// Name of the copy, which nobody needs any more.
+    pub(super) fn abandon(self) -> WindowName {
+        self.to.name
     }
 
-    /// The copy, once it is whole.
-    pub(super) fn done(self) -> Window {
-        self.to
+    /// The copy, once it is whole, sealed.
+    pub(super) fn finish(self) -> Result<Window, StoreError> {
+        self.to.seal(&self.files, self.from.last_cursor())?;
+        Ok(self.to)
     }
 }

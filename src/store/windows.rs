@@ -4,6 +4,7 @@ mod retain;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::Path,
     sync::{Arc, PoisonError, RwLock, atomic::Ordering::Relaxed},
 };
 
@@ -11,32 +12,37 @@ use prost::Message;
 
 use super::{
     Entry, Retention, StoreError, Subject,
-    engine::Engine,
+    index::{self, Index},
+    layout::{Summary, WindowName, cursor_of},
+    measure::measured,
     page::PageBuilder,
+    pool::{Files, Pool},
+    quarantine,
     trim::Trim,
-    window::{Summary, Window, WindowName, cursor_of},
+    window::Window,
 };
 
 /// No record gets a cursor below this: written before windows go.
 const FLOOR: &[u8] = b"cursor-floor";
-/// The windows that are there, oldest first. Whoever holds a copy of the list may read.
+/// The windows that exist, oldest first. Whoever holds a copy of the list may read.
 pub(super) type WindowList = Arc<[Arc<Window>]>;
 
 /// The log. Written by one thread; the list of windows is shared with readers.
 #[derive(Debug)]
 pub(super) struct Windows {
-    /// Summaries of windows that get no more records, by tree name; and [`FLOOR`].
+    /// Holds [`FLOOR`].
     meta: sled::Tree,
+    pool: Arc<Pool>,
     list: Arc<RwLock<WindowList>>,
+    /// Database of the newest window; `None` where that gets no more records.
+    filled: Option<Arc<Files>>,
     /// Out of the list, but a reader still holds them.
     leaving: Vec<Arc<Window>>,
     /// A window that records are taken out of.
     trim: Option<Trim>,
     /// No record up to this cursor is there that is not in its window.
     trimmed_up_to: u64,
-    /// The newest window gets no more records, though there is none behind it yet.
-    closed: bool,
-    /// What is not in a tree yet, of the newest window.
+    /// Records of the newest window that are not in its database yet.
     page: PageBuilder,
     /// Numbers of the subjects in the newest window, where it was begun by this.
     numbers: HashMap<Arc<Subject>, u32>,
@@ -44,113 +50,158 @@ pub(super) struct Windows {
     newest: u64,
     /// When they were opened: the newest cursor of which there was a record, or to be none.
     found: u64,
-    /// When they were opened: some of the newest window could not be read.
+    /// When they were opened: some of the newest window, or all of one, could not be read.
     was_damaged: bool,
 }
 
 impl Windows {
-    /// After a failure: with the list that readers share already.
+    /// Opens the log after a failure: with the list that readers share already.
     pub(super) fn reopen(
-        engine: &Engine,
+        place: &Path,
         meta: &sled::Tree,
         at_least: u64,
         list: Arc<RwLock<WindowList>>,
     ) -> Result<Self, StoreError> {
-        let found = Self::open(engine, meta, at_least)?;
+        let found = Self::open(place, meta, at_least)?;
         let windows = read(&found.list);
         let reopened = Self { list, ..found };
         reopened.replace(windows);
         Ok(reopened)
     }
 
-    /// Finds what is stored. Cursors go on at `at_least`, or behind the newest record that there is
-    /// or was.
-    pub(super) fn open(
-        engine: &Engine,
+    /// Opens the log in a directory. Cursors go on at `at_least`, or after the newest record that
+    /// exists or existed. A window that cannot be opened is put into quarantine.
+    pub(super) fn open(place: &Path, meta: &sled::Tree, at_least: u64) -> Result<Self, StoreError> {
+        Self::open_with(place, meta, at_least, true)
+    }
+
+    /// Opens the log to look at it: what is damaged is left where it is.
+    pub(super) fn inspect(place: &Path, meta: &sled::Tree) -> Result<Self, StoreError> {
+        Self::open_with(place, meta, 1, false)
+    }
+
+    fn open_with(
+        place: &Path,
         meta: &sled::Tree,
         at_least: u64,
+        may_change: bool,
     ) -> Result<Self, StoreError> {
         let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
         let at_least = at_least.max(floor);
+        let pool = Pool::open(place)?;
+        let index = index::read(place);
         let mut generations: BTreeMap<u64, Vec<WindowName>> = BTreeMap::new();
-        for name in engine.tree_names().iter().filter_map(|tree| WindowName::of(tree)) {
+        for name in pool.names()? {
             generations.entry(name.first_cursor).or_default().push(name);
         }
+        let last = generations.keys().next_back().copied();
         let (mut windows, mut newest) = (Vec::new(), 0);
-        let (mut closed, mut was_damaged) = (false, false);
-        for names in generations.into_values() {
-            let current = current(meta, &names)?;
+        let (mut filled, mut was_damaged) = (None, false);
+        for (first_cursor, names) in generations {
+            let mut damaged = Vec::new();
+            let current = current(&pool, &index, &names, &mut damaged)?;
+            for name in damaged {
+                was_damaged = true;
+                tracing::error!(first_cursor, "a window of results cannot be opened");
+                newest = index.get(&name).map_or(newest, |summary| summary.last_cursor);
+                if may_change {
+                    put_into_quarantine(&pool, name)?;
+                }
+            }
             let is_current = |name| current.is_some_and(|(current, _)| current == name);
-            for other in names.into_iter().filter(|name| !is_current(*name)) {
-                remove(engine, meta, other)?;
+            for other in names.into_iter().filter(|name| !is_current(*name) && may_change) {
+                pool.close(other);
+                pool.remove(other)?;
             }
             let Some((name, summary)) = current else { continue };
-            let is_filled = summary.is_none();
-            let (window, last) = match summary {
-                Some(summary) => match Window::open(engine, name, summary) {
-                    Ok(window) => (window, summary.last_cursor),
-                    Err(error @ StoreError::Damaged(_)) => {
-                        tracing::error!(%error, first = name.first_cursor, "some results are gone");
-                        newest = summary.last_cursor;
+            let window = match summary {
+                Some(summary) => Window::new(pool.clone(), name, summary),
+                None => match measured(&pool, name) {
+                    Err(StoreError::Damaged(_)) => {
+                        was_damaged = true;
+                        tracing::error!(first_cursor, "a window of results cannot be read");
+                        if may_change {
+                            put_into_quarantine(&pool, name)?;
+                        }
                         continue;
                     }
-                    Err(error) => return Err(error),
+                    measured => measured?,
                 },
-                None => Window::measured(engine, name)?,
             };
             if window.records() == 0 {
                 drop(window);
-                remove(engine, meta, name)?;
+                if may_change {
+                    pool.close(name);
+                    pool.remove(name)?;
+                }
                 continue;
             }
-            newest = last;
-            was_damaged = window.is_damaged.load(Relaxed);
-            closed = !is_filled || was_damaged;
+            newest = window.last_cursor();
+            let is_damaged = window.is_damaged.load(Relaxed);
+            was_damaged |= is_damaged;
+            if summary.is_none() && last == Some(first_cursor) && !is_damaged {
+                filled = Some(window.files()?);
+            } else if summary.is_none() && may_change {
+                window.seal(&*window.files()?, window.last_cursor())?;
+            } else {
+                window.note_disk_bytes();
+            }
             windows.push(Arc::new(window));
         }
-        Ok(Self {
+        let opened = Self {
+            meta: meta.clone(),
+            pool,
             list: Arc::new(RwLock::new(windows.into())),
-            next_cursor: at_least.max(newest + 1),
-            closed,
-            newest: newest.max(at_least.saturating_sub(1)),
-            found: newest.max(floor - 1),
-            was_damaged,
-            ..Self::beginning(meta.clone())
-        })
-    }
-
-    /// With nothing yet; what is appended begins a window.
-    pub(super) fn beginning(meta: sled::Tree) -> Self {
-        Self {
-            meta,
-            list: Arc::default(),
+            filled,
             leaving: Vec::new(),
             trim: None,
             trimmed_up_to: 0,
-            closed: false,
             page: PageBuilder::default(),
             numbers: HashMap::new(),
-            next_cursor: 1,
-            newest: 0,
-            found: 0,
-            was_damaged: false,
+            next_cursor: at_least.max(newest + 1),
+            newest: newest.max(at_least.saturating_sub(1)),
+            found: newest.max(floor - 1),
+            was_damaged,
+        };
+        if may_change && opened.sealed() != index {
+            opened.write_index();
+        }
+        Ok(opened)
+    }
+
+    /// Summaries of the windows that get no more records.
+    fn sealed(&self) -> Index {
+        let list = read(&self.list);
+        let sealed = list.len() - usize::from(self.filled.is_some()).min(list.len());
+        list.iter().take(sealed).map(|window| (window.name, window.summary())).collect()
+    }
+
+    /// Writes the index. What it lacks is in the windows themselves.
+    fn write_index(&self) {
+        if let Err(error) = index::write(self.pool.place(), &self.sealed()) {
+            tracing::warn!(%error, "failed to write the index of the results");
         }
     }
 
-    /// The newest window gets no more records: what is put behind something that cannot be read may
+    /// Gives the newest window no more records: what is put after something that cannot be read may
     /// not be found again.
-    pub(super) fn close_newest(&mut self) -> Result<(), StoreError> {
-        self.summarise()?;
-        self.closed = true;
-        Ok(())
-    }
-
-    /// The newest window gets no more records.
-    pub(super) fn summarise(&self) -> Result<(), StoreError> {
-        if let Some(full) = read(&self.list).last() {
-            let summary = full.summary(self.newest);
-            self.meta.insert(full.name.pages(), summary.to_octets())?;
+    pub(super) fn seal_newest(&mut self) -> Result<(), StoreError> {
+        self.write_page()?;
+        let (Some(files), Some(window)) = (self.filled.take(), read(&self.list).last().cloned())
+        else {
+            return Ok(());
+        };
+        if window.is_lost() {
+            return Ok(());
         }
+        window.seal(&files, self.newest)?;
+        drop(files);
+        // What opening finds is noted beside the database: the next opening is quick.
+        self.pool.close(window.name);
+        if let Err(error) = window.files() {
+            window.lose(&error);
+        }
+        self.write_index();
         Ok(())
     }
 
@@ -165,12 +216,12 @@ impl Windows {
         self.found
     }
 
-    /// Whether some of the newest window could not be read when they were opened.
+    /// Whether something could not be read when they were opened.
     pub(super) fn was_damaged(&self) -> bool {
         self.was_damaged
     }
 
-    /// What readers share.
+    /// The list that readers share.
     pub(super) fn shared(&self) -> Arc<RwLock<WindowList>> {
         self.list.clone()
     }
@@ -185,36 +236,45 @@ impl Windows {
         self.newest
     }
 
-    /// Takes an entry; it is in a tree once [`Self::write_page`] was called. Its cursor is not below
-    /// [`Self::next_cursor`].
+    /// Appends an entry; it is in a database once [`Self::write_page`] was called. Its cursor is not
+    /// below [`Self::next_cursor`].
     pub(super) fn append(
         &mut self,
-        engine: &Engine,
         retention: &Retention,
         entry: &Entry,
     ) -> Result<(), StoreError> {
         if !self.page.takes(entry) {
             self.write_page()?;
         }
-        let window = self.window(engine, retention, entry)?;
-        let subject = self.number(&window, &entry.subject)?;
+        let (window, files) = self.window(retention, entry)?;
+        let subject = self.number(&window, &files, &entry.subject)?;
         self.page.push(entry, subject);
         self.next_cursor = entry.cursor + 1;
-        window.saw(entry.time);
+        window.note_time(entry.time);
         Ok(())
     }
 
-    /// Puts what was taken into a tree.
+    /// Puts what was appended into the database of the newest window.
     pub(super) fn write_page(&mut self) -> Result<(), StoreError> {
         if self.page.is_empty() {
             return Ok(());
         }
         let list = read(&self.list);
-        let Some(window) = list.last() else { return Ok(()) };
-        let page @ (first_cursor, records, _) = self.page.take();
-        window.put_page(page)?;
+        let (Some(window), Some(files)) = (list.last(), &self.filled) else { return Ok(()) };
+        let page @ (first_cursor, records, _) = self.page.finish();
+        window.put_page(files, page)?;
         self.newest = first_cursor + records - 1;
         Ok(())
+    }
+
+    /// Hands what was written to the kernel; the disk writes it with `durably`.
+    pub(super) fn flush(&mut self, durably: bool) -> Result<(), StoreError> {
+        self.write_page()?;
+        match &self.filled {
+            Some(files) if durably => files.engine.flush_durably(),
+            Some(files) => files.engine.flush(),
+            None => Ok(()),
+        }
     }
 
     /// A cursor that has no record.
@@ -223,22 +283,27 @@ impl Windows {
         self.newest = self.newest.max(cursor);
     }
 
-    fn number(&mut self, window: &Window, subject: &Arc<Subject>) -> Result<u32, StoreError> {
+    fn number(
+        &mut self,
+        window: &Window,
+        files: &Files,
+        subject: &Arc<Subject>,
+    ) -> Result<u32, StoreError> {
         if let Some(number) = self.numbers.get(subject) {
             return Ok(*number);
         }
         if self.numbers.is_empty() {
             // It was begun before this agent was.
-            for stored in window.stored_subjects() {
+            for stored in files.stored_subjects() {
                 let (number, _) = stored?;
-                self.numbers.insert(window.subject(number)?, number);
+                self.numbers.insert(files.subject(number)?, number);
             }
             if let Some(number) = self.numbers.get(subject) {
                 return Ok(*number);
             }
         }
         let number = self.numbers.values().max().map_or(0, |most| most + 1);
-        window.put_subject(number, subject.encode_to_vec())?;
+        window.put_subject(files, number, subject.encode_to_vec())?;
         self.numbers.insert(subject.clone(), number);
         Ok(number)
     }
@@ -246,27 +311,26 @@ impl Windows {
     /// The newest window, or a new one where that has had its share.
     fn window(
         &mut self,
-        engine: &Engine,
         retention: &Retention,
         entry: &Entry,
-    ) -> Result<Arc<Window>, StoreError> {
+    ) -> Result<(Arc<Window>, Arc<Files>), StoreError> {
         let list = read(&self.list);
-        if let Some(window) = list.last()
-            && !self.closed
+        if let (Some(window), Some(files)) = (list.last(), &self.filled)
+            && !window.is_lost()
             && window.is_within(entry.time, retention.window_span_ns())
             && window.octets() < retention.window_octets()
         {
-            return Ok(window.clone());
+            return Ok((window.clone(), files.clone()));
         }
-        self.write_page()?;
-        self.summarise()?;
+        self.seal_newest()?;
         let (name, summary) = (WindowName::new(entry.cursor), Summary::beginning_at(entry.time));
-        let window = Arc::new(Window::open(engine, name, summary)?);
+        let files = self.pool.open_or_create(name)?;
+        let window = Arc::new(Window::new(self.pool.clone(), name, summary));
         self.numbers.clear();
-        self.closed = false;
+        self.filled = Some(files.clone());
         let longer = list.iter().cloned().chain([window.clone()]).collect();
         self.replace(longer);
-        Ok(window)
+        Ok((window, files))
     }
 
     /// Records and octets that are stored, and the earliest cursor.
@@ -279,6 +343,14 @@ impl Windows {
         )
     }
 
+    /// Octets on disk of all windows.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        let list = read(&self.list);
+        let sealed = list.len() - usize::from(self.filled.is_some()).min(list.len());
+        let filled = self.filled.as_ref().map_or(0, |files| files.engine.disk_bytes());
+        filled + list.iter().take(sealed).map(|window| window.disk_bytes()).sum::<u64>()
+    }
+
     fn replace(&self, list: WindowList) {
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = list;
     }
@@ -289,23 +361,41 @@ pub(super) fn read(list: &RwLock<WindowList>) -> WindowList {
     list.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Of the generations of a window the one that counts: the newest that is whole, or the first, while
-/// it is filled; `None` where there is neither.
+/// Of the generations of a window the one that counts: the newest that is sealed, or the first, while
+/// it is filled; `None` where there is neither. Those that cannot be opened are `damaged`.
 fn current(
-    meta: &sled::Tree,
+    pool: &Pool,
+    index: &Index,
     names: &[WindowName],
+    damaged: &mut Vec<WindowName>,
 ) -> Result<Option<(WindowName, Option<Summary>)>, StoreError> {
-    let mut whole = None;
-    for name in names {
-        let summary = meta.get(name.pages())?.and_then(|octets| Summary::from_octets(&octets));
-        whole = whole.max(summary.map(|summary| (*name, summary)));
+    let mut filled = None;
+    for name in names.iter().rev() {
+        let summary = match index.get(name) {
+            Some(summary) => Some(*summary),
+            // It was being created.
+            None if !pool.has_file(*name) => continue,
+            None => match pool.files(*name).and_then(|files| files.summary()) {
+                Ok(summary) => summary,
+                Err(StoreError::Damaged(_)) => {
+                    damaged.push(*name);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        if summary.is_some() {
+            return Ok(Some((*name, summary)));
+        }
+        filled = name.is_first().then_some((*name, None));
     }
-    let filled = names.iter().find(|name| name.is_first()).map(|name| (*name, None));
-    Ok(whole.map(|(name, summary)| (name, Some(summary))).or(filled))
+    Ok(filled)
 }
 
-fn remove(engine: &Engine, meta: &sled::Tree, name: WindowName) -> Result<(), StoreError> {
-    name.remove(engine)?;
-    meta.remove(name.pages())?;
-    Ok(())
+/// Puts a window into quarantine: the state directory is the parent of that of the log.
+fn put_into_quarantine(pool: &Pool, name: WindowName) -> Result<(), StoreError> {
+    pool.close(name);
+    let (path, place) = (pool.path(name), pool.place());
+    quarantine::put(place.parent().unwrap_or(place), &path)
+        .map_err(|source| StoreError::Directory { path, source })
 }

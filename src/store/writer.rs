@@ -8,22 +8,22 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, PoisonError, RwLock,
-        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+        mpsc::{Receiver, RecvTimeoutError},
     },
-    thread,
     time::Duration,
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::{
     Entry, StoreError,
+    commands::{Command, StoreState, next_command},
     connections::Connections,
     engine::Engine,
     high_water::HighWater,
-    results::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, snapshot_value},
     retention::Retention,
     room::{self, RESERVE_OCTETS, free_octets},
+    state::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, position, snapshot_value},
     windows::{WindowList, Windows},
 };
 use crate::{
@@ -33,47 +33,11 @@ use crate::{
 
 const FLUSH_NS: u64 = 20_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
-/// So long the thread rests after it wrote what there was.
-const REST: Duration = Duration::from_millis(5);
 const RETENTION_EVERY_NS: u64 = 1_000_000_000;
 /// Between two steps of taking records out of a window: what is to be written comes first.
 const TRIM_EVERY_NS: u64 = 100_000_000;
 /// How often a database that failed is opened anew.
 const OPEN_AGAIN_NS: u64 = 2_000_000_000;
-
-/// What the store holds and how it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoreState {
-    /// What is wrong; empty when nothing is.
-    pub detail: String,
-    /// Cursor of the earliest record; 0 where there is none.
-    pub earliest: u64,
-    /// Up to this cursor records of some connections may be gone.
-    pub trimmed_up_to: u64,
-    /// Cursor of the newest record that may be read; 0 where there never was one.
-    pub newest: u64,
-    /// Records stored.
-    pub records: u64,
-    /// Their octets.
-    pub live_bytes: u64,
-    /// Octets on disk.
-    pub disk_bytes: u64,
-    /// Records that could not be written.
-    pub dropped: u64,
-}
-
-/// What the writer is asked for.
-#[derive(Debug)]
-pub(super) enum Command {
-    Append(Entry),
-    SaveStatistics(Changed),
-    MoveConsumer(String, u64, oneshot::Sender<Result<u64, StoreError>>),
-    DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
-    SetRetention(Retention),
-    SaveConnections,
-    Flush(oneshot::Sender<()>),
-    End,
-}
 
 /// The database while it is open.
 pub(super) struct Open {
@@ -94,7 +58,10 @@ pub(super) struct Writer {
     pub(super) retention: Retention,
     pub(super) state: watch::Sender<StoreState>,
     pub(super) now: fn() -> Now,
+    /// Of the state database.
     pub(super) path: PathBuf,
+    /// Of the log.
+    pub(super) place: PathBuf,
     pub(super) mark: HighWater,
     /// Written and not yet handed to the kernel.
     pub(super) unflushed: bool,
@@ -118,7 +85,7 @@ impl Writer {
         loop {
             let now = (self.now)();
             if retention_due <= now.monotonic {
-                self.guarded(|writer| writer.keep_house(now));
+                self.guarded(|writer| writer.run_maintenance(now));
                 let trimming = self.open.as_ref().is_some_and(|open| open.windows.is_trimming());
                 let wait_ns = if trimming { TRIM_EVERY_NS } else { RETENTION_EVERY_NS };
                 retention_due = now.monotonic.plus_ns(wait_ns);
@@ -171,7 +138,7 @@ impl Writer {
                         open.windows.look_for_what_goes();
                     }
                 }
-                self.keep_house((self.now)());
+                self.run_maintenance((self.now)());
             }
             Command::SaveConnections => self.unflushed = true,
             Command::Flush(answer) => {
@@ -187,9 +154,7 @@ impl Writer {
         self.newest = entry.cursor;
         self.unflushed = true;
         let stored = match (&self.failure, &mut self.open) {
-            (None, Some(Open { engine, windows })) => {
-                windows.append(engine, &self.retention, entry)
-            }
+            (None, Some(Open { windows, .. })) => windows.append(&self.retention, entry),
             (_, open) => {
                 self.dropped += 1;
                 // Readers that are there see it all the same.
@@ -236,7 +201,7 @@ impl Writer {
 
     fn move_consumer(&mut self, name: &str, cursor: u64) -> Result<u64, StoreError> {
         let trees = self.working_trees()?;
-        let known = super::results::position(&trees.consumers, name)?;
+        let known = position(&trees.consumers, name)?;
         if known.is_none() && trees.consumers.len() >= MAXIMUM_CONSUMERS {
             return Err(StoreError::TooManyConsumers(MAXIMUM_CONSUMERS));
         }
@@ -272,7 +237,7 @@ impl Writer {
     }
 
     /// Retention, and whether the disk has room; and a database that failed is tried again.
-    fn keep_house(&mut self, now: Now) {
+    fn run_maintenance(&mut self, now: Now) {
         let room = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
         match (room, &self.failure) {
             (Some(free), _) => self.stop_storing(full(free)),
@@ -295,7 +260,8 @@ impl Writer {
         self.unflushed |= self.connections.has_unsaved();
         let has_room = self.failure.is_none();
         if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) = windows.retain(engine, &self.retention, now.unix, has_room)
+            && let Err(error) =
+                windows.retain(&self.retention, now.unix, has_room, || engine.flush_durably())
         {
             self.fail(&error);
         }
@@ -310,7 +276,7 @@ impl Writer {
         let opened = Engine::open(&self.path, CACHE_OCTETS).and_then(|engine| {
             let trees = Trees::open(&engine)?;
             let windows =
-                Windows::reopen(&engine, &trees.meta, self.newest + 1, self.list.clone())?;
+                Windows::reopen(&self.place, &trees.meta, self.newest + 1, self.list.clone())?;
             engine.flush_durably()?;
             Ok((trees, Open { windows, engine }))
         });
@@ -329,23 +295,24 @@ impl Writer {
     fn flush(&mut self, durably: bool) {
         let mut result = Ok(());
         let failed = self.failure.is_some();
+        let trees = self.trees();
         if std::mem::take(&mut self.unflushed)
-            && let (false, Some(Open { engine, windows })) = (failed, &mut self.open)
+            && let (false, Some(Open { engine, windows }), Some(trees)) =
+                (failed, &mut self.open, &trees)
         {
-            let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let tree = trees.as_ref().map(|trees| &trees.connections);
+            // The state of connections follows the events that report it.
             result = windows
-                .write_page()
-                .and_then(|()| tree.map_or(Ok(()), |tree| self.connections.save(tree)))
+                .flush(false)
+                .and_then(|()| self.connections.save(&trees.connections))
                 .and_then(|()| engine.flush());
             self.unsynced = true;
         }
         if durably
             && result.is_ok()
             && std::mem::take(&mut self.unsynced)
-            && let (false, Some(open)) = (failed, &self.open)
+            && let (false, Some(Open { engine, windows })) = (failed, &mut self.open)
         {
-            result = open.engine.flush_durably();
+            result = windows.flush(true).and_then(|()| engine.flush_durably());
         }
         // Before anybody hears of it.
         if result.is_ok()
@@ -373,7 +340,10 @@ impl Writer {
             newest,
             records,
             live_bytes,
-            disk_bytes: self.open.as_ref().map_or(0, |open| open.engine.disk_bytes()),
+            disk_bytes: self
+                .open
+                .as_ref()
+                .map_or(0, |open| open.engine.disk_bytes() + open.windows.disk_bytes()),
             dropped: self.dropped,
         };
         self.state.send_if_modified(|old| {
@@ -419,25 +389,6 @@ impl Writer {
         self.publish();
         *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-/// Behind a record others follow: what comes while the thread rests wakes nobody.
-fn next_command(
-    commands: &Receiver<Command>,
-    wait: Duration,
-    appended: bool,
-) -> Result<Command, RecvTimeoutError> {
-    match commands.try_recv() {
-        Ok(command) => return Ok(command),
-        Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
-        Err(TryRecvError::Empty) => {}
-    }
-    let rest = if appended { REST.min(wait) } else { Duration::ZERO };
-    if !rest.is_zero() {
-        // Nobody unparks it.
-        thread::park_timeout(rest);
-    }
-    commands.recv_timeout(wait.saturating_sub(rest))
 }
 
 const FULL: &str = "the disk is full";

@@ -301,10 +301,10 @@ class Alone(Case):
         agent = self.agent()
         api = agent.client()
         api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
-        for place in ("config.sled", "config.sled/db", "results.sled"):
+        for place in ("config.sled", "config.sled/db", "state.sled"):
             agent.stop()
             # Something of that name is there already.
-            sh("rm", "-rf", *(os.path.join(agent.directory, f"{name}.damaged") for name in ("config", "results")))
+            sh("rm", "-rf", *(os.path.join(agent.directory, f"{name}.damaged") for name in ("config", "state")))
             with open(os.path.join(agent.directory, "config.damaged"), "w") as file:
                 file.write("in the way")
             path = os.path.join(agent.directory, place)

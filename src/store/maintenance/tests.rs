@@ -1,6 +1,9 @@
 //! What goes through a file and what is damaged.
 
-use super::*;
+use super::{
+    transfer::{IMPORT_JUMP, MAGIC, read_item, write_item},
+    *,
+};
 use crate::{
     proto,
     store::{ConfigStore, ResultStore, Retention, StoredRevision, Subject},
@@ -83,7 +86,7 @@ fn a_file_that_is_not_whole_leaves_nothing() {
         for damaged in [&flipped[..], &file[..place]] {
             let refused = import(&target, &mut &*damaged);
             assert!(matches!(refused, Err(MaintenanceError::Damaged(..))), "{refused:?}");
-            assert!(!target.join("results.sled").exists());
+            assert!(!target.join("state.sled").exists() && !target.join("results").exists());
             fs::remove_dir_all(&target).unwrap();
         }
     }
@@ -99,8 +102,11 @@ fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
     assert_eq!(Verified { disk_bytes: 0, ..after }, Verified { disk_bytes: 0, ..before });
     drop(state);
     // Between the two renames.
-    let results = directory.path().join("results.sled");
-    fs::rename(&results, results.with_extension("old")).unwrap();
+    let pool = Pool::open(&directory.path().join(RESULTS)).unwrap();
+    let window = pool.path(pool.names().unwrap()[0]);
+    for whole in [directory.path().join("state.sled"), window] {
+        fs::rename(&whole, whole.with_extension("old")).unwrap();
+    }
     let state = StateDirectory::open(directory.path()).unwrap();
     assert_eq!(verified(&state).records, 20_000);
 }
@@ -112,11 +118,12 @@ fn damage_is_found_and_nothing_is_put_aside() {
     let damaged = |_: &Entry| Err(StoreError::Damaged("record"));
     let found = verify(&state, damaged, |_| true);
     assert!(matches!(found, Err(MaintenanceError::Record(1, _))), "{found:?}");
-    let file = directory.path().join("results.sled/db");
+    let pool = Pool::open(&directory.path().join(RESULTS)).unwrap();
+    let file = pool.path(pool.names().unwrap()[0]).join("db");
     let octets = fs::metadata(&file).unwrap().len();
     fs::write(&file, vec![0xa5; octets as usize]).unwrap();
     assert!(verify(&state, |_| Ok(()), |_| true).is_err());
-    assert!(!directory.path().join("results.damaged").exists());
+    assert!(!directory.path().join("quarantine").exists());
 }
 
 #[test]
@@ -125,12 +132,12 @@ fn a_file_of_a_newer_agent_leaves_nothing() {
     let state = filled(&directory.path().join("a"), 10);
     let mut file = Vec::new();
     let items = export(&state, &mut file).unwrap();
-    for newer in DATABASES {
+    for newer in ["config", "results"] {
         let (mut from, mut changed) = (&file[MAGIC.len()..], MAGIC.to_vec());
         for number in 0..=items {
             let mut item = read_item(&mut from, number).unwrap();
             if item.database == newer && item.key == b"schema" {
-                item.value = (crate::store::SCHEMA + 1).to_be_bytes().to_vec();
+                item.value = (crate::store::schema::SCHEMA + 1).to_be_bytes().to_vec();
             }
             write_item(&mut changed, &item).unwrap();
         }
@@ -142,19 +149,35 @@ fn a_file_of_a_newer_agent_leaves_nothing() {
     }
 }
 
+/// A file of the development layout: one database of results, with a tree of pages and one of subjects
+/// for each window, and the older copy of a window that records were taken out of.
 #[test]
-fn looking_changes_no_layout() {
+fn a_file_of_the_development_layout_is_imported() {
     let directory = tempfile::tempdir().unwrap();
-    let state = filled(directory.path(), 10);
-    let opened = |database| Engine::open_whole(&path(&state, database), CACHE_OCTETS).unwrap();
-    for database in DATABASES {
-        opened(database).set_schema_to(2).unwrap();
+    let state = filled(&directory.path().join("a"), 50);
+    let mut file = Vec::new();
+    let items = export(&state, &mut file).unwrap();
+    let (mut from, mut old) = (&file[MAGIC.len()..], MAGIC.to_vec());
+    for number in 0..items {
+        let mut item = read_item(&mut from, number).unwrap();
+        if item.key == b"schema" {
+            item.value = 3u32.to_be_bytes().to_vec();
+        }
+        write_item(&mut old, &item).unwrap();
+        if item.tree.starts_with(b"page/") {
+            item.tree.extend_from_slice(&1u32.to_be_bytes());
+            item.value.truncate(20);
+            write_item(&mut old, &item).unwrap();
+        }
     }
-    verified(&state);
-    export(&state, &mut Vec::new()).unwrap();
-    assert_eq!(DATABASES.map(|database| opened(database).schema()), [2, 2]);
-    drop(ConfigStore::open(&state).unwrap());
-    assert_eq!(opened("config").schema(), crate::store::SCHEMA);
+    let mut last = read_item(&mut from, items).unwrap();
+    let pages = file.windows(5).filter(|octets| octets == b"page/").count() as u64 - 1;
+    last.items = Some(items + pages);
+    write_item(&mut old, &last).unwrap();
+    let other = directory.path().join("b");
+    import(&other, &mut old.as_slice()).unwrap();
+    let imported = StateDirectory::open(&other).unwrap();
+    assert_eq!(verified(&imported).records, 50);
 }
 
 #[test]

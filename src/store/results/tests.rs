@@ -3,7 +3,13 @@
 use super::*;
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
-    store::{Subject, content},
+    store::{
+        Subject, content,
+        layout::WindowName,
+        measure::measured,
+        pool::Pool,
+        state::{CRASH_JUMP, KERNEL_BOOT, NEXT_CURSOR},
+    },
     time::{Monotonic, UnixTime},
 };
 use std::{
@@ -80,6 +86,18 @@ fn one_record() -> (tempfile::TempDir, StateDirectory) {
     (directory, state)
 }
 
+/// The database of statistics, consumers and positions, which nobody has open.
+fn state_engine(directory: &Path) -> Engine {
+    Engine::open(&directory.join("state.sled"), CACHE_OCTETS).unwrap()
+}
+
+/// The windows, which nobody has open.
+fn windows_of(directory: &Path) -> (Arc<Pool>, Vec<WindowName>) {
+    let pool = Pool::open(&directory.join(RESULTS)).unwrap();
+    let names = pool.names().unwrap();
+    (pool, names)
+}
+
 fn wait_for(store: &ResultStore, what: impl Fn(&StoreState) -> bool) -> StoreState {
     for _ in 0..500 {
         let state = store.state().borrow().clone();
@@ -116,7 +134,7 @@ fn cursors_rise_over_restarts() {
 #[test]
 fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
     let (directory, state) = one_record();
-    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    let engine = state_engine(directory.path());
     let meta = engine.tree("meta").unwrap();
     meta.remove(NEXT_CURSOR).unwrap();
     meta.insert(KERNEL_BOOT, "another boot").unwrap();
@@ -200,7 +218,7 @@ fn cursors_rise_also_when_nothing_is_left() {
     wait_for(&store, |state| state.newest == 22 && state.records == 0);
     drop(store);
     // As if it had been killed.
-    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    let engine = state_engine(directory.path());
     assert!(engine.tree("meta").unwrap().remove(NEXT_CURSOR).unwrap().is_some());
     engine.flush_durably().unwrap();
     drop(engine);
@@ -223,15 +241,14 @@ fn windows_that_are_full_are_not_read_again() {
     wait_for(&store, |state| state.records == 5);
     let before = store.state().borrow().clone();
     drop(store);
-    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
-    // What is behind a summary is taken as it says, without a look.
-    for name in engine.tree_names().iter().filter(|name| name.starts_with(b"page/")) {
-        if engine.tree("meta").unwrap().contains_key(name).unwrap() {
-            engine.tree(name).unwrap().clear().unwrap();
-        }
+    // What a summary says is taken without a look.
+    let (pool, names) = windows_of(directory.path());
+    for name in &names[..4] {
+        let files = pool.files(*name).unwrap();
+        files.pages.clear().unwrap();
+        files.engine.flush_durably().unwrap();
     }
-    engine.flush_durably().unwrap();
-    drop(engine);
+    drop(pool);
     let store = open(&state);
     wait_for(&store, |state| state.records == 5);
     let after = store.state().borrow().clone();
@@ -253,22 +270,115 @@ async fn consumers_are_bounded() {
     store.move_consumer("one-too-many", 1).await.unwrap();
 }
 
+fn destroy(file: &Path) {
+    let octets = fs::metadata(file).unwrap().len();
+    fs::write(file, vec![0xa5; octets as usize]).unwrap();
+}
+
 #[test]
-fn a_damaged_database_is_put_aside() {
+fn a_damaged_window_is_put_into_quarantine() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
     store.append(now().unix.0, 10);
     drop(store);
-    let file = directory.path().join("results.sled/db");
-    let octets = fs::metadata(&file).unwrap().len();
-    fs::write(&file, vec![0xa5; octets as usize]).unwrap();
+    let (pool, names) = windows_of(directory.path());
+    destroy(&pool.path(names[0]).join("db"));
     let store = open(&state);
     store.append(now().unix.0, 10);
     // No cursor is given out twice, whatever was lost.
     wait_for(&store, |state| state.newest > CURSOR_JUMP && state.records == 1);
+    assert!(store.damage().contains("up to 1 and"), "{}", store.damage());
+    assert_eq!(fs::read_dir(directory.path().join("quarantine")).unwrap().count(), 1);
+    assert_eq!(store.agent_id(), "agent");
+}
+
+/// Damage to statistics, consumers and positions costs no record, and not the name of the agent.
+#[tokio::test]
+async fn a_damaged_state_database_is_put_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.append(now().unix.0, 10);
+    store.move_consumer("c", 1).await.unwrap();
+    drop(store);
+    destroy(&directory.path().join("state.sled/db"));
+    let store = ResultStore::open(&state, retention(), "another", now).unwrap();
     assert!(store.damage().contains("put aside"), "{}", store.damage());
-    assert!(directory.path().join("results.damaged").exists());
+    assert!(directory.path().join("state.damaged").exists());
+    assert_eq!(store.entries(0, u64::MAX - 1, 9, 9_999, false).unwrap().len(), 1);
+    assert_eq!((store.agent_id(), store.consumer("c").unwrap()), ("agent", None));
+    assert!(store.next_cursor() > CURSOR_JUMP);
+}
+
+/// A window that is damaged after it was sealed costs its own records alone: a reader finds a gap, and
+/// the window is put into quarantine.
+#[test]
+fn a_sealed_window_that_cannot_be_opened_costs_its_own_records() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    for cursor in 0..5 {
+        store.append(now().unix.0 - (10 - 2 * cursor) * MINUTE_NS, 100);
+    }
+    wait_for(&store, |state| state.records == 5);
+    drop(store);
+    let (pool, names) = windows_of(directory.path());
+    destroy(&pool.path(names[2]).join("db"));
+    drop(pool);
+    let store = open(&state);
+    assert_eq!(store.damage(), "", "it is not opened by a start");
+    assert_eq!(cursors(&store, 0), [1, 2, 4, 5]);
+    store.append(now().unix.0, 10);
+    wait_for(&store, |state| state.records == 5 && state.newest == 6);
+    assert_eq!(fs::read_dir(directory.path().join("quarantine")).unwrap().count(), 1);
+    assert_eq!(cursors(&store, 0), [1, 2, 4, 5, 6]);
+    drop(store);
+    assert_eq!(cursors(&open(&state), 0), [1, 2, 4, 5, 6]);
+}
+
+/// A start finds the same log after each step of beginning, sealing and removing a window that was cut
+/// short, and without the index.
+#[test]
+fn a_window_that_was_cut_short_at_any_step_costs_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    for cursor in 0..5 {
+        store.append(now().unix.0 - (10 - 2 * cursor) * MINUTE_NS, 100);
+    }
+    let before = wait_for(&store, |state| state.records == 5);
+    drop(store);
+    let results = directory.path().join(RESULTS);
+    let check = |step: &str| {
+        let store = open(&state);
+        assert_eq!(store.damage(), "", "{step}");
+        assert_eq!(cursors(&store, 0), [1, 2, 3, 4, 5], "{step}");
+        assert_eq!(store.state().borrow().live_bytes, before.live_bytes, "{step}");
+    };
+    fs::remove_file(results.join("index")).unwrap();
+    check("the index was not written");
+    fs::write(results.join("index"), "half").unwrap();
+    check("the index is damaged");
+    fs::create_dir(results.join(WindowName::new(6).to_string())).unwrap();
+    let (pool, _) = windows_of(directory.path());
+    drop(pool.open_or_create(WindowName::new(7)).unwrap());
+    drop(pool);
+    check("a window was begun and has no record");
+    fs::create_dir(results.join("00000000000000000001.removed")).unwrap();
+    fs::write(results.join("00000000000000000001.removed").join("db"), "half").unwrap();
+    check("a window was being removed");
+    let (pool, names) = windows_of(directory.path());
+    let unfinished = WindowName { generation: 1, ..names[1] };
+    drop(pool.open_or_create(unfinished).unwrap());
+    drop(pool);
+    check("a copy was being made");
+    let (pool, names) = windows_of(directory.path());
+    assert_eq!(names, (1..=5).map(WindowName::new).collect::<Vec<_>>());
+    let files = pool.files(names[4]).unwrap();
+    files.seal(&measured(&pool, names[4]).unwrap().summary()).unwrap();
+    drop((files, pool));
+    check("a window was sealed and is not in the index");
 }
 
 /// sled goes back to what it finds whole, and does not say so.
@@ -276,10 +386,11 @@ fn a_damaged_database_is_put_aside() {
 fn a_database_that_lost_its_end_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
-    let file = directory.path().join("results.sled/db");
     let store = open(&state);
     store.append(now().unix.0, 10);
     drop(store);
+    let (pool, names) = windows_of(directory.path());
+    let file = pool.path(names[0]).join("db");
     let early = fs::read(&file).unwrap();
     let store = open(&state);
     assert_eq!(store.damage(), "");
@@ -355,11 +466,11 @@ fn a_page_that_makes_no_sense_is_left_out_and_told() {
     let store = open(&state);
     store.append(now().unix.0, 10);
     drop(store);
-    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
-    let name = engine.tree_names().into_iter().find(|name| name.starts_with(b"page/")).unwrap();
-    engine.put(&name, 1u64.to_be_bytes(), b"no page").unwrap();
-    engine.flush_durably().unwrap();
-    drop(engine);
+    let (pool, names) = windows_of(directory.path());
+    let files = pool.files(names[0]).unwrap();
+    files.pages.insert(1u64.to_be_bytes(), b"no page").unwrap();
+    files.engine.flush_durably().unwrap();
+    drop((files, pool));
     let store = open(&state);
     assert!(store.damage().contains("up to 1 and"), "{}", store.damage());
     store.append(now().unix.0, 10);
@@ -408,26 +519,19 @@ fn a_connection_has_its_records_kept_for_less() {
     drop(store);
 
     // A copy that was under way when the agent was killed; and nothing is copied again.
-    let pages = |engine: &Engine| {
-        let mut names = engine.tree_names();
-        names.retain(|name| name.starts_with(b"page/"));
-        names.sort();
-        names
-    };
-    let path = directory.path().join("results.sled");
-    let engine = Engine::open(&path, CACHE_OCTETS).unwrap();
-    let whole = pages(&engine);
-    let unfinished = [&whole[0][..13], &7u32.to_be_bytes()].concat();
-    engine.put(&unfinished, 1u64.to_be_bytes(), b"half").unwrap();
-    engine.flush_durably().unwrap();
-    drop(engine);
+    let (pool, whole) = windows_of(directory.path());
+    let unfinished = WindowName { generation: 7, ..whole[0] };
+    let files = pool.open_or_create(unfinished).unwrap();
+    files.pages.insert(1u64.to_be_bytes(), b"half").unwrap();
+    files.engine.flush_durably().unwrap();
+    drop((files, pool));
     let store = Opened::with(&state, retention);
     assert_eq!(check(&store), gone);
     let again = wait_for(&store, |state| state.records == 400);
     assert!(again.live_bytes == live_bytes, "{again:?} {live_bytes}");
     store.close();
     drop(store);
-    assert_eq!(pages(&Engine::open(&path, CACHE_OCTETS).unwrap()), whole);
+    assert_eq!(windows_of(directory.path()).1, whole);
 }
 
 /// The clock was ahead for a while: what was written then goes with what came behind it, and holds
@@ -498,20 +602,21 @@ fn records_are_taken_out_of_a_window_with_a_damaged_subject() {
     wait_for(&store, |state| state.newest == 300);
     store.close();
     drop(store);
-    let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
+    let (pool, names) = windows_of(directory.path());
     let mut damaged = 0;
-    for name in engine.tree_names().iter().filter(|name| name.starts_with(b"subject/")) {
-        for entry in &engine.tree(name).unwrap() {
+    for name in names {
+        let files = pool.files(name).unwrap();
+        for entry in files.stored_subjects() {
             let (number, octets) = entry.unwrap();
             if octets.windows(5).any(|octets| octets == b"other") {
-                engine.put(name, number, b"\xff\xff").unwrap();
+                files.put_subject(number, b"\xff\xff".to_vec()).unwrap();
                 damaged += 1;
             }
         }
+        files.engine.flush_durably().unwrap();
     }
     assert!(damaged > 5, "{damaged}");
-    engine.flush_durably().unwrap();
-    drop(engine);
+    drop(pool);
     let ages = [("brief".to_owned(), 2 * MINUTE_NS)].into();
     let store = Opened::with(&state, retention().with_connection_ages(ages));
     let state = wait_for(&store, |state| state.trimmed_up_to >= 200);

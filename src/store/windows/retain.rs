@@ -4,30 +4,27 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
-    super::{
-        Retention, StoreError,
-        engine::Engine,
-        trim::Trim,
-        window::{Summary, Window},
-    },
-    FLOOR, Windows, read, remove,
+    super::{Retention, StoreError, trim::Trim, window::Window},
+    Windows, put_into_quarantine, read,
 };
+use crate::store::page::PageBuilder;
 use crate::time::UnixTime;
 
 /// Pages that are copied in one step of taking records out of a window: some 10 ms.
 const TRIM_PAGES: usize = 512;
 
 impl Windows {
-    /// Removes windows that are too old or too much, whole, and trees that nobody reads any more; and
+    /// Removes windows that are too old or too much, whole, once nobody reads them any more; and
     /// takes records of connections that are kept for less out of the others, a step at a time.
-    /// Only where the disk `has_room`: a copy needs some.
+    /// Only where the disk `has_space`: a copy needs some. `persist` has the disk write the state.
     pub(in super::super) fn retain(
         &mut self,
-        engine: &Engine,
         retention: &Retention,
         now: UnixTime,
-        has_room: bool,
+        has_space: bool,
+        persist: impl Fn() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        self.give_up_lost(&persist)?;
         let list = read(&self.list);
         let ages_ns = ages_ns(&list, now);
         // What is being filled goes with the others.
@@ -43,24 +40,57 @@ impl Windows {
         if keep_from > 0 {
             if keep_from == list.len() {
                 self.write_page()?;
+                self.filled = None;
             }
             // Where nothing is left that tells, this does: no cursor may ever name two records.
-            self.meta.insert(FLOOR, &self.next_cursor.to_be_bytes())?;
-            engine.flush_durably()?;
+            self.jump(0)?;
+            persist()?;
             self.leaving.extend_from_slice(&list[..keep_from]);
             self.replace(list[keep_from..].into());
+            self.write_index();
         }
         drop(list);
-        if has_room {
-            self.trim(engine, retention, now)?;
+        if has_space {
+            self.trim(retention, now)?;
         }
-        let (free, held): (Vec<_>, Vec<_>) =
-            self.leaving.drain(..).partition(|window| Arc::strong_count(window) == 1);
+        let mut held = Vec::new();
+        for window in std::mem::take(&mut self.leaving) {
+            if Arc::strong_count(&window) == 1 && self.pool.close(window.name) {
+                self.pool.remove(window.name)?;
+            } else {
+                held.push(window);
+            }
+        }
         self.leaving = held;
-        for window in free {
-            let name = window.name;
-            drop(window);
-            remove(engine, &self.meta, name)?;
+        Ok(())
+    }
+
+    /// Puts windows of which nothing can be read into quarantine.
+    fn give_up_lost(
+        &mut self,
+        persist: &impl Fn() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let list = read(&self.list);
+        if !list.iter().any(|window| window.is_lost()) {
+            return Ok(());
+        }
+        self.jump(0)?;
+        persist()?;
+        if list.last().is_some_and(|window| window.is_lost()) {
+            self.filled = None;
+            self.page = PageBuilder::default();
+            self.numbers.clear();
+        }
+        let (lost, kept): (Vec<_>, Vec<_>) =
+            list.iter().cloned().partition(|window| window.is_lost());
+        self.replace(kept.into());
+        self.write_index();
+        for window in lost {
+            put_into_quarantine(&self.pool, window.name)?;
+            tracing::error!(
+                first = window.name.first_cursor,
+                "a window of results is in quarantine"
+            );
         }
         Ok(())
     }
@@ -83,15 +113,10 @@ impl Windows {
     }
 
     /// One step of taking records out of a window. What is being filled is left alone.
-    fn trim(
-        &mut self,
-        engine: &Engine,
-        retention: &Retention,
-        now: UnixTime,
-    ) -> Result<(), StoreError> {
+    fn trim(&mut self, retention: &Retention, now: UnixTime) -> Result<(), StoreError> {
         let mut trim = match self.trim.take() {
             Some(trim) => trim,
-            None => match begin_trim(engine, retention, &read(&self.list), now)? {
+            None => match begin_trim(retention, &read(&self.list), now)? {
                 Some(trim) => trim,
                 None => return Ok(()),
             },
@@ -99,44 +124,43 @@ impl Windows {
         let is_there = |window| Arc::ptr_eq(window, trim.window());
         if !read(&self.list).iter().any(is_there) {
             // Retention took it as a whole.
-            return trim.give_up(engine);
+            return self.abandon(trim);
         }
-        if trim.copy(TRIM_PAGES)? {
-            self.put_in_place(engine, trim)?;
-            self.trim = begin_trim(engine, retention, &read(&self.list), now)?;
-        } else {
-            self.trim = Some(trim);
+        match trim.copy(TRIM_PAGES) {
+            Ok(true) => {
+                self.put_in_place(trim)?;
+                self.trim = begin_trim(retention, &read(&self.list), now)?;
+            }
+            Ok(false) => self.trim = Some(trim),
+            Err(error @ StoreError::Damaged(_)) => {
+                trim.window().lose(&error);
+                return self.abandon(trim);
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
+    fn abandon(&self, trim: Trim) -> Result<(), StoreError> {
+        let name = trim.abandon();
+        self.pool.close(name);
+        self.pool.remove(name)
+    }
+
     /// A window that records were taken out of stands for the one that had them.
-    fn put_in_place(&mut self, engine: &Engine, trim: Trim) -> Result<(), StoreError> {
+    fn put_in_place(&mut self, trim: Trim) -> Result<(), StoreError> {
         let old = trim.window().clone();
-        let last_cursor = self.last_cursor(&old)?;
-        let new = trim.done();
+        let new = trim.finish()?;
         new.trim_at_age_ns.store(old.trim_at_age_ns.load(Relaxed), Relaxed);
-        // Pages first, then what makes them count.
-        engine.flush_durably()?;
-        let mut batch = sled::Batch::default();
-        batch.insert(new.name.pages(), new.summary(last_cursor).to_octets());
-        batch.remove(old.name.pages());
-        self.meta.apply_batch(batch)?;
-        engine.flush_durably()?;
-        self.trimmed_up_to = self.trimmed_up_to.max(last_cursor);
+        self.trimmed_up_to = self.trimmed_up_to.max(old.last_cursor());
         let new = Arc::new(new);
         let list = read(&self.list);
         let with =
             |window: &Arc<Window>| if Arc::ptr_eq(window, &old) { &new } else { window }.clone();
         self.replace(list.iter().map(with).collect());
+        self.write_index();
         self.leaving.push(old);
         Ok(())
-    }
-
-    fn last_cursor(&self, window: &Window) -> Result<u64, StoreError> {
-        let summary = self.meta.get(window.name.pages())?;
-        let summary = summary.and_then(|octets| Summary::from_octets(&octets));
-        Ok(summary.ok_or(StoreError::Damaged("window"))?.last_cursor)
     }
 }
 
@@ -158,7 +182,6 @@ fn ages_ns(list: &[Arc<Window>], now: UnixTime) -> Vec<u64> {
 
 /// Of the first window that has records which go. The last is left alone: it may be filled.
 fn begin_trim(
-    engine: &Engine,
     retention: &Retention,
     list: &[Arc<Window>],
     now: UnixTime,
@@ -169,9 +192,10 @@ fn begin_trim(
             continue;
         }
         window.trim_at_age_ns.store(retention.next_age_ns(age_ns), Relaxed);
-        let begun = Trim::begin(engine, window, retention, age_ns)?;
-        if begun.is_some() {
-            return Ok(begun);
+        match Trim::begin(window, retention, age_ns) {
+            Ok(None) => {}
+            Err(error @ StoreError::Damaged(_)) => window.lose(&error),
+            begun => return begun,
         }
     }
     Ok(None)

@@ -1,4 +1,6 @@
-//! What a disk makes of what lies on it.
+//! Damage to the files of the log.
+
+#![allow(clippy::print_stdout)]
 
 use super::*;
 use crate::store::window::Window;
@@ -17,7 +19,8 @@ fn settings_of_the_database_that_are_damaged_cost_nothing() {
     wait_for(&store, |state| state.newest == 1);
     store.close();
     drop(store);
-    let file = directory.path().join("results.sled").join("conf");
+    let (pool, names) = windows_of(directory.path());
+    let file = pool.path(names[0]).join("conf");
     let whole = fs::read(&file).unwrap();
     let flipped = |bit: usize| {
         let mut octets = whole.clone();
@@ -61,7 +64,9 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
         drop(store);
         // What a start has seen is not checked by the next one.
         drop(open(&state));
-        let file = directory.path().join("results.sled").join("db");
+        let (pool, names) = windows_of(directory.path());
+        let window = names.iter().rev().find(|name| name.first_cursor <= damaged * 10).unwrap();
+        let file = pool.path(*window).join("db");
         let mut octets = fs::read(&file).unwrap();
         let wanted = [&[0xa5; 40][..], &(damaged * 10).to_be_bytes()].concat();
         let places: Vec<usize> =
@@ -103,7 +108,8 @@ fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
         ("snap.0000000000FFFFFF", b""),
         ("snap.0000000000FFFFFF", b"no snapshot at all, but longer than one that is empty"),
     ] {
-        fs::write(directory.path().join("results.sled").join(name), octets).unwrap();
+        let (pool, names) = windows_of(directory.path());
+        fs::write(pool.path(names[0]).join(name), octets).unwrap();
         let store = open(&state);
         assert_eq!((store.damage(), store.state().borrow().records), ("", 1), "{name}");
     }
@@ -122,11 +128,11 @@ fn a_page_that_is_not_there_is_told() {
         }
         wait_for(&store, |state| state.newest == 11);
         drop(store);
-        let engine = Engine::open(&directory.path().join("results.sled"), CACHE_OCTETS).unwrap();
-        let tree = engine.tree([&b"page/"[..], &1u64.to_be_bytes()].concat()).unwrap();
-        assert!(tree.remove(missing.to_be_bytes()).unwrap().is_some());
-        engine.flush_durably().unwrap();
-        drop((tree, engine));
+        let (pool, names) = windows_of(directory.path());
+        let files = pool.files(names[0]).unwrap();
+        assert!(files.pages.remove(missing.to_be_bytes()).unwrap().is_some());
+        files.engine.flush_durably().unwrap();
+        drop((files, pool));
         let store = open(&state);
         let found = store.entries(0, 11, 100, 1 << 20, false).unwrap();
         assert_eq!(found.len(), 10);
@@ -164,7 +170,7 @@ fn what_comes_behind_damage_is_found_again() {
         let entries = store.entries(0, u64::MAX - 1, 10_000, 16 << 20, false).unwrap();
         entries.iter().map(|entry| entry.cursor).collect::<Vec<u64>>()
     };
-    let database = Path::new("results.sled").join("db");
+    let database = Path::new(RESULTS).join(WindowName::new(1).to_string()).join("db");
     let mut told = 0;
     for flip in 0..flips {
         let from = if flip % 2 == 0 { &good } else { &killed };
@@ -197,10 +203,54 @@ fn what_comes_behind_damage_is_found_again() {
     assert!(told > 0);
 }
 
+/// Bits all over the log: each costs the window that it is in, and no other.
+#[test]
+fn a_flipped_bit_costs_one_window_at_most() {
+    const WINDOWS: u64 = 6;
+    const RECORDS: u64 = 40;
+    let good = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(good.path()).unwrap();
+    let store = open(&state);
+    for window in 0..WINDOWS {
+        for _ in 0..RECORDS {
+            store.append(now().unix.0 - (WINDOWS - 1 - window) * 2 * MINUTE_NS, 1_000);
+        }
+        wait_for(&store, |state| state.newest == (window + 1) * RECORDS);
+    }
+    store.close();
+    drop((store, state));
+    for flip in 0..24u64 {
+        let directory = tempfile::tempdir().unwrap();
+        copy(good.path(), directory.path());
+        let (pool, names) = windows_of(directory.path());
+        let hit = names[(flip % WINDOWS) as usize];
+        let file = pool.path(hit).join("db");
+        drop(pool);
+        let mut octets = fs::read(&file).unwrap();
+        let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
+        let place = (flip * 0x9e37_79b9 % (used * 8)) as usize;
+        octets[place / 8] ^= 1 << (place % 8);
+        fs::write(&file, octets).unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = open(&state);
+        let left = cursors(&store, 0);
+        let lost = (1..=WINDOWS * RECORDS).filter(|cursor| !left.contains(cursor));
+        let window = hit.first_cursor..hit.first_cursor + RECORDS;
+        assert!(lost.clone().all(|cursor| window.contains(&cursor)), "{flip}: {hit}");
+        println!("flip {flip} in window {hit}: {} records", lost.count());
+    }
+}
+
 /// A state as it lies there, of which an agent may have been killed.
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to.join("results.sled")).unwrap();
-    for name in ["results.sled/db", "results.sled/conf", "results.last"] {
-        fs::copy(from.join(name), to.join(name)).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            fs::create_dir(to.join(&name)).unwrap();
+            copy(&entry.path(), &to.join(name));
+        } else if name != "lock" && !name.starts_with("snap.") {
+            fs::copy(entry.path(), to.join(name)).unwrap();
+        }
     }
 }

@@ -1,0 +1,67 @@
+//! Commands to the writer of the results, and the state that it publishes.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{Entry, Retention, StoreError, state::Changed};
+
+/// So long the thread rests after it wrote what there was.
+const REST: Duration = Duration::from_millis(5);
+
+/// What the store holds and how it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreState {
+    /// What is wrong; empty when nothing is.
+    pub detail: String,
+    /// Cursor of the earliest record; 0 where there is none.
+    pub earliest: u64,
+    /// Up to this cursor records of some connections may be gone.
+    pub trimmed_up_to: u64,
+    /// Cursor of the newest record that may be read; 0 where there never was one.
+    pub newest: u64,
+    /// Records stored.
+    pub records: u64,
+    /// Their octets.
+    pub live_bytes: u64,
+    /// Octets on disk.
+    pub disk_bytes: u64,
+    /// Records that could not be written.
+    pub dropped: u64,
+}
+
+/// What the writer is asked for.
+#[derive(Debug)]
+pub(super) enum Command {
+    Append(Entry),
+    SaveStatistics(Changed),
+    MoveConsumer(String, u64, oneshot::Sender<Result<u64, StoreError>>),
+    DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
+    SetRetention(Retention),
+    SaveConnections,
+    Flush(oneshot::Sender<()>),
+    End,
+}
+
+/// Behind a record others follow: what comes while the thread rests wakes nobody.
+pub(super) fn next_command(
+    commands: &Receiver<Command>,
+    wait: Duration,
+    appended: bool,
+) -> Result<Command, RecvTimeoutError> {
+    match commands.try_recv() {
+        Ok(command) => return Ok(command),
+        Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+        Err(TryRecvError::Empty) => {}
+    }
+    let rest = if appended { REST.min(wait) } else { Duration::ZERO };
+    if !rest.is_zero() {
+        // Nobody unparks it.
+        thread::park_timeout(rest);
+    }
+    commands.recv_timeout(wait.saturating_sub(rest))
+}

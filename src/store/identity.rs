@@ -1,0 +1,83 @@
+//! The identity of the agent: in the state database and in a file beside it, so that damage to one
+//! costs nothing.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use super::StoreError;
+
+const NAME: &str = "agent-id";
+const KEY: &[u8] = b"agent-id";
+/// Longest identity that is believed.
+const MAXIMUM_OCTETS: usize = 256;
+
+/// Returns the identity of the agent: `new` where none is stored yet.
+pub(super) fn agent_id(
+    directory: &Path,
+    meta: &sled::Tree,
+    new: &str,
+) -> Result<String, StoreError> {
+    let path = directory.join(NAME);
+    let stored = match meta.get(KEY)? {
+        Some(id) => {
+            Some(String::from_utf8(id.to_vec()).map_err(|_| StoreError::Damaged("agent id"))?)
+        }
+        None => None,
+    };
+    let copy = fs::read_to_string(&path).ok().and_then(|text| parse(&text));
+    let id = stored.clone().or(copy.clone()).unwrap_or_else(|| new.to_owned());
+    if stored.is_none() {
+        meta.insert(KEY, id.as_str())?;
+    }
+    if copy.as_ref() != Some(&id)
+        && let Err(error) = write(directory, &id)
+    {
+        tracing::warn!(%error, file = %path.display(), "failed to write the copy of the agent id");
+    }
+    Ok(id)
+}
+
+/// An identity and the checksum of it, one line each.
+fn parse(text: &str) -> Option<String> {
+    let (id, sum) = text.split_once('\n')?;
+    let is_whole = sum.trim() == checksum(id) && !id.is_empty() && id.len() <= MAXIMUM_OCTETS;
+    is_whole.then(|| id.to_owned())
+}
+
+fn checksum(id: &str) -> String {
+    format!("{:08x}", crc32fast::hash(id.as_bytes()))
+}
+
+fn write(directory: &Path, id: &str) -> io::Result<()> {
+    let new = directory.join(format!("{NAME}.new"));
+    let mut file = File::create(&new)?;
+    write!(file, "{id}\n{}\n", checksum(id))?;
+    file.sync_all()?;
+    fs::rename(&new, directory.join(NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_copy_is_enough() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = || sled::Config::new().temporary(true).open().unwrap();
+        let (one, other) = (database(), database());
+        let id = |meta: &sled::Tree, new| agent_id(directory.path(), meta, new).unwrap();
+        assert_eq!(id(&one, "a"), "a");
+        assert_eq!(id(&other, "b"), "a", "of the file");
+        let file = directory.path().join(NAME);
+        for damaged in ["", "x\n00000000\n", "\n00000000\n"] {
+            fs::write(&file, damaged).unwrap();
+            assert_eq!(id(&one, "b"), "a", "of the database");
+            assert_eq!(id(&database(), "b"), "a", "of the file again");
+        }
+        fs::remove_file(&file).unwrap();
+        assert_eq!(id(&database(), "b"), "b");
+    }
+}

@@ -1,0 +1,110 @@
+//! Entries of the log, and the names and summaries of the windows that hold them.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::StoreError;
+use crate::time::UnixTime;
+
+/// To whom a record belongs.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Subject {
+    /// Name of the connection; empty for the agent as a whole.
+    #[prost(string, tag = "1")]
+    pub connection: String,
+    /// Name of the session; empty for a connection.
+    #[prost(string, tag = "2")]
+    pub session: String,
+    /// What its records carry.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// An entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place.
+    pub cursor: u64,
+    /// When it was made; whole microseconds are kept.
+    pub time: UnixTime,
+    /// To whom it belongs.
+    pub subject: Arc<Subject>,
+    /// What its content is; the store does not look at it.
+    pub kind: u8,
+    /// At most [`super::MAXIMUM_CONTENT_OCTETS`].
+    pub content: Bytes,
+}
+
+/// Name of a window, and of its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct WindowName {
+    pub(super) first_cursor: u64,
+    /// How often records were taken out of it.
+    pub(super) generation: u32,
+}
+
+impl WindowName {
+    /// Name of a window that begins with this cursor.
+    pub(super) fn new(first_cursor: u64) -> Self {
+        Self { first_cursor, generation: 0 }
+    }
+
+    /// Whether nothing was ever taken out of it.
+    pub(super) fn is_first(self) -> bool {
+        self.generation == 0
+    }
+}
+
+impl fmt::Display for WindowName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:020}", self.first_cursor)?;
+        if self.is_first() { Ok(()) } else { write!(f, "-{}", self.generation) }
+    }
+}
+
+impl FromStr for WindowName {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let (first_cursor, generation) = name.split_once('-').unwrap_or((name, "0"));
+        let parsed = Self {
+            first_cursor: first_cursor.parse().map_err(drop)?,
+            generation: generation.parse().map_err(drop)?,
+        };
+        if parsed.to_string() == name { Ok(parsed) } else { Err(()) }
+    }
+}
+
+/// Figures of a window. Kept in the window and in the index: a start need not read all that is
+/// stored.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct Summary {
+    #[prost(uint64, tag = "1")]
+    pub(super) last_cursor: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) records: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) octets: u64,
+    #[prost(fixed64, tag = "4")]
+    pub(super) begun_ns: u64,
+    #[prost(fixed64, tag = "5")]
+    pub(super) earliest_ns: u64,
+    #[prost(fixed64, tag = "6")]
+    pub(super) latest_ns: u64,
+    #[prost(bool, tag = "7")]
+    pub(super) is_unordered: bool,
+}
+
+impl Summary {
+    /// Summary of a window that begins at this time.
+    pub(super) fn beginning_at(time: UnixTime) -> Self {
+        let UnixTime(begun_ns) = time;
+        Self { begun_ns, earliest_ns: begun_ns, latest_ns: begun_ns, ..Self::default() }
+    }
+}
+
+pub(super) fn cursor_of(key: &[u8]) -> Result<u64, StoreError> {
+    key.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::Damaged("cursor"))
+}

@@ -1,0 +1,77 @@
+//! Damaged databases, kept for whoever wants to look into them, within a quota of their own.
+
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+
+/// Directory in the state directory.
+pub(super) const NAME: &str = "quarantine";
+/// Octets of all of them; the newest is kept in any case.
+const QUOTA_OCTETS: u64 = 64 << 20;
+const BLOCK_OCTETS: u64 = 512;
+
+/// Moves a database into quarantine; the oldest ones beyond the quota are removed.
+pub(super) fn put(state: &Path, database: &Path) -> io::Result<()> {
+    let place = state.join(NAME);
+    fs::create_dir_all(&place)?;
+    let name = database.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let numbers = entries(&place)?.into_iter().map(|(number, _)| number);
+    let number = numbers.max().map_or(1, |newest| newest + 1);
+    fs::rename(database, place.join(format!("{number}-{name}")))?;
+    trim(&place, QUOTA_OCTETS)
+}
+
+/// Removes the oldest databases beyond a quota.
+fn trim(place: &Path, quota: u64) -> io::Result<()> {
+    let mut kept = 0;
+    for (index, (_, name)) in entries(place)?.into_iter().rev().enumerate() {
+        kept += disk_bytes(&place.join(&name));
+        if index > 0 && kept > quota {
+            fs::remove_dir_all(place.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Numbers and names of the databases, oldest first.
+fn entries(place: &Path) -> io::Result<Vec<(u64, String)>> {
+    let names =
+        fs::read_dir(place)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let number = |name: &str| name.split('-').next()?.parse().ok();
+    let mut entries: Vec<(u64, String)> =
+        names.filter_map(|name| Some((number(&name)?, name))).collect();
+    entries.sort_unstable();
+    Ok(entries)
+}
+
+/// Octets that a file, or a directory with all that is in it, takes on the disk.
+pub(super) fn disk_bytes(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let own = metadata.blocks() * BLOCK_OCTETS;
+    let entries = metadata.is_dir().then(|| fs::read_dir(path).ok()).flatten();
+    let inside = entries.into_iter().flatten().flatten();
+    own + inside.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_go_beyond_the_quota() {
+        let state = tempfile::tempdir().unwrap();
+        for number in 1..=12 {
+            let database = state.path().join("window");
+            fs::create_dir(&database).unwrap();
+            fs::write(database.join("db"), vec![1; 40_000]).unwrap();
+            put(state.path(), &database).unwrap();
+            assert!(!database.exists());
+            let kept = entries(&state.path().join(NAME)).unwrap();
+            assert_eq!(kept.last().unwrap(), &(number, format!("{number}-window")));
+        }
+        let place = state.path().join(NAME);
+        trim(&place, 150_000).unwrap();
+        let numbers: Vec<u64> = entries(&place).unwrap().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(numbers, [10, 11, 12]);
+        trim(&place, 1).unwrap();
+        assert_eq!(entries(&place).unwrap().len(), 1, "the newest is kept");
+    }
+}
