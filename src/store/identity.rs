@@ -28,7 +28,7 @@ pub(super) fn agent_id(
         None => None,
     };
     let copy = fs::read_to_string(&path).ok().and_then(|text| parse(&text));
-    let id = stored.clone().or(copy.clone()).unwrap_or_else(|| new.to_owned());
+    let id = stored.clone().or_else(|| copy.clone()).unwrap_or_else(|| new.to_owned());
     if stored.is_none() {
         meta.insert(KEY, id.as_str())?;
     }

@@ -14,6 +14,7 @@ use crate::{
 };
 use std::{
     cell::Cell,
+    fs,
     ops::Deref,
     path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed},

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::store::window::Window;
+use std::fs;
 
 /// A file of a few octets takes nothing with it.
 #[test]
