@@ -120,13 +120,8 @@ impl ConfigStore {
         Ok(store)
     }
 
-    /// Opens the database as it is; one that is damaged is left alone.
-    pub(super) fn open_whole(directory: &StateDirectory) -> Result<Self, StoreError> {
-        let path = path(directory.path());
-        Self::with(Engine::open_whole(&path, CACHE_OCTETS)?, directory.path())
-    }
-
-    fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
+    /// Opens the configuration in a database.
+    pub(super) fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
         let revisions = Revisions::of(engine)?;
         let current = revisions.current()?;
         revisions.check(current)?;

@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use super::{StoreError, room, schema::SCHEMA};
+use super::{StoreError, disk, room, schema::SCHEMA};
 
 /// How often sled's own flusher runs; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
-/// In each database but those of windows: sled forgets what it cannot read, and one that was there has
-/// this.
+/// Key in each database: sled begins anew over what it cannot read, and one that was created has this.
 pub(super) const MARK: &[u8] = b"schema";
+const DATA_FILE: &str = "db";
 const SETTINGS_FILE: &str = "conf";
+/// File beside the database of a window, written after its [`MARK`]: without it the database holds no
+/// record yet.
+const CREATED: &str = "created";
 /// Files in which sled notes what it found in its log, to find it sooner the next time.
 const SNAPSHOT: &str = "snap.";
 const UNFINISHED: &str = ".generating";
@@ -72,7 +75,7 @@ impl Engine {
 
     /// Opens a database as it is; one that is damaged is left alone.
     pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        let existed = path.join("db").exists();
+        let existed = path.join(DATA_FILE).exists();
         let engine = Self::open_unmarked(path, cache_octets)?;
         if engine.db.get(MARK)?.is_none() {
             if existed {
@@ -80,25 +83,54 @@ impl Engine {
             }
             engine.db.insert(MARK, &SCHEMA.to_be_bytes())?;
             engine.flush_durably()?;
+            sync_entries(path)
+                .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
         }
         Ok(engine)
     }
 
-    /// Opens the database of a window as it is. Notes of sled that are damaged are removed.
+    /// Opens the database of a window as it is. sled begins anew over a file of which it can read
+    /// nothing: such a one is an error, not an empty window.
     pub(super) fn open_window(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         mend_settings(&path.join(SETTINGS_FILE));
-        match Self::open_unmarked(path, cache_octets) {
+        match Self::open_marked(path, cache_octets) {
             Err(StoreError::Damaged(_)) if remove_snapshots(path, ".") => {
-                Self::open_unmarked(path, cache_octets)
+                Self::open_marked(path, cache_octets)
             }
             opened => opened,
         }
     }
 
+    fn open_marked(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        let exists = path.join(DATA_FILE).try_exists();
+        if !exists.map_err(|source| StoreError::Directory { path: path.to_owned(), source })? {
+            return Err(StoreError::Damaged("window of records"));
+        }
+        let engine = Self::open_unmarked(path, cache_octets)?;
+        match engine.db.get(MARK)? {
+            Some(_) => Ok(engine),
+            None => Err(StoreError::Damaged("window of records")),
+        }
+    }
+
+    /// Creates the database of a window, in the place of one whose creation was cut short.
+    pub(super) fn create_window(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Directory { path: path.to_owned(), source };
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let engine = Self::open_unmarked(path, cache_octets)?;
+        engine.db.insert(MARK, &SCHEMA.to_be_bytes())?;
+        engine.flush_durably()?;
+        note_created(path).map_err(failed)?;
+        Ok(engine)
+    }
+
     fn open_unmarked(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         // What a start left that found no room, and takes for one that is damaged.
         remove_snapshots(path, UNFINISHED);
-        let existed = path.join("db").exists();
+        let existed = path.join(DATA_FILE).exists();
         if !existed {
             room::check(path.parent().unwrap_or(path))?;
         }
@@ -135,7 +167,7 @@ impl Engine {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(StoreError::Damaged("database")),
         };
-        let data = File::open(path.join("db"))
+        let data = File::open(path.join(DATA_FILE))
             .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
         Ok(Self { db, path: path.to_owned(), data, put_aside: None })
     }
@@ -219,6 +251,23 @@ fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
     } else if aside.exists() {
         fs::remove_file(&aside).map_err(failed)?;
     }
-    fs::rename(path, &aside).map_err(failed)?;
+    disk::rename(path, &aside).map_err(failed)?;
     Ok(aside)
+}
+
+/// Returns true when the creation of the database of a window came to its end.
+pub(super) fn is_created(path: &Path) -> io::Result<bool> {
+    path.join(CREATED).try_exists()
+}
+
+/// Notes that the database of a window is created, durably.
+pub(super) fn note_created(path: &Path) -> io::Result<()> {
+    File::create(path.join(CREATED))?.sync_all()?;
+    sync_entries(path)
+}
+
+/// Has the disk write the directory of a database, and the entry of that.
+fn sync_entries(path: &Path) -> io::Result<()> {
+    disk::sync_directory(path)?;
+    path.parent().map_or(Ok(()), disk::sync_directory)
 }

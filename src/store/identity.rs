@@ -1,13 +1,9 @@
 //! The identity of the agent: in the state database and in a file beside it, so that damage to one
 //! costs nothing.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
-use super::StoreError;
+use super::{StoreError, disk};
 
 const NAME: &str = "agent-id";
 const KEY: &[u8] = b"agent-id";
@@ -52,11 +48,13 @@ fn checksum(id: &str) -> String {
 }
 
 fn write(directory: &Path, id: &str) -> io::Result<()> {
-    let new = directory.join(format!("{NAME}.new"));
-    let mut file = File::create(&new)?;
-    write!(file, "{id}\n{}\n", checksum(id))?;
-    file.sync_all()?;
-    fs::rename(&new, directory.join(NAME))
+    let content = format!(
+        "{id}
+{}
+",
+        checksum(id)
+    );
+    disk::replace(&directory.join(NAME), &[content.as_bytes()])
 }
 
 #[cfg(test)]

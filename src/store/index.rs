@@ -1,17 +1,14 @@
 //! Summaries of the sealed windows in one small file, so that a start opens none of them. The file can
 //! be lost: each window holds its own summary as well.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use prost::Message;
 
-use super::layout::{Summary, WindowName};
+use super::{
+    disk,
+    layout::{Summary, WindowName},
+};
 
 const NAME: &str = "index";
 const MAGIC: &[u8] = b"twamp-agent windows 1\n";
@@ -50,7 +47,7 @@ pub(super) fn read(place: &Path) -> Index {
         .collect()
 }
 
-/// Replaces the index. It need not be on the disk when this returns: what it lacks is found again.
+/// Replaces the index.
 pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
     let window = |(name, summary): (&WindowName, &Summary)| StoredWindow {
         first_cursor: name.first_cursor,
@@ -58,14 +55,8 @@ pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
         summary: Some(*summary),
     };
     let message = Stored { windows: index.iter().map(window).collect() }.encode_to_vec();
-    let new = place.join(format!("{NAME}.new"));
-    let mut file: File =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(MAGIC)?;
-    file.write_all(&crc32fast::hash(&message).to_be_bytes())?;
-    file.write_all(&message)?;
-    file.sync_data()?;
-    fs::rename(&new, place.join(NAME))
+    let sum = crc32fast::hash(&message).to_be_bytes();
+    disk::replace(&place.join(NAME), &[MAGIC, &sum, &message])
 }
 
 #[cfg(test)]

@@ -1,17 +1,12 @@
 //! A second copy of the current revision, in a file of its own: what a damaged database would take
 //! with it is found there. Written after each commit, by a new file in the place of the old one.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::config::StoredRevision;
+use super::{config::StoredRevision, disk};
 
 /// Of the file.
 pub(super) const NAME: &str = "config.last";
@@ -51,15 +46,8 @@ impl LastGood {
     /// Makes this the copy. It is on the disk when this returns.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let message = self.encode_to_vec();
-        let new: PathBuf = directory.join(format!("{NAME}.new"));
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&Sha256::digest(&message))?;
-        file.write_all(&message)?;
-        file.sync_all()?;
-        fs::rename(&new, directory.join(NAME))?;
-        File::open(directory)?.sync_all()
+        let sum = Sha256::digest(&message);
+        disk::replace(&directory.join(NAME), &[MAGIC, sum.as_slice(), &message])
     }
 }
 

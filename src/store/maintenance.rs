@@ -1,6 +1,7 @@
 //! Maintenance of a state directory while no agent runs on it: verified, written to a file, read from
 //! one, and made as small as what is in it.
 
+mod inspect;
 mod transfer;
 
 use std::{
@@ -13,15 +14,10 @@ use thiserror::Error;
 pub use transfer::{export, import};
 
 use super::{
-    Entry, StateDirectory, StoreError,
-    config::ConfigStore,
-    engine::Engine,
-    entries,
-    high_water::HighWater,
-    pool::Pool,
-    state::{RESULTS, Trees},
-    windows::{self, WindowList, Windows},
+    Entry, StateDirectory, StoreError, config::ConfigStore, disk, engine::Engine, pool::Pool,
+    state::RESULTS,
 };
+use inspect::Inspection;
 
 /// Databases beside those of windows, by their files.
 const DATABASES: [&str; 2] = ["config", "state"];
@@ -60,6 +56,9 @@ pub enum MaintenanceError {
         /// Cursor of the newest.
         newest: u64,
     },
+    /// Windows that cannot be opened, and not because of damage.
+    #[error("{0} windows of records cannot be opened: see the log, and try again")]
+    Unopened(usize),
     /// The end of the log is missing.
     #[error("records behind cursor {found}, up to {known}, are gone")]
     Gone {
@@ -94,24 +93,25 @@ pub fn verify(
     check: impl Fn(&Entry) -> Result<(), StoreError>,
     is_key: impl Fn(&[u8]) -> bool,
 ) -> Result<Verified, MaintenanceError> {
-    let config = ConfigStore::open_whole(directory)?;
+    let inspection = Inspection::open(directory)?;
+    let Inspection { windows, trees, state, .. } = &inspection;
+    let config = ConfigStore::with(inspection.config()?, directory.path())?;
     let revisions = config.revisions()?;
     for revision in &revisions {
         config.revision(revision.revision)?;
     }
     config.answers()?;
-    let engine = Engine::open_whole(&path(directory, "state"), CACHE_OCTETS)?;
-    let trees = Trees::open(&engine)?;
-    let windows = Windows::inspect(&directory.path().join(RESULTS), &trees.meta)?;
-    let list = windows::read(&windows.shared());
+    if windows.unopened() > 0 {
+        return Err(MaintenanceError::Unopened(windows.unopened()));
+    }
     let (records, live_bytes, _) = windows.figures();
     let mut found = Verified {
         revisions: revisions.len(),
         live_bytes,
-        disk_bytes: engine.disk_bytes() + windows.disk_bytes(),
+        disk_bytes: state.disk_bytes() + windows.disk_bytes(),
         ..Verified::default()
     };
-    each_entry(&list, |entry| {
+    inspection.each_entry(|entry| {
         check(entry).map_err(|error| MaintenanceError::Record(entry.cursor, error))?;
         let (first, newest) = found.cursors;
         if newest > 0 {
@@ -125,7 +125,7 @@ pub fn verify(
         let (readable, newest) = (found.records, found.cursors.1);
         return Err(MaintenanceError::Unreadable { stored: records, readable, newest });
     }
-    if let Some(gone) = gone(directory, &trees, &windows)? {
+    if let Some(gone) = inspection.missing_end()? {
         return Err(gone);
     }
     for kept in &trees.statistics {
@@ -142,64 +142,20 @@ pub fn verify(
     Ok(found)
 }
 
-/// What is missing of the end of the log.
-fn gone(
-    directory: &StateDirectory,
-    trees: &Trees,
-    windows: &Windows,
-) -> Result<Option<MaintenanceError>, StoreError> {
-    let told = HighWater::new(directory.path()).read();
-    let (found, known) = (windows.found(), super::state::newest_kept(told, &trees.meta)?);
-    let is_gone = found < known && !told.not_stored;
-    Ok(is_gone.then_some(MaintenanceError::Gone { found, known }))
-}
-
-/// Tells of what a copy of a database will not have.
-fn tell_gone(directory: &StateDirectory) -> Result<(), MaintenanceError> {
-    let engine = Engine::open_whole(&path(directory, "state"), CACHE_OCTETS)?;
-    let trees = Trees::open(&engine)?;
-    let windows = Windows::inspect(&directory.path().join(RESULTS), &trees.meta)?;
-    if let Some(gone) = gone(directory, &trees, &windows)? {
-        tracing::warn!("{gone}");
-    }
-    let list = windows::read(&windows.shared());
-    let (mut readable, mut newest) = (0, 0);
-    each_entry(&list, |entry| {
-        (readable, newest) = (readable + 1, entry.cursor);
-        Ok(())
-    })?;
-    let (stored, ..) = windows.figures();
-    if readable != stored {
-        tracing::warn!("{}", MaintenanceError::Unreadable { stored, readable, newest });
-    }
-    Ok(())
-}
-
-/// Visits what can be read of the log, rising.
-fn each_entry(
-    list: &WindowList,
-    mut visit: impl FnMut(&Entry) -> Result<(), MaintenanceError>,
-) -> Result<(), MaintenanceError> {
-    let mut after = 0;
-    loop {
-        let entries = entries::entries(list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;
-        let Some(last) = entries.last() else { return Ok(()) };
-        entries.iter().try_for_each(&mut visit)?;
-        after = last.cursor;
-    }
-}
-
 /// Writes each database anew, without what sled has not freed; octets before and after.
 pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceError> {
-    tell_gone(directory)?;
+    Inspection::open(directory)?.warn_of_losses()?;
     let (mut before, mut after) = (0, 0);
     let mut add = |(old, new): (u64, u64)| (before, after) = (before + old, after + new);
     for database in DATABASES {
-        add(compact_one(&path(directory, database), Engine::open_whole)?);
+        add(compact_one(&path(directory, database), Engine::open_whole, Engine::open_whole)?);
     }
     let pool = Pool::open(&directory.path().join(RESULTS))?;
     for name in pool.names()? {
-        add(compact_one(&pool.path(name), Engine::open_window)?);
+        if pool.is_created(name)? {
+            pool.close(name);
+            add(compact_one(&pool.path(name), Engine::open_window, Engine::create_window)?);
+        }
     }
     Ok((before, after))
 }
@@ -207,12 +163,13 @@ pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceErro
 fn compact_one(
     whole: &Path,
     open: fn(&Path, u64) -> Result<Engine, StoreError>,
+    create: fn(&Path, u64) -> Result<Engine, StoreError>,
 ) -> Result<(u64, u64), MaintenanceError> {
     let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));
     if small.exists() {
         fs::remove_dir_all(&small)?;
     }
-    let (engine, copy) = (open(whole, CACHE_OCTETS)?, open(&small, CACHE_OCTETS)?);
+    let (engine, copy) = (open(whole, CACHE_OCTETS)?, create(&small, CACHE_OCTETS)?);
     let (mut items, mut copied) = (0u64, 0u64);
     each(&engine, |tree, key, value| {
         copy.put(tree, key, value)?;
@@ -232,9 +189,8 @@ fn compact_one(
     }
     let octets = (engine.disk_bytes(), copy.disk_bytes());
     drop((engine, copy));
-    fs::rename(whole, &old)?;
-    fs::rename(&small, whole)?;
-    fs::File::open(whole.parent().unwrap_or(whole))?.sync_all()?;
+    disk::rename(whole, &old)?;
+    disk::rename(&small, whole)?;
     fs::remove_dir_all(&old)?;
     Ok(octets)
 }
@@ -242,6 +198,7 @@ fn compact_one(
 /// Undoes or ends a step that was cut short, before anything is opened.
 pub(super) fn recover(directory: &Path) -> io::Result<()> {
     transfer::recover(directory)?;
+    inspect::recover(directory)?;
     let databases = DATABASES.map(|database| directory.join(format!("{database}.sled")));
     let windows = fs::read_dir(directory.join(RESULTS)).into_iter().flatten().flatten();
     // What a copy was made of has the extension that says so.

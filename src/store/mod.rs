@@ -13,6 +13,7 @@ mod commands;
 mod config;
 mod connections;
 pub mod content;
+mod disk;
 mod engine;
 mod entries;
 mod high_water;

@@ -12,8 +12,8 @@ use std::{
 use prost::Message;
 
 use super::{
-    StoreError, Subject,
-    engine::Engine,
+    StoreError, Subject, disk,
+    engine::{self, Engine},
     layout::{Summary, WindowName},
 };
 
@@ -34,16 +34,44 @@ pub(super) struct Files {
     meta: sled::Tree,
     /// Subjects that were read.
     known: RwLock<HashMap<u32, Arc<Subject>>>,
+    /// Where this is a copy: dropped after the database.
+    _copy: Option<Copy>,
+}
+
+/// A copy of a database, removed when nobody reads it any more.
+#[derive(Debug)]
+pub(super) struct Copy(PathBuf);
+
+impl Copy {
+    /// Copies the directory of a database.
+    pub(super) fn new(database: &Path, to: PathBuf) -> Result<Self, StoreError> {
+        let copy = Self(to);
+        disk::copy(database, &copy.0)
+            .map_err(|source| StoreError::Directory { path: database.to_owned(), source })?;
+        Ok(copy)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::debug!(%error, path = %self.0.display(), "failed to remove a copy");
+        }
+    }
 }
 
 impl Files {
-    fn open(path: &Path) -> Result<Self, StoreError> {
-        // sled panics over some kinds of damage, also after its own opening.
+    /// Opens a database by `open`. sled panics over some kinds of damage, also after its own opening.
+    fn open(open: impl FnOnce() -> Result<Engine, StoreError>) -> Result<Self, StoreError> {
         catch_unwind(AssertUnwindSafe(|| {
-            let engine = Engine::open_window(path, CACHE_OCTETS)?;
+            let engine = open()?;
             let (pages, subjects) = (engine.tree("pages")?, engine.tree("subjects")?);
             let (meta, known) = (engine.tree("meta")?, RwLock::default());
-            Ok(Self { engine, pages, subjects, meta, known })
+            Ok(Self { engine, pages, subjects, meta, known, _copy: None })
         }))
         .unwrap_or(Err(StoreError::Damaged("window of records")))
     }
@@ -95,28 +123,65 @@ impl Files {
 #[derive(Debug)]
 pub(super) struct Pool {
     place: PathBuf,
+    /// Directory for copies: where there is one, nothing is changed but copies.
+    copies: Option<PathBuf>,
     handles: Mutex<Handles>,
 }
 
+/// The database of a window, while somebody has it open. Whoever opens it holds this lock, and no other.
+type Slot = Arc<Mutex<Weak<Files>>>;
+
 #[derive(Debug, Default)]
 struct Handles {
-    /// All that somebody has open.
-    open: HashMap<WindowName, Weak<Files>>,
+    slots: HashMap<WindowName, Slot>,
     /// The latest ones, newest first.
     recent: VecDeque<(WindowName, Arc<Files>)>,
+}
+
+impl Handles {
+    /// Slot of a window; slots of windows that nobody has open are removed.
+    fn slot(&mut self, name: WindowName) -> Slot {
+        self.slots.retain(|_, slot| {
+            let is_open = |files: MutexGuard<'_, Weak<Files>>| files.strong_count() > 0;
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(is_open)
+        });
+        self.slots.entry(name).or_default().clone()
+    }
+
+    fn remove_recent(&mut self, name: WindowName) -> Option<Arc<Files>> {
+        let index = self.recent.iter().position(|(recent, _)| *recent == name)?;
+        self.recent.remove(index).map(|(_, files)| files)
+    }
 }
 
 impl Pool {
     /// Creates the directory where there is none, and ends removals that were cut short.
     pub(super) fn open(place: &Path) -> Result<Arc<Self>, StoreError> {
-        let pool = Self { place: place.to_owned(), handles: Mutex::default() };
-        fs::create_dir_all(place).map_err(|source| pool.failed(source))?;
+        let pool = Self { place: place.to_owned(), copies: None, handles: Mutex::default() };
+        if !place.try_exists().map_err(|source| pool.failed(source))? {
+            fs::create_dir_all(place)
+                .and_then(|()| place.parent().map_or(Ok(()), disk::sync_directory))
+                .map_err(|source| pool.failed(source))?;
+        }
         for entry in fs::read_dir(place).map_err(|source| pool.failed(source))?.flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == REMOVED) {
-                fs::remove_dir_all(entry.path()).map_err(|source| pool.failed(source))?;
+            if entry.path().extension().is_some_and(|extension| extension == REMOVED)
+                && let Err(error) = fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(%error, path = %entry.path().display(), "failed to remove a window");
             }
         }
         Ok(Arc::new(pool))
+    }
+
+    /// Opens the directory to read it: databases are opened as copies in another directory.
+    pub(super) fn inspect(place: &Path, copies: &Path) -> Arc<Self> {
+        let (place, copies) = (place.to_owned(), Some(copies.to_owned()));
+        Arc::new(Self { place, copies, handles: Mutex::default() })
+    }
+
+    /// Returns false where the directory is only read.
+    pub(super) fn may_change(&self) -> bool {
+        self.copies.is_none()
     }
 
     fn failed(&self, source: io::Error) -> StoreError {
@@ -139,55 +204,83 @@ impl Pool {
 
     /// Names of the windows that have a directory, rising.
     pub(super) fn names(&self) -> Result<Vec<WindowName>, StoreError> {
-        let entries = fs::read_dir(&self.place).map_err(|source| self.failed(source))?;
-        let names = entries.flatten().map(|entry| entry.file_name());
-        let mut names: Vec<_> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+        let entries = match fs::read_dir(&self.place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| self.failed(source))?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(|source| self.failed(source))?.file_name();
+            names.extend(name.to_str().and_then(|name| name.parse::<WindowName>().ok()));
+        }
         names.sort_unstable();
         Ok(names)
     }
 
-    /// Whether the database of a window has a file.
-    pub(super) fn has_file(&self, name: WindowName) -> bool {
-        self.path(name).join("db").exists()
+    /// Returns false where the creation of a window was cut short: it holds no record.
+    pub(super) fn is_created(&self, name: WindowName) -> Result<bool, StoreError> {
+        let path = self.path(name);
+        if engine::is_created(&path).map_err(|source| self.failed(source))? {
+            return Ok(true);
+        }
+        match self.files(name) {
+            // It was created, and what says so was lost.
+            Ok(_) if self.may_change() => {
+                engine::note_created(&path).map_err(|source| self.failed(source))?;
+                Ok(true)
+            }
+            Ok(_) => Ok(true),
+            Err(StoreError::Damaged(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The database of a window that exists.
     pub(super) fn files(&self, name: WindowName) -> Result<Arc<Files>, StoreError> {
-        if !self.has_file(name) {
-            return Err(StoreError::Damaged("window of records"));
-        }
-        self.open_or_create(name)
+        self.opened(name, |path| Engine::open_window(path, CACHE_OCTETS))
     }
 
-    /// The database of a window; a new one where there is none.
-    pub(super) fn open_or_create(&self, name: WindowName) -> Result<Arc<Files>, StoreError> {
-        let mut handles = self.handles();
-        let known = handles.recent.iter().position(|(recent, _)| *recent == name);
-        let files = match known.and_then(|index| handles.recent.remove(index)) {
-            Some((_, files)) => files,
-            None => match handles.open.get(&name).and_then(Weak::upgrade) {
-                Some(files) => files,
-                None => Arc::new(Files::open(&self.path(name))?),
-            },
+    /// The database of a window; a new one where nobody has it open.
+    pub(super) fn create(&self, name: WindowName) -> Result<Arc<Files>, StoreError> {
+        self.opened(name, |path| Engine::create_window(path, CACHE_OCTETS))
+    }
+
+    fn opened(
+        &self,
+        name: WindowName,
+        open: impl FnOnce(&Path) -> Result<Engine, StoreError>,
+    ) -> Result<Arc<Files>, StoreError> {
+        let slot = self.handles().slot(name);
+        let mut open_one = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = match (open_one.upgrade(), &self.copies) {
+            (Some(files), _) => files,
+            (None, None) => Arc::new(Files::open(|| open(&self.path(name)))?),
+            (None, Some(copies)) => {
+                let copy = Copy::new(&self.path(name), copies.join(name.to_string()))?;
+                let files = Files::open(|| open(copy.path()))?;
+                Arc::new(Files { _copy: Some(copy), ..files })
+            }
         };
-        handles.open.retain(|_, files| files.strong_count() > 0);
-        handles.open.insert(name, Arc::downgrade(&files));
+        *open_one = Arc::downgrade(&files);
+        drop(open_one);
+        let mut handles = self.handles();
+        let before = handles.remove_recent(name);
         handles.recent.push_front((name, files.clone()));
         let oldest = (handles.recent.len() > OPEN).then(|| handles.recent.pop_back());
         drop(handles);
         // Closing writes: nobody else waits for that.
-        drop(oldest);
+        drop((before, oldest));
         Ok(files)
     }
 
     /// Closes a database, unless somebody reads it; returns whether it is closed.
     pub(super) fn close(&self, name: WindowName) -> bool {
         let mut handles = self.handles();
-        let index = handles.recent.iter().position(|(recent, _)| *recent == name);
-        let recent = index.and_then(|index| handles.recent.remove(index));
+        let recent = handles.remove_recent(name);
+        let slot = handles.slots.get(&name).cloned();
         drop(handles);
         drop(recent);
-        self.handles().open.get(&name).is_none_or(|files| files.strong_count() == 0)
+        slot.is_none_or(|slot| slot.try_lock().is_ok_and(|files| files.strong_count() == 0))
     }
 
     /// Removes the directory of a window that is closed. A removal that is cut short is ended by the
@@ -195,7 +288,7 @@ impl Pool {
     pub(super) fn remove(&self, name: WindowName) -> Result<(), StoreError> {
         let path = self.path(name);
         let removed = path.with_extension(REMOVED);
-        let done = fs::rename(&path, &removed).and_then(|()| fs::remove_dir_all(&removed));
+        let done = disk::rename(&path, &removed).and_then(|()| fs::remove_dir_all(&removed));
         match done {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(error)),
             _ => Ok(()),
@@ -204,6 +297,6 @@ impl Pool {
 
     /// Octets on disk of a window.
     pub(super) fn disk_bytes(&self, name: WindowName) -> u64 {
-        super::quarantine::disk_bytes(&self.path(name))
+        disk::disk_bytes(&self.path(name))
     }
 }

@@ -1,12 +1,13 @@
 //! Damaged databases, kept for whoever wants to look into them, within a quota of their own.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, path::Path};
+
+use super::disk::{self, disk_bytes};
 
 /// Directory in the state directory.
 pub(super) const NAME: &str = "quarantine";
 /// Octets of all of them; the newest is kept in any case.
 const QUOTA_OCTETS: u64 = 64 << 20;
-const BLOCK_OCTETS: u64 = 512;
 
 /// Moves a database into quarantine; the oldest ones beyond the quota are removed.
 pub(super) fn put(state: &Path, database: &Path) -> io::Result<()> {
@@ -15,7 +16,7 @@ pub(super) fn put(state: &Path, database: &Path) -> io::Result<()> {
     let name = database.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let numbers = entries(&place)?.into_iter().map(|(number, _)| number);
     let number = numbers.max().map_or(1, |newest| newest + 1);
-    fs::rename(database, place.join(format!("{number}-{name}")))?;
+    disk::rename(database, &place.join(format!("{number}-{name}")))?;
     trim(&place, QUOTA_OCTETS)
 }
 
@@ -40,15 +41,6 @@ fn entries(place: &Path) -> io::Result<Vec<(u64, String)>> {
         names.filter_map(|name| Some((number(&name)?, name))).collect();
     entries.sort_unstable();
     Ok(entries)
-}
-
-/// Octets that a file, or a directory with all that is in it, takes on the disk.
-pub(super) fn disk_bytes(path: &Path) -> u64 {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
-    let own = metadata.blocks() * BLOCK_OCTETS;
-    let entries = metadata.is_dir().then(|| fs::read_dir(path).ok()).flatten();
-    let inside = entries.into_iter().flatten().flatten();
-    own + inside.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
 }
 
 #[cfg(test)]

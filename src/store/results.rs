@@ -30,8 +30,9 @@ use crate::time::Now;
 /// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
 /// memory of a disk that stalls; beyond it, records are dropped and counted.
 const QUEUE: usize = 16_384;
-/// How far cursors jump where records were told that are gone: behind all that are known of, and more.
-const CURSOR_JUMP: u64 = 1 << 20;
+/// How far cursors jump beyond all known ones where records that readers may have seen are gone: by more
+/// than a window has.
+const CURSOR_JUMP: u64 = 1 << 24;
 /// The log and the state. Reading blocks on the disk; writing is handed to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
@@ -99,6 +100,11 @@ impl ResultStore {
                  consumers have no position, and statistics are counted from the stored results",
                 aside.display()
             ),
+            None if windows.unopened() > 0 => format!(
+                "{} windows of results cannot be opened: they are left in {} and tried again",
+                windows.unopened(),
+                place.display()
+            ),
             None if found < known && !told.not_stored => format!(
                 "the results were damaged: records behind cursor {found}, up to {known} and \
                  perhaps some seconds more, are gone"
@@ -118,7 +124,7 @@ impl ResultStore {
             );
         }
         if !damage.is_empty() || not_stored {
-            let beyond = at_least.max(told.up_to + CURSOR_JUMP);
+            let beyond = windows.next_cursor().max(told.up_to) + CURSOR_JUMP;
             // The databases are closed before they are opened again.
             drop(windows);
             windows = Windows::open(&place, &trees.meta, beyond)?;

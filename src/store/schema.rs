@@ -1,13 +1,9 @@
 //! Version of a state directory, in one small file. A directory of a newer agent is refused and left
 //! as it is; one of an older agent is migrated forward, one version at a time.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
-use super::StoreError;
+use super::{StoreError, disk};
 
 /// Version of the layout that this agent writes.
 pub(super) const SCHEMA: u32 = 4;
@@ -48,12 +44,14 @@ pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
 }
 
 fn write(directory: &Path) -> io::Result<()> {
-    let new = directory.join(format!("{NAME}.new"));
-    let mut file = File::create(&new)?;
-    writeln!(file, "{SCHEMA}")?;
-    file.sync_all()?;
-    fs::rename(&new, directory.join(NAME))?;
-    File::open(directory)?.sync_all()
+    disk::replace(
+        &directory.join(NAME),
+        &[format!(
+            "{SCHEMA}
+"
+        )
+        .as_bytes()],
+    )
 }
 
 #[cfg(test)]

@@ -65,11 +65,10 @@ impl Window {
     /// An empty one that is to take the place of this, with its database.
     pub(super) fn successor(&self) -> Result<(Self, Arc<Files>), StoreError> {
         let name = WindowName { generation: self.name.generation + 1, ..self.name };
-        // What is there of it was not finished.
+        // A copy that was not finished is replaced.
         self.pool.close(name);
-        self.pool.remove(name)?;
         let empty = Summary { records: 0, octets: 0, ..self.summary() };
-        let files = self.pool.open_or_create(name)?;
+        let files = self.pool.create(name)?;
         Ok((Self::new(self.pool.clone(), name, empty), files))
     }
 

@@ -1,11 +1,11 @@
 //! The log as windows, oldest first: which there are, which one is filled, and what retention takes.
 
+mod open;
 mod retain;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-    sync::{Arc, PoisonError, RwLock, atomic::Ordering::Relaxed},
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use prost::Message;
@@ -13,14 +13,14 @@ use prost::Message;
 use super::{
     Entry, Retention, StoreError, Subject,
     index::{self, Index},
-    layout::{Summary, WindowName, cursor_of},
-    measure::measured,
+    layout::{Summary, WindowName},
     page::PageBuilder,
     pool::{Files, Pool},
-    quarantine,
     trim::Trim,
     window::Window,
 };
+
+use open::Unopened;
 
 /// No record gets a cursor below this: written before windows go.
 const FLOOR: &[u8] = b"cursor-floor";
@@ -52,123 +52,10 @@ pub(super) struct Windows {
     found: u64,
     /// When they were opened: some of the newest window, or all of one, could not be read.
     was_damaged: bool,
+    unopened: Unopened,
 }
 
 impl Windows {
-    /// Opens the log after a failure: with the list that readers share already.
-    pub(super) fn reopen(
-        place: &Path,
-        meta: &sled::Tree,
-        at_least: u64,
-        list: Arc<RwLock<WindowList>>,
-    ) -> Result<Self, StoreError> {
-        let found = Self::open(place, meta, at_least)?;
-        let windows = read(&found.list);
-        let reopened = Self { list, ..found };
-        reopened.replace(windows);
-        Ok(reopened)
-    }
-
-    /// Opens the log in a directory. Cursors go on at `at_least`, or after the newest record that
-    /// exists or existed. A window that cannot be opened is put into quarantine.
-    pub(super) fn open(place: &Path, meta: &sled::Tree, at_least: u64) -> Result<Self, StoreError> {
-        Self::open_with(place, meta, at_least, true)
-    }
-
-    /// Opens the log to look at it: what is damaged is left where it is.
-    pub(super) fn inspect(place: &Path, meta: &sled::Tree) -> Result<Self, StoreError> {
-        Self::open_with(place, meta, 1, false)
-    }
-
-    fn open_with(
-        place: &Path,
-        meta: &sled::Tree,
-        at_least: u64,
-        may_change: bool,
-    ) -> Result<Self, StoreError> {
-        let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
-        let at_least = at_least.max(floor);
-        let pool = Pool::open(place)?;
-        let index = index::read(place);
-        let mut generations: BTreeMap<u64, Vec<WindowName>> = BTreeMap::new();
-        for name in pool.names()? {
-            generations.entry(name.first_cursor).or_default().push(name);
-        }
-        let last = generations.keys().next_back().copied();
-        let (mut windows, mut newest) = (Vec::new(), 0);
-        let (mut filled, mut was_damaged) = (None, false);
-        for (first_cursor, names) in generations {
-            let mut damaged = Vec::new();
-            let current = current(&pool, &index, &names, &mut damaged)?;
-            for name in damaged {
-                was_damaged = true;
-                tracing::error!(first_cursor, "a window of results cannot be opened");
-                newest = index.get(&name).map_or(newest, |summary| summary.last_cursor);
-                if may_change {
-                    put_into_quarantine(&pool, name)?;
-                }
-            }
-            let is_current = |name| current.is_some_and(|(current, _)| current == name);
-            for other in names.into_iter().filter(|name| !is_current(*name) && may_change) {
-                pool.close(other);
-                pool.remove(other)?;
-            }
-            let Some((name, summary)) = current else { continue };
-            let window = match summary {
-                Some(summary) => Window::new(pool.clone(), name, summary),
-                None => match measured(&pool, name) {
-                    Err(StoreError::Damaged(_)) => {
-                        was_damaged = true;
-                        tracing::error!(first_cursor, "a window of results cannot be read");
-                        if may_change {
-                            put_into_quarantine(&pool, name)?;
-                        }
-                        continue;
-                    }
-                    measured => measured?,
-                },
-            };
-            if window.records() == 0 {
-                drop(window);
-                if may_change {
-                    pool.close(name);
-                    pool.remove(name)?;
-                }
-                continue;
-            }
-            newest = window.last_cursor();
-            let is_damaged = window.is_damaged.load(Relaxed);
-            was_damaged |= is_damaged;
-            if summary.is_none() && last == Some(first_cursor) && !is_damaged {
-                filled = Some(window.files()?);
-            } else if summary.is_none() && may_change {
-                window.seal(&*window.files()?, window.last_cursor())?;
-            } else {
-                window.note_disk_bytes();
-            }
-            windows.push(Arc::new(window));
-        }
-        let opened = Self {
-            meta: meta.clone(),
-            pool,
-            list: Arc::new(RwLock::new(windows.into())),
-            filled,
-            leaving: Vec::new(),
-            trim: None,
-            trimmed_up_to: 0,
-            page: PageBuilder::default(),
-            numbers: HashMap::new(),
-            next_cursor: at_least.max(newest + 1),
-            newest: newest.max(at_least.saturating_sub(1)),
-            found: newest.max(floor - 1),
-            was_damaged,
-        };
-        if may_change && opened.sealed() != index {
-            opened.write_index();
-        }
-        Ok(opened)
-    }
-
     /// Summaries of the windows that get no more records.
     fn sealed(&self) -> Index {
         let list = read(&self.list);
@@ -324,7 +211,7 @@ impl Windows {
         }
         self.seal_newest()?;
         let (name, summary) = (WindowName::new(entry.cursor), Summary::beginning_at(entry.time));
-        let files = self.pool.open_or_create(name)?;
+        let files = self.pool.create(name)?;
         let window = Arc::new(Window::new(self.pool.clone(), name, summary));
         self.numbers.clear();
         self.filled = Some(files.clone());
@@ -359,43 +246,4 @@ impl Windows {
 /// The list as it is now.
 pub(super) fn read(list: &RwLock<WindowList>) -> WindowList {
     list.read().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// Of the generations of a window the one that counts: the newest that is sealed, or the first, while
-/// it is filled; `None` where there is neither. Those that cannot be opened are `damaged`.
-fn current(
-    pool: &Pool,
-    index: &Index,
-    names: &[WindowName],
-    damaged: &mut Vec<WindowName>,
-) -> Result<Option<(WindowName, Option<Summary>)>, StoreError> {
-    let mut filled = None;
-    for name in names.iter().rev() {
-        let summary = match index.get(name) {
-            Some(summary) => Some(*summary),
-            // It was being created.
-            None if !pool.has_file(*name) => continue,
-            None => match pool.files(*name).and_then(|files| files.summary()) {
-                Ok(summary) => summary,
-                Err(StoreError::Damaged(_)) => {
-                    damaged.push(*name);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        if summary.is_some() {
-            return Ok(Some((*name, summary)));
-        }
-        filled = name.is_first().then_some((*name, None));
-    }
-    Ok(filled)
-}
-
-/// Puts a window into quarantine: the state directory is the parent of that of the log.
-fn put_into_quarantine(pool: &Pool, name: WindowName) -> Result<(), StoreError> {
-    pool.close(name);
-    let (path, place) = (pool.path(name), pool.place());
-    quarantine::put(place.parent().unwrap_or(place), &path)
-        .map_err(|source| StoreError::Directory { path, source })
 }

@@ -261,7 +261,7 @@ impl Writer {
         let has_room = self.failure.is_none();
         if let Some(Open { engine, windows }) = &mut self.open
             && let Err(error) =
-                windows.retain(&self.retention, now.unix, has_room, || engine.flush_durably())
+                windows.retain(&self.retention, now, has_room, || engine.flush_durably())
         {
             self.fail(&error);
         }

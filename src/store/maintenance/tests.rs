@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     proto,
-    store::{ConfigStore, ResultStore, Retention, StoredRevision, Subject},
+    store::{
+        ConfigStore, ResultStore, Retention, StoredRevision, Subject, high_water::HighWater,
+        layout::WindowName,
+    },
     time::{Monotonic, Now, UnixTime},
 };
 use std::sync::Arc;
@@ -109,6 +112,40 @@ fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
     }
     let state = StateDirectory::open(directory.path()).unwrap();
     assert_eq!(verified(&state).records, 20_000);
+}
+
+/// Contents of all files of a directory, and of those below it.
+fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(contents(&path)),
+            false => found.push((path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn nothing_is_changed_by_looking_at_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(directory.path(), 100);
+    let window = directory.path().join(RESULTS).join(WindowName::new(1).to_string());
+    for file in ["nothing", "results/index", "config.sled/conf"] {
+        let _ = fs::write(directory.path().join(file), "damaged");
+        let before = contents(directory.path());
+        assert_eq!(verified(&state).records, 100);
+        export(&state, &mut Vec::new()).unwrap();
+        assert!(contents(directory.path()) == before, "{file}");
+    }
+    let mut octets = fs::read(window.join("db")).unwrap();
+    octets[70..90].fill(0xa5);
+    fs::write(window.join("db"), octets).unwrap();
+    let before = contents(directory.path());
+    assert!(verify(&state, |_| Ok(()), |_| true).is_err());
+    assert!(contents(directory.path()) == before);
 }
 
 #[test]

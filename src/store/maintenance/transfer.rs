@@ -3,21 +3,24 @@
 //! layouts, whose log was in one database, are read as well.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read, Write},
     path::Path,
+    sync::Arc,
 };
 
 use prost::Message;
 
-use super::{CACHE_OCTETS, DATABASES, FLUSH_EVERY, MaintenanceError, each, path, tell_gone};
+use super::{
+    CACHE_OCTETS, DATABASES, FLUSH_EVERY, MaintenanceError, each, inspect::Inspection, path,
+};
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
     engine::{Engine, MARK},
     layout::WindowName,
     measure::measured,
-    pool::Pool,
+    pool::{Files, Pool},
     schema::{self, SCHEMA},
     state::{RESULTS, Trees},
     windows::{self, Windows},
@@ -58,7 +61,8 @@ pub(super) struct Item {
 
 /// Writes everything into a file; how many items.
 pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
-    tell_gone(directory)?;
+    let inspection = Inspection::open(directory)?;
+    inspection.warn_of_losses()?;
     out.write_all(MAGIC)?;
     let mut items = 0;
     let mut write = |database: &str, tree: &[u8], key: &[u8], value: &[u8]| {
@@ -66,13 +70,9 @@ pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, M
         items += 1;
         write_item(out, &Item { database: database.to_owned(), tree, key, value, items: None })
     };
-    let config = Engine::open_whole(&path(directory, "config"), CACHE_OCTETS)?;
-    each(&config, |tree, key, value| write(CONFIG, tree, key, value))?;
-    let state = Engine::open_whole(&path(directory, "state"), CACHE_OCTETS)?;
-    each(&state, |tree, key, value| write(LOG, tree, key, value))?;
-    let trees = Trees::open(&state)?;
-    let opened = Windows::inspect(&directory.path().join(RESULTS), &trees.meta)?;
-    for window in windows::read(&opened.shared()).iter() {
+    each(&inspection.config()?, |tree, key, value| write(CONFIG, tree, key, value))?;
+    each(&inspection.state, |tree, key, value| write(LOG, tree, key, value))?;
+    for window in windows::read(&inspection.windows.shared()).iter() {
         let name = window.name;
         write(LOG, META, &tree_name(PAGES, name), &[])?;
         let files = window.files()?;
@@ -129,9 +129,10 @@ pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, Maintenance
 struct Import {
     config: Engine,
     state: Engine,
-    pool: std::sync::Arc<Pool>,
-    /// The generations of each window, and whether they are sealed.
-    windows: BTreeMap<WindowName, bool>,
+    pool: Arc<Pool>,
+    /// Windows that were created, and names of those that are sealed.
+    windows: BTreeSet<WindowName>,
+    sealed: BTreeSet<WindowName>,
 }
 
 fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, MaintenanceError> {
@@ -146,7 +147,8 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
     };
     let place = directory.path().join(RESULTS).with_extension(IMPORTING);
     let (config, state, pool) = (open("config")?, open("state")?, Pool::open(&place)?);
-    let mut import = Import { config, state, pool, windows: BTreeMap::new() };
+    let (windows, sealed) = Default::default();
+    let mut import = Import { config, state, pool, windows, sealed };
     let mut items = 0;
     loop {
         let item = read_item(from, items)?;
@@ -189,19 +191,13 @@ impl Import {
             CONFIG => self.config.put(&tree, key, value)?,
             LOG => {
                 if let Some(name) = window_of(PAGES, &tree) {
-                    self.windows.entry(name).or_default();
-                    self.pool
-                        .open_or_create(name)?
-                        .pages
-                        .insert(key, value)
-                        .map_err(StoreError::from)?;
+                    self.files(name)?.pages.insert(key, value).map_err(StoreError::from)?;
                 } else if let Some(name) = window_of(SUBJECTS, &tree) {
-                    self.windows.entry(name).or_default();
                     let number = key.as_slice().try_into().map(u32::from_be_bytes);
                     let number = number.map_err(|_| StoreError::Damaged("subject of a record"))?;
-                    self.pool.open_or_create(name)?.put_subject(number, value)?;
+                    self.files(name)?.put_subject(number, value)?;
                 } else if let Some(name) = window_of(PAGES, &key).filter(|_| tree == META) {
-                    self.windows.insert(name, true);
+                    self.sealed.insert(name);
                 } else {
                     self.state.put(&tree, key, value)?;
                 }
@@ -211,17 +207,22 @@ impl Import {
         Ok(true)
     }
 
+    /// The database of a window, which is created for its first item.
+    fn files(&mut self, name: WindowName) -> Result<Arc<Files>, StoreError> {
+        if self.windows.insert(name) { self.pool.create(name) } else { self.pool.files(name) }
+    }
+
     /// Seals the windows, and has the disk write everything.
     fn finish(self, place: &Path) -> Result<(), MaintenanceError> {
-        let Self { config, state, pool, windows } = self;
+        let Self { config, state, pool, windows, sealed } = self;
         let mut current = BTreeMap::new();
-        for (name, is_sealed) in &windows {
+        for name in &windows {
             // A copy that was not finished does not count.
-            if *is_sealed || name.is_first() {
+            if sealed.contains(name) || name.is_first() {
                 current.insert(name.first_cursor, *name);
             }
         }
-        for name in windows.into_keys() {
+        for name in windows {
             if current.get(&name.first_cursor) == Some(&name) {
                 let window = measured(&pool, name)?;
                 window.seal(&*window.files()?, window.last_cursor())?;

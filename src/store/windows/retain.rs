@@ -4,11 +4,10 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
-    super::{Retention, StoreError, trim::Trim, window::Window},
-    Windows, put_into_quarantine, read,
+    super::{Retention, StoreError, page::PageBuilder, trim::Trim, window::Window},
+    Windows, read,
 };
-use crate::store::page::PageBuilder;
-use crate::time::UnixTime;
+use crate::time::{Now, UnixTime};
 
 /// Pages that are copied in one step of taking records out of a window: some 10 ms.
 const TRIM_PAGES: usize = 512;
@@ -20,10 +19,11 @@ impl Windows {
     pub(in super::super) fn retain(
         &mut self,
         retention: &Retention,
-        now: UnixTime,
+        Now { monotonic, unix: now }: Now,
         has_space: bool,
         persist: impl Fn() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        self.retry_unopened(monotonic);
         self.give_up_lost(&persist)?;
         let list = read(&self.list);
         let ages_ns = ages_ns(&list, now);
@@ -55,9 +55,10 @@ impl Windows {
         }
         let mut held = Vec::new();
         for window in std::mem::take(&mut self.leaving) {
-            if Arc::strong_count(&window) == 1 && self.pool.close(window.name) {
-                self.pool.remove(window.name)?;
-            } else {
+            if Arc::strong_count(&window) > 1 || !self.pool.close(window.name) {
+                held.push(window);
+            } else if let Err(error) = self.pool.remove(window.name) {
+                tracing::warn!(%error, "failed to remove a window of results");
                 held.push(window);
             }
         }
@@ -86,11 +87,9 @@ impl Windows {
         self.replace(kept.into());
         self.write_index();
         for window in lost {
-            put_into_quarantine(&self.pool, window.name)?;
-            tracing::error!(
-                first = window.name.first_cursor,
-                "a window of results is in quarantine"
-            );
+            let first_cursor = window.name.first_cursor;
+            tracing::error!(first_cursor, "a window of results is damaged");
+            self.quarantine(window.name);
         }
         Ok(())
     }

@@ -204,6 +204,63 @@ fn what_comes_behind_damage_is_found_again() {
     assert!(told > 0);
 }
 
+/// An error that is not damage: the window stays where it is, the others are read, and it is read as soon
+/// as it can be opened.
+#[test]
+fn a_window_that_cannot_be_opened_for_now_is_left_and_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    for cursor in 0..4 {
+        store.append(now().unix.0 - (10 - 2 * cursor) * MINUTE_NS, 100);
+    }
+    drop(store);
+    let results = directory.path().join(RESULTS);
+    let (pool, names) = windows_of(directory.path());
+    for unreadable in [1, 3] {
+        let (file, away) = (pool.path(names[unreadable]).join("db"), directory.path().join("away"));
+        fs::remove_file(results.join("index")).unwrap();
+        fs::rename(&file, &away).unwrap();
+        std::os::unix::fs::symlink(&file, &file).unwrap();
+        let store = open(&state);
+        assert!(store.damage().contains("cannot be opened"), "{}", store.damage());
+        let left: Vec<u64> = (1..=4).filter(|cursor| cursor - 1 != unreadable as u64).collect();
+        assert_eq!(cursors(&store, 0), left);
+        assert!(store.next_cursor() > CURSOR_JUMP);
+        drop(store);
+        assert!(file.is_symlink() && !directory.path().join("quarantine").exists());
+
+        let engine = state_engine(directory.path());
+        let meta = engine.tree("meta").unwrap();
+        let mut windows = Windows::open(&results, &meta, 1).unwrap();
+        assert_eq!((windows.unopened(), windows::read(&windows.shared()).len()), (1, 3));
+        fs::remove_file(&file).unwrap();
+        fs::rename(&away, &file).unwrap();
+        windows.retain(&retention(), now(), true, || Ok(())).unwrap();
+        assert_eq!((windows.unopened(), windows::read(&windows.shared()).len()), (0, 4));
+        drop((windows, meta, engine));
+        let store = open(&state);
+        assert_eq!((store.damage(), cursors(&store, 0)), ("", vec![1, 2, 3, 4]));
+    }
+}
+
+/// A sealed window whose records are gone, though its database opens, is kept for a look.
+#[test]
+fn a_window_that_lost_all_of_its_records_is_not_removed() {
+    let (directory, state) = one_record();
+    let (pool, names) = windows_of(directory.path());
+    let files = pool.files(names[0]).unwrap();
+    for number in 0..2_000u64 {
+        files.pages.insert(number.to_be_bytes(), vec![7; 1_000]).unwrap();
+    }
+    files.engine.flush_durably().unwrap();
+    files.pages.clear().unwrap();
+    files.engine.flush_durably().unwrap();
+    drop((files, pool));
+    assert!(!open(&state).damage().is_empty());
+    assert_eq!(fs::read_dir(directory.path().join("quarantine")).unwrap().count(), 1);
+}
+
 /// Bits all over the log: each costs the window that it is in, and no other.
 #[test]
 fn a_flipped_bit_costs_one_window_at_most() {

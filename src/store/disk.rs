@@ -1,0 +1,59 @@
+//! Files and directories below the databases: replaced as a whole, synced, measured, copied.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+const BLOCK_OCTETS: u64 = 512;
+
+/// Replaces a file by one with these contents. It is on the disk when this returns.
+pub(super) fn replace(path: &Path, contents: &[&[u8]]) -> io::Result<()> {
+    let new = path.with_added_extension("new");
+    let mut file: File =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+    contents.iter().try_for_each(|part| file.write_all(part))?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Has the disk write the entries of a directory: a file that was created or renamed in it is found
+/// after a loss of power.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Renames a file or a directory. The new name is on the disk when this returns.
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    let (old, new) = (from.parent(), to.parent());
+    new.map_or(Ok(()), sync_directory)?;
+    if old == new { Ok(()) } else { old.map_or(Ok(()), sync_directory) }
+}
+
+/// Returns the octets that a file, or a directory with all that is in it, takes on the disk.
+pub(super) fn disk_bytes(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let own = metadata.blocks() * BLOCK_OCTETS;
+    let entries = metadata.is_dir().then(|| fs::read_dir(path).ok()).flatten();
+    let inside = entries.into_iter().flatten().flatten();
+    own + inside.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
+}
+
+/// Copies a directory with all that is in it.
+pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &to)?;
+        } else if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! Opens the log. Damage costs the window that it is in: that goes into quarantine. A window that cannot
+//! be opened for another reason is left where it is and tried again.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, RwLock, atomic::Ordering::Relaxed},
+};
+
+use super::{FLOOR, WindowList, Windows, read};
+use crate::{
+    store::{
+        StoreError,
+        index::{self, Index},
+        layout::{Summary, WindowName, cursor_of},
+        measure::measured,
+        page::PageBuilder,
+        pool::{Files, Pool},
+        quarantine,
+        window::Window,
+    },
+    time::Monotonic,
+};
+
+/// Time between two attempts to open a window.
+const RETRY_NS: u64 = 10_000_000_000;
+/// An empty database takes less on the disk: one that takes more and has no record was damaged.
+const EMPTY_DISK_BYTES: u64 = 1 << 20;
+
+/// Windows that could not be opened, and not because of damage.
+#[derive(Debug, Default)]
+pub(super) struct Unopened {
+    /// Generations of each.
+    windows: Vec<Vec<WindowName>>,
+    next_try: Option<Monotonic>,
+}
+
+/// A window that was opened.
+struct Opened {
+    /// `None` where it has no record, or is damaged as a whole.
+    window: Option<Window>,
+    /// Database of a window that can get more records.
+    filled: Option<Arc<Files>>,
+    was_damaged: bool,
+}
+
+impl Windows {
+    /// Opens the log after a failure: with the list that readers share already.
+    pub(in super::super) fn reopen(
+        place: &Path,
+        meta: &sled::Tree,
+        at_least: u64,
+        list: Arc<RwLock<WindowList>>,
+    ) -> Result<Self, StoreError> {
+        let found = Self::open(place, meta, at_least)?;
+        let windows = read(&found.list);
+        let reopened = Self { list, ..found };
+        reopened.replace(windows);
+        Ok(reopened)
+    }
+
+    /// Opens the log in a directory. Cursors go on at `at_least`, or after the newest record that
+    /// exists or existed.
+    pub(in super::super) fn open(
+        place: &Path,
+        meta: &sled::Tree,
+        at_least: u64,
+    ) -> Result<Self, StoreError> {
+        Self::open_pool(Pool::open(place)?, meta, at_least)
+    }
+
+    /// Opens the log to read it, as copies in another directory: nothing is changed.
+    pub(in super::super) fn inspect(
+        place: &Path,
+        meta: &sled::Tree,
+        copies: &Path,
+    ) -> Result<Self, StoreError> {
+        Self::open_pool(Pool::inspect(place, copies), meta, 1)
+    }
+
+    fn open_pool(pool: Arc<Pool>, meta: &sled::Tree, at_least: u64) -> Result<Self, StoreError> {
+        let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
+        let at_least = at_least.max(floor);
+        let index = index::read(pool.place());
+        let mut generations: BTreeMap<u64, Vec<WindowName>> = BTreeMap::new();
+        for name in pool.names()? {
+            generations.entry(name.first_cursor).or_default().push(name);
+        }
+        let last = generations.keys().next_back().copied();
+        let (mut windows, mut newest, mut filled) = (Vec::new(), 0, None);
+        let (mut was_damaged, mut unopened) = (false, Unopened::default());
+        for (first_cursor, names) in generations {
+            match open_one(&pool, &index, &names, last == Some(first_cursor)) {
+                Ok(opened) => {
+                    was_damaged |= opened.was_damaged;
+                    filled = opened.filled;
+                    if let Some(window) = opened.window {
+                        newest = window.last_cursor();
+                        windows.push(Arc::new(window));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, first_cursor, "failed to open a window of results");
+                    newest = first_cursor;
+                    unopened.windows.push(names);
+                }
+            }
+        }
+        let opened = Self {
+            meta: meta.clone(),
+            pool,
+            list: Arc::new(RwLock::new(windows.into())),
+            filled,
+            leaving: Vec::new(),
+            trim: None,
+            trimmed_up_to: 0,
+            page: PageBuilder::default(),
+            numbers: Default::default(),
+            next_cursor: at_least.max(newest + 1),
+            newest: newest.max(at_least.saturating_sub(1)),
+            found: newest.max(floor - 1),
+            was_damaged,
+            unopened,
+        };
+        if opened.pool.may_change() && opened.sealed() != index {
+            opened.write_index();
+        }
+        Ok(opened)
+    }
+
+    /// Returns the number of windows that could not be opened, and not because of damage.
+    pub(in super::super) fn unopened(&self) -> usize {
+        self.unopened.windows.len()
+    }
+
+    /// Tries again to open what could not be opened.
+    pub(super) fn retry_unopened(&mut self, now: Monotonic) {
+        let is_due = self.unopened.next_try.is_none_or(|next_try| next_try <= now);
+        if self.unopened.windows.is_empty() || !is_due {
+            return;
+        }
+        self.unopened.next_try = Some(now.plus_ns(RETRY_NS));
+        let mut list = read(&self.list).to_vec();
+        for names in std::mem::take(&mut self.unopened.windows) {
+            match open_one(&self.pool, &Index::new(), &names, false) {
+                Ok(Opened { window: Some(window), .. }) => {
+                    let first_cursor = window.name.first_cursor;
+                    tracing::info!(first_cursor, "window of results opened");
+                    let place = list.partition_point(|other| other.name < window.name);
+                    list.insert(place, Arc::new(window));
+                }
+                Ok(Opened { window: None, .. }) => {}
+                Err(error) => {
+                    tracing::debug!(%error, ?names, "failed to open a window of results");
+                    self.unopened.windows.push(names);
+                }
+            }
+        }
+        self.replace(list.into());
+        self.write_index();
+    }
+
+    /// Puts a window into quarantine. One that cannot be moved is left where it is.
+    pub(super) fn quarantine(&mut self, name: WindowName) {
+        if let Err(error) = put_into_quarantine(&self.pool, name) {
+            tracing::error!(%error, "failed to put a window of results into quarantine");
+            self.unopened.windows.push(vec![name]);
+        }
+    }
+}
+
+/// Opens a window by its generations, and removes those that do not count. Only the last one `may_grow`.
+fn open_one(
+    pool: &Arc<Pool>,
+    index: &Index,
+    names: &[WindowName],
+    may_grow: bool,
+) -> Result<Opened, StoreError> {
+    let mut opened = Opened { window: None, filled: None, was_damaged: false };
+    let current = current(pool, index, names, &mut opened.was_damaged)?;
+    for other in names.iter().filter(|name| current.is_none_or(|(current, _)| current != **name)) {
+        remove(pool, *other);
+    }
+    let Some((name, summary)) = current else { return Ok(opened) };
+    if let Some(summary) = summary {
+        let window = Window::new(pool.clone(), name, summary);
+        window.note_disk_bytes();
+        opened.window = Some(window);
+        return Ok(opened);
+    }
+    let window = match measured(pool, name) {
+        Err(error @ StoreError::Damaged(_)) => {
+            opened.was_damaged = true;
+            set_aside(pool, name, &error)?;
+            return Ok(opened);
+        }
+        window => window?,
+    };
+    let is_damaged = window.is_damaged.load(Relaxed);
+    opened.was_damaged |= is_damaged;
+    if window.records() == 0 {
+        if is_damaged || pool.disk_bytes(name) > EMPTY_DISK_BYTES {
+            opened.was_damaged = true;
+            set_aside(pool, name, &StoreError::Damaged("window of records"))?;
+        } else {
+            remove(pool, name);
+        }
+        return Ok(opened);
+    }
+    if may_grow && !is_damaged {
+        opened.filled = Some(window.files()?);
+    } else if pool.may_change() {
+        window.seal(&*window.files()?, window.last_cursor())?;
+    }
+    opened.window = Some(window);
+    Ok(opened)
+}
+
+/// Finds the generation of a window that counts: the newest that is sealed, or the first, while it is
+/// filled; `None` where there is neither.
+fn current(
+    pool: &Pool,
+    index: &Index,
+    names: &[WindowName],
+    was_damaged: &mut bool,
+) -> Result<Option<(WindowName, Option<Summary>)>, StoreError> {
+    let mut filled = None;
+    for name in names.iter().rev() {
+        if let Some(summary) = index.get(name) {
+            return Ok(Some((*name, Some(*summary))));
+        }
+        if !pool.is_created(*name)? {
+            continue;
+        }
+        match pool.files(*name).and_then(|files| files.summary()) {
+            Ok(Some(summary)) => return Ok(Some((*name, Some(summary)))),
+            Ok(None) => filled = name.is_first().then_some((*name, None)),
+            Err(error @ StoreError::Damaged(_)) => {
+                *was_damaged = true;
+                set_aside(pool, *name, &error)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Puts a damaged window into quarantine, where the log may be changed.
+fn set_aside(pool: &Pool, name: WindowName, error: &StoreError) -> Result<(), StoreError> {
+    tracing::error!(%error, first_cursor = name.first_cursor, "a window of results is damaged");
+    if pool.may_change() { put_into_quarantine(pool, name) } else { Ok(()) }
+}
+
+/// Moves a window into the quarantine of the state directory, the parent of that of the log.
+fn put_into_quarantine(pool: &Pool, name: WindowName) -> Result<(), StoreError> {
+    pool.close(name);
+    let (path, place) = (pool.path(name), pool.place());
+    match quarantine::put(place.parent().unwrap_or(place), &path) {
+        // It is there already.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !path.exists() => Ok(()),
+        done => done.map_err(|source| StoreError::Directory { path, source }),
+    }
+}
+
+/// Removes a window that holds no record, or another generation of which counts. One that cannot be
+/// removed is found by the next start.
+fn remove(pool: &Pool, name: WindowName) {
+    if !pool.may_change() || !pool.path(name).exists() {
+        return;
+    }
+    pool.close(name);
+    if let Err(error) = pool.remove(name) {
+        tracing::warn!(%error, "failed to remove a window of results");
+    }
+}
