@@ -8,18 +8,26 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use twamp_agent::{
+    db,
     model::{self, ResultKeeping},
     net::clock,
     proto::{
+<<<<<<< HEAD
         AgentConfig, ClientConfig, ControlConnection, StatisticsScope, TestOutcome, TestSession,
     },
     results::{Results, StatisticsQuery, Subject},
     stats::{Figures, ProbeResult, TestResult},
+=======
+        AgentConfig, ClientConfig, ControlConnection, EventType, Figures, ProbeResult, Revision,
+        StatisticsScope, TestOutcome, TestResult, TestSession, record,
+    },
+    results::{Filter, Results, StatisticsQuery, Subject, page},
+>>>>>>> 2d61716 (store: an envelope of its own for what is stored, migrations forward)
     store::{
         ConfigStore, PersistedConnection, PersistedOutage, ResultStore, Retention, StateDirectory,
-        StoreState,
+        StoreState, StoredRevision,
     },
-    time::UnixTime,
+    time::{Monotonic, Now, UnixTime},
 };
 
 fn agent(directory: &Path) -> std::process::Output {
@@ -64,7 +72,7 @@ fn a_development_layout_is_refused_and_kept() {
     let output = agent(directory.path());
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{said}");
-    assert!(said.contains("db export") && said.contains("db import"), "{said}");
+    assert!(said.contains("another state directory"), "{said}");
     let db = sled::open(&path).unwrap();
     assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
 }
@@ -422,5 +430,110 @@ fn the_state_of_a_connection_survives_a_kill() {
     assert_eq!(again.persisted_connection("lost"), outage(2));
     for name in ["ended", "removed"] {
         assert_eq!(again.persisted_connection(name), PersistedConnection::default());
+    }
+}
+
+/// Directories of each version of the layout, as an agent of that version left them.
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/state");
+const FIXTURE_NS: u64 = 1_790_000_000_000_000_000;
+
+fn fixture_time() -> Now {
+    Now { monotonic: Monotonic(1), unix: UnixTime(FIXTURE_NS) }
+}
+
+fn fixture_config(connections: usize) -> AgentConfig {
+    let connection = |number| ControlConnection {
+        name: format!("c{number}"),
+        target_address: "192.0.2.1".into(),
+        test_sessions: vec![TestSession { name: "s".into(), ..TestSession::default() }],
+        ..ControlConnection::default()
+    };
+    let control_connections = (1..=connections).map(connection).collect();
+    let client = Some(ClientConfig { control_connections });
+    AgentConfig { client, ..AgentConfig::default() }
+}
+
+fn open_fixture(state: &StateDirectory) -> Arc<Results> {
+    let retention = Retention::of_all(u64::MAX, 1 << 30);
+    let store = ResultStore::open(state, retention, "fixture-agent", fixture_time).unwrap();
+    Results::open(store, "boot".into(), None).unwrap()
+}
+
+fn fixture_outage() -> PersistedConnection {
+    let outage = PersistedOutage { since_unix_ns: FIXTURE_NS, attempts: 7, ..Default::default() };
+    PersistedConnection { outage: Some(outage), ..PersistedConnection::default() }
+}
+
+/// Writes the state that the fixture of a version holds.
+fn write_fixture(directory: &Path) {
+    let state = StateDirectory::open(directory).unwrap();
+    let config = ConfigStore::open(&state).unwrap();
+    for revision in 1..=2 {
+        let stored = StoredRevision {
+            revision: Some(Revision { revision, author: "uid:0".into(), ..Revision::default() }),
+            config: Some(fixture_config(revision as usize)),
+            ..StoredRevision::default()
+        };
+        config.commit(revision, &stored).unwrap();
+    }
+    let results = open_fixture(&state);
+    let time = UnixTime(FIXTURE_NS);
+    let subject = || Subject::new("c1", "s", Default::default(), ResultKeeping::Stored);
+    for number in 1..=3 {
+        let at_ns = FIXTURE_NS + number * 1_000_000_000;
+        let minute = Some(at_ns / MINUTE_NS);
+        results.test(subject(), Box::new(test(at_ns, at_ns + 1_000_000, 5)), minute, time);
+    }
+    let probe = |sequence| ProbeResult { sequence, ..ProbeResult::default() };
+    results.probes(subject(), (0..9).map(probe).collect(), time);
+    results.agent_event(EventType::ConfigCommitted, 2, "a detail".into(), time);
+    results.persist_connection("c1", fixture_outage());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(results.flush()).unwrap();
+    runtime.block_on(results.acknowledge("consumer", 2)).unwrap();
+    results.close();
+}
+
+/// A start reads all that an agent of each version stored. `UPDATE_FIXTURES=1` writes the directory of
+/// this version, where there is none.
+#[test]
+fn a_state_of_each_version_is_read() {
+    let current = Path::new(FIXTURES).join("4");
+    if std::env::var_os("UPDATE_FIXTURES").is_some() && !current.exists() {
+        write_fixture(&current);
+        std::fs::remove_file(current.join("lock")).unwrap();
+    }
+    let versions: Vec<_> = std::fs::read_dir(FIXTURES).unwrap().map(Result::unwrap).collect();
+    assert!(versions.iter().any(|version| version.path() == current));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for version in versions {
+        let directory = as_killed(&version.path());
+        let whole = db::verify(directory.path()).unwrap();
+        assert!(whole.contains("whole; 2 revisions; 5 records, cursors 1 to 5"), "{whole}");
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let config = ConfigStore::open(&state).unwrap();
+        assert_eq!(config.damage(), "");
+        let revision = |number| config.revision(number).unwrap().unwrap();
+        assert_eq!(revision(1).config, Some(fixture_config(1)));
+        assert_eq!(config.current().unwrap().unwrap().config, Some(fixture_config(2)));
+        assert_eq!(revision(2).revision.unwrap().author, "uid:0");
+
+        let results = open_fixture(&state);
+        assert_eq!((results.damage(), results.agent_id()), ("", "fixture-agent"));
+        assert_eq!(all_tests(&results), (3, 15));
+        assert_eq!(results.consumers().unwrap(), [("consumer".to_owned(), 2)]);
+        assert_eq!(results.persisted_connection("c1"), Some(fixture_outage()));
+        let read = page(&results, &Filter::default(), 0, 100, false);
+        let records = runtime.block_on(read).unwrap().records;
+        let events = records.iter().filter_map(|record| match &record.kind {
+            Some(record::Kind::Event(event)) => Some(event.detail.as_str()),
+            _ => None,
+        });
+        assert_eq!((records.len(), events.collect::<Vec<_>>()), (5, vec!["a detail"]));
+        let probes = records.iter().find_map(|record| match &record.kind {
+            Some(record::Kind::ProbeResults(results)) => Some(results.probes.len()),
+            _ => None,
+        });
+        assert_eq!(probes, Some(9));
     }
 }

@@ -8,7 +8,7 @@
 //! beyond the next one. Ingress is RTT less egress. All numbers are zigzag varints.
 //!
 //! In front of the first is what a probe is most often, see [`Before::usual`]: a record with one of a
-//! slow session is little but its first. Blocks of earlier agents have nothing but zeros there.
+//! slow session is little but its first.
 
 use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
@@ -133,8 +133,9 @@ pub(super) fn encode(probes: &[ProbeResult], recorded: UnixTime) -> Option<Vec<u
     Some(octets)
 }
 
-/// The probes of a block; `None` where it is damaged.
-pub(super) fn decode(mut block: impl Buf, mut before: Before) -> Option<Vec<ProbeResult>> {
+/// Decodes the probes of the block of a record of this time; `None` for a damaged one.
+pub(super) fn decode(mut block: impl Buf, recorded: UnixTime) -> Option<Vec<ProbeResult>> {
+    let mut before = Before::usual(recorded);
     let mut probes = Vec::with_capacity(block.remaining() / 10);
     while block.has_remaining() {
         probes.push(take(&mut before, &mut block)?);

@@ -3,11 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::{
-    block::{self, Before},
-    convert,
-    statistics::IntervalResult,
-};
+use super::{block, convert, statistics::IntervalResult};
 use crate::{
     proto::{self, Event, Gap, Record, RecordKind, record},
     stats::{self, Figures, ProbeResult, TestResult},
@@ -69,9 +65,7 @@ struct ProbeResults {
 pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
     match entry.kind & !content::REMOVED {
         content::TEST_RESULT => Some(RecordKind::TestResult),
-        content::PROBE_BLOCK | content::PROBE_BLOCK_OF_2 | content::PROBE_RESULTS => {
-            Some(RecordKind::ProbeResults)
-        }
+        content::PROBE_BLOCK | content::PROBE_RESULTS => Some(RecordKind::ProbeResults),
         content::EVENT => Some(RecordKind::Event),
         content::INTERVAL_RESULT => Some(RecordKind::IntervalResult),
         _ => None,
@@ -94,20 +88,13 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
         RecordKind::IntervalResult => IntervalResult::decode(content)
             .map(|result| record::Kind::IntervalResult(result.into())),
         RecordKind::ProbeResults | RecordKind::Unspecified => {
-            let before = match entry.kind {
-                content::PROBE_BLOCK => Some(Before::usual(entry.time)),
-                content::PROBE_BLOCK_OF_2 => Some(Before::default()),
-                _ => None,
+            let probes = if entry.kind == content::PROBE_BLOCK {
+                block::decode(content, entry.time)
+            } else {
+                ProbeResults::decode(content).ok().map(|results| results.probes)
             };
-            let probes = before.map(|before| block::decode(content.clone(), before));
-            match probes {
-                Some(probes) => Ok(probes.ok_or_else(damaged)?),
-                None => ProbeResults::decode(content).map(|results| results.probes),
-            }
-            .map(|probes| {
-                let probes = probes.into_iter().map(convert::probe_result).collect();
-                record::Kind::ProbeResults(proto::ProbeResults { probes })
-            })
+            let probes = probes.ok_or_else(damaged)?.into_iter().map(convert::probe_result);
+            Ok(record::Kind::ProbeResults(proto::ProbeResults { probes: probes.collect() }))
         }
     };
     Ok(Record {

@@ -10,72 +10,17 @@ use std::{
     },
 };
 
-use prost::Message;
-
 use super::{
     StateDirectory, StoreError,
     engine::Engine,
+    envelope::{self, StoredAnswer, StoredRevision, Unconfirmed},
     last_good::{self, LastGood},
-    revisions::{Revisions, Step},
+    revisions::Revisions,
     room,
 };
 use crate::proto;
 
 const CACHE_OCTETS: u64 = 4 << 20;
-
-/// A revision as it is kept.
-#[derive(Clone, PartialEq, Message)]
-pub struct StoredRevision {
-    /// Number, author, comment, digest.
-    #[prost(message, optional, tag = "1")]
-    pub revision: Option<proto::Revision>,
-    /// The document.
-    #[prost(message, optional, tag = "2")]
-    pub config: Option<proto::AgentConfig>,
-    /// The answer to the request that made it, for when the request comes again.
-    #[prost(message, optional, tag = "3")]
-    pub answer: Option<proto::ApplyConfigResponse>,
-    /// Of the request that made it.
-    #[prost(string, tag = "4")]
-    pub request_digest: String,
-    /// It is to be rolled back unless it is confirmed.
-    #[prost(message, optional, tag = "5")]
-    pub unconfirmed: Option<Unconfirmed>,
-}
-
-/// What becomes of a revision that is not confirmed.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Unconfirmed {
-    /// When it is rolled back, nanoseconds since 1970.
-    #[prost(uint64, tag = "1")]
-    pub until_unix_ns: u64,
-    /// The revision whose document then holds again; 0 for an empty one.
-    #[prost(uint64, tag = "2")]
-    pub rollback_to: u64,
-    /// For how long it waits, nanoseconds; 0 where an earlier version did not say.
-    #[prost(uint64, tag = "3")]
-    pub timeout_ns: u64,
-    /// The same time since the host was started, nanoseconds: nobody sets that clock.
-    #[prost(uint64, tag = "4")]
-    pub until_uptime_ns: u64,
-    /// Which start of the host that was; 0 where an earlier version did not say.
-    #[prost(fixed64, tag = "5")]
-    pub boot: u64,
-}
-
-/// The answer to a request that made no revision.
-#[derive(Clone, PartialEq, Message)]
-pub struct StoredAnswer {
-    /// Of the request.
-    #[prost(string, tag = "1")]
-    pub request_id: String,
-    /// Of its document.
-    #[prost(string, tag = "2")]
-    pub digest: String,
-    /// The answer.
-    #[prost(message, optional, tag = "3")]
-    pub answer: Option<proto::ApplyConfigResponse>,
-}
 
 /// The configuration database.
 #[derive(Debug)]
@@ -206,12 +151,10 @@ impl ConfigStore {
                     self.digest_key(key)?;
                 }
                 let stored = copy.stored.clone().unwrap_or_default();
-                if let (Some(waits), Some(rollback)) = (stored.unconfirmed, &copy.rollback) {
-                    self.with_database(|database, _| {
-                        database.write_pieces(waits.rollback_to, rollback, Step::Prune)
-                    })?;
+                if let (Some(waits), Some(rollback)) = (stored.unconfirmed(), &copy.rollback) {
+                    self.with_database(|database, _| database.write(waits.rollback_to, rollback))?;
                 }
-                self.commit(revision, &stored)?;
+                self.commit(revision, &stored.open()?)?;
                 if copy.confirmed > 0 {
                     self.confirm(copy.confirmed)?;
                 }
@@ -301,24 +244,24 @@ impl ConfigStore {
     /// The current revision; `None` where nothing was ever committed.
     pub fn current(&self) -> Result<Option<StoredRevision>, StoreError> {
         let found = self.with_database(Revisions::revision);
-        found.or_else(|error| {
+        let found = found.or_else(|error| {
             let copy = self.copy().map(|copy| copy.stored);
             copy.ok_or(error)
-        })
+        })?;
+        found.map(|stored| stored.open()).transpose()
     }
 
     /// A kept revision.
     pub fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let found = self.with_database(|database, _| database.revision(revision));
-        found.or_else(|error| {
-            let is_it = |stored: &StoredRevision| {
-                stored.revision.as_ref().is_some_and(|found| found.revision == revision)
-            };
+        let found = found.or_else(|error| {
+            let is_it = |stored: &envelope::Revision| stored.number() == revision;
             let kept = self
                 .copy()
                 .and_then(|copy| [copy.stored, copy.rollback].into_iter().flatten().find(is_it));
             kept.map(Some).ok_or(error)
-        })
+        })?;
+        found.map(|stored| stored.open()).transpose()
     }
 
     /// The copy, if it is of the current revision: while the database fails, what runs can be read.
@@ -339,7 +282,7 @@ impl ConfigStore {
         found.or_else(|error| {
             let copy = self.copy().ok_or(error)?;
             let revision = copy.revision();
-            let waits = copy.stored.and_then(|stored| stored.unconfirmed);
+            let waits = copy.stored.and_then(|stored| stored.unconfirmed());
             Ok(waits.filter(|_| copy.confirmed < revision).map(|waits| (revision, waits)))
         })
     }
@@ -361,36 +304,22 @@ impl ConfigStore {
 
     /// Makes `stored` the current revision. It is on the disk when this returns.
     pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
-        self.commit_until(revision, stored, Step::Prune)
-    }
-
-    fn commit_until(
-        &self,
-        revision: u64,
-        stored: &StoredRevision,
-        last: Step,
-    ) -> Result<(), StoreError> {
         room::check(&self.directory)?;
         self.with_database(|database, current| {
-            if let Err(error) = database.commit(revision, stored, last) {
+            let written = database.write(revision, &stored.into());
+            if let Err(error) = written.and_then(|()| database.make_current(revision)) {
                 // The disk may or may not name the new revision now; make it the old one again.
                 let _ = database.stay_at(current);
                 return Err(error);
             }
-            if last >= Step::Named {
-                self.current.store(revision, Relaxed);
-            }
-            if last == Step::Prune
-                && let Err(error) = database.prune(revision, stored.unconfirmed)
-            {
+            self.current.store(revision, Relaxed);
+            if let Err(error) = database.prune(revision, stored.unconfirmed) {
                 // The commit stands; what is left over goes with the next one.
                 tracing::warn!(%error, revision, "cannot remove an old revision");
             }
             Ok(())
         })?;
-        if last == Step::Prune {
-            self.save_copy();
-        }
+        self.save_copy();
         Ok(())
     }
 }

@@ -5,8 +5,6 @@
 pub const NOTHING: u8 = 0;
 /// A `TestResult`.
 pub const TEST_RESULT: u8 = 1;
-/// Probes, delta-encoded, by earlier agents.
-pub const PROBE_BLOCK_OF_2: u8 = 2;
 /// An `Event`.
 pub const EVENT: u8 = 3;
 /// An `IntervalResult`.

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::document::hexadecimal;
 
 const NAME: &str = "results.last";
-/// Two cursors and their sum; earlier agents wrote one.
+/// Octets of two cursors and their checksum.
 const OCTETS: usize = 8 + 8 + 32;
 /// Set where records are told that are not stored.
 const NOT_STORED: u64 = 1 << 63;
@@ -135,11 +135,6 @@ fn parse(octets: &[u8]) -> Option<Written> {
         return None;
     }
     match cursors.as_chunks::<8>() {
-        // An earlier agent wrote it behind what the disk had written.
-        ([cursor], []) => {
-            let cursor = u64::from_be_bytes(*cursor);
-            Some(Written { cursor, durable: cursor & !NOT_STORED })
-        }
         ([cursor, durable], []) => Some(Written {
             cursor: u64::from_be_bytes(*cursor),
             durable: u64::from_be_bytes(*durable),
@@ -194,11 +189,6 @@ mod tests {
         }
         fs::write(&mark.path, &octets[..11]).unwrap();
         assert_eq!(mark.read(), Told::default());
-        // As an earlier agent wrote it.
-        let cursor = 90u64.to_be_bytes();
-        let earlier = [&cursor[..], &Sha256::digest(cursor)].concat();
-        fs::write(&mark.path, earlier).unwrap();
-        assert_eq!(mark.read(), Told { up_to: 90, durable: 90, not_stored: false });
     }
 
     #[test]

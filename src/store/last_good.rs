@@ -6,7 +6,7 @@ use std::{fs, io, path::Path};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::{config::StoredRevision, disk};
+use super::{disk, envelope::Revision};
 
 /// Of the file.
 pub(super) const NAME: &str = "config.last";
@@ -17,7 +17,7 @@ const SUM_OCTETS: usize = 32;
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LastGood {
     #[prost(message, optional, tag = "1")]
-    pub(super) stored: Option<StoredRevision>,
+    pub(super) stored: Option<Revision>,
     /// See `ConfigStore::digest_key`.
     #[prost(bytes = "vec", tag = "2")]
     pub(super) digest_key: Vec<u8>,
@@ -26,14 +26,13 @@ pub(super) struct LastGood {
     pub(super) confirmed: u64,
     /// Where `stored` waits to be confirmed: what is gone back to otherwise.
     #[prost(message, optional, tag = "4")]
-    pub(super) rollback: Option<StoredRevision>,
+    pub(super) rollback: Option<Revision>,
 }
 
 impl LastGood {
     /// Number of the revision; 0 for none.
     pub(super) fn revision(&self) -> u64 {
-        let revision = self.stored.as_ref().and_then(|stored| stored.revision.as_ref());
-        revision.map_or(0, |revision| revision.revision)
+        self.stored.as_ref().map_or(0, Revision::number)
     }
 
     /// The copy in a state directory; `None` where there is none that can be believed.

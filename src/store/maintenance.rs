@@ -130,9 +130,10 @@ pub fn verify(
     }
     for kept in &trees.statistics {
         let (key, value) = kept.map_err(StoreError::from)?;
-        if !is_key(&key) || value.len() < size_of::<u64>() {
+        if !is_key(&key) {
             return Err(StoreError::Damaged("statistics").into());
         }
+        super::state::snapshot(&key, &value)?;
     }
     for consumer in &trees.consumers {
         let (name, _) = consumer.map_err(StoreError::from)?;

@@ -16,6 +16,7 @@ pub mod content;
 mod disk;
 mod engine;
 mod entries;
+mod envelope;
 mod high_water;
 mod identity;
 mod index;
@@ -50,8 +51,9 @@ use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
 pub use commands::StoreState;
-pub use config::{ConfigStore, StoredAnswer, StoredRevision, Unconfirmed};
+pub use config::ConfigStore;
 pub use connections::{PersistedCompletion, PersistedConnection, PersistedOutage, PersistedStop};
+pub use envelope::{StoredAnswer, StoredRevision, Unconfirmed};
 pub use layout::{Entry, Subject};
 pub use page::MAXIMUM_CONTENT_OCTETS;
 pub use results::ResultStore;
@@ -96,8 +98,7 @@ pub enum StoreError {
     },
     /// Written by a version that was never released.
     #[error(
-        "{} was written by a development version whose layout this agent does not read: run \
-         `twamp-agent db export` of that version, and `twamp-agent db import` of this one into \
+        "{} was written by a development version whose layout this agent does not read: start with \
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
@@ -171,8 +172,9 @@ impl StateDirectory {
         }
         match locked {
             Ok(lock) => {
-                schema::check(path)?;
+                let version = schema::check(path)?;
                 maintenance::recover(path).map_err(failed)?;
+                schema::migrate(path, version)?;
                 Ok(Self { path: path.to_owned(), _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),

@@ -19,8 +19,8 @@ use super::{
     high_water::HighWater,
     identity,
     state::{
-        AS_OF_OCTETS, CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value,
-        first_cursor, newest_kept, position,
+        CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value, first_cursor,
+        newest_kept, position, snapshot,
     },
     windows::{self, WindowList, Windows},
     writer::{Open, Writer},
@@ -245,11 +245,7 @@ impl ResultStore {
         let trees = self.trees()?;
         let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
             let (key, value) = entry?;
-            let (as_of, content) = value
-                .split_first_chunk::<AS_OF_OCTETS>()
-                .ok_or(StoreError::Damaged("statistics"))?;
-            let as_of_cursor = u64::from_be_bytes(*as_of);
-            Ok(Snapshot { key: key.to_vec(), as_of_cursor, content: content.to_vec() })
+            snapshot(&key, &value)
         };
         trees.statistics.iter().map(read).collect()
     }

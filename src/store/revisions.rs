@@ -6,8 +6,8 @@ use prost::Message;
 
 use super::{
     MAXIMUM_VALUE_OCTETS, StoreError,
-    config::{StoredAnswer, StoredRevision, Unconfirmed},
     engine::Engine,
+    envelope::{Answer, Revision, StoredAnswer, Unconfirmed},
 };
 use crate::{model::limits::REVISIONS_KEPT, proto};
 
@@ -45,8 +45,8 @@ impl Revisions {
     /// Reads whatever the agent cannot do without.
     pub(super) fn check(&self, current: u64) -> Result<(), StoreError> {
         self.remove_beyond(current)?;
-        if current > 0 && self.revision(current)?.is_none() {
-            return Err(StoreError::Damaged("configuration"));
+        if current > 0 {
+            self.revision(current)?.ok_or(StoreError::Damaged("configuration"))?.open()?;
         }
         self.answers()?;
         self.unconfirmed(current)?;
@@ -73,7 +73,7 @@ impl Revisions {
             None => 1,
         };
         let answered = StoredAnswer { request_id: request_id.to_owned(), ..answered.clone() };
-        let octets = answered.encode_to_vec();
+        let octets = Answer::from(answered).encode_to_vec();
         if octets.len() > MAXIMUM_VALUE_OCTETS {
             // Many warnings: such an answer is remembered until the agent ends.
             return Ok(());
@@ -89,7 +89,9 @@ impl Revisions {
     pub(super) fn answers(&self) -> Result<Vec<StoredAnswer>, StoreError> {
         let decode = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
             let (_, octets) = entry?;
-            StoredAnswer::decode(octets.as_ref()).map_err(|_| StoreError::Damaged("answers"))
+            let answer =
+                Answer::decode(octets.as_ref()).map_err(|_| StoreError::Damaged("answers"));
+            answer?.open()
         };
         self.answers.iter().map(decode).collect()
     }
@@ -111,7 +113,7 @@ impl Revisions {
     }
 
     /// A kept revision.
-    pub(super) fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
+    pub(super) fn revision(&self, revision: u64) -> Result<Option<Revision>, StoreError> {
         let mut octets = Vec::new();
         for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
             octets.extend_from_slice(&piece?.1);
@@ -119,7 +121,7 @@ impl Revisions {
         if octets.is_empty() {
             return Ok(None);
         }
-        StoredRevision::decode(octets.as_slice())
+        Revision::decode(octets.as_slice())
             .map(Some)
             .map_err(|_| StoreError::Damaged("configuration"))
     }
@@ -131,7 +133,7 @@ impl Revisions {
         let mut revisions = Vec::new();
         for number in (oldest..=current).rev() {
             match self.revision(number) {
-                Ok(stored) => revisions.extend(stored.and_then(|stored| stored.revision)),
+                Ok(stored) => revisions.extend(stored.map(|stored| stored.description())),
                 Err(error @ StoreError::Damaged(_)) => tracing::warn!(%error, number),
                 Err(error) => return Err(error),
             }
@@ -147,7 +149,7 @@ impl Revisions {
         if current == 0 || self.confirmed()? >= current {
             return Ok(None);
         }
-        let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed);
+        let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed());
         let Some(unconfirmed) = unconfirmed else { return Ok(None) };
         Ok(Some((current, self.prolonged(current)?.unwrap_or(unconfirmed))))
     }
@@ -197,22 +199,17 @@ impl Revisions {
         done
     }
 
-    /// Makes `stored` the current revision, up to a step of that. It is on the disk when this
-    /// returns.
-    pub(super) fn commit(
-        &self,
-        revision: u64,
-        stored: &StoredRevision,
-        last: Step,
-    ) -> Result<(), StoreError> {
-        self.write_pieces(revision, stored, last)?;
-        if last == Step::HalfWritten {
-            return Ok(());
+    /// Stores a revision next to the current one. It is on the disk when this returns.
+    pub(super) fn write(&self, revision: u64, stored: &Revision) -> Result<(), StoreError> {
+        let octets = stored.encode_to_vec();
+        for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
+            self.pieces.insert(piece_key(revision, index as u32), piece)?;
         }
-        self.engine.flush_durably()?;
-        if last == Step::Written {
-            return Ok(());
-        }
+        self.engine.flush_durably()
+    }
+
+    /// Makes a stored revision the current one. That is on the disk when this returns.
+    pub(super) fn make_current(&self, revision: u64) -> Result<(), StoreError> {
         self.meta.insert(CURRENT, &revision.to_be_bytes())?;
         self.engine.flush_durably()
     }
@@ -227,22 +224,6 @@ impl Revisions {
             Some(old) => self.remove_up_to(old, unconfirmed),
             None => Ok(()),
         }
-    }
-
-    pub(super) fn write_pieces(
-        &self,
-        revision: u64,
-        stored: &StoredRevision,
-        last: Step,
-    ) -> Result<(), StoreError> {
-        let octets = stored.encode_to_vec();
-        for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
-            self.pieces.insert(piece_key(revision, index as u32), piece)?;
-            if last == Step::HalfWritten {
-                break;
-            }
-        }
-        Ok(())
     }
 
     fn remove_up_to(
@@ -267,16 +248,6 @@ impl Revisions {
         }
         Ok(())
     }
-}
-
-/// Steps of a commit, in order; a test ends a commit behind each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(test), allow(dead_code))]
-pub(super) enum Step {
-    HalfWritten,
-    Written,
-    Named,
-    Prune,
 }
 
 fn piece_key(revision: u64, index: u32) -> [u8; 12] {

@@ -7,14 +7,20 @@ use super::{StoreError, disk};
 
 /// Version of the layout that this agent writes.
 pub(super) const SCHEMA: u32 = 4;
+/// Steps from each version to the next one, up to [`SCHEMA`]. A step that was cut short is run again.
+const MIGRATIONS: [Migration; 0] = [];
 /// Oldest version that this agent reads. Layouts before it were never released.
-const OLDEST: u32 = 4;
+const OLDEST: u32 = SCHEMA - MIGRATIONS.len() as u32;
 pub(super) const NAME: &str = "schema";
 /// Present in a directory of the development layouts, which had no file of their own for the version.
 const DEVELOPMENT: [&str; 2] = ["results.sled", "results.old"];
 
-/// Checks the version of a state directory, and writes it into a new one.
-pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
+/// Rewrites a state directory that nobody has open.
+type Migration = fn(&Path) -> Result<(), StoreError>;
+
+/// Reads the version of a state directory, and writes it into a new one. One that this agent does not
+/// read is left as it is.
+pub(super) fn check(directory: &Path) -> Result<u32, StoreError> {
     let path = directory.join(NAME);
     let failed = |source| StoreError::Directory { path: path.clone(), source };
     let text = match fs::read_to_string(&path) {
@@ -23,35 +29,58 @@ pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
             if DEVELOPMENT.iter().any(|name| directory.join(name).exists()) {
                 return Err(StoreError::OldSchema(directory.to_owned()));
             }
-            return write(directory).map_err(failed);
+            return write(directory, SCHEMA).map(|()| SCHEMA);
         }
-        // Not text: what it says is unknown.
+        // Not text: the version is unknown.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
         Err(error) => return Err(failed(error)),
     };
     match text.trim().parse() {
-        Ok(found) if found > SCHEMA => {
-            Err(StoreError::NewerSchema { path: directory.to_owned(), found })
-        }
-        Ok(found) if found < OLDEST => Err(StoreError::OldSchema(directory.to_owned())),
-        Ok(_) => Ok(()),
+        Ok(found) => check_version(directory, found).map(|()| found),
         // A newer agent would have written a number: the disk damaged it.
         Err(_) => {
             tracing::error!(file = %path.display(), "damaged, written again");
-            write(directory).map_err(failed)
+            write(directory, SCHEMA).map(|()| SCHEMA)
         }
     }
 }
 
-fn write(directory: &Path) -> io::Result<()> {
-    disk::replace(
-        &directory.join(NAME),
-        &[format!(
-            "{SCHEMA}
-"
-        )
-        .as_bytes()],
-    )
+/// Refuses a version that this agent does not read.
+pub(super) fn check_version(directory: &Path, found: u32) -> Result<(), StoreError> {
+    if found > SCHEMA {
+        return Err(StoreError::NewerSchema { path: directory.to_owned(), found });
+    }
+    if found < OLDEST {
+        return Err(StoreError::OldSchema(directory.to_owned()));
+    }
+    Ok(())
+}
+
+/// Brings a state directory of a version to [`SCHEMA`].
+pub(super) fn migrate(directory: &Path, found: u32) -> Result<(), StoreError> {
+    run(directory, found, OLDEST, &MIGRATIONS)
+}
+
+fn run(
+    directory: &Path,
+    found: u32,
+    oldest: u32,
+    migrations: &[Migration],
+) -> Result<(), StoreError> {
+    for (version, migration) in (oldest..).zip(migrations).filter(|(version, _)| *version >= found)
+    {
+        migration(directory)?;
+        write(directory, version + 1)?;
+        tracing::info!(from = version, to = version + 1, "state directory migrated");
+    }
+    Ok(())
+}
+
+/// Writes the version of a state directory.
+pub(super) fn write(directory: &Path, version: u32) -> Result<(), StoreError> {
+    let path = directory.join(NAME);
+    disk::replace(&path, &[format!("{version}\n").as_bytes()])
+        .map_err(|source| StoreError::Directory { path, source })
 }
 
 #[cfg(test)]
@@ -78,12 +107,44 @@ mod tests {
         assert!(matches!(check(directory.path()), Err(StoreError::OldSchema(_))));
     }
 
+    /// Each step runs once and in order, one that failed is run again, and no step that was done.
+    #[test]
+    fn migrations_go_forward_one_version_at_a_time() {
+        fn append(directory: &Path, name: &str) -> Result<(), StoreError> {
+            let file = directory.join("steps");
+            let before = fs::read_to_string(&file).unwrap_or_default();
+            fs::write(&file, before + name).unwrap();
+            match directory.join("fails").exists() {
+                true if name == "b" => Err(StoreError::Damaged("step")),
+                _ => Ok(()),
+            }
+        }
+        let migrations: [Migration; 3] = [
+            |directory| append(directory, "a"),
+            |directory| append(directory, "b"),
+            |directory| append(directory, "c"),
+        ];
+        for (found, steps) in [(7, "abbc"), (8, "bbc"), (9, "c"), (10, "")] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            write(path, found).unwrap();
+            fs::write(path.join("fails"), "").unwrap();
+            let failed = run(path, found, 7, &migrations).is_err();
+            assert_eq!(failed, found < 9);
+            fs::remove_file(path.join("fails")).unwrap();
+            let version = fs::read_to_string(path.join(NAME)).unwrap().trim().parse().unwrap();
+            run(path, version, 7, &migrations).unwrap();
+            assert_eq!(fs::read_to_string(path.join("steps")).unwrap_or_default(), steps);
+            assert_eq!(fs::read_to_string(path.join(NAME)).unwrap(), "10\n");
+        }
+    }
+
     #[test]
     fn a_directory_of_a_development_version_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("results.sled")).unwrap();
         let refused = check(directory.path()).unwrap_err().to_string();
-        assert!(refused.contains("db export") && refused.contains("db import"), "{refused}");
+        assert!(refused.contains("another state directory"), "{refused}");
         assert!(!directory.path().join(NAME).exists());
     }
 }

@@ -25,8 +25,9 @@ pub(super) const RESULTS: &str = "results";
 pub(super) const NEXT_CURSOR: &[u8] = b"next-cursor";
 pub(super) const KERNEL_BOOT: &[u8] = b"kernel-boot-id";
 
-/// Octets of value in front of what is kept: the cursor that it is as of.
-pub(super) const AS_OF_OCTETS: usize = 8;
+/// Encoding of statistics: messages of `twamp.agent.v1`. It stands before the cursor that a part is as
+/// of, and the content.
+const API_V1: u8 = 1;
 
 /// A part of the statistics as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,9 +66,18 @@ impl Trees {
 /// Parts of statistics by their keys; `None` stands for "no longer there".
 pub type Changed = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-/// A value of a part of the statistics.
+/// Encodes the value of a part of the statistics.
 pub(super) fn snapshot_value(as_of_cursor: u64, content: &[u8]) -> Vec<u8> {
-    [as_of_cursor.to_be_bytes().as_slice(), content].concat()
+    [&[API_V1], as_of_cursor.to_be_bytes().as_slice(), content].concat()
+}
+
+/// Decodes a part of the statistics.
+pub(super) fn snapshot(key: &[u8], value: &[u8]) -> Result<Snapshot, StoreError> {
+    let (encoding, value) = value.split_first().unwrap_or((&0, &[]));
+    let parts = value.split_first_chunk().filter(|_| *encoding == API_V1);
+    let (as_of, content) = parts.ok_or(StoreError::Damaged("statistics"))?;
+    let as_of_cursor = u64::from_be_bytes(*as_of);
+    Ok(Snapshot { key: key.to_vec(), as_of_cursor, content: content.to_vec() })
 }
 
 /// Position of a consumer.

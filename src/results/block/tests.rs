@@ -69,49 +69,13 @@ proptest! {
     fn probes_come_out_as_they_went_in(probes in prop::collection::vec(probe(), 0..30)) {
         let recorded = UnixTime(1_790_000_000_000_000_000);
         let block = encode(&probes, recorded).unwrap();
-        prop_assert_eq!(decode(block.as_slice(), Before::usual(recorded)).unwrap(), probes);
+        prop_assert_eq!(decode(block.as_slice(), recorded).unwrap(), probes);
     }
 
     #[test]
     fn what_is_no_block_does_no_harm(block in prop::collection::vec(any::<u8>(), 0..100)) {
-        for before in [Before::default(), Before::usual(UnixTime(1))] {
-            let _ = decode(block.as_slice(), before);
-        }
+        let _ = decode(block.as_slice(), UnixTime(1));
     }
-}
-
-/// As an agent with schema 2 stored them.
-#[test]
-fn a_block_of_an_earlier_agent_is_read() {
-    let block = [
-        0xcd, 0x02, 0x01, 0x80, 0x89, 0x7a, 0xd0, 0x0f, 0xa0, 0x06, 0xc8, 0x01, 0x07, 0xff, 0xfe,
-        0x00, 0x01, 0x02, 0x00,
-    ];
-    let first = ProbeResult {
-        test_number: 1,
-        sent_unix_ns: 1_000_000,
-        status: ProbeStatus::Received.into(),
-        rtt_ns: Some(1_000),
-        egress_ns: Some(400),
-        ingress_ns: Some(600),
-        reflector_processing_ns: Some(100),
-        reflector_sequence: Some(0),
-        egress_ttl: Some(255),
-        ingress_ttl: Some(254),
-        ingress_tos: Some(0),
-        transmit_timestamp_source: TimestampSource::User.into(),
-        receive_timestamp_source: Some(TimestampSource::User.into()),
-        ..ProbeResult::default()
-    };
-    let second = ProbeResult {
-        test_number: 1,
-        sequence: 1,
-        sent_unix_ns: 2_000_000,
-        status: ProbeStatus::Lost.into(),
-        transmit_timestamp_source: TimestampSource::User.into(),
-        ..ProbeResult::default()
-    };
-    assert_eq!(decode(block.as_slice(), Before::default()).unwrap(), [first, second]);
 }
 
 const SENT_NS: u64 = 1_790_000_000_000_000_000;

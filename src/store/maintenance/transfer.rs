@@ -1,6 +1,5 @@
 //! A state as a file: `TWAMPDB1` and items: length (4 octets, big-endian), a message, and its CRC-32
-//! (4 octets). It knows nothing of sled, and is how a state leaves it. Files of the development
-//! layouts, whose log was in one database, are read as well.
+//! (4 octets). It knows nothing of sled, and is how a state leaves it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +20,7 @@ use crate::store::{
     layout::WindowName,
     measure::measured,
     pool::{Files, Pool},
-    schema::{self, SCHEMA},
+    schema,
     state::{RESULTS, Trees},
     windows::{self, Windows},
 };
@@ -181,10 +180,9 @@ impl Import {
         if key == MARK && tree == sled_default() {
             let found = value.as_slice().try_into().map(u32::from_be_bytes);
             let found = found.map_err(|_| StoreError::Damaged("schema"))?;
-            if found > SCHEMA {
-                let path = directory.to_owned();
-                return Err(StoreError::NewerSchema { path, found }.into());
-            }
+            schema::check_version(directory, found)?;
+            // The next start migrates all of it.
+            schema::write(directory, found)?;
             return Ok([CONFIG, LOG].contains(&database.as_str()));
         }
         match database.as_str() {
