@@ -486,7 +486,7 @@ fn write_fixture(directory: &Path) {
     }
     let probe = |sequence| ProbeResult { sequence, ..ProbeResult::default() };
     results.probes(subject(), (0..9).map(probe).collect(), time);
-    results.agent_event(EventType::ConfigCommitted, 2, "a detail".into(), time);
+    results.agent_event(EventType::ConfigurationCommitted, 2, "a detail".into(), time);
     results.persist_connection("c1", fixture_outage());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(results.flush()).unwrap();
@@ -523,7 +523,8 @@ fn a_state_of_each_version_is_read() {
         assert_eq!(all_tests(&results), (3, 15));
         assert_eq!(results.consumers().unwrap(), [("consumer".to_owned(), 2)]);
         assert_eq!(results.persisted_connection("c1"), Some(fixture_outage()));
-        let read = page(&results, &Filter::default(), 0, 100, false);
+        let filter = Filter::default();
+        let read = page(&results, &filter, 0, 100, false);
         let records = runtime.block_on(read).unwrap().records;
         let events = records.iter().filter_map(|record| match &record.kind {
             Some(record::Kind::Event(event)) => Some(event.detail.as_str()),

@@ -8,7 +8,7 @@ use crate::{
     proto,
     store::{
         ConfigStore, ResultStore, Retention, StoredRevision, Subject, high_water::HighWater,
-        layout::WindowName,
+        layout::WindowName, schema::SCHEMA,
     },
     time::{Monotonic, Now, UnixTime},
 };
