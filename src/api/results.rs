@@ -1,9 +1,10 @@
 //! `ResultsService`: records, statistics and consumers.
 
-use std::{pin::Pin, time::Duration};
+use std::{ops::Range, pin::Pin, time::Duration};
 
 use futures_util::stream::{Stream, unfold};
 use prost::Message as _;
+use prost_types::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -25,6 +26,7 @@ use crate::{
         stream_records_request::From as From_, stream_records_response::Message,
     },
     results::{Filter, Reader, Start, StreamItem, page},
+    time::UnixTime,
 };
 
 type Records = Pin<Box<dyn Stream<Item = Result<StreamRecordsResponse, Status>> + Send>>;
@@ -64,7 +66,10 @@ impl ResultsService for Context {
         let rest =
             ListRecordsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
         let paged = PageRequest::new(&rest, 0, &request.page_token)?;
-        let filter = filter(request.filter)?;
+        let mut filter = filter(request.filter)?;
+        if let Some(times) = times(request.since, request.until)? {
+            filter = filter.with_times(times);
+        }
         let limit = match u64::from(request.page_size) {
             0 => limits::PAGE_SIZE.default,
             size if limits::PAGE_SIZE.range.contains(&size) => size,
@@ -253,11 +258,28 @@ fn filter(filter: Option<RecordFilter>) -> Result<Filter, Status> {
     Filter::new(filter.unwrap_or_default()).map_err(|why| error::invalid("filter.kinds", why))
 }
 
+/// Returns the range of times from `since` to `until`; `None` for all times.
+fn times(
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+) -> Result<Option<Range<UnixTime>>, Status> {
+    if since.is_none() && until.is_none() {
+        return Ok(None);
+    }
+    let start = since.map_or(UnixTime(0), |time| UnixTime::from_proto(&time));
+    let end = until.map_or(UnixTime(u64::MAX), |time| UnixTime::from_proto(&time));
+    if start >= end {
+        return Err(error::invalid("until", "it is not later than since"));
+    }
+    Ok(Some(start..end))
+}
+
 fn start(from: Option<From_>) -> Result<Start, Status> {
     match from {
         None | Some(From_::Latest(true)) => Ok(Start::Latest),
         Some(From_::Earliest(true)) => Ok(Start::Earliest),
         Some(From_::AfterCursor(cursor)) => Ok(Start::After(cursor)),
+        Some(From_::Since(time)) => Ok(Start::Since(UnixTime::from_proto(&time))),
         Some(From_::Consumer(name)) => {
             check_name(&name).map_err(|why| error::invalid("consumer", why))?;
             Ok(Start::Consumer(name))

@@ -1,11 +1,15 @@
 //! Which records a reader wants.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+};
 
 use super::content;
 use crate::{
     proto::{RecordFilter, RecordKind},
     store::Entry,
+    time::UnixTime,
 };
 
 /// A filter; empty sets select everything.
@@ -15,6 +19,7 @@ pub struct Filter {
     sessions: HashSet<String>,
     kinds: HashSet<RecordKind>,
     labels: BTreeMap<String, String>,
+    times: Option<Range<UnixTime>>,
 }
 
 impl Filter {
@@ -36,7 +41,18 @@ impl Filter {
             sessions: filter.sessions.into_iter().collect(),
             kinds,
             labels: filter.labels,
+            times: None,
         })
+    }
+
+    /// Selects records of a range of times alone.
+    pub fn with_times(self, times: Range<UnixTime>) -> Self {
+        Self { times: Some(times), ..self }
+    }
+
+    /// Times of the records that are selected; `None` for all.
+    pub(super) fn times(&self) -> Option<&Range<UnixTime>> {
+        self.times.as_ref()
     }
 
     /// Whether an entry of the log is wanted; one without content never is.
@@ -46,6 +62,7 @@ impl Filter {
         let subject = &entry.subject;
         any(&self.connections, &subject.connection)
             && any(&self.sessions, &subject.session)
+            && self.times.as_ref().is_none_or(|times| times.contains(&entry.time))
             && (self.kinds.is_empty() || self.kinds.contains(&kind))
             && self.labels.iter().all(|(key, value)| subject.labels.get(key) == Some(value))
     }

@@ -12,6 +12,7 @@ use super::{Filter, Results, content, convert};
 use crate::{
     proto::{Record, record},
     store::{StoreError, StoreState},
+    time::UnixTime,
 };
 
 /// Records of a message of a stream.
@@ -51,7 +52,9 @@ pub enum Start {
     Earliest,
     /// At the next record to come.
     Latest,
-    /// Behind what a consumer has acknowledged.
+    /// At the earliest record of this time or a later one.
+    Since(UnixTime),
+    /// After the last record that a consumer acknowledged.
     Consumer(String),
 }
 
@@ -79,11 +82,23 @@ pub async fn page(
     let newest = results.state().borrow().newest;
     let (results, filter) = (results.clone(), filter.clone());
     blocking(move || {
-        if latest {
-            results.newest(&filter, after, newest, limit)
-        } else {
-            results.behind(&filter, after, newest, limit, after > 0)
+        let (mut first, mut last) = (after, newest);
+        if let Some(times) = filter.times() {
+            let cursors = results.log.store.cursors_at(times.clone())?;
+            first = first.max(cursors.start.saturating_sub(1));
+            last = last.min(cursors.end.saturating_sub(1));
         }
+        let mut page = if first >= last {
+            Page { records: Vec::new(), looked_at: last }
+        } else if latest {
+            results.newest(&filter, first, last, limit)?
+        } else {
+            results.behind(&filter, first, last, limit, after > 0)?
+        };
+        if page.looked_at >= last {
+            page.looked_at = newest.max(after);
+        }
+        Ok(page)
     })
     .await
 }
@@ -118,6 +133,12 @@ impl Reader {
             Start::After(cursor) => (cursor, true),
             Start::Earliest => (0, false),
             Start::Latest => (newest, true),
+            Start::Since(time) => {
+                let results = results.clone();
+                let times = time..UnixTime(u64::MAX);
+                let cursors = blocking(move || results.log.store.cursors_at(times)).await?;
+                (cursors.start.saturating_sub(1).min(newest), true)
+            }
             Start::Consumer(name) => {
                 let results = results.clone();
                 let position = blocking(move || results.log.store.consumer(&name)).await?;

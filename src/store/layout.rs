@@ -93,8 +93,9 @@ pub(super) struct Summary {
     pub(super) earliest_ns: u64,
     #[prost(fixed64, tag = "6")]
     pub(super) latest_ns: u64,
-    #[prost(bool, tag = "7")]
-    pub(super) is_unordered: bool,
+    /// Largest time by which a record is earlier than one before it.
+    #[prost(uint64, tag = "7")]
+    pub(super) disorder_ns: u64,
 }
 
 impl Summary {

@@ -38,7 +38,8 @@ fn read(pool: &Arc<Pool>, name: WindowName) -> Result<Window, StoreError> {
             if summary.records == 0 {
                 (summary.begun_ns, summary.earliest_ns, summary.latest_ns) = (at, at, at);
             }
-            summary.is_unordered |= at < summary.latest_ns;
+            let earlier_ns = summary.latest_ns.saturating_sub(at);
+            summary.disorder_ns = summary.disorder_ns.max(earlier_ns);
             summary.earliest_ns = summary.earliest_ns.min(at);
             summary.latest_ns = summary.latest_ns.max(at);
             summary.last_cursor = record.cursor;

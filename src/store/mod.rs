@@ -34,6 +34,7 @@ mod revisions;
 mod room;
 mod schema;
 mod state;
+mod times;
 mod trim;
 mod window;
 mod windows;

@@ -97,6 +97,11 @@ impl Records {
         Ok(Self { next_cursor: first_cursor, time_us, rest: page })
     }
 
+    /// Time of the first record, nanoseconds since 1970, before any was read.
+    pub(super) fn begun_ns(&self) -> Option<u64> {
+        self.time_us.checked_mul(NANOS_PER_MICRO)
+    }
+
     fn read(&mut self) -> Option<Stored> {
         let kind = self.rest.try_get_u8().ok()?;
         let subject = u32::try_from(decode_varint(&mut self.rest).ok()?).ok()?;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, mpsc},
     thread::JoinHandle,
@@ -22,10 +23,11 @@ use super::{
         CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value, first_cursor,
         newest_kept, position, snapshot,
     },
+    times,
     windows::{self, WindowList, Windows},
     writer::{Open, Writer},
 };
-use crate::time::Now;
+use crate::time::{Now, UnixTime};
 
 /// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
 /// memory of a disk that stalls; beyond it, records are dropped and counted.
@@ -264,6 +266,13 @@ impl ResultStore {
         self.trees()?;
         let list = windows::read(&self.windows);
         entries::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
+    }
+
+    /// Returns the cursors that all records with times in a range are between; the first one is exact
+    /// among the stored records. An empty range where there is no such record.
+    pub fn cursors_at(&self, times: Range<UnixTime>) -> Result<Range<u64>, StoreError> {
+        self.trees()?;
+        times::cursors(&windows::read(&self.windows), times)
     }
 
     /// The consumers with their positions.

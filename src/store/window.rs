@@ -23,8 +23,8 @@ pub(super) struct Window {
     begun_ns: u64,
     earliest_ns: AtomicU64,
     latest_ns: AtomicU64,
-    /// Times of its records do not rise: the clock was set back.
-    is_unordered: AtomicBool,
+    /// Largest time by which a record is earlier than one before it.
+    disorder_ns: AtomicU64,
     records: AtomicU64,
     octets: AtomicU64,
     /// Cursor of its last record, once it is sealed.
@@ -46,7 +46,7 @@ impl Window {
             begun_ns: summary.begun_ns,
             earliest_ns: summary.earliest_ns.into(),
             latest_ns: summary.latest_ns.into(),
-            is_unordered: summary.is_unordered.into(),
+            disorder_ns: summary.disorder_ns.into(),
             records: summary.records.into(),
             octets: summary.octets.into(),
             last_cursor: summary.last_cursor.into(),
@@ -80,7 +80,7 @@ impl Window {
             begun_ns: self.begun_ns,
             earliest_ns: self.earliest_ns.load(Relaxed),
             latest_ns: self.latest_ns.load(Relaxed),
-            is_unordered: self.is_unordered.load(Relaxed),
+            disorder_ns: self.disorder_ns.load(Relaxed),
         }
     }
 
@@ -141,9 +141,7 @@ impl Window {
     pub(super) fn note_time(&self, UnixTime(at): UnixTime) {
         let latest = self.latest_ns.fetch_max(at, Relaxed);
         self.earliest_ns.fetch_min(at, Relaxed);
-        if at < latest {
-            self.is_unordered.store(true, Relaxed);
-        }
+        self.disorder_ns.fetch_max(latest.saturating_sub(at), Relaxed);
     }
 
     /// Whether the time of a record differs from that of the first one by less than a span.
@@ -153,6 +151,14 @@ impl Window {
 
     pub(super) fn last_time(&self) -> UnixTime {
         UnixTime(self.latest_ns.load(Relaxed))
+    }
+
+    pub(super) fn earliest_time(&self) -> UnixTime {
+        UnixTime(self.earliest_ns.load(Relaxed))
+    }
+
+    pub(super) fn disorder_ns(&self) -> u64 {
+        self.disorder_ns.load(Relaxed)
     }
 
     pub(super) fn last_cursor(&self) -> u64 {

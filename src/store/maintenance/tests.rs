@@ -182,7 +182,7 @@ fn a_file_of_a_newer_agent_leaves_nothing() {
             }
             write_item(&mut changed, &item).unwrap();
         }
-        let other = directory.path().join(newer);
+        let other = directory.path().join(format!("{newer}-{schema}"));
         let refused = import(&other, &mut changed.as_slice());
         let says = |error: &MaintenanceError| error.to_string().contains(refusal);
         assert!(refused.as_ref().is_err_and(says), "{refused:?}");

@@ -662,3 +662,78 @@ fn cursors_that_were_told_and_not_stored_are_not_given_out_again() {
     store.append(now().unix.0, 10);
     wait_for(&store, |state| (state.newest, state.records) == (newest + 1, 3));
 }
+
+/// Windows, pages and records are found by time as a look at every record finds them, also where times go
+/// back within a window and from one to the next.
+#[test]
+fn records_are_found_by_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    let begun_ns = now().unix.0 / MINUTE_NS * MINUTE_NS - 10 * MINUTE_NS;
+    let mut times = Vec::new();
+    for number in 0..600u64 {
+        // Windows of a minute, with a clock that goes back at times.
+        let step_ns = if number % 97 < 5 { 20_000_000_000 } else { 0 };
+        times.push(begun_ns + number * 1_000_000_000 - step_ns);
+        store.append(*times.last().unwrap(), 500);
+    }
+    wait_for(&store, |state| state.newest == 600);
+    let check = |store: &ResultStore| {
+        for start in (0..650u64).step_by(7) {
+            for length_ns in [1, 3_000_000_000, 90_000_000_000, u64::MAX / 2] {
+                let start_ns = begun_ns + start * 1_000_000_000 - 500_000_000;
+                let range = UnixTime(start_ns)..UnixTime(start_ns.saturating_add(length_ns));
+                let wanted = |(_, time): &(u64, &u64)| range.contains(&UnixTime(**time));
+                let found: Vec<u64> = (1..).zip(&times).filter(wanted).map(|(c, _)| c).collect();
+                let cursors = store.cursors_at(range.clone()).unwrap();
+                assert!(found.iter().all(|cursor| cursors.contains(cursor)), "{start} {cursors:?}");
+                let first = (1..).zip(&times).find(|(_, time)| **time >= start_ns);
+                assert_eq!(first.map_or(u64::MAX, |(cursor, _)| cursor), cursors.start, "{start}");
+                let near = cursors.end.min(601) - cursors.start.min(601);
+                assert!(near <= found.len() as u64 + 70, "{start}: {cursors:?} {}", found.len());
+            }
+        }
+    };
+    check(&store);
+    assert!(windows::read(&store.store.windows).len() >= 10);
+    drop(store);
+    check(&open(&state));
+}
+
+/// Time to find a record in a log of `TWAMP_LOG_MIB`, and to open it: `cargo test -- --ignored`.
+#[test]
+#[ignore = "measures"]
+#[allow(clippy::print_stdout, clippy::disallowed_methods)]
+fn measure_a_large_log() {
+    let megabytes: u64 = std::env::var("TWAMP_LOG_MIB").map_or(256, |mib| mib.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let retention = Retention::of_all(u64::MAX, 1 << 40);
+    let store = Opened::with(&state, retention.clone());
+    let (begun_ns, records) = (now().unix.0 - 3_600_000_000_000, megabytes << 10);
+    for number in 0..records {
+        while store.state().borrow().newest + 8_000 < number {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        store.append(begun_ns + number * 1_000_000, 1_000);
+    }
+    wait_for(&store, |state| state.newest == records);
+    println!("{:?}", store.state().borrow());
+    drop(store);
+    let begun = std::time::Instant::now();
+    let store = Opened::with(&state, retention);
+    println!("{megabytes} MiB opened in {:?}", begun.elapsed());
+    for part in 1..10 {
+        let begun = std::time::Instant::now();
+        let number = records * part / 10;
+        let from = UnixTime(begun_ns + number * 1_000_000);
+        let cursors = store.cursors_at(from..UnixTime(u64::MAX)).unwrap();
+        assert_eq!(cursors.start, number + 1);
+        let first = store.entries(cursors.start - 1, cursors.end, 1, 1 << 20, false).unwrap();
+        assert_eq!(first[0].cursor, number + 1);
+        println!("record {number} found in {:?}", begun.elapsed());
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    println!("{:?}", status.lines().filter(|line| line.starts_with("VmRSS")).collect::<Vec<_>>());
+}
