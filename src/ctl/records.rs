@@ -92,7 +92,7 @@ pub(super) async fn list(
         after_cursor: after.unwrap_or(0),
         page_size: count,
         latest: after.is_none(),
-        page_token: String::new(),
+        ..ListRecordsRequest::default()
     };
     let answer = agent.results().list_records(request).await?.into_inner();
     print(format, &answer, "ListRecordsResponse", || {
