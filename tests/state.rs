@@ -453,10 +453,10 @@ fn fixture_config(connections: usize) -> AgentConfig {
     AgentConfig { client, ..AgentConfig::default() }
 }
 
-fn open_fixture(state: &StateDirectory) -> Arc<Results> {
+fn open_fixture(state: &StateDirectory, boot_id: &str) -> Arc<Results> {
     let retention = Retention::of_all(u64::MAX, 1 << 30);
     let store = ResultStore::open(state, retention, "fixture-agent", fixture_time).unwrap();
-    Results::open(store, "boot".into(), None).unwrap()
+    Results::open(store, boot_id.into(), None).unwrap()
 }
 
 fn fixture_outage() -> PersistedConnection {
@@ -476,7 +476,7 @@ fn write_fixture(directory: &Path) {
         };
         config.commit(revision, &stored).unwrap();
     }
-    let results = open_fixture(&state);
+    let results = open_fixture(&state, "boot-of-fixture");
     let time = UnixTime(FIXTURE_NS);
     let subject = || Subject::new("c1", "s", Default::default(), ResultKeeping::Stored);
     for number in 1..=3 {
@@ -518,7 +518,7 @@ fn a_state_of_each_version_is_read() {
         assert_eq!(config.current().unwrap().unwrap().config, Some(fixture_config(2)));
         assert_eq!(revision(2).revision.unwrap().author, "uid:0");
 
-        let results = open_fixture(&state);
+        let results = open_fixture(&state, "another boot");
         assert_eq!((results.damage(), results.agent_id()), ("", "fixture-agent"));
         assert_eq!(all_tests(&results), (3, 15));
         assert_eq!(results.consumers().unwrap(), [("consumer".to_owned(), 2)]);
@@ -531,6 +531,7 @@ fn a_state_of_each_version_is_read() {
             _ => None,
         });
         assert_eq!((records.len(), events.collect::<Vec<_>>()), (5, vec!["a detail"]));
+        assert!(records.iter().all(|record| record.incarnation == "boot-of-fixture"));
         let probes = records.iter().find_map(|record| match &record.kind {
             Some(record::Kind::ProbeResults(results)) => Some(results.probes.len()),
             _ => None,

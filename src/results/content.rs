@@ -103,6 +103,8 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
         connection: entry.subject.connection.clone(),
         session: entry.subject.session.clone(),
         labels: entry.subject.labels.clone(),
+        // Added by the reader.
+        incarnation: String::new(),
         kind: Some(read.map_err(|_| damaged())?),
     })
 }

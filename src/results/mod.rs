@@ -123,6 +123,7 @@ impl Results {
         if let Some(config) = config {
             plans.set(statistics::plans(config));
         }
+        store.begin_incarnation(&boot_id)?;
         let log = Arc::new(Log::open(store, plans.clone())?);
         let reports = Reports::start(log.clone())
             .map_err(|error| StoreError::Database(format!("its thread: {error}")))?;

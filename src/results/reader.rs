@@ -296,6 +296,8 @@ impl Results {
 
     /// Adds what is never stored.
     fn complete(&self, mut record: Record) -> Record {
+        record.incarnation =
+            self.log.store.incarnation(record.cursor).map_or_else(String::new, |id| id.to_string());
         let figures = match &mut record.kind {
             Some(record::Kind::TestResult(result)) => result.figures.as_deref_mut(),
             Some(record::Kind::IntervalResult(result)) => result.figures.as_deref_mut(),

@@ -19,6 +19,7 @@ mod entries;
 mod envelope;
 mod high_water;
 mod identity;
+mod incarnations;
 mod index;
 mod last_good;
 mod layout;

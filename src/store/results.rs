@@ -19,6 +19,7 @@ use super::{
     entries,
     high_water::HighWater,
     identity,
+    incarnations::Incarnations,
     state::{
         CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value, first_cursor,
         newest_kept, position, snapshot,
@@ -43,6 +44,8 @@ pub struct ResultStore {
     /// Not there while the database is opened anew.
     trees: SharedTrees,
     connections: Arc<Connections>,
+    incarnations: RwLock<Incarnations>,
+    directory: PathBuf,
     state: watch::Receiver<StoreState>,
     agent_id: String,
     damage: String,
@@ -153,6 +156,7 @@ impl ResultStore {
         let shared = windows.shared();
         let next_cursor = windows.next_cursor();
         let connections = Arc::new(Connections::load(&trees.connections)?);
+        let incarnations = Incarnations::load(directory.path(), &trees.incarnations)?;
         let trees: SharedTrees = Arc::new(RwLock::new(Some(trees)));
         let writer = Writer {
             open: Some(Open { windows, engine }),
@@ -184,6 +188,8 @@ impl ResultStore {
             windows,
             trees,
             connections,
+            incarnations: RwLock::new(incarnations),
+            directory: directory.path().to_owned(),
             state,
             agent_id,
             damage,
@@ -200,6 +206,20 @@ impl ResultStore {
     /// The agent, for ever.
     pub fn agent_id(&self) -> &str {
         &self.agent_id
+    }
+
+    /// Begins a run of the agent, which writes the entries to come. Before the first of them.
+    pub fn begin_incarnation(&self, id: &str) -> Result<(), StoreError> {
+        let trees = self.trees()?;
+        let earliest = self.state.borrow().earliest;
+        let mut incarnations = self.incarnations.write().unwrap_or_else(PoisonError::into_inner);
+        let copies = (self.directory.as_path(), &trees.incarnations);
+        incarnations.begin(copies, id, (earliest, self.next_cursor))
+    }
+
+    /// Returns the run of the agent that wrote a record; `None` where it is not remembered.
+    pub fn incarnation(&self, cursor: u64) -> Option<Arc<str>> {
+        self.incarnations.read().unwrap_or_else(PoisonError::into_inner).at(cursor)
     }
 
     /// The cursor of the first entry that is to come.

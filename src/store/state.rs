@@ -47,6 +47,7 @@ pub(super) struct Trees {
     pub(super) consumers: sled::Tree,
     pub(super) statistics: sled::Tree,
     pub(super) connections: sled::Tree,
+    pub(super) incarnations: sled::Tree,
 }
 
 /// Shared with the writer, who takes them away before it opens the database anew.
@@ -59,6 +60,7 @@ impl Trees {
             consumers: engine.tree("consumers")?,
             statistics: engine.tree("statistics")?,
             connections: engine.tree("connections")?,
+            incarnations: engine.tree("incarnations")?,
         })
     }
 }

@@ -1,0 +1,134 @@
+//! Runs of the agent that wrote the log, each with the first cursor it may have written: a record is
+//! named for ever by the agent, the run and the cursor, also where a copy of the disk goes its own way.
+//! They are in the state database and in a file beside it: damage to one costs nothing.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use prost::Message;
+
+use super::{StoreError, disk, layout::cursor_of};
+
+const NAME: &str = "incarnations";
+const MAGIC: &[u8] = b"twamp-agent incarnations 1\n";
+/// Runs that are remembered; the oldest ones beyond go first.
+const MOST: usize = 4096;
+
+/// The runs by their first cursors.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Incarnations(BTreeMap<u64, Arc<str>>);
+
+/// The runs as the file has them.
+#[derive(Clone, PartialEq, Message)]
+struct Stored {
+    #[prost(btree_map = "uint64, string", tag = "1")]
+    by_first_cursor: BTreeMap<u64, String>,
+}
+
+impl Incarnations {
+    /// Reads what either copy has.
+    pub(super) fn load(directory: &Path, tree: &sled::Tree) -> Result<Self, StoreError> {
+        let mut runs = read(directory).unwrap_or_default().by_first_cursor;
+        for run in tree {
+            let (cursor, id) = run?;
+            let id = String::from_utf8(id.to_vec());
+            runs.insert(cursor_of(&cursor)?, id.map_err(|_| StoreError::Damaged("incarnation"))?);
+        }
+        Ok(Self(runs.into_iter().map(|(cursor, id)| (cursor, id.into())).collect()))
+    }
+
+    /// Begins a run with the next cursor, and stores that. Runs that no record is left of go, which
+    /// are those before the run of the `earliest` one.
+    pub(super) fn begin(
+        &mut self,
+        (directory, tree): (&Path, &sled::Tree),
+        id: &str,
+        (earliest, next): (u64, u64),
+    ) -> Result<(), StoreError> {
+        self.0.insert(next, id.into());
+        let kept = self.0.range(..=earliest).next_back().map_or(0, |(first, _)| *first);
+        self.0 = self.0.split_off(&kept);
+        while self.0.len() > MOST {
+            self.0.pop_first();
+        }
+        let mut batch = sled::Batch::default();
+        for cursor in tree.iter().keys() {
+            let cursor = cursor?;
+            if !self.0.contains_key(&cursor_of(&cursor)?) {
+                batch.remove(cursor);
+            }
+        }
+        for (cursor, id) in &self.0 {
+            batch.insert(&cursor.to_be_bytes(), id.as_bytes());
+        }
+        tree.apply_batch(batch)?;
+        let by_first_cursor = self.0.iter().map(|(cursor, id)| (*cursor, id.to_string())).collect();
+        let message = Stored { by_first_cursor }.encode_to_vec();
+        let sum = crc32fast::hash(&message).to_be_bytes();
+        if let Err(error) = disk::replace(&path(directory), &[MAGIC, &sum, &message]) {
+            tracing::warn!(%error, "failed to write the copy of the incarnations");
+        }
+        Ok(())
+    }
+
+    /// Returns the run that wrote a record; `None` where it is not remembered.
+    pub(super) fn at(&self, cursor: u64) -> Option<Arc<str>> {
+        self.0.range(..=cursor).next_back().map(|(_, id)| id.clone())
+    }
+}
+
+fn path(directory: &Path) -> PathBuf {
+    directory.join(NAME)
+}
+
+/// Reads the file; `None` where there is none that can be believed.
+fn read(directory: &Path) -> Option<Stored> {
+    let octets = fs::read(path(directory)).ok()?;
+    let (sum, message) = octets.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
+    let is_whole = crc32fast::hash(message) == u32::from_be_bytes(*sum);
+    is_whole.then(|| Stored::decode(message).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> sled::Tree {
+        sled::Config::new().temporary(true).open().unwrap().open_tree("incarnations").unwrap()
+    }
+
+    #[test]
+    fn either_copy_names_the_run_of_each_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = tree();
+        for (id, next) in [("a", 1), ("b", 10), ("c", 10), ("d", 25)] {
+            let mut runs = Incarnations::load(directory.path(), &tree).unwrap();
+            runs.begin((directory.path(), &tree), id, (1, next)).unwrap();
+        }
+        let runs_of = |runs: &Incarnations, cursors: &[u64]| -> Vec<Option<String>> {
+            cursors.iter().map(|cursor| runs.at(*cursor).map(|id| id.to_string())).collect()
+        };
+        let expected = ["a", "a", "c", "c", "d", "d"].map(|id| Some(id.to_owned()));
+        let cursors = [1, 9, 10, 24, 25, 99];
+        // A tree of another database is empty.
+        for tree in [&tree, &self::tree()] {
+            let runs = Incarnations::load(directory.path(), tree).unwrap();
+            assert_eq!(runs_of(&runs, &cursors), expected);
+        }
+        fs::write(path(directory.path()), b"damaged").unwrap();
+        let mut runs = Incarnations::load(directory.path(), &tree).unwrap();
+        assert_eq!(runs_of(&runs, &cursors), expected);
+        // Retention took the records up to 11.
+        runs.begin((directory.path(), &tree), "e", (12, 30)).unwrap();
+        let runs = Incarnations::load(directory.path(), &tree).unwrap();
+        assert_eq!(
+            runs_of(&runs, &[1, 12, 29, 30]),
+            [None, Some("c"), Some("d"), Some("e")].map(|id| id.map(str::to_owned))
+        );
+        assert_eq!((tree.len(), runs.0.len()), (3, 3));
+    }
+}
