@@ -105,7 +105,7 @@ impl Agent {
         let started = clock::now();
         net::raise_open_files();
         let directory = StateDirectory::open(&options.state_dir)?;
-        directory.prepare_room();
+        directory.prepare_reserve();
         let listener = ApiListener::open(&options.api).await?;
         let addresses = listener.addresses();
 

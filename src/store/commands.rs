@@ -10,13 +10,13 @@ use tokio::sync::oneshot;
 
 use super::{Entry, Retention, StoreError, state::Changed};
 
-/// So long the thread rests after it wrote what there was.
+/// Pause of the thread after it wrote all that waited.
 const REST: Duration = Duration::from_millis(5);
 
-/// What the store holds and how it is.
+/// Content and condition of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreState {
-    /// What is wrong; empty when nothing is.
+    /// Description of a failure; empty without any.
     pub detail: String,
     /// Cursor of the earliest record; 0 where there is none.
     pub earliest: u64,
@@ -24,17 +24,17 @@ pub struct StoreState {
     pub trimmed_up_to: u64,
     /// Cursor of the newest record that may be read; 0 where there never was one.
     pub newest: u64,
-    /// Records stored.
+    /// Number of stored records.
     pub records: u64,
-    /// Their octets.
+    /// Octets of the stored records.
     pub live_bytes: u64,
-    /// Octets on disk.
+    /// Octets of all databases on the disk.
     pub disk_bytes: u64,
     /// Records that could not be written.
     pub dropped: u64,
 }
 
-/// What the writer is asked for.
+/// Command to the writer.
 #[derive(Debug)]
 pub(super) enum Command {
     Append(Entry),
@@ -47,7 +47,8 @@ pub(super) enum Command {
     End,
 }
 
-/// Behind a record others follow: what comes while the thread rests wakes nobody.
+/// Waits for the next command. After a record others follow: commands that come during the pause wake no
+/// thread.
 pub(super) fn next_command(
     commands: &Receiver<Command>,
     wait: Duration,
@@ -60,7 +61,6 @@ pub(super) fn next_command(
     }
     let rest = if appended { REST.min(wait) } else { Duration::ZERO };
     if !rest.is_zero() {
-        // Nobody unparks it.
         thread::park_timeout(rest);
     }
     commands.recv_timeout(wait.saturating_sub(rest))

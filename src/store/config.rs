@@ -15,25 +15,25 @@ use super::{
     engine::Engine,
     envelope::{self, StoredAnswer, StoredRevision, Unconfirmed},
     last_good::{self, LastGood},
+    reserve,
     revisions::Revisions,
-    room,
 };
 use crate::proto;
 
 const CACHE_OCTETS: u64 = 4 << 20;
 
-/// The configuration database.
+/// Revisions of the configuration, and the copy of the current one.
 #[derive(Debug)]
 pub struct ConfigStore {
-    /// `None` after a failure, until somebody needs it. One at a time.
+    /// The database; `None` after a failure, until it is needed again.
     database: Mutex<Option<Revisions>>,
     current: AtomicU64,
     directory: PathBuf,
-    /// What was wrong when it was opened, and where it is told no more: behind which revision.
+    /// Damage that was found at the start, and the revision up to which it is reported.
     damage: Option<(String, AtomicU64)>,
-    /// Somebody has looked after the damage.
+    /// The damage was dealt with: a document was applied.
     settled: AtomicBool,
-    /// Why the copy is not that of the current revision; empty when it is.
+    /// Reason why the copy is not that of the current revision; empty when it is.
     copy_failure: Mutex<String>,
 }
 
@@ -67,7 +67,7 @@ impl ConfigStore {
 
     /// Opens the configuration in a database.
     pub(super) fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
-        let revisions = Revisions::of(engine)?;
+        let revisions = Revisions::open(engine)?;
         let current = revisions.current()?;
         revisions.check(current)?;
         Ok(Self {
@@ -80,8 +80,8 @@ impl ConfigStore {
         })
     }
 
-    /// Does something with the database and the number of the current revision. After an error of
-    /// the disk sled takes nothing more: only a database that is opened anew does.
+    /// Runs a step on the database, with the number of the current revision. After an error of the disk
+    /// sled takes nothing more: only a database that is opened anew does.
     fn with_database<T>(
         &self,
         work: impl FnOnce(&Revisions, u64) -> Result<T, StoreError>,
@@ -93,7 +93,7 @@ impl ConfigStore {
             None => {
                 let opened = catch_unwind(AssertUnwindSafe(|| {
                     let path = path(&self.directory);
-                    let open = Revisions::of(Engine::open_whole(&path, CACHE_OCTETS)?)?;
+                    let open = Revisions::open(Engine::open_whole(&path, CACHE_OCTETS)?)?;
                     open.stay_at(current)?;
                     Ok::<_, StoreError>(open)
                 }));
@@ -116,8 +116,8 @@ impl ConfigStore {
         done
     }
 
-    /// A database that failed is opened anew as soon as the disk takes it: until then what was refused
-    /// may be what a start finds.
+    /// Opens a database that failed as soon as the disk takes it: until then a start may find a document
+    /// that was refused.
     pub fn mend(&self) -> Result<(), StoreError> {
         let failed = self.database.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         if failed {
@@ -133,7 +133,7 @@ impl ConfigStore {
         self.copy_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the database has lost its revisions: goes on with the copy.
+    /// Goes on with the copy where the database has lost its revisions.
     fn take_up_copy(&mut self, aside: Option<&Path>) -> Result<(), StoreError> {
         let copy = LastGood::read(&self.directory);
         let current = self.current.load(Relaxed);
@@ -171,7 +171,7 @@ impl ConfigStore {
         Ok(())
     }
 
-    /// Writes the copy, unless it is the same. That it cannot be written costs nothing yet.
+    /// Writes the copy, unless it is the same. A failure costs nothing yet.
     fn save_copy(&self) {
         let copy = self.with_database(|database, current| {
             let waits = database.unconfirmed(current)?;
@@ -204,8 +204,8 @@ impl ConfigStore {
         }
     }
 
-    /// What was wrong when the store was opened, as long as nothing is applied after it; that there is
-    /// no copy of the current revision. Empty when all is well.
+    /// Describes damage that was found at the start, as long as nothing is applied after it, or why
+    /// there is no copy of the current revision. Empty without either.
     pub fn damage(&self) -> String {
         let told = self.damage.as_ref();
         let told =
@@ -214,34 +214,34 @@ impl ConfigStore {
         told.map_or_else(|| self.copy_failure().clone(), |(text, _)| text.clone())
     }
 
-    /// The revision that was just made says nothing of the damage: nobody has looked after it.
+    /// Keeps the damage reported over the revision that was just made: it was no answer to it.
     pub fn damage_stands(&self) {
         if let Some((_, revision)) = &self.damage {
             revision.store(self.current.load(Relaxed), Relaxed);
         }
     }
 
-    /// A document was applied that is the one that there is: it is right.
+    /// Ends the report of damage: the document that is current was applied.
     pub fn settle(&self) {
         self.settled.store(true, Relaxed);
     }
 
-    /// Remembers the answer to a request that made no revision, for when the request comes again.
+    /// Stores the answer to a request that made no revision, for a repetition of the request.
     pub fn remember(&self, request_id: &str, answered: &StoredAnswer) -> Result<(), StoreError> {
         self.with_database(|database, _| database.remember(request_id, answered))
     }
 
-    /// The remembered answers, oldest first.
+    /// Returns the stored answers, oldest first.
     pub fn answers(&self) -> Result<Vec<StoredAnswer>, StoreError> {
         self.with_database(|database, _| database.answers())
     }
 
-    /// The key of digests that stand for secrets: `fresh`, random, where there is none yet.
+    /// Returns the key of digests that stand for secrets: `fresh`, random, where there is none yet.
     pub fn digest_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
         self.with_database(|database, _| database.digest_key(fresh))
     }
 
-    /// The current revision; `None` where nothing was ever committed.
+    /// Returns the current revision; `None` before the first commit.
     pub fn current(&self) -> Result<Option<StoredRevision>, StoreError> {
         let found = self.with_database(Revisions::revision);
         let found = found.or_else(|error| {
@@ -251,7 +251,7 @@ impl ConfigStore {
         found.map(|stored| stored.open()).transpose()
     }
 
-    /// A kept revision.
+    /// Returns a kept revision; `None` where it is not kept.
     pub fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let found = self.with_database(|database, _| database.revision(revision));
         let found = found.or_else(|error| {
@@ -264,19 +264,19 @@ impl ConfigStore {
         found.map(|stored| stored.open()).transpose()
     }
 
-    /// The copy, if it is of the current revision: while the database fails, what runs can be read.
+    /// Reads the copy, if it is of the current revision: it serves readers while the database fails.
     fn copy(&self) -> Option<LastGood> {
         let current = self.current.load(Relaxed);
         LastGood::read(&self.directory).filter(|copy| current > 0 && copy.revision() == current)
     }
 
-    /// The kept revisions without their documents, newest first. One that does not read back is
+    /// Lists the kept revisions without their documents, newest first. One that does not read back is
     /// left out.
     pub fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
         self.with_database(Revisions::revisions)
     }
 
-    /// The current revision, where it waits to be confirmed.
+    /// Returns the current revision, where it is not confirmed yet.
     pub fn unconfirmed(&self) -> Result<Option<(u64, Unconfirmed)>, StoreError> {
         let found = self.with_database(Revisions::unconfirmed);
         found.or_else(|error| {
@@ -287,15 +287,15 @@ impl ConfigStore {
         })
     }
 
-    /// The current revision, which is `revision` and waits to be confirmed, waits for another time.
-    /// That is on the disk when this returns.
+    /// Gives the current revision, `revision`, another time to be confirmed. It is on the disk when this
+    /// returns.
     pub fn prolong(&self, revision: u64, unconfirmed: Unconfirmed) -> Result<(), StoreError> {
         self.with_database(|database, _| database.prolong(revision, unconfirmed))?;
         self.save_copy();
         Ok(())
     }
 
-    /// The current revision, which is `revision`, stays. That is on the disk when this returns.
+    /// Confirms the current revision, `revision`. It is on the disk when this returns.
     pub fn confirm(&self, revision: u64) -> Result<(), StoreError> {
         self.with_database(|database, _| database.confirm(revision))?;
         self.save_copy();
@@ -304,7 +304,7 @@ impl ConfigStore {
 
     /// Makes `stored` the current revision. It is on the disk when this returns.
     pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
-        room::check(&self.directory)?;
+        reserve::check(&self.directory)?;
         self.with_database(|database, current| {
             let written = database.write(revision, &stored.into());
             if let Err(error) = written.and_then(|()| database.make_current(revision)) {

@@ -22,7 +22,7 @@ pub struct PersistedConnection {
     /// All tests of `test_count` were done.
     #[prost(message, optional, tag = "2")]
     pub completed: Option<PersistedCompletion>,
-    /// A manual stop.
+    /// A manual stop that lasts.
     #[prost(message, optional, tag = "3")]
     pub stopped: Option<PersistedStop>,
 }

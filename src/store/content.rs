@@ -1,17 +1,17 @@
-//! What the contents of records and of statistics are. The store does not look at them; migrations
-//! do.
+//! Kinds of the contents of records: each number stands for one encoding and is never used again. The
+//! store does not look into the contents.
 
 /// No content: the record was not to be stored.
 pub const NOTHING: u8 = 0;
-/// A `TestResult`.
+/// A `TestResult` of `twamp.agent.v1`.
 pub const TEST_RESULT: u8 = 1;
-/// An `Event`.
+/// An `Event` of `twamp.agent.v1`.
 pub const EVENT: u8 = 3;
-/// An `IntervalResult`.
+/// An `IntervalResult` of `twamp.agent.v1`.
 pub const INTERVAL_RESULT: u8 = 4;
 /// `ProbeResults`, where a block cannot hold them.
 pub const PROBE_RESULTS: u8 = 5;
-/// Probes, delta-encoded.
+/// Probes in the encoding of `results::block`.
 pub const PROBE_BLOCK: u8 = 6;
 
 /// Added to any other: the content was taken away, the connection has its records kept for less.
@@ -19,5 +19,5 @@ pub const REMOVED: u8 = 0x80;
 
 /// Statistics over all tests, behind the names of connection and session.
 pub const STATISTICS_ALL: &[u8] = b"all";
-/// The last `TestResult`.
+/// Statistics of the last test.
 pub const STATISTICS_LAST: &[u8] = b"last";

@@ -11,7 +11,8 @@ const BLOCK_OCTETS: u64 = 512;
 
 /// Replaces a file by one with these contents. It is on the disk when this returns.
 pub(super) fn replace(path: &Path, contents: &[&[u8]]) -> io::Result<()> {
-    let new = path.with_added_extension("new");
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
     let mut file: File =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
     contents.iter().try_for_each(|part| file.write_all(part))?;

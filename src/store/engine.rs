@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use super::{StoreError, disk, room, schema::SCHEMA};
+use super::{StoreError, disk, reserve, schema::SCHEMA};
 
-/// How often sled's own flusher runs; its garbage collection depends on it.
+/// Interval of the flusher of sled, milliseconds; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
 /// Key in each database: sled begins anew over what it cannot read, and one that was created has this.
 pub(super) const MARK: &[u8] = b"schema";
@@ -22,18 +22,18 @@ const CREATED: &str = "created";
 /// Files in which sled notes what it found in its log, to find it sooner the next time.
 const SNAPSHOT: &str = "snap.";
 const UNFINISHED: &str = ".generating";
-/// How often a file that is locked is tried again, and after what time: 5 s in all.
+/// Attempts to lock a file, and the time between two: 5 s in all.
 const LOCK_TRIES: u32 = 100;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 
-/// An open database.
+/// An open database of sled.
 #[derive(Debug)]
 pub(super) struct Engine {
     db: sled::Db,
     path: PathBuf,
     /// The data file, to have the disk write it: sled's flush does not.
     data: File,
-    /// Where a damaged database was put, in whose place this one is.
+    /// New place of the damaged database that this one replaces.
     put_aside: Option<PathBuf>,
 }
 
@@ -49,7 +49,7 @@ impl Engine {
         match Self::open_whole(path, cache_octets) {
             Ok(engine) => Ok(engine),
             Err(error @ StoreError::Directory { .. }) => Err(error),
-            // What sled can do without may be what was damaged.
+            // Snapshots are all that is damaged where the log of sled is whole.
             Err(error) => match remove_snapshots(path, ".") {
                 true => Self::open_whole(path, cache_octets),
                 false => Err(error),
@@ -58,14 +58,14 @@ impl Engine {
         }
     }
 
-    /// Puts a damaged database aside and begins a new one. Where there is no room for that nothing is
-    /// touched: it may be the room that was missing.
+    /// Puts a damaged database aside and begins a new one. Without space for that nothing is touched:
+    /// the lack of space may be the damage.
     pub(super) fn open_anew(
         path: &Path,
         cache_octets: u64,
         error: &StoreError,
     ) -> Result<Self, StoreError> {
-        room::check(path.parent().unwrap_or(path))?;
+        reserve::check(path.parent().unwrap_or(path))?;
         let aside = quarantine(path)?;
         let kept = aside.display();
         tracing::error!(%error, %kept, "database was damaged; a new one is begun");
@@ -128,11 +128,11 @@ impl Engine {
     }
 
     fn open_unmarked(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        // What a start left that found no room, and takes for one that is damaged.
+        // A start that found no space leaves these, and sled takes them for damage.
         remove_snapshots(path, UNFINISHED);
         let existed = path.join(DATA_FILE).exists();
         if !existed {
-            room::check(path.parent().unwrap_or(path))?;
+            reserve::check(path.parent().unwrap_or(path))?;
         }
         let config = sled::Config::new()
             .path(path)
@@ -204,12 +204,12 @@ impl Engine {
             .map_err(|source| StoreError::Directory { path: self.path.clone(), source })
     }
 
-    /// Where the database was put, being damaged, in whose place this one is.
+    /// Returns the new place of the damaged database that this one replaces.
     pub(super) fn put_aside(&self) -> Option<&Path> {
         self.put_aside.as_deref()
     }
 
-    /// Octets on disk.
+    /// Returns the octets of the database on the disk.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)
     }
@@ -224,7 +224,7 @@ fn mend_settings(path: &Path) {
             .is_some_and(|(settings, sum)| crc32fast::hash(settings) == u32::from_le_bytes(*sum)),
         // Nothing stands there, but for a link to nothing.
         Err(error) if error.kind() == io::ErrorKind::NotFound => !path.is_symlink(),
-        // Whoever opens the database will tell.
+        // Opening the database reports it.
         Err(_) => true,
     };
     if !is_whole {
@@ -242,7 +242,7 @@ fn remove_snapshots(path: &Path, containing: &str) -> bool {
     removed > 0
 }
 
-/// Renames a damaged database; an older one put aside before makes room.
+/// Renames a damaged database; an older one that was put aside is removed.
 fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::Directory { path: path.to_owned(), source };
     let aside = path.with_extension("damaged");

@@ -38,7 +38,7 @@ pub(super) fn entries(
     let from = list.partition_point(|window| window.name.first_cursor <= start).max(1) - 1;
     let windows = list.get(from..).unwrap_or_default();
     let mut each = |index: usize, window: &Window| -> Result<bool, StoreError> {
-        // Where none was left out when they were stored none is missing but for damage.
+        // A window that was stored without holes has none but for damage.
         let end = windows.get(index + 1).map(|next| next.name.first_cursor);
         let end = end.filter(|end| end - window.name.first_cursor == window.records());
         guarded(window, |files| {
@@ -85,7 +85,7 @@ pub(super) fn guarded(
     }
 }
 
-/// What was found so far.
+/// Entries that were found so far.
 struct Found {
     entries: Vec<Entry>,
     octets: usize,
@@ -166,6 +166,6 @@ impl Found {
 
 /// The records of a page, up to one that makes no sense.
 pub(super) fn readable(key: u64, page: &[u8], window: &Window) -> impl Iterator<Item = Stored> {
-    let records = Records::of(key, Bytes::copy_from_slice(page)).into_iter().flatten();
+    let records = Records::new(key, Bytes::copy_from_slice(page)).into_iter().flatten();
     records.map_while(move |record| record.inspect_err(|error| window.note_damage(error, key)).ok())
 }

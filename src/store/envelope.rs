@@ -12,12 +12,12 @@ use crate::{proto, time::UnixTime};
 /// Encoding of a [`Payload`] as a message of `twamp.agent.v1`.
 const API_V1: u32 = 1;
 
-/// A committed revision.
+/// A committed revision with its document.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StoredRevision {
     /// Number, author, comment and digest.
     pub revision: Option<proto::Revision>,
-    /// The committed document.
+    /// Document of the revision.
     pub config: Option<proto::AgentConfig>,
     /// Answer to the request that made the revision, for a repetition of the request.
     pub answer: Option<proto::ApplyConfigResponse>,
@@ -183,20 +183,20 @@ pub(super) struct Answer {
     #[prost(string, tag = "2")]
     digest: String,
     #[prost(message, optional, tag = "3")]
-    answer: Option<Payload>,
+    given: Option<Payload>,
 }
 
 impl Answer {
     pub(super) fn open(self) -> Result<StoredAnswer, StoreError> {
-        let Self { request_id, digest, answer } = self;
-        let answer = answer.as_ref().map(Payload::decode_message).transpose()?;
+        let Self { request_id, digest, given } = self;
+        let answer = given.as_ref().map(Payload::decode_message).transpose()?;
         Ok(StoredAnswer { request_id, digest, answer })
     }
 }
 
 impl From<StoredAnswer> for Answer {
     fn from(StoredAnswer { request_id, digest, answer }: StoredAnswer) -> Self {
-        Self { request_id, digest, answer: answer.as_ref().map(Payload::encode_message) }
+        Self { request_id, digest, given: answer.as_ref().map(Payload::encode_message) }
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
 const NAME: &str = "index";
 const MAGIC: &[u8] = b"twamp-agent windows 1\n";
 
-/// Summaries by window.
+/// Summaries of windows by their names.
 pub(super) type Index = BTreeMap<WindowName, Summary>;
 
 #[derive(Clone, PartialEq, Message)]
@@ -47,7 +47,7 @@ pub(super) fn read(place: &Path) -> Index {
         .collect()
 }
 
-/// Replaces the index.
+/// Replaces the index by another one.
 pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
     let window = |(name, summary): (&WindowName, &Summary)| StoredWindow {
         first_cursor: name.first_cursor,

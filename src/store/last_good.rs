@@ -8,23 +8,23 @@ use sha2::{Digest, Sha256};
 
 use super::{disk, envelope::Revision};
 
-/// Of the file.
+/// Name of the file.
 pub(super) const NAME: &str = "config.last";
 const MAGIC: &[u8] = b"twamp-agent configuration 1\n";
 const SUM_OCTETS: usize = 32;
 
-/// What is needed to go on where the database was left.
+/// State of the configuration that a start can go on with.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LastGood {
     #[prost(message, optional, tag = "1")]
     pub(super) stored: Option<Revision>,
-    /// See `ConfigStore::digest_key`.
+    /// Key of the digests that stand for secrets.
     #[prost(bytes = "vec", tag = "2")]
     pub(super) digest_key: Vec<u8>,
     /// The latest revision that was confirmed.
     #[prost(uint64, tag = "3")]
     pub(super) confirmed: u64,
-    /// Where `stored` waits to be confirmed: what is gone back to otherwise.
+    /// Document of the rollback, where `stored` is not confirmed.
     #[prost(message, optional, tag = "4")]
     pub(super) rollback: Option<Revision>,
 }

@@ -8,7 +8,7 @@ use prost::Message;
 use super::StoreError;
 use crate::time::UnixTime;
 
-/// To whom a record belongs.
+/// Connection and session that a record belongs to.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Subject {
     /// Name of the connection; empty for the agent as a whole.
@@ -17,7 +17,7 @@ pub struct Subject {
     /// Name of the session; empty for a connection.
     #[prost(string, tag = "2")]
     pub session: String,
-    /// What its records carry.
+    /// Labels that its records carry.
     #[prost(btree_map = "string, string", tag = "3")]
     pub labels: std::collections::BTreeMap<String, String>,
 }
@@ -25,15 +25,15 @@ pub struct Subject {
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its place.
+    /// Position in the log.
     pub cursor: u64,
-    /// When it was made; whole microseconds are kept.
+    /// Time of the record; whole microseconds are kept.
     pub time: UnixTime,
-    /// To whom it belongs.
+    /// Connection and session that it belongs to.
     pub subject: Arc<Subject>,
-    /// What its content is; the store does not look at it.
+    /// Kind of the content; the store does not look into it.
     pub kind: u8,
-    /// At most [`super::MAXIMUM_CONTENT_OCTETS`].
+    /// Content of at most [`super::MAXIMUM_CONTENT_OCTETS`].
     pub content: Bytes,
 }
 
@@ -41,7 +41,7 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct WindowName {
     pub(super) first_cursor: u64,
-    /// How often records were taken out of it.
+    /// Number of copies without some of the records, each made of the one before.
     pub(super) generation: u32,
 }
 
@@ -51,7 +51,7 @@ impl WindowName {
         Self { first_cursor, generation: 0 }
     }
 
-    /// Whether nothing was ever taken out of it.
+    /// Returns true for the first generation, which has all of its records.
     pub(super) fn is_first(self) -> bool {
         self.generation == 0
     }

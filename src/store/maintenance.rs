@@ -31,10 +31,10 @@ const OLD: &str = "old";
 /// Why a state directory could not be worked on.
 #[derive(Debug, Error)]
 pub enum MaintenanceError {
-    /// The store.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A file.
+    /// An error of a file.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The file is not what it should be.
@@ -49,11 +49,11 @@ pub enum MaintenanceError {
     /// Some of the log cannot be read.
     #[error("of {stored} records {readable} can be read, the newest of them {newest}")]
     Unreadable {
-        /// How many there are to be.
+        /// Number of records that are stored.
         stored: u64,
-        /// How many there are.
+        /// Number of records that can be read.
         readable: u64,
-        /// Cursor of the newest.
+        /// Cursor of the newest readable record.
         newest: u64,
     },
     /// Windows that cannot be opened, and not because of damage.
@@ -62,14 +62,14 @@ pub enum MaintenanceError {
     /// The end of the log is missing.
     #[error("records behind cursor {found}, up to {known}, are gone")]
     Gone {
-        /// Of the newest.
+        /// Cursor of the newest record.
         found: u64,
-        /// Of the newest that was ever stored.
+        /// Cursor of the newest record that was ever stored.
         known: u64,
     },
 }
 
-/// What was found.
+/// Figures of a state directory that was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Revisions of the configuration.
@@ -80,7 +80,7 @@ pub struct Verified {
     pub cursors: (u64, u64),
     /// Cursors between those that have no record.
     pub missing: u64,
-    /// Octets of them.
+    /// Octets of the records.
     pub live_bytes: u64,
     /// Octets of the files.
     pub disk_bytes: u64,
@@ -202,7 +202,7 @@ pub(super) fn recover(directory: &Path) -> io::Result<()> {
     inspect::recover(directory)?;
     let databases = DATABASES.map(|database| directory.join(format!("{database}.sled")));
     let windows = fs::read_dir(directory.join(RESULTS)).into_iter().flatten().flatten();
-    // What a copy was made of has the extension that says so.
+    // Extensions name a window of which a copy was being made.
     let windows = windows.map(|entry| entry.path()).filter(|path| path.extension().is_some());
     for whole in databases.into_iter().chain(windows.map(|path| path.with_extension(""))) {
         let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));

@@ -1,4 +1,4 @@
-//! What survives a restart. The only module that imports sled, and no type of it is seen outside.
+//! State that survives a restart. The only module that imports sled, and no type of it is seen outside.
 //!
 //! A state directory has `schema` (its version), `config.sled` with its copy `config.last`, `state.sled`
 //! (statistics, consumers, states of connections) with the copy `agent-id`, and `results`: one
@@ -7,17 +7,17 @@
 //!
 //! sled 0.34 in short: `flush` hands data to the kernel but does not make the disk write it, files
 //! never shrink, and nodes beyond 128 KiB leak. Hence durable flushes through a descriptor of our
-//! own, windows that are dropped as whole trees, and values of at most 4 KiB.
+//! own, windows that are removed with their files, and values of at most 4 KiB.
 
 mod commands;
 mod config;
 mod connections;
 pub mod content;
+mod cursor_reservation;
 mod disk;
 mod engine;
 mod entries;
 mod envelope;
-mod high_water;
 mod identity;
 mod incarnations;
 mod index;
@@ -29,10 +29,11 @@ mod page;
 mod pages;
 mod pool;
 mod quarantine;
+mod recovery;
+mod reserve;
 mod results;
 mod retention;
 mod revisions;
-mod room;
 mod schema;
 mod state;
 mod times;
@@ -66,11 +67,11 @@ pub use state::{Changed, Snapshot};
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
 /// In a state directory, held by the agent that runs on it.
 const LOCK_FILE: &str = "lock";
-/// How often a directory that another agent has is tried again, and after what time: 2 s in all.
+/// Attempts to lock a state directory, and the time between two: 2 s in all.
 const LOCK_TRIES: u32 = 40;
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Why the store did not do what it was asked for.
+/// Reason why the store did not do a thing.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// No more consumers can be remembered.
@@ -82,9 +83,9 @@ pub enum StoreError {
     /// The state directory cannot be used.
     #[error("state directory {}: {source}", .path.display())]
     Directory {
-        /// Which.
+        /// Path of the directory or the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// Written by a newer agent.
@@ -93,9 +94,9 @@ pub enum StoreError {
          run that version, or start with another state directory", .path.display(), schema::SCHEMA
     )]
     NewerSchema {
-        /// Which.
+        /// Path of the directory or the file.
         path: PathBuf,
-        /// Its schema.
+        /// Version of its layout.
         found: u32,
     },
     /// Written by a version that was never released.
@@ -104,16 +105,16 @@ pub enum StoreError {
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
-    /// The database failed.
+    /// An error of the database.
     #[error("database: {0}")]
     Database(String),
-    /// What is stored does not read back.
+    /// A stored value does not read back.
     #[error("stored {0} is damaged")]
     Damaged(&'static str),
-    /// No room on the disk.
-    #[error("state directory {} has {free} octets free; {} are needed", .path.display(), room::RESERVE_OCTETS)]
+    /// Too little space on the disk.
+    #[error("state directory {} has {free} octets free; {} are needed", .path.display(), reserve::RESERVE_OCTETS)]
     Full {
-        /// Which.
+        /// Path of the directory or the file.
         path: PathBuf,
         /// Octets that are free.
         free: u64,
@@ -124,7 +125,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// sled panicked.
+    /// Error that stands for a panic of sled.
     fn gave_up() -> Self {
         Self::Database("it gave up; it is to be opened anew".into())
     }
@@ -184,12 +185,12 @@ impl StateDirectory {
         }
     }
 
-    /// Sets room aside for a start that finds none on the disk, or gives it up where this one does.
-    pub fn prepare_room(&self) {
-        room::prepare(&self.path);
+    /// Allocates the reserve for a start that finds no space, or gives it to this one.
+    pub fn prepare_reserve(&self) {
+        reserve::prepare(&self.path);
     }
 
-    /// Its path.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

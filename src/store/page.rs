@@ -34,7 +34,7 @@ impl PageBuilder {
         self.records == 0
     }
 
-    /// Whether the record can be the next one in it.
+    /// Returns true when the record can be the next one in the page.
     pub(super) fn takes(&self, entry: &Entry) -> bool {
         self.is_empty()
             || entry.cursor == self.first_cursor + self.records
@@ -92,7 +92,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    pub(super) fn of(first_cursor: u64, mut page: Bytes) -> Result<Self, StoreError> {
+    pub(super) fn new(first_cursor: u64, mut page: Bytes) -> Result<Self, StoreError> {
         let time_us = page.try_get_u64().map_err(|_| StoreError::Damaged("record"))?;
         Ok(Self { next_cursor: first_cursor, time_us, rest: page })
     }
@@ -160,7 +160,7 @@ mod tests {
             let (first, count, page) = builder.finish();
             prop_assert!(page.len() <= MAXIMUM_VALUE_OCTETS);
             prop_assert_eq!((first, count), (7, kept.len() as u64));
-            let read: Vec<_> = Records::of(first, page.into()).unwrap().map(Result::unwrap).collect();
+            let read: Vec<_> = Records::new(first, page.into()).unwrap().map(Result::unwrap).collect();
             for (stored, (entry, subject)) in read.into_iter().zip(&kept) {
                 prop_assert_eq!(stored.subject, *subject);
                 prop_assert_eq!(&stored.entry(entry.subject.clone()), entry);
@@ -169,7 +169,7 @@ mod tests {
 
         #[test]
         fn what_is_no_page_is_an_error(page in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(records) = Records::of(1, page.into()) {
+            if let Ok(records) = Records::new(1, page.into()) {
                 prop_assert!(records.count() <= 200);
             }
         }

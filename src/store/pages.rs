@@ -1,5 +1,5 @@
-//! The pages of a window one after the other. What cannot be read is left out: a bit that has flipped on
-//! the disk costs the records around it, and readers are told that they are gone.
+//! The pages of a window one after the other. Pages that cannot be read are left out: a flipped bit on
+//! the disk costs the records around it, and readers find a gap.
 
 use super::{StoreError, layout::cursor_of, pool::Files, window::Window};
 
@@ -14,7 +14,7 @@ pub(super) struct Pages<'a> {
     /// The next key to look for, and the last.
     next: u64,
     last: u64,
-    /// How far the next step over what cannot be read goes.
+    /// Length of the next step over what cannot be read.
     step: u64,
 }
 

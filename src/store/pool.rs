@@ -34,7 +34,7 @@ pub(super) struct Files {
     meta: sled::Tree,
     /// Subjects that were read.
     known: RwLock<HashMap<u32, Arc<Subject>>>,
-    /// Where this is a copy: dropped after the database.
+    /// The copy that was opened, if it is one; dropped after the database.
     _copy: Option<Copy>,
 }
 

@@ -15,14 +15,14 @@ use super::{
     Entry, PersistedConnection, Retention, StateDirectory, StoreError, StoreState,
     commands::Command,
     connections::Connections,
+    cursor_reservation::CursorReservation,
     engine::Engine,
-    entries,
-    high_water::HighWater,
-    identity,
+    entries, identity,
     incarnations::Incarnations,
+    recovery::{Recovered, recover},
     state::{
-        CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value, first_cursor,
-        newest_kept, position, snapshot,
+        CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value, position,
+        snapshot,
     },
     times,
     windows::{self, WindowList, Windows},
@@ -33,9 +33,6 @@ use crate::time::{Now, UnixTime};
 /// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
 /// memory of a disk that stalls; beyond it, records are dropped and counted.
 const QUEUE: usize = 16_384;
-/// How far cursors jump beyond all known ones where records that readers may have seen are gone: by more
-/// than a window has.
-const CURSOR_JUMP: u64 = 1 << 24;
 /// The log and the state. Reading blocks on the disk; writing is handed to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
@@ -93,54 +90,9 @@ impl ResultStore {
         let place = directory.path().join(RESULTS);
         let trees = Trees::open(&engine)?;
         let agent_id = identity::agent_id(directory.path(), &trees.meta, new_agent_id)?;
-        let mark = HighWater::new(directory.path());
-        let told = mark.read();
-        let known = newest_kept(told, &trees.meta)?;
-        let at_least = first_cursor(&place, &trees.meta)?;
-        let mut windows = Windows::open(&place, &trees.meta, at_least)?;
-        let found = windows.found();
-        let damage = match engine.put_aside() {
-            Some(aside) => format!(
-                "the database of statistics and consumers was damaged and is put aside in {}: \
-                 consumers have no position, and statistics are counted from the stored results",
-                aside.display()
-            ),
-            None if windows.unopened() > 0 => format!(
-                "{} windows of results cannot be opened: they are left in {} and tried again",
-                windows.unopened(),
-                place.display()
-            ),
-            None if found < known && !told.not_stored => format!(
-                "the results were damaged: records behind cursor {found}, up to {known} and \
-                 perhaps some seconds more, are gone"
-            ),
-            None if windows.was_damaged() => format!(
-                "the results were damaged: of the records up to cursor {found} some cannot be read"
-            ),
-            None => String::new(),
-        };
-        let not_stored = told.not_stored && found < known;
-        if !damage.is_empty() {
-            tracing::error!("{damage}");
-        } else if not_stored {
-            tracing::warn!(
-                found,
-                "records were told that could not be stored, and are gone; cursors jump"
-            );
-        }
-        if !damage.is_empty() || not_stored {
-            let beyond = windows.next_cursor().max(told.up_to) + CURSOR_JUMP;
-            // The databases are closed before they are opened again.
-            drop(windows);
-            windows = Windows::open(&place, &trees.meta, beyond)?;
-        }
-        if !damage.is_empty() {
-            windows.seal_newest()?;
-        }
-        if windows.next_cursor() > windows.found() + 1 {
-            // There is nothing between, and nothing that could be gone.
-            windows.jump(0)?;
-        }
+        let reservation = CursorReservation::new(directory.path());
+        let Recovered { windows, damage } =
+            recover(&place, &trees.meta, reservation.read(), engine.put_aside())?;
         engine.flush_durably()?;
         let (records, live_bytes, earliest) = windows.figures();
         let state = StoreState {
@@ -169,7 +121,7 @@ impl ResultStore {
             now,
             path: path(directory),
             place,
-            mark,
+            reservation,
             unflushed: false,
             unsynced: false,
             dropped: 0,
@@ -198,7 +150,7 @@ impl ResultStore {
         })
     }
 
-    /// What was wrong when it was opened; empty when nothing was.
+    /// Describes damage that was found at the start; empty without any.
     pub fn damage(&self) -> &str {
         &self.damage
     }
@@ -227,7 +179,7 @@ impl ResultStore {
         self.next_cursor
     }
 
-    /// What the store holds; changes when there is more to read.
+    /// Returns content and condition of the store; it changes when there is more to read.
     pub fn state(&self) -> watch::Receiver<StoreState> {
         self.state.clone()
     }
@@ -334,7 +286,7 @@ impl ResultStore {
     /// over so far. Never waits; what the database does not take is tried again.
     pub fn save_connection(&self, name: &str) {
         self.connections.mark_unsaved(name);
-        // Where the queue is full, the commands in it bring the flush.
+        // Commands in a full queue bring the flush as well.
         let _ = self.command(Command::SaveConnections);
     }
 
@@ -367,7 +319,7 @@ impl ResultStore {
 
     /// Writes what waits, durably, and ends the thread. Blocks.
     pub fn close(&self) {
-        // Unlike everything else this waits for room in the queue: it is the last command.
+        // This waits for space in the queue, unlike everything else: it is the last command.
         let _ = self.commands.send(Command::End);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {

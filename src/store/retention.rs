@@ -1,4 +1,4 @@
-//! How long records are kept.
+//! Ages and quotas of records.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,7 +14,7 @@ const TOGETHER: u64 = 8;
 const MOST_WINDOW_OCTETS: u64 = 16 << 20;
 const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
 
-/// How long records are kept.
+/// Ages and quota of the records that are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Age at which records go, nanoseconds.
@@ -28,41 +28,41 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// The same for all connections.
+    /// Keeps records of all connections for the same time.
     pub fn of_all(age_ns: u64, octets: u64) -> Self {
         Self { age_ns, octets, connection_ages_ns: Arc::default(), shortest_age_ns: u64::MAX }
     }
 
-    /// With records of these connections kept for less, nanoseconds.
+    /// Keeps records of these connections for less, nanoseconds.
     pub fn with_connection_ages(self, ages_ns: BTreeMap<String, u64>) -> Self {
         let shortest_age_ns = ages_ns.values().copied().min().unwrap_or(u64::MAX);
         Self { connection_ages_ns: Arc::new(ages_ns), shortest_age_ns, ..self }
     }
 
-    /// The time that a window has records of.
+    /// Returns the span of time of a window.
     pub(super) fn window_span_ns(&self) -> u64 {
         (self.age_ns.min(self.shortest_age_ns) / WINDOWS)
             .max(self.age_ns / MOST_WINDOWS)
             .max(SHORTEST_WINDOW_NS)
     }
 
-    /// The octets that a window has.
+    /// Returns the octets of a window.
     pub(super) fn window_octets(&self) -> u64 {
         (self.octets / WINDOWS).min(MOST_WINDOW_OCTETS)
     }
 
-    /// Whether a record of a connection is kept that has this age.
+    /// Returns true when a record of a connection is kept at this age.
     pub(super) fn keeps(&self, connection: &str, age_ns: u64) -> bool {
         self.connection_ages_ns.get(connection).is_none_or(|most| age_ns <= *most)
     }
 
-    /// Whether all records are kept that have this age, whosesoever they are.
+    /// Returns true when all records are kept at this age.
     pub(super) fn keeps_all(&self, age_ns: u64) -> bool {
         age_ns <= self.shortest_age_ns
     }
 
-    /// The age behind this one at which records of more connections go. A window is copied each time:
-    /// ages that are near each other wait for the same.
+    /// Returns the next age at which records of more connections go. A window is copied each time: ages
+    /// that are near each other wait for the same copy.
     pub(super) fn next_age_ns(&self, age_ns: u64) -> u64 {
         let ages = self.connection_ages_ns.values().copied();
         let next = ages.filter(|age| *age >= age_ns).min().unwrap_or(u64::MAX);

@@ -29,8 +29,8 @@ pub(super) struct Revisions {
 }
 
 impl Revisions {
-    /// Of a database.
-    pub(super) fn of(engine: Engine) -> Result<Self, StoreError> {
+    /// Opens the trees of a database.
+    pub(super) fn open(engine: Engine) -> Result<Self, StoreError> {
         let (meta, pieces) = (engine.tree("meta")?, engine.tree("revisions")?);
         let answers = engine.tree("answers")?;
         Ok(Self { engine, meta, pieces, answers })
@@ -112,7 +112,7 @@ impl Revisions {
         key.transpose().map_err(|_| StoreError::Damaged("digest key"))
     }
 
-    /// A kept revision.
+    /// Returns a kept revision as it is stored.
     pub(super) fn revision(&self, revision: u64) -> Result<Option<Revision>, StoreError> {
         let mut octets = Vec::new();
         for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
@@ -185,7 +185,7 @@ impl Revisions {
         self.set_durably(CONFIRMED, &revision.to_be_bytes())
     }
 
-    /// Where it is not on the disk for certain, it is to be as it was.
+    /// Stores a value durably; the old value is put back where that fails.
     fn set_durably(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let old = self.meta.insert(key, value)?;
         let done = self.engine.flush_durably();
@@ -214,7 +214,7 @@ impl Revisions {
         self.engine.flush_durably()
     }
 
-    /// Removes what a new revision leaves no room for, but for the one that may be gone back to.
+    /// Removes the revisions that are too many with a new one, except for the one of the rollback.
     pub(super) fn prune(
         &self,
         revision: u64,

@@ -1,24 +1,11 @@
 //! The state database: statistics, positions of consumers, states of connections, and from which
 //! cursor a start goes on.
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, RwLock},
-};
+use std::sync::{Arc, RwLock};
 
-use super::{
-    StoreError,
-    engine::Engine,
-    high_water::{TOLD_AT_MOST, Told},
-    windows::Windows,
-};
+use super::{StoreError, engine::Engine};
 
 pub(super) const CACHE_OCTETS: u64 = 16 << 20;
-/// How far cursors jump where the host went down with cursors that readers may have seen and the disk may not. Where the
-/// disk took nothing before that, its notes of that are gone as well.
-pub(super) const CRASH_JUMP: u64 = 2 * TOLD_AT_MOST;
-
 /// Directory of the log, in the state directory.
 pub(super) const RESULTS: &str = "results";
 /// Only there after a clean end.
@@ -36,7 +23,7 @@ pub struct Snapshot {
     pub key: Vec<u8>,
     /// Records behind this cursor are not in it.
     pub as_of_cursor: u64,
-    /// What it is; the store does not look at it.
+    /// Content; the store does not look into it.
     pub content: Vec<u8>,
 }
 
@@ -89,37 +76,4 @@ pub(super) fn position(consumers: &sled::Tree, name: &str) -> Result<Option<u64>
 
 pub(super) fn cursor_value(value: &[u8]) -> Result<u64, StoreError> {
     value.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::Damaged("position"))
-}
-
-/// The cursor from which on none was ever given out. After a clean end it is known. After the
-/// death of the process alone everything that was seen is found. After a crash of the host what
-/// was seen may not be there, and cursors jump: a cursor never names two records.
-pub(super) fn first_cursor(place: &Path, meta: &sled::Tree) -> Result<u64, StoreError> {
-    let went_down = host_went_down(meta)?;
-    meta.insert(KERNEL_BOOT, kernel_boot().as_bytes())?;
-    match meta.remove(NEXT_CURSOR)? {
-        Some(next) => cursor_value(&next),
-        None if went_down => {
-            let found = Windows::open(place, meta, 1)?.next_cursor();
-            tracing::warn!(found, "the host went down while results were written; cursors jump");
-            Ok(found + CRASH_JUMP)
-        }
-        None => Ok(1),
-    }
-}
-
-/// Whether it did so while the database was open.
-fn host_went_down(meta: &sled::Tree) -> Result<bool, StoreError> {
-    let last = meta.get(KERNEL_BOOT)?.filter(|last| last.as_ref() != kernel_boot().as_bytes());
-    Ok(last.is_some() && meta.get(NEXT_CURSOR)?.is_none())
-}
-
-fn kernel_boot() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    boot.trim().to_owned()
-}
-
-/// The newest cursor whose record is to be there.
-pub(super) fn newest_kept(told: Told, meta: &sled::Tree) -> Result<u64, StoreError> {
-    Ok(if host_went_down(meta)? { told.durable } else { told.up_to })
 }

@@ -94,6 +94,6 @@ fn page_at(files: &Files, cursor: u64) -> (Option<u64>, Option<u64>) {
         return (None, None);
     };
     let key = cursor_of(&key).ok();
-    let records = Records::of(0, Bytes::copy_from_slice(&page)).ok();
+    let records = Records::new(0, Bytes::copy_from_slice(&page)).ok();
     (key, records.and_then(|records| records.begun_ns()))
 }

@@ -144,7 +144,7 @@ impl Window {
         self.disorder_ns.fetch_max(latest.saturating_sub(at), Relaxed);
     }
 
-    /// Whether the time of a record differs from that of the first one by less than a span.
+    /// Returns true when the time of a record differs from that of the first one by less than a span.
     pub(super) fn is_within(&self, time: UnixTime, span_ns: u64) -> bool {
         time.0.abs_diff(self.begun_ns) < span_ns
     }

@@ -30,7 +30,7 @@ pub(super) type WindowList = Arc<[Arc<Window>]>;
 /// The log. Written by one thread; the list of windows is shared with readers.
 #[derive(Debug)]
 pub(super) struct Windows {
-    /// Holds [`FLOOR`].
+    /// The tree that holds [`FLOOR`].
     meta: sled::Tree,
     pool: Arc<Pool>,
     list: Arc<RwLock<WindowList>>,
@@ -83,7 +83,7 @@ impl Windows {
         }
         window.seal(&files, self.newest)?;
         drop(files);
-        // What opening finds is noted beside the database: the next opening is quick.
+        // Opening notes its findings beside the database: the next opening is quick.
         self.pool.close(window.name);
         if let Err(error) = window.files() {
             window.lose(&error);
@@ -103,7 +103,7 @@ impl Windows {
         self.found
     }
 
-    /// Whether something could not be read when they were opened.
+    /// Returns true when something could not be read at the opening.
     pub(super) fn was_damaged(&self) -> bool {
         self.was_damaged
     }

@@ -19,10 +19,10 @@ use super::{
     Entry, StoreError,
     commands::{Command, StoreState, next_command},
     connections::Connections,
+    cursor_reservation::CursorReservation,
     engine::Engine,
-    high_water::HighWater,
+    reserve::{self, RESERVE_OCTETS, free_octets},
     retention::Retention,
-    room::{self, RESERVE_OCTETS, free_octets},
     state::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, position, snapshot_value},
     windows::{WindowList, Windows},
 };
@@ -36,7 +36,7 @@ const SYNC_NS: u64 = 5_000_000_000;
 const RETENTION_EVERY_NS: u64 = 1_000_000_000;
 /// Between two steps of taking records out of a window: what is to be written comes first.
 const TRIM_EVERY_NS: u64 = 100_000_000;
-/// How often a database that failed is opened anew.
+/// Time between two attempts to open a database that failed.
 const OPEN_AGAIN_NS: u64 = 2_000_000_000;
 
 /// The database while it is open.
@@ -49,7 +49,7 @@ pub(super) struct Open {
 pub(super) struct Writer {
     /// `None` after a failure, until it could be opened anew.
     pub(super) open: Option<Open>,
-    /// What readers share.
+    /// The list that readers share.
     pub(super) list: Arc<RwLock<WindowList>>,
     pub(super) trees: SharedTrees,
     pub(super) connections: Arc<Connections>,
@@ -58,11 +58,11 @@ pub(super) struct Writer {
     pub(super) retention: Retention,
     pub(super) state: watch::Sender<StoreState>,
     pub(super) now: fn() -> Now,
-    /// Of the state database.
+    /// Path of the state database.
     pub(super) path: PathBuf,
-    /// Of the log.
+    /// Directory of the log.
     pub(super) place: PathBuf,
-    pub(super) mark: HighWater,
+    pub(super) reservation: CursorReservation,
     /// Written and not yet handed to the kernel.
     pub(super) unflushed: bool,
     /// Handed to the kernel and not yet written by the disk.
@@ -76,7 +76,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Until it is told to end, or nobody is left who could tell.
+    /// Runs until it is ended, or until no sender is left.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         let start = (self.now)().monotonic;
         let (mut flush_due, mut sync_due, mut retention_due) =
@@ -181,7 +181,7 @@ impl Writer {
             return;
         }
         let Some(trees) = self.trees() else { return };
-        // What they are as of is in the log before they are.
+        // The log holds all that the statistics count before it holds them.
         if let Err(error) = self.open.as_mut().map_or(Ok(()), |open| open.windows.write_page()) {
             return self.fail(&error);
         }
@@ -236,16 +236,16 @@ impl Writer {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Retention, and whether the disk has room; and a database that failed is tried again.
+    /// Applies the retention, checks the space on the disk, and tries a database again that failed.
     fn run_maintenance(&mut self, now: Now) {
-        let room = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
-        match (room, &self.failure) {
+        let too_few = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
+        match (too_few, &self.failure) {
             (Some(free), _) => self.stop_storing(full(free)),
             (None, Some(failure)) if failure.starts_with(FULL) && self.open.is_some() => {
                 self.failure = None;
-                tracing::info!("the disk has room again; results are stored");
+                tracing::info!("disk has space again, storing results");
                 if let Some(directory) = self.path.parent() {
-                    room::prepare(directory);
+                    reserve::prepare(directory);
                 }
             }
             (None, Some(_)) if self.try_again.is_none_or(|again| again <= now.monotonic) => {
@@ -317,7 +317,7 @@ impl Writer {
         // Before anybody hears of it.
         if result.is_ok()
             && !failed
-            && let Err(error) = self.mark.write(self.newest, durably)
+            && let Err(error) = self.reservation.write(self.newest, durably)
             && durably
         {
             tracing::warn!(%error, "the newest cursor was not noted");
@@ -357,20 +357,20 @@ impl Writer {
     fn fail(&mut self, error: &StoreError) {
         if self.failure.is_none() {
             tracing::error!(%error, "results are no longer stored");
-            // What is in it is lost to readers, not to the log.
+            // Records in the database are lost to readers for now, not to the log.
             self.try_again = Some((self.now)().monotonic.plus_ns(OPEN_AGAIN_NS));
         }
         self.stop_storing(error.to_string());
         self.publish();
     }
 
-    /// Records are told from now on that are not stored: before the first of them is, it is noted that
-    /// their cursors are taken.
+    /// Stops storing. Records are reported from now on that are not stored: before the first of them,
+    /// their cursors are reserved.
     fn stop_storing(&mut self, why: String) {
         if self.failure.replace(why).is_none()
-            && let Err(error) = self.mark.tell_more(self.newest)
+            && let Err(error) = self.reservation.reserve_unstored(self.newest)
         {
-            tracing::error!(%error, "a restart may give out cursors that were told already");
+            tracing::error!(%error, "failed to reserve cursors: a restart may give some out again");
         }
     }
 

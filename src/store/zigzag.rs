@@ -6,7 +6,7 @@ pub fn encode(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
-/// And back.
+/// Decodes a signed number.
 pub fn decode(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }

@@ -341,7 +341,7 @@ class StateDirectory(harness.Case):
         self.wait_for(lambda: api.call("AgentService", "GetAgent")["store"]["healthy"])
         api.apply({"server": server(port=port), "client": client({**one, "description": "there is room"})})
         # And once more: what was given up is set aside again.
-        self.wait_for(lambda: os.path.exists(os.path.join(agent.directory, "room")))
+        self.wait_for(lambda: os.path.exists(os.path.join(agent.directory, "reserve")))
         agent.kill() if kill else agent.stop()
         self.fill(directory)
         agent.start()

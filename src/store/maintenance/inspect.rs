@@ -8,11 +8,13 @@ use std::{
 
 use super::{CACHE_OCTETS, MaintenanceError};
 use crate::store::{
-    Entry, StateDirectory, StoreError, disk,
+    Entry, StateDirectory, StoreError,
+    cursor_reservation::CursorReservation,
+    disk,
     engine::Engine,
     entries,
-    high_water::HighWater,
-    state::{self, RESULTS, Trees},
+    recovery::newest_kept,
+    state::{RESULTS, Trees},
     windows::{self, Windows},
 };
 
@@ -39,16 +41,16 @@ impl Inspection {
         Ok(Self { windows, trees, state, copies })
     }
 
-    /// Opens the configuration.
+    /// Opens the database of the configuration.
     pub(super) fn config(&self) -> Result<Engine, MaintenanceError> {
         self.copies.open("config")
     }
 
     /// Returns what is missing of the end of the log.
     pub(super) fn missing_end(&self) -> Result<Option<MaintenanceError>, StoreError> {
-        let told = HighWater::new(&self.copies.of).read();
-        let (found, known) = (self.windows.found(), state::newest_kept(told, &self.trees.meta)?);
-        let is_gone = found < known && !told.not_stored;
+        let reserved = CursorReservation::new(&self.copies.of).read();
+        let (found, known) = (self.windows.found(), newest_kept(reserved, &self.trees.meta)?);
+        let is_gone = found < known && !reserved.has_unstored;
         Ok(is_gone.then_some(MaintenanceError::Gone { found, known }))
     }
 
@@ -87,7 +89,7 @@ impl Inspection {
 
 /// The directory of the copies.
 struct Copies {
-    /// The state directory.
+    /// The state directory they are made of.
     of: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! What goes through a file and what is damaged.
+//! Export, import, compaction and verification.
 
 use super::{
     transfer::{IMPORT_JUMP, MAGIC, read_item, write_item},
@@ -7,8 +7,8 @@ use super::{
 use crate::{
     proto,
     store::{
-        ConfigStore, ResultStore, Retention, StoredRevision, Subject, high_water::HighWater,
-        layout::WindowName, schema::SCHEMA,
+        ConfigStore, ResultStore, Retention, StoredRevision, Subject,
+        cursor_reservation::CursorReservation, layout::WindowName, schema::SCHEMA,
     },
     time::{Monotonic, Now, UnixTime},
 };
@@ -72,7 +72,7 @@ fn a_state_goes_through_a_file_and_is_the_same() {
     assert_eq!((after.revisions, after.live_bytes), (1, before.live_bytes));
     let store =
         ResultStore::open(&imported, Retention::of_all(u64::MAX, 1 << 30), "another", now).unwrap();
-    // Where it came from the log may have gone on.
+    // The log may have gone on in the place that it came from.
     assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001 + IMPORT_JUMP));
 }
 
@@ -195,7 +195,7 @@ fn an_end_of_the_log_that_is_missing_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 10);
     assert_eq!(verified(&state).records, 10);
-    HighWater::new(directory.path()).write(12, true).unwrap();
+    CursorReservation::new(directory.path()).write(12, true).unwrap();
     let found = verify(&state, |_| Ok(()), |_| true);
     assert!(matches!(found, Err(MaintenanceError::Gone { found: 10, known: 12 })), "{found:?}");
 }

@@ -39,7 +39,8 @@ const META: &[u8] = b"meta";
 /// Extension of what is being imported; and a file that says that all of it is whole.
 const IMPORTING: &str = "import";
 const IMPORTED: &str = "imported";
-/// How far cursors jump in what was imported: more than were given out meanwhile where it came from.
+/// Jump of the cursors of an imported log: by more than were given out meanwhile in the place that it
+/// came from.
 pub(super) const IMPORT_JUMP: u64 = 1 << 40;
 
 /// One item of a file.
@@ -110,7 +111,7 @@ fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
 /// Makes a state directory of a file; how many items. What is not whole leaves nothing behind.
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
     let state = StateDirectory::open(directory)?;
-    // What keeps other agents out is there in any case.
+    // The lock and the version are there in any case.
     let mut names = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.file_name());
     if names.any(|name| name != LOCK_FILE && name != schema::NAME) {
         return Err(MaintenanceError::NotEmpty(directory.to_owned()));
@@ -231,7 +232,7 @@ impl Import {
         }
         drop(pool);
         let trees = Trees::open(&state)?;
-        // Where the log came from it may have gone on: no cursor may ever name two records.
+        // The log may have gone on in the place that it came from: no cursor may ever name two records.
         Windows::open(place, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
         config.flush_durably()?;
         state.flush_durably()?;

@@ -8,7 +8,8 @@ use crate::{
         layout::WindowName,
         measure::measured,
         pool::Pool,
-        state::{CRASH_JUMP, KERNEL_BOOT, NEXT_CURSOR},
+        recovery::{CRASH_JUMP, CURSOR_JUMP},
+        state::{KERNEL_BOOT, NEXT_CURSOR},
     },
     time::{Monotonic, UnixTime},
 };
@@ -242,7 +243,7 @@ fn windows_that_are_full_are_not_read_again() {
     wait_for(&store, |state| state.records == 5);
     let before = store.state().borrow().clone();
     drop(store);
-    // What a summary says is taken without a look.
+    // Figures in a summary are taken without a look at the records.
     let (pool, names) = windows_of(directory.path());
     for name in &names[..4] {
         let files = pool.files(*name).unwrap();
@@ -415,7 +416,7 @@ fn a_database_that_lost_its_end_says_so() {
     wait_for(&store, |state| state.newest > CURSOR_JUMP);
 }
 
-/// What the clock of the day shows, nanoseconds.
+/// Time of the clock, nanoseconds.
 static OF_THE_DAY: AtomicU64 = AtomicU64::new(0);
 
 fn now_of_the_day() -> Now {
@@ -488,7 +489,7 @@ fn a_page_that_makes_no_sense_is_left_out_and_told() {
     assert_eq!(store.entries(0, u64::MAX - 1, 9, 9_999, false).unwrap().len(), 1);
 }
 
-/// What is kept of a connection that has an age of its own, and of others.
+/// A connection with a shorter age loses its records sooner than others.
 #[test]
 fn a_connection_has_its_records_kept_for_less() {
     let directory = tempfile::tempdir().unwrap();
@@ -559,7 +560,7 @@ fn records_from_the_future_do_not_stay_for_ever() {
     }
     let left = wait_for(&store, |state| state.newest == 4 && state.records == 1);
     assert_eq!(left.earliest, 4);
-    // What is filled while the clock is ahead is ended when it is right again.
+    // A window that is filled while the clock is ahead is sealed when the clock is right again.
     store.append(now_ns + hours(9), 10);
     store.append(now_ns, 10);
     wait_for(&store, |state| state.newest == 6);
@@ -649,7 +650,7 @@ fn cursors_that_were_told_and_not_stored_are_not_given_out_again() {
     let store = open(&state);
     store.append(now().unix.0, 10);
     drop(store);
-    HighWater::new(directory.path()).tell_more(1).unwrap();
+    CursorReservation::new(directory.path()).reserve_unstored(1).unwrap();
     let store = open(&state);
     assert_eq!(store.damage(), "", "nothing is damaged");
     store.append(now().unix.0, 10);
@@ -657,7 +658,6 @@ fn cursors_that_were_told_and_not_stored_are_not_given_out_again() {
     assert!(newest > CURSOR_JUMP);
     assert_eq!(cursors(&store, 0), [1, newest]);
     drop(store);
-    // Once.
     let store = open(&state);
     store.append(now().unix.0, 10);
     wait_for(&store, |state| (state.newest, state.records) == (newest + 1, 3));

@@ -30,7 +30,7 @@ const EMPTY_DISK_BYTES: u64 = 1 << 20;
 /// Windows that could not be opened, and not because of damage.
 #[derive(Debug, Default)]
 pub(super) struct Unopened {
-    /// Generations of each.
+    /// Generations of each of the windows.
     windows: Vec<Vec<WindowName>>,
     next_try: Option<Monotonic>,
 }

@@ -1,5 +1,5 @@
-//! What retention takes: windows as a whole, and out of the others the records of connections that are
-//! kept for less.
+//! Removes records: windows as a whole, and out of the others the records of connections that are kept
+//! for less.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -27,7 +27,7 @@ impl Windows {
         self.give_up_lost(&persist)?;
         let list = read(&self.list);
         let ages_ns = ages_ns(&list, now);
-        // What is being filled goes with the others.
+        // The window that is filled goes with the others.
         let mut octets: u64 = list.iter().map(|window| window.octets()).sum();
         let mut keep_from = 0;
         for (window, age_ns) in list.iter().zip(&ages_ns) {
@@ -42,7 +42,7 @@ impl Windows {
                 self.write_page()?;
                 self.filled = None;
             }
-            // Where nothing is left that tells, this does: no cursor may ever name two records.
+            // No record may be left that shows which cursors were given out.
             self.jump(0)?;
             persist()?;
             self.leaving.extend_from_slice(&list[..keep_from]);
@@ -94,7 +94,7 @@ impl Windows {
         Ok(())
     }
 
-    /// Whether records are being taken out of a window: there is another step to do.
+    /// Returns true while records are taken out of a window: there is another step to do.
     pub(in super::super) fn is_trimming(&self) -> bool {
         self.trim.is_some()
     }
@@ -163,8 +163,8 @@ impl Windows {
     }
 }
 
-/// How long ago the newest record of each window was written. A window from the future is as old as
-/// the one behind it: the clock was ahead when it was written.
+/// Returns the age of the newest record of each window. A window from the future is as old as the one
+/// after it: the clock was ahead when it was written.
 fn ages_ns(list: &[Arc<Window>], now: UnixTime) -> Vec<u64> {
     let mut age_behind_ns = 0;
     let mut ages: Vec<_> = list

@@ -63,7 +63,7 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
         wait_for(&store, |state| state.newest == 400);
         store.close();
         drop(store);
-        // What a start has seen is not checked by the next one.
+        // A start notes what it has checked, and the next one does not check it again.
         drop(open(&state));
         let (pool, names) = windows_of(directory.path());
         let window = names.iter().rev().find(|name| name.first_cursor <= damaged * 10).unwrap();
@@ -100,7 +100,7 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
     assert!(costly > 0, "some of it was damaged");
 }
 
-/// What sled notes to start sooner is not needed to start.
+/// Damaged snapshots cost nothing: sled starts without them.
 #[test]
 fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
     let (directory, state) = one_record();
@@ -164,7 +164,7 @@ fn what_comes_behind_damage_is_found_again() {
     copy(good.path(), killed.path());
     store.close();
     drop(store);
-    // What a start has seen is not checked by the next one.
+    // A start notes what it has checked, and the next one does not check it again.
     drop(open(&state));
     drop(state);
     let readable = |store: &Opened| {

@@ -1,6 +1,6 @@
-//! The newest cursor, in a file of its own: a database that was damaged does not say what it lost, and
-//! one that took nothing more does not know what was told meanwhile. A cursor must not name two
-//! records.
+//! The newest cursor, in a file of its own: a database that was damaged does not show what it lost, and
+//! one that took nothing more does not hold the records that readers saw meanwhile. A cursor must not
+//! name two records.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,46 +17,47 @@ use crate::document::hexadecimal;
 const NAME: &str = "results.last";
 /// Octets of two cursors and their checksum.
 const OCTETS: usize = 8 + 8 + 32;
-/// Set where records are told that are not stored.
+/// Flag of a cursor up to which records are reported that are not stored.
 const NOT_STORED: u64 = 1 << 63;
-/// So many records may be told until they are stored again, or the agent ends.
-pub(super) const TOLD_AT_MOST: u64 = 1 << 39;
-/// In memory as long as the host is up, for when the disk of the state takes nothing at all. After a
-/// crash of the host cursors jump in any case.
+/// Records at most that are reported without being stored, until they are stored again or the agent
+/// ends.
+pub(super) const MAXIMUM_UNSTORED: u64 = 1 << 39;
+/// Places in memory, which last until the host goes down, for a disk of the state that takes nothing at
+/// all. After a crash of the host cursors jump in any case.
 const ELSEWHERE: [&str; 2] = ["/run", "/dev/shm"];
 
-/// Where it is kept.
+/// The newest cursor in its file, and in memory where the disk takes nothing.
 #[derive(Debug)]
-pub(super) struct HighWater {
+pub(super) struct CursorReservation {
     path: PathBuf,
-    /// Written in place: that needs no room on a disk that is full.
+    /// Written in place: a full disk takes that.
     file: Option<File>,
     written: Written,
     elsewhere: Vec<PathBuf>,
 }
 
-/// What stands in the file.
+/// Content of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Written {
-    /// With [`NOT_STORED`].
+    /// The newest cursor, with [`NOT_STORED`].
     cursor: u64,
-    /// The disk had written everything up to this one.
+    /// The disk had written all records up to this one.
     durable: u64,
 }
 
-/// What is known of the cursors that were told.
+/// Cursors that readers may have seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
-    /// None was beyond this; 0 where that is not known.
+pub(super) struct Reserved {
+    /// None is beyond this one; 0 where that is not known.
     pub(super) up_to: u64,
-    /// None up to this is lost with the power of the host.
+    /// None up to this one is lost with the power of the host.
     pub(super) durable: u64,
-    /// Some of them were never stored, and not because of damage.
-    pub(super) not_stored: bool,
+    /// Records of some were never stored, and not because of damage.
+    pub(super) has_unstored: bool,
 }
 
-impl HighWater {
-    /// In a state directory.
+impl CursorReservation {
+    /// Opens the file in a state directory.
     pub(super) fn new(directory: &Path) -> Self {
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let sum = Sha256::digest(whole.as_os_str().as_encoded_bytes());
@@ -66,21 +67,21 @@ impl HighWater {
         Self { path: directory.join(NAME), file: None, written, elsewhere: elsewhere.to_vec() }
     }
 
-    /// What was written last, and can be believed.
-    pub(super) fn read(&self) -> Told {
+    /// Reads the newest content that can be believed.
+    pub(super) fn read(&self) -> Reserved {
         let here = fs::read(&self.path).ok().and_then(|octets| parse(&octets));
         let noted = self.elsewhere.iter().filter_map(|path| own_note(path));
-        noted.chain(here).fold(Told::default(), |told, Written { cursor, durable }| {
+        noted.chain(here).fold(Reserved::default(), |reserved, Written { cursor, durable }| {
             let up_to = cursor & !NOT_STORED;
-            if up_to <= told.up_to {
-                return told;
+            if up_to <= reserved.up_to {
+                return reserved;
             }
-            Told { up_to, durable, not_stored: cursor & NOT_STORED != 0 }
+            Reserved { up_to, durable, has_unstored: cursor & NOT_STORED != 0 }
         })
     }
 
-    /// Writes a cursor, unless it is the same: it is stored, and all before it; `durably` where the
-    /// disk has written it.
+    /// Writes a cursor, unless it is the same: the record of it and all before it are stored; `durably`
+    /// where the disk has written them.
     pub(super) fn write(&mut self, cursor: u64, durably: bool) -> io::Result<()> {
         // The first may follow a run that left notes.
         let noted = self.file.is_none() || self.written.cursor & NOT_STORED != 0;
@@ -92,9 +93,9 @@ impl HighWater {
         Ok(())
     }
 
-    /// From now on records behind this cursor are told that are not stored.
-    pub(super) fn tell_more(&mut self, newest: u64) -> io::Result<()> {
-        let cursor = newest.saturating_add(TOLD_AT_MOST) | NOT_STORED;
+    /// Reserves cursors after this one for records that are reported and not stored.
+    pub(super) fn reserve_unstored(&mut self, newest: u64) -> io::Result<()> {
+        let cursor = newest.saturating_add(MAXIMUM_UNSTORED) | NOT_STORED;
         let written = Written { cursor, ..self.written };
         let Err(error) = self.put(written) else { return Ok(()) };
         let noted = self.elsewhere.iter().filter(|path| note(path, written).is_ok()).count();
@@ -143,7 +144,7 @@ fn parse(octets: &[u8]) -> Option<Written> {
     }
 }
 
-/// Nobody else's file, and no way to one.
+/// Writes a note: into a file of our own, and never through a link.
 fn note(path: &Path, written: Written) -> io::Result<()> {
     drop(fs::remove_file(path));
     let mut options = OpenOptions::new();
@@ -168,27 +169,27 @@ mod tests {
     #[test]
     fn only_what_is_whole_is_believed() {
         let directory = tempfile::tempdir().unwrap();
-        let mut mark = HighWater::new(directory.path());
-        assert_eq!(mark.read(), Told::default());
+        let mut mark = CursorReservation::new(directory.path());
+        assert_eq!(mark.read(), Reserved::default());
         mark.write(66, true).unwrap();
         mark.write(77, false).unwrap();
-        let stored = Told { up_to: 77, durable: 66, not_stored: false };
-        assert_eq!(HighWater::new(directory.path()).read(), stored);
+        let stored = Reserved { up_to: 77, durable: 66, has_unstored: false };
+        assert_eq!(CursorReservation::new(directory.path()).read(), stored);
         // Another process goes on from there.
-        mark = HighWater::new(directory.path());
+        mark = CursorReservation::new(directory.path());
         mark.write(78, false).unwrap();
-        assert_eq!(mark.read(), Told { up_to: 78, ..stored });
+        assert_eq!(mark.read(), Reserved { up_to: 78, ..stored });
         mark.write(79, true).unwrap();
-        assert_eq!(mark.read(), Told { up_to: 79, durable: 79, not_stored: false });
+        assert_eq!(mark.read(), Reserved { up_to: 79, durable: 79, has_unstored: false });
         let octets = fs::read(&mark.path).unwrap();
         for bit in 0..octets.len() * 8 {
             let mut flipped = octets.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             fs::write(&mark.path, flipped).unwrap();
-            assert_eq!(mark.read(), Told::default(), "bit {bit}");
+            assert_eq!(mark.read(), Reserved::default(), "bit {bit}");
         }
         fs::write(&mark.path, &octets[..11]).unwrap();
-        assert_eq!(mark.read(), Told::default());
+        assert_eq!(mark.read(), Reserved::default());
     }
 
     #[test]
@@ -196,26 +197,27 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (state, shm) = (directory.path().join("state"), directory.path().join("shm"));
         fs::create_dir_all(&state).unwrap();
-        let mark = || HighWater { elsewhere: vec![shm.clone()], ..HighWater::new(&state) };
+        let mark =
+            || CursorReservation { elsewhere: vec![shm.clone()], ..CursorReservation::new(&state) };
         let mut one = mark();
         one.write(5, true).unwrap();
-        one.tell_more(9).unwrap();
-        let told = Told { up_to: 9 + TOLD_AT_MOST, durable: 5, not_stored: true };
-        assert_eq!(mark().read(), told);
+        one.reserve_unstored(9).unwrap();
+        let reserved = Reserved { up_to: 9 + MAXIMUM_UNSTORED, durable: 5, has_unstored: true };
+        assert_eq!(mark().read(), reserved);
         one.write(12, true).unwrap();
-        assert_eq!(mark().read(), Told { up_to: 12, durable: 12, not_stored: false });
+        assert_eq!(mark().read(), Reserved { up_to: 12, durable: 12, has_unstored: false });
 
         // No such directory any more: as on a disk that is read-only.
         fs::rename(&state, directory.path().join("away")).unwrap();
         let mut other = mark();
-        other.tell_more(20).unwrap();
+        other.reserve_unstored(20).unwrap();
         fs::rename(directory.path().join("away"), &state).unwrap();
-        let told = mark().read();
-        assert_eq!((told.up_to, told.not_stored), (20 + TOLD_AT_MOST, true));
+        let reserved = mark().read();
+        assert_eq!((reserved.up_to, reserved.has_unstored), (20 + MAXIMUM_UNSTORED, true));
         mark().write(30, true).unwrap();
-        let told = Told { up_to: 30, durable: 30, not_stored: false };
-        assert_eq!((mark().read(), shm.exists()), (told, false));
-        // What is no note of ours, or a way to another file.
+        let reserved = Reserved { up_to: 30, durable: 30, has_unstored: false };
+        assert_eq!((mark().read(), shm.exists()), (reserved, false));
+        // A link to another file is no note of ours.
         std::os::unix::fs::symlink(&mark().path, &shm).unwrap();
         assert_eq!(own_note(&shm), None);
     }

@@ -1,5 +1,5 @@
-//! Room on the disk: below [`RESERVE_OCTETS`] nothing more is stored, and what is there can still be
-//! opened, so that a start on a full disk goes on measuring.
+//! Free space on the disk: below [`RESERVE_OCTETS`] nothing more is stored, and what is stored can still
+//! be opened, so that a start on a full disk goes on measuring.
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,18 +15,18 @@ use super::StoreError;
 /// Free octets on the disk below which nothing is written: a database that hits the end of the
 /// disk is worse than one that misses records.
 pub(super) const RESERVE_OCTETS: u64 = 16 << 20;
-/// Taken while there is room, given up by a start that finds none.
-const SET_ASIDE: &str = "room";
+/// File that is allocated while there is space, and removed by a start that finds none.
+const SET_ASIDE: &str = "reserve";
 /// Each of two databases takes up to two segments of 512 KiB when it is opened.
 const SET_ASIDE_OCTETS: u64 = 2 << 20;
 
-/// Free octets for this user; `None` where the system does not tell.
+/// Returns the free octets for this user; `None` where the system does not say.
 pub(super) fn free_octets(path: &Path) -> Option<u64> {
     let figures = statvfs(path).ok()?;
     Some(figures.blocks_available() as u64 * figures.fragment_size() as u64)
 }
 
-/// An error where the disk has too little room to write a database safely.
+/// Refuses where the disk has too little space to write a database safely.
 pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
     match free_octets(directory) {
         Some(free) if free < RESERVE_OCTETS => {
@@ -36,14 +36,15 @@ pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Sets room aside in a state directory for the start that finds none, or gives it up to this one.
+/// Allocates the reserve in a state directory for the start that finds no space, or gives it to this
+/// one.
 pub(super) fn prepare(directory: &Path) {
     let path = directory.join(SET_ASIDE);
     let Some(free) = free_octets(directory) else { return };
     let done = if free < SET_ASIDE_OCTETS {
         match fs::remove_file(&path) {
             Ok(()) => {
-                tracing::warn!(free, "the disk is full; room that was set aside is given up");
+                tracing::warn!(free, "disk full, reserve removed");
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -55,7 +56,7 @@ pub(super) fn prepare(directory: &Path) {
         set_aside(&path)
     };
     if let Err(error) = done {
-        tracing::debug!(%error, "no room is set aside for a start on a full disk");
+        tracing::debug!(%error, "failed to allocate the reserve");
     }
 }
 
