@@ -25,7 +25,7 @@ use super::{
         snapshot,
     },
     times,
-    windows::{self, WindowList, Windows},
+    windows::{self, WindowList},
     writer::{Open, Writer},
 };
 use crate::time::{Now, UnixTime};
