@@ -12,17 +12,11 @@ use twamp_agent::{
     model::{self, ResultKeeping},
     net::clock,
     proto::{
-<<<<<<< HEAD
-        AgentConfig, ClientConfig, ControlConnection, StatisticsScope, TestOutcome, TestSession,
-    },
-    results::{Results, StatisticsQuery, Subject},
-    stats::{Figures, ProbeResult, TestResult},
-=======
-        AgentConfig, ClientConfig, ControlConnection, EventType, Figures, ProbeResult, Revision,
-        StatisticsScope, TestOutcome, TestResult, TestSession, record,
+        AgentConfig, ClientConfig, ControlConnection, EventType, Revision, StatisticsScope,
+        TestOutcome, TestSession, record,
     },
     results::{Filter, Results, StatisticsQuery, Subject, page},
->>>>>>> 2d61716 (store: an envelope of its own for what is stored, migrations forward)
+    stats::{Figures, ProbeResult, TestResult},
     store::{
         ConfigStore, PersistedConnection, PersistedOutage, ResultStore, Retention, StateDirectory,
         StoreState, StoredRevision,
