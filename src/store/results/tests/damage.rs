@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 use super::*;
-use crate::store::window::Window;
+use crate::store::{window::Window, windows::Windows};
 use std::fs;
 
 /// A file of a few octets takes nothing with it.
