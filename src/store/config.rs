@@ -306,16 +306,17 @@ impl ConfigStore {
     pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
         reserve::check(&self.directory)?;
         self.with_database(|database, current| {
-            let written = database.write(revision, &stored.into());
+            let whole = stored.into();
+            let written = database.write(revision, &whole);
             if let Err(error) = written.and_then(|()| database.make_current(revision)) {
                 // The disk may or may not name the new revision now; make it the old one again.
                 let _ = database.stay_at(current);
                 return Err(error);
             }
             self.current.store(revision, Relaxed);
-            if let Err(error) = database.prune(revision, stored.unconfirmed) {
-                // The commit stands; what is left over goes with the next one.
-                tracing::warn!(%error, revision, "cannot remove an old revision");
+            if let Err(error) = database.prune(revision, &whole, stored.unconfirmed) {
+                // The commit stands; the next one removes what was left.
+                tracing::warn!(%error, revision, "failed to remove old revisions");
             }
             Ok(())
         })?;

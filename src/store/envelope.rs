@@ -6,7 +6,7 @@ use std::fmt;
 
 use prost::Message;
 
-use super::StoreError;
+use super::{StoreError, delta};
 use crate::{proto, time::UnixTime};
 
 /// Encoding of a [`Payload`] as a message of `twamp.agent.v1`.
@@ -64,17 +64,26 @@ pub struct StoredAnswer {
 struct Payload {
     #[prost(uint32, tag = "1")]
     encoding: u32,
+    /// The message; with a base, its difference to that.
     #[prost(bytes = "vec", tag = "2")]
     content: Vec<u8>,
+    /// Number of the revision whose document is the base; 0 for none.
+    #[prost(uint64, tag = "3")]
+    base: u64,
+    /// CRC-32 of the message, where there is a base.
+    #[prost(fixed32, tag = "4")]
+    checksum: u32,
 }
 
 impl Payload {
     fn encode_message(message: &impl Message) -> Self {
-        Self { encoding: API_V1, content: message.encode_to_vec() }
+        let content = message.encode_to_vec();
+        Self { encoding: API_V1, content, ..Self::default() }
     }
 
     fn decode_message<M: Message + Default>(&self) -> Result<M, StoreError> {
-        let decoded = M::decode(self.content.as_slice()).ok().filter(|_| self.encoding == API_V1);
+        let is_known = self.encoding == API_V1 && self.base == 0;
+        let decoded = M::decode(self.content.as_slice()).ok().filter(|_| is_known);
         decoded.ok_or(StoreError::Damaged("configuration"))
     }
 }
@@ -133,6 +142,33 @@ impl Revision {
 
     pub(super) fn unconfirmed(&self) -> Option<Unconfirmed> {
         self.unconfirmed
+    }
+
+    /// Number of the revision that the document is stored as a difference to; `None` for a whole one.
+    pub(super) fn base(&self) -> Option<u64> {
+        self.document.as_ref().map(|document| document.base).filter(|base| *base > 0)
+    }
+
+    /// Returns the revision with its document as the difference to that of another one; `None` where that
+    /// saves little.
+    pub(super) fn as_difference(&self, base: &Self) -> Option<Self> {
+        let (whole, base_document) = (self.document.as_ref()?, base.document.as_ref()?);
+        let content = delta::difference(&base_document.content, &whole.content);
+        let saves = content.len() < whole.content.len() / 2;
+        let checksum = crc32fast::hash(&whole.content);
+        let document = Payload { content, base: base.number, checksum, ..whole.clone() };
+        saves.then(|| Self { document: Some(document), ..self.clone() })
+    }
+
+    /// Returns the revision with its document as a whole, which is a difference to that of `base`.
+    pub(super) fn as_whole(&self, base: &Self) -> Result<Self, StoreError> {
+        let whole = self.document.as_ref().zip(base.document.as_ref()).and_then(|(made, base)| {
+            let content = delta::apply(&base.content, &made.content)?;
+            let is_right = crc32fast::hash(&content) == made.checksum;
+            is_right.then_some(Payload { encoding: made.encoding, content, ..Payload::default() })
+        });
+        let document = Some(whole.ok_or(StoreError::Damaged("configuration"))?);
+        Ok(Self { document, ..self.clone() })
     }
 
     /// Decodes the document and the answer.

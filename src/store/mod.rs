@@ -14,6 +14,7 @@ mod config;
 mod connections;
 pub mod content;
 mod cursor_reservation;
+mod delta;
 mod disk;
 mod engine;
 mod entries;

@@ -18,6 +18,11 @@ const DIGEST_KEY: &[u8] = b"digest-key";
 /// The latest revision that was confirmed.
 const CONFIRMED: &[u8] = b"confirmed";
 const PROLONGED: &[u8] = b"prolonged";
+/// Revisions with numbers that are multiples of this are kept whole, the others as differences to the
+/// next one: a chain of differences is shorter.
+const WHOLE_EVERY: u64 = 16;
+/// Octets of all kept revisions; the current one and the one of a rollback are kept in any case.
+const MAXIMUM_OCTETS: usize = 64 << 20;
 
 /// The database while it is open. Each method is one step.
 #[derive(Debug)]
@@ -112,8 +117,24 @@ impl Revisions {
         key.transpose().map_err(|_| StoreError::Damaged("digest key"))
     }
 
-    /// Returns a kept revision as it is stored.
+    /// Returns a kept revision with its whole document.
     pub(super) fn revision(&self, revision: u64) -> Result<Option<Revision>, StoreError> {
+        let mut differences = Vec::new();
+        let Some(mut found) = self.stored(revision)? else { return Ok(None) };
+        while let Some(base) = found.base() {
+            let is_later = base > found.number() && differences.len() < WHOLE_EVERY as usize;
+            let next = if is_later { self.stored(base)? } else { None };
+            let next = next.ok_or(StoreError::Damaged("configuration"))?;
+            differences.push(std::mem::replace(&mut found, next));
+        }
+        for difference in differences.iter().rev() {
+            found = difference.as_whole(&found)?;
+        }
+        Ok(Some(found))
+    }
+
+    /// Returns a kept revision as it is stored.
+    fn stored(&self, revision: u64) -> Result<Option<Revision>, StoreError> {
         let mut octets = Vec::new();
         for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
             octets.extend_from_slice(&piece?.1);
@@ -132,7 +153,7 @@ impl Revisions {
         let oldest = current.saturating_sub(REVISIONS_KEPT as u64 - 1).max(1);
         let mut revisions = Vec::new();
         for number in (oldest..=current).rev() {
-            match self.revision(number) {
+            match self.stored(number) {
                 Ok(stored) => revisions.extend(stored.map(|stored| stored.description())),
                 Err(error @ StoreError::Damaged(_)) => tracing::warn!(%error, number),
                 Err(error) => return Err(error),
@@ -149,7 +170,7 @@ impl Revisions {
         if current == 0 || self.confirmed()? >= current {
             return Ok(None);
         }
-        let unconfirmed = self.revision(current)?.and_then(|stored| stored.unconfirmed());
+        let unconfirmed = self.stored(current)?.and_then(|stored| stored.unconfirmed());
         let Some(unconfirmed) = unconfirmed else { return Ok(None) };
         Ok(Some((current, self.prolonged(current)?.unwrap_or(unconfirmed))))
     }
@@ -201,11 +222,20 @@ impl Revisions {
 
     /// Stores a revision next to the current one. It is on the disk when this returns.
     pub(super) fn write(&self, revision: u64, stored: &Revision) -> Result<(), StoreError> {
+        self.replace(revision, stored)?;
+        self.engine.flush_durably()
+    }
+
+    fn replace(&self, revision: u64, stored: &Revision) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for key in self.pieces.scan_prefix(revision.to_be_bytes()).keys() {
+            batch.remove(key?);
+        }
         let octets = stored.encode_to_vec();
         for (index, piece) in octets.chunks(MAXIMUM_VALUE_OCTETS).enumerate() {
-            self.pieces.insert(piece_key(revision, index as u32), piece)?;
+            batch.insert(&piece_key(revision, index as u32), piece);
         }
-        self.engine.flush_durably()
+        Ok(self.pieces.apply_batch(batch)?)
     }
 
     /// Makes a stored revision the current one. That is on the disk when this returns.
@@ -214,16 +244,45 @@ impl Revisions {
         self.engine.flush_durably()
     }
 
-    /// Removes the revisions that are too many with a new one, except for the one of the rollback.
+    /// Makes room after a commit. The revision before the current one becomes a difference to that, and
+    /// the oldest ones are removed that are too many or too large. The one of the rollback stays whole.
     pub(super) fn prune(
         &self,
         revision: u64,
+        current: &Revision,
         unconfirmed: Option<Unconfirmed>,
     ) -> Result<(), StoreError> {
-        match revision.checked_sub(REVISIONS_KEPT as u64) {
-            Some(old) => self.remove_up_to(old, unconfirmed),
-            None => Ok(()),
+        let before = revision.saturating_sub(1);
+        let rollback_to = unconfirmed.map_or(0, |unconfirmed| unconfirmed.rollback_to);
+        if !before.is_multiple_of(WHOLE_EVERY)
+            && before != rollback_to
+            && let Some(whole) = self.stored(before)?.filter(|stored| stored.base().is_none())
+            && let Some(difference) = whole.as_difference(current)
+        {
+            self.replace(before, &difference)?;
         }
+        let too_old = revision.saturating_sub(REVISIONS_KEPT as u64);
+        let too_large = self.last_beyond(revision, MAXIMUM_OCTETS)?;
+        match too_old.max(too_large) {
+            0 => Ok(()),
+            last => self.remove_up_to(last, unconfirmed),
+        }
+    }
+
+    /// Returns the newest revision before the current one with which the newest ones take more octets
+    /// than these; 0 for none.
+    fn last_beyond(&self, current: u64, octets: usize) -> Result<u64, StoreError> {
+        let mut sum = 0;
+        for piece in self.pieces.range(..piece_key(current + 1, 0)).rev() {
+            let (key, piece) = piece?;
+            sum += piece.len();
+            let found =
+                key.get(..8).and_then(number).ok_or(StoreError::Damaged("configuration"))?;
+            if sum > octets && found < current {
+                return Ok(found);
+            }
+        }
+        Ok(0)
     }
 
     fn remove_up_to(

@@ -1,6 +1,7 @@
 //! Commits, and what is left of them.
 
 use super::*;
+use prost::Message;
 
 fn stored(revision: u64, names: usize) -> StoredRevision {
     let connection = |index| proto::ControlConnection {
@@ -111,4 +112,58 @@ fn the_copy_knows_the_way_back_from_what_waits() {
     assert_eq!(store.unconfirmed().unwrap(), Some((2, unconfirmed)));
     assert_eq!(store.revision(1).unwrap(), Some(stored(1, 3)));
     assert!(store.damage().contains("revision 2 was taken from its copy"));
+}
+
+/// A change of one connection among many takes little more than the change, and each revision reads back,
+/// also after a restart and with older ones removed.
+#[test]
+fn revisions_are_stored_as_differences() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    let changed = |revision: u64| {
+        let mut stored = stored(revision, 500);
+        let client = stored.config.as_mut().unwrap().client.as_mut().unwrap();
+        let target = &mut client.control_connections[revision as usize * 7];
+        target.target_address = format!("192.0.2.{revision}");
+        stored
+    };
+    for revision in 1..=60 {
+        store.commit(revision, &changed(revision)).unwrap();
+    }
+    drop(store);
+    let store = ConfigStore::open(&state).unwrap();
+    for revision in 11..=60 {
+        assert_eq!(store.revision(revision).unwrap(), Some(changed(revision)), "{revision}");
+    }
+    assert_eq!(store.revision(10).unwrap(), None);
+    drop(store);
+    let engine = Engine::open(&path(directory.path()), CACHE_OCTETS).unwrap();
+    let pieces = engine.tree("revisions").unwrap();
+    let octets: usize = pieces.iter().values().map(|piece| piece.unwrap().len()).sum();
+    let whole = changed(60).config.unwrap().encode_to_vec().len();
+    assert!(octets < 6 * whole, "{octets} of 50 times {whole}");
+    // A difference whose base is not the one it was made of.
+    let last = pieces.scan_prefix(60u64.to_be_bytes()).last().unwrap().unwrap();
+    let flipped: Vec<u8> = last.1.iter().map(|octet| octet ^ (octet & 1)).collect();
+    pieces.insert(last.0, flipped).unwrap();
+    let revisions = Revisions::open(engine).unwrap();
+    assert!(matches!(revisions.revision(59), Err(StoreError::Damaged(_))));
+    assert!(revisions.revision(48).unwrap().is_some(), "it is whole");
+}
+
+/// The revision to roll back to stays whole, though those that follow it are removed.
+#[test]
+fn the_revision_of_a_rollback_needs_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    (1..=5).for_each(|revision| store.commit(revision, &stored(revision, 300)).unwrap());
+    let unconfirmed = Unconfirmed { rollback_to: 5, ..Unconfirmed::default() };
+    for revision in 6..=70 {
+        let waits = StoredRevision { unconfirmed: Some(unconfirmed), ..stored(revision, 300) };
+        store.commit(revision, &waits).unwrap();
+    }
+    assert_eq!(store.revision(5).unwrap(), Some(stored(5, 300)));
+    assert_eq!(store.revision(6).unwrap(), None);
 }
