@@ -515,7 +515,8 @@ fn a_state_of_each_version_is_read() {
         let results = open_fixture(&state, "another boot");
         assert_eq!((results.damage(), results.agent_id()), ("", "fixture-agent"));
         assert_eq!(all_tests(&results), (3, 15));
-        assert_eq!(results.consumers().unwrap(), [("consumer".to_owned(), 2)]);
+        let consumers = runtime.block_on(results.consumers()).unwrap();
+        assert_eq!(consumers, [("consumer".to_owned(), 2)]);
         assert_eq!(results.persisted_connection("c1"), Some(fixture_outage()));
         let filter = Filter::default();
         let read = page(&results, &filter, 0, 100, false);

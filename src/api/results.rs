@@ -149,7 +149,7 @@ impl ResultsService for Context {
         let ListConsumersRequest { page_size, page_token } = request.into_inner();
         let page = PageRequest::new(&ListConsumersRequest::default(), page_size, &page_token)?;
         let newest = self.results.state().borrow().newest;
-        let consumers = self.results.consumers().map_err(error::store)?;
+        let consumers = self.results.consumers().await.map_err(error::store)?;
         let consumer =
             |(name, cursor)| Consumer { name, cursor, lag: newest.saturating_sub(cursor) };
         let mut consumers: Vec<Consumer> = consumers.into_iter().map(consumer).collect();

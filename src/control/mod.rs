@@ -25,7 +25,7 @@ use crate::{
         client::Senders,
         server::{Reflectors, Registry, ServerRole},
     },
-    store::{ConfigStore, StoreError, StoredRevision},
+    store::{ConfigStore, StoreError, StoredRevision, blocking},
     supervise::{RestartPolicy, Tasks, keep_alive},
     time::UnixTime,
 };
@@ -183,9 +183,7 @@ impl Control {
     /// Returns the deadline to confirm the pending revision.
     pub async fn confirm_deadline(&self) -> Result<Option<UnixTime>, StoreError> {
         let store = self.store.clone();
-        let read = move || store.unconfirmed();
-        let unconfirmed =
-            tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)??;
+        let unconfirmed = blocking(move || store.unconfirmed()).await?;
         Ok(unconfirmed.map(|(_, unconfirmed)| UnixTime(unconfirmed.until_unix_ns)))
     }
 
@@ -197,7 +195,7 @@ impl Control {
             0 => self.committed.borrow().rolled_back_to.unwrap_or(0),
             asked => asked,
         };
-        let read = move || {
+        blocking(move || {
             let stored = if revision == 0 { store.current() } else { store.revision(revision) };
             stored.map(|stored| {
                 stored.map(|stored| StoredRevision {
@@ -205,15 +203,14 @@ impl Control {
                     ..stored
                 })
             })
-        };
-        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
+        })
+        .await
     }
 
     /// Lists the kept revisions, newest first.
     pub async fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
         let store = self.store.clone();
-        let read = move || store.revisions();
-        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
+        blocking(move || store.revisions()).await
     }
 
     /// Describes damage to the configuration database; empty without any.

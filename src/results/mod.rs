@@ -340,9 +340,10 @@ impl Results {
         self.log.store.move_consumer(consumer, cursor).await
     }
 
-    /// The consumers with their positions.
-    pub fn consumers(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        self.log.store.consumers()
+    /// Lists the consumers with their positions.
+    pub async fn consumers(self: &Arc<Self>) -> Result<Vec<(String, u64)>, StoreError> {
+        let results = self.clone();
+        store::blocking(move || results.log.store.consumers()).await
     }
 
     /// Forgets a consumer; whether there was one.

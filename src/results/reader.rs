@@ -11,7 +11,7 @@ use tokio::{
 use super::{Filter, Results, content, convert};
 use crate::{
     proto::{Record, record},
-    store::{StoreError, StoreState},
+    store::{StoreError, StoreState, blocking},
     time::UnixTime,
 };
 
@@ -312,11 +312,4 @@ impl Results {
         }
         record
     }
-}
-
-/// The store reads from the disk.
-async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Unavailable)?
 }

@@ -141,6 +141,14 @@ impl From<sled::Error> for StoreError {
     }
 }
 
+/// Runs a step that waits for the disk, off the workers of the runtime. All steps of the databases that
+/// async code asks for go through this.
+pub async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(step).await.map_err(|_| StoreError::Unavailable)?
+}
+
 /// A state directory, held against other agents for as long as this lives.
 #[derive(Debug)]
 pub struct StateDirectory {

@@ -25,7 +25,7 @@ use crate::{
     net::{clock, files_for_measurements, open_files},
     proto::{self, ApplyConfigRequest, ApplyConfigResponse, EventType, RollbackConfigRequest},
     results::Results,
-    store::{ConfigStore, StoreError},
+    store::{ConfigStore, StoreError, blocking},
     supervise::Heartbeat,
 };
 use answers::Answers;
@@ -93,8 +93,7 @@ impl Committer {
         work: impl FnOnce(&ConfigStore) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || work(&store));
-        done.await.map_err(|_| StoreError::Unavailable)?
+        blocking(move || work(&store)).await
     }
 
     /// Returns the sockets that measurements may use: all but those open for other purposes.
