@@ -287,7 +287,7 @@ const MAXIMUM_FILE_LINES: usize = 450;
 const MAXIMUM_FUNCTION_LINES: usize = 80;
 
 /// Files that are in a circle, or too long, and still to be mended.
-const CIRCULAR: [&str; 1] = ["store/"];
+const CIRCULAR: [&str; 0] = [];
 const TOO_LONG: [&str; 0] = [];
 const LONG_FUNCTIONS: [&str; 2] = [
     "results/block.rs: put",

@@ -12,8 +12,7 @@ use super::{
     page::{Records, Stored},
     pages::{Pages, falling},
     pool::Files,
-    window::Window,
-    windows::WindowList,
+    window::{Window, WindowList},
 };
 
 /// Records that were stored and are not found, though sled knows of no damage.

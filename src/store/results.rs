@@ -25,7 +25,7 @@ use super::{
         snapshot,
     },
     times,
-    windows::{self, WindowList},
+    window::{self, WindowList},
     writer::{Open, Writer},
 };
 use crate::time::{Now, UnixTime};
@@ -236,7 +236,7 @@ impl ResultStore {
     ) -> Result<Vec<Entry>, StoreError> {
         // While it is opened anew nothing is known of what it holds.
         self.trees()?;
-        let list = windows::read(&self.windows);
+        let list = window::read(&self.windows);
         entries::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
     }
 
@@ -244,7 +244,7 @@ impl ResultStore {
     /// among the stored records. An empty range where there is no such record.
     pub fn cursors_at(&self, times: Range<UnixTime>) -> Result<Range<u64>, StoreError> {
         self.trees()?;
-        times::cursors(&windows::read(&self.windows), times)
+        times::cursors(&window::read(&self.windows), times)
     }
 
     /// The consumers with their positions.

@@ -15,8 +15,7 @@ use super::{
     page::Records,
     pages::Pages,
     pool::Files,
-    window::Window,
-    windows::WindowList,
+    window::{Window, WindowList},
 };
 use crate::time::UnixTime;
 

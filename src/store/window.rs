@@ -3,7 +3,7 @@
 //! goes as a whole, with its files. Damage to the files costs this window alone.
 
 use std::sync::{
-    Arc,
+    Arc, PoisonError, RwLock,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
@@ -13,6 +13,14 @@ use super::{
     pool::{Files, Pool},
 };
 use crate::time::UnixTime;
+
+/// The windows that exist, oldest first. A reader holds a copy of the list.
+pub(super) type WindowList = Arc<[Arc<Window>]>;
+
+/// Returns the list as it is now.
+pub(super) fn read(list: &RwLock<WindowList>) -> WindowList {
+    list.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
 
 /// One window: figures of it, and access to its database.
 #[derive(Debug)]

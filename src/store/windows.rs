@@ -17,15 +17,20 @@ use super::{
     page::PageBuilder,
     pool::{Files, Pool},
     trim::Trim,
-    window::Window,
+    window::{Window, WindowList, read},
 };
-
-use open::Unopened;
+use crate::time::Monotonic;
 
 /// No record gets a cursor below this: written before windows go.
 const FLOOR: &[u8] = b"cursor-floor";
-/// The windows that exist, oldest first. Whoever holds a copy of the list may read.
-pub(super) type WindowList = Arc<[Arc<Window>]>;
+
+/// Windows that could not be opened, and not because of damage.
+#[derive(Debug, Default)]
+struct Unopened {
+    /// Generations of each of the windows.
+    windows: Vec<Vec<WindowName>>,
+    next_try: Option<Monotonic>,
+}
 
 /// The log. Written by one thread; the list of windows is shared with readers.
 #[derive(Debug)]
@@ -241,9 +246,4 @@ impl Windows {
     fn replace(&self, list: WindowList) {
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = list;
     }
-}
-
-/// The list as it is now.
-pub(super) fn read(list: &RwLock<WindowList>) -> WindowList {
-    list.read().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -24,7 +24,8 @@ use super::{
     reserve::{self, RESERVE_OCTETS, free_octets},
     retention::Retention,
     state::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, position, snapshot_value},
-    windows::{WindowList, Windows},
+    window::WindowList,
+    windows::Windows,
 };
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,

@@ -79,6 +79,15 @@ class Surface(Case):
         for service, method in (("ConfigService", "GetConfig"), ("ResultsService", "ListConsumers")):
             self.assertIn("another request", self.invalid(
                 service, method, {"page_token": page["next_page_token"]}, "page_token"))
+        first, second = self.api.call("ResultsService", "ListRecords", {"page_size": 2})["records"]
+        later = self.api.call("ResultsService", "ListRecords", {"since": second["time"]})["records"]
+        self.assertNotIn(first["cursor"], [record["cursor"] for record in later])
+        self.assertIn(second["cursor"], [record["cursor"] for record in later])
+        self.assertEqual(len({record["incarnation"] for record in later}), 1)
+        earlier = self.api.call("ResultsService", "ListRecords", {"until": second["time"], "latest": True})
+        self.assertEqual([record["cursor"] for record in earlier["records"]], [first["cursor"]])
+        self.invalid("ResultsService", "ListRecords",
+                     {"since": second["time"], "until": first["time"]}, "until")
         records = self.api.call("ResultsService", "ListRecords", {"page_size": 1})
         self.assertTrue(records["next_page_token"])
         more = self.api.call("ResultsService", "ListRecords", {"page_token": records["next_page_token"]})

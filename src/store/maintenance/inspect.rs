@@ -15,7 +15,8 @@ use crate::store::{
     entries,
     recovery::newest_kept,
     state::{RESULTS, Trees},
-    windows::{self, Windows},
+    window,
+    windows::Windows,
 };
 
 /// Directory for the copies, in the state directory: nobody else may look into them.
@@ -59,7 +60,7 @@ impl Inspection {
         &self,
         mut visit: impl FnMut(&Entry) -> Result<(), MaintenanceError>,
     ) -> Result<(), MaintenanceError> {
-        let list = windows::read(&self.windows.shared());
+        let list = window::read(&self.windows.shared());
         let mut after = 0;
         loop {
             let entries = entries::entries(&list, after + 1..=u64::MAX, 4096, 1 << 20, false)?;

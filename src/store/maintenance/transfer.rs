@@ -22,7 +22,8 @@ use crate::store::{
     pool::{Files, Pool},
     schema,
     state::{RESULTS, Trees},
-    windows::{self, Windows},
+    window,
+    windows::Windows,
 };
 
 pub(super) const MAGIC: &[u8] = b"TWAMPDB1";
@@ -72,7 +73,7 @@ pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, M
     };
     each(&inspection.config()?, |tree, key, value| write(CONFIG, tree, key, value))?;
     each(&inspection.state, |tree, key, value| write(LOG, tree, key, value))?;
-    for window in windows::read(&inspection.windows.shared()).iter() {
+    for window in window::read(&inspection.windows.shared()).iter() {
         let name = window.name;
         write(LOG, META, &tree_name(PAGES, name), &[])?;
         let files = window.files()?;

@@ -181,7 +181,7 @@ fn reads_forwards_and_backwards_over_windows() {
         store.append(now().unix.0 + minute * 2 * MINUTE_NS, 10);
     }
     wait_for(&store, |state| state.newest == 10);
-    assert_eq!(windows::read(&store.store.windows).len(), 10);
+    assert_eq!(window::read(&store.store.windows).len(), 10);
     let store_entries = |after, up_to, count, backwards| -> Vec<u64> {
         let entries = store.entries(after, up_to, count, 1 << 20, backwards).unwrap();
         entries.into_iter().map(|entry| entry.cursor).collect()
@@ -565,7 +565,7 @@ fn records_from_the_future_do_not_stay_for_ever() {
     store.append(now_ns, 10);
     wait_for(&store, |state| state.newest == 6);
     let windows: Vec<_> =
-        windows::read(&store.store.windows).iter().map(|w| w.name.first_cursor).collect();
+        window::read(&store.store.windows).iter().map(|w| w.name.first_cursor).collect();
     assert_eq!(windows, [4, 5, 6]);
 }
 
@@ -696,7 +696,7 @@ fn records_are_found_by_time() {
         }
     };
     check(&store);
-    assert!(windows::read(&store.store.windows).len() >= 10);
+    assert!(window::read(&store.store.windows).len() >= 10);
     drop(store);
     check(&open(&state));
 }

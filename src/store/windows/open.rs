@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, RwLock, atomic::Ordering::Relaxed},
 };
 
-use super::{FLOOR, WindowList, Windows, read};
+use super::{FLOOR, Unopened, Windows};
 use crate::{
     store::{
         StoreError,
@@ -17,7 +17,7 @@ use crate::{
         page::PageBuilder,
         pool::{Files, Pool},
         quarantine,
-        window::Window,
+        window::{Window, WindowList, read},
     },
     time::Monotonic,
 };
@@ -26,14 +26,6 @@ use crate::{
 const RETRY_NS: u64 = 10_000_000_000;
 /// An empty database takes less on the disk: one that takes more and has no record was damaged.
 const EMPTY_DISK_BYTES: u64 = 1 << 20;
-
-/// Windows that could not be opened, and not because of damage.
-#[derive(Debug, Default)]
-pub(super) struct Unopened {
-    /// Generations of each of the windows.
-    windows: Vec<Vec<WindowName>>,
-    next_try: Option<Monotonic>,
-}
 
 /// A window that was opened.
 struct Opened {

@@ -4,8 +4,13 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
-    super::{Retention, StoreError, page::PageBuilder, trim::Trim, window::Window},
-    Windows, read,
+    super::{
+        Retention, StoreError,
+        page::PageBuilder,
+        trim::Trim,
+        window::{Window, read},
+    },
+    Windows,
 };
 use crate::time::{Now, UnixTime};
 

@@ -92,7 +92,7 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
             assert!(cursors.len() >= 360, "{damaged}: {}", cursors.len());
             assert!(cursors.contains(&400) && cursors.contains(&1));
             let costs = !cursors.contains(&(damaged * 10));
-            let windows = windows::read(&store.windows);
+            let windows = window::read(&store.windows);
             assert_eq!(costs, windows.iter().any(|window| window.is_damaged.load(Relaxed)));
             costly += usize::from(costs);
         }
@@ -138,7 +138,7 @@ fn a_page_that_is_not_there_is_told() {
         let found = store.entries(0, 11, 100, 1 << 20, false).unwrap();
         assert_eq!(found.len(), 10);
         let damaged = |window: &Arc<Window>| window.is_damaged.load(Relaxed);
-        let windows = windows::read(&store.windows);
+        let windows = window::read(&store.windows);
         assert_eq!(windows.iter().map(damaged).collect::<Vec<_>>(), [true, false, false]);
     }
 }
@@ -233,11 +233,11 @@ fn a_window_that_cannot_be_opened_for_now_is_left_and_tried_again() {
         let engine = state_engine(directory.path());
         let meta = engine.tree("meta").unwrap();
         let mut windows = Windows::open(&results, &meta, 1).unwrap();
-        assert_eq!((windows.unopened(), windows::read(&windows.shared()).len()), (1, 3));
+        assert_eq!((windows.unopened(), window::read(&windows.shared()).len()), (1, 3));
         fs::remove_file(&file).unwrap();
         fs::rename(&away, &file).unwrap();
         windows.retain(&retention(), now(), true, || Ok(())).unwrap();
-        assert_eq!((windows.unopened(), windows::read(&windows.shared()).len()), (0, 4));
+        assert_eq!((windows.unopened(), window::read(&windows.shared()).len()), (0, 4));
         drop((windows, meta, engine));
         let store = open(&state);
         assert_eq!((store.damage(), cursors(&store, 0)), ("", vec![1, 2, 3, 4]));
