@@ -7,7 +7,7 @@
 //! that they are new, TTLs and TOS octets; and where they say so, what the number of the reply is
 //! beyond the next one. Ingress is RTT less egress. All numbers are zigzag varints.
 //!
-//! In front of the first is what a probe is most often, see [`Before::usual`]: a record with one of a
+//! In front of the first is what a probe is most often, see [`Baseline::usual`]: a record with one of a
 //! slow session is little but its first.
 
 use bytes::Buf;
@@ -37,7 +37,7 @@ const VALIDITY_KNOWN: u8 = 0b1000_0000;
 
 /// What the next probe is told against.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Before {
+pub(super) struct Baseline {
     /// Where no probe was told yet, and there is something usual for it.
     is_usual: bool,
     test_number: u64,
@@ -52,7 +52,7 @@ pub(super) struct Before {
     marks: Marks,
 }
 
-impl Before {
+impl Baseline {
     /// In front of the first probe of a record of this time: it was sent just before then, and what it
     /// is the second of comes as soon behind it. A reply has the number of its probe, which took half of
     /// the round trip there, and its delays are known to be worth what they say.
@@ -126,7 +126,7 @@ type Path = [Option<u32>; 4];
 /// a block cannot hold.
 pub(super) fn encode(probes: &[ProbeResult], recorded: UnixTime) -> Option<Vec<u8>> {
     let mut octets = Vec::with_capacity(probes.len() * 14);
-    let mut before = Before::usual(recorded);
+    let mut before = Baseline::usual(recorded);
     for probe in probes {
         before = put(probe, before, &mut octets)?;
     }
@@ -135,15 +135,15 @@ pub(super) fn encode(probes: &[ProbeResult], recorded: UnixTime) -> Option<Vec<u
 
 /// Decodes the probes of the block of a record of this time; `None` for a damaged one.
 pub(super) fn decode(mut block: impl Buf, recorded: UnixTime) -> Option<Vec<ProbeResult>> {
-    let mut before = Before::usual(recorded);
+    let mut before = Baseline::usual(recorded);
     let mut probes = Vec::with_capacity(block.remaining() / 10);
     while block.has_remaining() {
-        probes.push(take(&mut before, &mut block)?);
+        probes.push(decode_probe(&mut before, &mut block)?);
     }
     Some(probes)
 }
 
-fn put(probe: &ProbeResult, mut before: Before, octets: &mut Vec<u8>) -> Option<Before> {
+fn put(probe: &ProbeResult, mut before: Baseline, octets: &mut Vec<u8>) -> Option<Baseline> {
     let received = probe.status() == ProbeStatus::Received;
     if !(1..=i32::from(STATUS)).contains(&probe.status) {
         return None;
@@ -161,7 +161,7 @@ fn put(probe: &ProbeResult, mut before: Before, octets: &mut Vec<u8>) -> Option<
     flag(probe.test_number != before.test_number, OTHER_TEST);
     flag(probe.sequence != before.sequence.wrapping_add(1), OTHER_SEQUENCE);
     flag(transmit, KERNEL_TRANSMIT);
-    let mut now = Before {
+    let mut now = Baseline {
         test_number: probe.test_number,
         sequence: probe.sequence,
         sent_ns: probe.sent_unix_ns,
@@ -246,7 +246,7 @@ fn stamped(source: TimestampSource, marks: &mut Marks, flag: u8) -> Option<bool>
     Some(true)
 }
 
-fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
+fn decode_probe(state: &mut Baseline, block: &mut impl Buf) -> Option<ProbeResult> {
     let mut flags = block.try_get_u8().ok()?;
     if flags & STATUS == 0 {
         state.marks = Marks(flags);
@@ -289,7 +289,7 @@ fn take(state: &mut Before, block: &mut impl Buf) -> Option<ProbeResult> {
     state.egress_ns = before.egress_ns.wrapping_add(read(block)?);
     state.processing_ns = before.processing_ns.wrapping_add(read(block)?);
     if flags & OTHER_PATH != 0 {
-        state.path = take_path(block)?;
+        state.path = decode_path(block)?;
     }
     state.reply = before.reply.wrapping_add(1);
     if flags & OTHER_REPLY != 0 {
@@ -335,7 +335,7 @@ fn put_path(path: Path, octets: &mut Vec<u8>) {
     octets.extend(path.iter().flatten().filter(|octet| **octet != 0).map(|octet| *octet as u8));
 }
 
-fn take_path(block: &mut impl Buf) -> Option<Path> {
+fn decode_path(block: &mut impl Buf) -> Option<Path> {
     let bits = block.try_get_u8().ok()?;
     let mut path = Path::default();
     for place in 0..path.len() {

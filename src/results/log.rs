@@ -111,7 +111,7 @@ impl Log {
         if self.store.append(stored).is_ok() {
             self.next_cursor.fetch_add(1, Relaxed);
         } else {
-            self.tail.take_back();
+            self.tail.pop_uncommitted();
             self.count_dropped();
         }
     }

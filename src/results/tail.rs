@@ -36,7 +36,7 @@ impl Tail {
     }
 
     /// The newest is none after all; nobody was told of it.
-    pub(super) fn take_back(&self) {
+    pub(super) fn pop_uncommitted(&self) {
         let mut kept = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(newest) = kept.entries.pop_back() {
             kept.octets -= newest.content.len();
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(cursors(most - 2, most - 1, 9), Some(vec![most - 1]));
         assert_eq!(cursors(most, most, 9), Some(vec![]));
         tail.push(Entry { cursor: most + 1, ..entry() });
-        tail.take_back();
+        tail.pop_uncommitted();
         assert_eq!(cursors(most - 1, most + 1, 9), Some(vec![most]));
         tail.push(Entry { cursor: most + 1, content: vec![0; OCTETS].into(), ..entry() });
         assert_eq!(cursors(most, most + 1, 9), Some(vec![most + 1]));
