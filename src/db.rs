@@ -100,7 +100,7 @@ pub fn compact(directory: &Path) -> Result<String, DbError> {
 /// One that has never been used is not made by looking at it.
 fn open(directory: &Path) -> Result<StateDirectory, DbError> {
     let is_there = |name: &str| directory.join(name).exists();
-    if !["schema", "config.sled", "results.sled"].into_iter().any(is_there) {
+    if !["config.sled", "state.sled", "results.sled"].into_iter().any(is_there) {
         return Err(DbError::Nothing(directory.to_owned()));
     }
     StateDirectory::open(directory).map_err(|error| of(directory)(error.into()))
