@@ -481,7 +481,7 @@ fn write_fixture(directory: &Path) {
     let probe = |sequence| ProbeResult { sequence, ..ProbeResult::default() };
     results.probes(subject(), (0..9).map(probe).collect(), time);
     results.agent_event(EventType::ConfigurationCommitted, 2, "a detail".into(), time);
-    results.persist_connection("c1", fixture_outage());
+    results.persist_connection("c1", |state| *state = fixture_outage());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(results.flush()).unwrap();
     runtime.block_on(results.acknowledge("consumer", 2)).unwrap();
@@ -517,7 +517,7 @@ fn a_state_of_each_version_is_read() {
         assert_eq!(all_tests(&results), (3, 15));
         let consumers = runtime.block_on(results.consumers()).unwrap();
         assert_eq!(consumers, [("consumer".to_owned(), 2)]);
-        assert_eq!(results.persisted_connection("c1"), Some(fixture_outage()));
+        assert_eq!(results.persisted_connection("c1"), fixture_outage());
         let filter = Filter::default();
         let read = page(&results, &filter, 0, 100, false);
         let records = runtime.block_on(read).unwrap().records;
