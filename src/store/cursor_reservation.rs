@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 use crate::document::hexadecimal;
 
 const NAME: &str = "results.last";
-/// Octets of two cursors and their checksum.
-const OCTETS: usize = 8 + 8 + 32;
+/// Octets of three numbers and their checksum.
+const OCTETS: usize = 3 * 8 + 32;
 /// Flag of a cursor up to which records are reported that are not stored.
 const NOT_STORED: u64 = 1 << 63;
 /// Records at most that are reported without being stored, until they are stored again or the agent
@@ -43,6 +43,8 @@ struct Written {
     cursor: u64,
     /// The disk had written all records up to this one.
     durable: u64,
+    /// The disk had written the state database with this number.
+    state_sequence: u64,
 }
 
 /// Cursors that readers may have seen.
@@ -54,6 +56,8 @@ pub(super) struct Reserved {
     pub(super) durable: u64,
     /// Records of some were never stored, and not because of damage.
     pub(super) has_unstored: bool,
+    /// The state database had this number at least.
+    pub(super) state_sequence: u64,
 }
 
 impl CursorReservation {
@@ -71,22 +75,31 @@ impl CursorReservation {
     pub(super) fn read(&self) -> Reserved {
         let here = fs::read(&self.path).ok().and_then(|octets| parse(&octets));
         let noted = self.elsewhere.iter().filter_map(|path| own_note(path));
-        noted.chain(here).fold(Reserved::default(), |reserved, Written { cursor, durable }| {
+        noted.chain(here).fold(Reserved::default(), |reserved, written| {
+            let Written { cursor, durable, state_sequence } = written;
+            let state_sequence = state_sequence.max(reserved.state_sequence);
             let up_to = cursor & !NOT_STORED;
             if up_to <= reserved.up_to {
-                return reserved;
+                return Reserved { state_sequence, ..reserved };
             }
-            Reserved { up_to, durable, has_unstored: cursor & NOT_STORED != 0 }
+            Reserved { up_to, durable, has_unstored: cursor & NOT_STORED != 0, state_sequence }
         })
     }
 
-    /// Writes a cursor, unless it is the same: the record of it and all before it are stored; `durably`
-    /// where the disk has written them.
-    pub(super) fn write(&mut self, cursor: u64, durably: bool) -> io::Result<()> {
+    /// Writes a cursor, unless it is the same: the record of it and all before it are stored. With the
+    /// number of the state database the disk has written them, and that.
+    pub(super) fn write(&mut self, cursor: u64, durable_state: Option<u64>) -> io::Result<()> {
         // The first may follow a run that left notes.
         let noted = self.file.is_none() || self.written.cursor & NOT_STORED != 0;
-        let before = if self.file.is_none() { self.read().durable } else { self.written.durable };
-        self.put(Written { cursor, durable: if durably { cursor } else { before } })?;
+        let written = match (durable_state, &self.file) {
+            (Some(state_sequence), _) => Written { cursor, durable: cursor, state_sequence },
+            (None, Some(_)) => Written { cursor, ..self.written },
+            (None, None) => {
+                let Reserved { durable, state_sequence, .. } = self.read();
+                Written { cursor, durable, state_sequence }
+            }
+        };
+        self.put(written)?;
         if noted {
             self.elsewhere.iter().for_each(|path| drop(fs::remove_file(path)));
         }
@@ -121,12 +134,13 @@ impl CursorReservation {
     }
 }
 
-fn octets(Written { cursor, durable }: Written) -> [u8; OCTETS] {
+fn octets(Written { cursor, durable, state_sequence }: Written) -> [u8; OCTETS] {
     let mut octets = [0; OCTETS];
-    let (cursors, sum) = octets.split_at_mut(16);
-    cursors[..8].copy_from_slice(&cursor.to_be_bytes());
-    cursors[8..].copy_from_slice(&durable.to_be_bytes());
-    sum.copy_from_slice(&Sha256::digest(&*cursors));
+    let (numbers, sum) = octets.split_at_mut(3 * 8);
+    for (place, number) in numbers.chunks_exact_mut(8).zip([cursor, durable, state_sequence]) {
+        place.copy_from_slice(&number.to_be_bytes());
+    }
+    sum.copy_from_slice(&Sha256::digest(&*numbers));
     octets
 }
 
@@ -136,9 +150,10 @@ fn parse(octets: &[u8]) -> Option<Written> {
         return None;
     }
     match cursors.as_chunks::<8>() {
-        ([cursor, durable], []) => Some(Written {
+        ([cursor, durable, state_sequence], []) => Some(Written {
             cursor: u64::from_be_bytes(*cursor),
             durable: u64::from_be_bytes(*durable),
+            state_sequence: u64::from_be_bytes(*state_sequence),
         }),
         _ => None,
     }
@@ -171,16 +186,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut mark = CursorReservation::new(directory.path());
         assert_eq!(mark.read(), Reserved::default());
-        mark.write(66, true).unwrap();
-        mark.write(77, false).unwrap();
-        let stored = Reserved { up_to: 77, durable: 66, has_unstored: false };
+        mark.write(66, Some(3)).unwrap();
+        mark.write(77, None).unwrap();
+        let stored = Reserved { up_to: 77, durable: 66, has_unstored: false, state_sequence: 3 };
         assert_eq!(CursorReservation::new(directory.path()).read(), stored);
         // Another process goes on from there.
         mark = CursorReservation::new(directory.path());
-        mark.write(78, false).unwrap();
+        mark.write(78, None).unwrap();
         assert_eq!(mark.read(), Reserved { up_to: 78, ..stored });
-        mark.write(79, true).unwrap();
-        assert_eq!(mark.read(), Reserved { up_to: 79, durable: 79, has_unstored: false });
+        mark.write(79, Some(4)).unwrap();
+        assert_eq!(
+            mark.read(),
+            Reserved { up_to: 79, durable: 79, has_unstored: false, state_sequence: 4 }
+        );
         let octets = fs::read(&mark.path).unwrap();
         for bit in 0..octets.len() * 8 {
             let mut flipped = octets.clone();
@@ -200,12 +218,20 @@ mod tests {
         let mark =
             || CursorReservation { elsewhere: vec![shm.clone()], ..CursorReservation::new(&state) };
         let mut one = mark();
-        one.write(5, true).unwrap();
+        one.write(5, Some(1)).unwrap();
         one.reserve_unstored(9).unwrap();
-        let reserved = Reserved { up_to: 9 + MAXIMUM_UNSTORED, durable: 5, has_unstored: true };
+        let reserved = Reserved {
+            up_to: 9 + MAXIMUM_UNSTORED,
+            durable: 5,
+            has_unstored: true,
+            state_sequence: 1,
+        };
         assert_eq!(mark().read(), reserved);
-        one.write(12, true).unwrap();
-        assert_eq!(mark().read(), Reserved { up_to: 12, durable: 12, has_unstored: false });
+        one.write(12, Some(2)).unwrap();
+        assert_eq!(
+            mark().read(),
+            Reserved { up_to: 12, durable: 12, has_unstored: false, state_sequence: 2 }
+        );
 
         // No such directory any more: as on a disk that is read-only.
         fs::rename(&state, directory.path().join("away")).unwrap();
@@ -214,8 +240,8 @@ mod tests {
         fs::rename(directory.path().join("away"), &state).unwrap();
         let reserved = mark().read();
         assert_eq!((reserved.up_to, reserved.has_unstored), (20 + MAXIMUM_UNSTORED, true));
-        mark().write(30, true).unwrap();
-        let reserved = Reserved { up_to: 30, durable: 30, has_unstored: false };
+        mark().write(30, Some(3)).unwrap();
+        let reserved = Reserved { up_to: 30, durable: 30, has_unstored: false, state_sequence: 3 };
         assert_eq!((mark().read(), shm.exists()), (reserved, false));
         // A link to another file is no note of ours.
         std::os::unix::fs::symlink(&mark().path, &shm).unwrap();

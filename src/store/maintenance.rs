@@ -59,6 +59,9 @@ pub enum MaintenanceError {
     /// Windows that cannot be opened, and not because of damage.
     #[error("{0} windows of records cannot be opened: see the log, and try again")]
     Unopened(usize),
+    /// The end of the state database is missing.
+    #[error("the latest changes of statistics and consumers are gone")]
+    StateGone,
     /// The end of the log is missing.
     #[error("records behind cursor {found}, up to {known}, are gone")]
     Gone {

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use super::{
     StoreError,
     cursor_reservation::{MAXIMUM_UNSTORED, Reserved},
-    state::{KERNEL_BOOT, NEXT_CURSOR, cursor_value},
+    state::{KERNEL_BOOT, NEXT_CURSOR, SEQUENCE, cursor_value},
     windows::Windows,
 };
 
@@ -21,6 +21,8 @@ pub(super) struct Recovered {
     pub(super) windows: Windows,
     /// Description of the damage; empty without any.
     pub(super) damage: String,
+    /// Number of the state database.
+    pub(super) state_sequence: u64,
 }
 
 /// Opens the log in a directory, next to a state database that replaces a damaged one `put_aside`.
@@ -31,6 +33,7 @@ pub(super) fn recover(
     put_aside: Option<&Path>,
 ) -> Result<Recovered, StoreError> {
     let known = newest_kept(reserved, meta)?;
+    let state_sequence = state_sequence(meta)?;
     let mut windows = Windows::open(place, meta, first_cursor(place, meta)?)?;
     let found = windows.found();
     let damage = match put_aside {
@@ -39,6 +42,11 @@ pub(super) fn recover(
              consumers have no position, and statistics are counted from the stored results",
             aside.display()
         ),
+        None if state_sequence < reserved.state_sequence => {
+            "the database of statistics and consumers was damaged: its latest changes are gone, \
+             consumers may get records again"
+                .to_owned()
+        }
         None if windows.unopened() > 0 => format!(
             "{} windows of results cannot be opened: they are left in {} and tried again",
             windows.unopened(),
@@ -72,7 +80,14 @@ pub(super) fn recover(
         // The cursors between have no records that could be gone.
         windows.jump(0)?;
     }
-    Ok(Recovered { windows, damage })
+    let state_sequence = state_sequence.max(reserved.state_sequence);
+    meta.insert(SEQUENCE, &state_sequence.to_be_bytes())?;
+    Ok(Recovered { windows, damage, state_sequence })
+}
+
+/// Returns the number of the state database; 0 for a new one.
+pub(super) fn state_sequence(meta: &sled::Tree) -> Result<u64, StoreError> {
+    meta.get(SEQUENCE)?.map_or(Ok(0), |number| cursor_value(&number))
 }
 
 /// Returns the cursor from which on none was ever given out. After a clean end it is stored. After the

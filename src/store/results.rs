@@ -91,7 +91,7 @@ impl ResultStore {
         let trees = Trees::open(&engine)?;
         let agent_id = identity::agent_id(directory.path(), &trees.meta, new_agent_id)?;
         let reservation = CursorReservation::new(directory.path());
-        let Recovered { windows, damage } =
+        let Recovered { windows, damage, state_sequence } =
             recover(&place, &trees.meta, reservation.read(), engine.put_aside())?;
         engine.flush_durably()?;
         let (records, live_bytes, earliest) = windows.figures();
@@ -122,6 +122,7 @@ impl ResultStore {
             path: path(directory),
             place,
             reservation,
+            state_sequence,
             unflushed: false,
             unsynced: false,
             dropped: 0,

@@ -11,6 +11,9 @@ pub(super) const RESULTS: &str = "results";
 /// Only there after a clean end.
 pub(super) const NEXT_CURSOR: &[u8] = b"next-cursor";
 pub(super) const KERNEL_BOOT: &[u8] = b"kernel-boot-id";
+/// Number of the database, which rises each time the disk writes it: sled goes back to an earlier state
+/// where it finds damage, and does not report it.
+pub(super) const SEQUENCE: &[u8] = b"sequence";
 
 /// Encoding of statistics: messages of `twamp.agent.v1`. It stands before the cursor that a part is as
 /// of, and the content.

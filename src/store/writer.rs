@@ -23,7 +23,9 @@ use super::{
     engine::Engine,
     reserve::{self, RESERVE_OCTETS, free_octets},
     retention::Retention,
-    state::{CACHE_OCTETS, Changed, NEXT_CURSOR, SharedTrees, Trees, position, snapshot_value},
+    state::{
+        CACHE_OCTETS, Changed, NEXT_CURSOR, SEQUENCE, SharedTrees, Trees, position, snapshot_value,
+    },
     window::WindowList,
     windows::Windows,
 };
@@ -64,6 +66,8 @@ pub(super) struct Writer {
     /// Directory of the log.
     pub(super) place: PathBuf,
     pub(super) reservation: CursorReservation,
+    /// See [`SEQUENCE`].
+    pub(super) state_sequence: u64,
     /// Written and not yet handed to the kernel.
     pub(super) unflushed: bool,
     /// Handed to the kernel and not yet written by the disk.
@@ -311,14 +315,21 @@ impl Writer {
         if durably
             && result.is_ok()
             && std::mem::take(&mut self.unsynced)
-            && let (false, Some(Open { engine, windows })) = (failed, &mut self.open)
+            && let (false, Some(Open { engine, windows }), Some(trees)) =
+                (failed, &mut self.open, &trees)
         {
-            result = windows.flush(true).and_then(|()| engine.flush_durably());
+            self.state_sequence += 1;
+            let number = self.state_sequence.to_be_bytes();
+            result = windows.flush(true).and_then(|()| {
+                trees.meta.insert(SEQUENCE, &number)?;
+                engine.flush_durably()
+            });
         }
+        let durable_state = durably.then_some(self.state_sequence);
         // Before anybody hears of it.
         if result.is_ok()
             && !failed
-            && let Err(error) = self.reservation.write(self.newest, durably)
+            && let Err(error) = self.reservation.write(self.newest, durable_state)
             && durably
         {
             tracing::warn!(%error, "the newest cursor was not noted");

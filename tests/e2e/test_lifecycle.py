@@ -293,8 +293,8 @@ class Damaged(Case):
                             self.assertFalse(store["healthy"])
                             self.assertIn("revision 5 was taken from its copy", store["detail"])
                             self.wait_for(lambda: "taken from its copy" in " ".join(trouble()))
-                        if name == "state.sled/db" and how != "missing":
-                            self.wait_for(lambda: "is put aside" in " ".join(trouble()))
+                        if name == "state.sled/db":
+                            self.wait_for(lambda: "statistics and consumers was damaged" in " ".join(trouble()))
                         if name.startswith("results/") and name.endswith("/db"):
                             self.wait_for(lambda: "results were damaged" in " ".join(trouble()))
                         told[name, how] = trouble()

@@ -13,7 +13,7 @@ use crate::store::{
     disk,
     engine::Engine,
     entries,
-    recovery::newest_kept,
+    recovery::{newest_kept, state_sequence},
     state::{RESULTS, Trees},
     window,
     windows::Windows,
@@ -47,10 +47,13 @@ impl Inspection {
         self.copies.open("config")
     }
 
-    /// Returns what is missing of the end of the log.
+    /// Describes what is missing of the end of the log or of the state database.
     pub(super) fn missing_end(&self) -> Result<Option<MaintenanceError>, StoreError> {
         let reserved = CursorReservation::new(&self.copies.of).read();
         let (found, known) = (self.windows.found(), newest_kept(reserved, &self.trees.meta)?);
+        if state_sequence(&self.trees.meta)? < reserved.state_sequence {
+            return Ok(Some(MaintenanceError::StateGone));
+        }
         let is_gone = found < known && !reserved.has_unstored;
         Ok(is_gone.then_some(MaintenanceError::Gone { found, known }))
     }

@@ -195,7 +195,7 @@ fn an_end_of_the_log_that_is_missing_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 10);
     assert_eq!(verified(&state).records, 10);
-    CursorReservation::new(directory.path()).write(12, true).unwrap();
+    CursorReservation::new(directory.path()).write(12, None).unwrap();
     let found = verify(&state, |_| Ok(()), |_| true);
     assert!(matches!(found, Err(MaintenanceError::Gone { found: 10, known: 12 })), "{found:?}");
 }

@@ -313,6 +313,30 @@ async fn a_damaged_state_database_is_put_aside() {
     assert!(store.next_cursor() > CURSOR_JUMP);
 }
 
+/// sled goes back to what it finds whole also in the database of the state.
+#[tokio::test]
+async fn a_state_database_that_lost_its_end_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.move_consumer("c", 1).await.unwrap();
+    drop(store);
+    let file = directory.path().join("state.sled/db");
+    let early = fs::read(&file).unwrap();
+    let store = open(&state);
+    assert_eq!(store.damage(), "");
+    store.move_consumer("c", 5).await.unwrap();
+    drop(store);
+    fs::write(&file, early).unwrap();
+    let store = open(&state);
+    assert!(store.damage().contains("latest changes are gone"), "{}", store.damage());
+    assert_eq!(store.consumer("c").unwrap(), Some(1));
+    drop(store);
+    assert_eq!(open(&state).damage(), "", "it was reported before");
+    fs::remove_dir_all(directory.path().join("state.sled")).unwrap();
+    assert!(open(&state).damage().contains("latest changes are gone"));
+}
+
 /// A window that is damaged after it was sealed costs its own records alone: a reader finds a gap, and
 /// the window is put into quarantine.
 #[test]
