@@ -735,7 +735,7 @@ fn measure_a_large_log() {
     let state = StateDirectory::open(directory.path()).unwrap();
     let retention = Retention::of_all(u64::MAX, 1 << 40);
     let store = Opened::with(&state, retention.clone());
-    let (begun_ns, records) = (now().unix.0 - 3_600_000_000_000, megabytes << 10);
+    let (begun_ns, records) = (now().unix.0 / 1_000 * 1_000 - 3_600_000_000_000, megabytes << 10);
     for number in 0..records {
         while store.state().borrow().newest + 8_000 < number {
             std::thread::sleep(Duration::from_millis(1));
