@@ -86,7 +86,8 @@ pub(super) async fn run(
     let mut is_ending = false;
     let end = |persistence: &Persistence| Input::End { is_resumed: !persistence.is_removed() };
     loop {
-        driver.carry_out().await;
+        // Boxed: the future is large, and a connection that waits has no use for it.
+        Box::pin(driver.carry_out()).await;
         if driver.is_finished {
             return;
         }

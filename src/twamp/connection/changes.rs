@@ -147,7 +147,12 @@ impl Connection {
                 self.abandon_attempt();
                 self.begin_attempt(now);
             }
-            State::Idle(_) | State::WaitingRetry(_) => self.begin_attempt(now),
+            State::Idle(_) => {
+                // If it fails, the next one is due an interval later, not when the next test is.
+                self.retry = RetrySchedule::starting_at(now.monotonic);
+                self.begin_attempt(now);
+            }
+            State::WaitingRetry(_) => self.begin_attempt(now),
             // An attempt by hand is for the sessions that do not run.
             State::Running(_) => self.request_missing_now(now),
             State::Inactive | State::Connecting(_) | State::Leaving(_) | State::Ended => {}
@@ -157,7 +162,10 @@ impl Connection {
     /// Adapts the schedule to other intervals.
     fn retime(&mut self, now: Now) {
         match &self.state {
-            State::Connecting(_) => self.show_following_attempt(now),
+            State::Connecting(_) => {
+                self.retry = RetrySchedule::starting_at(now.monotonic);
+                self.show_following_attempt(now);
+            }
             State::WaitingRetry(due) => {
                 // Counted from now on, where that is sooner.
                 let due = *due;

@@ -137,8 +137,12 @@ impl Connection {
 
     /// Puts the desired configuration into effect for the sessions.
     pub(super) fn follow_desired(&mut self) {
-        self.config = self.desired.config.clone();
+        let before = std::mem::replace(&mut self.config, self.desired.config.clone());
         self.sessions.follow(&self.config);
+        if self.config.test_count == 0 || self.config.test_count > before.test_count {
+            // Their threads will say so too, but an attempt may begin before that.
+            self.sessions.have_tests_left();
+        }
         self.actions.push_back(Action::Follow(self.config.clone()));
         self.status.set_config(&self.config, self.applied);
         self.status_changed = true;

@@ -9,7 +9,7 @@ const FIRST_SILENCE_NS: u64 = 30 * NANOS_PER_SECOND;
 const MAX_SILENCE_NS: u64 = 900 * NANOS_PER_SECOND;
 /// Fewer tests without a reply are no silence.
 const SILENT_TESTS: u32 = 3;
-/// Number of probes lost after pauses, each time cured by a new negotiation, that is no chance.
+/// Number of probes lost after pauses, each time cured by a new negotiation, that rules out chance.
 const EXPIRY_PROBES: u64 = 5;
 
 /// Stage of a test session.
@@ -110,6 +110,10 @@ impl SessionProgress {
     /// test was answered, the next one was not.
     pub(crate) fn may_have_expired(&self) -> bool {
         self.answered == 1 && self.unanswered.tests == 1 && self.unanswered.probes > 0
+    }
+
+    pub(super) fn is_completed(&self) -> bool {
+        self.stage == SessionStage::Completed
     }
 
     fn is_answered(&self) -> bool {

@@ -141,9 +141,17 @@ impl Sessions {
         chosen.for_each(|session| session.progress.wake());
     }
 
-    /// Lets all sessions start over with their tests.
+    /// Lets all sessions start over with their tests; what was declined is requested, or declined
+    /// again.
     pub(super) fn restart(&mut self) {
+        self.refusals.clear();
         self.progress_mut().for_each(|progress| progress.stage = SessionStage::Testing);
+    }
+
+    /// Lets sessions that have run all their tests go on with more.
+    pub(super) fn have_tests_left(&mut self) {
+        let completed = self.progress_mut().filter(|progress| progress.is_completed());
+        completed.for_each(|progress| progress.stage = SessionStage::Testing);
     }
 
     pub(super) fn connection_started(&mut self) {

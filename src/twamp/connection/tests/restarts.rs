@@ -135,6 +135,36 @@ fn start_by_hand_makes_one_attempt_at_once() {
 }
 
 #[test]
+fn shorter_interval_holds_from_the_attempt_on_that_it_finds() {
+    let every = |interval| {
+        config(move |c| (c.test_interval, c.connect_timeout) = (seconds(interval), seconds(2)))
+    };
+    let mut world = World::new(every(40));
+    world.server.up = false;
+    world.server.failure = (FailureCause::ConnectTimeout, 60 * SECOND);
+    world.run(10 * SECOND);
+    world.input(Input::Network(1));
+    world.run(MS);
+    world.desire(every(1));
+    let since = world.now;
+    world.run(20 * SECOND);
+    let attempts = world.attempts.iter().filter(|at| **at > since).count();
+    assert!(attempts >= 4, "{attempts}");
+}
+
+#[test]
+fn failed_start_by_hand_in_a_pause_is_repeated_after_an_interval() {
+    let mut world = World::new(config(|c| c.test_interval = seconds(1_200)));
+    world.run(1_000 * SECOND);
+    assert!(matches!(world.machine.state, State::Idle(_)));
+    world.server.up = false;
+    world.start_by_hand();
+    let at = world.now;
+    world.run(1_300 * SECOND);
+    assert_eq!(world.attempts[1..], [at, at + 1_200 * SECOND]);
+}
+
+#[test]
 fn loss_begins_the_schedule_and_a_local_one_is_retried_at_once() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.run(3 * SECOND);

@@ -401,3 +401,35 @@ fn test_that_lasts_for_minutes_is_not_waited_for() {
     assert_eq!(world.status.applied_revision, 2);
     assert!(world.machine.is_running());
 }
+
+#[test]
+fn sessions_that_completed_go_on_when_their_number_of_tests_is_lifted_during_an_attempt() {
+    let mut world = World::new(config(|c| {
+        c.test_count = 1;
+        c.test_sessions = ["s1", "s2"].map(session).into();
+    }));
+    world.server.rejects.insert("s2".into());
+    world.run(SECOND);
+    assert_eq!(world.sessions["s1"].progress.stage, SessionStage::Completed);
+    world.may_stop_all = true;
+    world.input(Input::NameMoved);
+    world.desire(config(|_| {}));
+    world.run(10 * SECOND);
+    assert_eq!(world.status.phase, Phase::Running);
+    assert!(world.sessions["s1"].answered > 5);
+}
+
+#[test]
+fn session_that_was_declined_is_declined_again_after_a_start_by_hand() {
+    let mut world = World::new(three());
+    world.server.takes = 2;
+    world.run(10 * SECOND);
+    assert!(world.machine.is_running());
+    world.may_stop_all = true;
+    world.stop_by_hand();
+    world.run(SECOND);
+    let unreachable = world.sessions["s3"].unreachable;
+    world.start_by_hand();
+    world.run(10 * SECOND);
+    assert!(world.sessions["s3"].unreachable > unreachable + 5, "its tests are reported");
+}

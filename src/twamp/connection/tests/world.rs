@@ -18,6 +18,8 @@ pub(super) struct Session {
     pub(super) progress: SessionProgress,
     /// Time until which packets are sent, while started.
     last_packet: u64,
+    /// End of the latest test.
+    last_end: u64,
     pub(super) is_started: bool,
     pub(super) is_forgotten: bool,
     pub(super) is_parked: bool,
@@ -52,6 +54,8 @@ pub(super) struct World {
     pub(super) no_route: bool,
     /// Tests last for minutes when they are waited for.
     pub(super) has_long_tests: bool,
+    /// The pause under way takes longer than it may.
+    pub(super) pauses_for_long: bool,
     /// Probes of each test.
     pub(super) probes: u64,
     pub(super) starts: u64,
@@ -93,6 +97,7 @@ impl World {
             is_finished: false,
             no_route: false,
             has_long_tests: false,
+            pauses_for_long: false,
             probes: 5,
             starts: 0,
             revision: 1,
@@ -221,8 +226,10 @@ impl World {
                 continue;
             }
             let begun = now - TEST;
-            session.tests += 1;
             let sent = session.is_started;
+            // Unreachable tests do not count for test_count.
+            session.tests += u64::from(sent);
+            session.last_end = now;
             let idle = begun.saturating_sub(session.last_packet);
             session.is_forgotten |= sent && is_managed && idle > self.server.refwait;
             session.last_packet = now;
@@ -336,6 +343,34 @@ impl World {
         self.sessions.retain(|name, _| names.contains(name));
         for name in names {
             self.sessions.entry(name).or_default();
+        }
+        // Other intervals and numbers of tests.
+        let mut changed = Vec::new();
+        for (name, session) in &mut self.sessions {
+            let stage = match session.progress.stage {
+                SessionStage::Completed
+                    if config.test_count != 0 && session.tests >= config.test_count =>
+                {
+                    continue;
+                }
+                SessionStage::Completed => {
+                    session.next_end = if session.is_started { self.now + TEST } else { 0 };
+                    SessionStage::Testing
+                }
+                SessionStage::Between(_) if session.next_end > 0 => {
+                    let due = (session.last_end + config.test_interval_ns).max(self.now);
+                    session.next_end = due + TEST;
+                    SessionStage::Between(Monotonic(due))
+                }
+                SessionStage::Between(_) | SessionStage::Testing => continue,
+            };
+            if stage != session.progress.stage {
+                session.progress.stage = stage;
+                changed.push((name.clone(), session.progress.clone()));
+            }
+        }
+        if !changed.is_empty() {
+            self.input(Input::Progress(changed));
         }
     }
 
