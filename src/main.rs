@@ -34,7 +34,7 @@ const CONFIGURATION: u8 = 78;
 
 /// Measure networks with TWAMP and STAMP and reflect the probes of other hosts
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::{
     Connection, CtlError, Format,
     configuration::{self, ConfigurationCommand},
-    connections,
+    connections::{self, Chosen},
     output::print,
     probe::{self, ProbeArguments},
     records::{self, FilterArguments, RecordRange, StreamStart},
@@ -29,23 +29,17 @@ pub enum Command {
     },
     /// Start connections that are stopped or completed; attempt to connect those that are down
     Start {
-        /// Names of the connections to start
-        #[arg(required_unless_present = "all")]
-        names: Vec<String>,
-        /// Start every active connection
-        #[arg(long, conflicts_with = "names")]
-        all: bool,
+        /// Chosen connections
+        #[command(flatten)]
+        chosen: Chosen,
     },
     /// Stop connections until they are started or changed, or the agent starts again
     ///
     /// To stop a connection for good, set `inactive: true` in its configuration.
     Stop {
-        /// Names of the connections to stop
-        #[arg(required_unless_present = "all")]
-        names: Vec<String>,
-        /// Stop every active connection
-        #[arg(long, conflicts_with = "names")]
-        all: bool,
+        /// Chosen connections
+        #[command(flatten)]
+        chosen: Chosen,
     },
     /// Show statistics of the current, the last and all tests
     Stats {
@@ -60,12 +54,9 @@ pub enum Command {
     },
     /// Reset statistics in all scopes
     Clear {
-        /// Names of the connections to reset
-        #[arg(required_unless_present = "all")]
-        names: Vec<String>,
-        /// Reset the statistics of every session
-        #[arg(long, conflicts_with = "names")]
-        all: bool,
+        /// Chosen connections
+        #[command(flatten)]
+        chosen: Chosen,
     },
     /// List records of the result log
     Records {
@@ -128,12 +119,12 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             configuration::show(agent, revision, format).await
         }
         Command::Status { names } => connections::status(agent, &names, format).await,
-        Command::Start { names, all } => connections::start(agent, names, all, format).await,
-        Command::Stop { names, all } => connections::stop(agent, names, all, format).await,
+        Command::Start { chosen } => connections::start(agent, chosen, format).await,
+        Command::Stop { chosen } => connections::stop(agent, chosen, format).await,
         Command::Stats { names, scope, running } => {
             statistics::show(agent, names, scope, running, format).await
         }
-        Command::Clear { names, all } => statistics::clear(agent, names, all, format).await,
+        Command::Clear { chosen } => statistics::clear(agent, chosen, format).await,
         Command::Records { filter, range } => {
             records::list(agent, filter.into(), range, format).await.map(drop)
         }

@@ -93,6 +93,7 @@ impl FromStr for Target {
 
 /// PEM files for TLS.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Global options")]
 pub struct TlsFiles {
     /// Root certificate of the agent (PEM), for https
     #[arg(long, global = true, value_name = "FILE", env = "TWAMP_AGENT_CA")]

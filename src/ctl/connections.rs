@@ -16,6 +16,17 @@ use crate::{
     },
 };
 
+/// Connections by name, or all of them.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Chosen {
+    /// Names of connections
+    pub(super) names: Vec<String>,
+    /// Choose every active connection
+    #[arg(long)]
+    pub(super) all: bool,
+}
+
 /// Prints the state of the agent and its connections.
 pub(super) async fn status(
     agent: &Connection,
@@ -36,8 +47,7 @@ pub(super) async fn status(
 
 pub(super) async fn start(
     agent: &Connection,
-    names: Vec<String>,
-    all: bool,
+    Chosen { names, all }: Chosen,
     format: Format,
 ) -> Result<(), CtlError> {
     let request = StartConnectionsRequest { names, all };
@@ -47,8 +57,7 @@ pub(super) async fn start(
 
 pub(super) async fn stop(
     agent: &Connection,
-    names: Vec<String>,
-    all: bool,
+    Chosen { names, all }: Chosen,
     format: Format,
 ) -> Result<(), CtlError> {
     let request = StopConnectionsRequest { names, all };

@@ -106,7 +106,7 @@ fn status_text(status: &Status) -> String {
             field => format!("{field}: {}", with_commands(text)),
         })
         .collect();
-    format!("refused ({:?}), nothing has changed\n  {}", status.code(), lines.join("\n  "))
+    format!("refused ({:?})\n  {}", status.code(), lines.join("\n  "))
 }
 
 fn transport_text(message: &str, source: &(dyn Error + 'static)) -> String {

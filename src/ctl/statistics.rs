@@ -1,6 +1,8 @@
 //! Commands that show and reset statistics.
 
-use super::{Connection, CtlError, Format, output::print, pages, tables, words::count};
+use super::{
+    Connection, CtlError, Format, connections::Chosen, output::print, pages, tables, words::count,
+};
 use crate::proto::{ClearStatisticsRequest, GetStatisticsRequest, StatisticsScope};
 
 /// Scope of statistics, as the option `--scope` names it.
@@ -60,8 +62,7 @@ pub(super) async fn show(
 /// Resets the statistics of connections.
 pub(super) async fn clear(
     agent: &Connection,
-    names: Vec<String>,
-    all: bool,
+    Chosen { names, all }: Chosen,
     format: Format,
 ) -> Result<(), CtlError> {
     let request = ClearStatisticsRequest { connections: names, sessions: Vec::new(), all };

@@ -5,6 +5,10 @@ use crate::proto::{Event, EventType, FailureCause, Threshold, Word};
 
 /// Logs an event, as a warning where the network fails or is worse than was configured.
 pub(super) fn log_event(subject: &Subject, event: &Event) {
+    // The start has a line of its own, with the addresses of the API.
+    if event.r#type() == EventType::AgentStarted {
+        return;
+    }
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let (connection, session) = (given(subject.connection()), given(subject.session()));
     let cause = (event.cause() != FailureCause::Unspecified).then(|| event.cause().word());

@@ -593,6 +593,15 @@ class CommandLine(harness.Case):
         self.assertIn("/dev/zero: the file is larger than 64 MiB", done.stderr)
         self.assertLess(time.monotonic() - start, 30)
 
+    def test_help_describes_the_program_and_fits(self):
+        for program, words in ((harness.AGENT, "Measure networks with TWAMP"), (harness.CTL, "Configure, watch and read")):
+            shown = harness.sh(program, "--help")
+            self.assertTrue(shown.startswith(words), shown)
+            self.assertLessEqual(max(len(line) for line in shown.splitlines()), 100, shown)
+        done = subprocess.run([harness.CTL, "stop"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 64)
+        self.assertIn("<NAMES|--all>", done.stderr)
+
     def test_one_host_has_one_clock(self):
         agent = self.agent()
         api, port = agent.client(), harness.free_port()

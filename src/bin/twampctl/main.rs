@@ -6,13 +6,30 @@ use clap::{CommandFactory, Parser, Subcommand};
 use twamp_agent::ctl::{self, Connection, CtlError, Format, Target, TlsFiles};
 
 #[derive(Debug, Parser)]
-#[command(version, about = "Configure, watch and read a twamp-agent over its API")]
+#[command(
+    version,
+    about = "Configure, watch and read a twamp-agent over its API",
+    max_term_width = 100
+)]
 struct Cli {
     /// Address of the agent: HOST:PORT, https://HOST:PORT or unix:PATH
-    #[arg(long, global = true, env = "TWAMP_AGENT", default_value = "127.0.0.1:9862")]
+    #[arg(
+        long,
+        global = true,
+        env = "TWAMP_AGENT",
+        default_value = "127.0.0.1:9862",
+        help_heading = "Global options"
+    )]
     agent: Target,
     /// Format of the output
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        help_heading = "Global options"
+    )]
     output: Format,
     #[command(flatten)]
     tls: TlsFiles,

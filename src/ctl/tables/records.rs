@@ -33,7 +33,7 @@ fn figures_text(figures: Option<&Figures>) -> String {
     let mut text = format!("sent {}, lost {}", figures.probes_sent, lost(&figures));
     if figures.rtt.as_deref().is_some_and(|rtt| rtt.samples > 0) {
         text += &format!(", rtt min/avg/max {}", range(figures.rtt.as_deref()));
-    } else if loss_percent(&figures).is_none() {
+    } else if figures.probes_sent > 0 && loss_percent(&figures).is_none() {
         text += ", no reply";
     }
     text
