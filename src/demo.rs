@@ -150,6 +150,6 @@ async fn show(
         return Err(DemoError::NoResults(duration));
     }
     let plural = if completed == 1 { "" } else { "s" };
-    print(&format!("\n{completed} test{plural} completed. All temporary files are removed."))?;
+    print(&format!("{completed} test{plural} completed. All temporary files are removed."))?;
     Ok(())
 }

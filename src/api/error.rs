@@ -37,7 +37,8 @@ pub(super) fn all_invalid(violations: &[Violation]) -> Status {
     }
     let left_out = violations.len() - shown;
     if left_out > 0 {
-        details.add_bad_request_violation("", format!("and {left_out} more violations"));
+        let plural = if left_out == 1 { "" } else { "s" };
+        details.add_bad_request_violation("", format!("and {left_out} more violation{plural}"));
     }
     let message = summary(
         "violations",

@@ -25,7 +25,7 @@ pub fn record_line(record: &Record) -> String {
         }
         None => "unknown kind of record".into(),
     };
-    format!("{:>8}  {}  {who:<12}  {what}", record.cursor, time(record.time.as_ref()))
+    format!("{:>8}  {}  {who:<14}  {what}", record.cursor, time(record.time.as_ref()))
 }
 
 fn figures_text(figures: Option<&Figures>) -> String {
