@@ -176,6 +176,7 @@ async fn replayed(directory: &Path, records: u64) {
         state_dir: directory.to_owned(),
         api: ApiSettings { listen: vec![([127, 0, 0, 1], 0).into()], ..ApiSettings::default() },
         hardware_timestamp_interfaces: Vec::new(),
+        clock_is_synchronised: false,
         bootstrap: None,
     });
     let agent = agent.await.expect("an agent");

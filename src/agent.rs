@@ -32,6 +32,8 @@ pub struct Options {
     pub reflectors: PlaneSettings,
     /// Network interfaces whose hardware timestamps are used; kernel timestamps are the fallback.
     pub hardware_timestamp_interfaces: Vec<String>,
+    /// The clock is kept by a daemon that does not tell the kernel.
+    pub clock_is_synchronised: bool,
     /// Initial configuration, committed only if none was ever committed.
     pub bootstrap: Option<AgentConfig>,
 }
@@ -129,6 +131,7 @@ impl Agent {
         };
 
         let tasks = Tasks::new();
+        clock::declare_synchronised(options.clock_is_synchronised);
         net::enable_hardware_stamps(&options.hardware_timestamp_interfaces);
         tasks.spawn("hardware clocks", net::follow_hardware(tasks.token()));
         tasks.spawn("statistics", results.clone().keep_statistics(clock::now, tasks.token()));

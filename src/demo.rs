@@ -57,6 +57,7 @@ pub async fn run(
         senders: PlaneSettings::default(),
         reflectors: PlaneSettings::default(),
         hardware_timestamp_interfaces: Vec::new(),
+        clock_is_synchronised: false,
         bootstrap: None,
     };
     let agent = Agent::start(options).await?;

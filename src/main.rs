@@ -154,6 +154,7 @@ fn run(
         state_dir: settings.state_dir,
         api: settings.api,
         hardware_timestamp_interfaces: settings.hardware_timestamp_interfaces,
+        clock_is_synchronised: settings.clock_is_synchronised,
         bootstrap,
     };
     runtime()?.block_on(async {

@@ -33,6 +33,9 @@ pub struct Settings {
     pub log: LogSettings,
     /// Network interfaces whose hardware timestamps are used.
     pub hardware_timestamp_interfaces: Vec<String>,
+    /// The clock of this host is kept by a daemon that does not tell the kernel: timestamps count
+    /// as synchronised, with an error of 1 ms.
+    pub clock_is_synchronised: bool,
     /// Threads that send probes; one by default.
     pub senders: ThreadSettings,
     /// Threads that reflect probes; one per CPU by default.
@@ -141,6 +144,7 @@ impl Default for Settings {
             api: ApiSettings::default(),
             log: LogSettings::default(),
             hardware_timestamp_interfaces: Vec::new(),
+            clock_is_synchronised: false,
             senders: ThreadSettings::default(),
             reflectors: ThreadSettings::default(),
         }

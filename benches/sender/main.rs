@@ -209,6 +209,7 @@ async fn start(bootstrap: proto::AgentConfig, senders: PlaneSettings) -> Running
         senders,
         reflectors: PlaneSettings::default(),
         hardware_timestamp_interfaces: Vec::new(),
+        clock_is_synchronised: false,
         bootstrap: Some(bootstrap),
     };
     let agent = Agent::start(options).await.expect("an agent");

@@ -39,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
             Carrier {
                 format: stamp.format(),
                 timestamps: TimestampFormat::Ptp,
+                honours_z_bit: true,
                 stamp: Some(Box::new(stamp)),
                 ..Carrier::default()
             }

@@ -1,6 +1,6 @@
 //! The clocks of the host.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -13,13 +13,21 @@ const TORN_READING_NS: u64 = 50_000;
 const STATE_AGE_NS: u64 = NANOS_PER_SECOND;
 /// `STA_UNSYNC` of adjtimex(2): clock not synchronised.
 const STA_UNSYNC: i32 = 0x0040;
+/// Errors of adjtimex(2) from which the kernel considers a clock as not synchronised, in
+/// microseconds (`NTP_PHASE_LIMIT`); what has it as its estimate has none.
+const MAX_ERROR_US: i64 = 16_000_000;
+/// Error of a declared clock whose daemon tells the kernel nothing.
+const DECLARED_ERROR_NS: u64 = 1_000_000;
+
+/// A daemon keeps the clock without telling the kernel (settings).
+static DECLARED_SYNCHRONISED: AtomicBool = AtomicBool::new(false);
 
 /// Synchronisation state of the local clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockState {
     /// Synchronised by an external source.
     pub synchronised: bool,
-    /// Estimated error in nanoseconds (`esterror` of adjtimex(2)); 0 when not synchronised.
+    /// Estimated error in nanoseconds; 0 when not synchronised.
     pub error_ns: u64,
 }
 
@@ -88,14 +96,33 @@ pub fn error_estimate() -> ErrorEstimate {
     estimate
 }
 
+/// Declares that the clock of this host is synchronised although the kernel is not told so.
+pub fn declare_synchronised(is_synchronised: bool) {
+    DECLARED_SYNCHRONISED.store(is_synchronised, Relaxed);
+}
+
 fn read_error_estimate() -> ErrorEstimate {
     let mut state = rtime_clock::adjtime::Timex::new();
-    match rtime_clock::adjtime::adjtimex(&mut state) {
-        Ok(_) if state.0.status & STA_UNSYNC == 0 => {
-            let microseconds = u64::try_from(state.0.esterror).unwrap_or(0);
-            ErrorEstimate::new(true, microseconds.saturating_mul(1_000))
-        }
-        _ => ErrorEstimate::UNSYNCHRONISED,
+    let read = rtime_clock::adjtime::adjtimex(&mut state).is_ok();
+    let kernel = read.then_some((state.0.status, state.0.esterror, state.0.maxerror));
+    estimate(kernel, DECLARED_SYNCHRONISED.load(Relaxed))
+}
+
+/// Makes an estimate of `status`, `esterror` and `maxerror` of adjtimex(2), if they could be read.
+/// The return value of the call is of no use: it is TIME_ERROR for daemons that keep the clock
+/// well. timesyncd leaves `esterror` at 0, phc2sys at 16 s: `maxerror` is the bound then.
+fn estimate(kernel: Option<(i32, i64, i64)>, is_declared: bool) -> ErrorEstimate {
+    let kernel = kernel.filter(|(status, _, max_us)| {
+        status & STA_UNSYNC == 0 && (0..MAX_ERROR_US).contains(max_us)
+    });
+    let error_us = kernel.map(|(_, estimated_us, max_us)| match estimated_us {
+        1..MAX_ERROR_US => estimated_us,
+        _ => max_us,
+    });
+    match error_us.and_then(|error_us| u64::try_from(error_us).ok()) {
+        Some(error_us) => ErrorEstimate::new(true, error_us * 1_000),
+        None if is_declared => ErrorEstimate::new(true, DECLARED_ERROR_NS),
+        None => ErrorEstimate::UNSYNCHRONISED,
     }
 }
 
@@ -116,6 +143,36 @@ mod tests {
         assert!(b.monotonic >= a.monotonic);
         let apart = b.unix.since_ns(a.unix) - b.monotonic.since_ns(a.monotonic) as i64;
         assert!(apart.abs() < 1_000_000_000);
+    }
+
+    /// Values of chronyd with and without `rtcsync`, systemd-timesyncd and phc2sys.
+    #[test]
+    fn synchronisation_is_judged_by_the_largest_error() {
+        let unsync = STA_UNSYNC;
+        for (kernel, is_declared, expected_us) in [
+            (Some((0x2001, 120, 4_000)), false, Some(120)),
+            (Some((0x2001, 0, 250_000)), false, Some(250_000)),
+            (Some((0x2001, 16_000_000, 500_000)), false, Some(500_000)),
+            (Some((0x2001, 120, 16_000_000)), false, None),
+            (Some((0x2041, 120, 4_000)), false, None),
+            (Some((unsync, 16_000_000, 16_000_000)), false, None),
+            (Some((unsync, 16_000_000, 16_000_000)), true, Some(1_000)),
+            (Some((0x2001, 120, 4_000)), true, Some(120)),
+            (Some((0, -1, -1)), false, None),
+            (None, false, None),
+            (None, true, Some(1_000)),
+        ] {
+            let estimate = estimate(kernel, is_declared);
+            assert_eq!(estimate.is_synchronised(), expected_us.is_some(), "{kernel:?}");
+            if let Some(expected_us) = expected_us {
+                // One of 256 steps of the wire's form, rounded up.
+                let error_us = estimate.error_ns() as f64 / 1_000.0;
+                assert!(
+                    (expected_us as f64 * 0.999..expected_us as f64 * 1.01).contains(&error_us),
+                    "{kernel:?}: {error_us}"
+                );
+            }
+        }
     }
 
     #[test]

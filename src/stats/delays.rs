@@ -69,7 +69,7 @@ impl Delays {
         self.rtt.add(sample.rtt_ns);
         self.egress.add(sample.egress_ns);
         self.ingress.add(sample.ingress_ns);
-        self.processing.add(sample.processing_ns);
+        self.processing.add(sample.processing_ns.max(0));
         neighbours.pairs(sample, |earlier, later| {
             self.rtt_jitter.add(later.rtt_ns - earlier.rtt_ns);
             self.egress_jitter.add(later.egress_ns - earlier.egress_ns);

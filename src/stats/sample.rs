@@ -20,7 +20,8 @@ pub struct Sample {
     pub egress_ns: i64,
     /// Ingress delay T4-T3, in nanoseconds.
     pub ingress_ns: i64,
-    /// Time in the reflector T3-T2, in nanoseconds.
+    /// Time in the reflector T3-T2, in nanoseconds; negative where its stamps contradict each
+    /// other. The round-trip time counts it as 0 then.
     pub processing_ns: i64,
     /// Source of T4 (receive time of the reply).
     pub receive_timestamp_source: StampSource,
@@ -56,10 +57,15 @@ impl From<StampSource> for TimestampSource {
     }
 }
 
+/// Time by which a reflector may seem to send before it received: the receive stamp of its network
+/// interface and the transmit stamp of its program come from clocks that differ by as much.
+pub(super) const MAX_STAMP_SKEW_NS: i64 = 100_000;
+
 impl Sample {
-    /// Returns whether delays can be taken from it: time advanced on both clocks.
+    /// Returns true if delays can be taken from it: time advanced on both clocks, but for what
+    /// the reflector's clocks may differ by.
     pub fn is_valid(&self) -> bool {
-        self.rtt_ns >= 0 && self.processing_ns >= 0 && !self.clock_stepped
+        self.rtt_ns >= 0 && self.processing_ns >= -MAX_STAMP_SKEW_NS && !self.clock_stepped
     }
 
     /// Returns the validity of its one-way delays.

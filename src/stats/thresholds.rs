@@ -2,7 +2,7 @@
 //! clearly below it clear. Delays of single probes raise at once and clear at the end of a test,
 //! so a value that swings around its limit does not make an event of each probe.
 
-use super::{DelayStats, ProbeResult, TestResult};
+use super::{DelayStats, ProbeResult, TestResult, sample::MAX_STAMP_SKEW_NS};
 use crate::{
     model::{OneWayValidity, ProbeStatus, TestOutcome, Threshold, ThresholdLimit, Thresholds},
     time::UnixTime,
@@ -95,7 +95,8 @@ impl ThresholdMonitor {
         let mut events = Vec::new();
         // Impossible delays are in no statistic either.
         let can_be = probe.one_way_validity() != OneWayValidity::ClockStepped
-            && [probe.rtt_ns, probe.reflector_processing_ns].iter().flatten().all(|ns| *ns >= 0);
+            && probe.rtt_ns.is_none_or(|ns| ns >= 0)
+            && probe.reflector_processing_ns.is_none_or(|ns| ns >= -MAX_STAMP_SKEW_NS);
         let delay = |ns: Option<i64>| ns.filter(|_| can_be).and_then(|ns| u64::try_from(ns).ok());
         for index in 0..self.states.len() {
             let value = match self.thresholds.limits[index].threshold {
@@ -241,7 +242,8 @@ mod tests {
     #[test]
     fn a_delay_that_cannot_be_neither_raises_nor_clears() {
         let mut monitor = monitor(Threshold::Rtt, 1_000);
-        let backwards = ProbeResult { reflector_processing_ns: Some(-1), ..probe(Some(5_000)) };
+        let backwards =
+            ProbeResult { reflector_processing_ns: Some(-100_001), ..probe(Some(5_000)) };
         assert!(monitor.probe(&backwards, NOW).is_empty());
         assert_eq!(monitor.probe(&probe(Some(1_000)), NOW).len(), 1);
         assert!(monitor.test_ended(&complete(), NOW).is_empty());

@@ -131,7 +131,12 @@ impl Pair {
         });
         let now = Now { monotonic: Monotonic(SECOND), unix: START };
         let format = stamp.format();
-        let carrier = Carrier { format, stamp: Some(Box::new(stamp)), ..Carrier::default() };
+        let carrier = Carrier {
+            format,
+            honours_z_bit: true,
+            stamp: Some(Box::new(stamp)),
+            ..Carrier::default()
+        };
         sender.session_started(carrier, now.monotonic, now);
         Self { sender, reflector, now, octets, probes: Vec::new(), figures: None }
     }

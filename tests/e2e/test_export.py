@@ -261,11 +261,17 @@ class Prometheus(Export):
         self.assertLessEqual({("transmit", "kernel"), ("receive", "kernel")},
                              {(labels["timestamp"], labels["source"]) for labels in told})
         self.assertIn("twamp_last_test_schedule_error_max_seconds{", text)
-        # promtool knows the older text form: without units and the mark of the end.
-        plain = "\n".join(line for line in text.splitlines() if not line.startswith(("# UNIT", "# EOF"))) + "\n"
-        plain = plain.replace("# TYPE twamp_agent info", "# TYPE twamp_agent_info gauge")
+        # Who asks for nothing gets the older text form, which is what promtool knows.
+        plain = self.fetch(f"http://127.0.0.1:{page}/metrics", accept="")
+        samples = lambda text: {line.split(" ")[0] for line in text.splitlines() if line[0] != "#"}  # noqa: E731
+        self.assertEqual(samples(plain), samples(text))
         told = subprocess.run(["promtool", "check", "metrics"], input=plain, capture_output=True, text=True)
         self.assertNotIn("error", told.stderr.lower())
+        self.assertEqual(told.returncode, 0, told.stderr)
+        head = urllib.request.Request(f"http://127.0.0.1:{page}/metrics", method="HEAD")
+        with urllib.request.urlopen(head, timeout=10) as answer:
+            self.assertEqual((answer.status, answer.read()), (200, b""))
+            self.assertIn("version=0.0.4", answer.headers["content-type"])
         for path, code in (("/", 404), ("/metrics/x", 404)):
             with self.assertRaises(urllib.error.HTTPError) as refused:
                 self.fetch(f"http://127.0.0.1:{page}{path}")
@@ -313,8 +319,8 @@ class Prometheus(Export):
             self.assertIn("in use", why["export.prometheus"])
 
     @staticmethod
-    def fetch(url):
-        request = urllib.request.Request(url)
+    def fetch(url, accept="application/openmetrics-text"):
+        request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read().decode()
 

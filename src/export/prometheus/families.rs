@@ -330,18 +330,25 @@ fn with(labels: &Labels, more: Option<(&str, &str)>) -> Labels {
     labels.iter().cloned().chain(more).collect()
 }
 
-/// Returns the labels of a session; those of the configuration get names that Prometheus accepts.
+/// Returns the labels of a session; those of the configuration get names that Prometheus accepts. A
+/// label whose name can stay as it is keeps it, whatever others would map to the same name.
 fn labels(subject: &Subject) -> Labels {
     let mut labels = vec![
         ("connection".to_owned(), subject.connection.clone()),
         ("session".to_owned(), subject.session.clone()),
     ];
-    for (key, value) in &subject.labels {
-        let name: String =
-            key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let plain = !name.starts_with(|c: char| c.is_ascii_digit() || c == '_');
+    let is_free = |name: &str| {
+        !name.starts_with(|c: char| c.is_ascii_digit() || c == '_') && !RESERVED.contains(&name)
+    };
+    let mapped = |key: &str| -> String {
+        key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+    };
+    let (kept, renamed): (Vec<_>, Vec<_>) =
+        subject.labels.iter().partition(|(key, _)| is_free(key) && mapped(key) == **key);
+    for (key, value) in kept.into_iter().chain(renamed) {
+        let name = mapped(key);
         let taken = |name: &str| labels.iter().any(|(known, _)| known == name);
-        let name = if plain && !RESERVED.contains(&name.as_str()) && !taken(&name) {
+        let name = if is_free(&name) && !taken(&name) {
             name
         } else {
             // Several labels may map to the same name; all are kept.
@@ -364,20 +371,22 @@ mod tests {
         let subject = Subject {
             connection: "c".into(),
             session: "s".into(),
-            labels: given.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect(),
+            labels: given.iter().map(|key| ((*key).to_owned(), (*key).to_owned())).collect(),
         };
-        let names: Vec<String> = labels(&subject).into_iter().map(|(name, _)| name).collect();
+        let names = labels(&subject);
+        let names: Vec<(&str, &str)> =
+            names.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let expected = [
-            "connection",
-            "session",
-            "label_1st",
-            "label___x",
-            "a_b",
-            "label_a_b",
-            "label_a_b_2",
-            "label_le",
-            "site",
-            "site_name",
+            ("connection", "c"),
+            ("session", "s"),
+            ("a_b", "a_b"),
+            ("site", "site"),
+            ("label_1st", "1st"),
+            ("label___x", "__x"),
+            ("label_a_b", "a b"),
+            ("label_a_b_2", "a.b"),
+            ("label_le", "le"),
+            ("site_name", "site-name"),
         ];
         assert_eq!(names, expected);
     }

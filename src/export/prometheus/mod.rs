@@ -1,13 +1,17 @@
-//! Metrics page for Prometheus: HTTP with nothing but `GET /metrics`.
+//! Metrics page for Prometheus: HTTP with nothing but GET and HEAD of `/metrics`.
 
 mod families;
+mod format;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header::CONTENT_TYPE,
-    server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue, VARY},
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -20,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ExporterStates, state::Run};
 use crate::{net::tcp, proto, results::Results};
+use format::Format;
 
 /// Connections served at a time; others wait.
 const CONNECTIONS: usize = 16;
@@ -28,7 +33,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit of the whole exchange, including the transfer of the response.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Sources of the metrics.
 #[derive(Clone)]
@@ -127,12 +131,17 @@ async fn respond(
     if request.uri().path() != "/metrics" {
         return Ok(plain(StatusCode::NOT_FOUND, "not found: the metrics are at /metrics\n".into()));
     }
-    if request.method() != Method::GET {
-        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET\n".into()));
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        let text = "method not allowed: use GET or HEAD\n";
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, text.into()));
     }
+    let format = Format::accepted(request.headers().get_all(ACCEPT).iter());
     // The page may have megabytes of text.
     let results = sources.results.clone();
-    let page = tokio::task::spawn_blocking(move || families::page(&sources)).await;
+    let page = tokio::task::spawn_blocking(move || {
+        families::page(&sources).map(|page| format.render(page))
+    })
+    .await;
     // Statistics are persisted before they are shown: a counter that falls after a kill would look
     // like a reset.
     results.settle().await;
@@ -140,8 +149,9 @@ async fn respond(
         Ok(Ok(page)) => {
             run.delivered(1, 0, "");
             let mut response = plain(StatusCode::OK, page);
-            let content = hyper::header::HeaderValue::from_static(OPENMETRICS);
-            response.headers_mut().insert(CONTENT_TYPE, content);
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, format.content_type());
+            headers.insert(VARY, HeaderValue::from_static("accept"));
             response
         }
         Ok(Err(_)) | Err(_) => {

@@ -238,6 +238,7 @@ impl Established {
         session.sid = Some(accepted.sid);
         session.carrier.format = accepted.format;
         session.padding_start = accepted.server_octets;
+        session.carrier.honours_z_bit = ptp;
         if !ptp {
             session.carrier.timestamps = TimestampFormat::Ntp;
         }

@@ -160,6 +160,7 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
     Carrier {
         format: sender.format(),
         timestamps: session.timestamps,
+        honours_z_bit: true,
         stamp: Some(Box::new(sender)),
         ..Carrier::default()
     }

@@ -6,7 +6,7 @@ use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
 use crate::{
     model::{ProbeStatus, TestOutcome, TimestampSource},
     stats::{ProbeResult, Sample},
-    time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
+    time::{ErrorEstimate, Monotonic, Now, StampSource, TimestampFormat, UnixTime},
     twamp::PacketMeta,
     wire::format::{ReplyHeader, Unreadable},
 };
@@ -27,8 +27,8 @@ pub(super) struct PendingSample {
     sample: Sample,
     /// Sequence Number of the reply.
     number: u32,
-    t1: UnixTime,
-    t3: UnixTime,
+    /// T1 to T4, as the delays were made of them.
+    times: [UnixTime; 4],
     received: Monotonic,
 }
 
@@ -47,7 +47,10 @@ impl SessionSender {
             swap(&mut reply.timestamp, &mut reply.probe.timestamp);
         }
         let t4 = meta.received;
-        let format = reply.error_estimate.format();
+        let format = match self.carrier.honours_z_bit {
+            true => reply.error_estimate.format(),
+            false => TimestampFormat::Ntp,
+        };
         let times =
             (format.decode(reply.receive_timestamp, t4), format.decode(reply.timestamp, t4));
         let (Some(t2), Some(t3)) = times else { return self.ignored() };
@@ -94,10 +97,10 @@ impl SessionSender {
             egress_tos,
             ingress_ttl: meta.ttl,
             ingress_tos: meta.tos,
-            ..delays([t1, t2, t3, t4])
+            ..delays([t1, t2, t3, t4], Sample::default())
         };
         let (number, received) = (reply.sequence, now.monotonic);
-        let pending = PendingSample { sample, number, t1, t3, received };
+        let pending = PendingSample { sample, number, times: [t1, t2, t3, t4], received };
         self.pending_samples.push_back(pending);
         if self.carrier.stamp.as_ref().is_some_and(|stamp| stamp.follows_up()) {
             if let Some((number, time)) = follow_up {
@@ -146,7 +149,8 @@ impl SessionSender {
     }
 
     fn release(&mut self) {
-        let Some(PendingSample { mut sample, number, t1, .. }) = self.pending_samples.pop_front()
+        let Some(PendingSample { mut sample, number, times: [t1, ..], .. }) =
+            self.pending_samples.pop_front()
         else {
             return;
         };
@@ -195,25 +199,24 @@ fn arrival(meta: &PacketMeta, now: Now) -> Monotonic {
 
 impl PendingSample {
     fn correct(&mut self, t3: UnixTime) {
-        let later_ns = t3.since_ns(self.t3);
+        let [t1, t2, known_t3, t4] = self.times;
         // An equal time means that the reflector had no exact one.
-        if (1..=MAX_FOLLOW_UP_NS).contains(&later_ns) {
-            self.sample.rtt_ns -= later_ns;
-            self.sample.ingress_ns -= later_ns;
-            self.sample.processing_ns += later_ns;
-            self.sample.t3_followed_up = true;
+        if (1..=MAX_FOLLOW_UP_NS).contains(&t3.since_ns(known_t3)) {
+            let sample = Sample { t3_followed_up: true, ..self.sample };
+            self.sample = delays([t1, t2, t3, t4], sample);
         }
     }
 }
 
-fn delays([t1, t2, t3, t4]: [UnixTime; 4]) -> Sample {
+/// Sets the delays of a sample. A reflector that seems to have sent before it received took no time.
+fn delays([t1, t2, t3, t4]: [UnixTime; 4], sample: Sample) -> Sample {
     let processing_ns = t3.since_ns(t2);
     Sample {
-        rtt_ns: t4.since_ns(t1) - processing_ns,
+        rtt_ns: t4.since_ns(t1) - processing_ns.max(0),
         egress_ns: t2.since_ns(t1),
-        ingress_ns: t4.since_ns(t3),
+        ingress_ns: t4.since_ns(t3.max(t2)),
         processing_ns,
-        ..Sample::default()
+        ..sample
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    model::{AvailabilityRule, Schedule},
+    model::{AvailabilityRule, OneWayValidity, Schedule},
     stats::{Figures, MINUTE_NS, TestResult},
     twamp::PacketMeta,
 };
@@ -178,18 +178,28 @@ fn a_shorter_pause_makes_nothing_due_in_the_past() {
 
 /// Reply as a reflector with its own sequence numbers writes it.
 fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
+    reply_with(packet, number, ErrorEstimate(0x8001), [now(0).unix; 2])
+}
+
+/// Reply with an Error Estimate, T2 and T3, as an unauthenticated reflector writes it.
+fn reply_with(
+    packet: &[u8],
+    number: u32,
+    error_estimate: ErrorEstimate,
+    [t2, t3]: [UnixTime; 2],
+) -> Vec<u8> {
     use crate::{
-        time::{ErrorEstimate, TimestampFormat},
+        time::TimestampFormat,
         wire::format::{PacketFormat, ReplyHeader},
     };
     let format = PacketFormat::open();
     let probe = format.read_probe(packet).unwrap();
-    let timestamp = TimestampFormat::Ntp.encode(now(0).unix);
+    let timestamp = TimestampFormat::Ntp.encode(t3);
     let header = ReplyHeader {
         sequence: number,
         timestamp,
-        error_estimate: ErrorEstimate(0x8001),
-        receive_timestamp: timestamp,
+        error_estimate,
+        receive_timestamp: TimestampFormat::Ntp.encode(t2),
         probe,
         sender_ttl: 255,
         sender_tos: None,
@@ -312,4 +322,53 @@ fn each_minute_of_a_long_test_knows_its_directions() {
         minutes.iter().for_each(|figures| known(figures, unclear));
         known(&whole, unclear * minutes.len() as u64);
     }
+}
+
+/// Runs a test of one probe that is answered after a millisecond.
+fn figures_of_one(error_estimate: ErrorEstimate, times: [UnixTime; 2]) -> Figures {
+    let mut machine = SessionSender::new(config(1, 10 * MS));
+    machine.session_started(Carrier::default(), Monotonic(0), now(0));
+    machine.handle_timeout(now(0));
+    assert!(machine.poll_probe(now(0)).is_some());
+    let packet = sent_at(&mut machine, 0);
+    let reply = reply_with(&packet, 0, error_estimate, times);
+    let meta = PacketMeta { received: now(MS).unix, ..PacketMeta::default() };
+    machine.handle_reply(&reply, &meta, now(MS));
+    machine.handle_timeout(now(100 * MS));
+    let mut events = std::iter::from_fn(|| machine.poll_event());
+    let result = events.find_map(|event| match event {
+        SenderEvent::Test(result, _) => Some(result),
+        _ => None,
+    });
+    *result.unwrap().figures.unwrap()
+}
+
+/// RFC 4656 §4.1.2: the bit is ignored unless RFC 8186 was negotiated.
+#[test]
+fn the_z_bit_means_nothing_unless_it_was_negotiated() {
+    let times = [now(MS / 2).unix; 2];
+    for estimate in [0x4001, 0xc001, 0xffff, 0x7fff] {
+        let figures = figures_of_one(ErrorEstimate(estimate), times);
+        assert_eq!((figures.probes_received, figures.samples_invalid), (1, 0), "{estimate:#x}");
+        let egress = figures.egress.unwrap();
+        assert!(egress.min_ns.abs_diff(500_000) < 2, "{estimate:#x}: {egress:?}");
+    }
+}
+
+/// Receive stamps of the network interface and transmit stamps of the program come from clocks that
+/// differ a little.
+#[test]
+fn a_reflector_that_seems_to_send_before_it_received_costs_no_round_trip() {
+    let t2 = now(MS / 2).unix;
+    let estimate = ErrorEstimate(0x8001);
+    let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000)]);
+    assert_eq!((figures.probes_received, figures.samples_invalid), (1, 0));
+    let (rtt, processing) =
+        (figures.rtt.as_ref().unwrap(), figures.reflector_processing.as_ref().unwrap());
+    assert_eq!((rtt.samples, processing.samples), (1, 1));
+    assert!(rtt.max_ns.abs_diff(MS as i64) < 2 && processing.max_ns == 0, "{rtt:?}");
+    assert_eq!(figures.one_way_validity(), OneWayValidity::Negative);
+    // A clock that was stepped between the two is another matter.
+    let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000_000)]);
+    assert_eq!((figures.probes_received, figures.samples_invalid), (1, 1));
 }

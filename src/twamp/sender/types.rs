@@ -57,6 +57,9 @@ pub struct Carrier {
     pub format: PacketFormat,
     /// Format of T1: NTP or PTP.
     pub timestamps: TimestampFormat,
+    /// The Z bit of replies tells the format of T2 and T3: in STAMP (RFC 8762 §4.2.1), and where
+    /// RFC 8186 was negotiated. Otherwise the bit means nothing and they are NTP.
+    pub honours_z_bit: bool,
     /// STAMP options; `None` for TWAMP test packets.
     pub stamp: Option<Box<StampSender>>,
     /// Both ends read the same clock, as on one host.

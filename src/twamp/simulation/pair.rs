@@ -108,7 +108,12 @@ impl Pair {
         reflector.start(Sid([1; 16]), now.monotonic);
         let octets = config.data_size.into();
         let mut sender = SessionSender::new(config);
-        let carrier = Carrier { format: format(), timestamps: timestamps[0], ..Carrier::default() };
+        let carrier = Carrier {
+            format: format(),
+            timestamps: timestamps[0],
+            honours_z_bit: mode.contains(Modes::PTP_TIMESTAMPS),
+            ..Carrier::default()
+        };
         sender.session_started(carrier, now.monotonic, now);
         Self {
             now,
