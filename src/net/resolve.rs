@@ -4,7 +4,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -12,7 +12,7 @@ use std::{
 
 use hickory_resolver::{
     Hosts, TokioResolver,
-    config::ResolverConfig,
+    config::{NameServerConfig, ResolverConfig},
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::{Query, ResponseCode},
@@ -76,7 +76,10 @@ pub async fn addresses(
 impl NameService {
     async fn in_dns(&self, name: &str, family: Option<IpAddr>) -> io::Result<Vec<IpAddr>> {
         let query = async |kind| {
-            let lookup = self.resolver.lookup(name, kind).await;
+            let unnamable =
+                || io::Error::new(io::ErrorKind::InvalidInput, format!("invalid name {name:?}"));
+            let parsed = dns_name(name).ok_or_else(unnamable)?;
+            let lookup = self.resolver.lookup(parsed, kind).await;
             let lookup = lookup.map_err(|error| failed(name, kind, error))?;
             let records = lookup.answers().iter();
             Ok(records.filter_map(|record| record.data.ip_addr()).collect())
@@ -89,7 +92,7 @@ impl NameService {
     }
 
     fn in_hosts(&self, name: &str) -> Vec<IpAddr> {
-        let Ok(name) = Name::from_utf8(name) else { return Vec::new() };
+        let Some(name) = dns_name(name) else { return Vec::new() };
         let lookup = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
         let found = [RecordType::AAAA, RecordType::A].into_iter().filter_map(lookup);
         found
@@ -97,6 +100,11 @@ impl NameService {
             .filter_map(|record| record.data.ip_addr())
             .collect()
     }
+}
+
+/// Parses a name. Other than in host names, `_` is allowed, as container networks use it.
+fn dns_name(name: &str) -> Option<Name> {
+    if name.is_ascii() { Name::from_ascii(name).ok() } else { Name::from_utf8(name).ok() }
 }
 
 /// Converts a resolver error; the library names only its last query.
@@ -165,14 +173,9 @@ fn service() -> Result<Arc<NameService>, NetError> {
     {
         return Ok(service.clone());
     }
-    // The hosts file works without name servers.
-    let none = || {
-        let config = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-    };
     let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
-        tracing::debug!(%error, file = FILES[0], "no name servers");
-        none()
+        tracing::debug!(%error, file = FILES[0], "no name servers, asking this host");
+        TokioResolver::builder_with_config(loopback_servers(), TokioRuntimeProvider::default())
     });
     let options = builder.options_mut();
     options.negative_max_ttl = Some(NEGATIVE_TTL);
@@ -180,6 +183,14 @@ fn service() -> Result<Arc<NameService>, NetError> {
     let service = Arc::new(NameService { hosts, resolver: builder.build()? });
     *current = Some((stamps, service.clone()));
     Ok(service)
+}
+
+/// Returns the name servers without `resolv.conf`, or with an empty one: that of this host
+/// (resolv.conf(5)).
+fn loopback_servers() -> ResolverConfig {
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let servers = loopback.map(NameServerConfig::udp_and_tcp).to_vec();
+    ResolverConfig::from_parts(None, Vec::new(), servers)
 }
 
 #[cfg(test)]
@@ -205,6 +216,13 @@ mod tests {
         );
         assert_eq!(either(nothing(), answers()).await.unwrap(), [address]);
         assert_eq!(either(answers(), answers()).await.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn names_of_services_may_have_an_underscore() {
+        for name in ["my_service", "my_service.example.org.", "_x", "a-b", "bücher.example"] {
+            assert!(dns_name(name).is_some(), "{name}");
+        }
     }
 
     #[test]

@@ -31,7 +31,14 @@ fn attribute(key: &str, value: Value) -> KeyValue {
 pub(super) fn of_record(record: &Record) -> Vec<KeyValue> {
     let names = [("twamp.connection", &record.connection), ("twamp.session", &record.session)];
     let names = names.into_iter().filter(|(_, name)| !name.is_empty());
-    let labels = record.labels.iter().map(|(key, value)| text(key, value));
+    let labels = record.labels.iter().map(|(key, value)| {
+        // Names of our own, now or later, must not occur twice.
+        if key.starts_with("twamp.") {
+            text(&format!("label.{key}"), value)
+        } else {
+            text(key, value)
+        }
+    });
     names.map(|(key, name)| text(key, name)).chain(labels).collect()
 }
 
@@ -49,5 +56,32 @@ pub(super) fn scope() -> InstrumentationScope {
         name: "twamp-agent".into(),
         version: env!("CARGO_PKG_VERSION").into(),
         ..InstrumentationScope::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_attribute_occurs_twice_whatever_labels_are_called() {
+        let labels = ["site", "twamp.connection", "twamp.cursor", "label.site"];
+        let record = Record {
+            connection: "c".into(),
+            session: "s".into(),
+            labels: labels.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect(),
+            ..Record::default()
+        };
+        let attributes = of_record(&record);
+        let keys: Vec<&str> = attributes.iter().map(|attribute| attribute.key.as_str()).collect();
+        let expected = [
+            "twamp.connection",
+            "twamp.session",
+            "label.site",
+            "site",
+            "label.twamp.connection",
+            "label.twamp.cursor",
+        ];
+        assert_eq!(keys, expected);
     }
 }
