@@ -15,7 +15,7 @@ use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 use twamp_agent::{
     model::{
         limits::{self, Limit},
-        parse,
+        parse, warnings,
     },
     proto::{
         AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode,
@@ -471,6 +471,12 @@ fn every_other_field_is_checked() {
         ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "grpc://collector:4317".into()),
         ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://collector".into()),
         ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://a b:1".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[\n]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[::1%lo]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://a..b:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://-a:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://a:4317\r\nHost: b".into()),
+        ("export.nats[0].servers[0]", |c| nats(c).servers[0] = "nats://a\r\nPUB x:4222".into()),
         ("export.otlp[0].filter.kinds[0]", |c| {
             otlp(c).filter = Some(RecordFilter { kinds: vec![0], ..Default::default() });
         }),
@@ -712,4 +718,24 @@ fn every_field_and_method_of_the_api_has_a_comment() {
         }
     }
     assert_eq!(missing, Vec::<String>::new());
+}
+
+#[test]
+fn settings_without_effect_and_secrets_in_clear_are_warned_of() {
+    let mut document = good();
+    let warned = |document: &AgentConfig| {
+        let config = parse(document).unwrap();
+        warnings(&config, u64::MAX).join("\n")
+    };
+    otlp(&mut document).secret = "token".into();
+    otlp(&mut document).endpoint = "http://collector.example:4317".into();
+    connection(&mut document).history_size = Some(7);
+    connection(&mut document).persistent_results = Some(true);
+    let text = warned(&document);
+    assert!(text.contains("the secret is sent unencrypted to http://collector.example"), "{text}");
+    assert!(text.contains("history_size has no effect"), "{text}");
+    otlp(&mut document).endpoint = "https://collector.example:4317".into();
+    connection(&mut document).persistent_results = Some(false);
+    let text = warned(&document);
+    assert!(!text.contains("http://collector") && !text.contains("history_size"), "{text}");
 }

@@ -52,6 +52,17 @@ pub enum ExportTarget {
     },
 }
 
+impl Exporter {
+    /// Returns the URL of a server that the secret would reach in clear text.
+    pub fn unencrypted_server(&self) -> Option<&str> {
+        let (servers, encrypted) = match &self.target {
+            ExportTarget::Otlp { endpoint } => (std::slice::from_ref(endpoint), "https://"),
+            ExportTarget::Nats { servers, .. } => (servers.as_slice(), "tls://"),
+        };
+        servers.iter().map(String::as_str).find(|server| !server.starts_with(encrypted))
+    }
+}
+
 impl ExportTarget {
     /// Returns the name of the protocol.
     pub fn kind(&self) -> &'static str {

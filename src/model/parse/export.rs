@@ -1,10 +1,11 @@
 //! Checks the configuration of the exporters.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
     super::{ExportConfig, ExportTarget, Exporter, Secret, limits},
     Check, check_name,
+    fields::is_host_name,
 };
 use crate::proto::{self, RecordFilter, RecordKind};
 
@@ -122,9 +123,11 @@ impl Check {
         let rest = url.split_once("://").filter(|(scheme, _)| schemes.contains(scheme));
         let port = rest.and_then(|(_, rest)| rest.rsplit_once(':'));
         let is_port = port.is_some_and(|(host, port)| {
-            let bracketed = host.starts_with('[') && host.ends_with(']');
-            let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
-            let is_host = bracketed || !host.is_empty() && host.chars().all(plain);
+            let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+            let is_host = match v6 {
+                Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+                None => is_host_name(host) || host.parse::<Ipv4Addr>().is_ok(),
+            };
             is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
         });
         if url.len() > limits::MAXIMUM_TEXT_OCTETS || !is_port {

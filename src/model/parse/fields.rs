@@ -178,16 +178,7 @@ impl Check {
             );
             return None;
         }
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-        };
-        let looks_numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
-        let name = text.strip_suffix('.').unwrap_or(text);
-        if text.len() > limits::MAXIMUM_HOST_OCTETS || looks_numeric || !name.split('.').all(label)
-        {
+        if !is_host_name(text) {
             let shown: String = text.chars().take(80).collect();
             self.report(field, format!("{shown:?} is neither an IP address nor a DNS name"));
         }
@@ -220,4 +211,17 @@ impl Check {
             Dscp::default()
         })
     }
+}
+
+/// Returns true for a DNS name that is no address. `_` is allowed, as container networks use it.
+pub(super) fn is_host_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    let looks_numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let name = text.strip_suffix('.').unwrap_or(text);
+    text.len() <= limits::MAXIMUM_HOST_OCTETS && !looks_numeric && name.split('.').all(is_label)
 }

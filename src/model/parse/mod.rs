@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use fields::parse_duration;
 
-use super::{AgentConfig, ControlConnection, StorageConfig, limits};
+use super::{AgentConfig, ControlConnection, ResultKeeping, StorageConfig, limits};
 use crate::{proto, time::NANOS_PER_SECOND};
 
 /// Violation of one field of a request.
@@ -83,7 +83,23 @@ pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
              some will not run; LimitNOFILE of the service allows more"
         ));
     }
+    warnings.extend(config.export.exporters.iter().filter_map(|(name, exporter)| {
+        let server = exporter.unencrypted_server()?;
+        exporter.secret.as_ref()?;
+        Some(format!(
+            "export/{name}: the secret is sent unencrypted to {server}; https:// or tls:// protects it"
+        ))
+    }));
     for connection in config.connections.values() {
+        if connection.results == ResultKeeping::Stored
+            && connection.history_size as u64 != limits::HISTORY_SIZE.default
+        {
+            warnings.push(format!(
+                "client/{}: history_size has no effect with persistent_results: records are read \
+                 from the store",
+                connection.name
+            ));
+        }
         for session in &connection.sessions {
             let protected = connection.authentication.protects_test_packets();
             let reply = if protected { 112 } else { 41 };
