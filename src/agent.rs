@@ -10,7 +10,7 @@ use crate::{
     export::{ExporterStates, Exporters, Sources},
     net::{self, clock},
     proto::{AgentConfig, ApplyConfigRequest, EventType},
-    results::{Results, retention, watch_clock, watch_store},
+    results::{Results, report_pauses, retention, watch_clock, watch_store},
     session::{PlaneSettings, client::Senders, server::Reflectors},
     store::{ConfigStore, ResultStore, StateDirectory, StoreError},
     supervise::Tasks,
@@ -152,6 +152,7 @@ impl Agent {
         };
         let told = watch_store(results.clone(), damage, clock::now, tasks.token());
         tasks.spawn("store trouble", told);
+        tasks.spawn("pauses", report_pauses(results.clone(), clock::now, tasks.token()));
         tasks.spawn("clock", watch_clock(results.clone(), clock::now, tasks.token()));
         let exporters = Arc::new(ExporterStates::default());
         let sources = sources(&control, &results, &exporters);

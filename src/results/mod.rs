@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use filter::Filter;
 pub use reader::{Page, Reader, Start, StreamItem, page};
 pub use statistics::{StatisticsQuery, is_statistics_key};
-pub use surroundings::{watch_clock, watch_store};
+pub use surroundings::{report_pauses, watch_clock, watch_store};
 
 use crate::{
     model::{AgentConfig, ResultKeeping},

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Results, Subject};
 use crate::{
     proto::{Event, EventType},
-    time::{ClockWatch, Now, UnixTime},
+    supervise::watch_pauses,
+    time::{ClockWatch, Now, UnixTime, duration_to_proto},
 };
 
 /// How often it is looked whether the configuration is whole.
@@ -77,6 +78,26 @@ impl Trouble {
             (None, true) | (Some(_), false) => None,
         }
     }
+}
+
+/// Reports pauses of the process: nothing was measured meanwhile, and no task had stalled.
+pub async fn report_pauses(results: Arc<Results>, now: fn() -> Now, token: CancellationToken) {
+    let report = |pause: Duration| {
+        let (end, pause_ns) = (now().unix, pause.as_nanos() as u64);
+        let start = end.plus_ns(-pause_ns.cast_signed());
+        let detail = format!("the agent did not run for {:.1} s", pause.as_secs_f64());
+        let event = Event {
+            r#type: EventType::AgentPaused.into(),
+            detail,
+            duration: Some(duration_to_proto(pause_ns)),
+            start_time: Some(start.to_proto()),
+            ..Event::default()
+        };
+        results.disturbed(start);
+        results.disturbed(end);
+        results.event(Subject::agent(), event, end);
+    };
+    watch_pauses(report, token).await;
 }
 
 /// Tells of steps of the clock, which make one-way delays jump.

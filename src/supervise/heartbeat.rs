@@ -11,6 +11,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::pause::paused;
+
 /// Longest time between two beats of a healthy task.
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Silence after which a task counts as stalled. Well above [`INTERVAL`] and above the delays of
@@ -23,11 +25,14 @@ pub struct Heartbeat {
     begun: Instant,
     /// Time of the latest beat, milliseconds after `begun`.
     last: Arc<AtomicU64>,
+    /// Time in pauses of the process up to the latest beat, in milliseconds.
+    paused: Arc<AtomicU64>,
 }
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self { begun: Instant::now(), last: Arc::default() }
+        let paused = AtomicU64::new(paused().as_millis() as u64).into();
+        Self { begun: Instant::now(), last: Arc::default(), paused }
     }
 }
 
@@ -35,6 +40,7 @@ impl Heartbeat {
     /// Records that the task is alive.
     pub fn beat(&self) {
         self.last.store(self.begun.elapsed().as_millis() as u64, Relaxed);
+        self.paused.store(paused().as_millis() as u64, Relaxed);
     }
 
     /// Returns the longest allowed time between two beats.
@@ -42,10 +48,12 @@ impl Heartbeat {
         INTERVAL
     }
 
-    /// Returns the time since the latest beat.
+    /// Returns the time since the latest beat, without pauses of the process.
     pub fn silence(&self) -> Duration {
-        let last = Duration::from_millis(self.last.load(Relaxed));
-        self.begun.elapsed().saturating_sub(last)
+        let at_beat = [&self.last, &self.paused].map(|ms| Duration::from_millis(ms.load(Relaxed)));
+        let [last, paused_then] = at_beat;
+        let paused_since = paused().saturating_sub(paused_then);
+        self.begun.elapsed().saturating_sub(last + paused_since)
     }
 
     /// Returns true when the task has stalled.

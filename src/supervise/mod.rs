@@ -2,9 +2,11 @@
 //! Independent of their content.
 
 mod heartbeat;
+mod pause;
 mod restart;
 mod tasks;
 
 pub use heartbeat::Heartbeat;
+pub use pause::watch_pauses;
 pub use restart::{RestartPolicy, keep_alive, panic_text};
 pub use tasks::Tasks;

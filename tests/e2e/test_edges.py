@@ -1,6 +1,7 @@
 """Edge cases: open connections whose limits change, watches whose subject disappears, ports still in use,
 thresholds of idle sessions, and an agent that goes away."""
 
+import os
 import resource
 import signal
 import socket
@@ -326,6 +327,25 @@ class Edges(Case):
             far.process.send_signal(signal.SIGCONT)
         self.wait_for(lambda: seen[-1] is False)
         stream.cancel()
+
+    def test_a_paused_agent_goes_on_and_says_so(self):
+        """As in a frozen container: nothing stalled, no task is restarted."""
+        pause = float(os.environ.get("TWAMP_PAUSE_SECONDS", "7"))
+        self.api.apply({"server": server(port=self.port)})
+        self.api.apply({"client": self.measured()}, mode="APPLY_MODE_MERGE")
+        self.wait_for(lambda: self.state() == "RUNNING")
+        self.process.process.send_signal(signal.SIGSTOP)
+        time.sleep(pause)
+        self.process.process.send_signal(signal.SIGCONT)
+        paused = self.wait_for(lambda: events(self.api.records(), "AGENT_PAUSED"))
+        self.assertEqual(len(paused), 1)
+        self.assertTrue(pause - 1.5 < float(paused[0]["duration"].rstrip("s")) < pause + 5, paused)
+        time.sleep(20 if pause > 60 else 2)
+        lost = [event["cause"] for event in events(self.api.records(), "CONNECTION_LOST")]
+        self.assertNotIn("FAILURE_CAUSE_PANIC", lost)
+        self.assertEqual(int(self.api.connection("c1")["task_restarts"]), 0)
+        tests = [r for r in self.api.records() if "test_result" in r]
+        self.wait_for(lambda: len([r for r in self.api.records() if "test_result" in r]) > len(tests))
 
     def test_what_is_raised_is_cleared_where_nobody_watches_any_more(self):
         self.api.apply({"server": server(port=self.port)})

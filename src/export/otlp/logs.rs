@@ -40,6 +40,7 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
         EventType::ConnectionLost
         | EventType::ConnectionAbandoned
         | EventType::ThresholdRaised
+        | EventType::AgentPaused
         | EventType::StoreDegraded
         | EventType::ClockStepped => SeverityNumber::Warn,
         EventType::Unspecified

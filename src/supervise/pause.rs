@@ -1,0 +1,106 @@
+//! Detection of pauses of the whole process: a frozen cgroup, SIGSTOP, a virtual machine that was
+//! stopped. Nothing in the process stalled then, though no task made progress.
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// Interval at which the process shows that it runs.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Gap between two signs of life from which on the process was paused. Above the delays of an
+/// overloaded host, below what peers notice.
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+
+static PROCESS: LazyLock<PauseWatch> = LazyLock::new(PauseWatch::default);
+
+/// Pauses that were seen so far.
+#[derive(Debug)]
+struct PauseWatch {
+    begun: Instant,
+    /// Latest sign of life, in milliseconds after `begun`; 0 while nobody gives any.
+    alive_ms: AtomicU64,
+    /// Time in pauses, in milliseconds.
+    paused_ms: AtomicU64,
+}
+
+impl Default for PauseWatch {
+    fn default() -> Self {
+        Self { begun: Instant::now(), alive_ms: AtomicU64::new(0), paused_ms: AtomicU64::new(0) }
+    }
+}
+
+impl PauseWatch {
+    /// Gives a sign of life. A gap before it counts as a pause, whoever is the first to see it.
+    fn alive(&self, now_ms: u64) {
+        let before_ms = self.alive_ms.fetch_max(now_ms.max(1), Relaxed);
+        let gap_ms = now_ms.saturating_sub(before_ms);
+        if before_ms > 0 && u128::from(gap_ms) >= MIN_PAUSE.as_millis() {
+            self.paused_ms.fetch_add(gap_ms, Relaxed);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    /// Returns the time in pauses up to now.
+    fn paused(&self) -> Duration {
+        if self.alive_ms.load(Relaxed) > 0 {
+            self.alive(self.now_ms());
+        }
+        Duration::from_millis(self.paused_ms.load(Relaxed))
+    }
+}
+
+/// Returns the time for which the process was paused so far, as far as [`watch_pauses`] runs.
+pub(super) fn paused() -> Duration {
+    PROCESS.paused()
+}
+
+/// Notices pauses of the process until the token is cancelled, and reports the length of each.
+pub async fn watch_pauses(report: impl Fn(Duration) + Send, token: CancellationToken) {
+    PROCESS.alive(PROCESS.now_ms());
+    let mut known = PROCESS.paused();
+    loop {
+        tokio::select! {
+            () = sleep(INTERVAL) => {}
+            () = token.cancelled() => break,
+        }
+        let paused = PROCESS.paused();
+        let pause = paused.saturating_sub(std::mem::replace(&mut known, paused));
+        if !pause.is_zero() {
+            report(pause);
+        }
+    }
+    PROCESS.alive_ms.store(0, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_between_signs_of_life_is_a_pause_and_counts_once() {
+        let watch = PauseWatch::default();
+        let paused_ms = |at_ms: u64| {
+            watch.alive(at_ms);
+            watch.paused_ms.load(Relaxed)
+        };
+        assert_eq!(paused_ms(100_000), 0, "nobody gave a sign before");
+        for second in 101..120 {
+            assert_eq!(paused_ms(second * 1_000), 0);
+        }
+        assert_eq!(paused_ms(119_000 + 4_999), 0, "an overloaded host");
+        assert_eq!(paused_ms(203_999), 80_000);
+        assert_eq!(paused_ms(203_999), 80_000, "who looks next sees the same pause");
+        assert_eq!(paused_ms(203_000), 80_000, "as does who read its clock before");
+        assert_eq!(paused_ms(209_000), 85_001);
+    }
+}
