@@ -168,7 +168,8 @@ mod tests {
                 // One of 256 steps of the wire's form, rounded up.
                 let error_us = estimate.error_ns() as f64 / 1_000.0;
                 assert!(
-                    (expected_us as f64 * 0.999..expected_us as f64 * 1.01).contains(&error_us),
+                    (f64::from(expected_us) * 0.999..f64::from(expected_us) * 1.01)
+                        .contains(&error_us),
                     "{kernel:?}: {error_us}"
                 );
             }

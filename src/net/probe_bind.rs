@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{tcp, udp};
+use super::{families::is_missing, tcp, udp};
 use crate::model::{AgentConfig, ControlConnection, ListenAddress, ServerConfig, UdpListen};
 
 /// A resource that the host cannot provide.
@@ -65,7 +65,7 @@ fn check_server(old: Option<&ServerConfig>, new: &ServerConfig, refusals: &mut R
     }
     let used = old.map(ServerConfig::reflector_sockets).unwrap_or_default();
     for wanted in new.reflector_sockets() {
-        if used.contains(&wanted) {
+        if used.contains(&wanted) || is_missing(wanted.address) {
             continue;
         }
         if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref(), false)

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
 pub use tokio::net::{TcpListener, TcpStream};
 
-use super::host::spare_files;
+use super::{families::all_addresses, host::spare_files};
 use crate::model::{Dscp, Keepalive};
 
 /// Length of the accept queue.
@@ -70,6 +70,7 @@ pub fn listen(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpLis
 
 /// Binds a TCP socket without listening.
 pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
+    let address = all_addresses(address);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;

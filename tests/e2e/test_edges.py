@@ -347,6 +347,20 @@ class Edges(Case):
         tests = [r for r in self.api.records() if "test_result" in r]
         self.wait_for(lambda: len([r for r in self.api.records() if "test_result" in r]) > len(tests))
 
+    def test_a_kernel_without_ipv6_listens_on_ipv4(self):
+        harness.need("gcc")
+        library = os.path.join(self.directory, "no_ipv6.so")
+        sh("gcc", "-O2", "-shared", "-fPIC", "-o", library, os.path.join(harness.ROOT, "tests/e2e/no_ipv6.c"), "-ldl")
+        agent = self.agent("v4", environment={"LD_PRELOAD": library})
+        api = agent.client()
+        # The default listens on all addresses.
+        api.apply({"server": {**server(port=self.port), "listen": [{"port": self.port}]}, "client": self.measured()})
+        self.wait_for(lambda: api.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+        sockets = api.call("ServerService", "GetServerStatus")["sockets"]
+        self.assertEqual([socket["error"] for socket in sockets], [""] * len(sockets))
+        with open(agent.log_path) as log:
+            self.assertEqual(log.read().count("kernel without IPv6"), 1)
+
     def test_what_is_raised_is_cleared_where_nobody_watches_any_more(self):
         self.api.apply({"server": server(port=self.port)})
         limits = {"session": {"thresholds": {"max_rtt": "0.000000001s"}}}

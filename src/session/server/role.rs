@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     model::{ListenAddress, ServerConfig, StampReflectorSession, UdpListen},
-    net::tcp::{self, TcpListener},
+    net::{
+        is_missing,
+        tcp::{self, TcpListener},
+    },
     proto::ServerSocket,
     session::Derivation,
     supervise::{Heartbeat, Tasks},
@@ -97,7 +100,8 @@ impl ServerRole {
             }
             is_configured
         });
-        let reflector_sockets = config.map(ServerConfig::reflector_sockets).unwrap_or_default();
+        let mut reflector_sockets = config.map(ServerConfig::reflector_sockets).unwrap_or_default();
+        reflector_sockets.retain(|listen| !is_missing(listen.address));
         self.shared.sockets.retain(&reflector_sockets).await;
         let limit = config.and_then(|config| config.maximum_packets_per_second_per_sender);
         self.shared.sockets.set_sender_limit(limit).await;

@@ -338,7 +338,7 @@ fn figures_of_one(error_estimate: ErrorEstimate, times: [UnixTime; 2]) -> Figure
     let mut events = std::iter::from_fn(|| machine.poll_event());
     let result = events.find_map(|event| match event {
         SenderEvent::Test(result, _) => Some(result),
-        _ => None,
+        SenderEvent::Probe(_) | SenderEvent::Minute(..) | SenderEvent::Completed => None,
     });
     *result.unwrap().figures.unwrap()
 }
