@@ -171,7 +171,7 @@ impl Agent {
             agent = results.agent_id(),
             state = %options.state_dir.display(),
             api = ?addresses,
-            "agent started"
+            "agent ready"
         );
         let agent = Self { tasks, control, results, addresses, _directory: directory };
         match options.bootstrap {

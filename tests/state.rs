@@ -297,7 +297,7 @@ fn a_moving_average_that_was_never_saved_is_there_after_a_kill() {
 
 fn intervals(results: &Results) -> Vec<(u64, bool)> {
     let scopes = [StatisticsScope::Interval1Minute].into();
-    let query = StatisticsQuery { scopes, running: true, ..StatisticsQuery::default() };
+    let query = StatisticsQuery { scopes, current: true, ..StatisticsQuery::default() };
     let found = results.statistics(&query);
     let start = |time: Option<&prost_types::Timestamp>| time.unwrap().seconds as u64 / 60;
     found.iter().map(|one| (start(one.interval_start_time.as_ref()), one.suspect)).collect()

@@ -87,13 +87,13 @@ impl ResultsService for Context {
             && !request.latest
             && let Some(last) = page.records.last()
         {
-            page.looked_at = last.cursor;
+            page.read_up_to = last.cursor;
         }
-        let has_more = page.looked_at < self.results.state().borrow().newest;
-        let next = has_more.then(|| paged.token(&page.looked_at.to_be_bytes()));
+        let has_more = page.read_up_to < self.results.state().borrow().newest;
+        let next = has_more.then(|| paged.token(&page.read_up_to.to_be_bytes()));
         Ok(Response::new(ListRecordsResponse {
             records: page.records,
-            end_cursor: page.looked_at,
+            end_cursor: page.read_up_to,
             next_page_token: next.unwrap_or_default(),
         }))
     }

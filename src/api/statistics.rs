@@ -45,7 +45,7 @@ impl Context {
                 }
             }
         }
-        (query.running, query.history) =
+        (query.current, query.history) =
             (request.include_current_intervals, request.include_history);
         let mut names = request.connections;
         if names.is_empty() {
@@ -81,10 +81,10 @@ impl Context {
         let (results, selected) = (self.results.clone(), query.clone());
         let read = tokio::task::spawn_blocking(move || results.statistics(&selected));
         let mut statistics = read.await.map_err(|_| error::ending())?;
-        if query.wants_scope(StatisticsScope::CurrentTest) {
+        if query.selects_scope(StatisticsScope::CurrentTest) {
             let connections: Vec<String> = query.connections.iter().cloned().collect();
             let mut current = self.control.clients().current_tests(&connections).await;
-            current.retain(|entry| query.wants(&entry.connection, &entry.session));
+            current.retain(|entry| query.selects(&entry.connection, &entry.session));
             for entry in &mut current {
                 entry.epoch = self.results.epoch(&entry.connection, &entry.session);
             }

@@ -1,14 +1,15 @@
-//! Single probes as they are stored: each as what it differs by from the one before.
+//! Stored form of single probes: a block of differences, each from the probe before.
 //!
-//! A probe is one octet of flags, then for each of these that the flags name: what its test number,
-//! and its sequence number beyond the next one, are more than those before; then always the time
-//! sent, as what the gap to the one before is more than the gap before that. Answered ones go on
-//! with RTT, egress and processing time, each as what it is more than before; where the flags say
-//! that they are new, TTLs and TOS octets; and where they say so, what the number of the reply is
-//! beyond the next one. Ingress is RTT less egress. All numbers are zigzag varints.
+//! A probe is one octet of flags, followed by zigzag varints. Test number and sequence number
+//! follow only if the flags say so: the difference of the test number, and the distance of the
+//! sequence number from the next one. The send time always follows, as the difference between its
+//! gap to the previous probe and the gap before that. An answered probe continues with the
+//! differences of RTT, egress delay and processing time; if the flags say so, with TTLs and TOS
+//! octets, and with the distance of the reply's sequence number from the next one. The ingress
+//! delay is RTT minus egress delay.
 //!
-//! In front of the first is what a probe is most often, see [`Baseline::usual`]: a record with one of a
-//! slow session is little but its first.
+//! The first probe is encoded against the most frequent values, see [`Baseline::usual`], because a
+//! record of a slow session consists of little but its first probe.
 
 use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
@@ -20,8 +21,7 @@ use crate::{
     time::UnixTime,
 };
 
-/// An octet without a status is no probe, but says of those behind it what does not change from one to
-/// the next; see [`Marks`].
+/// Status of a probe. An octet without a status has [`Marks`] for the probes after it instead.
 const STATUS: u8 = 0b0000_0011;
 const OTHER_TEST: u8 = 0b0000_0100;
 const OTHER_SEQUENCE: u8 = 0b0000_1000;
@@ -29,16 +29,16 @@ const KERNEL_TRANSMIT: u8 = 0b0001_0000;
 const KERNEL_RECEIVE: u8 = 0b0010_0000;
 const OTHER_PATH: u8 = 0b0100_0000;
 const OTHER_REPLY: u8 = 0b1000_0000;
-/// Of an octet of marks, beside the flags of the kernel's stamps.
+/// Flags of an octet of marks, besides those of kernel timestamps.
 const CORRECTED: u8 = 0b0000_0100;
 const SYNCHRONISED: u8 = 0b0000_1000;
 const STEPPED: u8 = 0b0100_0000;
 const VALIDITY_KNOWN: u8 = 0b1000_0000;
 
-/// What the next probe is told against.
+/// Values against which the next probe is encoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Baseline {
-    /// Where no probe was told yet, and there is something usual for it.
+    /// The next probe is the first, and is encoded against the usual values.
     is_usual: bool,
     test_number: u64,
     sequence: u32,
@@ -53,9 +53,9 @@ pub(super) struct Baseline {
 }
 
 impl Baseline {
-    /// In front of the first probe of a record of this time: it was sent just before then, and what it
-    /// is the second of comes as soon behind it. A reply has the number of its probe, which took half of
-    /// the round trip there, and its delays are known to be worth what they say.
+    /// Creates the usual values for a record of the time `recorded`: the probe was sent just
+    /// before, with gap 0, and its reply has the same sequence number, took half of the round trip
+    /// in each direction, and has valid delays.
     pub(super) fn usual(recorded: UnixTime) -> Self {
         Self {
             is_usual: true,
@@ -67,8 +67,8 @@ impl Baseline {
         }
     }
 
-    /// As what it is for a first probe with this number and round trip.
-    fn of_first(mut self, sequence: u32, rtt_ns: i64) -> Self {
+    /// Returns the values adapted to a first probe with this sequence number and round-trip time.
+    fn for_first(mut self, sequence: u32, rtt_ns: i64) -> Self {
         if self.is_usual {
             self.reply = sequence.wrapping_sub(1);
             self.egress_ns = rtt_ns / 2;
@@ -76,17 +76,17 @@ impl Baseline {
         self
     }
 
-    /// Behind the first probe: its gap is to nothing that was sent.
-    fn behind_first(&mut self, before: &Self) {
+    /// Ends the use of the usual values after the first probe, whose gap means nothing.
+    fn after_first(&mut self, before: &Self) {
         if before.is_usual {
             (self.is_usual, self.gap_ns) = (false, 0);
         }
     }
 }
 
-/// What holds for many probes, as flags: whether the flags of the kernel's stamps of T1 and T4 stand
-/// for stamps of the network interface ([`KERNEL_TRANSMIT`], [`KERNEL_RECEIVE`]), whether T3 was
-/// corrected, and of what worth delays are.
+/// Properties that hold for many probes, as flags: whether kernel timestamps of T1 and T4 are
+/// really those of the network interface ([`KERNEL_TRANSMIT`], [`KERNEL_RECEIVE`]), whether T3 was
+/// corrected, and the validity of delays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Marks(u8);
 
@@ -99,7 +99,7 @@ impl Marks {
         self.0 = if is { self.0 | flag } else { self.0 & !flag };
     }
 
-    /// Of a probe with these delays.
+    /// Returns the validity of a probe with these delays.
     fn validity(
         self,
         egress_ns: i64,
@@ -119,21 +119,21 @@ impl Marks {
     }
 }
 
-/// TTL and TOS there and back, as [`ProbeResult`] has them.
+/// TTL and TOS of probe and reply, as in [`ProbeResult`].
 type Path = [Option<u32>; 4];
 
-/// The block of some probes in a record of this time; `None` where one is not of the regular kind, which
+/// Encodes probes as a block for a record of the time `recorded`; `None` if a probe has values that
 /// a block cannot hold.
 pub(super) fn encode(probes: &[ProbeResult], recorded: UnixTime) -> Option<Vec<u8>> {
     let mut octets = Vec::with_capacity(probes.len() * 14);
     let mut before = Baseline::usual(recorded);
     for probe in probes {
-        before = put(probe, before, &mut octets)?;
+        before = encode_probe(probe, before, &mut octets)?;
     }
     Some(octets)
 }
 
-/// Decodes the probes of the block of a record of this time; `None` for a damaged one.
+/// Decodes the probes of the block of a record of the time `recorded`; `None` if it is damaged.
 pub(super) fn decode(mut block: impl Buf, recorded: UnixTime) -> Option<Vec<ProbeResult>> {
     let mut before = Baseline::usual(recorded);
     let mut probes = Vec::with_capacity(block.remaining() / 10);
@@ -143,7 +143,11 @@ pub(super) fn decode(mut block: impl Buf, recorded: UnixTime) -> Option<Vec<Prob
     Some(probes)
 }
 
-fn put(probe: &ProbeResult, mut before: Baseline, octets: &mut Vec<u8>) -> Option<Baseline> {
+fn encode_probe(
+    probe: &ProbeResult,
+    mut before: Baseline,
+    octets: &mut Vec<u8>,
+) -> Option<Baseline> {
     let received = probe.status() == ProbeStatus::Received;
     if !(1..=i32::from(STATUS)).contains(&probe.status) {
         return None;
@@ -189,7 +193,7 @@ fn put(probe: &ProbeResult, mut before: Baseline, octets: &mut Vec<u8>) -> Optio
         match validity {
             Some(OneWayValidity::Valid) => marks.set(SYNCHRONISED, true),
             Some(OneWayValidity::ClockUnsynchronised) => marks.set(SYNCHRONISED, false),
-            // They say nothing of it.
+            // These tell nothing about synchronisation.
             None
             | Some(
                 OneWayValidity::Unspecified
@@ -200,7 +204,7 @@ fn put(probe: &ProbeResult, mut before: Baseline, octets: &mut Vec<u8>) -> Optio
         if marks.validity(egress_ns, probe.ingress_ns?, now.processing_ns) != validity {
             return None;
         }
-        before = before.of_first(now.sequence, rtt_ns);
+        before = before.for_first(now.sequence, rtt_ns);
         flag(receive, KERNEL_RECEIVE);
         flag(now.path != before.path, OTHER_PATH);
         flag(now.reply != before.reply.wrapping_add(1), OTHER_REPLY);
@@ -225,17 +229,18 @@ fn put(probe: &ProbeResult, mut before: Baseline, octets: &mut Vec<u8>) -> Optio
         number(now.egress_ns.wrapping_sub(before.egress_ns), octets);
         number(now.processing_ns.wrapping_sub(before.processing_ns), octets);
         if flags & OTHER_PATH != 0 {
-            put_path(now.path, octets);
+            encode_path(now.path, octets);
         }
         if flags & OTHER_REPLY != 0 {
             number(next(now.reply, before.reply), octets);
         }
     }
-    now.behind_first(&before);
+    now.after_first(&before);
     Some(now)
 }
 
-/// Whether it is not the program's; and, if so, whether it is the interface's.
+/// Returns whether a timestamp is from the kernel or the network interface, and marks which; `None`
+/// for other sources.
 fn stamped(source: TimestampSource, marks: &mut Marks, flag: u8) -> Option<bool> {
     match source {
         TimestampSource::User => return Some(false),
@@ -259,11 +264,11 @@ fn decode_probe(state: &mut Baseline, block: &mut impl Buf) -> Option<ProbeResul
     }
     state.sequence = before.sequence.wrapping_add(1);
     if flags & OTHER_SEQUENCE != 0 {
-        state.sequence = behind(before.sequence, read(block)?);
+        state.sequence = advance(before.sequence, read(block)?);
     }
     state.gap_ns = before.gap_ns.wrapping_add(read(block)?);
     state.sent_ns = before.sent_ns.wrapping_add_signed(state.gap_ns);
-    state.behind_first(&before);
+    state.after_first(&before);
     let source = |is_stamped, hardware| match (is_stamped, hardware) {
         (false, _) => TimestampSource::User,
         (true, false) => TimestampSource::Kernel,
@@ -285,7 +290,7 @@ fn decode_probe(state: &mut Baseline, block: &mut impl Buf) -> Option<ProbeResul
         return Some(probe);
     }
     state.rtt_ns = before.rtt_ns.wrapping_add(read(block)?);
-    before = before.of_first(state.sequence, state.rtt_ns);
+    before = before.for_first(state.sequence, state.rtt_ns);
     state.egress_ns = before.egress_ns.wrapping_add(read(block)?);
     state.processing_ns = before.processing_ns.wrapping_add(read(block)?);
     if flags & OTHER_PATH != 0 {
@@ -293,7 +298,7 @@ fn decode_probe(state: &mut Baseline, block: &mut impl Buf) -> Option<ProbeResul
     }
     state.reply = before.reply.wrapping_add(1);
     if flags & OTHER_REPLY != 0 {
-        state.reply = behind(before.reply, read(block)?);
+        state.reply = advance(before.reply, read(block)?);
     }
     let [egress_ttl, ingress_ttl, ingress_tos, egress_tos] = state.path;
     let ingress_ns = state.rtt_ns.wrapping_sub(state.egress_ns);
@@ -317,17 +322,17 @@ fn decode_probe(state: &mut Baseline, block: &mut impl Buf) -> Option<ProbeResul
     })
 }
 
-/// How far a number is beyond the one that would be next.
+/// Returns the distance of a number from the next one.
 fn next(now: u32, before: u32) -> i64 {
     now.wrapping_sub(before).wrapping_sub(1).cast_signed().into()
 }
 
-fn behind(before: u32, beyond: i64) -> u32 {
+fn advance(before: u32, beyond: i64) -> u32 {
     before.wrapping_add(1).wrapping_add(beyond as u32)
 }
 
-/// Which there are, and behind these bits which of them are 0, as bits; then those that are not.
-fn put_path(path: Path, octets: &mut Vec<u8>) {
+/// Encodes a path: one bit for each value that is present, one for each that is 0, then the others.
+fn encode_path(path: Path, octets: &mut Vec<u8>) {
     let bits = |which: fn(&Option<u32>) -> bool| {
         path.iter().rev().fold(0, |bits, octet| bits << 1 | u8::from(which(octet)))
     };
@@ -338,11 +343,11 @@ fn put_path(path: Path, octets: &mut Vec<u8>) {
 fn decode_path(block: &mut impl Buf) -> Option<Path> {
     let bits = block.try_get_u8().ok()?;
     let mut path = Path::default();
-    for place in 0..path.len() {
-        if bits >> place & 1 != 0 {
-            let is_zero = bits >> (place + path.len()) & 1 != 0;
+    for index in 0..path.len() {
+        if bits >> index & 1 != 0 {
+            let is_zero = bits >> (index + path.len()) & 1 != 0;
             let octet = if is_zero { 0 } else { block.try_get_u8().ok()? };
-            path[place] = Some(octet.into());
+            path[index] = Some(octet.into());
         }
     }
     Some(path)

@@ -1,4 +1,4 @@
-//! What a record tells, as it is stored, and back.
+//! Stored form of the content of records.
 
 use bytes::Bytes;
 use prost::Message;
@@ -21,7 +21,7 @@ pub(super) fn interval_result(result: &mut IntervalResult) -> Bytes {
     fitting(result, |result| result.figures.as_deref_mut())
 }
 
-/// A message with histograms as coarse as the store needs them to be.
+/// Encodes a message, with histograms as coarse as the size limit of the store requires.
 pub(super) fn fitting<M: Message>(
     message: &mut M,
     figures: fn(&mut M) -> Option<&mut Figures>,
@@ -38,7 +38,8 @@ pub(super) fn fitting<M: Message>(
     octets.into()
 }
 
-/// Encodes probes as the records of this time: more than one only if they exceed the size of a record.
+/// Encodes probes as records of the time `recorded`; several only if one would exceed the size
+/// limit.
 pub(super) fn probe_results(mut probes: Vec<ProbeResult>, recorded: UnixTime) -> Vec<(u8, Bytes)> {
     let (kind, octets) = match block::encode(&probes, recorded) {
         Some(block) => (content::PROBE_BLOCK, block),
@@ -54,14 +55,14 @@ pub(super) fn probe_results(mut probes: Vec<ProbeResult>, recorded: UnixTime) ->
     [probe_results(probes, recorded), probe_results(rest, recorded)].concat()
 }
 
-/// Probes that do not fit into a block.
+/// Probes with values that a block cannot hold.
 #[derive(Clone, PartialEq, Eq, Message)]
 struct ProbeResults {
     #[prost(message, repeated, tag = "1")]
     probes: Vec<ProbeResult>,
 }
 
-/// The kind of a record, as a filter knows it; `None` for a record that never had content.
+/// Returns the kind of a record; `None` for a record that never had content.
 pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
     match entry.kind & !content::REMOVED {
         content::TEST_RESULT => Some(RecordKind::TestResult),
@@ -72,12 +73,12 @@ pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
     }
 }
 
-/// Whether retention took the content of a record.
+/// Returns whether retention removed the content of a record.
 pub(super) fn is_removed(entry: &Entry) -> bool {
     entry.kind & content::REMOVED != 0
 }
 
-/// The record of an entry, but for what is never stored.
+/// Decodes the record of an entry, without the parts that are never stored.
 pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
     let damaged = || StoreError::Damaged("record");
     let content = entry.content.clone();
@@ -109,7 +110,8 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
     })
 }
 
-/// A gap stands at its last cursor, so that whoever acknowledges it is behind it.
+/// Creates a gap. It has the cursor of its last record, so that acknowledging it moves past the
+/// gap.
 pub(super) fn gap(first_cursor: u64, last_cursor: u64) -> Record {
     let kind = Some(record::Kind::Gap(Gap { first_cursor, last_cursor }));
     Record { cursor: last_cursor, kind, ..Record::default() }

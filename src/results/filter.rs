@@ -1,4 +1,4 @@
-//! Which records a reader wants.
+//! Selection of records by connection, session, kind and labels.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,7 +12,7 @@ use crate::{
     time::UnixTime,
 };
 
-/// A filter; empty sets select everything.
+/// Filter of records; empty sets select everything.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     connections: HashSet<String>,
@@ -23,7 +23,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// From the API; an error names an unknown kind.
+    /// Converts the filter of a request; an error names an unknown kind.
     pub fn new(filter: RecordFilter) -> Result<Self, String> {
         let kinds = filter
             .kinds
@@ -45,18 +45,18 @@ impl Filter {
         })
     }
 
-    /// Selects records of a range of times alone.
+    /// Limits the selection to records of a range of times.
     pub fn with_times(self, times: Range<UnixTime>) -> Self {
         Self { times: Some(times), ..self }
     }
 
-    /// Times of the records that are selected; `None` for all.
+    /// Returns the times of the records that are selected; `None` for all.
     pub(super) fn times(&self) -> Option<&Range<UnixTime>> {
         self.times.as_ref()
     }
 
-    /// Whether an entry of the log is wanted; one without content never is.
-    pub(super) fn wants(&self, entry: &Entry) -> bool {
+    /// Returns whether an entry is selected; one without content never is.
+    pub(super) fn selects(&self, entry: &Entry) -> bool {
         let Some(kind) = content::kind(entry) else { return false };
         let any = |set: &HashSet<String>, name: &String| set.is_empty() || set.contains(name);
         let subject = &entry.subject;
@@ -91,19 +91,19 @@ mod tests {
 
     #[test]
     fn selects_by_all_that_is_given() {
-        let wants = |filter, record: &Entry| Filter::new(filter).unwrap().wants(record);
+        let selects = |filter, record: &Entry| Filter::new(filter).unwrap().selects(record);
         let record = event("c1", "a");
-        assert!(wants(RecordFilter::default(), &record));
+        assert!(selects(RecordFilter::default(), &record));
         let by_name = RecordFilter { connections: vec!["c1".into()], ..RecordFilter::default() };
-        assert!(wants(by_name.clone(), &record));
-        assert!(!wants(by_name, &event("c2", "a")));
+        assert!(selects(by_name.clone(), &record));
+        assert!(!selects(by_name, &event("c2", "a")));
         let labels = [("site".to_owned(), "b".to_owned())].into();
         let by_label = RecordFilter { labels, ..RecordFilter::default() };
-        assert!(!wants(by_label, &record));
+        assert!(!selects(by_label, &record));
         let by_kind = RecordFilter { kinds: vec![1], ..RecordFilter::default() };
-        assert!(!wants(by_kind, &record));
+        assert!(!selects(by_kind, &record));
         let nothing = Entry { kind: content::NOTHING, ..record };
-        assert!(!wants(RecordFilter::default(), &nothing));
+        assert!(!selects(RecordFilter::default(), &nothing));
         assert!(Filter::new(RecordFilter { kinds: vec![9], ..RecordFilter::default() }).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Reports become records: numbered, folded into statistics, handed to the store and kept for
-//! readers that follow. By one thread.
+//! The result log: numbers reports as records, merges them into statistics, hands them to the store
+//! and keeps them for readers that follow. One thread writes it.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -22,13 +22,13 @@ use crate::{
     time::UnixTime,
 };
 
-/// The store with what is folded from it.
+/// Store, latest records and statistics.
 #[derive(Debug)]
 pub(super) struct Log {
     pub(super) store: ResultStore,
     pub(super) tail: Tail,
-    /// Folding and handing to the store happen under one lock, so that a snapshot of statistics
-    /// and its place in the log agree.
+    /// Merging and handing to the store happen under one lock, so that a snapshot of statistics
+    /// matches its place in the log.
     aggregator: Mutex<Aggregator>,
     next_cursor: AtomicU64,
     dropped: AtomicU64,
@@ -47,7 +47,7 @@ impl Log {
         })
     }
 
-    /// What the store did not take.
+    /// Returns the number of records that the store did not accept.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed) + self.store.state().borrow().dropped
     }
@@ -75,14 +75,14 @@ impl Log {
         }
     }
 
-    /// Intervals that are over become records.
+    /// Appends records of the intervals that have ended.
     pub(super) fn close_intervals(&self, now: UnixTime) {
         let mut aggregator = self.aggregator();
         if !aggregator.is_over(now) {
             return;
         }
-        // First, so that what their records tell of a test that runs is counted over all tests too,
-        // whatever happens.
+        // Saved first, so that statistics of all tests include the minutes of a running test that
+        // these records report, whatever happens.
         self.save(&mut aggregator);
         for (key, mut interval) in aggregator.close(now) {
             let subject = aggregator.subject(&key);
@@ -91,8 +91,8 @@ impl Log {
         }
     }
 
-    /// Appends a record. The caller holds the lock of the statistics: cursors rise in the order in
-    /// which records are passed on.
+    /// Appends a record. The caller holds the lock of the statistics, so that cursors rise in the
+    /// order of records.
     fn append(&self, subject: &Subject, kind: u8, content: Bytes, time: UnixTime) {
         let entry = Entry {
             cursor: self.next_cursor.load(Relaxed),
@@ -106,7 +106,7 @@ impl Log {
         } else {
             Entry { kind: content::NOTHING, content: Bytes::new(), ..entry.clone() }
         };
-        // Before the store tells of it: whoever hears of it looks here.
+        // Before the store announces it: readers look here.
         self.tail.push(entry);
         if self.store.append(stored).is_ok() {
             self.next_cursor.fetch_add(1, Relaxed);
@@ -130,9 +130,9 @@ impl Log {
             return;
         }
         if let Err((changed, error)) = self.store.save_statistics(changed) {
-            // They are in the log and in memory; the next snapshot has them.
+            // The log and memory have them; the next snapshot saves them.
             aggregator.mark_dirty(changed);
-            tracing::warn!(%error, "statistics were not saved");
+            tracing::warn!(%error, "failed to save statistics");
         }
     }
 
@@ -141,7 +141,7 @@ impl Log {
     }
 }
 
-/// What the store keeps of the time of a record: microseconds.
+/// Rounds a time down to microseconds, the resolution of the store.
 fn stored_time(time: UnixTime) -> UnixTime {
     UnixTime(time.0 / 1_000 * 1_000)
 }

@@ -1,17 +1,17 @@
-//! Results on their way: from the sessions into the store, folded into statistics, and back out to
-//! readers. Reporting never waits; what the store cannot take is dropped and counted.
+//! Results: the path from sessions to the store, statistics, and readers. Reporting never waits;
+//! what the store cannot accept is dropped and counted.
 
 mod block;
 mod content;
 pub mod convert;
 mod event_log;
 mod filter;
+mod host_events;
 mod log;
 mod reader;
 mod report;
 mod reports;
 mod statistics;
-mod surroundings;
 mod tail;
 
 use std::{
@@ -24,9 +24,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use filter::Filter;
+pub use host_events::{report_pauses, watch_clock, watch_store};
 pub use reader::{Page, Reader, Start, StreamItem, page};
 pub use statistics::{StatisticsQuery, is_statistics_key};
-pub use surroundings::{report_pauses, watch_clock, watch_store};
 
 use crate::{
     model::{AgentConfig, ResultKeeping},
@@ -40,15 +40,16 @@ use report::{Report, ReportKind};
 use reports::Reports;
 use statistics::{Key, Plan, Plans};
 
-/// Probes that wait for others to fill a record, at most.
+/// Largest number of probes in a record.
 pub const PROBES_PER_RECORD: usize = 64;
-/// How often statistics are handed to the store. What a crash costs is replayed from the log.
-const SNAPSHOT_EVERY: Duration = Duration::from_secs(5);
+/// Interval at which statistics are handed to the store. After a crash the rest is replayed from
+/// the log.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often intervals are looked at that may be over.
-const CLOSE_EVERY: Duration = Duration::from_secs(1);
+/// Interval at which ended intervals are closed.
+const CLOSE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// To whom a record belongs, and whether it is stored.
+/// Owner of a record, and whether its records are stored.
 #[derive(Clone, Debug)]
 pub struct Subject {
     key: Key,
@@ -57,7 +58,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Of a session; with an empty name, of a connection as a whole.
+    /// Creates the subject of a session or, with an empty `session`, of a connection as a whole.
     pub fn new(
         connection: &str,
         session: &str,
@@ -69,30 +70,30 @@ impl Subject {
         Self { key, stored: Arc::new(stored), persistent: keeping == ResultKeeping::Stored }
     }
 
-    /// The agent as a whole.
+    /// Creates the subject of the agent as a whole.
     pub fn agent() -> Self {
         Self::new("", "", BTreeMap::new(), ResultKeeping::Stored)
     }
 
-    /// The connection that the session is of.
+    /// Creates the subject of the session's connection.
     pub fn of_connection(&self) -> Self {
         let stored = store::Subject { session: String::new(), ..(*self.stored).clone() };
         let key = (stored.connection.clone(), String::new());
         Self { key, stored: Arc::new(stored), persistent: self.persistent }
     }
 
-    /// Name of the connection; empty for the agent as a whole.
+    /// Returns the name of the connection; empty for the agent as a whole.
     pub fn connection(&self) -> &str {
         &self.key.0
     }
 
-    /// Name of the session; empty for a connection.
+    /// Returns the name of the session; empty for a connection.
     pub fn session(&self) -> &str {
         &self.key.1
     }
 }
 
-/// Reads the content of a record as the store has it.
+/// Checks that the content of a stored record can be decoded.
 pub fn check_content(entry: &store::Entry) -> Result<(), StoreError> {
     if entry.kind == store::content::NOTHING || content::is_removed(entry) {
         return Ok(());
@@ -100,20 +101,20 @@ pub fn check_content(entry: &store::Entry) -> Result<(), StoreError> {
     content::decode(entry).map(drop)
 }
 
-/// The result log with its statistics.
+/// Result log with its statistics.
 #[derive(Debug)]
 pub struct Results {
     log: Arc<Log>,
     reports: Reports,
     boot_id: String,
     plans: Arc<Plans>,
-    /// What the store has yet to be told.
+    /// Retention that the store has not accepted yet.
     retention: Mutex<Option<Retention>>,
 }
 
 impl Results {
-    /// Takes up statistics where they were left, and replays what the log has beyond, by what is
-    /// configured; where that is not known yet, all sessions are.
+    /// Loads the statistics and replays later results from the log. `config` selects the sessions
+    /// to load; `None` selects all.
     pub fn open(
         store: ResultStore,
         boot_id: String,
@@ -130,32 +131,32 @@ impl Results {
         Ok(Arc::new(Self { log, reports, boot_id, plans, retention: Mutex::default() }))
     }
 
-    /// The agent, for ever.
+    /// Returns the identifier of the agent, made at its first start.
     pub fn agent_id(&self) -> &str {
         self.log.store.agent_id()
     }
 
-    /// What was wrong with the store when it was opened; empty when nothing was.
+    /// Returns the damage that was found when the store was opened; empty if there was none.
     pub fn damage(&self) -> &str {
         self.log.store.damage()
     }
 
-    /// This run of the agent.
+    /// Returns the identifier of this run of the agent.
     pub fn boot_id(&self) -> &str {
         &self.boot_id
     }
 
-    /// What the store holds; changes when there is more to read.
+    /// Returns the state of the store, which changes when there are new records.
     pub fn state(&self) -> watch::Receiver<StoreState> {
         self.log.store.state()
     }
 
-    /// Records that did not come into the log.
+    /// Returns the number of records that are not in the log.
     pub fn dropped(&self) -> u64 {
         self.reports.dropped() + self.log.dropped()
     }
 
-    /// Reports a finished test, and the minute by the clock that all of it was in, if it was one.
+    /// Reports a finished test, and its minute by the clock if all of it was in one.
     pub fn test(
         &self,
         subject: impl Into<Arc<Subject>>,
@@ -166,7 +167,7 @@ impl Results {
         self.report(subject, ReportKind::Test(result, minute), time);
     }
 
-    /// Reports what was sent in a minute of a test that has part in several, and when that began.
+    /// Reports the figures of one minute of a longer test that began at `started`.
     pub fn minute(
         &self,
         subject: impl Into<Arc<Subject>>,
@@ -177,7 +178,7 @@ impl Results {
         self.report(subject, ReportKind::Minute(minute, figures), started);
     }
 
-    /// Reports single probes.
+    /// Reports the results of single probes.
     pub fn probes(
         &self,
         subject: impl Into<Arc<Subject>>,
@@ -187,7 +188,7 @@ impl Results {
         self.report(subject, ReportKind::Probes(probes), time);
     }
 
-    /// Reports something that happened.
+    /// Reports an event of the subject.
     pub fn event(&self, subject: impl Into<Arc<Subject>>, event: Event, time: UnixTime) {
         self.report(subject, ReportKind::Event(Box::new(event)), time);
     }
@@ -196,13 +197,13 @@ impl Results {
         self.reports.send(Report { subject: subject.into(), kind, time });
     }
 
-    /// Reports that the agent started, or that a configuration was committed.
+    /// Reports an event of the agent as a whole, with a revision.
     pub fn agent_event(&self, kind: EventType, revision: u64, detail: String, time: UnixTime) {
         let event = Event { r#type: kind.into(), revision, detail, ..Event::default() };
         self.event(Subject::agent(), event, time);
     }
 
-    /// Statistics over finished tests and intervals, by connection, session and scope, with
+    /// Returns statistics of finished tests and intervals, by connection, session and scope, with
     /// percentiles.
     pub fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
         let mut found = self.log.aggregator().statistics(query);
@@ -215,7 +216,8 @@ impl Results {
         found
     }
 
-    /// The same, by session and without percentiles, with what their records carry.
+    /// Returns the same statistics by session, without percentiles, with the labels of each
+    /// session.
     pub fn session_statistics(
         &self,
         query: &StatisticsQuery,
@@ -223,14 +225,15 @@ impl Results {
         self.log.aggregator().session_statistics(query)
     }
 
-    /// Begins the statistics of sessions anew, and writes that into the log; how many.
+    /// Resets the statistics of sessions and logs an event for each. Returns the number of
+    /// sessions.
     pub async fn clear_statistics(
         &self,
         query: &StatisticsQuery,
         time: UnixTime,
     ) -> Result<usize, StoreError> {
         let cleared = self.log.aggregator().clear(query);
-        // At once: the log is to say nothing that a restart takes back.
+        // Before the events, so that a restart does not undo what they report.
         self.log.save_statistics();
         for ((connection, session), epoch) in &cleared {
             let event = Event {
@@ -242,67 +245,68 @@ impl Results {
             let subject = Subject::new(connection, session, (*plan.labels).clone(), plan.keeping);
             self.event(subject, event, time);
         }
-        // The events take the way of all others: who is answered finds them, also after a kill.
+        // Events pass through the queue. After this the caller finds them in the log, also after a
+        // kill.
         self.flush().await?;
         Ok(cleared.len())
     }
 
-    /// How often the statistics of a session were begun anew.
+    /// Returns the number of resets of the statistics of a session.
     pub fn epoch(&self, connection: &str, session: &str) -> u64 {
         self.log.aggregator().epoch(&(connection.to_owned(), session.to_owned()))
     }
 
-    /// What happened at this time makes intervals other than whole.
-    fn disturbed(&self, at: UnixTime) {
-        self.log.aggregator().disturbed(at);
+    /// Marks the intervals around a time as suspect.
+    fn mark_suspect(&self, at: UnixTime) {
+        self.log.aggregator().mark_suspect(at);
     }
 
     fn plan(&self, connection: &str, session: &str) -> Plan {
-        self.plans.of(&(connection.to_owned(), session.to_owned()))
+        self.plans.for_session(&(connection.to_owned(), session.to_owned()))
     }
 
-    /// What comes from now on is of this configuration. Quick: others wait.
+    /// Sets the configuration of results that arrive from now on. Returns quickly, because callers
+    /// wait.
     pub fn expect(&self, config: &AgentConfig) {
         self.plans.set(statistics::plans(config));
     }
 
-    /// Forgets statistics of sessions that are no longer expected, makes the others as is configured
-    /// now, and keeps records as long.
+    /// Removes statistics of sessions that are no longer configured, and applies the configured
+    /// sizes and retention to the others.
     pub fn follow_config(&self, config: &AgentConfig) {
         let forgotten = self.log.aggregator().follow();
         if forgotten {
-            // At once: what is configured under the same name again has nothing to do with it.
+            // Before a session of the same name is configured again.
             self.log.save_statistics();
         }
-        *self.untold_retention() = Some(retention(config));
-        self.tell_retention();
+        *self.pending_retention() = Some(retention(config));
+        self.send_retention();
     }
 
-    /// The store takes it where it has room in its queue; if not, later.
-    fn tell_retention(&self) {
-        let mut untold = self.untold_retention();
-        if let Some(retention) = untold.clone()
+    /// Passes the retention to the store, or leaves it for later if the store's queue is full.
+    fn send_retention(&self) {
+        let mut pending = self.pending_retention();
+        if let Some(retention) = pending.clone()
             && self.log.store.set_retention(retention).is_ok()
         {
-            *untold = None;
+            *pending = None;
         }
     }
 
-    fn untold_retention(&self) -> MutexGuard<'_, Option<Retention>> {
+    fn pending_retention(&self) -> MutexGuard<'_, Option<Retention>> {
         self.retention.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the statistics as they are now survive the death of this process: whoever is told
-    /// of them must not see them go back. Where the store does not take them, there is nothing to
-    /// wait for.
+    /// Waits until the present statistics survive the death of this process, so that a client never
+    /// sees them fall. Returns if the store does not accept them.
     pub async fn settle(&self) {
         self.log.save_statistics();
         if let Err(error) = self.log.store.flush().await {
-            tracing::debug!(%error, "statistics are told that are not stored");
+            tracing::debug!(%error, "failed to persist statistics before they are shown");
         }
     }
 
-    /// Returns the persisted state of a connection; a default one where there is none.
+    /// Returns the persisted state of a connection; a default one if there is none.
     pub fn persisted_connection(&self, name: &str) -> PersistedConnection {
         self.log.store.connection(name)
     }
@@ -329,13 +333,13 @@ impl Results {
         }
     }
 
-    /// Waits until all that was reported so far survives the death of this process.
+    /// Waits until all reports so far survive the death of this process.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.reports.settle().await;
         self.log.store.flush().await
     }
 
-    /// Moves a consumer forward, never back; returns where it is then.
+    /// Moves a consumer forward, never back; returns its position.
     pub async fn acknowledge(&self, consumer: &str, cursor: u64) -> Result<u64, StoreError> {
         self.log.store.move_consumer(consumer, cursor).await
     }
@@ -346,16 +350,15 @@ impl Results {
         store::blocking(move || results.log.store.consumers()).await
     }
 
-    /// Forgets a consumer; whether there was one.
+    /// Removes a consumer; returns whether it existed.
     pub async fn delete_consumer(&self, name: &str) -> Result<bool, StoreError> {
         self.log.store.delete_consumer(name).await
     }
 
-    /// Closes intervals that are over, and hands statistics to the store, again and again until
-    /// the end.
+    /// Closes ended intervals and hands statistics to the store, until `token` is cancelled.
     pub async fn keep_statistics(self: Arc<Self>, now: fn() -> Now, token: CancellationToken) {
-        let mut save = tokio::time::interval(SNAPSHOT_EVERY);
-        let mut close = tokio::time::interval(CLOSE_EVERY);
+        let mut save = tokio::time::interval(SNAPSHOT_INTERVAL);
+        let mut close = tokio::time::interval(CLOSE_INTERVAL);
         let mut dropped = 0;
         loop {
             tokio::select! {
@@ -363,17 +366,17 @@ impl Results {
                 _ = close.tick() => {
                     let now = now().unix;
                     if std::mem::replace(&mut dropped, self.reports.dropped()) != dropped {
-                        self.disturbed(now);
+                        self.mark_suspect(now);
                     }
                     self.close_intervals(now);
-                    self.tell_retention();
+                    self.send_retention();
                 }
                 () = token.cancelled() => return,
             }
         }
     }
 
-    /// Intervals that are over by now become records.
+    /// Appends records of the intervals that have ended.
     pub fn close_intervals(&self, now: UnixTime) {
         self.log.close_intervals(now);
     }
@@ -386,7 +389,7 @@ impl Results {
     }
 }
 
-/// How long records are kept, in the words of the store.
+/// Returns the retention of a configuration in the store's terms.
 pub fn retention(config: &AgentConfig) -> Retention {
     let ages = config
         .connections

@@ -1,5 +1,5 @@
-//! Reads the log: pages, and streams that go from history into what comes without a hole. A reader
-//! pulls; one that is slow reads from the disk later and never holds up a measurement.
+//! Readers of the log: pages, and streams that continue from stored to new records without a gap. A
+//! reader pulls; a slow one reads from disk later and never delays a measurement.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,24 +15,24 @@ use crate::{
     time::UnixTime,
 };
 
-/// Records of a message of a stream.
+/// Largest number of records in a message of a stream.
 const BATCH: usize = 500;
-/// Octets read at once; a message of a stream stays below what clients take by default (4 MiB).
-const READ_OCTETS: usize = 1 << 20;
-/// Records looked at in one reading, however few of them the filter wants.
+/// Bytes read at once; a message of a stream stays below the default limit of clients (4 MiB).
+const READ_BYTES: usize = 1 << 20;
+/// Records examined in one read, however few of them the filter selects.
 const READ_RECORDS: usize = 4096;
 
-/// A part of the log.
+/// Page of the log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
-    /// In rising order.
+    /// Records in rising order of their cursors.
     pub records: Vec<Record>,
-    /// Everything up to here was looked at.
-    pub looked_at: u64,
+    /// Cursor up to which the log was read.
+    pub read_up_to: u64,
 }
 
 impl Page {
-    /// Nothing that is wanted is between a gap and one right behind it: they are told as one.
+    /// Adds a gap, merged with a gap directly before it.
     fn push_gap(&mut self, first_cursor: u64, last_cursor: u64) {
         let before = self.records.pop_if(|last| matches!(last.kind, Some(record::Kind::Gap(_))));
         let first_cursor = match before.and_then(|before| before.kind) {
@@ -43,35 +43,35 @@ impl Page {
     }
 }
 
-/// Where a stream starts.
+/// Start of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Behind a cursor.
+    /// After the record with this cursor.
     After(u64),
-    /// At the earliest record.
+    /// At the earliest stored record.
     Earliest,
-    /// At the next record to come.
+    /// At the next new record.
     Latest,
     /// At the earliest record of this time or a later one.
     Since(UnixTime),
-    /// After the last record that a consumer acknowledged.
+    /// After the last record that this consumer acknowledged.
     Consumer(String),
 }
 
-/// What a stream gives.
+/// Item of a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StreamItem {
-    /// First: records come from this cursor on.
+    /// First item: the stream has records from this cursor on.
     Opening(u64),
-    /// Records, rising.
+    /// Records in rising order of their cursors.
     Batch(Vec<Record>),
-    /// History is delivered; the newest cursor then.
+    /// End of the stored records, with the latest cursor.
     Sync(u64),
-    /// Silence; the newest cursor.
+    /// Silence for the heartbeat interval, with the latest cursor.
     Heartbeat(u64),
 }
 
-/// Reads a page behind `after`; the newest records with `latest`. At most `limit` records.
+/// Reads a page of at most `limit` records after `after`; the latest ones with `latest`.
 pub async fn page(
     results: &Arc<Results>,
     filter: &Filter,
@@ -89,30 +89,30 @@ pub async fn page(
             last = last.min(cursors.end.saturating_sub(1));
         }
         let mut page = if first >= last {
-            Page { records: Vec::new(), looked_at: last }
+            Page { records: Vec::new(), read_up_to: last }
         } else if latest {
             results.newest(&filter, first, last, limit)?
         } else {
-            results.behind(&filter, first, last, limit, after > 0)?
+            results.records_after(&filter, first, last, limit, after > 0)?
         };
-        if page.looked_at >= last {
-            page.looked_at = newest.max(after);
+        if page.read_up_to >= last {
+            page.read_up_to = newest.max(after);
         }
         Ok(page)
     })
     .await
 }
 
-/// A stream of records.
+/// Stream of records, which its caller pulls.
 #[derive(Debug)]
 pub struct Reader {
     results: Arc<Results>,
     filter: Filter,
     state: watch::Receiver<StoreState>,
     heartbeat: Duration,
-    /// Everything up to here is delivered.
+    /// Cursor up to which everything is delivered.
     position: u64,
-    /// Cursors that are missing behind `position` are a gap; not so at the start of the log.
+    /// Missing cursors after `position` are a gap; false at the start of the log.
     gaps_count: bool,
     opened: bool,
     synced: bool,
@@ -120,7 +120,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens a stream.
+    /// Opens a stream at `start`.
     pub async fn open(
         results: Arc<Results>,
         filter: Filter,
@@ -159,12 +159,12 @@ impl Reader {
         })
     }
 
-    /// Everything up to here was delivered, or is not wanted.
+    /// Returns the cursor up to which every record was delivered or is not selected.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// The next item. Dropping the future loses nothing.
+    /// Returns the next item. Cancel-safe.
     pub async fn next(&mut self) -> Result<StreamItem, StoreError> {
         let item = self.find_next().await?;
         self.last_item = Instant::now();
@@ -185,8 +185,9 @@ impl Reader {
                 let (results, filter) = (self.results.clone(), self.filter.clone());
                 let (after, gaps) = (self.position, self.gaps_count);
                 let page =
-                    blocking(move || results.behind(&filter, after, newest, BATCH, gaps)).await?;
-                self.position = page.looked_at;
+                    blocking(move || results.records_after(&filter, after, newest, BATCH, gaps))
+                        .await?;
+                self.position = page.read_up_to;
                 self.gaps_count = true;
                 if !page.records.is_empty() {
                     return Ok(StreamItem::Batch(page.records));
@@ -210,8 +211,8 @@ impl Reader {
 }
 
 impl Results {
-    /// Wanted records behind `after` and up to `newest`, with the gaps between them.
-    fn behind(
+    /// Reads selected records after `after` and up to `newest`, with the gaps between them.
+    fn records_after(
         &self,
         filter: &Filter,
         after: u64,
@@ -219,8 +220,8 @@ impl Results {
         limit: usize,
         mut gaps_count: bool,
     ) -> Result<Page, StoreError> {
-        let mut page = Page { records: Vec::new(), looked_at: after };
-        // What retention took is gone, also where it is still in memory.
+        let mut page = Page { records: Vec::new(), read_up_to: after };
+        // Records that retention removed are a gap, even if they are still in memory.
         let kept = {
             let state = self.log.store.state();
             let state = state.borrow();
@@ -229,43 +230,43 @@ impl Results {
         let live = self.log.tail.entries(after, newest, READ_RECORDS).filter(|_| kept);
         let entries = match live {
             Some(entries) => entries,
-            None => self.log.store.entries(after, newest, READ_RECORDS, READ_OCTETS, false)?,
+            None => self.log.store.entries(after, newest, READ_RECORDS, READ_BYTES, false)?,
         };
         let nothing_left = entries.is_empty();
-        let mut octets = 0;
+        let mut bytes = 0;
         for entry in entries {
-            octets += entry.content.len();
-            if page.records.len() >= limit || octets > READ_OCTETS && !page.records.is_empty() {
+            bytes += entry.content.len();
+            if page.records.len() >= limit || bytes > READ_BYTES && !page.records.is_empty() {
                 return Ok(page);
             }
-            if gaps_count && entry.cursor > page.looked_at + 1 {
-                page.push_gap(page.looked_at + 1, entry.cursor - 1);
-                page.looked_at = entry.cursor - 1;
+            if gaps_count && entry.cursor > page.read_up_to + 1 {
+                page.push_gap(page.read_up_to + 1, entry.cursor - 1);
+                page.read_up_to = entry.cursor - 1;
                 if page.records.len() >= limit {
                     return Ok(page);
                 }
             }
-            if filter.wants(&entry) {
+            if filter.selects(&entry) {
                 match content::decode(&entry) {
                     Ok(record) => page.records.push(self.complete(record)),
-                    // Taken by retention, or damaged on the disk.
+                    // Removed by retention, or damaged on disk.
                     Err(_) if gaps_count => page.push_gap(entry.cursor, entry.cursor),
                     Err(_) => {}
                 }
             }
             gaps_count = true;
-            page.looked_at = entry.cursor;
+            page.read_up_to = entry.cursor;
         }
         if nothing_left {
             if gaps_count && after < newest {
                 page.push_gap(after + 1, newest);
             }
-            page.looked_at = after.max(newest);
+            page.read_up_to = after.max(newest);
         }
         Ok(page)
     }
 
-    /// The newest wanted records behind `after`.
+    /// Reads the latest selected records after `after`.
     fn newest(
         &self,
         filter: &Filter,
@@ -276,11 +277,11 @@ impl Results {
         let mut records = Vec::new();
         let mut up_to = newest;
         'reading: loop {
-            let entries = self.log.store.entries(after, up_to, READ_RECORDS, READ_OCTETS, true)?;
+            let entries = self.log.store.entries(after, up_to, READ_RECORDS, READ_BYTES, true)?;
             let Some(last) = entries.last() else { break };
             up_to = last.cursor.saturating_sub(1);
             for entry in entries {
-                if filter.wants(&entry)
+                if filter.selects(&entry)
                     && let Ok(record) = content::decode(&entry)
                 {
                     records.push(self.complete(record));
@@ -291,10 +292,10 @@ impl Results {
             }
         }
         records.reverse();
-        Ok(Page { records, looked_at: newest.max(after) })
+        Ok(Page { records, read_up_to: newest.max(after) })
     }
 
-    /// Adds what is never stored.
+    /// Adds what is calculated and never stored.
     fn complete(&self, mut record: Record) -> Record {
         record.incarnation =
             self.log.store.incarnation(record.cursor).map_or_else(String::new, |id| id.to_string());

@@ -22,15 +22,15 @@ use super::{log::Log, report::Report};
 const REPORTS: usize = 16_384;
 /// Pause of the thread after it emptied the queue: reports that arrive meanwhile wake no thread. It
 /// delays a record by as much.
-const REST: Duration = Duration::from_millis(5);
+const BATCH_PAUSE: Duration = Duration::from_millis(5);
 
 /// Entry of the queue.
 #[derive(Debug)]
 enum Item {
     Report(Report),
-    /// The stored state of a connection, after all before it.
+    /// Persists the state of a connection after the reports before it.
     Connection(String),
-    /// Answered once everything before it is in the log.
+    /// Answered when all reports before it are in the log.
     Barrier(oneshot::Sender<()>),
     End,
 }
@@ -61,15 +61,14 @@ impl Reports {
         }
     }
 
-    /// Has the state of a connection stored after all that was reported so far; at once where the queue
-    /// is full.
+    /// Persists the state of a connection after all reports so far; at once if the queue is full.
     pub(super) fn save_connection(&self, log: &Log, name: &str) {
         if self.queue.try_send(Item::Connection(name.to_owned())).is_err() {
             log.store.save_connection(name);
         }
     }
 
-    /// Waits until all reports so far are in the log; returns at once where the queue is full.
+    /// Waits until all reports so far are in the log; returns at once if the queue is full.
     pub(super) async fn settle(&self) {
         let (answer, answered) = oneshot::channel();
         if self.queue.try_send(Item::Barrier(answer)).is_ok() {
@@ -88,7 +87,7 @@ impl Reports {
         if let Some(thread) = thread {
             let _ = self.queue.send(Item::End);
             if thread.join().is_err() {
-                tracing::error!("the thread of the results failed");
+                tracing::error!("results thread failed");
             }
         }
     }
@@ -111,7 +110,7 @@ fn run(log: &Log, reports: &Receiver<Item>) {
             }
         }
         // No other thread unparks this one.
-        thread::park_timeout(REST);
+        thread::park_timeout(BATCH_PAUSE);
     }
 }
 

@@ -1,5 +1,5 @@
-//! The newest records, in memory: readers that follow need not read them from the store, and see
-//! them also when the store takes none.
+//! Latest records in memory, for readers that follow: they need no read from disk, and continue if
+//! the store fails.
 
 use std::{
     collections::VecDeque,
@@ -8,9 +8,9 @@ use std::{
 
 use crate::store::Entry;
 
-/// Octets of content kept, and of records.
-const OCTETS: usize = 4 << 20;
-const RECORDS: usize = 16_384;
+/// Limits of the content in bytes, and of the number of records.
+const MAX_BYTES: usize = 4 << 20;
+const MAX_RECORDS: usize = 16_384;
 
 /// Entries with consecutive cursors.
 #[derive(Debug, Default)]
@@ -21,30 +21,30 @@ pub(super) struct Tail {
 #[derive(Debug, Default)]
 struct Kept {
     entries: VecDeque<Entry>,
-    octets: usize,
+    bytes: usize,
 }
 
 impl Tail {
     pub(super) fn push(&self, entry: Entry) {
         let mut kept = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        kept.octets += entry.content.len();
+        kept.bytes += entry.content.len();
         kept.entries.push_back(entry);
-        while kept.octets > OCTETS || kept.entries.len() > RECORDS {
+        while kept.bytes > MAX_BYTES || kept.entries.len() > MAX_RECORDS {
             let Some(oldest) = kept.entries.pop_front() else { return };
-            kept.octets -= oldest.content.len();
+            kept.bytes -= oldest.content.len();
         }
     }
 
-    /// The newest is none after all; nobody was told of it.
+    /// Removes the latest entry, which no reader has seen.
     pub(super) fn pop_uncommitted(&self) {
         let mut kept = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(newest) = kept.entries.pop_back() {
-            kept.octets -= newest.content.len();
+            kept.bytes -= newest.content.len();
         }
     }
 
-    /// At most so many entries behind `after` and up to `up_to`; `None` where they do not begin
-    /// here.
+    /// Returns at most `most` entries after `after` and up to `up_to`; `None` if earlier ones are
+    /// needed.
     pub(super) fn entries(&self, after: u64, up_to: u64, most: usize) -> Option<Vec<Entry>> {
         let kept = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let first = kept.entries.front()?.cursor;
@@ -64,7 +64,7 @@ mod tests {
     fn gives_what_it_has_and_nothing_else() {
         let tail = Tail::default();
         assert!(tail.entries(0, 10, 5).is_none());
-        let most = RECORDS as u64 + 10;
+        let most = MAX_RECORDS as u64 + 10;
         for cursor in 1..=most {
             let subject = Arc::default();
             tail.push(Entry { cursor, subject, ..entry() });
@@ -79,7 +79,7 @@ mod tests {
         tail.push(Entry { cursor: most + 1, ..entry() });
         tail.pop_uncommitted();
         assert_eq!(cursors(most - 1, most + 1, 9), Some(vec![most]));
-        tail.push(Entry { cursor: most + 1, content: vec![0; OCTETS].into(), ..entry() });
+        tail.push(Entry { cursor: most + 1, content: vec![0; MAX_BYTES].into(), ..entry() });
         assert_eq!(cursors(most, most + 1, 9), Some(vec![most + 1]));
         assert_eq!(cursors(most - 1, most + 1, 9), None);
     }

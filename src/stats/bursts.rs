@@ -6,8 +6,8 @@ use crate::model::AvailabilityRule;
 
 /// Follows the outcomes of the probes of a session.
 #[derive(Clone, Debug, Default)]
-pub struct Fates {
-    /// Losses in a row, up to now.
+pub struct OutcomeTrack {
+    /// Consecutive losses, up to the latest probe.
     run: u64,
     interval: Interval,
     availability: Window,
@@ -24,15 +24,15 @@ struct Interval {
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     unavailable: bool,
-    /// Intervals in a row that speak against the present state, not yet enough to change it.
+    /// Consecutive intervals that contradict the present state, not yet enough to change it.
     against: u64,
-    /// Intervals of high loss in a row while available.
+    /// Consecutive intervals of high loss while available.
     high_loss: u64,
 }
 
-impl Fates {
+impl OutcomeTrack {
     /// Counts the outcome of the next probe into the figures.
-    pub fn fate(&mut self, lost: bool, rule: &AvailabilityRule, figures: &mut Figures) {
+    pub fn count(&mut self, lost: bool, rule: &AvailabilityRule, figures: &mut Figures) {
         if lost {
             self.run += 1;
             let bursts = figures.loss_bursts.get_or_insert_with(LossBursts::default);
@@ -50,7 +50,7 @@ impl Fates {
     fn end_interval(&mut self, rule: &AvailabilityRule, figures: &mut Figures) {
         let Interval { probes, lost } = std::mem::take(&mut self.interval);
         let high = lost * 100 >= rule.loss_percent * probes;
-        self.availability.take(high, rule, figures);
+        self.availability.add_interval(high, rule, figures);
     }
 
     /// Counts probes that were due while the reflector was unreachable as lost for availability.
@@ -75,7 +75,7 @@ impl Fates {
         // Once unavailable, the rest only counts.
         let singly = intervals.min(rule.consecutive_intervals * 2);
         for _ in 0..singly {
-            self.availability.take(true, rule, figures);
+            self.availability.add_interval(true, rule, figures);
         }
         let counts = figures.availability.get_or_insert_with(Availability::default);
         counts.unavailable_intervals += intervals - singly;
@@ -98,13 +98,13 @@ impl Fates {
 }
 
 impl Window {
-    fn take(&mut self, high_loss: bool, rule: &AvailabilityRule, figures: &mut Figures) {
+    fn add_interval(&mut self, high_loss: bool, rule: &AvailabilityRule, figures: &mut Figures) {
         let counts = figures.availability.get_or_insert_with(Availability::default);
         if high_loss != self.unavailable {
             self.against += 1;
             self.high_loss += u64::from(high_loss);
             if self.against >= rule.consecutive_intervals {
-                // The change holds from the first of them on.
+                // The change takes effect from the first of them.
                 let changed = std::mem::take(&mut self.against);
                 self.unavailable = high_loss;
                 if high_loss {
@@ -168,20 +168,20 @@ mod tests {
         }
     }
 
-    /// Fates as a string: `.` answered, `x` lost, `u` not sent.
-    fn of(fates: &str, rule: &AvailabilityRule) -> Figures {
-        let (mut state, mut figures) = (Fates::default(), Figures::default());
-        for fate in fates.chars() {
-            match fate {
+    /// Returns the figures of outcomes as a string: `.` answered, `x` lost, `u` not sent.
+    fn figures_of(outcomes: &str, rule: &AvailabilityRule) -> Figures {
+        let (mut state, mut figures) = (OutcomeTrack::default(), Figures::default());
+        for outcome in outcomes.chars() {
+            match outcome {
                 'u' => state.unreachable(1, rule, &mut figures),
-                fate => state.fate(fate == 'x', rule, &mut figures),
+                outcome => state.count(outcome == 'x', rule, &mut figures),
             }
         }
         figures
     }
 
-    fn availability(fates: &str, rule: &AvailabilityRule) -> [u64; 4] {
-        let a = of(fates, rule).availability.unwrap();
+    fn availability(outcomes: &str, rule: &AvailabilityRule) -> [u64; 4] {
+        let a = figures_of(outcomes, rule).availability.unwrap();
         [
             a.available_intervals,
             a.unavailable_intervals,
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn runs_are_counted_by_length() {
-        let bursts = of("x.xx..xxxxx.xx", &rule(1, 10)).loss_bursts.unwrap();
+        let bursts = figures_of("x.xx..xxxxx.xx", &rule(1, 10)).loss_bursts.unwrap();
         assert_eq!((bursts.bursts, bursts.max_length), (3, 5), "the last one has not ended");
         assert_eq!(bursts.counts_by_length, [1, 1, 1]);
     }
@@ -211,12 +211,12 @@ mod tests {
         let rule = rule(4, 2);
         assert_eq!(availability("...x..xx....", &rule), [3, 0, 1, 0]);
         let mut figures = Figures::default();
-        let mut fates = Fates::default();
-        fates.fate(false, &rule, &mut figures);
-        fates.unreachable(4_000_000, &rule, &mut figures);
+        let mut track = OutcomeTrack::default();
+        track.count(false, &rule, &mut figures);
+        track.unreachable(4_000_000, &rule, &mut figures);
         assert_eq!(figures.availability.unwrap().unavailable_intervals, 1_000_000);
         // The remainder stays: the first interval was begun by an answered probe.
-        assert_eq!(fates.interval.probes, 1);
+        assert_eq!(track.interval.probes, 1);
         // An interval that began well is not of high loss because one probe was not sent.
         assert_eq!(availability("...u....", &rule), [2, 0, 0, 0]);
     }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::{BUCKETS_OF_A_TEST, DelayStats, Figures, Histogram, Moments, Sample};
+use super::{DelayStats, Figures, Histogram, Moments, Sample, TEST_BUCKETS};
 use crate::{model::TimestampSource, time::StampSource};
 
 /// Largest number of probes in flight; a sample further away starts over.
-const FARTHEST: usize = 1 << 20;
+const MAX_DISTANCE: usize = 1 << 20;
 
 /// Moments and histogram of one quantity.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,7 @@ struct Series {
 impl Series {
     fn add(&mut self, value: i64) {
         self.moments.add(value);
-        self.histogram.add(value, BUCKETS_OF_A_TEST);
+        self.histogram.add(value, TEST_BUCKETS);
     }
 
     fn clear(&mut self) {
@@ -26,7 +26,7 @@ impl Series {
         self.histogram.clear();
     }
 
-    fn told(&self) -> Option<Box<DelayStats>> {
+    fn stats(&self) -> Option<Box<DelayStats>> {
         let histogram = (self.moments.count() > 0).then(|| (&self.histogram).into());
         Some(Box::new(DelayStats { histogram, ..(&self.moments).into() }))
     }
@@ -77,13 +77,13 @@ impl Delays {
         });
     }
 
-    pub(super) fn tell(&self, figures: &mut Figures) {
-        figures.rtt = self.rtt.told();
-        figures.egress = self.egress.told();
-        figures.ingress = self.ingress.told();
-        figures.rtt_jitter = self.rtt_jitter.told();
-        figures.egress_jitter = self.egress_jitter.told();
-        figures.ingress_jitter = self.ingress_jitter.told();
+    pub(super) fn write_to(&self, figures: &mut Figures) {
+        figures.rtt = self.rtt.stats();
+        figures.egress = self.egress.stats();
+        figures.ingress = self.ingress.stats();
+        figures.rtt_jitter = self.rtt_jitter.stats();
+        figures.egress_jitter = self.egress_jitter.stats();
+        figures.ingress_jitter = self.ingress_jitter.stats();
         figures.reflector_processing = Some(Box::new((&self.processing).into()));
         figures.egress_delay_variation = self.egress.variation();
         figures.ingress_delay_variation = self.ingress.variation();
@@ -93,7 +93,7 @@ impl Delays {
 /// Samples kept for the delay variation against their neighbours.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Neighbours {
-    /// By sequence number from `first` on, as far as a neighbour may yet come: as much as is under way.
+    /// Samples by sequence number from `first` on, as long as a neighbour may still arrive.
     latest: VecDeque<Option<Neighbour>>,
     first: u32,
     previous_rtt_ns: Option<i64>,
@@ -153,7 +153,7 @@ impl Neighbours {
     /// Returns the index of a probe, with space made for it.
     fn make_room(&mut self, sequence: u32) -> usize {
         let distance = i64::from(sequence.wrapping_sub(self.first) as i32);
-        if self.latest.is_empty() || distance.unsigned_abs() as usize > FARTHEST {
+        if self.latest.is_empty() || distance.unsigned_abs() as usize > MAX_DISTANCE {
             self.latest.clear();
             self.first = sequence;
         }
@@ -182,14 +182,14 @@ pub(super) struct StampSources {
 }
 
 impl StampSources {
-    pub(super) fn of(sample: &Sample) -> Self {
+    pub(super) fn from_sample(sample: &Sample) -> Self {
         Self {
             transmit: sample.transmit_timestamp_source,
             receive: sample.receive_timestamp_source,
         }
     }
 
-    pub(super) fn tell(sources: Option<Self>, figures: &mut Figures) {
+    pub(super) fn write_to(sources: Option<Self>, figures: &mut Figures) {
         let source = |of: fn(Self) -> StampSource| {
             sources.map_or(TimestampSource::Unspecified, |sources| of(sources).into())
         };
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_comes_long_after_the_others_counts() {
-        // Probe 1 is answered when a thousand behind it are.
+        // Probe 1 is answered after a thousand later ones.
         let mut samples = vec![(0, 10, 1)];
         samples.extend((2..1_000).map(|sequence| (sequence, 10, 1)));
         samples.push((1, 1_000, 1_000));
@@ -232,7 +232,7 @@ mod tests {
     fn lost_probes_have_no_neighbours_and_cost_no_memory() {
         let mut neighbours = Neighbours::default();
         let mut pairs = 0;
-        // Every second one is lost, and numbers begin anew at the end of their range.
+        // Every second probe is lost, and sequence numbers wrap.
         for step in 0..10_000u32 {
             let sequence = (u32::MAX - 9_999).wrapping_add(step * 2);
             let first_open = sequence.wrapping_add(1);

@@ -1,5 +1,5 @@
-//! On which way probes were lost, told from the numbers of a reflector that counts its replies
-//! (RFC 5357 §4.2.1). Fixed memory; lives as long as the session, because the numbers do.
+//! Direction of losses, from the sequence numbers of a reflector that numbers its replies by itself
+//! (RFC 5357 §4.2.1). Fixed memory; it lives as long as the session, as the sequence numbers do.
 
 /// Losses of a test by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,39 +13,41 @@ pub struct Attribution {
 }
 
 impl Attribution {
-    /// Losses of which it is known since how they came about.
-    pub fn amend(&mut self, told: &mut Self) {
-        for (known, told) in
-            [(&mut self.egress, &mut told.egress), (&mut self.ingress, &mut told.ingress)]
+    /// Moves losses from unattributed to the directions that became known later, and removes them
+    /// from `later`.
+    pub fn amend(&mut self, later: &mut Self) {
+        for (known, later) in
+            [(&mut self.egress, &mut later.egress), (&mut self.ingress, &mut later.ingress)]
         {
-            let mine = self.unattributed.min(*told);
+            let mine = self.unattributed.min(*later);
             self.unattributed -= mine;
             *known += mine;
-            *told -= mine;
+            *later -= mine;
         }
     }
 
-    /// A supposed ingress loss was none.
-    pub fn not_on_the_way_back(&mut self) {
+    /// Corrects a loss that was attributed to ingress by mistake.
+    pub fn revoke_ingress(&mut self) {
         let wrong = self.ingress.min(1);
         self.ingress -= wrong;
         self.unattributed += wrong;
     }
 }
 
-/// Replies for which a path that duplicated a probe, or had one overtaken, is taken to do so again.
-const REMEMBERED: u32 = 100;
-/// Replies in a row from before the latest cut that show that the reflector started over.
-const BEGAN_ANEW: u32 = 8;
-/// A number that is further beyond all others is of no reply to a probe.
-const FARTHEST: i64 = 10_000;
+/// Number of replies for which the path is expected to duplicate or reorder again after it did so
+/// once.
+const MEMORY_REPLIES: u32 = 100;
+/// Consecutive replies from before the latest cut that mean that the reflector started over.
+const RESTART_REPLIES: u32 = 8;
+/// Distance beyond all other sequence numbers at which a number cannot belong to a probe.
+const MAX_DISTANCE: i64 = 10_000;
 
-/// Settles losses in blocks, from one cut to the next. A cut is a reply behind which no reply of a
-/// lower number can come, and before which none of a higher one came: there, the counts of probes and
-/// of replies agree. Fates must come in the order of the probes.
+/// Attributes losses in blocks, from one cut to the next. A cut is a reply after which no reply
+/// with a lower number can arrive, and before which none with a higher one arrived: there, the
+/// counts of probes and of replies agree. Outcomes must be passed in the order of the probes.
 #[derive(Clone, Debug)]
 pub struct LossDirection {
-    /// Set once it is known if the reflector counts its replies.
+    /// True if the reflector numbers its replies by itself; `None` until it is known.
     counts: Option<bool>,
     /// Reply number of the latest cut.
     anchor: i64,
@@ -55,31 +57,31 @@ pub struct LossDirection {
     open: Block,
     /// The next cut, unless a lower number arrives.
     next: Option<Cut>,
-    /// For how many replies to come a missing number may be that of a duplicate.
+    /// Number of further replies during which a missing number may be that of a duplicate.
     duplicating: u32,
-    /// For how many replies to come probes may be overtaken.
+    /// Number of further replies during which probes may be overtaken.
     overtaking: u32,
-    /// Replies in a row from before the latest cut.
+    /// Consecutive replies from before the latest cut.
     behind: u32,
     settled: Attribution,
-    /// Of losses that were reported as unattributed with a part of the test that is over.
+    /// Attributions of losses that an earlier part reported as unattributed.
     settled_before: Attribution,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
-    /// Numbers of replies that came.
+    /// Replies that arrived, by their sequence numbers.
     received: i64,
-    /// Losses in the present part of the test.
+    /// Losses in the current part of the test.
     lost: i64,
-    /// Losses in parts of the test before it, and in tests before it: reported there as unattributed.
+    /// Losses in earlier parts of the test, reported there as unattributed.
     lost_before: i64,
     lost_in_tests_before: i64,
-    /// Losses whose reply came after all, too late.
+    /// Losses whose reply arrived late.
     late: i64,
-    /// Probes that were duplicated on their way.
+    /// Probes that were duplicated on the way to the reflector.
     duplicates: i64,
-    /// Replies of which it is not clear what they count.
+    /// Replies whose numbers are ambiguous.
     unclear: i64,
 }
 
@@ -93,8 +95,8 @@ struct Cut {
 }
 
 impl LossDirection {
-    /// For a session whose reflector counts replies (a negotiated one always does), or for one of
-    /// which that is not known.
+    /// Creates the state of a session. `reflector_counts` is true if the reflector is known to
+    /// number its replies by itself, as a negotiated one always does.
     pub fn new(reflector_counts: bool) -> Self {
         Self {
             counts: reflector_counts.then_some(true),
@@ -115,22 +117,22 @@ impl LossDirection {
         self.counts == Some(true)
     }
 
-    /// The next probe was answered by the reply `reflector_sequence`, which came when `latest` was the
-    /// latest probe that had been sent.
+    /// Records that the next probe was answered by the reply `reflector_sequence`, when `latest`
+    /// was the latest probe sent.
     pub fn received(&mut self, sender_sequence: u32, reflector_sequence: u32, latest: u32) {
         if sender_sequence != reflector_sequence {
-            // A reflector that only copies would have the same number.
+            // A reflector that copies would send the same number.
             self.counts = Some(true);
         }
         let number = i64::from(reflector_sequence);
         if number <= self.anchor {
-            return self.came_from_before(number);
+            return self.number_before_cut(number);
         }
         self.behind = 0;
         self.next = self.next.filter(|next| next.number < number);
         self.duplicating = self.duplicating.saturating_sub(1);
         self.overtaking = self.overtaking.saturating_sub(1);
-        // Before this one is in it.
+        // With the outcomes before this reply.
         self.settle(sender_sequence.wrapping_sub(1));
         self.open.received += 1;
         if number > self.highest {
@@ -138,43 +140,45 @@ impl LossDirection {
             let cut = Cut { number, until: latest, block: self.open };
             self.next.get_or_insert(cut);
         } else {
-            self.overtaking = REMEMBERED;
+            self.overtaking = MEMORY_REPLIES;
         }
         self.settle(sender_sequence);
     }
 
-    /// The next probe was lost.
+    /// Records that the next probe was lost.
     pub fn lost(&mut self, sender_sequence: u32) {
         self.open.lost += 1;
         self.settle(sender_sequence);
     }
 
-    /// A second reply of another number: the probe was duplicated on its way to the reflector.
+    /// Records a second reply with another number: the probe was duplicated on the way to the
+    /// reflector.
     pub fn duplicated(&mut self, reflector_sequence: u32) {
-        self.duplicating = REMEMBERED;
-        if self.came(reflector_sequence, |block| block.duplicates += 1) {
-            self.settled.not_on_the_way_back();
+        self.duplicating = MEMORY_REPLIES;
+        if self.record_number(reflector_sequence, |block| block.duplicates += 1) {
+            self.settled.revoke_ingress();
         }
     }
 
-    /// A reply to a probe that is lost: on neither way, and too late. Whether it was taken for a loss
-    /// on the way back before.
+    /// Records a late reply, whose probe is lost in neither direction. Returns whether it was
+    /// attributed to ingress before.
     pub fn late(&mut self, reflector_sequence: u32) -> bool {
-        self.came(reflector_sequence, |block| block.late += 1)
+        self.record_number(reflector_sequence, |block| block.late += 1)
     }
 
-    /// A result of [`Self::late`] belongs to a probe of the current part.
-    pub fn not_on_the_way_back(&mut self) {
-        self.settled.not_on_the_way_back();
+    /// Corrects the current part for a result of [`Self::late`].
+    pub fn revoke_ingress(&mut self) {
+        self.settled.revoke_ingress();
     }
 
-    /// A number that need not come in the order of the probes; whether it was taken for that of a loss.
-    fn came(&mut self, number: u32, count: impl Fn(&mut Block)) -> bool {
+    /// Records a number outside the order of the probes. Returns whether it was counted as a loss
+    /// before.
+    fn record_number(&mut self, number: u32, count: impl Fn(&mut Block)) -> bool {
         let number = i64::from(number);
         if number <= self.anchor {
             return true;
         }
-        if number > self.highest + FARTHEST {
+        if number > self.highest + MAX_DISTANCE {
             return false;
         }
         self.highest = self.highest.max(number);
@@ -186,7 +190,8 @@ impl LossDirection {
         false
     }
 
-    /// Ends a part of a test: what is not settled is unattributed in it, until [`Self::told_since`].
+    /// Ends a part of a test. Open losses are unattributed in it, until
+    /// [`Self::take_attributed_later`].
     pub fn end_part(&mut self) -> Attribution {
         if self.overtaking == 0 {
             self.cut(|_| true);
@@ -201,7 +206,7 @@ impl LossDirection {
         settled
     }
 
-    /// Ends a test: what is not settled stays unattributed in it.
+    /// Ends a test. Open losses stay unattributed in it.
     pub fn end_test(&mut self) -> Attribution {
         let settled = self.end_part();
         for block in self.blocks() {
@@ -211,7 +216,7 @@ impl LossDirection {
     }
 
     /// Returns the attributions of losses in earlier parts that became known since.
-    pub fn told_since(&mut self) -> Attribution {
+    pub fn take_attributed_later(&mut self) -> Attribution {
         std::mem::take(&mut self.settled_before)
     }
 
@@ -219,7 +224,7 @@ impl LossDirection {
         self.next.as_mut().map(|next| &mut next.block).into_iter().chain([&mut self.open])
     }
 
-    /// All is known of the probes up to this one: closes the block if that makes it certain.
+    /// Closes the block if the outcomes of the probes up to this one make it certain.
     fn settle(&mut self, sender_sequence: u32) {
         self.cut(|cut| sender_sequence.wrapping_sub(cut.until) as i32 >= 0);
     }
@@ -227,7 +232,7 @@ impl LossDirection {
     fn cut(&mut self, is_certain: impl FnOnce(&mut Cut) -> bool) {
         let Some(Cut { number, block, .. }) = self.next.take_if(is_certain) else { return };
         let missing = number - self.anchor - block.received;
-        self.place(block, missing);
+        self.attribute(block, missing);
         self.anchor = number;
         let open = &mut self.open;
         open.received -= block.received;
@@ -239,21 +244,21 @@ impl LossDirection {
         open.unclear -= block.unclear;
     }
 
-    /// Places the losses of a block by the numbers that are missing from it.
-    fn place(&mut self, block: Block, missing: i64) {
+    /// Attributes the losses of a block by the sequence numbers that are missing from it.
+    fn attribute(&mut self, block: Block, missing: i64) {
         let late = block.late.min(block.lost);
         let (own, before) = (block.lost - late, block.lost_before.max(0));
         let others = block.lost_in_tests_before.max(0);
         let lost = block.lost + before + others - block.late;
         self.settled.unattributed += late as u64;
-        // A reply that is missing may be that to a duplicate.
+        // A missing number may be that of a duplicate.
         let duplicates = block.duplicates > 0 || self.duplicating > 0;
         let unclear =
             block.unclear > 0 || !(0..=lost).contains(&missing) || (missing > 0 && duplicates);
         let egress = lost - missing;
         let parts = [own, before, others].iter().filter(|lost| **lost > 0).count();
         if unclear || (parts > 1 && missing > 0 && egress > 0) {
-            // Or both directions and two parts: which loss belongs to which cannot be told.
+            // With losses in both directions and in two parts, their assignment is unknown.
             self.settled.unattributed += own as u64;
             return;
         }
@@ -263,17 +268,17 @@ impl LossDirection {
         }
     }
 
-    /// A number from before the latest cut: a straggler, or a reflector that began again.
-    fn came_from_before(&mut self, number: i64) {
+    /// Handles a number from before the latest cut: a late reply, or a reflector that started over.
+    fn number_before_cut(&mut self, number: i64) {
         self.behind += 1;
-        if number == 0 || self.behind >= BEGAN_ANEW {
+        if number == 0 || self.behind >= RESTART_REPLIES {
             self.settled.unattributed += self.open.lost as u64;
             (self.anchor, self.highest, self.behind) = (number, number, 0);
             (self.open, self.next) = (Block::default(), None);
         } else {
-            // Until it is known which, losses have no direction.
+            // Until that is known, losses have no direction.
             self.open.unclear += 1;
-            self.overtaking = REMEMBERED;
+            self.overtaking = MEMORY_REPLIES;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Figures of several tests together.
 
 use super::{
-    BUCKETS_OF_MANY, DelayStats, Figures, Histogram, Moments, StampFigures, bursts, reordering,
+    DelayStats, Figures, Histogram, MERGED_BUCKETS, Moments, StampFigures, bursts, reordering,
 };
 use crate::model::TimestampSource;
 
@@ -114,7 +114,7 @@ fn merge_stats(into: &mut Option<Box<DelayStats>>, later: Option<&DelayStats>) {
     if let Some(later) = &later.histogram {
         histogram
             .get_or_insert_with(Histogram::default)
-            .merge(&Histogram::from(later), BUCKETS_OF_MANY);
+            .merge(&Histogram::from(later), MERGED_BUCKETS);
     }
     **stats = DelayStats { histogram: histogram.as_ref().map(Into::into), ..(&moments).into() };
 }

@@ -1,22 +1,22 @@
-//! Histograms of signed nanoseconds, log-linear as HDR histograms are, of few buckets: each power of
-//! two is divided into equal parts, and where the buckets become too many, two are made one. Any two
-//! merge, however fine each is.
+//! Histograms of signed nanoseconds, log-linear like HDR histograms, with a limited number of
+//! buckets: each power of two is divided into equal parts, and if there are too many buckets, pairs
+//! are merged. Histograms of any precision can be merged.
 
 use super::HistogramBuckets;
 
-/// Parts of a power of two at first, as a power of two.
+/// Initial precision: buckets in a power of two, as an exponent of 2.
 const FINEST: u32 = 7;
-/// Buckets of a test.
-pub const BUCKETS_OF_A_TEST: usize = 160;
-/// Buckets of statistics over many tests.
-pub const BUCKETS_OF_MANY: usize = 224;
+/// Largest number of buckets for a test.
+pub const TEST_BUCKETS: usize = 160;
+/// Largest number of buckets for statistics over several tests.
+pub const MERGED_BUCKETS: usize = 224;
 
 /// Counts of values by bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
     precision: u32,
-    /// Rising. 0 holds the value 0, `i + 1` bucket `i` of the positive values, `-(i + 1)` that of
-    /// the negative ones.
+    /// Buckets in rising order: 0 holds the value 0, `i + 1` bucket `i` of the positive values,
+    /// `-(i + 1)` that of the negative ones.
     buckets: Vec<(i16, u64)>,
 }
 
@@ -65,8 +65,7 @@ impl Histogram {
         self.keep_to(most);
     }
 
-    /// The value that so many percent of the values do not exceed (nearest rank): the middle of its
-    /// bucket. `None` without values.
+    /// Returns the middle of the bucket with a percentile (nearest rank); `None` without values.
     pub fn percentile(&self, percent: f64) -> Option<i64> {
         let count = self.count();
         let rank = ((percent / 100.0 * count as f64).ceil() as u64).clamp(1, count.max(1));
@@ -113,7 +112,7 @@ impl Histogram {
     }
 }
 
-/// The bucket of a value.
+/// Returns the bucket of a value.
 fn bucket(value: i64, precision: u32) -> i16 {
     let size = value.unsigned_abs();
     if size == 0 {
@@ -135,7 +134,7 @@ fn coarser(bucket: i16, steps: u32) -> i16 {
     }
 }
 
-/// The smallest value of a bucket, and the smallest beyond it, by size.
+/// Returns the smallest absolute value of a bucket, and the smallest one beyond it.
 fn edges_by_size(index: u32, precision: u32) -> (u64, u64) {
     let edge = |index: u32| {
         let (exponent, part) = (index >> precision, u128::from(index & ((1 << precision) - 1)));
@@ -145,7 +144,7 @@ fn edges_by_size(index: u32, precision: u32) -> (u64, u64) {
     (edge(index), edge(index + 1))
 }
 
-/// The smallest value of a bucket, and the smallest beyond it.
+/// Returns the smallest value of a bucket, and the smallest one beyond it.
 fn edges(bucket: i16, precision: u32) -> (i64, i64) {
     let limit = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
     if bucket == 0 {
@@ -202,7 +201,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(values: &[i64], most: usize) -> Histogram {
+    fn histogram_of(values: &[i64], most: usize) -> Histogram {
         let mut histogram = Histogram::default();
         values.iter().for_each(|value| histogram.add(*value, most));
         histogram
@@ -222,7 +221,7 @@ mod tests {
             }
         }
         for extreme in [i64::MAX, i64::MIN, i64::MIN + 1] {
-            let histogram = of(&[extreme], 4);
+            let histogram = histogram_of(&[extreme], 4);
             assert_eq!(histogram.percentile(50.0).unwrap().signum(), extreme.signum());
         }
     }
@@ -230,7 +229,7 @@ mod tests {
     #[test]
     fn limits_that_are_powers_of_two_are_exact() {
         let values: Vec<i64> = (1..5000).map(|n| n * n).collect();
-        let histogram = of(&values, 48);
+        let histogram = histogram_of(&values, 48);
         let limits: Vec<i64> = (4..26).map(|e| (1 << e) - 1).collect();
         let exact = limits.iter().map(|limit| values.iter().filter(|v| *v <= limit).count() as u64);
         assert_eq!(histogram.cumulative(&limits), exact.collect::<Vec<_>>());
@@ -244,11 +243,11 @@ mod tests {
             percent in 0.0f64..100.0,
         ) {
             let cut = cut.min(values.len());
-            let mut parts = of(&values[..cut], BUCKETS_OF_A_TEST);
+            let mut parts = histogram_of(&values[..cut], TEST_BUCKETS);
             // Through the stored form and back.
-            let rest = HistogramBuckets::from(&of(&values[cut..], 24));
-            parts.merge(&Histogram::from(&rest), BUCKETS_OF_A_TEST);
-            prop_assert!(parts.buckets.len() <= BUCKETS_OF_A_TEST);
+            let rest = HistogramBuckets::from(&histogram_of(&values[cut..], 24));
+            parts.merge(&Histogram::from(&rest), TEST_BUCKETS);
+            prop_assert!(parts.buckets.len() <= TEST_BUCKETS);
             prop_assert_eq!(parts.count(), values.len() as u64);
             let mut sorted = values.clone();
             sorted.sort_unstable();

@@ -1,5 +1,5 @@
-//! Figures over probes: delays, variation and loss. Pure and of fixed memory; figures of
-//! several tests merge exactly.
+//! Figures of probes: delays, variation and loss. No I/O and fixed memory; figures of several tests
+//! merge exactly.
 
 mod bursts;
 mod delays;
@@ -14,16 +14,16 @@ mod test;
 mod thresholds;
 mod voice;
 
-pub use bursts::Fates;
+pub use bursts::OutcomeTrack;
 pub use direction::{Attribution, LossDirection};
 pub use figures::{coarsen, merge};
-pub use histogram::{BUCKETS_OF_A_TEST, BUCKETS_OF_MANY, Histogram};
+pub use histogram::{Histogram, MERGED_BUCKETS, TEST_BUCKETS};
 pub use moments::Moments;
 pub use result::{
     Availability, DelayStats, Figures, HistogramBuckets, LossBursts, ProbeResult, Reordering,
     StampFigures, TestResult,
 };
 pub use sample::Sample;
-pub use test::{MINUTE_NS, Placed, TestFigures, Track, minute_of};
+pub use test::{MINUTE_NS, MinuteLosses, TestFigures, Track, minute_of};
 pub use thresholds::{ThresholdChange, ThresholdMonitor};
 pub use voice::{VoiceQuality, voice_quality};

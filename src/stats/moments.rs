@@ -92,7 +92,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(values: &[i64]) -> Moments {
+    fn moments_of(values: &[i64]) -> Moments {
         let mut moments = Moments::default();
         values.iter().for_each(|value| moments.add(*value));
         moments
@@ -102,10 +102,10 @@ mod tests {
         #[test]
         fn merged_parts_equal_the_whole(values in prop::collection::vec(-10_000_000_000i64..10_000_000_000, 1..200), cut in 0usize..200) {
             let cut = cut.min(values.len());
-            let mut parts = of(&values[..cut]);
+            let mut parts = moments_of(&values[..cut]);
             // Through the stored form and back, as statistics over stored tests do.
-            parts.merge(&Moments::from(&DelayStats::from(&of(&values[cut..]))));
-            let (parts, whole) = (DelayStats::from(&parts), DelayStats::from(&of(&values)));
+            parts.merge(&Moments::from(&DelayStats::from(&moments_of(&values[cut..]))));
+            let (parts, whole) = (DelayStats::from(&parts), DelayStats::from(&moments_of(&values)));
             prop_assert_eq!((parts.samples, parts.min_ns, parts.max_ns), (whole.samples, whole.min_ns, whole.max_ns));
             prop_assert!((parts.mean_ns - whole.mean_ns).abs() <= 1e-3 + whole.mean_ns.abs() * 1e-9);
             prop_assert!((parts.stddev_ns - whole.stddev_ns).abs() <= 1.0 + whole.stddev_ns * 1e-6);

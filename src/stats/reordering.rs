@@ -1,39 +1,38 @@
-//! Reordering (RFC 4737): an answer to a probe that comes behind the answer to a later one, and its
-//! extent: how many answers to later probes came before it (§4.2.2).
+//! Reordering (RFC 4737): a reply that arrives after the reply to a later probe. Its extent is the
+//! number of replies to later probes that arrived before it (§4.2.2).
 
 use std::collections::VecDeque;
 
 use super::Reordering;
 
-/// Replies that an extent is searched in.
-const LOOKED_BACK: usize = 64;
+/// Number of latest replies in which an extent is searched.
+const MAX_EXTENT: usize = 64;
 
-/// Follows the numbers of answered probes as the answers arrive.
+/// Sequence numbers of answered probes in the order of their replies.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Arrivals {
-    /// In the order of arrival, the latest last; only from the first that a straggler could be
-    /// behind.
+    /// Latest replies in the order of arrival.
     latest: VecDeque<u32>,
     highest: Option<u32>,
 }
 
 impl Arrivals {
-    /// Adds the next reply. Returns its extent where it is out of order.
-    pub(super) fn take(&mut self, sequence: u32) -> Option<u32> {
+    /// Adds the next reply. Returns its extent if it is reordered.
+    pub(super) fn add(&mut self, sequence: u32) -> Option<u32> {
         let in_order =
             self.highest.is_none_or(|highest| sequence.wrapping_sub(highest).cast_signed() > 0);
         let extent = (!in_order).then(|| {
-            // To the earliest arrival with a later number.
+            // The distance to the earliest reply with a later number.
             let earliest = self
                 .latest
                 .iter()
                 .position(|earlier| earlier.wrapping_sub(sequence).cast_signed() > 0);
-            earliest.map_or(LOOKED_BACK, |earliest| self.latest.len() - earliest) as u32
+            earliest.map_or(MAX_EXTENT, |earliest| self.latest.len() - earliest) as u32
         });
         if in_order {
             self.highest = Some(sequence);
         }
-        if self.latest.len() >= LOOKED_BACK {
+        if self.latest.len() >= MAX_EXTENT {
             self.latest.pop_front();
         }
         self.latest.push_back(sequence);
@@ -62,9 +61,9 @@ mod tests {
     fn extents_as_in_the_examples_of_the_standard() {
         let extents = |numbers: &[u32]| -> Vec<Option<u32>> {
             let mut arrivals = Arrivals::default();
-            numbers.iter().map(|number| arrivals.take(*number)).collect()
+            numbers.iter().map(|number| arrivals.add(*number)).collect()
         };
-        // RFC 4737 §7.1, table 1: 4 comes behind 5 to 8.
+        // RFC 4737 §7.1, table 1: 4 arrives after 5 to 8.
         let late = extents(&[1, 2, 3, 5, 6, 7, 8, 4, 9, 10]);
         assert_eq!(late.iter().flatten().collect::<Vec<_>>(), [&4]);
         // §7.2, table 2: 4 is reordered with extent 5, 5 with 6, 6 with 7... by the rule alone.

@@ -10,7 +10,7 @@ use crate::{
 pub struct Sample {
     /// Sequence Number of the probe.
     pub sequence: u32,
-    /// The first probe whose sample may yet come; no later one is of a probe before it.
+    /// First probe whose sample may still arrive; all earlier ones are known.
     pub first_open: u32,
     /// Send time of the probe.
     pub t1: UnixTime,
@@ -27,19 +27,19 @@ pub struct Sample {
     pub receive_timestamp_source: StampSource,
     /// Source of T1, the transmit time of the probe.
     pub transmit_timestamp_source: StampSource,
-    /// Both ends say that their clocks are synchronised, or read the same clock.
+    /// Both ends reported that their clocks are synchronised, or read the same clock.
     pub synchronised: bool,
-    /// The error that the clock of this host is estimated to have.
+    /// Error estimate of the clock of this host.
     pub clock_error_ns: Option<u64>,
-    /// The error that the reflector says its clock to have.
+    /// Error estimate that the reflector sent of its clock.
     pub reflector_clock_error_ns: Option<u64>,
     /// The local clock was stepped between T1 and T4.
     pub clock_stepped: bool,
     /// Sender TTL of the reply.
     pub egress_ttl: u8,
-    /// TOS with which the probe came to the reflector, where it tells.
+    /// TOS with which the probe reached the reflector, if it reports it.
     pub egress_tos: Option<u8>,
-    /// T3 was corrected by what the reflector told later.
+    /// T3 was corrected by a later report of the reflector (Follow-Up Telemetry).
     pub t3_followed_up: bool,
     /// TTL of the reply's own packet.
     pub ingress_ttl: Option<u8>,
@@ -62,8 +62,8 @@ impl From<StampSource> for TimestampSource {
 pub(super) const MAX_STAMP_SKEW_NS: i64 = 100_000;
 
 impl Sample {
-    /// Returns true if delays can be taken from it: time advanced on both clocks, but for what
-    /// the reflector's clocks may differ by.
+    /// Returns whether its delays are possible: time advanced on both clocks, except for the
+    /// difference between the clocks of the reflector.
     pub fn is_valid(&self) -> bool {
         self.rtt_ns >= 0 && self.processing_ns >= -MAX_STAMP_SKEW_NS && !self.clock_stepped
     }

@@ -1,11 +1,11 @@
-//! Figures of one test while it runs, in one piece for each minute by the clock: what a probe comes
-//! to counts in the minute in which it was sent. A test is the sum of its pieces, and so is a minute.
+//! Figures of a running test, in one piece for each minute by the clock: the outcome of a probe
+//! counts in the minute in which it was sent. A test is the sum of its pieces, and so is a minute.
 
 use std::collections::VecDeque;
 
 use super::{
     Figures, Moments, Sample,
-    bursts::Fates,
+    bursts::OutcomeTrack,
     delays::{Delays, Neighbours, StampSources},
     direction::Attribution,
     figures::{clear_delays, merge},
@@ -19,14 +19,14 @@ use crate::{
 /// Nanoseconds of a minute.
 pub const MINUTE_NS: u64 = 60 * NANOS_PER_SECOND;
 
-/// Losses by direction among the probes that were sent in a minute.
-pub type Placed = (u64, Attribution);
+/// Minute by the clock, and the losses by direction among the probes sent in it.
+pub type MinuteLosses = (u64, Attribution);
 
 /// State that continues from one test of a session to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Track {
-    /// Runs of losses, and availability.
-    pub fates: Fates,
+    /// Loss runs and availability.
+    pub outcomes: OutcomeTrack,
     arrivals: Arrivals,
     path: Path,
 }
@@ -57,7 +57,7 @@ pub struct TestFigures {
     pieces: VecDeque<Piece>,
     /// Closed minutes of a test that is longer than one.
     closed: Option<Box<Figures>>,
-    /// Of all samples so far.
+    /// Timestamp sources of all samples so far.
     sources: Option<StampSources>,
     neighbours: Neighbours,
     /// Allocation reused by the next piece.
@@ -73,18 +73,18 @@ struct Piece {
     schedule_error: Moments,
 }
 
-/// The minute of a time.
+/// Returns the minute of a time, counted from 1970.
 pub fn minute_of(time: UnixTime) -> u64 {
     time.0 / MINUTE_NS
 }
 
 impl TestFigures {
-    /// For a test of so many probes that begins now.
+    /// Creates the figures of a test of `probes_scheduled` probes that begins now.
     pub fn new(probes_scheduled: u64, now: UnixTime) -> Self {
         Self {
             probes_scheduled,
             minute: minute_of(now),
-            // Most tests have one.
+            // Most tests have a single piece.
             pieces: VecDeque::with_capacity(1),
             closed: None,
             sources: None,
@@ -93,8 +93,8 @@ impl TestFigures {
         }
     }
 
-    /// For the next test, in the room of this one.
-    pub fn again(mut self, probes_scheduled: u64, now: UnixTime) -> Self {
+    /// Creates the figures of the next test, reusing the allocations of this one.
+    pub fn recycle(mut self, probes_scheduled: u64, now: UnixTime) -> Self {
         self.neighbours.clear();
         self.spare = self.pieces.pop_front().or(self.spare);
         self.pieces.clear();
@@ -102,11 +102,11 @@ impl TestFigures {
     }
 
     /// Sets the current minute.
-    pub fn pass(&mut self, now: UnixTime) {
+    pub fn advance_to(&mut self, now: UnixTime) {
         self.minute = self.minute.max(minute_of(now));
     }
 
-    /// A probe was sent at `t1`, so late against its schedule. Whether that began a minute.
+    /// Counts a probe that was sent at `t1`. Returns whether it is the first of a minute.
     pub fn sent(&mut self, t1: UnixTime, schedule_error_ns: u64) -> bool {
         let minute = minute_of(t1);
         let begins = self.pieces.back().is_none_or(|piece| piece.minute < minute);
@@ -116,12 +116,12 @@ impl TestFigures {
         begins
     }
 
-    /// Probes that were due will not be sent.
+    /// Counts probes that were due and are not sent.
     pub fn not_sent(&mut self, probes: u64, now: UnixTime) {
         self.piece(minute_of(now)).counts.probes_not_sent += probes;
     }
 
-    /// Nobody could be sent these: availability counts them as lost.
+    /// Counts probes that could not be sent as lost for availability.
     pub fn unreachable(
         &mut self,
         probes: u64,
@@ -130,60 +130,66 @@ impl TestFigures {
         now: UnixTime,
     ) {
         let counts = &mut self.piece(minute_of(now)).counts;
-        track.fates.unreachable(probes, rule, counts);
+        track.outcomes.unreachable(probes, rule, counts);
     }
 
-    /// The probe that was sent at `t1` was lost.
+    /// Counts the probe that was sent at `t1` as lost.
     pub fn lost(&mut self, t1: UnixTime) {
         self.piece(minute_of(t1)).counts.probes_lost += 1;
     }
 
-    /// The next probe, in the order of the probes, was answered or lost.
-    pub fn fate(&mut self, t1: UnixTime, lost: bool, track: &mut Track, rule: &AvailabilityRule) {
-        track.fates.fate(lost, rule, &mut self.piece(minute_of(t1)).counts);
+    /// Counts the outcome of the next probe, in the order of the probes.
+    pub fn outcome(
+        &mut self,
+        t1: UnixTime,
+        lost: bool,
+        track: &mut Track,
+        rule: &AvailabilityRule,
+    ) {
+        track.outcomes.count(lost, rule, &mut self.piece(minute_of(t1)).counts);
     }
 
-    /// Of the probe that was sent at `t1`, nobody waits to see what becomes.
+    /// Counts the probe that was sent at `t1` as abandoned.
     pub fn abandoned(&mut self, t1: UnixTime) {
         self.piece(minute_of(t1)).counts.probes_abandoned += 1;
     }
 
-    /// An answer came after the loss timeout.
+    /// Counts a reply that arrived after the loss timeout.
     pub fn late(&mut self) {
         self.latest().probes_late += 1;
     }
 
-    /// One more answer to an answered probe.
+    /// Counts a further reply to an answered probe.
     pub fn duplicate(&mut self) {
         self.latest().probes_duplicate += 1;
     }
 
-    /// A datagram that answers no probe.
+    /// Counts a datagram that answers no probe.
     pub fn ignored(&mut self) {
         self.latest().packets_ignored += 1;
     }
 
-    /// Packets that the socket had no room for.
+    /// Counts packets dropped because the receive buffer was full.
     pub fn dropped(&mut self, packets: u64) {
         if packets > 0 {
             self.latest().packets_dropped += packets;
         }
     }
 
-    /// A packet with a wrong HMAC.
-    pub fn not_genuine(&mut self) {
+    /// Counts a packet with a wrong HMAC.
+    pub fn integrity_failed(&mut self) {
         self.latest().packets_integrity_failed += 1;
     }
 
-    /// The first answer to a probe, in order of arrival.
+    /// Adds the first reply to a probe, in order of arrival.
     pub fn received(&mut self, sample: &Sample, track: &mut Track) {
-        let sources = StampSources::of(sample);
-        let lesser = sample.is_valid() && self.sources.is_some_and(|known| sources < known);
+        let sources = StampSources::from_sample(sample);
+        let is_less_exact = sample.is_valid() && self.sources.is_some_and(|known| sources < known);
         if sample.is_valid() && self.sources.is_some_and(|known| sources > known) {
-            // Better ones come after all: what was before them is left out.
-            self.begin_delays_anew();
+            // More exact timestamps replace all samples before them.
+            self.restart_delays();
         }
-        let extent = track.arrivals.take(sample.sequence);
+        let extent = track.arrivals.add(sample.sequence);
         let minute = minute_of(sample.t1);
         let known = self.pieces.iter().rposition(|piece| piece.minute == minute);
         let known = known.unwrap_or_else(|| self.index(minute));
@@ -205,7 +211,7 @@ impl TestFigures {
         counts.one_way_validity = (sample.validity() as i32).max(counts.one_way_validity);
         if !sample.is_valid() {
             counts.samples_invalid += 1;
-        } else if lesser {
+        } else if is_less_exact {
             counts.samples_other_timestamp_source += 1;
         } else {
             self.sources = Some(sources);
@@ -213,26 +219,30 @@ impl TestFigures {
         }
     }
 
-    /// The figures so far. `placed` is `None` where directions cannot be told.
-    pub fn figures(&self, placed: Option<&[Placed]>) -> Figures {
+    /// Returns the figures so far. `losses` is `None` if the directions of losses are unknown.
+    pub fn figures(&self, losses: Option<&[MinuteLosses]>) -> Figures {
         let mut whole = self.closed.as_deref().cloned();
         for piece in &self.pieces {
-            let figures = self.of_piece(piece, placed);
+            let figures = self.piece_figures(piece, losses);
             match &mut whole {
                 None => whole = Some(figures),
                 Some(whole) => merge(whole, &figures),
             }
         }
-        let whole = whole.unwrap_or_else(|| self.of_piece(&Piece::default(), placed));
+        let whole = whole.unwrap_or_else(|| self.piece_figures(&Piece::default(), losses));
         Figures { probes_scheduled: self.probes_scheduled, ..whole }
     }
 
-    /// Takes the oldest piece out if nothing more can come to it, or everything has: `minute` and
-    /// those before it are over.
-    pub fn close(&mut self, minute: u64, placed: Option<&[Placed]>) -> Option<(u64, Figures)> {
+    /// Removes and returns the oldest piece if it is of `minute` or an earlier one, which have
+    /// ended.
+    pub fn close(
+        &mut self,
+        minute: u64,
+        losses: Option<&[MinuteLosses]>,
+    ) -> Option<(u64, Figures)> {
         self.pieces.front().filter(|piece| piece.minute <= minute)?;
         let piece = self.pieces.pop_front()?;
-        let figures = self.of_piece(&piece, placed);
+        let figures = self.piece_figures(&piece, losses);
         match &mut self.closed {
             None => self.closed = Some(Box::new(figures.clone())),
             Some(closed) => merge(closed, &figures),
@@ -242,12 +252,12 @@ impl TestFigures {
         Some((minute, figures))
     }
 
-    /// The oldest minute to which something may still come.
+    /// Returns the oldest minute that is still open.
     pub fn first_minute(&self) -> Option<u64> {
         self.pieces.front().map(|piece| piece.minute)
     }
 
-    /// The minute that all of it is in, if it is one.
+    /// Returns the minute that contains the whole test; `None` if there are several.
     pub fn only_minute(&self) -> Option<u64> {
         match (&self.closed, self.pieces.len()) {
             (None, 1) => Some(self.pieces[0].minute),
@@ -255,28 +265,28 @@ impl TestFigures {
         }
     }
 
-    fn of_piece(&self, piece: &Piece, placed: Option<&[Placed]>) -> Figures {
+    fn piece_figures(&self, piece: &Piece, losses: Option<&[MinuteLosses]>) -> Figures {
         let mut figures = piece.counts.clone();
         figures.probes_scheduled = figures.probes_sent + figures.probes_not_sent;
         let mut by_direction = 0;
-        if let Some(placed) = placed {
-            let mine = placed.iter().filter(|(minute, _)| *minute == piece.minute);
-            let (egress, ingress) = mine.fold((0, 0), |(egress, ingress), (_, placed)| {
-                (egress + placed.egress, ingress + placed.ingress)
+        if let Some(losses) = losses {
+            let mine = losses.iter().filter(|(minute, _)| *minute == piece.minute);
+            let (egress, ingress) = mine.fold((0, 0), |(egress, ingress), (_, losses)| {
+                (egress + losses.egress, ingress + losses.ingress)
             });
             (figures.probes_lost_egress, figures.probes_lost_ingress) =
                 (Some(egress), Some(ingress));
             by_direction = egress + ingress;
         }
         figures.probes_lost_unattributed = figures.probes_lost.saturating_sub(by_direction);
-        piece.delays.tell(&mut figures);
+        piece.delays.write_to(&mut figures);
         figures.schedule_error = Some(Box::new((&piece.schedule_error).into()));
         figures.interarrival_jitter_ns = self.neighbours.interarrival_jitter_ns();
-        StampSources::tell(self.sources.filter(|_| piece.delays.count() > 0), &mut figures);
+        StampSources::write_to(self.sources.filter(|_| piece.delays.count() > 0), &mut figures);
         figures
     }
 
-    fn begin_delays_anew(&mut self) {
+    fn restart_delays(&mut self) {
         for piece in &mut self.pieces {
             piece.counts.samples_other_timestamp_source += piece.delays.count();
             piece.delays = Delays::default();
@@ -452,21 +462,21 @@ mod tests {
         figures.received(&sample(1, 59, 20), &mut track);
         figures.lost(at(58));
         figures.received(&sample(3, 61, 50), &mut track);
-        let placed = [(0, Attribution { egress: 1, ..Attribution::default() })];
-        let so_far = figures.figures(Some(&placed));
-        let (minute, first) = figures.close(0, Some(&placed)).unwrap();
+        let losses = [(0, Attribution { egress: 1, ..Attribution::default() })];
+        let so_far = figures.figures(Some(&losses));
+        let (minute, first) = figures.close(0, Some(&losses)).unwrap();
         assert_eq!((minute, first.probes_sent, first.probes_received), (0, 2, 1));
         assert_eq!(
             (first.probes_lost, first.probes_lost_egress, first.probes_reordered),
             (1, Some(1), 1)
         );
         assert!(figures.close(0, None).is_none(), "the next minute is open");
-        let (_, second) = figures.close(1, Some(&placed)).unwrap();
+        let (_, second) = figures.close(1, Some(&losses)).unwrap();
         assert_eq!((second.probes_sent, second.probes_lost_egress), (2, Some(0)));
         let jitter = |figures: &Figures| figures.rtt_jitter.as_ref().unwrap().samples;
         assert_eq!(jitter(&first) + jitter(&second), 2, "also across the boundary");
         assert_eq!(second.egress_delay_variation.as_ref().unwrap().max_ns, 20);
-        let whole = figures.figures(Some(&placed));
+        let whole = figures.figures(Some(&losses));
         assert_eq!(whole.rtt, so_far.rtt);
         assert_eq!((whole.probes_scheduled, whole.probes_sent, whole.probes_lost), (4, 4, 1));
         assert_eq!((whole.rtt.unwrap().samples, whole.probes_lost_egress), (3, Some(1)));

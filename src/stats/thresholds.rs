@@ -1,6 +1,6 @@
-//! Limits watched: a value that meets or exceeds its limit raises, once; tests in a row that stay
-//! clearly below it clear. Delays of single probes raise at once and clear at the end of a test,
-//! so a value that swings around its limit does not make an event of each probe.
+//! Thresholds: a value that meets or exceeds its limit raises once; consecutive tests that stay
+//! clearly below it clear. Delays of single probes raise at once and clear at the end of a test, so
+//! that a value around its limit does not cause an event for each probe.
 
 use super::{DelayStats, ProbeResult, TestResult, sample::MAX_STAMP_SKEW_NS};
 use crate::{
@@ -32,19 +32,19 @@ struct Raised {
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     raised: Option<Raised>,
-    /// Tests in a row that were clear.
+    /// Consecutive tests that were clear.
     clear: u32,
-    /// Of the running test; `None` before it has a value.
+    /// Worst value of the running test; `None` before the first.
     worst: Option<u64>,
 }
 
-/// Watches the limits of one session.
+/// Monitor of the limits of one session.
 #[derive(Debug, Default)]
 pub struct ThresholdMonitor {
     thresholds: Thresholds,
-    /// One for each limit.
+    /// State of each limit, in the order of the limits.
     states: Vec<State>,
-    /// Probes lost in a row.
+    /// Consecutive lost probes up to the latest one.
     successive_loss: u64,
     unreachable: bool,
 }
@@ -71,7 +71,7 @@ impl ThresholdMonitor {
     }
 
     /// Clears all raised thresholds while measurements pause; the limits remain.
-    pub fn rest(&mut self) -> Vec<ThresholdChange> {
+    pub fn clear_all(&mut self) -> Vec<ThresholdChange> {
         let limits = self.thresholds.clone();
         let cleared = self.set(&Thresholds::default());
         self.set(&limits);
@@ -93,11 +93,12 @@ impl ThresholdMonitor {
         let received = probe.status() == ProbeStatus::Received;
         self.successive_loss = if received { 0 } else { self.successive_loss + 1 };
         let mut events = Vec::new();
-        // Impossible delays are in no statistic either.
-        let can_be = probe.one_way_validity() != OneWayValidity::ClockStepped
+        // Statistics leave out impossible delays, too.
+        let is_possible = probe.one_way_validity() != OneWayValidity::ClockStepped
             && probe.rtt_ns.is_none_or(|ns| ns >= 0)
             && probe.reflector_processing_ns.is_none_or(|ns| ns >= -MAX_STAMP_SKEW_NS);
-        let delay = |ns: Option<i64>| ns.filter(|_| can_be).and_then(|ns| u64::try_from(ns).ok());
+        let delay =
+            |ns: Option<i64>| ns.filter(|_| is_possible).and_then(|ns| u64::try_from(ns).ok());
         for index in 0..self.states.len() {
             let value = match self.thresholds.limits[index].threshold {
                 Threshold::SuccessiveLoss => Some(self.successive_loss),
@@ -176,7 +177,7 @@ impl ThresholdMonitor {
         Some(limit.change(value, test, None))
     }
 
-    /// At the end of a test: whether it was the last that it takes to clear.
+    /// Clears the threshold at the end of a test if it was the last one needed.
     fn clear(&mut self, index: usize, test: u64) -> Option<ThresholdChange> {
         let (limit, state) = (self.thresholds.limits[index], &mut self.states[index]);
         let worst = state.worst.take()?;

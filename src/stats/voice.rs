@@ -47,7 +47,7 @@ mod tests {
     use super::*;
     use crate::stats::DelayStats;
 
-    fn of(rtt_ms: f64, received: u64, lost: u64) -> VoiceQuality {
+    fn quality(rtt_ms: f64, received: u64, lost: u64) -> VoiceQuality {
         let min_ns = (rtt_ms * 1e6) as i64;
         let rtt = DelayStats {
             samples: received,
@@ -66,13 +66,13 @@ mod tests {
 
     #[test]
     fn values_computed_by_hand() {
-        let perfect = of(0.0, 100, 0);
+        let perfect = quality(0.0, 100, 0);
         assert!((perfect.r_factor - 92.96).abs() < 0.001 && (perfect.mos_cq - 4.40).abs() < 0.01);
         // 210 ms one way: 0.024 * 210 + 0.11 * 32.7 = 8.637; 2 % loss: 95 * 2 / 27.1 = 7.011.
-        let far = of(400.0, 98, 2);
+        let far = quality(400.0, 98, 2);
         assert!((far.r_factor - (93.2 - 8.637 - 7.011)).abs() < 0.001, "{far:?}");
         assert!((far.mos_cq - 3.928).abs() < 0.001, "{far:?}");
-        assert!((of(5000.0, 1, 99).mos_cq - 1.0).abs() < 1e-9);
+        assert!((quality(5000.0, 1, 99).mos_cq - 1.0).abs() < 1e-9);
         assert!(voice_quality(&Figures::default()).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Statistics over tests and intervals, kept as results come and found again after a restart.
+//! Statistics of tests and intervals: updated with each result, saved, and loaded at a start.
 
 mod part;
 mod session;
@@ -26,20 +26,21 @@ use part::Part;
 use session::Session;
 pub(super) use totals::IntervalResult;
 
-/// Octets and records read at once while the log is replayed.
-const REPLAY_OCTETS: usize = 1 << 20;
+/// Bytes and records read at once during the replay of the log.
+const REPLAY_BYTES: usize = 1 << 20;
 const REPLAY_RECORDS: usize = 4096;
-/// Stands under every snapshot: the place in the log up to which all statistics reach.
+/// Key of the cursor up to which all stored statistics include the log.
 const SNAPSHOT_KEY: &[u8] = b"";
-/// Times that disturbed all measurements, remembered for intervals that have yet to begin.
+/// Number of remembered times at which all measurements were disturbed, for intervals that begin
+/// later.
 const DISTURBANCES: usize = 64;
 
 /// Returns whether a key of the store is one of statistics.
 pub fn is_statistics_key(key: &[u8]) -> bool {
-    key == SNAPSHOT_KEY || Part::of_key(key).is_some()
+    key == SNAPSHOT_KEY || Part::from_key(key).is_some()
 }
 
-/// Names of connection and session.
+/// Names of a connection and its session.
 pub(super) type Key = (String, String);
 
 /// Configured statistics of a session.
@@ -71,7 +72,7 @@ impl Default for Plan {
     }
 }
 
-/// The plans of all sessions that are configured.
+/// Returns the plans of all configured sessions.
 pub(super) fn plans(config: &AgentConfig) -> Arc<HashMap<Key, Plan>> {
     // Most sessions have the same percentiles.
     let mut known: Vec<Arc<[f64]>> = Vec::new();
@@ -124,18 +125,19 @@ impl Plans {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// That of a session; one that is not configured has the defaults.
-    pub(super) fn of(&self, key: &Key) -> Plan {
+    /// Returns the plan of a session; that of an unknown one has the defaults.
+    pub(super) fn for_session(&self, key: &Key) -> Plan {
         self.all().and_then(|plans| plans.get(key).cloned()).unwrap_or_default()
     }
 
-    /// A connection that was removed may still report how its last test ended.
-    fn is_gone(&self, key: &Key) -> bool {
+    /// Returns whether a session is no longer configured. Its connection may still report the end
+    /// of its last test.
+    fn is_removed(&self, key: &Key) -> bool {
         self.all().is_some_and(|plans| !plans.contains_key(key))
     }
 }
 
-/// Selection of statistics.
+/// Selection of statistics by name and scope.
 #[derive(Clone, Debug, Default)]
 pub struct StatisticsQuery {
     /// Names of connections; empty for all.
@@ -144,67 +146,68 @@ pub struct StatisticsQuery {
     pub sessions: BTreeSet<String>,
     /// Scopes; empty for all.
     pub scopes: BTreeSet<StatisticsScope>,
-    /// Intervals that are not over as well.
-    pub running: bool,
-    /// The latest results, where they are not stored.
+    /// Includes intervals that are not over.
+    pub current: bool,
+    /// Includes the latest results of sessions whose results are not stored.
     pub history: bool,
 }
 
 impl StatisticsQuery {
     /// Returns whether a session is selected.
-    pub fn wants(&self, connection: &str, session: &str) -> bool {
+    pub fn selects(&self, connection: &str, session: &str) -> bool {
         let named = |names: &BTreeSet<String>, name| names.is_empty() || names.contains(name);
         named(&self.connections, connection) && named(&self.sessions, session)
     }
 
     /// Returns whether a scope is selected.
-    pub fn wants_scope(&self, scope: StatisticsScope) -> bool {
+    pub fn selects_scope(&self, scope: StatisticsScope) -> bool {
         self.scopes.is_empty() || self.scopes.contains(&scope)
     }
 }
 
-/// The statistics of all sessions.
+/// Statistics of all sessions.
 #[derive(Debug, Default)]
 pub(super) struct Aggregator {
     sessions: BTreeMap<Key, Session>,
     changed: BTreeSet<Key>,
-    /// Of sessions that are gone.
-    forgotten: Vec<Vec<u8>>,
+    /// Stored keys of sessions that were removed.
+    obsolete: Vec<Vec<u8>>,
     plans: Arc<Plans>,
     disturbed: VecDeque<u64>,
-    /// Up to which cursor the store was told that they are whole.
-    marked: u64,
+    /// Cursor of the latest snapshot that the store accepted.
+    snapshot_cursor: u64,
 }
 
 impl Aggregator {
-    /// From the store: the last snapshot, and the results behind it.
+    /// Loads the latest snapshot from the store and replays later results.
     pub(super) fn load(store: &ResultStore, plans: Arc<Plans>) -> Result<Self, StoreError> {
         let mut aggregator = Self { plans, ..Self::default() };
         let mut as_of: HashMap<(Key, Part), u64> = HashMap::new();
         let mut after = 0;
-        for kept in store.statistics()? {
-            if kept.key == SNAPSHOT_KEY {
-                after = kept.as_of_cursor;
+        for saved in store.statistics()? {
+            if saved.key == SNAPSHOT_KEY {
+                after = saved.as_of_cursor;
                 continue;
             }
-            let (key, part) = Part::of_key(&kept.key).ok_or(StoreError::Damaged("statistics"))?;
-            if !aggregator.plans.of(&key).is_persistent() {
-                // From before they were in memory alone.
-                aggregator.forgotten.push(kept.key);
+            let (key, part) =
+                Part::from_key(&saved.key).ok_or(StoreError::Damaged("statistics"))?;
+            if !aggregator.plans.for_session(&key).is_persistent() {
+                // Stored before the results of the session were kept in memory only.
+                aggregator.obsolete.push(saved.key);
                 continue;
             }
-            aggregator.session(&key).restore(part, kept.content);
-            as_of.insert((key, part), kept.as_of_cursor);
+            aggregator.session(&key).restore(part, saved.content);
+            as_of.insert((key, part), saved.as_of_cursor);
         }
         let newest = store.state().borrow().newest;
         loop {
-            let entries = store.entries(after, newest, REPLAY_RECORDS, REPLAY_OCTETS, false)?;
+            let entries = store.entries(after, newest, REPLAY_RECORDS, REPLAY_BYTES, false)?;
             let Some(last) = entries.last() else { break };
             after = last.cursor;
             let counted = [content::TEST_RESULT, content::INTERVAL_RESULT];
             for entry in entries.iter().filter(|entry| counted.contains(&entry.kind)) {
                 let key = (entry.subject.connection.clone(), entry.subject.session.clone());
-                if !aggregator.plans.of(&key).is_persistent() {
+                if !aggregator.plans.for_session(&key).is_persistent() {
                     continue;
                 }
                 let has = |part| {
@@ -212,32 +215,32 @@ impl Aggregator {
                 };
                 if entry.kind == content::TEST_RESULT {
                     let result = decoded(TestResult::decode(entry.content.clone()))?;
-                    aggregator.session(&key).test_again(&result, &entry.content, has);
+                    aggregator.session(&key).replay_test(&result, &entry.content, has);
                 } else {
                     let result = decoded(IntervalResult::decode(entry.content.clone()))?;
-                    aggregator.session(&key).interval_again(&result, has);
+                    aggregator.session(&key).replay_interval(&result, has);
                 }
                 aggregator.changed.insert(key);
             }
         }
-        // The agent was not there for some time.
+        // The agent did not run for some time.
         for session in aggregator.sessions.values_mut() {
-            session.paused();
+            session.interrupted();
         }
         Ok(aggregator)
     }
 
     fn session(&mut self, key: &Key) -> &mut Session {
         let plans = &self.plans;
-        self.sessions.entry(key.clone()).or_insert_with(|| Session::new(plans.of(key)))
+        self.sessions.entry(key.clone()).or_insert_with(|| Session::new(plans.for_session(key)))
     }
 
-    /// To whom records of a session's intervals belong.
+    /// Returns the subject of the records of a session's intervals.
     pub(super) fn subject(&mut self, key: &Key) -> Arc<Subject> {
         self.session(key).subject(key)
     }
 
-    /// Takes the result of a test, and the minute that it is in, where it is in one.
+    /// Adds the result of a test, and its minute if all of it was in one.
     pub(super) fn test(
         &mut self,
         subject: &Arc<Subject>,
@@ -245,12 +248,12 @@ impl Aggregator {
         content: &Bytes,
         minute: Option<u64>,
     ) {
-        self.take(subject, |session, disturbed| {
+        self.update(subject, |session, disturbed| {
             session.test(result, content, minute, disturbed, |_| false);
         });
     }
 
-    /// Takes what was sent in a minute of a longer test that was started then.
+    /// Adds the figures of one minute of a longer test that began at `started`.
     pub(super) fn minute(
         &mut self,
         subject: &Arc<Subject>,
@@ -258,21 +261,25 @@ impl Aggregator {
         figures: &Figures,
         started: UnixTime,
     ) {
-        self.take(subject, |session, disturbed| {
+        self.update(subject, |session, disturbed| {
             session.minute(minute, figures, started, disturbed);
         });
     }
 
-    /// Gives a session something, unless it is no longer configured.
-    fn take(&mut self, subject: &Arc<Subject>, give: impl FnOnce(&mut Session, &VecDeque<u64>)) {
+    /// Updates a session, unless it is no longer configured.
+    fn update(
+        &mut self,
+        subject: &Arc<Subject>,
+        update: impl FnOnce(&mut Session, &VecDeque<u64>),
+    ) {
         let key = &subject.key;
-        if self.plans.is_gone(key) {
+        if self.plans.is_removed(key) {
             return;
         }
         let disturbed = std::mem::take(&mut self.disturbed);
         let session = self.session(key);
-        session.of(subject);
-        give(session, &disturbed);
+        session.set_subject(subject);
+        update(session, &disturbed);
         self.disturbed = disturbed;
         if !self.changed.contains(key) {
             self.changed.insert(key.clone());
@@ -284,7 +291,7 @@ impl Aggregator {
         self.sessions.values().any(|session| session.over(now.0).next().is_some())
     }
 
-    /// Intervals that are over, of all sessions.
+    /// Closes the ended intervals of all sessions and returns them.
     pub(super) fn close(&mut self, now: UnixTime) -> Vec<(Key, IntervalResult)> {
         let Self { sessions, changed, disturbed, .. } = self;
         let mut closed = Vec::new();
@@ -298,26 +305,26 @@ impl Aggregator {
         closed
     }
 
-    /// Something happened to all measurements: intervals that it falls into are not whole.
-    pub(super) fn disturbed(&mut self, at: UnixTime) {
+    /// Marks the intervals of all sessions around a time as suspect.
+    pub(super) fn mark_suspect(&mut self, at: UnixTime) {
         if self.disturbed.len() >= DISTURBANCES {
             self.disturbed.pop_front();
         }
         self.disturbed.push_back(at.0);
         for (key, session) in &mut self.sessions {
-            session.not_whole(at.0);
+            session.mark_suspect(at.0);
             self.changed.insert(key.clone());
         }
     }
 
-    /// Begins the statistics of sessions anew: their new epochs.
+    /// Resets the statistics of sessions and returns their new epochs.
     pub(super) fn clear(&mut self, query: &StatisticsQuery) -> Vec<(Key, u64)> {
-        // Also of what has had no result yet.
+        // Also sessions without a result yet.
         let plans = self.plans.all();
         let known = plans.iter().flat_map(|plans| plans.keys());
         let keys: BTreeSet<Key> = known
             .chain(self.sessions.keys())
-            .filter(|(connection, session)| query.wants(connection, session))
+            .filter(|(connection, session)| query.selects(connection, session))
             .cloned()
             .collect();
         let clear = |key: Key| {
@@ -333,7 +340,7 @@ impl Aggregator {
         self.sessions.get(key).map_or(0, Session::epoch)
     }
 
-    /// Statistics, sorted by connection and session.
+    /// Returns statistics, sorted by connection and session.
     pub(super) fn statistics(&self, query: &StatisticsQuery) -> Vec<Statistics> {
         let sessions = self.session_statistics(query).into_iter();
         sessions
@@ -347,54 +354,55 @@ impl Aggregator {
             .collect()
     }
 
-    /// The same, without names, by what the records of each session carry.
+    /// Returns the same statistics by session, with its labels.
     pub(super) fn session_statistics(
         &self,
         query: &StatisticsQuery,
     ) -> Vec<(Arc<store::Subject>, Vec<Statistics>)> {
         let wanted = self.sessions.iter();
-        let wanted = wanted.filter(|((connection, session), _)| query.wants(connection, session));
+        let wanted = wanted.filter(|((connection, session), _)| query.selects(connection, session));
         let of_session = |(key, session): (&Key, &Session)| {
-            let scopes = |scope| query.wants_scope(scope);
-            let found = session.statistics(scopes, query.running, query.history);
+            let scopes = |scope| query.selects_scope(scope);
+            let found = session.statistics(scopes, query.current, query.history);
             (session.subject(key).stored.clone(), found)
         };
         wanted.map(of_session).collect()
     }
 
-    /// Takes up the plans of what is configured, and forgets what is not; whether there was any.
+    /// Applies the plans of configured sessions and removes all others. Returns whether stored
+    /// statistics have to be removed.
     pub(super) fn follow(&mut self) -> bool {
         let Some(plans) = self.plans.all() else { return false };
-        let Self { sessions, changed, forgotten, .. } = self;
+        let Self { sessions, changed, obsolete, .. } = self;
         sessions.retain(|key, session| {
             if let Some(plan) = plans.get(key) {
                 if session.plan.is_persistent() && !plan.is_persistent() {
-                    forgotten.extend(session.all_parts().into_iter().map(|part| part.key(key)));
+                    obsolete.extend(session.all_parts().into_iter().map(|part| part.key(key)));
                 }
                 session.set_plan(plan.clone());
                 changed.insert(key.clone());
                 return true;
             }
-            forgotten.extend(session.all_parts().into_iter().map(|part| part.key(key)));
+            obsolete.extend(session.all_parts().into_iter().map(|part| part.key(key)));
             changed.remove(key);
             false
         });
-        !forgotten.is_empty()
+        !obsolete.is_empty()
     }
 
     /// Returns the statistics that changed since the last call; they include the records up to
     /// cursor `newest`.
     pub(super) fn take_changed(&mut self, newest: u64) -> Changed {
         let mut all: Changed =
-            std::mem::take(&mut self.forgotten).into_iter().map(|key| (key, None)).collect();
+            std::mem::take(&mut self.obsolete).into_iter().map(|key| (key, None)).collect();
         for key in std::mem::take(&mut self.changed) {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let parts = session.take_changed().into_iter();
             all.extend(parts.map(|(part, content)| (part.key(&key), content)));
         }
-        // Also where nothing changed: records that are in no statistics need not be read again.
-        if std::mem::replace(&mut self.marked, newest) != newest || !all.is_empty() {
-            // Last: it says that all before it are there.
+        // Even without a change, so that a start does not replay these records again.
+        if std::mem::replace(&mut self.snapshot_cursor, newest) != newest || !all.is_empty() {
+            // Written last: it asserts that all others are there.
             all.push((SNAPSHOT_KEY.to_vec(), Some(Vec::new())));
         }
         all
@@ -402,19 +410,19 @@ impl Aggregator {
 
     /// Marks statistics that could not be saved as changed.
     pub(super) fn mark_dirty(&mut self, changed: Changed) {
-        for (kept_as, content) in changed {
-            let Some((key, part)) = Part::of_key(&kept_as) else { continue };
+        for (stored_key, content) in changed {
+            let Some((key, part)) = Part::from_key(&stored_key) else { continue };
             match (content, self.sessions.get_mut(&key)) {
                 (_, Some(session)) => {
-                    session.changed_still(part);
+                    session.mark_changed(part);
                     self.changed.insert(key);
                 }
-                (None, None) => self.forgotten.push(kept_as),
+                (None, None) => self.obsolete.push(stored_key),
                 (Some(_), None) => {}
             }
         }
-        // That it reaches so far was not told either.
-        self.marked = 0;
+        // The snapshot was not accepted either.
+        self.snapshot_cursor = 0;
     }
 }
 

@@ -1,5 +1,5 @@
-//! The parts that the statistics of a session are kept in, in memory and in the store: encoded,
-//! because thousands of sessions have a dozen each and look at few of them at a time.
+//! Parts of the statistics of a session, in memory and in the store. They are kept encoded, because
+//! thousands of sessions have a dozen parts each and use few of them at a time.
 
 use prost::Message;
 
@@ -10,7 +10,7 @@ use crate::{
     time::NANOS_PER_SECOND,
 };
 
-/// An interval by the clock.
+/// Length of an interval by the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Level {
     Minute,
@@ -32,7 +32,7 @@ impl Level {
         seconds * NANOS_PER_SECOND
     }
 
-    /// When the interval began that a time is in.
+    /// Returns the start of the interval around a time.
     pub(super) fn start_ns(self, time_ns: u64) -> u64 {
         time_ns - time_ns % self.length_ns()
     }
@@ -47,71 +47,72 @@ impl Level {
     }
 }
 
-/// Kind of a part.
+/// Part of the statistics of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Part {
     /// Metadata of the session.
-    Head,
+    Meta,
     /// Statistics of all tests.
     All,
-    /// All tests but the one that runs, where something of that is in [`Self::All`].
-    Before,
+    /// Statistics of all tests except the running one; only while minutes of that are in
+    /// [`Self::All`].
+    BeforeCurrent,
     /// Statistics of the last test.
     Last,
-    /// An interval that is not over, by its start.
+    /// Interval that is not over, by its start.
     Running(Level, u64),
-    /// The latest interval that is over.
+    /// Latest interval that is over.
     Finished(Level),
-    /// A test of the moving average, by its place in the ring.
-    Moving(u16),
+    /// Test of the moving average, by its slot in the ring.
+    WindowSlot(u16),
 }
 
-const HEAD: &[u8] = b"head";
+const META: &[u8] = b"head";
 const BEFORE: &[u8] = b"before";
 const RUNNING: &[u8] = b"run";
 const FINISHED: &[u8] = b"end";
-const MOVING: &[u8] = b"test";
+const WINDOW_SLOT: &[u8] = b"test";
 
 impl Part {
-    /// Level and start of an interval that is not over.
+    /// Returns the level and start of an interval that is not over.
     pub(super) fn running(self) -> Option<(Level, u64)> {
         match self {
             Self::Running(level, start_ns) => Some((level, start_ns)),
-            Self::Head
+            Self::Meta
             | Self::All
-            | Self::Before
+            | Self::BeforeCurrent
             | Self::Last
             | Self::Finished(_)
-            | Self::Moving(_) => None,
+            | Self::WindowSlot(_) => None,
         }
     }
 
-    /// The key in the store. Names hold no NUL.
+    /// Returns the key in the store. Names contain no NUL.
     pub(super) fn key(self, (connection, session): &Key) -> Vec<u8> {
         let level = |level: Level| [level as u8];
         let part = match self {
-            Self::Head => HEAD.to_vec(),
+            Self::Meta => META.to_vec(),
             Self::All => STATISTICS_ALL.to_vec(),
-            Self::Before => BEFORE.to_vec(),
+            Self::BeforeCurrent => BEFORE.to_vec(),
             Self::Last => STATISTICS_LAST.to_vec(),
             Self::Running(of, start_ns) => [RUNNING, &level(of), &start_ns.to_be_bytes()].concat(),
             Self::Finished(of) => [FINISHED, &level(of)].concat(),
-            Self::Moving(place) => [MOVING, &place.to_be_bytes()].concat(),
+            Self::WindowSlot(slot) => [WINDOW_SLOT, &slot.to_be_bytes()].concat(),
         };
         [connection.as_bytes(), b"\0", session.as_bytes(), b"\0", &part].concat()
     }
 
-    /// Whose, and which, a key of the store is.
-    pub(super) fn of_key(key: &[u8]) -> Option<(Key, Self)> {
+    /// Parses a key of the store.
+    pub(super) fn from_key(key: &[u8]) -> Option<(Key, Self)> {
         let mut parts = key.splitn(3, |octet| *octet == 0);
         let mut name = || Some(std::str::from_utf8(parts.next()?).ok()?.to_owned());
         let names = (name()?, name()?);
         let part = parts.next()?;
         let level = |octet: &u8| Level::ALL.get(usize::from(*octet)).copied();
         let part = match part {
-            HEAD => Self::Head,
+            META => Self::Meta,
             STATISTICS_ALL => Self::All,
-            BEFORE => Self::Before,
+            BEFORE => Self::BeforeCurrent,
             STATISTICS_LAST => Self::Last,
             _ => {
                 if let Some([of, start @ ..]) = part.strip_prefix(RUNNING) {
@@ -119,8 +120,8 @@ impl Part {
                 } else if let Some([of]) = part.strip_prefix(FINISHED) {
                     Self::Finished(level(of)?)
                 } else {
-                    let place = part.strip_prefix(MOVING)?.try_into().ok()?;
-                    Self::Moving(u16::from_be_bytes(place))
+                    let slot = part.strip_prefix(WINDOW_SLOT)?.try_into().ok()?;
+                    Self::WindowSlot(u16::from_be_bytes(slot))
                 }
             }
         };
@@ -133,7 +134,7 @@ impl Part {
 pub(super) struct Packed(pub(super) Box<[u8]>);
 
 impl Packed {
-    pub(super) fn of(mut totals: Totals) -> Self {
+    pub(super) fn from_totals(mut totals: Totals) -> Self {
         let octets = fitting(&mut totals, |totals| totals.figures.as_deref_mut());
         Self(octets.as_ref().into())
     }
@@ -152,21 +153,21 @@ mod tests {
     fn keys_are_read_back() {
         let names = ("c:1".to_owned(), "s-1".to_owned());
         let parts = [
-            Part::Head,
+            Part::Meta,
             Part::All,
             Part::Last,
             Part::Finished(Level::Minute),
             Part::Finished(Level::Day),
             Part::Running(Level::Minute, 0),
             Part::Running(Level::Hour, u64::MAX),
-            Part::Moving(0),
-            Part::Moving(1023),
+            Part::WindowSlot(0),
+            Part::WindowSlot(1023),
         ];
         for part in parts {
-            assert_eq!(Part::of_key(&part.key(&names)), Some((names.clone(), part)));
+            assert_eq!(Part::from_key(&part.key(&names)), Some((names.clone(), part)));
         }
         for wrong in [&b""[..], b"c", b"c\0s", b"c\0s\0", b"c\0s\0run\x09", b"c\0s\0end\x04"] {
-            assert_eq!(Part::of_key(wrong), None, "{wrong:?}");
+            assert_eq!(Part::from_key(wrong), None, "{wrong:?}");
         }
     }
 }

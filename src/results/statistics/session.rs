@@ -24,19 +24,19 @@ use crate::{
     time::UnixTime,
 };
 
-/// Metadata of the session.
+/// Metadata of the statistics of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-struct Head {
+struct Meta {
     /// Epoch: the number of resets.
     #[prost(uint64, tag = "1")]
     epoch: u64,
-    /// Tests that went into the moving average.
+    /// Number of tests added to the moving average.
     #[prost(uint64, tag = "2")]
     tests: u64,
-    /// Places in the ring that they stand in.
+    /// Number of slots in the ring of the moving average.
     #[prost(uint64, tag = "3")]
     ring: u64,
-    /// Of a test that has yet to end, what was sent in some minute is counted.
+    /// Minutes of a running test are counted already.
     #[prost(bool, tag = "4")]
     has_pieces: bool,
 }
@@ -44,21 +44,22 @@ struct Head {
 /// Function that adds a result to statistics.
 type Add = fn(&mut Totals, &TestResult);
 
-/// Statistics in parts, and which of them changed.
+/// Statistics in parts, with the parts that changed.
 #[derive(Debug)]
 pub(super) struct Session {
-    head: Head,
+    meta: Meta,
     parts: BTreeMap<Part, Packed>,
-    /// The latest intervals that are over: what comes late for one of them is left out.
+    /// Start of the latest ended interval of each level; later results of ended intervals are left
+    /// out.
     finished: [Option<u64>; 4],
     changed: Vec<Part>,
-    /// The last result, encoded: as it is in the log.
+    /// Latest result, encoded as in the log.
     last: Option<Bytes>,
-    /// Encoded results, the latest last, where they are not stored.
+    /// Latest results, encoded, if they are not stored; the latest last.
     history: VecDeque<Bytes>,
-    /// Intervals that began before this are not whole; `None` until the next result tells.
+    /// Intervals that began before this time are suspect; `None` until the next result sets it.
     since_ns: Option<u64>,
-    /// To whom its latest result belonged.
+    /// Subject of the latest result.
     subject: Option<Arc<Subject>>,
     pub(super) plan: Plan,
 }
@@ -66,7 +67,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(plan: Plan) -> Self {
         Self {
-            head: Head { ring: plan.moving_average_size as u64, ..Head::default() },
+            meta: Meta { ring: plan.moving_average_size as u64, ..Meta::default() },
             parts: BTreeMap::new(),
             finished: [None; 4],
             changed: Vec::new(),
@@ -78,30 +79,34 @@ impl Session {
         }
     }
 
-    /// To whom its records belong.
+    /// Returns the subject of the session's records.
     pub(super) fn subject(&self, (connection, session): &Key) -> Arc<Subject> {
-        let of_names = || {
+        let from_names = || {
             Subject::new(connection, session, (*self.plan.labels).clone(), self.plan.keeping).into()
         };
-        self.subject.clone().unwrap_or_else(of_names)
+        self.subject.clone().unwrap_or_else(from_names)
     }
 
-    pub(super) fn of(&mut self, subject: &Arc<Subject>) {
+    pub(super) fn set_subject(&mut self, subject: &Arc<Subject>) {
         self.subject = Some(subject.clone());
     }
 
-    /// Takes up a part as it was kept.
+    /// Restores a stored part.
     pub(super) fn restore(&mut self, part: Part, content: Vec<u8>) {
         match part {
-            Part::Head => {
-                self.head = Head::decode(content.as_slice()).unwrap_or_default();
+            Part::Meta => {
+                self.meta = Meta::decode(content.as_slice()).unwrap_or_default();
                 return;
             }
             Part::Last => {
                 self.last = Some(content.into());
                 return;
             }
-            Part::All | Part::Before | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {}
+            Part::All
+            | Part::BeforeCurrent
+            | Part::Running(..)
+            | Part::Finished(_)
+            | Part::WindowSlot(_) => {}
         }
         let packed = Packed(content.into());
         if let Part::Finished(level) = part {
@@ -110,8 +115,8 @@ impl Session {
         self.parts.insert(part, packed);
     }
 
-    /// A test ended; all that was sent in it was sent in one minute, where it is told which.
-    /// Parts that have it already, by `has`, are left alone.
+    /// Adds the result of a test. `minute` is the minute in which all of its probes were sent, if
+    /// it was one. Parts for which `has` returns true include it already.
     pub(super) fn test(
         &mut self,
         result: &TestResult,
@@ -120,7 +125,7 @@ impl Session {
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
-        // A test of several minutes was added minute by minute; its end counts in the last of them.
+        // Minutes of a longer test were added one by one; its outcome counts in the last one.
         let (minute, add): (u64, Add) = match minute {
             Some(minute) => (minute, Totals::add_result),
             None => (result.end_unix_ns / MINUTE_NS, Totals::add_outcome),
@@ -128,7 +133,7 @@ impl Session {
         self.count(result, content, add, (minute, add), disturbed, has);
     }
 
-    /// Counts a result over all tests in one way, and in a minute in another one.
+    /// Adds a result to all tests by `add`, and to a minute by `add_to_minute`.
     fn count(
         &mut self,
         result: &TestResult,
@@ -138,7 +143,7 @@ impl Session {
         disturbed: &VecDeque<u64>,
         has: impl Fn(Part) -> bool,
     ) {
-        self.seen(result.start_unix_ns);
+        self.end_interruption(result.start_unix_ns);
         self.set_pieces(false);
         if !has(Part::All) {
             let mut all = self.all();
@@ -147,12 +152,12 @@ impl Session {
         }
         self.last = Some(content.clone());
         self.changed.push(Part::Last);
-        if !has(Part::Head) {
-            self.moving(result);
+        if !has(Part::Meta) {
+            self.add_to_moving_average(result);
         }
         self.in_minute(minute, disturbed, &has, |statistics| add_to_minute(statistics, result));
         if result.outcome() == TestOutcome::Stopped {
-            self.not_whole(result.end_unix_ns);
+            self.mark_suspect(result.end_unix_ns);
             self.since_ns = None;
         }
         if let ResultKeeping::InMemory(most) = self.plan.keeping {
@@ -169,7 +174,7 @@ impl Session {
         started: UnixTime,
         disturbed: &VecDeque<u64>,
     ) {
-        self.seen(started.0);
+        self.end_interruption(started.0);
         self.set_pieces(true);
         let mut all = self.all();
         all.add_figures(figures);
@@ -178,10 +183,10 @@ impl Session {
         self.in_minute(minute, disturbed, &|_| false, |totals| totals.add_figures(figures));
     }
 
-    /// The result of a test out of the log, which has nothing of its minutes: over all tests it counts
-    /// as a whole, beside what there was before its first piece was counted. By the minute it counts
-    /// where it ended, unless some of it was counted in another minute already.
-    pub(super) fn test_again(
+    /// Adds the result of a test from the log, which does not have the minutes of the test. To all
+    /// tests it adds the whole result, replacing minutes that were counted. To its last minute it
+    /// adds the figures only if none of them was counted in another minute.
+    pub(super) fn replay_test(
         &mut self,
         result: &TestResult,
         content: &Bytes,
@@ -190,61 +195,62 @@ impl Session {
         let (start, end) = (result.start_unix_ns / MINUTE_NS, result.end_unix_ns / MINUTE_NS);
         let (mut add, mut add_to_minute): (Add, Add) = (Totals::add_result, Totals::add_result);
         if start != end {
-            let has_pieces = self.head.has_pieces;
-            let before = self.parts.remove(&Part::Before);
+            let has_pieces = self.meta.has_pieces;
+            let before = self.parts.remove(&Part::BeforeCurrent);
             match before.filter(|_| has_pieces && !has(Part::All)) {
                 Some(before) => drop(self.parts.insert(Part::All, before)),
-                // They were begun anew within it.
+                // Statistics were reset within the test.
                 None if has_pieces => add = Totals::add_outcome,
                 None => {}
             }
-            let told = self.finished[Level::Minute as usize];
-            if has_pieces || told.is_some_and(|told| told >= start * MINUTE_NS) {
+            let finished = self.finished[Level::Minute as usize];
+            if has_pieces || finished.is_some_and(|finished| finished >= start * MINUTE_NS) {
                 add_to_minute = Totals::add_outcome;
             }
         }
         self.count(result, content, add, (end, add_to_minute), &VecDeque::new(), has);
     }
 
-    /// Marks the running test as counted in part, which keeps the statistics from before it.
+    /// Sets whether minutes of the running test are counted; keeps the statistics from before it.
     fn set_pieces(&mut self, has_pieces: bool) {
-        if mem::replace(&mut self.head.has_pieces, has_pieces) == has_pieces {
+        if mem::replace(&mut self.meta.has_pieces, has_pieces) == has_pieces {
             return;
         }
-        self.changed.extend([Part::Head, Part::Before]);
+        self.changed.extend([Part::Meta, Part::BeforeCurrent]);
         if has_pieces {
             let all = self.parts.get(&Part::All).cloned();
-            let all = all.unwrap_or_else(|| Packed::of(Totals::new(StatisticsScope::AllTests)));
-            self.parts.insert(Part::Before, all);
+            let all =
+                all.unwrap_or_else(|| Packed::from_totals(Totals::new(StatisticsScope::AllTests)));
+            self.parts.insert(Part::BeforeCurrent, all);
         } else {
-            self.parts.remove(&Part::Before);
+            self.parts.remove(&Part::BeforeCurrent);
         }
     }
 
-    /// It was not followed for some time; the next result tells since when it is again. What was under
-    /// way may have been lost, also of an interval that was over.
-    pub(super) fn paused(&mut self) {
+    /// Marks all intervals as suspect after an interruption: results may be missing, also of an
+    /// ended interval. The next result ends the interruption.
+    pub(super) fn interrupted(&mut self) {
         self.since_ns = None;
-        self.none_whole(|_, _| true);
+        self.mark_suspect_where(|_, _| true);
         self.set_pieces(false);
     }
 
     pub(super) fn epoch(&self) -> u64 {
-        self.head.epoch
+        self.meta.epoch
     }
 
-    /// Begins everything anew; the new epoch.
+    /// Resets everything and returns the new epoch.
     pub(super) fn clear(&mut self) -> u64 {
         self.changed.extend(self.parts.keys());
         self.parts.clear();
         self.changed.push(Part::Last);
         self.last = None;
         self.history.clear();
-        self.head = Head { epoch: self.head.epoch + 1, tests: 0, ..self.head };
+        self.meta = Meta { epoch: self.meta.epoch + 1, tests: 0, ..self.meta };
         self.finished = [None; 4];
-        self.changed.push(Part::Head);
+        self.changed.push(Part::Meta);
         self.since_ns = None;
-        self.head.epoch
+        self.meta.epoch
     }
 
     /// Returns the statistics of the selected scopes, without names.
@@ -277,7 +283,7 @@ impl Session {
                 found.extend(self.running(level));
             }
         }
-        found.iter_mut().for_each(|statistics| statistics.epoch = self.head.epoch);
+        found.iter_mut().for_each(|statistics| statistics.epoch = self.meta.epoch);
         found
     }
 
@@ -290,31 +296,33 @@ impl Session {
         changed.sort_unstable();
         changed.dedup();
         let content = |part: Part| match part {
-            Part::Head => Some(self.head.encode_to_vec()),
+            Part::Meta => Some(self.meta.encode_to_vec()),
             Part::Last => self.last.as_ref().map(|last| last.to_vec()),
-            Part::All | Part::Before | Part::Running(..) | Part::Finished(_) | Part::Moving(_) => {
-                self.parts.get(&part).map(|packed| packed.0.to_vec())
-            }
+            Part::All
+            | Part::BeforeCurrent
+            | Part::Running(..)
+            | Part::Finished(_)
+            | Part::WindowSlot(_) => self.parts.get(&part).map(|packed| packed.0.to_vec()),
         };
         changed.into_iter().map(|part| (part, content(part))).collect()
     }
 
-    /// All parts, to be removed from the store.
+    /// Returns all parts, to remove them from the store.
     pub(super) fn all_parts(&self) -> Vec<Part> {
         self.parts
             .keys()
             .copied()
-            .chain([Part::Head, Part::Last])
+            .chain([Part::Meta, Part::Last])
             .chain(self.changed.iter().copied())
             .collect()
     }
 
-    /// A part that was not stored.
-    pub(super) fn changed_still(&mut self, part: Part) {
+    /// Marks a part as changed because it was not stored.
+    pub(super) fn mark_changed(&mut self, part: Part) {
         self.changed.push(part);
     }
 
-    /// Everything is to be stored again.
+    /// Marks everything as changed, to store it again.
     fn mark_all_changed(&mut self) {
         self.changed = self.all_parts();
     }
@@ -325,29 +333,29 @@ impl Session {
     }
 
     fn set(&mut self, part: Part, totals: Totals) {
-        self.parts.insert(part, Packed::of(totals));
+        self.parts.insert(part, Packed::from_totals(totals));
         self.changed.push(part);
     }
 
-    fn moving(&mut self, result: &TestResult) {
-        let size = self.head.ring;
+    fn add_to_moving_average(&mut self, result: &TestResult) {
+        let size = self.meta.ring;
         if size == 0 || result.outcome() == TestOutcome::Unreachable {
             return;
         }
-        let place = (self.head.tests % size) as u16;
-        self.head.tests += 1;
-        self.changed.push(Part::Head);
+        let slot = (self.meta.tests % size) as u16;
+        self.meta.tests += 1;
+        self.changed.push(Part::Meta);
         let mut totals = Totals::new(StatisticsScope::MovingAverage);
         totals.add_result(result);
-        self.set(Part::Moving(place), totals);
+        self.set(Part::WindowSlot(slot), totals);
     }
 
     fn moving_average(&self) -> Option<Totals> {
-        let size = self.head.ring;
-        let oldest = self.head.tests.saturating_sub(size);
+        let size = self.meta.ring;
+        let oldest = self.meta.tests.saturating_sub(size);
         let mut average: Option<Totals> = None;
-        for test in oldest..self.head.tests {
-            let Some(packed) = self.parts.get(&Part::Moving((test % size) as u16)) else {
+        for test in oldest..self.meta.tests {
+            let Some(packed) = self.parts.get(&Part::WindowSlot((test % size) as u16)) else {
                 continue;
             };
             match &mut average {
@@ -358,19 +366,19 @@ impl Session {
         average
     }
 
-    /// Another size makes a ring of another length: it begins anew.
+    /// Applies a plan. Another size of the moving average resets it.
     pub(super) fn set_plan(&mut self, plan: Plan) {
-        if plan.moving_average_size as u64 != self.head.ring {
+        if plan.moving_average_size as u64 != self.meta.ring {
             let ring: Vec<Part> = self
                 .parts
-                .range(Part::Moving(0)..=Part::Moving(u16::MAX))
+                .range(Part::WindowSlot(0)..=Part::WindowSlot(u16::MAX))
                 .map(|(part, _)| *part)
                 .collect();
             ring.iter().for_each(|part| drop(self.parts.remove(part)));
             self.changed.extend(ring);
-            self.changed.push(Part::Head);
-            self.head.tests = 0;
-            self.head.ring = plan.moving_average_size as u64;
+            self.changed.push(Part::Meta);
+            self.meta.tests = 0;
+            self.meta.ring = plan.moving_average_size as u64;
         }
         if plan.is_persistent() && !self.plan.is_persistent() {
             self.mark_all_changed();

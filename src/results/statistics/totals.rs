@@ -33,7 +33,7 @@ pub(super) struct Totals {
     /// Start of the interval; `None` for scopes that are no interval.
     #[prost(uint64, optional, tag = "12")]
     pub(super) interval_start_unix_ns: Option<u64>,
-    /// The interval is incomplete.
+    /// The counts do not cover the whole interval.
     #[prost(bool, tag = "13")]
     pub(super) suspect: bool,
 }

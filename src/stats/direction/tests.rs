@@ -40,20 +40,20 @@ fn what_is_lost_over_the_end_of_a_part_is_told_later() {
     assert_eq!(part, attribution(0, 0, 2));
     direction.lost(3);
     direction.received(4, 1, 4);
-    part.amend(&mut direction.told_since());
+    part.amend(&mut direction.take_attributed_later());
     assert_eq!(part, attribution(2, 0, 0));
     assert_eq!(direction.end_part(), attribution(1, 0, 0));
     // On the way back, and then on both, which cannot be told apart.
     direction.lost(5);
     let mut part = direction.end_part();
     direction.received(6, 3, 6);
-    part.amend(&mut direction.told_since());
+    part.amend(&mut direction.take_attributed_later());
     assert_eq!(part, attribution(0, 1, 0));
     direction.lost(7);
     let mut part = direction.end_part();
     direction.lost(8);
     direction.received(9, 5, 9);
-    part.amend(&mut direction.told_since());
+    part.amend(&mut direction.take_attributed_later());
     assert_eq!((part, direction.end_test()), (attribution(0, 0, 1), attribution(0, 0, 1)));
     // A late one of the part before is no loss of the next.
     let mut direction = one_by_one(&[(0, Some(0)), (1, None)]);
@@ -61,13 +61,13 @@ fn what_is_lost_over_the_end_of_a_part_is_told_later() {
     let mut part = direction.end_part();
     direction.lost(2);
     direction.received(3, 3, 3);
-    part.amend(&mut direction.told_since());
+    part.amend(&mut direction.take_attributed_later());
     assert_eq!((part, direction.end_part()), (attribution(0, 0, 1), attribution(0, 1, 0)));
     // The end of a test is the last word on it.
     direction.lost(10);
     direction.end_test();
     direction.received(11, 6, 11);
-    assert_eq!(direction.told_since(), Attribution::default());
+    assert_eq!(direction.take_attributed_later(), Attribution::default());
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn duplicates_and_late_replies_are_no_losses_of_the_way_back() {
     direction.lost(3);
     direction.received(4, 4, 4);
     assert!(direction.late(3));
-    direction.not_on_the_way_back();
+    direction.revoke_ingress();
     assert_eq!(direction.end_test(), attribution(0, 0, 1));
 }
 

@@ -54,7 +54,7 @@ pub struct SessionSender {
     /// The next test follows another one after `test_interval`: it is neither the first of a
     /// session nor one by command.
     is_inter_test_gap: bool,
-    /// [`SenderEvent::Completed`] was reported.
+    /// True once [`SenderEvent::Completed`] was reported.
     completed: bool,
     test_number: u64,
     tests_finished: u64,
@@ -318,7 +318,7 @@ impl SessionSender {
     /// Handles an expired deadline; called at or after [`Self::poll_deadline`].
     pub fn handle_timeout(&mut self, now: Now) {
         if let Phase::Testing(test) = &mut self.phase {
-            test.figures.pass(now.unix);
+            test.figures.advance_to(now.unix);
         }
         let lost = self.outstanding.time_out(self.config.loss_timeout_ns, now.monotonic);
         self.lose(&lost);

@@ -33,7 +33,7 @@ impl SessionSender {
         let Self { outstanding, track, phase, config, .. } = self;
         while let Some((t1, lost)) = outstanding.poll_outcome() {
             if let Phase::Testing(test) = phase {
-                test.figures.fate(t1, lost, track, &config.availability);
+                test.figures.outcome(t1, lost, track, &config.availability);
             }
         }
     }
@@ -45,9 +45,9 @@ impl SessionSender {
         let over = UnixTime(now.unix.0.saturating_sub(delay_ns));
         let Some(minute) = minute_of(over).checked_sub(1) else { return };
         self.outstanding.end_minutes(minute);
-        let placed = self.outstanding.placed();
+        let losses = self.outstanding.past_losses();
         let started = test.started.unix;
-        while let Some((minute, figures)) = test.figures.close(minute, placed) {
+        while let Some((minute, figures)) = test.figures.close(minute, losses) {
             self.events.push_back(SenderEvent::Minute(minute, Box::new(figures), started));
         }
         test.set_minute_closes(self.config.loss_timeout_ns, now);

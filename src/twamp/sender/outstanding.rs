@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    stats::{LossDirection, Placed, minute_of},
+    stats::{LossDirection, MinuteLosses, minute_of},
     time::{Monotonic, StampSource, UnixTime},
 };
 
@@ -72,7 +72,7 @@ pub(super) struct Outstanding {
     /// Minute of the probes whose losses are in `direction`.
     minute: u64,
     /// Losses of the test by direction, for past minutes.
-    placed: Vec<Placed>,
+    past_losses: Vec<MinuteLosses>,
     /// Outcomes of probes with their T1, not yet polled.
     outcomes: VecDeque<(UnixTime, bool)>,
 }
@@ -86,7 +86,7 @@ impl Outstanding {
             first_t1_wire: 0,
             direction: LossDirection::new(reflector_counts),
             minute: 0,
-            placed: Vec::new(),
+            past_losses: Vec::new(),
             outcomes: VecDeque::new(),
         }
     }
@@ -162,10 +162,10 @@ impl Outstanding {
         // An overdue probe is lost, although the timer has not fired yet.
         if probe.lost || now.since_ns(probe.sent) > loss_timeout_ns {
             if self.direction.late(number) {
-                let earlier = self.placed.iter_mut().find(|placed| placed.0 == minute);
+                let earlier = self.past_losses.iter_mut().find(|losses| losses.0 == minute);
                 match earlier {
-                    Some((_, placed)) => placed.not_on_the_way_back(),
-                    None => self.direction.not_on_the_way_back(),
+                    Some((_, losses)) => losses.revoke_ingress(),
+                    None => self.direction.revoke_ingress(),
                 }
             }
             return Reply::Late;
@@ -241,14 +241,14 @@ impl Outstanding {
     fn begin_minute(&mut self, minute: u64) {
         if minute > self.minute {
             let before = std::mem::replace(&mut self.minute, minute);
-            self.placed.push((before, self.direction.end_part()));
+            self.past_losses.push((before, self.direction.end_part()));
         }
     }
 
     /// Adds attributions of losses in past minutes that became known since, latest minute first.
     fn amend(&mut self) {
-        let mut told = self.direction.told_since();
-        self.placed.iter_mut().rev().for_each(|(_, placed)| placed.amend(&mut told));
+        let mut later = self.direction.take_attributed_later();
+        self.past_losses.iter_mut().rev().for_each(|(_, losses)| losses.amend(&mut later));
     }
 
     /// Ends the minutes up to this one: all of their probes have an outcome, and later replies
@@ -274,22 +274,24 @@ impl Outstanding {
 
     /// Returns the losses by direction in past minutes of the test; `None` if directions are
     /// unknown.
-    pub(super) fn placed(&self) -> Option<&[Placed]> {
-        self.direction.is_known().then_some(&self.placed)
+    pub(super) fn past_losses(&self) -> Option<&[MinuteLosses]> {
+        self.direction.is_known().then_some(&self.past_losses)
     }
 
     /// Returns the losses by direction so far; `None` if directions are unknown.
-    pub(super) fn attribution(&self) -> Option<Vec<Placed>> {
+    pub(super) fn attribution(&self) -> Option<Vec<MinuteLosses>> {
         let so_far = (self.minute, self.direction.clone().end_test());
-        self.direction.is_known().then(|| self.placed.iter().copied().chain([so_far]).collect())
+        self.direction
+            .is_known()
+            .then(|| self.past_losses.iter().copied().chain([so_far]).collect())
     }
 
     /// Ends a test and returns its losses by direction; `None` if directions are unknown.
-    pub(super) fn end_test(&mut self) -> Option<Vec<Placed>> {
+    pub(super) fn end_test(&mut self) -> Option<Vec<MinuteLosses>> {
         let last = self.direction.end_test();
         self.amend();
-        let mut placed = std::mem::take(&mut self.placed);
-        placed.push((self.minute, last));
-        self.direction.is_known().then_some(placed)
+        let mut losses = std::mem::take(&mut self.past_losses);
+        losses.push((self.minute, last));
+        self.direction.is_known().then_some(losses)
     }
 }

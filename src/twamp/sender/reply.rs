@@ -37,7 +37,7 @@ impl SessionSender {
     pub fn handle_reply(&mut self, packet: &[u8], meta: &PacketMeta, now: Now) {
         let mut reply = match self.carrier.format.read_reply(packet) {
             Ok(reply) => reply,
-            Err(Unreadable::BadMac) => return self.not_genuine(),
+            Err(Unreadable::BadMac) => return self.integrity_failed(),
             Err(Unreadable::TooShort) => return self.ignored(),
         };
         // Some reflectors swap T1 and T3.
@@ -183,9 +183,9 @@ impl SessionSender {
         }));
     }
 
-    fn not_genuine(&mut self) {
+    fn integrity_failed(&mut self) {
         if let Phase::Testing(test) = &mut self.phase {
-            test.figures.not_genuine();
+            test.figures.integrity_failed();
         }
     }
 }

@@ -40,7 +40,7 @@ impl SessionSender {
         self.phase = Phase::Testing(Box::new(Test {
             started: now,
             figures: match self.spare.take() {
-                Some(figures) => figures.again(self.config.probe_count.into(), now.unix),
+                Some(figures) => figures.recycle(self.config.probe_count.into(), now.unix),
                 None => TestFigures::new(self.config.probe_count.into(), now.unix),
             },
             handled: 0,
@@ -85,7 +85,7 @@ impl SessionSender {
         let mut figures =
             Figures { probes_scheduled: probes, probes_not_sent: probes, ..Figures::default() };
         let missed = std::mem::take(&mut self.missed);
-        self.track.fates.unreachable(missed, &self.config.availability, &mut figures);
+        self.track.outcomes.unreachable(missed, &self.config.availability, &mut figures);
         let result = TestResult {
             test_number: self.test_number,
             outcome: TestOutcome::Unreachable.into(),
@@ -141,7 +141,7 @@ impl SessionSender {
             return;
         };
         self.is_inter_test_gap = next.is_some();
-        let (mut test, placed) = (test, self.outstanding.end_test());
+        let (mut test, losses) = (test, self.outstanding.end_test());
         let (mut outcome, mut cause) = (outcome, cause);
         if let (refused @ 1.., why) = test.refused {
             let (track, rule) = (&mut self.track, &self.config.availability);
@@ -151,10 +151,10 @@ impl SessionSender {
             }
         }
         let stamp = self.carrier.stamp.as_mut().map(|stamp| Box::new(stamp.take_figures()));
-        let figures = Figures { stamp, ..test.figures.figures(placed.as_deref()) };
+        let figures = Figures { stamp, ..test.figures.figures(losses.as_deref()) };
         let minute = test.figures.only_minute();
         while minute.is_none()
-            && let Some((minute, figures)) = test.figures.close(u64::MAX, placed.as_deref())
+            && let Some((minute, figures)) = test.figures.close(u64::MAX, losses.as_deref())
         {
             self.events.push_back(SenderEvent::Minute(
                 minute,

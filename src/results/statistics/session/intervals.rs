@@ -1,5 +1,4 @@
-//! Intervals by the clock of one session: which are running, when they are over, and whether they are
-//! whole.
+//! Intervals by the clock of one session.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,20 +13,21 @@ use crate::{proto::Statistics, stats::MINUTE_NS, time::NANOS_PER_SECOND};
 
 /// Delay between the last outcome of its probes and the end of an interval: reports may still be
 /// queued.
-const REPORTS_NS: u64 = 2 * NANOS_PER_SECOND;
+const REPORT_DELAY_NS: u64 = 2 * NANOS_PER_SECOND;
 
-/// An interval that is so many behind the latest one is made anew.
-const CLOCK_WAS_WRONG: u64 = 3;
+/// Number of intervals before the latest one from which on a result starts a new interval: the
+/// clock was wrong.
+const MAX_LATE_INTERVALS: u64 = 3;
 
 impl Session {
-    /// Intervals that are over by now.
+    /// Closes the intervals that have ended and returns them.
     pub(in super::super) fn close(
         &mut self,
         now_ns: u64,
         disturbed: &VecDeque<u64>,
     ) -> Vec<IntervalResult> {
         let mut closed = Vec::new();
-        // A minute that is over goes into longer ones, which may be over as well.
+        // An ended minute is added to longer intervals, which may have ended as well.
         for level in Level::ALL {
             let length_ns = level.length_ns();
             let over: Vec<u64> =
@@ -52,7 +52,7 @@ impl Session {
 
     /// Lists the intervals that have ended and are not closed yet.
     pub(in super::super) fn over(&self, now_ns: u64) -> impl Iterator<Item = (Level, u64)> {
-        let grace_ns = self.plan.loss_timeout_ns + REPORTS_NS;
+        let grace_ns = self.plan.loss_timeout_ns + REPORT_DELAY_NS;
         let running = self.parts.keys().filter_map(|part| part.running());
         running.filter(move |(level, start_ns)| {
             start_ns.saturating_add(level.length_ns() + grace_ns) <= now_ns
@@ -78,9 +78,9 @@ impl Session {
         self.set(Part::Finished(level), totals);
     }
 
-    /// An interval out of the log: it was told already, and is not again. Parts that have it, by
-    /// `has`, are left alone.
-    pub(in super::super) fn interval_again(
+    /// Adds an interval from the log, without reporting it again. Parts for which `has` returns
+    /// true include it already.
+    pub(in super::super) fn replay_interval(
         &mut self,
         result: &IntervalResult,
         has: impl Fn(Part) -> bool,
@@ -93,7 +93,7 @@ impl Session {
         let start_ns = result.start_unix_ns;
         let part = Part::Running(level, start_ns);
         self.changed.push(part);
-        // The tests are counted in the part, the figures of the record are whole.
+        // The part has the number of tests, the record has complete figures.
         let counted = self.parts.remove(&part).as_ref().map(Packed::unpack);
         let totals = Totals {
             interval_start_unix_ns: Some(start_ns),
@@ -104,13 +104,13 @@ impl Session {
         self.finish(level, start_ns, totals, &VecDeque::new(), has);
     }
 
-    /// Something made the intervals that are running now other than whole.
-    pub(in super::super) fn not_whole(&mut self, at_ns: u64) {
-        self.none_whole(|level, start_ns| level.start_ns(at_ns) == start_ns);
+    /// Marks the open intervals around a time as suspect.
+    pub(in super::super) fn mark_suspect(&mut self, at_ns: u64) {
+        self.mark_suspect_where(|level, start_ns| level.start_ns(at_ns) == start_ns);
     }
 
-    /// Marks the open intervals that `which` selects as incomplete.
-    pub(super) fn none_whole(&mut self, which: impl Fn(Level, u64) -> bool) {
+    /// Marks the open intervals that `which` selects as suspect.
+    pub(super) fn mark_suspect_where(&mut self, which: impl Fn(Level, u64) -> bool) {
         let running: Vec<Part> = self
             .parts
             .keys()
@@ -147,7 +147,7 @@ impl Session {
     fn is_late(&self, level: Level, start_ns: u64) -> bool {
         let finished = self.finished[level as usize];
         finished.is_some_and(|finished| {
-            (start_ns..=start_ns + CLOCK_WAS_WRONG * level.length_ns()).contains(&finished)
+            (start_ns..=start_ns + MAX_LATE_INTERVALS * level.length_ns()).contains(&finished)
         })
     }
 
@@ -167,7 +167,7 @@ impl Session {
         self.set(Part::Running(level, start_ns), totals);
     }
 
-    /// An interval that is not over, as it is or as it begins.
+    /// Returns the totals of an open interval, or those with which it begins.
     fn interval(&self, level: Level, start_ns: u64, disturbed: &VecDeque<u64>) -> Totals {
         if let Some(packed) = self.parts.get(&Part::Running(level, start_ns)) {
             return packed.unpack();
@@ -181,7 +181,7 @@ impl Session {
         }
     }
 
-    /// The intervals of a level that are not over, with what is in minutes that are not.
+    /// Returns the open intervals of a level, including open minutes within them.
     pub(super) fn running(&self, level: Level) -> Vec<Statistics> {
         let minutes = Part::Running(Level::Minute, 0)..=Part::Running(Level::Minute, u64::MAX);
         let mut found: BTreeMap<u64, Totals> = BTreeMap::new();
@@ -205,11 +205,11 @@ impl Session {
         found.into_values().map(|one| Statistics { current: true, ..one.into() }).collect()
     }
 
-    /// The first result behind a pause tells from when on intervals are whole.
-    pub(super) fn seen(&mut self, start_ns: u64) {
+    /// Ends an interruption with its first result: intervals that begin later are complete.
+    pub(super) fn end_interruption(&mut self, start_ns: u64) {
         if self.since_ns.is_none() {
             self.since_ns = Some(start_ns);
-            self.not_whole(start_ns);
+            self.mark_suspect(start_ns);
         }
     }
 }

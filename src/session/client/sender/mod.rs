@@ -283,7 +283,7 @@ impl Session {
             }
             Command::Rest => {
                 self.report_unexplained(false);
-                let cleared = self.thresholds.rest();
+                let cleared = self.thresholds.clear_all();
                 self.report_thresholds(cleared, now);
             }
             Command::Snapshot(answer) => {

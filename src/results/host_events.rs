@@ -1,4 +1,4 @@
-//! Events of what the measurements stand on: the store, and the clock of this host.
+//! Events of the store and of the clock of this host.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,12 +12,12 @@ use crate::{
     time::{ClockWatch, Now, UnixTime, duration_to_proto},
 };
 
-/// How often it is looked whether the configuration is whole.
-const DAMAGE_EVERY: Duration = Duration::from_secs(1);
-const CLOCK_EVERY: Duration = Duration::from_secs(1);
+/// Interval of checks for damage of the configuration.
+const DAMAGE_INTERVAL: Duration = Duration::from_secs(1);
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tells of trouble with the store, and of its end. What is wrong with the configuration is told
-/// by `damage`. Trouble that keeps records from being stored is told once it is over.
+/// Reports faults of the store and their end. `damage` returns the damage of the configuration. A
+/// fault that prevents records from being stored is reported once it is over.
 pub async fn watch_store(
     results: Arc<Results>,
     damage: impl Fn() -> String + Send,
@@ -37,11 +37,11 @@ pub async fn watch_store(
         event(EventType::StoreDegraded, results.damage().to_owned(), None);
     }
     let mut state = results.state();
-    let mut troubles = [Trouble::default(), Trouble::default()];
+    let mut faults = [Fault::default(), Fault::default()];
     loop {
         let details = [state.borrow_and_update().detail.clone(), damage()];
-        for (trouble, detail) in troubles.iter_mut().zip(details) {
-            if let Some((kind, detail, since)) = trouble.turn(detail, now().unix) {
+        for (fault, detail) in faults.iter_mut().zip(details) {
+            if let Some((kind, detail, since)) = fault.update(detail, now().unix) {
                 event(kind, detail, since);
             }
         }
@@ -49,19 +49,20 @@ pub async fn watch_store(
             changed = state.changed() => if changed.is_err() {
                 return;
             },
-            () = sleep(DAMAGE_EVERY) => {}
+            () = sleep(DAMAGE_INTERVAL) => {}
             () = token.cancelled() => return,
         }
     }
 }
 
-/// Trouble that goes on: since when, and what.
+/// Beginning and description of a present fault.
 #[derive(Default)]
-struct Trouble(Option<(UnixTime, String)>);
+struct Fault(Option<(UnixTime, String)>);
 
-impl Trouble {
-    /// Takes what is wrong now, empty for nothing; what there is to tell where it began or ended.
-    fn turn(
+impl Fault {
+    /// Updates the fault; `detail` is empty without one. Returns the event to report if it began or
+    /// ended.
+    fn update(
         &mut self,
         detail: String,
         now: UnixTime,
@@ -80,7 +81,7 @@ impl Trouble {
     }
 }
 
-/// Reports pauses of the process: nothing was measured meanwhile, and no task had stalled.
+/// Reports pauses of the process, in which nothing was measured although no task had stalled.
 pub async fn report_pauses(results: Arc<Results>, now: fn() -> Now, token: CancellationToken) {
     let report = |pause: Duration| {
         let (end, pause_ns) = (now().unix, pause.as_nanos() as u64);
@@ -93,19 +94,19 @@ pub async fn report_pauses(results: Arc<Results>, now: fn() -> Now, token: Cance
             start_time: Some(start.to_proto()),
             ..Event::default()
         };
-        results.disturbed(start);
-        results.disturbed(end);
+        results.mark_suspect(start);
+        results.mark_suspect(end);
         results.event(Subject::agent(), event, end);
     };
     watch_pauses(report, token).await;
 }
 
-/// Tells of steps of the clock, which make one-way delays jump.
+/// Reports steps of the clock, which affect one-way delays.
 pub async fn watch_clock(results: Arc<Results>, now: fn() -> Now, token: CancellationToken) {
     let mut watch = ClockWatch::new(now());
     loop {
         tokio::select! {
-            () = sleep(CLOCK_EVERY) => {}
+            () = sleep(CLOCK_INTERVAL) => {}
             () = token.cancelled() => return,
         }
         let now = now();
@@ -113,9 +114,9 @@ pub async fn watch_clock(results: Arc<Results>, now: fn() -> Now, token: Cancell
             let detail = format!("by {:.3} ms", step_ns as f64 / 1e6);
             let kind = EventType::ClockStepped.into();
             let event = Event { r#type: kind, value: step_ns, detail, ..Event::default() };
-            // What it showed before, and what it shows now.
-            results.disturbed(now.unix.plus_ns(-step_ns));
-            results.disturbed(now.unix);
+            // The times before and after the step.
+            results.mark_suspect(now.unix.plus_ns(-step_ns));
+            results.mark_suspect(now.unix);
             results.event(Subject::agent(), event, now.unix);
         }
     }
