@@ -33,13 +33,13 @@ const HANDED_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ByHandError {
     /// The name is not configured.
-    #[error("no connection is named {0:?}")]
+    #[error("connection {0:?} is not configured")]
     Unknown(String),
     /// No session of the connections has the name.
-    #[error("no session of the connections asked for is named {0:?}")]
+    #[error("session {0:?} is not configured in the selected connections")]
     UnknownSession(String),
     /// The connection is configured as inactive.
-    #[error("connection {0:?} is inactive: apply a configuration in which it is not")]
+    #[error("connection {0:?} is inactive: apply a configuration with inactive: false")]
     Inactive(String),
 }
 

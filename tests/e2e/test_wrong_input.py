@@ -121,7 +121,7 @@ class Configuration(harness.Case):
         listed = {"prefixes": ["0.0.0.0/0"]}
         for kind in ("light", "stamp"):
             found = refused(**{kind: {**listed, "listen": [{"address": "127.0.0.1", "port": 8620}]}})
-            self.assertIn("UDP 127.0.0.1:8620 is in the way of UDP 0.0.0.0:8620", found[f"server.{kind}.listen"])
+            self.assertIn("UDP 127.0.0.1:8620 conflicts with UDP 0.0.0.0:8620", found[f"server.{kind}.listen"])
         code, _, found = self.api.refused({"server": {
             **server(), "listen": [{"address": "::", "port": 8620}, {"address": "127.0.0.1", "port": 8620}]}})
         self.assertEqual(code, INVALID)

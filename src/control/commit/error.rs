@@ -28,7 +28,7 @@ pub enum ApplyError {
     #[error("revision {0} was never made or is no longer kept: see ListRevisions")]
     NoRevision(u64),
     /// The current revision is the first one.
-    #[error("there is no revision before the current one, {0}, to go back to")]
+    #[error("no revision before the current one ({0}) to roll back to")]
     NothingBefore(u64),
     /// The revision does not wait to be confirmed.
     #[error("{}", not_waiting(*.asked, *.waiting))]
@@ -42,18 +42,18 @@ pub enum ApplyError {
     #[error("this host refuses {} resources that the configuration names", .0.len())]
     Refused(Vec<ResourceRefusal>),
     /// The store failed to commit the revision.
-    #[error("the configuration was not stored: {0}")]
+    #[error("failed to store the configuration: {0}")]
     Store(#[from] StoreError),
     /// The agent is shutting down.
-    #[error("the agent is ending")]
+    #[error("the agent is shutting down")]
     Ending,
 }
 
 fn not_waiting(asked: u64, waiting: Option<u64>) -> String {
     match waiting {
-        None => "no revision waits to be confirmed: it was confirmed, or rolled back after its \
+        None => "no revision is pending: it was confirmed, or rolled back after its \
                  confirm_timeout; see ListRevisions"
             .into(),
-        Some(waiting) => format!("revision {waiting} waits to be confirmed, not {asked}"),
+        Some(waiting) => format!("revision {waiting} is pending, not {asked}"),
     }
 }

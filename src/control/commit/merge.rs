@@ -82,9 +82,9 @@ impl<'a> ServerEntries<'a> {
             let wrong = if self.replaces_server {
                 "is part of the server, which the document replaces as a whole"
             } else if also_given {
-                "is in the document as well"
+                "is also in the document"
             } else if !remove(server, list, name) {
-                "is not configured; each part is named once"
+                "is not configured, or named twice"
             } else {
                 continue;
             };

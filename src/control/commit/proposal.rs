@@ -159,29 +159,33 @@ fn check_fields(request: &ApplyConfigRequest, violations: &mut Vec<Violation>) {
     if ApplyMode::try_from(request.mode).is_err() {
         let mode = request.mode;
         let known = "1 (APPLY_MODE_REPLACE) or 2 (APPLY_MODE_MERGE)";
-        report(violations, "mode", format!("{mode} is no mode: 0, {known}"));
+        report(violations, "mode", format!("{mode} is not a mode: expected 0, {known}"));
     }
     check_comment(&request.comment, violations);
     let id = &request.request_id;
     if !id.is_empty() && uuid::Uuid::try_parse(id).is_err() {
         let shown: String = id.chars().take(80).collect();
-        report(violations, "request_id", format!("{shown:?} is no UUID"));
+        report(violations, "request_id", format!("{shown:?} is not a UUID"));
     }
     if request.mode() != ApplyMode::Merge && !request.delete.is_empty() {
-        let right = "with REPLACE, whatever the document does not name is removed; for single \
+        let right = "not valid with REPLACE, which removes everything that the document does not name; for single \
                      parts, use APPLY_MODE_MERGE";
         report(violations, "delete", right.into());
     }
     if request.delete.len() > MAXIMUM_DELETED {
         let parts = request.delete.len();
-        report(violations, "delete", format!("{parts} parts; at most {MAXIMUM_DELETED}"));
+        report(violations, "delete", format!("{parts} parts: expected at most {MAXIMUM_DELETED}"));
     }
 }
 
 fn check_comment(comment: &str, violations: &mut Vec<Violation>) {
     if comment.len() > MAXIMUM_TEXT_OCTETS {
         let octets = comment.len();
-        report(violations, "comment", format!("{octets} octets; at most {MAXIMUM_TEXT_OCTETS}"));
+        report(
+            violations,
+            "comment",
+            format!("{octets} octets: expected at most {MAXIMUM_TEXT_OCTETS}"),
+        );
     }
 }
 
@@ -234,11 +238,11 @@ fn merged(
         let shown: String = part.chars().take(80).collect();
         let field = format!("delete[{index}]");
         if also_given {
-            report(violations, &field, format!("{shown:?} is in the document as well"));
+            report(violations, &field, format!("{shown:?} is also in the document"));
         } else if !there {
             let right = "parts are `client/NAME`, `server`, `server/client_list/NAME`, \
                          `server/key_chains/NAME`, `export` and `storage`, each once";
-            report(violations, &field, format!("{shown:?} is not configured; {right}"));
+            report(violations, &field, format!("{shown:?} is not configured: {right}"));
         }
     }
     for connection in given_connections {

@@ -21,7 +21,7 @@ impl Check {
         if count > limits::MAXIMUM_CONNECTIONS {
             self.report(
                 "control_connections",
-                format!("{count} connections; at most {}", limits::MAXIMUM_CONNECTIONS),
+                format!("{count} connections: expected at most {}", limits::MAXIMUM_CONNECTIONS),
             );
             return BTreeMap::new();
         }
@@ -59,7 +59,10 @@ impl Check {
         let retry_backoff_max_ns =
             self.duration("retry_backoff_max", c.retry_backoff_max, &limits::RETRY_BACKOFF_MAX);
         if (1..test_interval_ns).contains(&retry_backoff_max_ns) {
-            self.report("retry_backoff_max", "must not be below test_interval, but for 0");
+            self.report(
+                "retry_backoff_max",
+                "below test_interval: expected 0 or at least test_interval",
+            );
         }
         let source_address = self.address("source_address", &c.source_address);
         let security = self.client_security(c, control_type);
@@ -158,7 +161,10 @@ impl Check {
         if count == 0 || count > limits::MAXIMUM_SESSIONS_PER_CONNECTION {
             self.report(
                 "test_sessions",
-                format!("{count} sessions; 1 to {}", limits::MAXIMUM_SESSIONS_PER_CONNECTION),
+                format!(
+                    "{count} sessions: expected 1 to {}",
+                    limits::MAXIMUM_SESSIONS_PER_CONNECTION
+                ),
             );
         }
         let mut names = HashSet::new();

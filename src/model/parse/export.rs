@@ -21,7 +21,7 @@ impl Check {
         let count = e.otlp.len() + e.nats.len();
         if count > limits::MAXIMUM_EXPORTERS {
             let most = limits::MAXIMUM_EXPORTERS;
-            self.report("", format!("{count} exporters; at most {most}"));
+            self.report("", format!("{count} exporters: expected at most {most}"));
         }
         let mut take = |check: &mut Self, name: &str, exporter| {
             check.exporter_name(name);
@@ -47,11 +47,11 @@ impl Check {
     fn exporter_name(&mut self, name: &str) {
         let most = limits::MAXIMUM_EXPORTER_NAME_OCTETS;
         if name == limits::PROMETHEUS_NAME {
-            self.report("name", format!("{name:?} is the name of the page of metrics"));
+            self.report("name", format!("{name:?} is reserved for the metrics page"));
         } else if check_name(name).is_err() || name.len() > most {
             self.report(
                 "name",
-                format!("{name:?} is not a name: 1 to {most} characters from A-Z a-z 0-9 . _ : -"),
+                format!("{name:?} is not a valid name: expected 1 to {most} characters from A-Z a-z 0-9 . _ : -"),
             );
         }
     }
@@ -77,7 +77,7 @@ impl Check {
     fn nats(&mut self, n: &proto::NatsExport) -> Exporter {
         if n.servers.is_empty() || n.servers.len() > limits::MAXIMUM_NATS_SERVERS {
             let most = limits::MAXIMUM_NATS_SERVERS;
-            self.report("servers", format!("{} servers; 1 to {most}", n.servers.len()));
+            self.report("servers", format!("{} servers: expected 1 to {most}", n.servers.len()));
         }
         for (index, server) in n.servers.iter().enumerate() {
             self.url(&format!("servers[{index}]"), server, &["nats", "tls"]);
@@ -90,15 +90,21 @@ impl Check {
         };
         if prefix.len() > 128 || !tokens.clone().all(token) {
             let right = "1 to 128 characters from A-Z a-z 0-9 _ - in parts with `.` between them";
-            self.report("subject_prefix", format!("{prefix:?} is no subject: {right}"));
+            self.report(
+                "subject_prefix",
+                format!("{prefix:?} is not a valid subject: expected {right}"),
+            );
         }
         if !n.stream.is_empty() && (n.stream.len() > 64 || !token(&n.stream)) {
             let right = "1 to 64 characters from A-Z a-z 0-9 _ -";
-            self.report("stream", format!("{:?} is no name of a stream: {right}", n.stream));
+            self.report(
+                "stream",
+                format!("{:?} is not a valid stream name: expected {right}", n.stream),
+            );
         }
         if n.user.len() > limits::MAXIMUM_USER_OCTETS {
             let most = limits::MAXIMUM_USER_OCTETS;
-            self.report("user", format!("{} octets; at most {most}", n.user.len()));
+            self.report("user", format!("{} octets: expected at most {most}", n.user.len()));
         }
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Exporter {
@@ -132,16 +138,19 @@ impl Check {
         });
         if url.len() > limits::MAXIMUM_TEXT_OCTETS || !is_port {
             let shown: String = url.chars().take(80).collect();
-            self.report(field, format!("{shown:?} is not {right}"));
+            self.report(field, format!("{shown:?} is not a valid URL: expected {right}"));
         }
     }
 
     fn certificates(&mut self, pem: &str) -> String {
         let most = limits::MAXIMUM_PEM_OCTETS;
         if pem.len() > most {
-            self.report("ca_certificates", format!("{} octets; at most {most}", pem.len()));
+            self.report(
+                "ca_certificates",
+                format!("{} octets: expected at most {most}", pem.len()),
+            );
         } else if !pem.is_empty() && !pem.contains("-----BEGIN CERTIFICATE-----") {
-            self.report("ca_certificates", "holds no certificate in PEM form");
+            self.report("ca_certificates", "contains no certificate in PEM format");
         }
         pem.to_owned()
     }
@@ -149,7 +158,10 @@ impl Check {
     fn export_secret(&mut self, secret: &str, digest: &str) -> Option<Secret> {
         let most = limits::MAXIMUM_TOKEN_OCTETS;
         if secret.len() > most || !secret.chars().all(|c| c == ' ' || c.is_ascii_graphic()) {
-            self.report("secret", format!("at most {most} octets of visible ASCII"));
+            self.report(
+                "secret",
+                format!("invalid value: expected at most {most} octets of visible ASCII"),
+            );
         }
         if secret.is_empty() && !digest.is_empty() {
             self.report("secret_digest", "is not the digest of the secret in this field of the current configuration; give the \
@@ -167,7 +179,7 @@ impl Check {
         self.at("filter", |check| {
             for (index, kind) in filter.kinds.iter().enumerate() {
                 if RecordKind::try_from(*kind).unwrap_or_default() == RecordKind::Unspecified {
-                    let why = format!("{kind} is no kind of record: 1 to 4");
+                    let why = format!("{kind} is not a record kind: expected 1 to 4");
                     check.report(&format!("kinds[{index}]"), why);
                 }
             }

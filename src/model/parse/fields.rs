@@ -43,7 +43,7 @@ impl Check {
     ) -> Keepalive {
         for (field, given) in [("tcp_keepidle", idle), ("tcp_keepintvl", interval)] {
             if given.is_some_and(|duration| duration.nanos != 0) {
-                self.report(field, "must be whole seconds: the kernel counts keepalive in seconds");
+                self.report(field, "not whole seconds: the kernel counts keepalive in seconds");
             }
         }
         Keepalive {
@@ -73,7 +73,7 @@ impl Check {
         if text.len() > limits::MAXIMUM_TEXT_OCTETS {
             self.report(
                 field,
-                format!("{} octets; at most {}", text.len(), limits::MAXIMUM_TEXT_OCTETS),
+                format!("{} octets: expected at most {}", text.len(), limits::MAXIMUM_TEXT_OCTETS),
             );
         }
     }
@@ -82,11 +82,11 @@ impl Check {
         if labels.len() > limits::MAXIMUM_LABELS {
             self.report(
                 "labels",
-                format!("{} labels; at most {}", labels.len(), limits::MAXIMUM_LABELS),
+                format!("{} labels: expected at most {}", labels.len(), limits::MAXIMUM_LABELS),
             );
         }
         if labels.contains_key("") {
-            self.report("labels", "a label has an empty key");
+            self.report("labels", "a label has an empty key: expected at least one octet");
         }
         self.label_octets(labels);
         labels.clone()
@@ -165,7 +165,7 @@ impl Check {
         }
         if let Ok(address) = text.parse::<IpAddr>() {
             if address.is_unspecified() || address.is_multicast() {
-                self.report(field, format!("{text} is not the address of a host"));
+                self.report(field, format!("{text} is not the address of a single host"));
             }
             return Some(Endpoint::Address(address.to_canonical()));
         }
@@ -180,7 +180,10 @@ impl Check {
         }
         if !is_host_name(text) {
             let shown: String = text.chars().take(80).collect();
-            self.report(field, format!("{shown:?} is neither an IP address nor a DNS name"));
+            self.report(
+                field,
+                format!("{shown:?} is not valid: expected an IP address or a DNS name"),
+            );
         }
         Some(Endpoint::Name(text.to_owned()))
     }
@@ -193,7 +196,7 @@ impl Check {
         if name.len() > limits::MAXIMUM_INTERFACE_OCTETS || name.contains(bad) {
             self.report(
                 "interface",
-                format!("{name:?} is not an interface name of 1 to 15 octets"),
+                format!("{name:?} is not an interface name: expected 1 to 15 octets"),
             );
         }
         Some(name.to_owned())

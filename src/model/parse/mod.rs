@@ -49,7 +49,7 @@ pub fn parse(document: &proto::AgentConfig) -> Result<AgentConfig, Vec<Violation
             let most_s = storage.retention_age_ns / NANOS_PER_SECOND;
             check.report(
                 &format!("client.control_connections[{index}].retention_age"),
-                format!("it is above the retention_age of the storage, {most_s} s"),
+                format!("above the retention_age of the storage: expected at most {most_s} s"),
             );
         }
     }
@@ -113,7 +113,8 @@ pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
         }
         if connection.sessions.is_empty() && !connection.inactive_sessions.is_empty() {
             let name = &connection.name;
-            warnings.push(format!("client/{name}: all its sessions are inactive, and so is it"));
+            warnings
+                .push(format!("client/{name}: inactive, because all its sessions are inactive"));
         }
     }
     warnings

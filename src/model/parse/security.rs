@@ -45,10 +45,13 @@ impl Check {
         if managed && needs_key {
             self.key_id(&c.key_id);
         } else if !c.key_id.is_empty() {
-            self.report("key_id", "has no meaning but for MANAGED with a mode other than NONE");
+            self.report(
+                "key_id",
+                "only valid for MANAGED with an authentication_mode other than NONE",
+            );
         }
         if has_secret && !may_have_secret {
-            self.report("secret", "has no meaning with authentication_mode NONE");
+            self.report("secret", "only valid with an authentication_mode other than NONE");
         }
         let secret = (may_have_secret && (has_secret || needs_key || signs))
             .then(|| self.secret(&c.secret, &c.secret_digest));
@@ -74,7 +77,7 @@ impl Check {
             let field = format!("authentication_modes[{index}]");
             let mode = self.authentication_mode(&field, *value);
             if modes.contains(&mode) {
-                self.report(&field, "stands twice in this list");
+                self.report(&field, "appears twice in this list");
             }
             modes.push(mode);
         }
@@ -84,7 +87,7 @@ impl Check {
     pub(super) fn key_chains(&mut self, chains: &[proto::KeyChain]) -> Vec<Key> {
         if chains.len() > limits::MAXIMUM_LISTS {
             let (count, most) = (chains.len(), limits::MAXIMUM_LISTS);
-            self.report("key_chains", format!("{count} chains; at most {most}"));
+            self.report("key_chains", format!("{count} chains: expected at most {most}"));
         }
         let mut names = HashSet::new();
         let mut keys: Vec<Key> = Vec::new();
@@ -101,7 +104,7 @@ impl Check {
                         let key = check.key(key);
                         let known = of_name.entry(key.id.clone()).or_default();
                         if known.contains(&key.secret) {
-                            check.report("secret", "this key stands twice");
+                            check.report("secret", "this key appears twice");
                         }
                         known.push(key.secret.clone());
                         if known.len() > limits::MAXIMUM_KEYS_PER_NAME {
@@ -125,7 +128,7 @@ impl Check {
     pub(super) fn count_of_keys(&mut self, count: usize, right: std::ops::RangeInclusive<usize>) {
         if !right.contains(&count) {
             let (least, most) = right.into_inner();
-            self.report("keys", format!("{count} keys; {least} to {most}"));
+            self.report("keys", format!("{count} keys: expected {least} to {most}"));
         }
     }
 
@@ -137,7 +140,7 @@ impl Check {
     fn key_id(&mut self, id: &str) {
         if !limits::KEY_ID_OCTETS.contains(&id.len()) || id.contains('\0') {
             let octets = id.len();
-            self.report("key_id", format!("{octets} octets; 1 to 80, without zero octets"));
+            self.report("key_id", format!("{octets} octets: expected 1 to 80, none of them zero"));
         }
     }
 
@@ -150,7 +153,7 @@ impl Check {
                  secret itself",
             );
         } else if !limits::SECRET_OCTETS.contains(&secret.len()) {
-            self.report("secret", format!("{} octets; 1 to 256", secret.len()));
+            self.report("secret", format!("{} octets: expected 1 to 256", secret.len()));
         } else if secret.contains(['\r', '\n']) {
             self.report("secret", "must not have line breaks (RFC 5357 section 3.1)");
         }

@@ -120,7 +120,7 @@ impl Check {
             let is_in_the_way =
                 |one: &UdpListen, other: &UdpListen| one == other || one.overlaps(other);
             if let Some((one, other)) = pairs.find(|(one, other)| is_in_the_way(one, other)) {
-                let why = format!("TCP {other} is in the way of TCP {one}: {advice}");
+                let why = format!("TCP {other} conflicts with TCP {one}: {advice}");
                 self.report(&format!("listen[{index}]"), why);
             }
         }
@@ -130,7 +130,7 @@ impl Check {
                 let fields = [config.field_of(one), config.field_of(other)];
                 let mut open = ["light.listen", "stamp.listen"].into_iter();
                 let field = open.find(|open| fields.contains(open)).unwrap_or("test_port");
-                self.report(field, format!("UDP {other} is in the way of UDP {one}: {advice}"));
+                self.report(field, format!("UDP {other} conflicts with UDP {one}: {advice}"));
             }
         }
     }
@@ -155,7 +155,11 @@ impl Check {
         if addresses.len() > limits::MAXIMUM_LISTS {
             self.report(
                 "listen",
-                format!("{} addresses; at most {}", addresses.len(), limits::MAXIMUM_LISTS),
+                format!(
+                    "{} addresses: expected at most {}",
+                    addresses.len(),
+                    limits::MAXIMUM_LISTS
+                ),
             );
         }
         let mut listen = Vec::new();
@@ -169,7 +173,7 @@ impl Check {
                     interface: check.interface(&entry.interface),
                 };
                 if listen.contains(&parsed) {
-                    check.report("", "stands twice in this list");
+                    check.report("", "appears twice in this list");
                 }
                 listen.push(parsed);
             });
@@ -181,7 +185,7 @@ impl Check {
         if lists.len() > limits::MAXIMUM_LISTS {
             self.report(
                 "client_list",
-                format!("{} lists; at most {}", lists.len(), limits::MAXIMUM_LISTS),
+                format!("{} lists: expected at most {}", lists.len(), limits::MAXIMUM_LISTS),
             );
         }
         let mut names = HashSet::new();
@@ -201,7 +205,7 @@ impl Check {
         if prefixes.is_empty() || prefixes.len() > limits::MAXIMUM_PREFIXES {
             self.report(
                 "prefixes",
-                format!("{} prefixes; 1 to {}", prefixes.len(), limits::MAXIMUM_PREFIXES),
+                format!("{} prefixes: expected 1 to {}", prefixes.len(), limits::MAXIMUM_PREFIXES),
             );
         }
         let mut parsed = Vec::new();
@@ -221,7 +225,7 @@ impl Check {
         let mode = self.enumeration::<proto::TestPortMode>("mode", port.mode);
         if mode == proto::TestPortMode::Range {
             if port.shared_port.is_some() {
-                self.report("shared_port", "has no meaning with mode RANGE");
+                self.report("shared_port", "not valid with mode RANGE");
             }
             return match (minimum, maximum) {
                 (Some(minimum), Some(maximum)) if minimum <= maximum => {
@@ -234,7 +238,7 @@ impl Check {
             };
         }
         if port.range_min.is_some() || port.range_max.is_some() {
-            self.report("", "range_min and range_max have no meaning but with mode RANGE");
+            self.report("", "range_min and range_max are only valid with mode RANGE");
         }
         if mode == proto::TestPortMode::Shared {
             TestPort::Shared { shared_port }
@@ -249,6 +253,6 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     prefix.map_err(|_| {
         let shown: String = text.chars().take(80).collect();
-        format!("{shown:?} is not a prefix such as 192.0.2.0/24 or 2001:db8::/32")
+        format!("{shown:?} is not a prefix: expected one such as 192.0.2.0/24 or 2001:db8::/32")
     })
 }

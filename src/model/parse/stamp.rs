@@ -24,7 +24,7 @@ impl Check {
     ) -> Option<StampSession> {
         if control_type != ControlType::Stamp {
             if session.stamp.is_some() {
-                self.report("stamp", "has no meaning but with control_type STAMP");
+                self.report("stamp", "only valid with control_type STAMP");
             }
             return None;
         }
@@ -105,13 +105,13 @@ impl Check {
         if size < least {
             self.report(
                 "data_size",
-                format!("{size} octets; what the probe carries needs {least}"),
+                format!("{size} octets: the content of the probe needs at least {least}"),
             );
         } else if !extra_fits {
             self.report(
                 "data_size",
                 format!(
-                    "{size} octets; what the probe carries needs {least}, and Extra Padding at \
+                    "{size} octets: the content of the probe needs at least {least}, and Extra Padding at \
                      least {MIN_EXTRA_OCTETS} more or none"
                 ),
             );
@@ -126,7 +126,7 @@ impl Check {
     ) -> TimestampFormat {
         let format = self.timestamp_format(session.timestamp_format);
         if format == TimestampFormat::Ptp && control_type == ControlType::Light {
-            self.report("timestamp_format", "TWAMP Light knows no timestamps but NTP");
+            self.report("timestamp_format", "TWAMP Light supports only NTP timestamps");
         }
         format
     }
@@ -139,7 +139,7 @@ impl Check {
         let octets =
             self.number("reflected_octets", session.reflected_octets, &limits::REFLECTED_OCTETS);
         if octets != 0 && control_type != ControlType::Managed {
-            self.report("reflected_octets", "has no meaning but with control_type MANAGED");
+            self.report("reflected_octets", "only valid with control_type MANAGED");
         }
         octets as u16
     }
@@ -149,7 +149,7 @@ impl Check {
         let mode = self.authentication_mode("authentication_mode", stamp.authentication_mode);
         let authenticated = mode == AuthenticationMode::Authenticated;
         if !authenticated && mode != AuthenticationMode::None {
-            self.report("authentication_mode", "STAMP has no modes but NONE and AUTHENTICATED");
+            self.report("authentication_mode", "STAMP supports only NONE and AUTHENTICATED");
         }
         let most =
             if authenticated { limits::MAXIMUM_STAMP_KEYS } else { limits::MAXIMUM_KEYS_PER_NAME };
@@ -181,7 +181,7 @@ impl Check {
     ) -> Vec<StampReflectorSession> {
         if given.len() > limits::MAXIMUM_STAMP_SESSIONS {
             let (count, most) = (given.len(), limits::MAXIMUM_STAMP_SESSIONS);
-            self.report("sessions", format!("{count} sessions; at most {most}"));
+            self.report("sessions", format!("{count} sessions: expected at most {most}"));
         }
         let mut sessions = Vec::new();
         for (index, session) in given.iter().enumerate() {

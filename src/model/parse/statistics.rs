@@ -28,14 +28,19 @@ impl Check {
         }
         if given.len() > limits::MAXIMUM_PERCENTILES {
             let most = limits::MAXIMUM_PERCENTILES;
-            self.report("percentiles", format!("{} percentiles; at most {most}", given.len()));
+            self.report(
+                "percentiles",
+                format!("{} percentiles: expected at most {most}", given.len()),
+            );
         }
         for (index, percent) in given.iter().enumerate() {
             if !(*percent > 0.0 && *percent <= 100.0) {
-                let why = format!("{percent} is not more than 0 and at most 100");
+                let why =
+                    format!("{percent} is out of range: expected more than 0 and at most 100");
                 self.report(&format!("percentiles[{index}]"), why);
             } else if index > 0 && *percent <= given[index - 1] {
-                let why = format!("{percent} is not more than the one before it");
+                let why =
+                    format!("{percent} is not above the one before it: expected rising values");
                 self.report(&format!("percentiles[{index}]"), why);
             }
         }
