@@ -11,28 +11,28 @@ use crate::{
     twamp::connection::Grace,
 };
 
-/// Limit of the commands in the queue of a session; the driver waits for room.
+/// Length of the command queue of a session; the driver waits while it is full.
 pub(super) const COMMANDS: usize = 16;
 
 /// Command of the driver or of the API to a session.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// The session is started: probes may go out.
+    /// The session is started: probes may be sent.
     Up(Box<OpenSession>),
     /// The connection is lost, or one more attempt failed.
     Down(FailureCause, u64),
-    /// The connection is closed until the next test is due; that is no outage.
+    /// The connection is closed until the next test is due, which is not an outage.
     Park,
     /// The running test is the last for now; answers when it has ended and the socket is closed.
     Pause(oneshot::Sender<()>),
-    /// Other intervals, counts, labels.
+    /// Changes intervals, counts and labels.
     Configure(Arc<ControlConnection>, usize),
-    /// A new run of `test_count` tests.
+    /// Begins a new run of `test_count` tests.
     Restart,
-    /// No further tests; answers when the last result is reported.
+    /// Begins no further tests; answers when the last result is reported.
     Stop(oneshot::Sender<()>, Grace),
-    /// Nothing is measured until a start by hand: thresholds that are raised are cleared.
+    /// Measures nothing until a manual start, and clears raised thresholds.
     Rest,
-    /// Statistics of the running test.
+    /// Returns the statistics of the running test.
     Snapshot(oneshot::Sender<Option<Statistics>>),
 }

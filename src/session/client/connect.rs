@@ -1,4 +1,4 @@
-//! From a name to an open TCP connection, in bounded time.
+//! Resolution of a server's name and the TCP connect to it, in bounded time.
 
 use std::{
     collections::BTreeMap,
@@ -36,9 +36,9 @@ pub(super) async fn resolve_server(config: &ControlConnection) -> Result<Vec<Soc
     resolved(config, target, config.destination_port, config.source_address).await
 }
 
-/// Opens the TCP connection to the first address that accepts it within `limit`. Addresses are tried
-/// one after the other, each a little after the one before and beside it (RFC 8305 §5), and all of
-/// them: one that is silent does not hide the next.
+/// Opens the TCP connection to the first address that accepts it within `limit`. Attempts start one
+/// shortly after the other and run concurrently (RFC 8305 §5), so that a silent address does not
+/// hide the next.
 pub(super) async fn connect(
     config: &ControlConnection,
     addresses: &[SocketAddr],
@@ -115,8 +115,8 @@ pub(super) async fn reachable(
     Err(failure)
 }
 
-/// Waits until name service no longer knows an address that a session without control is sent to.
-/// A resolver that fails says nothing about that.
+/// Waits until a name no longer resolves to the address of a session without control connection. A
+/// failing resolver is ignored.
 pub(super) async fn wait_for_dns_change(
     config: Arc<ControlConnection>,
     remotes: BTreeMap<String, IpAddr>,

@@ -1,4 +1,4 @@
-//! Failures that errors of this host's sockets stand for.
+//! Conversion of socket errors to failures.
 
 use std::{io, net::SocketAddr};
 
@@ -42,8 +42,8 @@ impl Failure {
     pub(super) fn broken(error: &io::Error) -> Self {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => FailureCause::Reset,
-            // Keepalive and the user timeout end a connection with these; an ICMP message may take
-            // the place of the timeout.
+            // Errors with which keepalive and the user timeout end a connection; an ICMP message
+            // may replace the timeout.
             io::ErrorKind::TimedOut
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable => FailureCause::KeepaliveTimeout,

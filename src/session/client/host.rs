@@ -1,4 +1,4 @@
-//! Conditions of this host that end a connection although the kernel goes on sending.
+//! Conditions of this host that end a connection although the kernel continues to send.
 
 use std::{
     io,
@@ -24,8 +24,8 @@ pub(super) fn interface_gone(config: &ControlConnection) -> Failure {
     Failure::new(FailureCause::LocalError, format!("interface {name} is gone or was replaced"))
 }
 
-/// Returns why no reply can come: the address of the control connection is gone, or the addresses that
-/// all sessions send from.
+/// Returns the failure if no reply can arrive: the address of the control connection or those of
+/// all sessions were removed.
 pub(super) fn source_gone(machine: &Connection, control: Option<IpAddr>) -> Option<Failure> {
     if machine.ends_with_loss() {
         return None;

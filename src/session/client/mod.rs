@@ -1,7 +1,6 @@
-//! The client role. Each control connection has a machine ([`crate::twamp::connection`]) and a driver
-//! for it, and each of its test sessions an endpoint on a thread of the data plane that it keeps over
-//! reconnects. The desired state of a connection is a value on a watch, so a driver that is started
-//! again finds it there.
+//! Client role. Each control connection has a machine ([`crate::twamp::connection`]) and a driver.
+//! Each of its test sessions has an endpoint on a data-plane thread, which survives reconnects. The
+//! desired state of a connection is a value on a watch, so that a restarted driver finds it.
 
 mod command;
 mod connect;
@@ -128,7 +127,7 @@ impl ConnectionHandle {
                 return false;
             }
             let activated = desired.config.inactive && !config.inactive;
-            // A change starts what was stopped by hand, except what starts only by hand.
+            // A change restarts a stopped connection, unless it has a manual start.
             desired.stopped = config.manual_start && (desired.stopped || activated);
             if !desired.stopped {
                 self.persistence.end_stop();
@@ -189,7 +188,7 @@ impl ConnectionHandle {
         self.status.is_running()
     }
 
-    /// Returns its status; `directory` has what the kernel knows of TCP connections.
+    /// Returns its status; `directory` provides the kernel's view of TCP connections.
     pub fn snapshot(&self, directory: Option<&TcpDirectory>) -> Connection {
         let (revision, stopped) = {
             let desired = self.desired.borrow();
@@ -244,7 +243,7 @@ async fn supervise(mut desired: watch::Receiver<Desired>, tools: Tools, token: C
     }
 }
 
-/// Records that the task of a connection failed: an outage of that connection, and of no other.
+/// Records that the task of a connection failed, which is an outage of this connection only.
 fn task_failed(config: &ControlConnection, tools: &Tools, text: &str, last: bool) {
     let failure = Failure::new(FailureCause::Panic, format!("the task failed: {text}"));
     tracing::error!(connection = config.name, error = text, last, "connection task failed");

@@ -1,5 +1,5 @@
-//! Negotiation over an open TCP connection, from the greeting to sessions that are started, and their
-//! end. It can be dropped at any time: that closes the connection.
+//! Negotiation over an open TCP connection, from the greeting to started sessions, and their end.
+//! Cancel-safe: dropping it closes the connection.
 
 use std::{
     io,
@@ -47,7 +47,7 @@ pub(super) struct Established {
     declined: Vec<Declined>,
     /// Requests of the present negotiation that the server answered.
     answered: usize,
-    /// A negotiation has succeeded.
+    /// True once a negotiation has succeeded.
     has_started: bool,
 }
 
@@ -109,7 +109,7 @@ impl Established {
         negotiated.map_err(|failure| self.with_suspect(failure))
     }
 
-    /// Adds to a failure what the server may have failed on.
+    /// Adds the suspected part of the request to a failure.
     fn with_suspect(&self, failure: Failure) -> Failure {
         let machine = &self.machine;
         let accepted = self.sessions.iter().filter(|session| session.sid.is_some()).count();
@@ -161,7 +161,7 @@ impl Established {
         Ok(self.take_declined())
     }
 
-    /// Drops the sessions that were not accepted and returns why.
+    /// Drops the sessions that were not accepted and returns their failures.
     pub(super) fn take_declined(&mut self) -> Vec<Declined> {
         self.sessions.retain(|session| session.sid.is_some());
         std::mem::take(&mut self.declined)
@@ -325,7 +325,7 @@ impl Established {
     }
 
     async fn write(&mut self, octets: &[u8]) -> Result<(), Failure> {
-        // Messages are small: the socket takes them unless the peer has not read for long.
+        // Messages are small: the socket accepts them unless the peer has not read for long.
         match timeout(WRITE_LIMIT, self.stream.write_all(octets)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Failure::broken(&error)),

@@ -175,7 +175,7 @@ async fn open(
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
-        // Of the family that the session's own end has.
+        // Only addresses of the family of the session's local address.
         Some(target) => resolved(config, target, 0, Some(source.unwrap_or(local))).await?[0].ip(),
         None => server,
     };
@@ -227,7 +227,7 @@ async fn bind(
     let begun = clock::monotonic();
     loop {
         match TestSocket::bind(address, &options) {
-            // A session of ours that had the port before may yet wait for its answers.
+            // Another session of this agent that had the port may still wait for its replies.
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
                     && context.waits_for_ports

@@ -105,8 +105,8 @@ mod tests {
         }
     }
 
-    /// Whatever begins at the same moment: never are many more probes due within 8 milliseconds
-    /// than there have to be.
+    /// Of sessions that begin at the same moment, hardly more probes are due within 8 milliseconds
+    /// than unavoidable.
     #[test]
     fn what_begins_together_is_spread_over_its_interval() {
         for (sessions, gap_ns, most) in [

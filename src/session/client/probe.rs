@@ -100,7 +100,7 @@ async fn attempt(
     Ok(())
 }
 
-/// Describes the negotiation as far as it came.
+/// Describes the completed steps of the negotiation.
 fn describe(established: &Established, found: &mut ProbeServerResponse) {
     let machine = established.machine();
     found.stage = match machine.stage() {

@@ -36,7 +36,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Follows the names of the sessions; the progress of those that stay is kept.
+    /// Sets the names of the sessions; the progress of remaining ones is kept.
     pub(super) fn follow(&self, names: &[&str]) {
         let mut sessions = lock(&self.sessions);
         sessions.retain(|name, _| names.contains(&name.as_str()));

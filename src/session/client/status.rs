@@ -83,7 +83,7 @@ impl Status {
         self.changes.next(|number| self.lock().changed = number);
     }
 
-    /// Publishes what the machine shows.
+    /// Publishes the status of the machine.
     pub(super) fn publish(&self, connection: ConnectionStatus) {
         let mut inner = self.lock();
         let names = connection.sessions.iter().map(|session| &session.name);

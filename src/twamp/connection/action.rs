@@ -46,7 +46,7 @@ pub(crate) enum Input {
     Verified(Option<Failure>),
     /// The control connection was lost, or the interface or address that it needs.
     Lost(Failure),
-    /// A name has another address than the sessions are sent to.
+    /// A name no longer resolves to the address of a session.
     NameMoved,
     /// The time of [`super::Connection::next_deadline`] has come.
     Timer,
@@ -88,12 +88,12 @@ pub(crate) struct AttemptContext {
 pub(crate) enum Grace {
     /// Until each is answered or lost.
     LossTimeout,
-    /// Short, because somebody waits; probes given up then do not count as lost.
+    /// Short, because a caller waits; abandoned probes do not count as lost.
     Short,
 }
 
-/// Operation of the driver. One is under way at a time; its time is bounded, and it ends with an input
-/// unless it is abandoned.
+/// Operation of the driver. One is in progress at a time; its time is bounded, and it ends with an
+/// input unless it is abandoned.
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
     /// Resolves the address of the server within the response timeout.
@@ -144,9 +144,9 @@ pub(crate) enum SessionCommand {
     Down(FailureCause, u64),
     /// The connection is closed until the next test is due.
     Park,
-    /// Nothing is measured until a start by hand.
+    /// Measures nothing until a manual start.
     Rest,
-    /// A new run of `test_count` tests.
+    /// Begins a new run of `test_count` tests.
     Restart,
 }
 
@@ -154,11 +154,12 @@ pub(crate) enum SessionCommand {
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Begin(Operation),
-    /// Drops the operation that is under way, with the control connection if it uses it.
+    /// Drops the operation in progress, with the control connection if it uses it.
     Abandon,
     /// Drops the control connection without a message.
     Drop,
-    /// Follows a configuration: sessions that are gone end, new ones are created, the others are told.
+    /// Applies a configuration: removed sessions end, new ones are created, the others get their
+    /// configuration.
     Follow(Arc<ControlConnection>),
     EndSessions,
     /// Passes the sessions that an operation opened to their threads.
@@ -171,14 +172,15 @@ pub(crate) enum Action {
         failure: Failure,
         /// Number of times, this one included.
         tries: u64,
-        /// The reason differs from that of the time before.
+        /// The failure differs from the previous one.
         is_new: bool,
     },
     /// Sets the options of the open control connection that can be set.
     Tune(Arc<ControlConnection>),
     /// Watches the names of the sessions for another address while sessions run.
     WatchNames,
-    /// Asks whether any reflector can be reached from this host; the failure explains the question.
+    /// Checks whether any reflector can be reached from this host; the failure is the reason for
+    /// the check.
     VerifyUnreachable(Failure),
     Event(ConnectionEvent),
     /// Persists the state that outlives the process.

@@ -1,4 +1,4 @@
-//! Changes of the desired state, each with as little effect as it allows.
+//! Changes of the desired state, each with the smallest effect possible.
 
 use super::{
     Action, Connection, Desired,
@@ -13,7 +13,7 @@ use crate::{
 /// Consequence of a change for the present state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transition {
-    /// None that is not done.
+    /// Nothing further.
     None,
     Restart,
     Sessions,
@@ -26,7 +26,7 @@ enum Transition {
 }
 
 impl Connection {
-    /// Drops the change of sessions that is under way if it gives way to the pending desired state.
+    /// Drops the change of sessions in progress if it yields to the pending desired state.
     pub(super) fn give_way(&mut self, now: Now) {
         let (State::Running(running), Some(pending)) = (&mut self.state, &self.pending) else {
             return;
@@ -67,8 +67,7 @@ impl Connection {
         }
     }
 
-    /// Puts the desired state into effect as far as the sessions need no message for it; returns what
-    /// else follows.
+    /// Applies the part of the desired state that needs no message; returns the further transition.
     fn transition(&mut self, desired: Desired) -> Transition {
         let before = std::mem::replace(&mut self.desired, desired);
         if self.desired.stopped || self.desired.config.inactive != self.config.inactive {
@@ -167,7 +166,7 @@ impl Connection {
                 self.show_following_attempt(now);
             }
             State::WaitingRetry(due) => {
-                // Counted from now on, where that is sooner.
+                // From now on, if that is sooner.
                 let due = *due;
                 self.retry = RetrySchedule::starting_at(now.monotonic);
                 let due = due.min(self.next_attempt(now));

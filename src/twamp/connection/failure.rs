@@ -5,11 +5,11 @@ use crate::{model::FailureCause, twamp::control_client::ClientError, wire::codes
 /// Loss of a connection or failure of an attempt, with its cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// Category of the cause, as results and events carry it.
+    /// Category of the cause, as in results and events.
     pub(crate) cause: FailureCause,
     /// Accept code of the server; 0 where it sent none.
     pub(crate) accept_code: u8,
-    /// Text for people: the operation that failed, with the value that made it fail.
+    /// Description for people: the operation that failed, with the value that caused it.
     pub(crate) detail: String,
     /// Part of the request that the server may have failed on.
     pub(crate) suspect: Suspect,
@@ -50,8 +50,8 @@ impl Failure {
         Self { detail: format!("session {name}: {}", self.detail), ..self }
     }
 
-    /// Adds the suspicion against extensions after a negotiation in which some had been chosen.
-    /// `derives_key` tells that the server had to derive a key: it may be slow for that reason.
+    /// Adds the suspicion against extensions after a negotiation that used some. `derives_key`
+    /// means that the server had to derive a key, and may be slow for that reason.
     #[must_use]
     pub(crate) fn suspecting_extensions(self, derives_key: bool) -> Self {
         let unspecific =

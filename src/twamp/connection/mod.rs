@@ -42,7 +42,7 @@ pub(crate) use progress::{SessionProgress, SessionStage};
 pub(crate) use sessions::{Declined, SHORT_PAUSE_NS, SOCKET_WAIT_NS, StartedSession};
 pub(crate) use status::{ConnectionStatus, FailureReport, Phase, SessionStatus};
 
-/// The machine of one control connection.
+/// Machine of one control connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     config: Arc<ControlConnection>,
@@ -66,7 +66,7 @@ pub(crate) struct Connection {
     /// connection was lost.
     network: u64,
     network_seen: u64,
-    /// New negotiations after a silence: each begins with another address.
+    /// Number of renegotiations after silence; each begins with another address.
     silences: usize,
     /// Revision in which ports in use were waited for.
     ports_awaited_in: Option<u64>,
@@ -222,7 +222,7 @@ impl Connection {
         self.status.session_control == SessionControl::AllOrNothing
     }
 
-    /// Considers a desired state that waits, and persists what has to outlive the process.
+    /// Considers a pending desired state, and persists the state that outlives the process.
     fn finish_step(&mut self, now: Now) {
         while self.takes_changes()
             && let Some(desired) = self.pending.take()

@@ -7,7 +7,7 @@ use crate::time::{Monotonic, NANOS_PER_SECOND};
 const FIRST_SILENCE_NS: u64 = 30 * NANOS_PER_SECOND;
 /// Limit of that time, which doubles each time that it does not help.
 const MAX_SILENCE_NS: u64 = 900 * NANOS_PER_SECOND;
-/// Fewer tests without a reply are no silence.
+/// Number of tests without a reply from which on a session is silent.
 const SILENT_TESTS: u32 = 3;
 /// Number of probes lost after pauses, each time cured by a new negotiation, that rules out chance.
 const EXPIRY_PROBES: u64 = 5;

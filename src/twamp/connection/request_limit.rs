@@ -1,6 +1,6 @@
-//! Sessions that a server does not take. Some servers do not reject a session that they have no port or
-//! no room for, but end the connection; asked for all sessions again, they would never let any of them
-//! measure.
+//! Sessions that a server does not accept. Some servers end the connection instead of rejecting a
+//! session for which they have no port or memory. Requests for all sessions would then prevent
+//! every measurement.
 
 use super::{
     extension_probe::{FIRST_RETRY_NS, MAX_RETRY_NS},
@@ -8,14 +8,14 @@ use super::{
 };
 use crate::time::Monotonic;
 
-/// Knowledge about the number of sessions that one server takes.
+/// Knowledge about the number of sessions that one server accepts.
 #[derive(Debug)]
 pub(super) struct RequestLimit {
     /// Session at whose request the server last ended the connection, and the number accepted before.
     ended_at: Option<(String, usize)>,
     /// Sessions that are not requested.
     left_out: Vec<String>,
-    /// Sessions that the server takes at most.
+    /// Largest number of sessions that the server accepts.
     limit: Option<usize>,
     /// Start of the time after which all are requested again.
     since: Monotonic,
@@ -39,7 +39,7 @@ impl RequestLimit {
         let before = self.ended_at.replace((name.clone(), *accepted));
         self.since = now;
         match before {
-            // Another session at the same place: it is their number.
+            // Another session after the same number of sessions: their number is the reason.
             Some((other, count)) if other != *name && count == *accepted => {
                 self.left_out.clear();
                 self.limit = Some(*accepted);
@@ -49,7 +49,7 @@ impl RequestLimit {
                 self.left_out.push(same);
                 true
             }
-            // The first time it may be chance: the server may have been stopped at that moment.
+            // The first time may be a coincidence: the server may have been stopped at that moment.
             Some(_) | None => false,
         }
     }

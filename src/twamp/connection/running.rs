@@ -1,5 +1,5 @@
-//! A connection whose sessions run: conclusions from their progress, and changes of its sessions, which
-//! interrupt as few of them as the server allows.
+//! Connection with running sessions: conclusions from their progress, and changes of its sessions,
+//! which interrupt as few of them as the server allows.
 
 use super::{
     Action, Connection, Declined, Failure, Grace, Operation, SHORT_PAUSE_NS, SOCKET_WAIT_NS,
@@ -310,7 +310,7 @@ impl Connection {
         }
     }
 
-    /// Connects again at once although nothing is wrong.
+    /// Connects again at once, without a failure.
     fn reconnect(&mut self, now: Now) {
         self.drop_control();
         self.sessions.all_stopped();
@@ -330,7 +330,7 @@ impl Connection {
         if let State::Running(running) = &mut self.state {
             running.missing = missing;
         }
-        // The sessions that are gone may have been the last with tests left.
+        // The removed sessions may have been the last with tests left.
         self.running_progress(now);
     }
 

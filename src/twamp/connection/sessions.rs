@@ -166,7 +166,7 @@ impl Sessions {
         self.refusals.remove(&session.name);
     }
 
-    /// Forgets that sessions run; returns the SIDs of those that were negotiated.
+    /// Marks sessions as stopped; returns the SIDs of negotiated ones.
     pub(super) fn stopped(&mut self, names: &[String]) -> Vec<Sid> {
         let stop = |name: &String| self.get_mut(name)?.running.take()?.sid;
         names.iter().filter_map(stop).collect()
@@ -243,7 +243,7 @@ impl Sessions {
         self.refusals.get(name).is_some_and(Refusal::is_local)
     }
 
-    /// Forgets why these sessions were declined.
+    /// Clears the failures of declined sessions.
     pub(super) fn forget_declined(&mut self, names: &[String]) {
         self.refusals.retain(|name, _| !names.contains(name));
     }

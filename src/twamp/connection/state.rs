@@ -102,7 +102,7 @@ pub(super) struct Leaving {
 pub(super) enum Then {
     /// Start over with the desired state.
     Restart,
-    /// Connect again at once; nothing is wrong.
+    /// Connect again at once, without a failure.
     Reconnect,
     /// Wait for the next test.
     IdleUntil(Monotonic),

@@ -43,12 +43,12 @@ struct Link {
     padding_start: Option<[u8; 2]>,
     packet: Vec<u8>,
     numbers: StampNumbers,
-    /// Sent since transmit stamps were read.
+    /// Packets sent since transmit timestamps were read.
     unread_stamps: u32,
     _share: Share,
 }
 
-/// Facilities that all sessions of a connection share.
+/// State that all sessions of a connection share.
 #[derive(Clone, Debug)]
 pub(super) struct Tools {
     pub(super) results: Arc<Results>,
@@ -57,7 +57,7 @@ pub(super) struct Tools {
     pub(super) pacing: Arc<Pacing>,
 }
 
-/// A test session of the data plane.
+/// Test session on a data-plane thread.
 pub(super) struct Session {
     config: TestSession,
     subject: Arc<Subject>,
@@ -135,7 +135,7 @@ impl Endpoint for Session {
         self.report(now);
         self.report_unexplained(false);
         self.flush_probes(now);
-        // Thresholds that are raised are cleared: nothing measures them any more.
+        // Raised thresholds are cleared, because their measurement ends.
         let cleared = self.thresholds.set(&Thresholds::default());
         self.report_thresholds(cleared, now);
     }
