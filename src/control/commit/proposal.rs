@@ -324,6 +324,6 @@ mod tests {
         merged(document(&[("a", "")]), document(&[("b", "")]), &delete, &mut violations);
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
         assert_eq!(fields, ["delete[0]", "delete[1]", "delete[2]", "delete[3]", "delete[5]"]);
-        assert!(violations[1].description.contains("in the document as well"));
+        assert!(violations[1].description.contains("also in the document"));
     }
 }
