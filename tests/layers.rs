@@ -289,8 +289,7 @@ const MAXIMUM_FUNCTION_LINES: usize = 80;
 /// Files that are in a circle, or too long, and still to be mended.
 const CIRCULAR: [&str; 0] = [];
 const TOO_LONG: [&str; 0] = [];
-const LONG_FUNCTIONS: [&str; 2] =
-    ["results/block.rs: put", "session/client/sender/mod.rs: handle_command"];
+const LONG_FUNCTIONS: [&str; 1] = ["session/client/sender/mod.rs: handle_command"];
 
 /// Module path of a file in `src`, as `results::statistics::session`.
 fn module_path(inside: &Path) -> String {

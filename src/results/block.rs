@@ -216,6 +216,19 @@ fn encode_probe(
         now.marks = marks;
     }
     octets.push(flags);
+    encode_differences(&now, &before, flags, received, octets);
+    now.after_first(&before);
+    Some(now)
+}
+
+/// Encodes the differences that the flags announce and, if the probe was answered, its delays.
+fn encode_differences(
+    now: &Baseline,
+    before: &Baseline,
+    flags: u8,
+    received: bool,
+    octets: &mut Vec<u8>,
+) {
     let more = |now: u64, before: u64| now.wrapping_sub(before).cast_signed();
     if flags & OTHER_TEST != 0 {
         number(more(now.test_number, before.test_number), octets);
@@ -235,8 +248,6 @@ fn encode_probe(
             number(next(now.reply, before.reply), octets);
         }
     }
-    now.after_first(&before);
-    Some(now)
 }
 
 /// Returns whether a timestamp is from the kernel or the network interface, and marks which; `None`
