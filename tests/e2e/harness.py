@@ -271,7 +271,7 @@ class Case(unittest.TestCase):
                 print(f"--- {agent.log_path}\n{agent.log()[-8000:]}")
 
     def wait_for(self, what, seconds=20, every=0.1, told=None):
-        """Waits until `what` returns something true, and returns it. Where it does not, `told` tells why."""
+        """Waits until `what` returns a true value, and returns it; `told` describes the failure otherwise."""
         end = time.monotonic() + seconds
         while True:
             value = what()

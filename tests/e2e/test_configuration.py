@@ -131,7 +131,7 @@ class Documents(Case):
         self.api.apply({"client": client(idle("a"))})
         self.api.apply({"client": client(idle("b"))}, confirm_timeout="1s")
         self.api.apply({"client": client(idle("b"), idle("c"))}, confirm_timeout="60s")
-        # The time is set anew, and the way back leads to what did not wait.
+        # The time starts over, and the rollback leads to the latest revision that was not pending.
         time.sleep(1.3)
         self.assertEqual(names(self.api), ["b", "c"])
         self.api.apply({"client": client(idle("b"), idle("c"), idle("x"))})
@@ -571,7 +571,7 @@ class Sessions(TwoHosts):
         self.refused_from_the_beginning(extensions={"individual_session_control": False})
 
     def refused_from_the_beginning(self, **fields):
-        """At the first attempt, and at the one behind an outage."""
+        """At the first attempt, and at the one after an outage."""
         self.server.apply({"server": server(maximum_sessions_per_connection=2, **fields)})
         self.api.apply({"client": client(self.connection(session("s1"), session("s2"), session("s3")))})
         shown = lambda: (self.state(), [s["started"] for s in self.api.connection("c1")["sessions"]])  # noqa: E731

@@ -379,7 +379,7 @@ class Edges(Case):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         self.assertIn("# agent", stream.stdout.readline())
-        # It may be told before or behind the end of what is history.
+        # It may arrive before or after the end of the stored records.
         self.assertIn("AGENT_STARTED", stream.stdout.readline() + stream.stdout.readline())
         self.process.kill()
         _, told = stream.communicate(timeout=20)
@@ -399,7 +399,7 @@ class Edges(Case):
 
 
 class Queue(harness.TwoHosts):
-    """Probes wait in a queue of their own host: stamps come long behind them."""
+    """Probes wait in a queue of their own host: their timestamps arrive much later."""
 
     def setUp(self):
         super().setUp()

@@ -278,7 +278,7 @@ class Prometheus(Export):
             self.assertEqual(refused.exception.code, code)
 
     def test_no_count_goes_back_after_a_kill(self):
-        """To Prometheus that would be a counter that began anew: all of it would count once more."""
+        """Prometheus would take a falling counter for a reset and count everything again."""
         page = free_port()
         self.load({"prometheus": {"port": page}})
         counts = lambda: {  # noqa: E731

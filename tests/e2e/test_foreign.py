@@ -178,7 +178,7 @@ class StampSuite(harness.Case):
         self.assertEqual(stamp["observed_destination_address"], f"127.0.0.1:{port}")
         self.assertEqual(stamp["direct_sender_transmitted"] % 50, 0)
         self.assertEqual(stamp["direct_reflector_received"], stamp["direct_sender_transmitted"])
-        # They count a reply when it has been sent: the one that tells is not in it.
+        # Their counter does not include the reply that carries it.
         self.assertEqual(stamp["direct_reflector_transmitted"] + 1, stamp["direct_reflector_received"])
         # Their follow-up repeats the first value: nothing is corrected.
         self.assertEqual(int(figures["reflector_timestamps_corrected"]), 0)

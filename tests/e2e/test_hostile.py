@@ -92,7 +92,7 @@ def flood(peer):
 
 
 def closes(steps, octets=0):
-    """Closes behind a step, or in the middle of the next message."""
+    """Closes after a step, or in the middle of the next message."""
     def then(peer):
         go(peer, steps).close()
         if octets:

@@ -197,7 +197,7 @@ class Remembered(Case):
             self.assertEqual(measured(), done)
             self.call("StartConnections")
         self.wait_for(lambda: self.count("CONNECTION_COMPLETED") == completed + 1)
-        # Another number begins anew.
+        # Another test_count starts over.
         self.api.apply(self.measured(test_count=3))
         self.wait_for(lambda: self.count("CONNECTION_COMPLETED") == completed + 2)
         self.assertEqual(measured(), done + 2 + 3)
@@ -367,7 +367,7 @@ class Service(Case):
             self.assertEqual(int(packets["received"]), sum(int(t["figures"]["probes_sent"]) for t in stopped))
 
     def test_it_ends_in_time_while_peers_hang(self):
-        """Servers that never speak, a stream that nobody reads, a client that sends half a message."""
+        """Servers that never answer, a stream without a reader, a client that sends half a message."""
         silent = socket.create_server(("127.0.0.1", 0), backlog=50)
         self.addCleanup(silent.close)
         port = free_port()

@@ -493,7 +493,7 @@ class Peculiar(harness.Case):
         self.wait_for(lambda: self.api.connection("c1")["state"] == "CONNECTION_STATE_STOPPED")
 
     def test_probe_server_says_why_not(self):
-        """One sentence for each way in which a server does not work; nothing is left behind."""
+        """One sentence for each way in which a server fails; nothing stays configured or stored."""
         def stage(at):
             def script(self_, peer):
                 if at == "greeting":
@@ -504,7 +504,7 @@ class Peculiar(harness.Case):
                 if at == "session":
                     peer.sendall(b"\x04" + bytes(47))
                     return
-                # A port on which nobody answers.
+                # A port without a listener.
                 peer.sendall(struct.pack(">BBH", 0, 0, 9) + bytes(44))
                 take(peer, 32)
                 peer.sendall(bytes(32))

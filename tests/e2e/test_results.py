@@ -305,7 +305,7 @@ class Blocks(Case):
             len(r["probe_results"]["probes"]) for r in api.records() if "probe_results" in r
         ]
         self.wait_for(lambda: len(blocks()) > 3)
-        # Results of a minute, told within some seconds behind it, are records too, and no probes.
+        # Results of a minute follow it by some seconds; they are records as well, but not of probes.
         while not 10 < time.time() % 60 < 45:
             time.sleep(0.5)
         octets, probes = store(), sum(blocks())
@@ -412,7 +412,7 @@ class Crash(Case):
 
 
 class Collector(threading.Thread):
-    """Takes all records behind a cursor, as octets."""
+    """Returns all records after a cursor, encoded."""
 
     def __init__(self, api, after, until=None):
         super().__init__(daemon=True)
@@ -474,7 +474,7 @@ class Database(Case):
         os.rename(there, agent.directory)
         again = self.records_of(agent, consumer=7)
         self.assertEqual(again[: len(records)], records)
-        # Wrong input says what is wrong, and leaves nothing behind.
+        # Wrong input is named in the error and leaves no file.
         with open(file, "r+b") as damaged:
             damaged.seek(os.path.getsize(file) // 2)
             damaged.write(b"\xff" * 8)

@@ -53,7 +53,7 @@ class Watcher:
 
 
 class Table(TwoHosts):
-    """One row: how it is lost, the cause that is told, and how it is mended."""
+    """One row of the table: the way of losing the connection, the reported cause, and the repair."""
 
     def setUp(self):
         super().setUp()
@@ -463,7 +463,7 @@ class Host(TwoHosts):
         nft("delete", "table", "ip", "t")
         count = len(tests(self.api.records(), "c1", "COMPLETE"))
         self.wait_for(lambda: len(tests(self.api.records(), "c1", "COMPLETE")) > count + 1)
-        # An attempt would have told nothing: there was no coming and going.
+        # No attempt was made: the connection was neither lost nor restored.
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
 
     def test_a_change_of_the_network_is_nothing_to_what_waits_for_its_next_test(self):
@@ -701,7 +701,7 @@ class Host(TwoHosts):
         self.assertEqual(of("fast")[-1]["probes_lost"], "0")
 
     def test_a_fleet_backs_off(self):
-        """Twenty connections to nobody: attempts are spread, and come ever less often."""
+        """Twenty connections without a server: attempts are spread at random, with growing pauses."""
         self.peer.apply({})
         fleet = [connection(f"c{i}", self.B, test_interval="0.1s", retry_backoff_max="60s") for i in range(20)]
         self.api.apply({"client": client(*fleet, connection("steady", self.B, test_interval="0.1s"))})

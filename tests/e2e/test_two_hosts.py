@@ -87,7 +87,7 @@ class MainJob(harness.TwoHosts):
         self.assertGreater(tried[-1], 2)
         self.assertTrue(all(r["labels"] == {"site": "north"} for r in records if r["connection"]))
 
-        # SIGKILL, and nobody there but the agent itself.
+        # SIGKILL; the agent recovers without a controller.
         self.wait_for(lambda: len(tests(collector.records, "c1", "COMPLETE")) >= 4)
         before = a.call("ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})
         seen = {r["cursor"]: r for r in collector.records}

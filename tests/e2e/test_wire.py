@@ -59,7 +59,7 @@ class OnTheWire(harness.TwoHosts):
             self.check_capture(path)
 
     def check_capture(self, path):
-        # The UDP ports are those of the negotiation: tshark is told them, and follows from there.
+        # tshark gets the negotiated UDP ports as an option.
         control = decode(path, "twamp.control", "tcp.port==862,twamp.control")
         self.assertEqual(malformed(path, ["tcp.port==862,twamp.control"]), [])
         of_type = collections.defaultdict(list)
