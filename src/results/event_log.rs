@@ -1,9 +1,10 @@
-//! Log lines of events: the agent logs of measurements what it records.
+//! Log lines of events, so that the log has everything that the agent records of measurements.
 
 use super::Subject;
 use crate::proto::{Event, EventType, FailureCause, Threshold, Word};
 
-/// Logs an event, as a warning where the network fails or is worse than was configured.
+/// Logs an event with its values as fields; as a warning if the network, the store or the clock
+/// does not work as configured.
 pub(super) fn log_event(subject: &Subject, event: &Event) {
     // The start has a line of its own, with the addresses of the API.
     if event.r#type() == EventType::AgentStarted {
@@ -19,18 +20,30 @@ pub(super) fn log_event(subject: &Subject, event: &Event) {
     let (value, limit) = (crosses.then_some(event.value), crosses.then_some(event.limit));
     let epoch = (event.r#type() == EventType::StatisticsCleared).then_some(event.value);
     let detail = given(&event.detail);
-    let text = event.r#type().word().to_lowercase().replace('_', " ");
     macro_rules! log {
-        ($level:ident) => {
+        ($level:ident, $message:literal) => {
             tracing::$level!(
                 connection, session, cause, attempts, revision, threshold, value, limit, epoch,
-                detail, "{text}"
+                detail, $message
             )
         };
     }
-    if matches!(event.r#type(), EventType::ConnectionLost | EventType::ThresholdRaised) {
-        log!(warn);
-    } else {
-        log!(info);
+    match event.r#type() {
+        EventType::AgentStarted => log!(info, "agent started"),
+        EventType::AgentStopped => log!(info, "agent stopping"),
+        EventType::ConfigurationCommitted => log!(info, "configuration committed"),
+        EventType::ConnectionLost => log!(warn, "connection lost"),
+        EventType::ConnectionRestored => log!(info, "connection restored"),
+        EventType::ConnectionAbandoned => log!(info, "connection abandoned during an outage"),
+        EventType::ConnectionCompleted => log!(info, "connection completed"),
+        EventType::ThresholdRaised => log!(warn, "threshold raised"),
+        EventType::ThresholdCleared => log!(info, "threshold cleared"),
+        EventType::StoreDegraded => log!(warn, "store degraded"),
+        EventType::StoreRecovered => log!(info, "store recovered"),
+        EventType::ClockStepped => log!(warn, "clock stepped"),
+        EventType::StatisticsCleared => log!(info, "statistics cleared"),
+        EventType::TestDone => log!(debug, "test done"),
+        EventType::TestIterationDone => log!(debug, "test iteration done"),
+        EventType::Unspecified => log!(debug, "unknown event"),
     }
 }

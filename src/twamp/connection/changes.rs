@@ -13,7 +13,7 @@ use crate::{
 /// Consequence of a change for the present state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transition {
-    /// Nothing further.
+    /// No further consequence, since it took effect.
     None,
     Restart,
     Sessions,

@@ -79,7 +79,7 @@ struct SessionState {
 /// State of all sessions of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    /// Those that are configured, sorted by name: ten thousand connections have one each.
+    /// Configured sessions, sorted by name; a vector, because most connections have a single one.
     sessions: Vec<SessionState>,
     refusals: HashMap<String, Refusal>,
 }
