@@ -1,4 +1,4 @@
-//! `twamp-agent db`: what is done to a state directory while no agent runs on it.
+//! `twamp-agent db`: commands on the state directory of a stopped agent.
 
 use std::{
     fs::{self, File},
@@ -17,34 +17,34 @@ use crate::{
     },
 };
 
-/// Why a state directory could not be worked on.
+/// Failure of a command on a state directory.
 #[derive(Debug, Error)]
 pub enum DbError {
-    /// The directory, or what is in it.
+    /// The state directory or its content is not usable.
     #[error("{}: {source}", .path.display())]
     Maintenance {
-        /// Which.
+        /// Path of the directory or file.
         path: PathBuf,
-        /// Why.
+        /// Error of the store or the file system.
         source: MaintenanceError,
     },
-    /// A file.
+    /// The exported file cannot be read or written.
     #[error("{}: {source}", .path.display())]
     File {
-        /// Which.
+        /// Path of the directory or file.
         path: PathBuf,
-        /// Why.
+        /// Error of the store or the file system.
         source: io::Error,
     },
-    /// There is no state to work on.
+    /// The directory has no state of an agent.
     #[error("{} holds no state of an agent", .0.display())]
     Nothing(PathBuf),
 }
 
-/// Reads everything that is stored; what there is, in words.
+/// Reads everything that is stored and describes it.
 pub fn verify(directory: &Path) -> Result<String, DbError> {
     let found = maintenance::verify(&open(directory)?, check_content, is_statistics_key)
-        .map_err(of(directory))?;
+        .map_err(failed_at(directory))?;
     let (first, last) = found.cursors;
     let missing = match found.missing {
         0 => String::new(),
@@ -61,51 +61,51 @@ pub fn verify(directory: &Path) -> Result<String, DbError> {
     ))
 }
 
-/// Writes everything into a file.
+/// Writes everything into a new file.
 pub fn export(directory: &Path, file: &Path) -> Result<String, DbError> {
     let state = open(directory)?;
     let failed = |source| DbError::File { path: file.to_owned(), source };
-    // The secrets of the configuration are in it.
+    // The file contains the secrets of the configuration.
     let mut private = File::options();
     let out = private.write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
     let mut out = BufWriter::new(out);
-    let written = maintenance::export(&state, &mut out).map_err(of(directory));
+    let written = maintenance::export(&state, &mut out).map_err(failed_at(directory));
     let written = written.and_then(|items| {
         let out = out.into_inner().map_err(|error| failed(error.into_error()))?;
         out.sync_all().map_err(failed)?;
         Ok(items)
     });
     if written.is_err() {
-        // What is not whole is of no use.
+        // An incomplete export is useless.
         fs::remove_file(file).map_err(failed)?;
     }
     let items = written?;
     Ok(format!("{}: {items} items of {}", file.display(), directory.display()))
 }
 
-/// Makes a state directory of a file.
+/// Creates a state directory from an exported file.
 pub fn import(directory: &Path, file: &Path) -> Result<String, DbError> {
     let failed = |source| DbError::File { path: file.to_owned(), source };
     let mut from = BufReader::new(File::open(file).map_err(failed)?);
-    let items = maintenance::import(directory, &mut from).map_err(of(directory))?;
+    let items = maintenance::import(directory, &mut from).map_err(failed_at(directory))?;
     Ok(format!("{}: {items} items of {}", directory.display(), file.display()))
 }
 
-/// Writes the databases anew, without what was given back.
+/// Rewrites the databases without unused space.
 pub fn compact(directory: &Path) -> Result<String, DbError> {
-    let (before, after) = maintenance::compact(&open(directory)?).map_err(of(directory))?;
+    let (before, after) = maintenance::compact(&open(directory)?).map_err(failed_at(directory))?;
     Ok(format!("{}: {before} octets on disk before, {after} now", directory.display()))
 }
 
-/// One that has never been used is not made by looking at it.
+/// Opens a state directory; one without state is an error and is not created.
 fn open(directory: &Path) -> Result<StateDirectory, DbError> {
     let is_there = |name: &str| directory.join(name).exists();
     if !["config.sled", "state.sled", "results.sled"].into_iter().any(is_there) {
         return Err(DbError::Nothing(directory.to_owned()));
     }
-    StateDirectory::open(directory).map_err(|error| of(directory)(error.into()))
+    StateDirectory::open(directory).map_err(|error| failed_at(directory)(error.into()))
 }
 
-fn of(directory: &Path) -> impl Fn(MaintenanceError) -> DbError + '_ {
+fn failed_at(directory: &Path) -> impl Fn(MaintenanceError) -> DbError + '_ {
     move |source| DbError::Maintenance { path: directory.to_owned(), source }
 }
