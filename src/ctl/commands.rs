@@ -33,7 +33,7 @@ pub enum Command {
         #[command(flatten)]
         chosen: Chosen,
     },
-    /// Stop connections until they are started or changed, or the agent starts again
+    /// Stop connections until they are started or changed, also over restarts of the agent
     ///
     /// To stop a connection for good, set `inactive: true` in its configuration.
     Stop {

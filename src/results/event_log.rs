@@ -31,6 +31,7 @@ pub(super) fn log_event(subject: &Subject, event: &Event) {
     match event.r#type() {
         EventType::AgentStarted => log!(info, "agent started"),
         EventType::AgentStopped => log!(info, "agent stopping"),
+        EventType::AgentPaused => log!(warn, "agent paused"),
         EventType::ConfigurationCommitted => log!(info, "configuration committed"),
         EventType::ConnectionLost => log!(warn, "connection lost"),
         EventType::ConnectionRestored => log!(info, "connection restored"),

@@ -261,7 +261,7 @@ class Prometheus(Export):
         self.assertLessEqual({("transmit", "kernel"), ("receive", "kernel")},
                              {(labels["timestamp"], labels["source"]) for labels in told})
         self.assertIn("twamp_last_test_schedule_error_max_seconds{", text)
-        # Who asks for nothing gets the older text form, which is what promtool knows.
+        # Clients without a preference get the older text format, which promtool reads.
         plain = self.fetch(f"http://127.0.0.1:{page}/metrics", accept="")
         samples = lambda text: {line.split(" ")[0] for line in text.splitlines() if line[0] != "#"}  # noqa: E731
         self.assertEqual(samples(plain), samples(text))

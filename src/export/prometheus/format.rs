@@ -6,9 +6,9 @@ use hyper::header::HeaderValue;
 /// Format in which metrics are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// Text format 0.0.4.
+    /// Text format 0.0.4, for clients without a preference.
     Text,
-    /// OpenMetrics 1.0.0.
+    /// OpenMetrics 1.0.0, for clients that accept it.
     OpenMetrics,
 }
 
@@ -90,7 +90,7 @@ mod tests {
             (&["application/openmetrics-text"], Format::OpenMetrics),
             (&["application/openmetrics-text; version=1.0.0; q=0"], Format::Text),
             (&["text/plain;q=0.9", "Application/OpenMetrics-Text;q=0.5"], Format::Text),
-            // Prometheus 2.
+            // Header as sent by Prometheus 2.
             (
                 &["application/openmetrics-text;version=1.0.0,\
                    application/openmetrics-text;version=0.0.1;q=0.75,\

@@ -238,7 +238,7 @@ proptest! {
         let expected = match (desired.inactive, world.machine.desired.stopped, desired.test_count) {
             (true, ..) => Phase::Inactive,
             (false, true, _) => Phase::Stopped,
-            // One that is started by hand alone stays completed whatever changes.
+            // A completed connection with a manual start stays completed over all changes.
             (false, false, 0) if desired.manual_start && world.status.phase == Phase::Completed => {
                 Phase::Completed
             }
