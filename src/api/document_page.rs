@@ -47,7 +47,7 @@ pub(super) fn document_page(
         let found: BTreeSet<&str> = connections.iter().map(|c| c.name.as_str()).collect();
         if let Some(unknown) = names.difference(&found).next() {
             return Err(Status::not_found(format!(
-                "no connection is named {unknown:?} in revision {revision}"
+                "connection {unknown:?} is not configured in revision {revision}"
             )));
         }
         let is_wanted =

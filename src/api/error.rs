@@ -132,7 +132,7 @@ pub(super) fn store(error: StoreError) -> Status {
 
 /// Returns the status of requests that arrive during the shutdown.
 pub(super) fn ending() -> Status {
-    Status::unavailable("the agent is ending")
+    Status::unavailable("the agent is shutting down")
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl Filter {
             .iter()
             .map(|number| match RecordKind::try_from(*number) {
                 Ok(RecordKind::Unspecified) | Err(_) => Err(format!(
-                    "{number} is no kind of record: 1 (TEST_RESULT), 2 (PROBE_RESULTS), 3 (EVENT), \
+                    "{number} is not a record kind: expected 1 (TEST_RESULT), 2 (PROBE_RESULTS), 3 (EVENT), \
                      4 (INTERVAL_RESULT)"
                 )),
                 Ok(kind) => Ok(kind),

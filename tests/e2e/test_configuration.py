@@ -272,7 +272,7 @@ class Documents(Case):
         self.assertIn("unless confirmed", told)
         self.assertIn("test_sessions[s].ttl: 5 -> 6", told)
         self.assertIn("revision 2 confirmed", run("confirm"))
-        self.assertIn("no revision waits", run("confirm", code=1))
+        self.assertIn("no revision is pending", run("confirm", code=1))
         self.assertIn("ttl: 5 -> 6", run("diff"))
         self.assertIn("ttl: 6 -> 5", run("diff", "2", "1"))
         self.assertIn("revision 3", run("rollback", "1"))
