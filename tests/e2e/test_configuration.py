@@ -115,7 +115,7 @@ class Documents(Case):
         with self.assertRaises(grpc.RpcError) as wrong:
             confirm(3)
         self.assertEqual(wrong.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
-        self.assertIn("revision 4 waits", wrong.exception.details())
+        self.assertIn("revision 4 is pending", wrong.exception.details())
         self.assertEqual(confirm()["revision"], "4")
         self.assertEqual(confirm(4)["revision"], "4", "again")
         time.sleep(1.5)
