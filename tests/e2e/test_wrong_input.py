@@ -125,10 +125,10 @@ class Configuration(harness.Case):
         code, _, found = self.api.refused({"server": {
             **server(), "listen": [{"address": "::", "port": 8620}, {"address": "127.0.0.1", "port": 8620}]}})
         self.assertEqual(code, INVALID)
-        self.assertIn("in the way", found["server.listen[1]"])
+        self.assertIn("conflicts with", found["server.listen[1]"])
         code, _, found = self.api.refused({"server": {
             **server(), "listen": [{"address": "::", "port": 8620}, {"address": "0.0.0.0", "port": 8620}]}})
-        self.assertIn("in the way", found["server.listen[1]"])
+        self.assertIn("conflicts with", found["server.listen[1]"])
         # Of one socket there may be two uses.
         both = {"address": "::", "port": 8620}
         answer = self.api.apply({"server": server(port=8620, light={**listed, "listen": [both]})}, validate_only=True)
