@@ -271,7 +271,7 @@ class Intervals(Case):
             with self.subTest(method=method, **unknown), self.assertRaises(grpc.RpcError) as refused:
                 api.call("ResultsService", method, unknown)
             self.assertEqual(refused.exception.code(), grpc.StatusCode.NOT_FOUND)
-            self.assertRegex(refused.exception.details(), "is named .no(body|thing)")
+            self.assertRegex(refused.exception.details(), '"no(body|thing)" is not configured')
 
         self.wait_for(lambda: tests("kept") > 20)
         self.wait_for(lambda: tests("passing") > 40)

@@ -41,7 +41,10 @@ impl Failure {
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
     pub(super) fn broken(error: &io::Error) -> Self {
         let cause = match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => FailureCause::Reset,
+            // A socket that was reset already has no peer.
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected => FailureCause::Reset,
             // Errors with which keepalive and the user timeout end a connection; an ICMP message
             // may replace the timeout.
             io::ErrorKind::TimedOut
@@ -50,5 +53,20 @@ impl Failure {
             _ => FailureCause::LocalError,
         };
         Self::new(cause, format!("control connection: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The peer may have reset the connection before its address is asked for.
+    #[test]
+    fn a_connection_that_was_reset_has_no_peer() {
+        for kind in
+            [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::NotConnected]
+        {
+            assert_eq!(Failure::broken(&kind.into()).cause, FailureCause::Reset);
+        }
     }
 }
