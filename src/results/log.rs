@@ -14,13 +14,16 @@ use super::{
     content::{interval_result, probe_results, test_result},
     event_log::log_event,
     report::{Report, ReportKind},
-    statistics::{Aggregator, Plans},
+    statistics::{Aggregator, Key, Plans},
     tail::Tail,
 };
 use crate::{
     store::{Entry, ResultStore, StoreError, content},
     time::UnixTime,
 };
+
+/// Sessions whose intervals are closed in one step: some ten milliseconds.
+const SESSIONS_AT_ONCE: usize = 256;
 
 /// Store, latest records and statistics.
 #[derive(Debug)]
@@ -75,20 +78,23 @@ impl Log {
         }
     }
 
-    /// Appends records of the intervals that have ended.
-    pub(super) fn close_intervals(&self, now: UnixTime) {
+    /// Closes ended intervals of some sessions, those after a key, and appends them. Returns the key
+    /// to go on after. Reports wait meanwhile, so that there is an end to each step.
+    pub(super) fn close_intervals(&self, now: UnixTime, after: Option<&Key>) -> Option<Key> {
         let mut aggregator = self.aggregator();
-        if !aggregator.is_over(now) {
-            return;
+        if after.is_none() && !aggregator.is_over(now) {
+            return None;
         }
         // Saved first, so that statistics of all tests include the minutes of a running test that
         // these records report, whatever happens.
         self.save(&mut aggregator);
-        for (key, mut interval) in aggregator.close(now) {
+        let (closed, last) = aggregator.close(now, after, SESSIONS_AT_ONCE);
+        for (key, mut interval) in closed {
             let subject = aggregator.subject(&key);
             let content = interval_result(&mut interval);
             self.append(&subject, content::INTERVAL_RESULT, content, now);
         }
+        last
     }
 
     /// Appends a record. The caller holds the lock of the statistics, so that cursors rise in the

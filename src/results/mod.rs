@@ -48,6 +48,8 @@ const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which ended intervals are closed.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two steps of closing intervals, in which reports are appended.
+const REPORTS_PAUSE: Duration = Duration::from_millis(2);
 
 /// Owner of a record, and whether its records are stored.
 #[derive(Clone, Debug)]
@@ -368,7 +370,11 @@ impl Results {
                     if std::mem::replace(&mut dropped, self.reports.dropped()) != dropped {
                         self.mark_suspect(now);
                     }
-                    self.close_intervals(now);
+                    let mut after = None;
+                    while let Some(key) = self.log.close_intervals(now, after.as_ref()) {
+                        after = Some(key);
+                        tokio::time::sleep(REPORTS_PAUSE).await;
+                    }
                     self.send_retention();
                 }
                 () = token.cancelled() => return,
@@ -378,7 +384,10 @@ impl Results {
 
     /// Appends records of the intervals that have ended.
     pub fn close_intervals(&self, now: UnixTime) {
-        self.log.close_intervals(now);
+        let mut after = None;
+        while let Some(key) = self.log.close_intervals(now, after.as_ref()) {
+            after = Some(key);
+        }
     }
 
     /// Writes everything durably and ends the store. Blocks.

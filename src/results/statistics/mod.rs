@@ -8,6 +8,7 @@ mod totals;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Bound,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -291,18 +292,31 @@ impl Aggregator {
         self.sessions.values().any(|session| session.over(now.0).next().is_some())
     }
 
-    /// Closes the ended intervals of all sessions and returns them.
-    pub(super) fn close(&mut self, now: UnixTime) -> Vec<(Key, IntervalResult)> {
+    /// Closes the ended intervals of at most `limit` sessions, those after a key, and returns them
+    /// with the key to go on after.
+    pub(super) fn close(
+        &mut self,
+        now: UnixTime,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> (Vec<(Key, IntervalResult)>, Option<Key>) {
         let Self { sessions, changed, disturbed, .. } = self;
         let mut closed = Vec::new();
-        for (key, session) in sessions {
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut left, mut last) = (limit, None);
+        for (key, session) in sessions.range_mut::<Key, _>((begin, Bound::Unbounded)) {
+            if left == 0 {
+                return (closed, last);
+            }
+            left -= 1;
+            last = Some(key.clone());
             let of_session = session.close(now.0, disturbed);
             if !of_session.is_empty() {
                 changed.insert(key.clone());
                 closed.extend(of_session.into_iter().map(|interval| (key.clone(), interval)));
             }
         }
-        closed
+        (closed, None)
     }
 
     /// Marks the intervals of all sessions around a time as suspect.

@@ -200,35 +200,7 @@ impl Session {
 
     fn handle_command(&mut self, command: Command, now: Now) {
         match command {
-            Command::Up(session) => {
-                let OpenSession { socket, remote, mut carrier, padding_start, .. } = *session;
-                carrier.shares_clock =
-                    remote.ip().is_loopback() || remote.ip() == socket.local().ip();
-                let min_len = carrier.format.probe_octets();
-                let packet = packet(&self.config, min_len, padding_start);
-                let TestSession { probe_interval_ns, burst_size, .. } = self.config;
-                let latest_ns = self.machine.test_interval_ns();
-                let share = self.tools.pacing.join(probe_interval_ns, burst_size, latest_ns);
-                let first = share.first(now.monotonic);
-                self.link = Some(Link {
-                    socket,
-                    remote,
-                    min_len,
-                    padding_start,
-                    packet,
-                    numbers: StampNumbers::default(),
-                    unread_stamps: 0,
-                    _share: share,
-                });
-                self.is_first_test = true;
-                self.tools.progress.update(&self.config.name, SessionProgress::session_started);
-                // The configuration may have changed while the socket was opened.
-                self.set_ttl();
-                self.thresholds.reachable(true);
-                self.machine.session_started(carrier, first, now);
-                // The test that the connection was made for may no longer be due.
-                self.tell_due(now);
-            }
+            Command::Up(session) => self.start(*session, now),
             Command::Down(cause, attempts) => {
                 self.report_unexplained(false);
                 self.link = None;
@@ -244,25 +216,7 @@ impl Session {
                 self.machine.pause();
                 self.pausing = Some(done);
             }
-            Command::Configure(connection, index) => {
-                self.report_unexplained(false);
-                self.may_expire = connection.sessions_may_expire();
-                self.config = connection.sessions[index].clone();
-                self.subject = Arc::new(subject(&connection, &self.config));
-                self.iteration_done_events = connection.test_iteration_done_events;
-                let completed = self.machine.is_completed();
-                self.machine.set_config(sender_config(&connection, &self.config), now.monotonic);
-                if completed && !self.machine.is_completed() {
-                    self.tools.progress.set_stage(&self.config.name, SessionStage::Testing);
-                }
-                if let Some(link) = &mut self.link {
-                    link.packet = packet(&self.config, link.min_len, link.padding_start);
-                }
-                self.set_ttl();
-                self.tell_due(now);
-                let cleared = self.thresholds.set(&self.config.thresholds);
-                self.report_thresholds(cleared, now);
-            }
+            Command::Configure(connection, index) => self.configure(&connection, index, now),
             Command::Restart => {
                 self.report_unexplained(false);
                 self.machine.restart();
@@ -290,6 +244,56 @@ impl Session {
                 let _ = answer.send(self.current(now));
             }
         }
+    }
+
+    /// Sends probes of an established session from now on.
+    fn start(&mut self, session: OpenSession, now: Now) {
+        let OpenSession { socket, remote, mut carrier, padding_start, .. } = session;
+        carrier.shares_clock = remote.ip().is_loopback() || remote.ip() == socket.local().ip();
+        let min_len = carrier.format.probe_octets();
+        let packet = packet(&self.config, min_len, padding_start);
+        let TestSession { probe_interval_ns, burst_size, .. } = self.config;
+        let latest_ns = self.machine.test_interval_ns();
+        let share = self.tools.pacing.join(probe_interval_ns, burst_size, latest_ns);
+        let first = share.first(now.monotonic);
+        self.link = Some(Link {
+            socket,
+            remote,
+            min_len,
+            padding_start,
+            packet,
+            numbers: StampNumbers::default(),
+            unread_stamps: 0,
+            _share: share,
+        });
+        self.is_first_test = true;
+        self.tools.progress.update(&self.config.name, SessionProgress::session_started);
+        // The configuration may have changed while the socket was opened.
+        self.set_ttl();
+        self.thresholds.reachable(true);
+        self.machine.session_started(carrier, first, now);
+        // The test that the connection was made for may no longer be due.
+        self.tell_due(now);
+    }
+
+    fn configure(&mut self, connection: &ControlConnection, index: usize, now: Now) {
+        self.report_unexplained(false);
+        self.may_expire = connection.sessions_may_expire();
+        self.config = connection.sessions[index].clone();
+        self.subject = Arc::new(subject(connection, &self.config));
+        self.iteration_done_events = connection.test_iteration_done_events;
+        let completed = self.machine.is_completed();
+        self.machine.set_config(sender_config(connection, &self.config), now.monotonic);
+        if completed && !self.machine.is_completed() {
+            self.tools.progress.set_stage(&self.config.name, SessionStage::Testing);
+        }
+        if let Some(link) = &mut self.link {
+            link.packet = packet(&self.config, link.min_len, link.padding_start);
+        }
+        self.set_ttl();
+        self.tell_due(now);
+        let cleared = self.thresholds.set(&self.config.thresholds);
+        self.report_thresholds(cleared, now);
     }
 
     fn tell_due(&self, now: Now) {
