@@ -25,6 +25,9 @@ use crate::{
 /// Sessions whose intervals are closed in one step: some ten milliseconds.
 const SESSIONS_AT_ONCE: usize = 256;
 
+/// Records under way to the store beyond which no intervals are closed.
+const MAX_UNSTORED: u64 = 2_048;
+
 /// Store, latest records and statistics.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -82,6 +85,12 @@ impl Log {
     /// to go on after. Reports wait meanwhile, so that there is an end to each step.
     pub(super) fn close_intervals(&self, now: UnixTime, after: Option<&Key>) -> Option<Key> {
         let mut aggregator = self.aggregator();
+        let unstored =
+            self.next_cursor.load(Relaxed).saturating_sub(1 + self.store.state().borrow().newest);
+        if unstored > MAX_UNSTORED {
+            // Intervals can wait for the store, measurements cannot.
+            return Some(after.cloned().unwrap_or_default());
+        }
         if after.is_none() && !aggregator.is_over(now) {
             return None;
         }

@@ -32,7 +32,7 @@ use crate::time::{Now, UnixTime};
 
 /// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
 /// memory of a disk that stalls; beyond it, records are dropped and counted.
-const QUEUE: usize = 16_384;
+const QUEUE: usize = 32_768;
 /// The log and the state. Reading blocks on the disk; writing is handed to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
