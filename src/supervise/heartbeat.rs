@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::pause::paused;
+use super::pause::since_pause;
 
 /// Longest time between two beats of a healthy task.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -25,14 +25,11 @@ pub struct Heartbeat {
     begun: Instant,
     /// Time of the latest beat, milliseconds after `begun`.
     last: Arc<AtomicU64>,
-    /// Time in pauses of the process up to the latest beat, in milliseconds.
-    paused: Arc<AtomicU64>,
 }
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        let paused = AtomicU64::new(paused().as_millis() as u64).into();
-        Self { begun: Instant::now(), last: Arc::default(), paused }
+        Self { begun: Instant::now(), last: Arc::default() }
     }
 }
 
@@ -40,7 +37,6 @@ impl Heartbeat {
     /// Records that the task is alive.
     pub fn beat(&self) {
         self.last.store(self.begun.elapsed().as_millis() as u64, Relaxed);
-        self.paused.store(paused().as_millis() as u64, Relaxed);
     }
 
     /// Returns the longest allowed time between two beats.
@@ -48,12 +44,11 @@ impl Heartbeat {
         INTERVAL
     }
 
-    /// Returns the time since the latest beat, without pauses of the process.
+    /// Returns the time since the latest beat, or since the end of a pause of the process after it.
     pub fn silence(&self) -> Duration {
-        let at_beat = [&self.last, &self.paused].map(|ms| Duration::from_millis(ms.load(Relaxed)));
-        let [last, paused_then] = at_beat;
-        let paused_since = paused().saturating_sub(paused_then);
-        self.begun.elapsed().saturating_sub(last + paused_since)
+        let last = Duration::from_millis(self.last.load(Relaxed));
+        let silence = self.begun.elapsed().saturating_sub(last);
+        since_pause().map_or(silence, |since| silence.min(since))
     }
 
     /// Returns true when the task has stalled.

@@ -28,11 +28,14 @@ struct PauseWatch {
     alive_ms: AtomicU64,
     /// Time in pauses, in milliseconds.
     paused_ms: AtomicU64,
+    /// End of the latest pause, in milliseconds after `begun`; 0 for none.
+    ended_ms: AtomicU64,
 }
 
 impl Default for PauseWatch {
     fn default() -> Self {
-        Self { begun: Instant::now(), alive_ms: AtomicU64::new(0), paused_ms: AtomicU64::new(0) }
+        let zero = || AtomicU64::new(0);
+        Self { begun: Instant::now(), alive_ms: zero(), paused_ms: zero(), ended_ms: zero() }
     }
 }
 
@@ -43,6 +46,7 @@ impl PauseWatch {
         let gap_ms = now_ms.saturating_sub(before_ms);
         if before_ms > 0 && u128::from(gap_ms) >= MIN_PAUSE.as_millis() {
             self.paused_ms.fetch_add(gap_ms, Relaxed);
+            self.ended_ms.fetch_max(now_ms, Relaxed);
         }
     }
 
@@ -50,18 +54,27 @@ impl PauseWatch {
         self.begun.elapsed().as_millis() as u64
     }
 
-    /// Returns the time in pauses up to now.
+    /// Returns the time in pauses up to the latest sign of life.
     fn paused(&self) -> Duration {
-        if self.alive_ms.load(Relaxed) > 0 {
-            self.alive(self.now_ms());
-        }
         Duration::from_millis(self.paused_ms.load(Relaxed))
+    }
+
+    /// Returns the time since the latest pause, which may have ended just now.
+    fn since_pause(&self) -> Option<Duration> {
+        if self.alive_ms.load(Relaxed) == 0 {
+            return None;
+        }
+        let now_ms = self.now_ms();
+        self.alive(now_ms);
+        let ended_ms = self.ended_ms.load(Relaxed);
+        (ended_ms > 0).then(|| Duration::from_millis(now_ms.saturating_sub(ended_ms)))
     }
 }
 
-/// Returns the time for which the process was paused so far, as far as [`watch_pauses`] runs.
-pub(super) fn paused() -> Duration {
-    PROCESS.paused()
+/// Returns the time since the latest pause of the process; `None` without one, or while
+/// [`watch_pauses`] does not run.
+pub(super) fn since_pause() -> Option<Duration> {
+    PROCESS.since_pause()
 }
 
 /// Notices pauses of the process until the token is cancelled, and reports the length of each.
@@ -73,6 +86,7 @@ pub async fn watch_pauses(report: impl Fn(Duration) + Send, token: CancellationT
             () = sleep(INTERVAL) => {}
             () = token.cancelled() => break,
         }
+        PROCESS.alive(PROCESS.now_ms());
         let paused = PROCESS.paused();
         let pause = paused.saturating_sub(std::mem::replace(&mut known, paused));
         if !pause.is_zero() {
