@@ -32,6 +32,17 @@ fn agent(directory: &Path) -> std::process::Output {
         .unwrap()
 }
 
+fn put_treasure(database: &Path) {
+    let db = sled::open(database).unwrap();
+    db.insert("treasure", "kept").unwrap();
+    db.flush().unwrap();
+}
+
+fn assert_has_treasure(database: &Path) {
+    let db = sled::open(database).unwrap();
+    assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
+}
+
 #[test]
 fn a_newer_schema_is_refused_and_kept() {
     let directory = tempfile::tempdir().unwrap();
@@ -39,17 +50,12 @@ fn a_newer_schema_is_refused_and_kept() {
     let schema = directory.path().join("schema");
     std::fs::write(&schema, "7\n").unwrap();
     let path = directory.path().join("config.sled");
-    {
-        let db = sled::open(&path).unwrap();
-        db.insert("treasure", "kept").unwrap();
-        db.flush().unwrap();
-    }
+    put_treasure(&path);
     let output = agent(directory.path());
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{said}");
     assert!(said.contains("newer agent") && said.contains("schema 7"), "{said}");
-    let db = sled::open(&path).unwrap();
-    assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
+    assert_has_treasure(&path);
     assert_eq!(std::fs::read_to_string(&schema).unwrap(), "7\n");
 }
 
@@ -58,17 +64,12 @@ fn a_newer_schema_is_refused_and_kept() {
 fn a_development_layout_is_refused_and_kept() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("results.sled");
-    {
-        let db = sled::open(&path).unwrap();
-        db.insert("treasure", "kept").unwrap();
-        db.flush().unwrap();
-    }
+    put_treasure(&path);
     let output = agent(directory.path());
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{said}");
     assert!(said.contains("another state directory"), "{said}");
-    let db = sled::open(&path).unwrap();
-    assert_eq!(db.get("treasure").unwrap().as_deref(), Some(b"kept".as_slice()));
+    assert_has_treasure(&path);
 }
 
 /// A start reads what came behind the statistics that are stored. Single probes are in none: they are
@@ -116,6 +117,11 @@ fn as_killed(directory: &Path) -> tempfile::TempDir {
     let done = Command::new("cp").arg("-r").arg(directory.join(".")).arg(copy.path()).status();
     assert!(done.unwrap().success());
     copy
+}
+
+fn close_intervals(results: &Results) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(results.close_intervals(clock::unix()));
 }
 
 fn all_tests(results: &Results) -> (u64, u64) {
@@ -202,7 +208,7 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     again.close();
 
     // The minutes are over and told; the agent is killed before statistics are saved.
-    results.close_intervals(clock::unix());
+    close_intervals(&results);
     let told = |scope: StatisticsScope| {
         let query = StatisticsQuery { scopes: [scope].into(), ..StatisticsQuery::default() };
         results.statistics(&query).len() as u64
@@ -217,7 +223,7 @@ fn a_kill_costs_no_counts_and_doubles_no_interval() {
     wait(&mut store, 2 + intervals);
     let killed = as_killed(directory.path());
     let again = opened(&StateDirectory::open(killed.path()).unwrap());
-    again.close_intervals(clock::unix());
+    close_intervals(&again);
     again.close();
     drop(again);
     let told = ResultStore::open(
@@ -254,7 +260,7 @@ fn what_was_told_of_a_test_that_runs_does_not_go_back_after_a_kill() {
             std::thread::park_timeout(Duration::from_millis(1));
         }
         if by_interval {
-            results.close_intervals(clock::unix());
+            close_intervals(&results);
             wait(&mut results.state(), 1);
         } else {
             runtime.block_on(results.settle());

@@ -370,10 +370,9 @@ impl Results {
                     if std::mem::replace(&mut dropped, self.reports.dropped()) != dropped {
                         self.mark_suspect(now);
                     }
-                    let mut after = None;
-                    while let Some(key) = self.log.close_intervals(now, after.as_ref()) {
-                        after = Some(key);
-                        tokio::time::sleep(REPORTS_PAUSE).await;
+                    tokio::select! {
+                        () = self.close_intervals(now) => {}
+                        () = token.cancelled() => return,
                     }
                     self.send_retention();
                 }
@@ -382,11 +381,13 @@ impl Results {
         }
     }
 
-    /// Appends records of the intervals that have ended.
-    pub fn close_intervals(&self, now: UnixTime) {
+    /// Appends records of the intervals that have ended, in steps between which reports are
+    /// appended. Cancel-safe: the next call goes on.
+    pub async fn close_intervals(&self, now: UnixTime) {
         let mut after = None;
         while let Some(key) = self.log.close_intervals(now, after.as_ref()) {
             after = Some(key);
+            tokio::time::sleep(REPORTS_PAUSE).await;
         }
     }
 
