@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use prost::Message;
+
 const BLOCK_OCTETS: u64 = 512;
 
 /// Replaces a file by one with these contents. It is on the disk when this returns.
@@ -19,6 +21,21 @@ pub(super) fn replace(path: &Path, contents: &[&[u8]]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&new, path)?;
     path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Replaces a file by a message behind its magic and checksum. It is on the disk when this returns.
+pub(super) fn replace_message(path: &Path, magic: &[u8], message: &impl Message) -> io::Result<()> {
+    let message = message.encode_to_vec();
+    let sum = crc32fast::hash(&message).to_be_bytes();
+    replace(path, &[magic, &sum, &message])
+}
+
+/// Reads a file of [`replace_message`]; `None` where there is none that can be believed.
+pub(super) fn read_message<M: Message + Default>(path: &Path, magic: &[u8]) -> Option<M> {
+    let octets = fs::read(path).ok()?;
+    let (sum, message) = octets.strip_prefix(magic)?.split_first_chunk::<4>()?;
+    let is_whole = crc32fast::hash(message) == u32::from_be_bytes(*sum);
+    is_whole.then(|| M::decode(message).ok())?
 }
 
 /// Has the disk write the entries of a directory: a file that was created or renamed in it is found

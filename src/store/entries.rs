@@ -90,7 +90,7 @@ struct Found {
     octets: usize,
     most: (usize, usize),
     range: RangeInclusive<u64>,
-    /// Nothing more is wanted.
+    /// The limit of records or octets is reached.
     is_full: bool,
 }
 

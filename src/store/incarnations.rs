@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -32,7 +31,8 @@ struct Stored {
 impl Incarnations {
     /// Reads what either copy has.
     pub(super) fn load(directory: &Path, tree: &sled::Tree) -> Result<Self, StoreError> {
-        let mut runs = read(directory).unwrap_or_default().by_first_cursor;
+        let stored: Option<Stored> = disk::read_message(&path(directory), MAGIC);
+        let mut runs = stored.unwrap_or_default().by_first_cursor;
         for run in tree {
             let (cursor, id) = run?;
             let id = String::from_utf8(id.to_vec());
@@ -67,9 +67,8 @@ impl Incarnations {
         }
         tree.apply_batch(batch)?;
         let by_first_cursor = self.0.iter().map(|(cursor, id)| (*cursor, id.to_string())).collect();
-        let message = Stored { by_first_cursor }.encode_to_vec();
-        let sum = crc32fast::hash(&message).to_be_bytes();
-        if let Err(error) = disk::replace(&path(directory), &[MAGIC, &sum, &message]) {
+        let stored = Stored { by_first_cursor };
+        if let Err(error) = disk::replace_message(&path(directory), MAGIC, &stored) {
             tracing::warn!(%error, "failed to write the copy of the incarnations");
         }
         Ok(())
@@ -85,17 +84,10 @@ fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }
 
-/// Reads the file; `None` where there is none that can be believed.
-fn read(directory: &Path) -> Option<Stored> {
-    let octets = fs::read(path(directory)).ok()?;
-    let (sum, message) = octets.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
-    let is_whole = crc32fast::hash(message) == u32::from_be_bytes(*sum);
-    is_whole.then(|| Stored::decode(message).ok())?
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn tree() -> sled::Tree {
         sled::Config::new().temporary(true).open().unwrap().open_tree("incarnations").unwrap()

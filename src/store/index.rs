@@ -1,7 +1,7 @@
 //! Summaries of the sealed windows in one small file, so that a start opens none of them. The file can
 //! be lost: each window holds its own summary as well.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use prost::Message;
 
@@ -34,12 +34,8 @@ struct StoredWindow {
 
 /// Reads the index; an empty one where there is none that can be believed.
 pub(super) fn read(place: &Path) -> Index {
-    let decoded = fs::read(place.join(NAME)).ok().and_then(|octets| {
-        let (sum, message) = octets.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
-        let is_whole = crc32fast::hash(message) == u32::from_be_bytes(*sum);
-        is_whole.then(|| Stored::decode(message).ok())?
-    });
-    let windows = decoded.unwrap_or_default().windows.into_iter();
+    let stored: Option<Stored> = disk::read_message(&place.join(NAME), MAGIC);
+    let windows = stored.unwrap_or_default().windows.into_iter();
     windows
         .filter_map(|StoredWindow { first_cursor, generation, summary }| {
             Some((WindowName { first_cursor, generation }, summary?))
@@ -54,15 +50,15 @@ pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
         generation: name.generation,
         summary: Some(*summary),
     };
-    let message = Stored { windows: index.iter().map(window).collect() }.encode_to_vec();
-    let sum = crc32fast::hash(&message).to_be_bytes();
-    disk::replace(&place.join(NAME), &[MAGIC, &sum, &message])
+    let stored = Stored { windows: index.iter().map(window).collect() };
+    disk::replace_message(&place.join(NAME), MAGIC, &stored)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::time::UnixTime;
+    use std::fs;
 
     #[test]
     fn only_a_whole_index_is_believed() {

@@ -40,7 +40,7 @@ pub(super) struct Window {
     disk_bytes: AtomicU64,
     /// Some of it cannot be read.
     pub(super) is_damaged: AtomicBool,
-    /// Nothing of it can be read.
+    /// The window is unreadable as a whole.
     is_lost: AtomicBool,
     /// Age at which records of connections are to be taken out of it.
     pub(super) trim_at_age_ns: AtomicU64,
@@ -135,7 +135,7 @@ impl Window {
         }
     }
 
-    /// Nothing of it can be read: readers find a gap, and the writer puts it into quarantine.
+    /// Marks the window as unreadable: readers find a gap, and the writer puts it into quarantine.
     pub(super) fn lose(&self, error: &StoreError) {
         self.note_damage(error, self.name.first_cursor);
         self.is_lost.store(true, Relaxed);

@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::{
     Entry, Retention, StoreError, Subject,
+    entries::guarded,
     index::{self, Index},
     layout::{Summary, WindowName},
     page::PageBuilder,
@@ -90,8 +91,8 @@ impl Windows {
         drop(files);
         // Opening notes its findings beside the database: the next opening is quick.
         self.pool.close(window.name);
-        if let Err(error) = window.files() {
-            window.lose(&error);
+        if let Err(error) = guarded(&window, |_| Ok(())) {
+            tracing::warn!(%error, "failed to open a sealed window of results");
         }
         self.write_index();
         Ok(())
