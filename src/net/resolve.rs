@@ -75,11 +75,11 @@ pub async fn addresses(
 
 impl NameService {
     async fn in_dns(&self, name: &str, family: Option<IpAddr>) -> io::Result<Vec<IpAddr>> {
+        let parsed = dns_name(name).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("invalid name {name:?}"))
+        })?;
         let query = async |kind| {
-            let unnamable =
-                || io::Error::new(io::ErrorKind::InvalidInput, format!("invalid name {name:?}"));
-            let parsed = dns_name(name).ok_or_else(unnamable)?;
-            let lookup = self.resolver.lookup(parsed, kind).await;
+            let lookup = self.resolver.lookup(parsed.clone(), kind).await;
             let lookup = lookup.map_err(|error| failed(name, kind, error))?;
             let records = lookup.answers().iter();
             Ok(records.filter_map(|record| record.data.ip_addr()).collect())
