@@ -11,6 +11,7 @@ use std::{
 
 use thiserror::Error;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy, sink},
     net::{TcpListener, TcpStream, UnixListener},
     sync::mpsc,
     time::{sleep, timeout},
@@ -29,6 +30,9 @@ use crate::supervise::Tasks;
 const ACCEPTED: usize = 16;
 /// Limit of a TLS handshake; a slower one is aborted.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Limits of what is read from a client behind a handshake that failed.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_OCTETS: u64 = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Mode of the Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
@@ -175,14 +179,26 @@ async fn accept_tcp(
 }
 
 async fn shake_hands(stream: TcpStream, tls: Arc<Reloading>, peer: Peer, sender: Sender) {
-    match timeout(HANDSHAKE, tls.acceptor().accept(stream)).await {
+    match timeout(HANDSHAKE, tls.acceptor().accept(stream).into_fallible()).await {
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates();
             let common_name = certificates.and_then(|chain| common_name(chain.first()?));
             let _ = sender.send(Ok(Connection::new(stream, Peer { common_name, ..peer }))).await;
         }
-        Ok(Err(error)) => tracing::info!(peer = peer.address, %error, "TLS handshake failed"),
+        Ok(Err((error, stream))) => {
+            tracing::info!(peer = peer.address, %error, "TLS handshake failed");
+            linger(stream).await;
+        }
         Err(_) => tracing::info!(peer = peer.address, "TLS handshake timed out"),
+    }
+}
+
+/// Reads what the client has sent already. A socket that is closed with octets unread is reset, and
+/// a reset takes the alert from the client's side before it is read.
+async fn linger(mut stream: TcpStream) {
+    if stream.shutdown().await.is_ok() {
+        let mut rest = stream.take(LINGER_OCTETS);
+        let _ = timeout(LINGER, copy(&mut rest, &mut sink())).await;
     }
 }
 

@@ -91,6 +91,16 @@ impl FromStr for Target {
     }
 }
 
+impl Target {
+    /// Returns host and port of a target with TLS.
+    pub(super) fn tls_host(&self) -> Option<&str> {
+        match self {
+            Self::Url(url) => url.strip_prefix("https://"),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// PEM files for TLS.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
@@ -130,7 +140,7 @@ impl Connection {
             Target::Url(url) => {
                 let failed = |error: tonic::transport::Error| connect_error(url, &error);
                 let mut endpoint = Endpoint::from_shared(url.clone()).map_err(failed)?;
-                if url.starts_with("https://") {
+                if target.tls_host().is_some() {
                     endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
                 }
                 within(url, kept_alive(endpoint).connect()).await?

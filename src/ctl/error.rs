@@ -6,7 +6,7 @@ use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::connect::{ConnectError, innermost};
+use super::connect::{ConnectError, Target, innermost};
 use crate::document::DocumentError;
 
 /// Methods that messages of the API refer to, and the commands that call them.
@@ -70,6 +70,25 @@ impl CtlError {
             | Self::Show(_) => 1,
         }
     }
+
+    /// Names the likely reason of a connection over TLS that closed before its first request: an
+    /// agent refuses a client without a certificate behind the handshake of that client (RFC 8446
+    /// §4.4.2), and HTTP/2 keeps the alert only where a request is already under way.
+    #[must_use]
+    pub fn over(self, target: &Target) -> Self {
+        match (&self, target.tls_host()) {
+            (Self::Status(status), Some(host)) if is_unsent(status) => {
+                let alert = "connection closed".into();
+                ConnectError::HandshakeRefused { target: host.to_owned(), alert }.into()
+            }
+            _ => self,
+        }
+    }
+}
+
+/// Returns whether the connection closed before the request was sent.
+fn is_unsent(status: &Status) -> bool {
+    is_gone(status) && status.message().contains("operation was canceled")
 }
 
 /// Returns whether the agent was lost before or during its answer.
@@ -143,5 +162,25 @@ mod tests {
         );
         let error = CtlError::from(Status::not_found("see ListServerConnections"));
         assert!(error.to_string().starts_with("see `twampctl server status`"));
+    }
+
+    #[test]
+    fn connection_that_closes_at_once_over_tls_may_want_a_certificate() {
+        let closed = || {
+            let error = std::io::Error::other("operation was canceled: connection closed");
+            CtlError::from(Status::from_error(Box::new(error)))
+        };
+        let target: Target = "https://agent.example:50051".parse().unwrap();
+        let error = closed().over(&target);
+        assert_eq!(
+            error.to_string(),
+            "the agent at agent.example:50051 refused the TLS handshake (connection closed): it may \
+             want --cert and --key signed by its client CA"
+        );
+        assert_eq!(error.exit_code(), 69);
+        let plain: Target = "agent.example:50051".parse().unwrap();
+        assert!(closed().over(&plain).to_string().starts_with("the agent went away"));
+        let refused = CtlError::from(Status::not_found("no such connection")).over(&target);
+        assert_eq!(refused.to_string(), "no such connection (NotFound)");
     }
 }

@@ -66,7 +66,8 @@ async fn main() -> ExitCode {
     };
     let done = async {
         let agent = Connection::open(&cli.agent, &cli.tls).await?;
-        ctl::run(&agent, command, cli.output).await
+        let done = ctl::run(&agent, command, cli.output).await;
+        done.map_err(|error| error.over(&cli.agent))
     };
     match done.await {
         Ok(()) => ExitCode::SUCCESS,
