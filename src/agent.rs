@@ -10,9 +10,9 @@ use crate::{
     export::{ExporterStates, Exporters, Sources},
     net::{self, clock},
     proto::{AgentConfig, ApplyConfigRequest, EventType},
-    results::{Results, report_pauses, retention, watch_clock, watch_store},
+    results::{Results, report_host, report_pauses, retention, watch_host, watch_store},
     session::{PlaneSettings, client::Senders, server::Reflectors},
-    store::{ConfigStore, ResultStore, StateDirectory, StoreError},
+    store::{ConfigStore, Host, ResultStore, StateDirectory, StoreError},
     supervise::Tasks,
 };
 
@@ -90,6 +90,15 @@ fn sources(control: &Control, results: &Arc<Results>, states: &Arc<ExporterState
     }
 }
 
+fn host() -> Host {
+    Host {
+        machine_id: net::machine_id(),
+        product_uuid: net::product_uuid(),
+        name: net::host_name(),
+        boot: clock::uptime().boot,
+    }
+}
+
 /// A running agent: all its tasks and services.
 #[derive(Debug)]
 pub struct Agent {
@@ -108,6 +117,7 @@ impl Agent {
         net::raise_open_files();
         let directory = StateDirectory::open(&options.state_dir)?;
         directory.prepare_reserve();
+        let findings = directory.note_host(host(), clock::now_since_boot());
         let listener = ApiListener::open(&options.api).await?;
         let addresses = listener.addresses();
 
@@ -116,7 +126,8 @@ impl Agent {
         let committed = Committed::load(&config_store)?;
         let revision = committed.revision();
         let keep = retention(committed.config());
-        let result_store = ResultStore::open(&directory, keep.clone(), &new_agent_id, clock::now)?;
+        let now = clock::now_since_boot;
+        let result_store = ResultStore::open(&directory, keep.clone(), &new_agent_id, now)?;
         let boot_id = uuid::Uuid::new_v4().to_string();
         let config = Some(committed.config());
         let results = match Results::open(result_store, boot_id.clone(), config) {
@@ -124,7 +135,7 @@ impl Agent {
                 // The data is intact but inconsistent: start with an empty store, measurements go
                 // on.
                 let anew = ResultStore::open_anew;
-                let store = anew(&directory, keep, &new_agent_id, clock::now, &error)?;
+                let store = anew(&directory, keep, &new_agent_id, now, &error)?;
                 Results::open(store, boot_id, config)?
             }
             opened => opened?,
@@ -141,6 +152,7 @@ impl Agent {
             let kind = EventType::ConfigurationCommitted;
             results.agent_event(kind, revision, detail.to_owned(), started.unix);
         }
+        report_host(&results, findings, started.unix);
         let planes = Planes {
             senders: Senders::start(options.senders).map_err(StartError::Threads)?,
             reflectors: Reflectors::start(options.reflectors).map_err(StartError::Threads)?,
@@ -153,7 +165,7 @@ impl Agent {
         let told = watch_store(results.clone(), damage, clock::now, tasks.token());
         tasks.spawn("store trouble", told);
         tasks.spawn("pauses", report_pauses(results.clone(), clock::now, tasks.token()));
-        tasks.spawn("clock", watch_clock(results.clone(), clock::now, tasks.token()));
+        tasks.spawn("host", watch_host(results.clone(), now, net::machine_id, tasks.token()));
         let exporters = Arc::new(ExporterStates::default());
         let sources = sources(&control, &results, &exporters);
         let export = Exporters::new(results.clone(), sources, &tasks);

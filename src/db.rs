@@ -14,6 +14,7 @@ use crate::{
     store::{
         StateDirectory,
         maintenance::{self, MaintenanceError},
+        renew_identity,
     },
 };
 
@@ -95,6 +96,14 @@ pub fn import(directory: &Path, file: &Path) -> Result<String, DbError> {
 pub fn compact(directory: &Path) -> Result<String, DbError> {
     let (before, after) = maintenance::compact(&open(directory)?).map_err(failed_at(directory))?;
     Ok(format!("{}: {before} octets on disk before, {after} now", directory.display()))
+}
+
+/// Draws a new agent id, for one of two agents whose state directories are copies of one another.
+pub fn new_identity(directory: &Path) -> Result<String, DbError> {
+    let new = uuid::Uuid::new_v4().to_string();
+    let before = renew_identity(&open(directory)?, &new)
+        .map_err(|error| failed_at(directory)(error.into()))?;
+    Ok(format!("{}: agent id {new} (was {before})", directory.display()))
 }
 
 /// Opens a state directory; one without state is an error and is not created.

@@ -94,6 +94,8 @@ enum DbCommand {
     },
     /// Return unused space of the databases to the file system
     Compact,
+    /// Draw a new agent id: needed where this directory is a copy and the other agent still runs
+    NewIdentity,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -220,6 +222,7 @@ fn run_db(command: &DbCommand, directory: &Path) -> Result<(), Failure> {
         DbCommand::Export { file } => db::export(directory, file),
         DbCommand::Import { file } => db::import(directory, file),
         DbCommand::Compact => db::compact(directory),
+        DbCommand::NewIdentity => db::new_identity(directory),
     };
     let report = done.map_err(|error| Failure(FAILED, error.to_string()))?;
     writeln!(io::stdout().lock(), "{report}").map_err(|error| Failure(FAILED, error.to_string()))

@@ -75,10 +75,14 @@ impl AgentService for Context {
                 live_bytes: store.live_bytes,
                 disk_bytes: store.disk_bytes,
                 records_dropped: self.results.dropped(),
+                age_retention_suspended: store.keep_all_until.map(|until| {
+                    duration_to_proto(until.since_ns(clock::now_since_boot().monotonic))
+                }),
             }),
             capabilities: CAPABILITIES.map(String::from).to_vec(),
             maximum_request_bytes: MAXIMUM_REQUEST_OCTETS as u64,
             exporters: self.exporters.list(store.newest),
+            host_changes: self.results.host_changes(),
             hardware_clocks: hardware_states().into_iter().map(hardware_clock).collect(),
         }))
     }

@@ -146,6 +146,7 @@ async fn run(shipment: Shipment, exporter: Exporter) {
             ship(shipment, sink).await;
         }
         ExportTarget::Nats { servers, prefix, stream, json, user } => {
+            let results = shipment.results.clone();
             let sink = NatsSink::new(
                 servers.clone(),
                 format!("{prefix}.{agent_id}"),
@@ -153,7 +154,7 @@ async fn run(shipment: Shipment, exporter: Exporter) {
                 *json,
                 user.clone(),
                 &exporter,
-                agent_id,
+                &results,
             );
             ship(shipment, sink).await;
         }

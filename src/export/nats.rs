@@ -19,6 +19,7 @@ use crate::{
     document::{Fields, to_value},
     model::{Exporter, Secret},
     proto::{Record, record},
+    results::Results,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +44,8 @@ pub(super) struct NatsSink {
     secret: Option<Secret>,
     ca_certificates: String,
     agent_id: String,
+    /// Latest record that this agent may have sent before: one behind it is no duplicate.
+    sent_up_to: u64,
     connected: Option<(Client, jetstream::Context)>,
 }
 
@@ -54,7 +57,7 @@ impl NatsSink {
         json: bool,
         user: Option<String>,
         exporter: &Exporter,
-        agent_id: String,
+        results: &Results,
     ) -> Self {
         Self {
             servers,
@@ -64,7 +67,8 @@ impl NatsSink {
             user,
             secret: exporter.secret.clone(),
             ca_certificates: exporter.ca_certificates.clone(),
-            agent_id,
+            agent_id: results.agent_id().to_owned(),
+            sent_up_to: results.state().borrow().newest,
             connected: None,
         }
     }
@@ -109,7 +113,7 @@ impl NatsSink {
 
     /// Publishes records and waits until they are stored. Messages that are too long are rejected.
     async fn publish(
-        &self,
+        &mut self,
         (client, context): &(Client, jetstream::Context),
         records: &[Record],
     ) -> Result<Accepted, String> {
@@ -133,10 +137,22 @@ impl NatsSink {
                 headers.insert(NATS_MESSAGE_ID, id);
                 let subject = format!("{}.{}", self.subject, kind(record));
                 let sent = context.publish_with_headers(subject, headers, payload);
-                acknowledgements.push(sent.await.map_err(|error| error.to_string())?);
+                let is_new = record.cursor > self.sent_up_to;
+                self.sent_up_to = self.sent_up_to.max(record.cursor);
+                let stored = sent.await.map_err(|error| error.to_string())?;
+                acknowledgements.push((record.cursor, is_new, stored));
             }
-            for acknowledgement in acknowledgements {
-                acknowledgement.await.map_err(|error| format!("not stored: {error}"))?;
+            for (cursor, is_new, acknowledgement) in acknowledgements {
+                let stored =
+                    acknowledgement.await.map_err(|error| format!("not stored: {error}"))?;
+                if is_new && stored.duplicate {
+                    accepted.rejected += 1;
+                    accepted.detail = format!(
+                        "the stream dropped record {cursor} as a duplicate, though this agent sent \
+                         it for the first time: another agent has the same id; stop one of them \
+                         and run `twamp-agent db new-identity` on its state directory"
+                    );
+                }
             }
         }
         Ok(accepted)
@@ -171,7 +187,7 @@ fn message_id(agent_id: &str, record: &Record) -> String {
         Some(record::Kind::Gap(gap)) => {
             format!("{agent_id}-gap-{}-{}", gap.first_cursor, gap.last_cursor)
         }
-        _ => format!("{agent_id}-{}", record.cursor),
+        _ => format!("{agent_id}-{}-{}", record.incarnation, record.cursor),
     }
 }
 

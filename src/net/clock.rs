@@ -43,6 +43,16 @@ pub fn unix() -> UnixTime {
 
 /// Reads both clocks at the same moment.
 pub fn now() -> Now {
+    read_pair(monotonic)
+}
+
+/// Reads the realtime clock with the time since boot in place of the monotonic clock, which stands
+/// still while the host is suspended.
+pub fn now_since_boot() -> Now {
+    read_pair(|| Monotonic(read(ClockId::CLOCK_BOOTTIME)))
+}
+
+fn read_pair(monotonic: impl Fn() -> Monotonic) -> Now {
     let mut before = monotonic();
     for _ in 0..5 {
         let time = unix();

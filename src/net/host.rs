@@ -11,6 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// many measurements must not lock out their operators.
 const RESERVED_FILES: u64 = 64;
 
+/// Characters of an identifier of the host that are read.
+const MAX_IDENTIFIER: usize = 64;
+
 /// Raises the limit of open files to the maximum: the hard limit or, for root, `fs.nr_open`. Each
 /// connection and session has a socket. Returns the new limit.
 pub fn raise_open_files() -> u64 {
@@ -58,6 +61,22 @@ pub fn interface_index(name: &str) -> Option<u32> {
 /// Returns the host name; empty if it is not UTF-8.
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// Returns the machine id (machine-id(5)); empty if there is none.
+pub fn machine_id() -> String {
+    identifier("/etc/machine-id")
+}
+
+/// Returns the UUID of the (virtual) machine in its firmware; empty if there is none or if it may not
+/// be read, which takes root.
+pub fn product_uuid() -> String {
+    identifier("/sys/class/dmi/id/product_uuid")
+}
+
+fn identifier(file: &str) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.trim().chars().take(MAX_IDENTIFIER).collect()
 }
 
 /// Returns a port that is currently free on the loopback address for TCP and UDP.

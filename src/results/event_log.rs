@@ -42,6 +42,7 @@ pub(super) fn log_event(subject: &Subject, event: &Event) {
         EventType::StoreDegraded => log!(warn, "store degraded"),
         EventType::StoreRecovered => log!(info, "store recovered"),
         EventType::ClockStepped => log!(warn, "clock stepped"),
+        EventType::HostChanged => log!(warn, "host changed"),
         EventType::StatisticsCleared => log!(info, "statistics cleared"),
         EventType::TestDone => log!(debug, "test done"),
         EventType::TestIterationDone => log!(debug, "test iteration done"),

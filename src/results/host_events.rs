@@ -1,4 +1,4 @@
-//! Events of the store and of the clock of this host.
+//! Events of the store, of this host and of its clock.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,13 +8,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Results, Subject};
 use crate::{
     proto::{Event, EventType},
+    store::{HostFindings, KEEP_ALL_NS},
     supervise::watch_pauses,
-    time::{ClockWatch, Now, UnixTime, duration_to_proto},
+    time::{ClockWatch, LARGE_STEP_NS, NANOS_PER_SECOND, Now, UnixTime, duration_to_proto},
 };
 
 /// Interval of checks for damage of the configuration.
 const DAMAGE_INTERVAL: Duration = Duration::from_secs(1);
-const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+const HOST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reports faults of the store and their end. `damage` returns the damage of the configuration. A
 /// fault that prevents records from being stored is reported once it is over.
@@ -101,23 +102,69 @@ pub async fn report_pauses(results: Arc<Results>, now: fn() -> Now, token: Cance
     watch_pauses(report, token).await;
 }
 
-/// Reports steps of the clock, which affect one-way delays.
-pub async fn watch_clock(results: Arc<Results>, now: fn() -> Now, token: CancellationToken) {
+/// Reports steps of the clock, which affect one-way delays, and a change of the machine id, as behind
+/// the snapshot of a virtual machine that was resumed elsewhere.
+pub async fn watch_host(
+    results: Arc<Results>,
+    now: fn() -> Now,
+    machine_id: fn() -> String,
+    token: CancellationToken,
+) {
     let mut watch = ClockWatch::new(now());
+    let mut known_id = machine_id();
     loop {
         tokio::select! {
-            () = sleep(CLOCK_INTERVAL) => {}
+            () = sleep(HOST_INTERVAL) => {}
             () = token.cancelled() => return,
         }
         let now = now();
         if let Some(step_ns) = watch.step_ns(now) {
-            let detail = format!("by {:.3} ms", step_ns as f64 / 1e6);
-            let kind = EventType::ClockStepped.into();
-            let event = Event { r#type: kind, value: step_ns, detail, ..Event::default() };
-            // The times before and after the step.
-            results.mark_suspect(now.unix.plus_ns(-step_ns));
-            results.mark_suspect(now.unix);
-            results.event(Subject::agent(), event, now.unix);
+            clock_stepped(&results, step_ns, now.unix, "");
+        }
+        let id = machine_id();
+        if !id.is_empty() && id != known_id {
+            let change = format!("machine-id {id} (was {known_id:?})");
+            host_changed(&results, vec![change], now.unix);
+            results.change_incarnation();
+            known_id = id;
         }
     }
+}
+
+/// Reports the findings of a start about its host.
+pub fn report_host(results: &Results, findings: HostFindings, now: UnixTime) {
+    if findings.step_ns != 0 {
+        clock_stepped(results, findings.step_ns, now, " while no agent ran");
+    }
+    if !findings.changes.is_empty() {
+        host_changed(results, findings.changes, now);
+    }
+}
+
+fn clock_stepped(results: &Results, step_ns: i64, now: UnixTime, when: &str) {
+    let mut detail = format!("by {:.3} ms{when}", step_ns as f64 / 1e6);
+    if step_ns.unsigned_abs() >= LARGE_STEP_NS {
+        let hours = KEEP_ALL_NS / (3_600 * NANOS_PER_SECOND);
+        detail += &format!("; no record is deleted by age for {hours} h");
+        results.change_incarnation();
+    }
+    let kind = EventType::ClockStepped.into();
+    let event = Event { r#type: kind, value: step_ns, detail, ..Event::default() };
+    // The times before and after the step.
+    results.mark_suspect(now.plus_ns(-step_ns));
+    results.mark_suspect(now);
+    if step_ns < 0 {
+        results.forget_future(now);
+    }
+    results.event(Subject::agent(), event, now);
+}
+
+fn host_changed(results: &Results, changes: Vec<String>, now: UnixTime) {
+    let detail = format!(
+        "{}; where the agent of the earlier host or directory still runs, stop one of the two and run \
+         `twamp-agent db new-identity` on its state directory",
+        changes.join(", ")
+    );
+    results.note_host_changes(changes);
+    results.agent_event(EventType::HostChanged, 0, detail, now);
 }

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use filter::Filter;
-pub use host_events::{report_pauses, watch_clock, watch_store};
+pub use host_events::{report_host, report_pauses, watch_host, watch_store};
 pub use reader::{Page, Reader, Start, StreamItem, page};
 pub use statistics::{StatisticsQuery, is_statistics_key};
 
@@ -46,6 +46,8 @@ pub const PROBES_PER_RECORD: usize = 64;
 /// the log.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Changes of the host that are remembered, the latest ones.
+const HOST_CHANGES: usize = 16;
 /// Interval at which ended intervals are closed.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two steps of closing intervals, in which reports are appended.
@@ -112,6 +114,8 @@ pub struct Results {
     plans: Arc<Plans>,
     /// Retention that the store has not accepted yet.
     retention: Mutex<Option<Retention>>,
+    /// Facts of the host that changed; see [`Self::host_changes`].
+    host_changes: Mutex<Vec<String>>,
 }
 
 impl Results {
@@ -130,7 +134,14 @@ impl Results {
         let log = Arc::new(Log::open(store, plans.clone())?);
         let reports = Reports::start(log.clone())
             .map_err(|error| StoreError::Database(format!("its thread: {error}")))?;
-        Ok(Arc::new(Self { log, reports, boot_id, plans, retention: Mutex::default() }))
+        Ok(Arc::new(Self {
+            log,
+            reports,
+            boot_id,
+            plans,
+            retention: Mutex::default(),
+            host_changes: Mutex::default(),
+        }))
     }
 
     /// Returns the identifier of the agent, made at its first start.
@@ -146,6 +157,33 @@ impl Results {
     /// Returns the identifier of this run of the agent.
     pub fn boot_id(&self) -> &str {
         &self.boot_id
+    }
+
+    /// Returns the facts of the host that differ from those of the previous start, or that changed
+    /// since this one.
+    pub fn host_changes(&self) -> Vec<String> {
+        self.host_changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_host_changes(&self, changes: Vec<String>) {
+        let mut known = self.host_changes.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(changes);
+        let extra = known.len().saturating_sub(HOST_CHANGES);
+        known.drain(..extra);
+    }
+
+    /// Gives the records from now on an incarnation of their own: what follows a large step of the
+    /// clock or another machine id may be the future of a copy.
+    fn change_incarnation(&self) {
+        let id = uuid::Uuid::new_v4().to_string();
+        if let Err(error) = self.log.store.change_incarnation(id) {
+            tracing::warn!(%error, "failed to begin another incarnation");
+        }
+    }
+
+    /// Removes the intervals of a clock that was ahead.
+    fn forget_future(&self, now: UnixTime) {
+        self.log.aggregator().forget_future(now);
     }
 
     /// Returns the state of the store, which changes when there are new records.

@@ -9,6 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{Entry, Retention, StoreError, state::Changed};
+use crate::time::Monotonic;
 
 /// Pause of the thread after it wrote all that waited.
 const REST: Duration = Duration::from_millis(5);
@@ -32,6 +33,9 @@ pub struct StoreState {
     pub disk_bytes: u64,
     /// Records that could not be written.
     pub dropped: u64,
+    /// Time on the store's monotonic clock until which no record is deleted by age, because the
+    /// clock was set by much; `None` otherwise.
+    pub keep_all_until: Option<Monotonic>,
 }
 
 /// Command to the writer.
@@ -43,6 +47,7 @@ pub(super) enum Command {
     DeleteConsumer(String, oneshot::Sender<Result<bool, StoreError>>),
     SetRetention(Retention),
     SaveConnections,
+    BeginIncarnation(String),
     Flush(oneshot::Sender<()>),
     End,
 }

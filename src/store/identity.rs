@@ -3,7 +3,11 @@
 
 use std::{fs, io, path::Path};
 
-use super::{StoreError, disk};
+use super::{
+    StateDirectory, StoreError, disk,
+    engine::Engine,
+    state::{CACHE_OCTETS, STATE, Trees},
+};
 
 const NAME: &str = "agent-id";
 const KEY: &[u8] = b"agent-id";
@@ -36,6 +40,18 @@ pub(super) fn agent_id(
     Ok(id)
 }
 
+/// Replaces the identity of the stopped agent of a state directory; returns the one before.
+pub fn renew(state: &StateDirectory, id: &str) -> Result<String, StoreError> {
+    let engine = Engine::open_whole(&state.path().join(STATE), CACHE_OCTETS)?;
+    let meta = Trees::open(&engine)?.meta;
+    let before = agent_id(state.path(), &meta, id)?;
+    meta.insert(KEY, id)?;
+    engine.flush_durably()?;
+    write(state.path(), id)
+        .map_err(|source| StoreError::Directory { path: state.path().join(NAME), source })?;
+    Ok(before)
+}
+
 /// An identity and the checksum of it, one line each.
 fn parse(text: &str) -> Option<String> {
     let (id, sum) = text.split_once('\n')?;
@@ -48,12 +64,7 @@ fn checksum(id: &str) -> String {
 }
 
 fn write(directory: &Path, id: &str) -> io::Result<()> {
-    let content = format!(
-        "{id}
-{}
-",
-        checksum(id)
-    );
+    let content = format!("{id}\n{}\n", checksum(id));
     disk::replace(&directory.join(NAME), &[content.as_bytes()])
 }
 

@@ -9,6 +9,7 @@
 //! never shrink, and nodes beyond 128 KiB leak. Hence durable flushes through a descriptor of our
 //! own, windows that are removed with their files, and values of at most 4 KiB.
 
+mod age_guard;
 mod commands;
 mod config;
 mod connections;
@@ -19,6 +20,7 @@ mod disk;
 mod engine;
 mod entries;
 mod envelope;
+mod host;
 mod identity;
 mod incarnations;
 mod index;
@@ -48,21 +50,28 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
+pub use age_guard::KEEP_ALL_NS;
 pub use commands::StoreState;
 pub use config::ConfigStore;
 pub use connections::{PersistedCompletion, PersistedConnection, PersistedOutage, PersistedStop};
 pub use envelope::{StoredAnswer, StoredRevision, Unconfirmed};
+pub use host::{Host, HostFindings};
+pub use identity::renew as renew_identity;
 pub use layout::{Entry, Subject};
 pub use page::MAXIMUM_CONTENT_OCTETS;
 pub use results::ResultStore;
 pub use retention::Retention;
 pub use state::{Changed, Snapshot};
+
+use crate::time::Now;
+use host::HostNote;
 
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
@@ -153,6 +162,7 @@ pub async fn blocking<T: Send + 'static>(
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
+    host: Mutex<Option<HostNote>>,
     _lock: Flock<fs::File>,
 }
 
@@ -187,11 +197,28 @@ impl StateDirectory {
                 let version = schema::check(path)?;
                 maintenance::recover(path).map_err(failed)?;
                 schema::migrate(path, version)?;
-                Ok(Self { path: path.to_owned(), _lock: lock })
+                Ok(Self { path: path.to_owned(), host: Mutex::default(), _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
             Err((_, errno)) => Err(failed(errno.into())),
         }
+    }
+
+    /// Compares the host with that of the previous start, and notes it. After a large step of the
+    /// clock the store deletes nothing by age for [`KEEP_ALL_NS`]. `now` has the time since boot as
+    /// its monotonic clock.
+    pub fn note_host(&self, host: Host, now: Now) -> HostFindings {
+        let (mut note, findings) = HostNote::compare(&self.path, host, now);
+        let keep_all_ns = if findings.step_ns == 0 { note.keep_all_ns() } else { KEEP_ALL_NS };
+        note.write(&self.path, now, keep_all_ns);
+        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(note);
+        findings
+    }
+
+    /// Returns the note of the host with the directory of its file; `None` before there is one.
+    fn host(&self) -> Option<(PathBuf, HostNote)> {
+        let note = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some((self.path.clone(), note?))
     }
 
     /// Allocates the reserve for a start that finds no space, or gives it to this one.

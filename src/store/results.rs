@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     Entry, PersistedConnection, Retention, StateDirectory, StoreError, StoreState,
+    age_guard::AgeGuard,
     commands::Command,
     connections::Connections,
     cursor_reservation::CursorReservation,
@@ -21,8 +22,8 @@ use super::{
     incarnations::Incarnations,
     recovery::{Recovered, recover},
     state::{
-        CACHE_OCTETS, Changed, RESULTS, SharedTrees, Snapshot, Trees, cursor_value, position,
-        snapshot,
+        CACHE_OCTETS, Changed, RESULTS, STATE, SharedTrees, Snapshot, Trees, cursor_value,
+        position, snapshot,
     },
     times,
     window::{self, WindowList},
@@ -41,7 +42,7 @@ pub struct ResultStore {
     /// Not there while the database is opened anew.
     trees: SharedTrees,
     connections: Arc<Connections>,
-    incarnations: RwLock<Incarnations>,
+    incarnations: Arc<RwLock<Incarnations>>,
     directory: PathBuf,
     state: watch::Receiver<StoreState>,
     agent_id: String,
@@ -109,12 +110,15 @@ impl ResultStore {
         let next_cursor = windows.next_cursor();
         let connections = Arc::new(Connections::load(&trees.connections)?);
         let incarnations = Incarnations::load(directory.path(), &trees.incarnations)?;
+        let incarnations = Arc::new(RwLock::new(incarnations));
         let trees: SharedTrees = Arc::new(RwLock::new(Some(trees)));
         let writer = Writer {
             open: Some(Open { windows, engine }),
             list: shared.clone(),
             trees: trees.clone(),
             connections: connections.clone(),
+            incarnations: incarnations.clone(),
+            age_guard: AgeGuard::new(directory.host(), now()),
             newest: next_cursor - 1,
             retention,
             state: publish,
@@ -141,7 +145,7 @@ impl ResultStore {
             windows,
             trees,
             connections,
-            incarnations: RwLock::new(incarnations),
+            incarnations,
             directory: directory.path().to_owned(),
             state,
             agent_id,
@@ -168,6 +172,12 @@ impl ResultStore {
         let mut incarnations = self.incarnations.write().unwrap_or_else(PoisonError::into_inner);
         let copies = (self.directory.as_path(), &trees.incarnations);
         incarnations.begin(copies, id, (earliest, self.next_cursor))
+    }
+
+    /// Begins another incarnation in the run: the host, or its clock, is not what it was. Records that
+    /// are appended from now on belong to it.
+    pub fn change_incarnation(&self, id: String) -> Result<(), StoreError> {
+        self.command(Command::BeginIncarnation(id))
     }
 
     /// Returns the run of the agent that wrote a record; `None` where it is not remembered.
@@ -203,6 +213,7 @@ impl ResultStore {
                 | Command::DeleteConsumer(..)
                 | Command::SetRetention(_)
                 | Command::SaveConnections
+                | Command::BeginIncarnation(_)
                 | Command::Flush(_)
                 | Command::End => Changed::default(),
             };
@@ -345,7 +356,7 @@ impl Drop for ResultStore {
 }
 
 fn path(directory: &StateDirectory) -> PathBuf {
-    directory.path().join("state.sled")
+    directory.path().join(STATE)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::sync::{Arc, RwLock};
 use super::{StoreError, engine::Engine};
 
 pub(super) const CACHE_OCTETS: u64 = 16 << 20;
+/// Directory of the database, in the state directory.
+pub(super) const STATE: &str = "state.sled";
 /// Directory of the log, in the state directory.
 pub(super) const RESULTS: &str = "results";
 /// Only there after a clean end.

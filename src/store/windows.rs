@@ -3,6 +3,8 @@
 mod open;
 mod retain;
 
+pub(super) use retain::May;
+
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock,
         mpsc::{Receiver, RecvTimeoutError},
@@ -17,17 +17,19 @@ use tokio::sync::watch;
 
 use super::{
     Entry, StoreError,
+    age_guard::AgeGuard,
     commands::{Command, StoreState, next_command},
     connections::Connections,
     cursor_reservation::CursorReservation,
     engine::Engine,
+    incarnations::Incarnations,
     reserve::{self, RESERVE_OCTETS, free_octets},
     retention::Retention,
     state::{
         CACHE_OCTETS, Changed, NEXT_CURSOR, SEQUENCE, SharedTrees, Trees, position, snapshot_value,
     },
     window::WindowList,
-    windows::Windows,
+    windows::{May, Windows},
 };
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
@@ -56,6 +58,8 @@ pub(super) struct Writer {
     pub(super) list: Arc<RwLock<WindowList>>,
     pub(super) trees: SharedTrees,
     pub(super) connections: Arc<Connections>,
+    pub(super) incarnations: Arc<RwLock<Incarnations>>,
+    pub(super) age_guard: AgeGuard,
     /// The newest cursor that came, stored or not.
     pub(super) newest: u64,
     pub(super) retention: Retention,
@@ -146,6 +150,7 @@ impl Writer {
                 self.run_maintenance((self.now)());
             }
             Command::SaveConnections => self.unflushed = true,
+            Command::BeginIncarnation(id) => self.begin_incarnation(&id),
             Command::Flush(answer) => {
                 self.unflushed = true;
                 self.flush(false);
@@ -153,6 +158,26 @@ impl Writer {
             }
             Command::End => {}
         }
+    }
+
+    /// Begins an incarnation with the next record. Those handed over before belong to the earlier
+    /// one; none behind it was shown yet.
+    fn begin_incarnation(&mut self, id: &str) {
+        let earliest = self.state.borrow().earliest;
+        let Some(trees) = self.trees() else { return };
+        let begun = self.incarnations.write().unwrap_or_else(PoisonError::into_inner).begin(
+            (self.directory(), &trees.incarnations),
+            id,
+            (earliest, self.newest + 1),
+        );
+        match begun {
+            Ok(()) => self.unflushed = true,
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     fn append(&mut self, entry: &Entry) {
@@ -249,9 +274,7 @@ impl Writer {
             (None, Some(failure)) if failure.starts_with(FULL) && self.open.is_some() => {
                 self.failure = None;
                 tracing::info!("disk has space again, storing results");
-                if let Some(directory) = self.path.parent() {
-                    reserve::prepare(directory);
-                }
+                reserve::prepare(self.directory());
             }
             (None, Some(_)) if self.try_again.is_none_or(|again| again <= now.monotonic) => {
                 self.try_again = Some(now.monotonic.plus_ns(OPEN_AGAIN_NS));
@@ -263,10 +286,9 @@ impl Writer {
             self.save(Vec::new());
         }
         self.unflushed |= self.connections.has_unsaved();
-        let has_room = self.failure.is_none();
+        let may = May { delete_by_age: self.age_guard.update(now), copy: self.failure.is_none() };
         if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) =
-                windows.retain(&self.retention, now, has_room, || engine.flush_durably())
+            && let Err(error) = windows.retain(&self.retention, now, may, || engine.flush_durably())
         {
             self.fail(&error);
         }
@@ -357,6 +379,7 @@ impl Writer {
                 .as_ref()
                 .map_or(0, |open| open.engine.disk_bytes() + open.windows.disk_bytes()),
             dropped: self.dropped,
+            keep_all_until: self.age_guard.keep_all_until(),
         };
         self.state.send_if_modified(|old| {
             let changed = *old != state;
@@ -387,6 +410,7 @@ impl Writer {
     }
 
     fn end(mut self) {
+        self.age_guard.write_note((self.now)());
         self.save(Vec::new());
         self.flush(true);
         if let (None, Some(open), Some(trees)) = (&self.failure, &self.open, self.trees()) {

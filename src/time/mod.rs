@@ -13,7 +13,7 @@ pub use error_estimate::ErrorEstimate;
 pub use ntp::NtpTimestamp;
 pub use ptp::PtpTimestamp;
 pub use stamp_source::StampSource;
-pub use step::ClockWatch;
+pub use step::{ClockWatch, LARGE_STEP_NS};
 
 /// Nanoseconds in a second.
 pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
@@ -101,6 +101,14 @@ pub struct Now {
     pub monotonic: Monotonic,
     /// Reading for records and packets.
     pub unix: UnixTime,
+}
+
+impl Now {
+    /// Returns the nanoseconds by which the realtime clock was set since `earlier`.
+    pub fn step_since_ns(self, earlier: Self) -> i64 {
+        let passed_ns = self.monotonic.since_ns(earlier.monotonic);
+        self.unix.since_ns(earlier.unix).saturating_sub(passed_ns.cast_signed())
+    }
 }
 
 /// Converts nanoseconds to the well-known protobuf duration.

@@ -1,11 +1,15 @@
 //! Detection of steps of the realtime clock, by comparison with the monotonic clock.
 
-use super::Now;
+use super::{NANOS_PER_SECOND, Now};
 
 /// Tolerated difference: the scheduler may interrupt a reading, and clocks are slewed.
 const SLACK_NS: u64 = 10_000_000;
 /// Largest slew rate in parts per million (adjtimex(2)).
 const SLEW_PPM: u64 = 500;
+
+/// Step from which on the clock was wrong before it or is wrong behind it, in nanoseconds: no daemon
+/// that keeps a clock makes one this large after the start of the host.
+pub const LARGE_STEP_NS: u64 = 60 * NANOS_PER_SECOND;
 
 /// Comparison of both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +26,7 @@ impl ClockWatch {
     /// Returns the step since the previous call; `None` if there was none.
     pub fn step_ns(&mut self, now: Now) -> Option<i64> {
         let passed_ns = now.monotonic.since_ns(self.last.monotonic);
-        let step_ns = now.unix.since_ns(self.last.unix).saturating_sub(passed_ns as i64);
+        let step_ns = now.step_since_ns(self.last);
         self.last = now;
         let slack_ns = SLACK_NS + passed_ns / 1_000_000 * SLEW_PPM;
         (step_ns.unsigned_abs() >= slack_ns).then_some(step_ns)

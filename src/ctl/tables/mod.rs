@@ -72,6 +72,13 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         entry("clock", &clock),
         entry("results", &health),
     ];
+    if let Some(left) = &store.age_retention_suspended {
+        let how = format!("clock was set: none deleted by age for {}", duration(Some(left)));
+        entries.push(entry("", &how));
+    }
+    for change in &agent.host_changes {
+        entries.push(entry("host", change));
+    }
     for stamps in &agent.hardware_clocks {
         let how = match stamps.error.as_str() {
             "" => format!("by its own clock, known to {} ns", stamps.error_estimate_ns),

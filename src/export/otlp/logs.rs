@@ -15,6 +15,9 @@ use crate::{
 pub(super) fn from_record(record: &Record) -> Vec<LogRecord> {
     let mut attributes = values::of_record(record);
     attributes.push(number("twamp.cursor", record.cursor.cast_signed()));
+    if !record.incarnation.is_empty() {
+        attributes.push(text("twamp.incarnation", &record.incarnation));
+    }
     let time_ns = record.time.as_ref().map_or(0, |time| UnixTime::from_proto(time).0);
     match &record.kind {
         Some(record::Kind::Event(event)) => vec![of_event(event, attributes, time_ns)],
@@ -41,6 +44,7 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
         | EventType::ConnectionAbandoned
         | EventType::ThresholdRaised
         | EventType::AgentPaused
+        | EventType::HostChanged
         | EventType::StoreDegraded
         | EventType::ClockStepped => SeverityNumber::Warn,
         EventType::Unspecified

@@ -331,6 +331,16 @@ impl Aggregator {
         }
     }
 
+    /// Removes the intervals that begin in the future: the clock was ahead.
+    pub(super) fn forget_future(&mut self, now: UnixTime) {
+        self.disturbed.retain(|at| *at <= now.0);
+        for (key, session) in &mut self.sessions {
+            if session.forget_future(now.0) {
+                self.changed.insert(key.clone());
+            }
+        }
+    }
+
     /// Resets the statistics of sessions and returns their new epochs.
     pub(super) fn clear(&mut self, query: &StatisticsQuery) -> Vec<(Key, u64)> {
         // Also sessions without a result yet.

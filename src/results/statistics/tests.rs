@@ -34,3 +34,38 @@ fn what_was_not_saved_is_saved_the_next_time() {
     aggregator.mark_dirty(removed.clone());
     assert_eq!(sorted(aggregator.take_changed(10)), sorted(removed));
 }
+
+/// A clock that was ahead for some days leaves no interval of the future, and none that comes is
+/// taken for late.
+#[test]
+fn intervals_of_the_future_go_when_the_clock_is_set_back() {
+    const MINUTES_OF_A_DAY: u64 = 24 * 60;
+    let mut aggregator = Aggregator::default();
+    let subject = Arc::new(Subject::new("c", "s", BTreeMap::new(), ResultKeeping::Stored));
+    let figures = Figures { probes_sent: 3, ..Figures::default() };
+    let at = |minute: u64| UnixTime(minute * 60 * crate::time::NANOS_PER_SECOND);
+    let day = 20_000 * MINUTES_OF_A_DAY;
+    let ahead = day + 2 * MINUTES_OF_A_DAY;
+    for minute in [day, ahead, ahead + 1] {
+        aggregator.minute(&subject, minute, &figures, UnixTime(0));
+    }
+    let close =
+        |aggregator: &mut Aggregator, minute| aggregator.close(at(minute), None, 10).0.len();
+    assert!(close(&mut aggregator, ahead + 1) >= 2);
+    aggregator.forget_future(at(day + 1));
+    let starts = |aggregator: &Aggregator| -> Vec<u64> {
+        let query = StatisticsQuery { current: true, ..StatisticsQuery::default() };
+        let starts = aggregator.statistics(&query).into_iter();
+        starts.filter_map(|one| Some(one.interval_start_time?.seconds as u64 / 60)).collect()
+    };
+    assert!(starts(&aggregator).iter().all(|start| *start <= day + 1));
+    // As usual from here on, also for the intervals of a day.
+    for minute in day + 1..=day + MINUTES_OF_A_DAY {
+        aggregator.minute(&subject, minute, &figures, UnixTime(0));
+        close(&mut aggregator, minute + 2);
+    }
+    let kept = starts(&aggregator);
+    for start in [day + MINUTES_OF_A_DAY - 15, day + MINUTES_OF_A_DAY - 60, day] {
+        assert!(kept.contains(&start), "{start} in {kept:?}");
+    }
+}

@@ -22,6 +22,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+mod clock;
 mod damage;
 
 const MINUTE_NS: u64 = 60_000_000_000;

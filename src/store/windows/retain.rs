@@ -17,21 +17,30 @@ use crate::time::{Now, UnixTime};
 /// Pages that are copied in one step of taking records out of a window: some 10 ms.
 const TRIM_PAGES: usize = 512;
 
+/// Means of the retention besides the deletion of what exceeds the quota.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct May {
+    /// The clock can be believed.
+    pub(in super::super) delete_by_age: bool,
+    /// The disk has space for a copy of a window.
+    pub(in super::super) copy: bool,
+}
+
 impl Windows {
     /// Removes windows that are too old or too much, whole, once nobody reads them any more; and
     /// takes records of connections that are kept for less out of the others, a step at a time.
-    /// Only where the disk `has_space`: a copy needs some. `persist` has the disk write the state.
+    /// What `may` be done besides; `persist` has the disk write the state.
     pub(in super::super) fn retain(
         &mut self,
         retention: &Retention,
         Now { monotonic, unix: now }: Now,
-        has_space: bool,
+        may: May,
         persist: impl Fn() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         self.retry_unopened(monotonic);
         self.give_up_lost(&persist)?;
         let list = read(&self.list);
-        let ages_ns = ages_ns(&list, now);
+        let ages_ns = if may.delete_by_age { ages_ns(&list, now) } else { vec![0; list.len()] };
         // The window that is filled goes with the others.
         let mut octets: u64 = list.iter().map(|window| window.octets()).sum();
         let mut keep_from = 0;
@@ -55,7 +64,7 @@ impl Windows {
             self.write_index();
         }
         drop(list);
-        if has_space {
+        if may.copy && may.delete_by_age {
             self.trim(retention, now)?;
         }
         let mut held = Vec::new();

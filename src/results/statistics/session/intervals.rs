@@ -104,6 +104,27 @@ impl Session {
         self.finish(level, start_ns, totals, &VecDeque::new(), has);
     }
 
+    /// Removes the intervals that begin after `now_ns`, open or ended; returns whether there were any.
+    pub(in super::super) fn forget_future(&mut self, now_ns: u64) -> bool {
+        let finished = self.finished;
+        let is_future = |part: &Part| match part {
+            Part::Running(_, start_ns) => *start_ns > now_ns,
+            Part::Finished(level) => finished[*level as usize].is_some_and(|start| start > now_ns),
+            Part::Meta | Part::All | Part::BeforeCurrent | Part::Last | Part::WindowSlot(_) => {
+                false
+            }
+        };
+        let future: Vec<Part> = self.parts.keys().copied().filter(is_future).collect();
+        for part in &future {
+            self.parts.remove(part);
+            if let Part::Finished(level) = part {
+                self.finished[*level as usize] = None;
+            }
+        }
+        self.changed.extend(&future);
+        !future.is_empty()
+    }
+
     /// Marks the open intervals around a time as suspect.
     pub(in super::super) fn mark_suspect(&mut self, at_ns: u64) {
         self.mark_suspect_where(|level, start_ns| level.start_ns(at_ns) == start_ns);

@@ -3,7 +3,10 @@
 #![allow(clippy::print_stdout)]
 
 use super::*;
-use crate::store::{window::Window, windows::Windows};
+use crate::store::{
+    window::Window,
+    windows::{May, Windows},
+};
 use std::fs;
 
 /// A file of a few octets takes nothing with it.
@@ -236,7 +239,9 @@ fn a_window_that_cannot_be_opened_for_now_is_left_and_tried_again() {
         assert_eq!((windows.unopened(), window::read(&windows.shared()).len()), (1, 3));
         fs::remove_file(&file).unwrap();
         fs::rename(&away, &file).unwrap();
-        windows.retain(&retention(), now(), true, || Ok(())).unwrap();
+        windows
+            .retain(&retention(), now(), May { delete_by_age: true, copy: true }, || Ok(()))
+            .unwrap();
         assert_eq!((windows.unopened(), window::read(&windows.shared()).len()), (0, 4));
         drop((windows, meta, engine));
         let store = open(&state);

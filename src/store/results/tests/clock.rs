@@ -1,0 +1,93 @@
+//! Of a clock that is set while records are kept, and of the incarnations that it begins.
+
+use super::*;
+use crate::store::{Host, KEEP_ALL_NS};
+
+const DAY_NS: u64 = 86_400_000_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+/// Any time in this century.
+const BEGIN_NS: u64 = 1_800_000_000 * SECOND_NS;
+
+/// Uptime and set-off of the realtime clock, in nanoseconds, of the one test that uses them.
+static UPTIME_NS: AtomicU64 = AtomicU64::new(SECOND_NS);
+static AHEAD_NS: AtomicU64 = AtomicU64::new(0);
+
+fn set_clock() -> Now {
+    let uptime_ns = UPTIME_NS.load(Relaxed);
+    let unix = UnixTime(BEGIN_NS + uptime_ns + AHEAD_NS.load(Relaxed));
+    Now { monotonic: Monotonic(uptime_ns), unix }
+}
+
+/// Lets time pass, and the writer see it.
+fn pass(store: &ResultStore, ns: u64) {
+    UPTIME_NS.fetch_add(ns, Relaxed);
+    store.set_retention(Retention::of_all(DAY_NS, 1 << 30)).unwrap();
+    let (answer, answered) = oneshot::channel();
+    store.command(Command::Flush(answer)).unwrap();
+    answered.blocking_recv().unwrap();
+}
+
+#[test]
+fn a_clock_set_ahead_by_days_erases_no_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let host = || Host { boot: 7, ..Host::default() };
+    let open = || {
+        let findings = state.note_host(host(), set_clock());
+        let retention = Retention::of_all(DAY_NS, 1 << 30);
+        let store = ResultStore::open(&state, retention, "agent", set_clock).unwrap();
+        (Opened { next: store.next_cursor().into(), store }, findings.step_ns)
+    };
+    let (store, step_ns) = open();
+    assert_eq!(step_ns, 0);
+    for _ in 0..3 {
+        store.append(set_clock().unix.0, 10);
+    }
+    pass(&store, SECOND_NS);
+    AHEAD_NS.store(8 * DAY_NS, Relaxed);
+    for _ in 0..4 {
+        pass(&store, SECOND_NS);
+    }
+    assert_eq!(cursors(&store, 0), [1, 2, 3], "four seconds ahead by 8 days");
+    assert!(store.state().borrow().keep_all_until.is_some());
+    drop(store);
+    // The agent is started again, and still the clock is ahead.
+    let (store, step_ns) = open();
+    assert_eq!(step_ns, 0, "noted when it was seen");
+    pass(&store, SECOND_NS);
+    assert_eq!(cursors(&store, 0), [1, 2, 3]);
+    drop(store);
+    // It is set back while no agent runs.
+    AHEAD_NS.store(0, Relaxed);
+    let (store, step_ns) = open();
+    assert_eq!(step_ns, -(8 * DAY_NS).cast_signed());
+    pass(&store, SECOND_NS);
+    // A day later they are as old as they may be: now they go.
+    pass(&store, KEEP_ALL_NS - 2 * SECOND_NS);
+    assert_eq!(cursors(&store, 0), [1, 2, 3]);
+    pass(&store, 8 * SECOND_NS);
+    assert_eq!(cursors(&store, 0).len(), 0);
+    assert_eq!(store.state().borrow().keep_all_until, None);
+}
+
+#[test]
+fn another_incarnation_begins_with_the_next_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = open(&state);
+    store.begin_incarnation("a").unwrap();
+    for _ in 0..4 {
+        store.append(now().unix.0, 10);
+    }
+    store.change_incarnation("b".into()).unwrap();
+    for _ in 0..4 {
+        store.append(now().unix.0, 10);
+    }
+    wait_for(&store, |state| state.newest == 8);
+    let of = |cursors: [u64; 4]| cursors.map(|cursor| store.incarnation(cursor).unwrap());
+    assert_eq!(of([1, 4, 5, 8]).each_ref().map(|id| &**id), ["a", "a", "b", "b"]);
+    drop(store);
+    let store = open(&state);
+    assert_eq!(store.incarnation(4).as_deref(), Some("a"), "also after a start");
+    assert_eq!(store.incarnation(5).as_deref(), Some("b"));
+}
