@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from concurrent import futures
 
 import grpc
 import harness
-from harness import Case, client, connection, free_port, need, server, session
+from harness import Case, client, connection, free_port, need, server, session, sh
 
 OUTAGE_SECONDS = float(os.environ.get("TWAMP_OUTAGE_SECONDS", "60"))
 
@@ -177,10 +178,76 @@ class Nats(Export):
         by_cursor = {int(r["cursor"]): r for r in records}
         _, message_id, data = messages[-1]
         last = json.loads(data)
-        self.assertEqual(message_id, f"{agent_id}-{last['cursor']}")
+        self.assertEqual(message_id, f"{agent_id}-{last['incarnation']}-{last['cursor']}")
         self.assertEqual(last.get("connection", ""), by_cursor[int(last["cursor"])]["connection"])
         print(f"\nNATS: {len(cursors)} records in a stream of a server that was killed for "
               f"{OUTAGE_SECONDS:.0f} s, {behind} records, and an agent that was killed meanwhile: none lost, none twice")
+
+    def nats_config(self, nats):
+        return {"nats": [{
+            "name": "n", "servers": [f"nats://127.0.0.1:{nats.port}"], "stream": "TWAMP",
+            "user": "agent", "secret": "pass word", "format": "NATS_FORMAT_JSON",
+        }]}
+
+    def test_two_agents_on_copies_of_a_state_directory_both_deliver_all_records(self):
+        need("nats-server")
+        nats = NatsServer(os.path.join(self.directory, "nats"))
+        self.stack.callback(nats.stop)
+        self.load(self.nats_config(nats))
+        self.wait_for(lambda: int(self.exporter("n")["delivered"]) > 50)
+        self.process.kill()
+        copy = os.path.join(self.directory, "copy")
+        shutil.copytree(self.process.directory, copy)
+        self.process.start()
+        clone = self.agent("copy")
+        self.api.close()
+        original, self.api = self.process.client(), clone.client()
+        agents = [api.call("AgentService", "GetAgent") for api in (original, self.api)]
+        self.assertEqual(agents[0]["agent_id"], agents[1]["agent_id"])
+        self.assertEqual(agents[0]["host_changes"], [])
+        self.assertEqual(agents[1]["host_changes"],
+                         ["the state directory is a copy of the one that the agent wrote"])
+        event = next(r["event"] for r in self.api.records() if r.get("event", {}).get("type") == "EVENT_TYPE_HOST_CHANGED")
+        self.assertIn("db new-identity", event["detail"])
+        self.assertIn("host", sh(harness.CTL, "--agent", f"127.0.0.1:{clone.port}", "status"))
+        stored = []
+        for self.api in (original, self.api):
+            self.wait_for(lambda: int(self.exporter("n")["delivered"]) > 100)
+            records = self.stop_and_drain("n")
+            self.assertEqual(int(self.exporter("n")["rejected"]), 0)
+            stored += [(r["incarnation"], r["cursor"]) for r in records]
+        self.assertEqual(len({incarnation for incarnation, _ in stored}), 3)
+        messages = [json.loads(data) for _, _, data in asyncio.run(nats.messages("TWAMP"))]
+        delivered = [(m["incarnation"], m["cursor"]) for m in messages]
+        self.assertEqual(len(delivered), len(set(delivered)), "each once")
+        self.assertEqual(set(stored) - set(delivered), set(), "none lost")
+        # From here on there are two agents.
+        clone.stop()
+        renamed = sh(harness.AGENT, "db", "--state-dir", clone.directory, "new-identity")
+        self.assertIn(f"(was {agents[0]['agent_id']})", renamed)
+        clone.start()
+        agent = clone.client().call("AgentService", "GetAgent")
+        self.assertIn(f"agent id {agent['agent_id']}", renamed)
+        self.assertNotEqual(agent["agent_id"], agents[0]["agent_id"])
+        self.assertEqual(agent["host_changes"], [], "said once")
+
+    def test_a_record_that_the_stream_drops_as_a_duplicate_is_told(self):
+        need("nats-server")
+        nats = NatsServer(os.path.join(self.directory, "nats"))
+        self.stack.callback(nats.stop)
+        self.load(self.nats_config(nats))
+        self.wait_for(lambda: int(self.exporter("n")["delivered"]) > 50)
+        self.assertEqual(int(self.exporter("n")["rejected"]), 0)
+        # A snapshot of this agent that was resumed elsewhere sends the records to come.
+        agent = self.api.call("AgentService", "GetAgent")
+        next_cursor = int(agent["store"]["latest_cursor"]) + 200
+        identifiers = [f"{agent['agent_id']}-{agent['boot_id']}-{next_cursor + n}" for n in range(20)]
+        asyncio.run(nats.publish(f"twamp.{agent['agent_id']}.test", identifiers))
+        self.wait_for(lambda: int(self.exporter("n")["rejected"]) >= 20, 30)
+        told = self.exporter("n")
+        self.assertIn("another agent has the same id", told["detail"])
+        self.assertIn("db new-identity", told["detail"])
+        self.assertEqual(self.state("n"), "RUNNING")
 
     def test_a_record_that_is_too_long_holds_nothing_up(self):
         need("nats-server")
@@ -464,6 +531,15 @@ class NatsServer:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(timeout=20)
+
+    async def publish(self, subject, identifiers):
+        """Publishes a message to the stream with each of the identifiers."""
+        import nats
+
+        connected = await nats.connect(f"nats://127.0.0.1:{self.port}", user="agent", password="pass word")
+        for identifier in identifiers:
+            await connected.jetstream().publish(subject, b"{}", headers={"Nats-Msg-Id": identifier})
+        await connected.close()
 
     async def messages(self, stream):
         """Subject, message id and payload of all that is in a stream."""
