@@ -124,6 +124,7 @@ pub(super) fn store(error: StoreError) -> Status {
         | StoreError::Directory { .. }
         | StoreError::NewerSchema { .. }
         | StoreError::OldSchema(_)
+        | StoreError::Removed(_)
         | StoreError::Database(_)
         | StoreError::Full { .. }
         | StoreError::Unavailable => Status::unavailable(error.to_string()),

@@ -80,6 +80,12 @@ impl ResultsService for Context {
         };
         let after_cursor = paged.fixed_key::<8>()?.map_or(request.after_cursor, u64::from_be_bytes);
         self.check_cursor(after_cursor)?;
+        if request.page_token.is_empty()
+            && let Err(error) = self.results.flush().await
+        {
+            // What is stored is listed all the same.
+            tracing::debug!(%error, "failed to store the latest records before they are listed");
+        }
         let mut page = page(&self.results, &filter, after_cursor, limit as usize, request.latest)
             .await
             .map_err(error::store)?;

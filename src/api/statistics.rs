@@ -72,6 +72,8 @@ impl Context {
                 }
             }
         }
+        // Shown only once they survive a kill: a client never sees them fall.
+        self.results.settle().await;
         let (statistics, next_page_token) = page.finish();
         Ok(GetStatisticsResponse { statistics, next_page_token })
     }

@@ -15,6 +15,7 @@ use super::{
     engine::Engine,
     envelope::{self, StoredAnswer, StoredRevision, Unconfirmed},
     last_good::{self, LastGood},
+    presence::Presence,
     reserve,
     revisions::Revisions,
 };
@@ -29,6 +30,8 @@ pub struct ConfigStore {
     database: Mutex<Option<Revisions>>,
     current: AtomicU64,
     directory: PathBuf,
+    /// The state directory, unless this is a copy to be looked at.
+    presence: Option<Presence>,
     /// Damage that was found at the start, and the revision up to which it is reported.
     damage: Option<(String, AtomicU64)>,
     /// The damage was dealt with: a document was applied.
@@ -56,6 +59,7 @@ impl ConfigStore {
             }
             Err(error) => return Err(error),
         };
+        store.presence = Some(directory.presence.clone());
         store.take_up_copy(aside.as_deref())?;
         if gone && store.damage.is_none() {
             let told = "the configuration database and its copy are gone, though there are results: \
@@ -74,6 +78,7 @@ impl ConfigStore {
             database: Mutex::new(Some(revisions)),
             current: current.into(),
             directory: directory.to_owned(),
+            presence: None,
             damage: None,
             settled: AtomicBool::default(),
             copy_failure: Mutex::default(),
@@ -114,6 +119,31 @@ impl ConfigStore {
             _ => *database = Some(open),
         }
         done
+    }
+
+    /// Runs a step that writes, unless a file that it would write to was deleted or replaced.
+    fn write_database<T>(
+        &self,
+        work: impl FnOnce(&Revisions, u64) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.check_presence()?;
+        self.with_database(|database, current| {
+            database.check_presence()?;
+            work(database, current)
+        })
+    }
+
+    /// Returns an error if the state directory is no longer where it was opened: nothing that it holds
+    /// may be acknowledged.
+    pub fn check_presence(&self) -> Result<(), StoreError> {
+        self.presence.as_ref().map_or(Ok(()), Presence::check)
+    }
+
+    /// A database in use is not waited for: whoever writes to it checks it.
+    fn check_database_presence(&self) -> Result<(), StoreError> {
+        let database = self.database.try_lock();
+        let open = database.as_ref().ok().and_then(|database| database.as_ref());
+        open.map_or(Ok(()), Revisions::check_presence)
     }
 
     /// Opens a database that failed as soon as the disk takes it: until then a start may find a document
@@ -207,6 +237,9 @@ impl ConfigStore {
     /// Describes damage that was found at the start, as long as nothing is applied after it, or why
     /// there is no copy of the current revision. Empty without either.
     pub fn damage(&self) -> String {
+        if let Err(error) = self.check_presence().and_then(|()| self.check_database_presence()) {
+            return error.to_string();
+        }
         let told = self.damage.as_ref();
         let told =
             told.filter(|(_, revision)| self.current.load(Relaxed) <= revision.load(Relaxed));
@@ -228,7 +261,7 @@ impl ConfigStore {
 
     /// Stores the answer to a request that made no revision, for a repetition of the request.
     pub fn remember(&self, request_id: &str, answered: &StoredAnswer) -> Result<(), StoreError> {
-        self.with_database(|database, _| database.remember(request_id, answered))
+        self.write_database(|database, _| database.remember(request_id, answered))
     }
 
     /// Returns the stored answers, oldest first.
@@ -290,14 +323,14 @@ impl ConfigStore {
     /// Gives the current revision, `revision`, another time to be confirmed. It is on the disk when this
     /// returns.
     pub fn prolong(&self, revision: u64, unconfirmed: Unconfirmed) -> Result<(), StoreError> {
-        self.with_database(|database, _| database.prolong(revision, unconfirmed))?;
+        self.write_database(|database, _| database.prolong(revision, unconfirmed))?;
         self.save_copy();
         Ok(())
     }
 
     /// Confirms the current revision, `revision`. It is on the disk when this returns.
     pub fn confirm(&self, revision: u64) -> Result<(), StoreError> {
-        self.with_database(|database, _| database.confirm(revision))?;
+        self.write_database(|database, _| database.confirm(revision))?;
         self.save_copy();
         Ok(())
     }
@@ -305,10 +338,11 @@ impl ConfigStore {
     /// Makes `stored` the current revision. It is on the disk when this returns.
     pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
         reserve::check(&self.directory)?;
-        self.with_database(|database, current| {
+        self.write_database(|database, current| {
             let whole = stored.into();
             let written = database.write(revision, &whole);
-            if let Err(error) = written.and_then(|()| database.make_current(revision)) {
+            let made = written.and_then(|()| database.make_current(revision));
+            if let Err(error) = made.and_then(|()| database.check_presence()) {
                 // The disk may or may not name the new revision now; make it the old one again.
                 let _ = database.stay_at(current);
                 return Err(error);

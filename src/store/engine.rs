@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{StoreError, disk, reserve, schema::SCHEMA};
+use super::{StoreError, disk, presence::Presence, reserve, schema::SCHEMA};
 
 /// Interval of the flusher of sled, milliseconds; its garbage collection depends on it.
 const FLUSH_EVERY_MS: u64 = 2_000;
@@ -35,6 +35,7 @@ pub(super) struct Engine {
     data: File,
     /// New place of the damaged database that this one replaces.
     put_aside: Option<PathBuf>,
+    presence: Presence,
 }
 
 /// sled tells of its lock by the text alone.
@@ -167,9 +168,11 @@ impl Engine {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(StoreError::Damaged("database")),
         };
-        let data = File::open(path.join(DATA_FILE))
-            .map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
-        Ok(Self { db, path: path.to_owned(), data, put_aside: None })
+        let failed = |source| StoreError::Directory { path: path.to_owned(), source };
+        let file = path.join(DATA_FILE);
+        let data = File::open(&file).map_err(failed)?;
+        let presence = Presence::of(&file, &data).map_err(failed)?;
+        Ok(Self { db, path: path.to_owned(), data, put_aside: None, presence })
     }
 
     pub(super) fn tree(&self, name: impl AsRef<[u8]>) -> Result<sled::Tree, StoreError> {
@@ -202,6 +205,11 @@ impl Engine {
         self.data
             .sync_data()
             .map_err(|source| StoreError::Directory { path: self.path.clone(), source })
+    }
+
+    /// Returns an error if the data file is no longer where it was opened.
+    pub(super) fn check_presence(&self) -> Result<(), StoreError> {
+        self.presence.check()
     }
 
     /// Returns the new place of the damaged database that this one replaces.

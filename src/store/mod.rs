@@ -31,6 +31,7 @@ mod measure;
 mod page;
 mod pages;
 mod pool;
+mod presence;
 mod quarantine;
 mod recovery;
 mod reserve;
@@ -72,6 +73,7 @@ pub use state::{Changed, Snapshot};
 
 use crate::time::Now;
 use host::HostNote;
+use presence::Presence;
 
 /// Largest value of the store, octets.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
@@ -115,6 +117,12 @@ pub enum StoreError {
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
+    /// A file of the running agent was deleted or replaced; path of the file.
+    #[error(
+        "{} was deleted or replaced while the agent runs, and nothing more is stored: stop the \
+         agent, put a backup in place if there is one, and start it", .0.display()
+    )]
+    Removed(PathBuf),
     /// An error of the database.
     #[error("database: {0}")]
     Database(String),
@@ -163,6 +171,7 @@ pub async fn blocking<T: Send + 'static>(
 pub struct StateDirectory {
     path: PathBuf,
     host: Mutex<Option<HostNote>>,
+    presence: Presence,
     _lock: Flock<fs::File>,
 }
 
@@ -197,7 +206,8 @@ impl StateDirectory {
                 let version = schema::check(path)?;
                 maintenance::recover(path).map_err(failed)?;
                 schema::migrate(path, version)?;
-                Ok(Self { path: path.to_owned(), host: Mutex::default(), _lock: lock })
+                let presence = Presence::of(&path.join(LOCK_FILE), &lock).map_err(failed)?;
+                Ok(Self { path: path.to_owned(), host: Mutex::default(), presence, _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
             Err((_, errno)) => Err(failed(errno.into())),

@@ -118,6 +118,7 @@ impl ResultStore {
             trees: trees.clone(),
             connections: connections.clone(),
             incarnations: incarnations.clone(),
+            presence: directory.presence.clone(),
             age_guard: AgeGuard::new(directory.host(), now()),
             newest: next_cursor - 1,
             retention,

@@ -41,6 +41,11 @@ impl Revisions {
         Ok(Self { engine, meta, pieces, answers })
     }
 
+    /// Returns an error if the database is no longer where it was opened.
+    pub(super) fn check_presence(&self) -> Result<(), StoreError> {
+        self.engine.check_presence()
+    }
+
     /// Number of the current revision; 0 where nothing was ever committed.
     pub(super) fn current(&self) -> Result<u64, StoreError> {
         let stored = self.meta.get(CURRENT)?;

@@ -172,6 +172,11 @@ impl Windows {
         }
     }
 
+    /// Returns an error if the database of the newest window is no longer where it was opened.
+    pub(super) fn check_presence(&self) -> Result<(), StoreError> {
+        self.filled.as_ref().map_or(Ok(()), |files| files.engine.check_presence())
+    }
+
     /// A cursor that has no record.
     pub(super) fn pass(&mut self, cursor: u64) {
         self.next_cursor = self.next_cursor.max(cursor + 1);

@@ -23,6 +23,7 @@ use super::{
     cursor_reservation::CursorReservation,
     engine::Engine,
     incarnations::Incarnations,
+    presence::Presence,
     reserve::{self, RESERVE_OCTETS, free_octets},
     retention::Retention,
     state::{
@@ -59,6 +60,7 @@ pub(super) struct Writer {
     pub(super) trees: SharedTrees,
     pub(super) connections: Arc<Connections>,
     pub(super) incarnations: Arc<RwLock<Incarnations>>,
+    pub(super) presence: Presence,
     pub(super) age_guard: AgeGuard,
     /// The newest cursor that came, stored or not.
     pub(super) newest: u64,
@@ -153,6 +155,7 @@ impl Writer {
             Command::BeginIncarnation(id) => self.begin_incarnation(&id),
             Command::Flush(answer) => {
                 self.unflushed = true;
+                self.check_presence();
                 self.flush(false);
                 let _ = answer.send(());
             }
@@ -255,7 +258,8 @@ impl Writer {
         Ok(removed.is_some())
     }
 
-    fn working_trees(&self) -> Result<Trees, StoreError> {
+    fn working_trees(&mut self) -> Result<Trees, StoreError> {
+        self.check_presence();
         match &self.failure {
             Some(failure) => Err(StoreError::Database(failure.clone())),
             None => self.trees().ok_or(StoreError::Unavailable),
@@ -266,8 +270,22 @@ impl Writer {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Fails if a file that is written to was deleted or replaced.
+    fn check_presence(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        let open =
+            |open: &Open| open.engine.check_presence().and_then(|()| open.windows.check_presence());
+        let present = self.presence.check().and_then(|()| self.open.as_ref().map_or(Ok(()), open));
+        if let Err(error) = present {
+            self.fail(&error);
+        }
+    }
+
     /// Applies the retention, checks the space on the disk, and tries a database again that failed.
     fn run_maintenance(&mut self, now: Now) {
+        self.check_presence();
         let too_few = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
         match (too_few, &self.failure) {
             (Some(free), _) => self.stop_storing(full(free)),
@@ -300,7 +318,10 @@ impl Writer {
         *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
         self.open = None;
-        let opened = Engine::open(&self.path, CACHE_OCTETS).and_then(|engine| {
+        // In a directory that another agent may hold, nothing is begun.
+        let present = self.presence.check();
+        let opened = present.and_then(|()| Engine::open(&self.path, CACHE_OCTETS));
+        let opened = opened.and_then(|engine| {
             let trees = Trees::open(&engine)?;
             let windows =
                 Windows::reopen(&self.place, &trees.meta, self.newest + 1, self.list.clone())?;

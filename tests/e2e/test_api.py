@@ -124,6 +124,16 @@ class Api(harness.Case):
             health = over_tcp.call("Health", "Check", {"service": service}, package="grpc.health.v1")
             self.assertEqual(health["status"], "SERVING", service)
 
+    def test_a_commit_is_listed_at_once(self):
+        agent = self.agent()
+        api = agent.client()
+        for revision in range(1, 21):
+            api.call("ConfigService", "ApplyConfig", {"config": {"storage": {"retention_bytes": (1 << 20) + revision}}})
+            page = api.call("ResultsService", "ListRecords", {"latest": True, "page_size": 1})
+            event = page["records"][0]["event"]
+            self.assertEqual((event["type"], event["revision"]),
+                             ("EVENT_TYPE_CONFIGURATION_COMMITTED", str(revision)))
+
     def test_a_stream_opens_replays_marks_and_beats(self):
         agent = self.agent()
         api = agent.client()

@@ -345,7 +345,8 @@ class Prometheus(Export):
             self.assertEqual(refused.exception.code, code)
 
     def test_no_count_goes_back_after_a_kill(self):
-        """Prometheus would take a falling counter for a reset and count everything again."""
+        """Prometheus would take a falling counter for a reset and count everything again. The page,
+        GetStatistics and the records are read in turn just before each kill."""
         page = free_port()
         self.load({"prometheus": {"port": page}})
         counts = lambda: {  # noqa: E731
@@ -355,9 +356,19 @@ class Prometheus(Export):
         }
         self.wait_for(lambda: self.reachable(counts))
         self.wait_for(lambda: sum(n for name, n in counts().items() if "probes_sent" in name) > 500, 30)
-        for _ in range(6):
+        def statistics():
+            answer = self.api.call("ResultsService", "GetStatistics", {"scopes": ["STATISTICS_SCOPE_ALL_TESTS"]})
+            return {(s["connection"], s["session"]): int(s["figures"]["probes_sent"]) for s in answer["statistics"]}
+
+        for turn in range(9):
             time.sleep(0.7)
-            before = counts()
+            before, sent, cursor = counts(), statistics(), 0
+            if turn % 3 == 0:
+                before = counts()
+            elif turn % 3 == 1:
+                cursor = int(self.api.records()[-1]["cursor"])
+            else:
+                sent = statistics()
             self.process.kill()
             self.process.start()
             self.api.close()
@@ -365,6 +376,10 @@ class Prometheus(Export):
             after = self.wait_for(lambda: self.reachable(counts))
             back = {name: (n, after.get(name)) for name, n in before.items() if after.get(name, 0) < n}
             self.assertEqual(back, {})
+            now = statistics()
+            self.assertEqual({key: (n, now[key]) for key, n in sent.items() if now[key] < n}, {})
+            self.assertEqual([r["cursor"] for r in self.api.records() if int(r["cursor"]) == cursor],
+                             [str(cursor)] * (cursor > 0))
         self.assertGreater(len(before), 50)
 
     @staticmethod

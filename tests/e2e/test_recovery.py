@@ -281,6 +281,64 @@ class Alone(Case):
         api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
         self.assertTrue(api.call("AgentService", "GetAgent")["store"]["healthy"])
 
+    def test_a_state_directory_that_is_deleted_or_replaced_is_noticed(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        measured = {"server": server(port=port), "client": client(connection(
+            "c1", "127.0.0.1", [session("s", probe_count=5, probe_interval="0.05s", loss_timeout="0.1s")],
+            destination_port=port, test_interval="0.1s"))}
+        api.apply(measured)
+        self.wait_for(lambda: any("test_result" in r for r in api.records()))
+        directory = agent.directory
+        store = lambda: api.call("AgentService", "GetAgent")["store"]  # noqa: E731
+        tests = lambda: int(api.call("ClientService", "ListConnections")["connections"][0]  # noqa: E731
+                            ["sessions"][0]["tests_finished"])
+
+        def delete(name):
+            (shutil.rmtree if os.path.isdir(name) else os.remove)(name)
+
+        for name in ("", "replaced", "lock", "config.sled"):
+            with self.subTest(name):
+                agent.stop()
+                shutil.copytree(directory, directory + ".backup")
+                agent.start()
+                api.close()
+                api = agent.client()
+                self.wait_for(lambda: tests() > 0)
+                delete(directory if name in ("", "replaced") else os.path.join(directory, name))
+                if name == "replaced":
+                    shutil.copytree(directory + ".backup", directory)
+                # A database that is deleted is noticed when it is written to.
+                with self.assertRaises(grpc.RpcError) as refused:
+                    api.apply({**measured, "storage": {"retention_age": "86400s"}} if name == "config.sled" else measured)
+                self.assertEqual(refused.exception.code(), grpc.StatusCode.UNAVAILABLE)
+                self.assertIn("was deleted or replaced", refused.exception.details())
+                if name != "config.sled":
+                    with self.assertRaises(grpc.RpcError):
+                        api.call("ResultsService", "AckRecords", {"consumer": "c", "cursor": 1})
+                begin = time.monotonic()
+                found = self.wait_for(lambda: not (found := store())["healthy"] and found, 5)
+                self.assertLess(time.monotonic() - begin, 5)
+                self.assertIn("put a backup in place", found["detail"])
+                before = tests()
+                self.wait_for(lambda: tests() > before + 3)
+                # What the text says to do.
+                agent.kill()
+                shutil.rmtree(directory, ignore_errors=True)
+                os.rename(directory + ".backup", directory)
+                agent.start()
+                api.close()
+                api = agent.client()
+                self.assertTrue(store()["healthy"])
+                api.apply(measured)
+        # The results alone can begin anew.
+        delete(os.path.join(directory, "state.sled"))
+        self.wait_for(lambda: events(api.records(), "STORE_DEGRADED"))
+        self.wait_for(lambda: events(api.records(), "STORE_RECOVERED"))
+        self.assertTrue(store()["healthy"])
+        api.call("ResultsService", "AckRecords", {"consumer": "c", "cursor": 1})
+
     def test_a_copy_that_cannot_be_written_is_told(self):
         agent = self.agent()
         api = agent.client()

@@ -214,6 +214,7 @@ pub(super) fn persist(store: &ConfigStore, plan: Plan) -> Result<Persisted, Stor
     match write {
         Write::Nothing => {}
         Write::Unchanged(prolonged) => {
+            store.check_presence()?;
             store.settle();
             if let Some((revision, unconfirmed)) = prolonged {
                 store.prolong(revision, unconfirmed)?;
