@@ -44,14 +44,14 @@ impl ConfigStore {
         // Both databases are made at the first start.
         let gone = !path.exists() && directory.path().join("state.sled").exists();
         let engine = Engine::open(&path, CACHE_OCTETS)?;
-        let aside = engine.put_aside().map(Path::to_owned);
+        let aside = engine.quarantined().map(Path::to_owned);
         // sled panics over some kinds of damage, also later than when it is opened.
         let opened = catch_unwind(AssertUnwindSafe(|| Self::with(engine, directory.path())));
         let (mut store, aside) = match opened.unwrap_or(Err(StoreError::Damaged("database"))) {
             Ok(store) => (store, aside),
             Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
-                let engine = Engine::open_anew(&path, CACHE_OCTETS, &error)?;
-                let aside = engine.put_aside().map(Path::to_owned);
+                let engine = Engine::open_replacement(&path, CACHE_OCTETS, &error)?;
+                let aside = engine.quarantined().map(Path::to_owned);
                 (Self::with(engine, directory.path())?, aside)
             }
             Err(error) => return Err(error),
@@ -104,7 +104,7 @@ impl ConfigStore {
         };
         // sled panics over some failures of the disk.
         let done = catch_unwind(AssertUnwindSafe(|| work(&open, current)));
-        let done = done.unwrap_or_else(|_| Err(StoreError::gave_up()));
+        let done = done.unwrap_or_else(|_| Err(StoreError::database_panicked()));
         match &done {
             Err(error @ (StoreError::Database(_) | StoreError::Directory { .. })) => {
                 tracing::error!(%error, "the configuration database failed; it is to be opened anew");

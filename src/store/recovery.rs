@@ -25,18 +25,19 @@ pub(super) struct Recovered {
     pub(super) state_sequence: u64,
 }
 
-/// Opens the log in a directory, next to a state database that replaces a damaged one `put_aside`.
+/// Opens the log in a directory, next to a state database that replaces a damaged one
+/// `quarantined`.
 pub(super) fn recover(
     place: &Path,
     meta: &sled::Tree,
     reserved: Reserved,
-    put_aside: Option<&Path>,
+    quarantined: Option<&Path>,
 ) -> Result<Recovered, StoreError> {
     let known = newest_kept(reserved, meta)?;
     let state_sequence = state_sequence(meta)?;
     let mut windows = Windows::open(place, meta, first_cursor(place, meta)?)?;
     let found = windows.found();
-    let damage = match put_aside {
+    let damage = match quarantined {
         Some(aside) => format!(
             "the database of statistics and consumers was damaged and is put aside in {}: \
              consumers have no position, and statistics are counted from the stored results",

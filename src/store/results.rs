@@ -77,7 +77,7 @@ impl ResultStore {
         now: fn() -> Now,
         error: &StoreError,
     ) -> Result<Self, StoreError> {
-        let engine = Engine::open_anew(&path(directory), CACHE_OCTETS, error)?;
+        let engine = Engine::open_replacement(&path(directory), CACHE_OCTETS, error)?;
         Self::with(engine, directory, retention, new_agent_id, now)
     }
 
@@ -93,7 +93,7 @@ impl ResultStore {
         let agent_id = identity::agent_id(directory.path(), &trees.meta, new_agent_id)?;
         let reservation = CursorReservation::new(directory.path());
         let Recovered { windows, damage, state_sequence } =
-            recover(&place, &trees.meta, reservation.read(), engine.put_aside())?;
+            recover(&place, &trees.meta, reservation.read(), engine.quarantined())?;
         engine.flush_durably()?;
         let (records, live_bytes, earliest) = windows.figures();
         let state = StoreState {

@@ -92,7 +92,7 @@ impl Trim {
                     record.content.clear();
                 }
                 let entry = record.entry(Arc::default());
-                if !self.page.takes(&entry) {
+                if !self.page.fits(&entry) {
                     self.to.put_page(&self.files, self.page.finish())?;
                 }
                 self.page.push(&entry, subject);

@@ -138,7 +138,7 @@ impl Windows {
         retention: &Retention,
         entry: &Entry,
     ) -> Result<(), StoreError> {
-        if !self.page.takes(entry) {
+        if !self.page.fits(entry) {
             self.write_page()?;
         }
         let (window, files) = self.window(retention, entry)?;

@@ -125,7 +125,7 @@ impl Writer {
     /// sled panics over some failures of the disk: that is one like any other.
     fn guarded(&mut self, step: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
-            self.fail(&StoreError::gave_up());
+            self.fail(&StoreError::database_panicked());
         }
     }
 

@@ -70,7 +70,7 @@ pub(crate) struct Started {
     pub(crate) is_individual: bool,
 }
 
-/// Position of an attempt among others.
+/// Limits and choices of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttemptContext {
     /// Time at which the TCP connection has to be open.

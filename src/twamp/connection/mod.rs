@@ -230,7 +230,7 @@ impl Connection {
             self.change(desired, now);
         }
         let remembered = self.to_remember(self.is_completed());
-        if !self.is_ending() && !self.remembered.is_same(&remembered) {
+        if !self.is_ending() && !self.remembered.is_stored_alike(&remembered) {
             self.actions.push_back(Action::Persist(remembered.clone()));
             self.remembered = remembered;
         }

@@ -1,5 +1,5 @@
-//! Outages of a control connection: one pair of events each, however many attempts lie between, and
-//! whatever restarts of the agent.
+//! Outages of a control connection. Each has one pair of events, across all attempts and restarts
+//! of the agent.
 
 use super::failure::Failure;
 use crate::time::{Now, UnixTime};
@@ -9,7 +9,7 @@ use crate::time::{Now, UnixTime};
 pub(crate) struct Outage {
     pub(crate) failure: Failure,
     pub(crate) began: UnixTime,
-    /// Attempts that failed since then.
+    /// Attempts so far, all failed; in [`ConnectionEvent::Restored`], including the successful one.
     pub(crate) attempts: u64,
     /// Both clocks at the beginning, or when this process took it over.
     since: Now,
@@ -40,7 +40,7 @@ impl Outage {
 pub(crate) enum ConnectionEvent {
     /// An outage began: the connection was lost, or a first attempt failed.
     Lost(Failure),
-    /// The outage is over: all sessions are started, by the last of these attempts.
+    /// The outage ended: the last attempt started sessions.
     Restored {
         /// The outage; its attempts include the one that succeeded.
         outage: Outage,
@@ -62,9 +62,9 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// Returns whether both are the same except for a number of failed attempts that has not doubled:
-    /// not each attempt is worth a write.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    /// Returns true if both are equal as far as a write is worthwhile: the number of attempts
+    /// counts only when it reaches a power of two.
+    pub(super) fn is_stored_alike(&self, other: &Self) -> bool {
         let outage = |remembered: &Self| {
             let outage = remembered.outage.as_ref()?;
             Some((outage.began, outage.attempts.checked_ilog2()))

@@ -14,7 +14,7 @@ pub enum ClientError {
     #[error("the server offers no mode: it refuses service")]
     ServiceRefused,
     /// The configured mode is not offered.
-    #[error("the server offers modes {offered}; wanted: {wanted}")]
+    #[error("the server offers modes {offered}; expected {wanted}")]
     NoCommonMode {
         /// Modes offered by the greeting.
         offered: Modes,
