@@ -1,5 +1,5 @@
-//! Summaries of the sealed windows in one small file, so that a start opens none of them. The file can
-//! be lost: each window holds its own summary as well.
+//! File with the summaries of the sealed windows, so that a start does not open the windows. Each
+//! window contains its own summary as well, so the file can be rebuilt.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -32,7 +32,7 @@ struct StoredWindow {
     summary: Option<Summary>,
 }
 
-/// Reads the index; an empty one where there is none that can be believed.
+/// Reads the index; empty if it is missing or damaged.
 pub(super) fn read(place: &Path) -> Index {
     let stored: Option<Stored> = disk::read_message(&place.join(NAME), MAGIC);
     let windows = stored.unwrap_or_default().windows.into_iter();
@@ -43,7 +43,7 @@ pub(super) fn read(place: &Path) -> Index {
         .collect()
 }
 
-/// Replaces the index by another one.
+/// Replaces the index file atomically.
 pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
     let window = |(name, summary): (&WindowName, &Summary)| StoredWindow {
         first_cursor: name.first_cursor,
@@ -61,7 +61,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn only_a_whole_index_is_believed() {
+    fn a_damaged_index_is_ignored() {
         let place = tempfile::tempdir().unwrap();
         assert_eq!(read(place.path()), Index::new());
         let index: Index = (1..50)

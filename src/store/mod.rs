@@ -122,7 +122,7 @@ pub enum StoreError {
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
-    /// The database failed.
+    /// The database reported an error.
     #[error("database: {0}")]
     Database(String),
     /// A stored value cannot be read.
@@ -133,7 +133,7 @@ pub enum StoreError {
     Full {
         /// Path of the directory or the file.
         path: PathBuf,
-        /// Free space, bytes.
+        /// Free space on the disk, bytes.
         free: u64,
     },
     /// The queue to the writer is full, or the writer has ended.

@@ -89,13 +89,13 @@ impl Stored {
 pub(super) struct Records {
     next_cursor: u64,
     time_us: u64,
-    rest: Bytes,
+    remaining: Bytes,
 }
 
 impl Records {
     pub(super) fn new(first_cursor: u64, mut page: Bytes) -> Result<Self, StoreError> {
         let time_us = page.try_get_u64().map_err(|_| StoreError::Damaged("record"))?;
-        Ok(Self { next_cursor: first_cursor, time_us, rest: page })
+        Ok(Self { next_cursor: first_cursor, time_us, remaining: page })
     }
 
     /// Returns the time of the first record, nanoseconds since 1970. Must be called before the
@@ -105,11 +105,11 @@ impl Records {
     }
 
     fn read(&mut self) -> Option<Stored> {
-        let kind = self.rest.try_get_u8().ok()?;
-        let subject = u32::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
-        let later_us = zigzag::decode(decode_varint(&mut self.rest).ok()?);
-        let length = usize::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
-        let content = (length <= self.rest.len()).then(|| self.rest.split_to(length))?;
+        let kind = self.remaining.try_get_u8().ok()?;
+        let subject = u32::try_from(decode_varint(&mut self.remaining).ok()?).ok()?;
+        let later_us = zigzag::decode(decode_varint(&mut self.remaining).ok()?);
+        let length = usize::try_from(decode_varint(&mut self.remaining).ok()?).ok()?;
+        let content = (length <= self.remaining.len()).then(|| self.remaining.split_to(length))?;
         self.time_us = self.time_us.checked_add_signed(later_us)?;
         let time = UnixTime(self.time_us.checked_mul(NANOS_PER_MICRO)?);
         let cursor = self.next_cursor;
@@ -122,12 +122,12 @@ impl Iterator for Records {
     type Item = Result<Stored, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
+        if self.remaining.is_empty() {
             return None;
         }
         let record = self.read();
         if record.is_none() {
-            self.rest.clear();
+            self.remaining.clear();
         }
         Some(record.ok_or(StoreError::Damaged("record")))
     }

@@ -1,15 +1,15 @@
-//! Damaged databases, kept for whoever wants to look into them, within a quota of their own.
+//! Quarantine of damaged databases, kept for diagnosis within a quota.
 
 use std::{fs, io, path::Path};
 
 use super::disk::{self, disk_bytes};
 
-/// Directory in the state directory.
+/// Name of the directory in the state directory.
 pub(super) const NAME: &str = "quarantine";
-/// Octets of all of them; the newest is kept in any case.
+/// Maximum size of the quarantine, bytes; the newest database is kept even if it is larger.
 const QUOTA_OCTETS: u64 = 64 << 20;
 
-/// Moves a database into quarantine; the oldest ones beyond the quota are removed.
+/// Moves a database to quarantine, and removes the oldest ones beyond the quota.
 pub(super) fn put(state: &Path, database: &Path) -> io::Result<()> {
     let place = state.join(NAME);
     fs::create_dir_all(&place)?;
@@ -32,7 +32,7 @@ fn trim(place: &Path, quota: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Numbers and names of the databases, oldest first.
+/// Returns numbers and names of the databases in quarantine, oldest first.
 fn entries(place: &Path) -> io::Result<Vec<(u64, String)>> {
     let names =
         fs::read_dir(place)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_beyond_the_quota() {
+    fn the_oldest_databases_beyond_the_quota_are_removed() {
         let state = tempfile::tempdir().unwrap();
         for number in 1..=12 {
             let database = state.path().join("window");
