@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn selects_by_all_that_is_given() {
+    fn records_must_match_all_fields_of_a_filter() {
         let selects = |filter, record: &Entry| Filter::new(filter).unwrap().selects(record);
         let record = event("c1", "a");
         assert!(selects(RecordFilter::default(), &record));

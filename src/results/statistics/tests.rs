@@ -2,7 +2,7 @@ use super::*;
 
 /// Parts that the store had no room for, and removals, are in what it is given next.
 #[test]
-fn what_was_not_saved_is_saved_the_next_time() {
+fn unsaved_parts_are_saved_the_next_time() {
     let mut aggregator = Aggregator::default();
     let subject = |connection| {
         Arc::new(Subject::new(connection, "s", BTreeMap::new(), ResultKeeping::Stored))
@@ -38,7 +38,7 @@ fn what_was_not_saved_is_saved_the_next_time() {
 /// A clock that was ahead for some days leaves no interval of the future, and none that comes is
 /// taken for late.
 #[test]
-fn intervals_of_the_future_go_when_the_clock_is_set_back() {
+fn future_intervals_are_removed_when_the_clock_is_set_back() {
     const MINUTES_OF_A_DAY: u64 = 24 * 60;
     let mut aggregator = Aggregator::default();
     let subject = Arc::new(Subject::new("c", "s", BTreeMap::new(), ResultKeeping::Stored));

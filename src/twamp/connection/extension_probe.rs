@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_remembered_and_chance_is_not() {
+    fn a_refusal_is_stored_and_a_chance_failure_is_not() {
         assert_eq!(after(&[Suspect::ExtensionsLikely]).state, State::TryWithout);
         assert_eq!(after(&[Suspect::ExtensionsPossibly]).state, State::AskOnceMore);
         let twice = [Suspect::ExtensionsPossibly, Suspect::ExtensionsPossibly];

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_differs_from_a_lost_test_and_its_limit_grows() {
+    fn silence_needs_several_lost_tests_and_its_limit_doubles() {
         let mut silence = SilenceDetector::default();
         let (mut a, mut b) = (SessionProgress::default(), SessionProgress::default());
         b.test_ended(Some(true), 1, None, second(0));
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_end_in_pauses_are_learnt_once_a_negotiation_cured_them() {
+    fn expiry_in_pauses_is_learnt_after_a_successful_negotiation() {
         let mut probe = PauseProbe::default();
         let mut session = SessionProgress::default();
         session.test_ended(Some(true), 5, None, second(0));
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn single_probes_that_are_lost_after_a_pause_may_be_chance() {
+    fn expiry_is_learnt_from_five_tests_of_a_single_probe() {
         let mut probe = PauseProbe::default();
         let mut session = SessionProgress::default();
         let lost_and_cured = |probe: &mut PauseProbe, session: &mut SessionProgress| {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn new_session_without_an_answer_refutes_the_suspicion() {
+    fn new_session_without_a_reply_refutes_expiry() {
         let mut probe = PauseProbe::Suspected { lost: 5 };
         let mut session = SessionProgress::default();
         session.test_ended(Some(false), 5, None, second(0));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn session_that_is_never_answered_does_not_hide_one_that_expires() {
+    fn unanswered_session_does_not_hide_an_expiring_one() {
         let mut probe = PauseProbe::Suspected { lost: 5 };
         let (mut cured, mut silent) = (SessionProgress::default(), SessionProgress::default());
         cured.test_ended(Some(true), 5, None, second(0));

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn number_is_learnt_in_four_attempts_and_tried_again_later() {
+    fn session_limit_is_learnt_in_four_attempts_and_retried_later() {
         let mut requests = RequestLimit::default();
         assert_eq!(attempts(&mut requests, 5, 2, NOW), 4);
         let (requested, left) = requests.split(names(5), 0);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_costs_no_session() {
+    fn a_single_failure_leaves_no_session_out() {
         let mut requests = RequestLimit::default();
         let suspect = Suspect::Session { name: "s2".into(), accepted: 1 };
         assert!(!requests.record_failure(&suspect, NOW));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn one_session_of_its_kind_is_left_out_alone() {
+    fn only_the_suspected_session_is_left_out() {
         let mut requests = RequestLimit::default();
         let suspect = Suspect::Session { name: "s2".into(), accepted: 1 };
         requests.record_failure(&suspect, NOW);

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_of_a_fleet_are_spread_and_grow_up_to_the_maximum() {
+    fn pauses_are_spread_and_grow_up_to_the_maximum() {
         let (interval, max) = (1_000u64, 60_000u64);
         for pauses in 0..100u32 {
             let limit = interval.checked_shl(pauses).unwrap_or(u64::MAX).min(max);

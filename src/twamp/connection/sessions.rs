@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_session_that_can_send_is_enough() {
+    fn one_session_that_can_send_prevents_an_outage() {
         let failure = || Some(Failure::new(FailureCause::NoRoute, "no route"));
         let config = super::super::tests::config(|c| {
             c.test_sessions = ["a", "b", "c"].map(super::super::tests::session).into();

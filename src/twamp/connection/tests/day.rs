@@ -17,7 +17,7 @@ const CAUSES: [(FailureCause, u64); 5] = [
 ];
 
 #[test]
-fn day_of_a_hundred_thousand_outages_has_one_pair_each() {
+fn each_of_a_hundred_thousand_outages_has_one_pair_of_events() {
     let mut state = 7u64;
     let mut random = move |below: u64| {
         // SplitMix64: the same day in every run.
