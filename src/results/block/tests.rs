@@ -81,7 +81,8 @@ proptest! {
 const SENT_NS: u64 = 1_790_000_000_000_000_000;
 const MS: u64 = 1_000_000;
 
-/// Of a session with jitter of some ten microseconds, and a reflector whose clock is so far ahead.
+/// Returns a probe of a session with jitter of some ten microseconds, whose reflector's clock is
+/// `ahead_ns` ahead.
 fn regular(n: u32, interval_ns: u64, ahead_ns: i64) -> ProbeResult {
     let jitter = i64::from(n.wrapping_mul(2_654_435_761) >> 16);
     let (rtt, egress) = (1_000_000 + jitter, 500_000 + ahead_ns + jitter / 2);

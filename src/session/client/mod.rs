@@ -183,7 +183,7 @@ impl ConnectionHandle {
         self.status.changed()
     }
 
-    /// Returns whether its sessions run.
+    /// Returns true if its sessions run.
     pub fn is_running(&self) -> bool {
         self.status.is_running()
     }

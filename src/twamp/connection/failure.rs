@@ -85,7 +85,7 @@ impl Failure {
         Self { suspect, ..self }
     }
 
-    /// Returns whether the server ended the connection, with FIN or RST.
+    /// Returns true if the server ended the connection, with FIN or RST.
     pub(crate) fn is_end_by_server(&self) -> bool {
         matches!(self.cause, FailureCause::ClosedByServer | FailureCause::Reset)
     }

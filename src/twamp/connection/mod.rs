@@ -200,12 +200,12 @@ impl Connection {
         self.sessions.remotes()
     }
 
-    /// Returns whether sessions run.
+    /// Returns true if sessions run.
     pub(crate) fn is_running(&self) -> bool {
         matches!(self.state, State::Running(_))
     }
 
-    /// Returns whether the loss of the control connection would be the end of its tests.
+    /// Returns true if the loss of the control connection would be the end of its tests.
     pub(crate) fn ends_with_loss(&self) -> bool {
         self.is_managed() && self.config.test_count != 0
     }
@@ -241,7 +241,7 @@ impl Connection {
         Remembered { outage: self.status.outage.clone(), completed }
     }
 
-    /// Returns whether no test follows, whatever still has to be closed.
+    /// Returns true if no test follows, whatever still has to be closed.
     fn is_completed(&self) -> bool {
         matches!(
             self.state,
@@ -305,7 +305,7 @@ impl Connection {
         }
     }
 
-    /// Returns whether an attempt has not come as far as a TCP connection.
+    /// Returns true if an attempt has not come as far as a TCP connection.
     fn is_connecting(&self) -> bool {
         let State::Connecting(connecting) = &self.state else { return false };
         matches!(connecting.step, Step::Resolving | Step::Tcp)

@@ -85,8 +85,8 @@ impl SessionProgress {
         }
     }
 
-    /// Moves the next test of a session that is in no test; returns whether anything changed. A session
-    /// that waits for its first test counts as testing, unless it `waits_long`.
+    /// Moves the next test of a session that is in no test; returns true if anything changed. A
+    /// session that waits for its first test counts as testing, unless it `waits_long`.
     pub(crate) fn move_due(&mut self, due: Monotonic, waits_long: bool) -> bool {
         let moves = match self.stage {
             SessionStage::Testing => waits_long,
@@ -106,8 +106,8 @@ impl SessionProgress {
         }
     }
 
-    /// Returns whether the server may have ended the session in the pause after its first test: that
-    /// test was answered, the next one was not.
+    /// Returns true if the server may have ended the session in the pause after its first test:
+    /// that test was answered, the next one was not.
     pub(crate) fn may_have_expired(&self) -> bool {
         self.answered == 1 && self.unanswered.tests == 1 && self.unanswered.probes > 0
     }
@@ -136,7 +136,7 @@ impl Default for SilenceDetector {
 }
 
 impl SilenceDetector {
-    /// Returns whether sessions have been silent for so long that they are to be negotiated again.
+    /// Returns true if sessions have been silent for so long that they are to be negotiated again.
     pub(super) fn is_over<'a>(
         &mut self,
         sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
@@ -192,7 +192,7 @@ impl PauseProbe {
         };
     }
 
-    /// Returns whether the connection is to be closed in the pause between two tests.
+    /// Returns true if the connection is to be closed in the pause between two tests.
     pub(super) fn closes_in_pause<'a>(
         &mut self,
         mut sessions: impl Iterator<Item = &'a SessionProgress> + Clone,

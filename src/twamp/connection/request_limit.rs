@@ -30,7 +30,7 @@ impl Default for RequestLimit {
 }
 
 impl RequestLimit {
-    /// Records a failed negotiation; returns whether the next one asks for fewer sessions.
+    /// Records a failed negotiation; returns true if the next one asks for fewer sessions.
     pub(super) fn record_failure(&mut self, suspect: &Suspect, now: Monotonic) -> bool {
         let Suspect::Session { name, accepted } = suspect else { return false };
         if *accepted == 0 {

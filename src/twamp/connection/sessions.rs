@@ -52,7 +52,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    /// Returns whether the server was not asked: repeating the request interrupts no session.
+    /// Returns true if the server was not asked: repeating the request interrupts no session.
     fn is_local(&self) -> bool {
         self.failure.cause != FailureCause::Rejected
     }
@@ -238,7 +238,7 @@ impl Sessions {
         self.refusals.contains_key(name)
     }
 
-    /// Returns whether a session that does not run was declined without asking the server.
+    /// Returns true if a session that does not run was declined without asking the server.
     pub(super) fn is_declined_locally(&self, name: &str) -> bool {
         self.refusals.get(name).is_some_and(Refusal::is_local)
     }

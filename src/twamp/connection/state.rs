@@ -78,12 +78,12 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// Returns whether the change gives way to any other.
+    /// Returns true if the change gives way to any other.
     pub(super) fn is_optional(&self) -> bool {
         matches!(self, Self::Opening | Self::Requesting { optional: true, .. })
     }
 
-    /// Returns whether the operation that is under way uses the control connection.
+    /// Returns true if the operation that is under way uses the control connection.
     pub(super) fn uses_control(&self) -> bool {
         matches!(self, Self::Requesting { .. })
     }

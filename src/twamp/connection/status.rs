@@ -215,7 +215,7 @@ impl ConnectionStatus {
         self.last_failure = Some(FailureReport { failure, time: now.unix });
     }
 
-    /// Begins an outage unless one is going on; returns whether it does.
+    /// Begins an outage unless one is going on; returns true if it does.
     pub(super) fn begin_outage(&mut self, failure: Failure, attempts: u64, now: Now) -> bool {
         if self.outage.is_some() {
             return false;

@@ -121,7 +121,7 @@ impl SessionSender {
         }
     }
 
-    /// Returns whether the last of `test_count` tests has ended.
+    /// Returns true if the last of `test_count` tests has ended.
     pub fn is_completed(&self) -> bool {
         self.completed
     }
@@ -190,7 +190,7 @@ impl SessionSender {
         self.paused = true;
     }
 
-    /// Returns whether the sender is paused and no test runs.
+    /// Returns true if the sender is paused and no test runs.
     pub fn is_paused(&self) -> bool {
         self.paused && matches!(self.phase, Phase::Idle(_))
     }
@@ -223,7 +223,7 @@ impl SessionSender {
         test.ends = Some(now.monotonic.plus_ns(if undecided { grace_ns } else { 0 }));
     }
 
-    /// Returns whether no test runs and none is due.
+    /// Returns true if no test runs and none is due.
     pub fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::Idle(None))
     }
@@ -381,7 +381,7 @@ impl SessionSender {
         }
     }
 
-    /// Returns whether a probe is lost, unless its reply is still queued in the socket.
+    /// Returns true if a probe is lost, unless its reply is still queued in the socket.
     pub fn loses(&self, now: Monotonic) -> bool {
         let sent = self.outstanding.first_undecided();
         sent.is_some_and(|sent| now.since_ns(sent) > self.config.loss_timeout_ns)

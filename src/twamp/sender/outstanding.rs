@@ -120,7 +120,7 @@ impl Outstanding {
         }
     }
 
-    /// Returns whether the probe with this sequence number carried `t1`.
+    /// Returns true if the probe with this sequence number carried `t1`.
     pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
         self.index(sequence, t1).is_some()
     }

@@ -131,7 +131,7 @@ impl StampSender {
         self.figures.clone()
     }
 
-    /// Returns whether a reply with this SSID belongs to the session. A reply without one comes
+    /// Returns true if a reply with this SSID belongs to the session. A reply without one comes
     /// from a reflector that does not support identifiers (RFC 8972 §3).
     pub(super) fn is_answer(&mut self, ssid: u16) -> bool {
         self.figures.replies_without_ssid += u64::from(ssid == 0);
@@ -200,7 +200,7 @@ impl StampSender {
         readout
     }
 
-    /// Returns whether these are the TLVs that were sent. A TWAMP Light reflector returns them as
+    /// Returns true if these are the TLVs that were sent. A TWAMP Light reflector returns them as
     /// padding, at another offset (RFC 8762 §4.6).
     fn are_ours(&self, area: &[u8]) -> bool {
         let shape = |tlv: Tlv| (tlv.at, tlv.length, tlv.kind);
@@ -289,7 +289,7 @@ impl StampSender {
 }
 
 impl Report {
-    /// Returns whether the next probe carries the report.
+    /// Returns true if the next probe carries the report.
     fn is_due(&mut self, report: &AccessReport, now: Monotonic) -> bool {
         if self.acknowledged
             || self.transmissions > report.retransmissions

@@ -116,7 +116,7 @@ impl World {
         last
     }
 
-    /// Returns whether something is wrong that explains a new negotiation.
+    /// Returns true if something is wrong that explains a new negotiation.
     pub(super) fn is_disturbed(&self) -> bool {
         let server = &self.server;
         !server.up
