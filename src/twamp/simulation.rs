@@ -232,7 +232,7 @@ fn conformance_097_foreign_datagrams_are_counted_and_do_not_end_a_test() {
     assert_eq!((pair.only().packets_ignored, pair.only().probes_received), (3, 2));
 }
 
-/// Bursts of five every 10 ms; the last burst has the rest.
+/// Bursts of five every 10 ms; the last burst has the remaining probes.
 #[test]
 fn bursts_follow_the_schedule() {
     let config = SenderConfig { burst_size: 5, test_interval_ns: SECOND, ..config(18) };

@@ -48,7 +48,7 @@ impl Connection {
         self.record_left_out(left_out, now);
     }
 
-    /// Drops the attempt that is being made.
+    /// Drops the attempt in progress.
     pub(super) fn abandon_attempt(&mut self) {
         if matches!(self.state, State::Connecting(_)) {
             self.actions.push_back(Action::Abandon);
@@ -221,7 +221,8 @@ impl Connection {
 
     /// Returns the number of failed attempts.
     fn record_outage(&mut self, failure: &Failure, started: bool, now: Now) -> u64 {
-        // The loss of a running connection is no attempt; a first attempt that fails is.
+        // The loss of a running connection does not count as an attempt; a failed first attempt
+        // does.
         let failed = u64::from(!started);
         self.status_changed = true;
         let attempts = match &mut self.status.outage {
@@ -270,7 +271,7 @@ impl Connection {
         }
     }
 
-    /// Shows when the attempt after the present one is due.
+    /// Sets the time of the attempt after the current one in the status.
     pub(super) fn show_following_attempt(&mut self, now: Now) {
         let following = self.retry.following_attempt(&self.config, now.monotonic);
         self.status.set_following_attempt(following.map(|due| unix(due, now)));

@@ -4,14 +4,14 @@
 use super::failure::Failure;
 use crate::time::{Now, UnixTime};
 
-/// An outage that is going on.
+/// Outage that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outage {
     pub(crate) failure: Failure,
     pub(crate) began: UnixTime,
     /// Attempts so far, all failed; in [`ConnectionEvent::Restored`], including the successful one.
     pub(crate) attempts: u64,
-    /// Both clocks at the beginning, or when this process took it over.
+    /// Both clocks at the beginning, or at the start of this process if the outage is older.
     since: Now,
     /// Length of the outage before `since`, in nanoseconds.
     earlier_ns: u64,
@@ -29,13 +29,13 @@ impl Outage {
         Self { failure, began, attempts, since: now, earlier_ns }
     }
 
-    /// Returns its length so far.
+    /// Returns the length of the outage so far.
     pub(crate) fn length_ns(&self, now: Now) -> u64 {
         self.earlier_ns.saturating_add(now.monotonic.since_ns(self.since.monotonic))
     }
 }
 
-/// Event in the life of a connection that is recorded.
+/// Event of a connection that is recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionEvent {
     /// An outage began: the connection was lost, or a first attempt failed.
@@ -52,10 +52,10 @@ pub(crate) enum ConnectionEvent {
     Completed,
 }
 
-/// State of a connection that outlives the process.
+/// State of a connection that survives the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Remembered {
-    /// The outage that is going on.
+    /// Outage that has not ended.
     pub(crate) outage: Option<Outage>,
     /// `test_count` of the tests that are complete.
     pub(crate) completed: Option<u64>,

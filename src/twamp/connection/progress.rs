@@ -1,13 +1,13 @@
-//! Progress of test sessions, as their threads report it, and the conclusions from silence.
+//! Progress of test sessions as reported by their threads, and conclusions from silence.
 
 use super::failure::Failure;
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
-/// Silence after which sessions are negotiated again, the first time.
+/// Silence after which sessions are negotiated again for the first time.
 const FIRST_SILENCE_NS: u64 = 30 * NANOS_PER_SECOND;
-/// Limit of that time, which doubles each time that it does not help.
+/// Limit of that time, which doubles each time that the negotiation does not help.
 const MAX_SILENCE_NS: u64 = 900 * NANOS_PER_SECOND;
-/// Number of tests without a reply from which on a session is silent.
+/// Number of tests without a reply after which a session is silent.
 const SILENT_TESTS: u32 = 3;
 /// Number of probes lost after pauses, each time cured by a new negotiation, that rules out chance.
 const EXPIRY_PROBES: u64 = 5;
@@ -48,8 +48,8 @@ struct Unanswered {
 }
 
 impl SessionProgress {
-    /// Records the end of a test with `probes` sent. `answered` tells of a test in which probes were
-    /// sent, or would have been sent except for `refused`.
+    /// Records the end of a test with `probes` sent. `answered` is `None` unless probes were sent,
+    /// or would have been sent except for `refused`.
     pub(crate) fn test_ended(
         &mut self,
         answered: Option<bool>,
@@ -72,7 +72,7 @@ impl SessionProgress {
         }
     }
 
-    /// Forgets replies and silence of the time before the session was started.
+    /// Clears replies and silence from before the session was started.
     pub(crate) fn session_started(&mut self) {
         self.wake();
         (self.refused, self.answered, self.unanswered) = (None, 0, Unanswered::default());
@@ -121,9 +121,9 @@ impl SessionProgress {
     }
 }
 
-/// Detector of sessions that their server has forgotten although the control connection lives
-/// (REFWAIT, a reflector that was restarted). Its limit grows each time that a new negotiation does not
-/// help: then the path is the reason.
+/// Detector of sessions that their server has forgotten although the control connection is open
+/// (REFWAIT, a restarted reflector). Its limit grows each time that a new negotiation does not
+/// help, because then the path is the reason.
 #[derive(Debug)]
 pub(super) struct SilenceDetector {
     limit_ns: u64,
@@ -136,7 +136,7 @@ impl Default for SilenceDetector {
 }
 
 impl SilenceDetector {
-    /// Returns true if sessions have been silent for so long that they are to be negotiated again.
+    /// Returns true if sessions have been silent for so long that they must be negotiated again.
     pub(super) fn is_over<'a>(
         &mut self,
         sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
@@ -157,8 +157,9 @@ impl SilenceDetector {
     }
 }
 
-/// Sessions that end in the pause between two tests, because the server's REFWAIT is shorter: learnt
-/// when the test after a pause is lost as a whole and a new negotiation cures that.
+/// Knowledge about sessions that end in the pause between two tests because the server's REFWAIT is
+/// shorter. It is learnt if all probes of the test after a pause are lost and a new negotiation
+/// cures that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PauseProbe {
     /// Sessions are kept over the pause.
@@ -166,9 +167,9 @@ pub(super) enum PauseProbe {
         /// Probes lost after pauses, each time cured by a new negotiation.
         lost: u64,
     },
-    /// Some may have expired; a first test that is answered confirms it.
+    /// Some sessions may have expired; an answered first test confirms it.
     Suspected { lost: u64 },
-    /// Each test gets a new negotiation, known since this time.
+    /// Each test gets a new negotiation; known since this time.
     Renegotiate(Monotonic),
 }
 
@@ -192,7 +193,7 @@ impl PauseProbe {
         };
     }
 
-    /// Returns true if the connection is to be closed in the pause between two tests.
+    /// Returns true if the connection must be closed in the pause between two tests.
     pub(super) fn closes_in_pause<'a>(
         &mut self,
         mut sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
@@ -200,7 +201,7 @@ impl PauseProbe {
         now: Monotonic,
     ) -> bool {
         *self = match *self {
-            // A session that was never answered says nothing about the others.
+            // A session that was never answered shows nothing about the others.
             Self::Suspected { lost }
                 if sessions.clone().any(SessionProgress::is_answered)
                     && !sessions.clone().any(SessionProgress::may_have_expired) =>
@@ -239,7 +240,7 @@ mod tests {
         }
         a.test_ended(Some(false), 1, None, second(30));
         assert!(silence.is_over([&a, &b].into_iter()));
-        // Negotiated again to no avail: the limit has doubled.
+        // The new negotiation did not help: the limit has doubled.
         a.session_started();
         for now in 40..100 {
             a.test_ended(Some(false), 1, None, second(now));
@@ -292,7 +293,7 @@ mod tests {
         for _ in 0..3 {
             assert!(!lost_and_cured(&mut probe, &mut session));
         }
-        // A session that lives through a pause refutes the suspicion.
+        // A session that survives a pause refutes the suspicion.
         session.test_ended(Some(true), 1, None, second(3));
         assert!(!probe.closes_in_pause([&session].into_iter(), u64::MAX, second(3)));
         assert_eq!(probe, PauseProbe::default());

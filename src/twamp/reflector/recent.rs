@@ -43,7 +43,7 @@ impl RecentReplies {
 mod tests {
     use super::*;
 
-    /// Thousands of replies in a second of round-trip time.
+    /// Several thousand replies are in flight during a round-trip time of a second.
     #[test]
     fn replies_in_flight_are_recognised() {
         let mut recent = RecentReplies::for_any_sender();

@@ -108,7 +108,7 @@ impl Stamp {
         stamp
     }
 
-    /// Changes the policy. Counters are kept: a new key must not look like loss.
+    /// Changes the policy. Counters are kept, so that a new key does not appear as loss.
     pub(super) fn set_policy(&mut self, policy: StampPolicy) {
         let secrets = policy.secrets.iter();
         self.keys = secrets.map(|secret| Arc::new(StampKey::new(secret.octets()))).collect();
@@ -220,8 +220,8 @@ impl Stamp {
             let session = (meta.source, probe.ssid);
             push(&mut self.unfinished, Reply { session, sequence, octets, t3: 0 });
         }
-        // By default the reply has the class of the probe: both directions are measured in the
-        // same one.
+        // By default the reply has the class of the probe, so that both directions are measured in
+        // the same class.
         let tos = tlvs.tos.unwrap_or_else(|| meta.tos.unwrap_or(0) & 0xfc);
         Verdict::Reply { octets, tos, finish: Finish::Stamp(key) }
     }

@@ -1,4 +1,4 @@
-//! Processing of the TLVs of a probe by a STAMP reflector (RFC 8972 §4): each is answered in
+//! Processing of the TLVs of a probe by a STAMP reflector (RFC 8972 §4). Each TLV is processed in
 //! place.
 
 use std::{
@@ -14,7 +14,7 @@ use crate::wire::{
     },
 };
 
-/// A probe and its session, as far as TLVs need them.
+/// Facts about a probe and its session that TLVs need.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProbeContext {
     /// Sequence Numbers of the probe and its reply.
@@ -360,7 +360,7 @@ mod tests {
         let (area, outcome) = answered(&tlv, &probe_context());
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa8, 0, 0]);
         assert_eq!(outcome.tos, Some(46 << 2));
-        // The choice is not allowed: the received DSCP is used and RP is set.
+        // The probe may not choose the DSCP: the received one is used and RP is set.
         let (area, outcome) =
             answered(&tlv, &ProbeContext { allow_class_of_service: false, ..probe_context() });
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa9, 0, 0]);

@@ -60,7 +60,7 @@ impl StampSender {
         let room = data_size - session.base_octets();
         let mut template = Vec::with_capacity(room);
         if let Some(extra) = room.checked_sub(session.tlv_octets()).filter(|extra| *extra > 0) {
-            // First, so that the HMAC TLV covers it, as some reflectors demand.
+            // The padding comes first, so that the HMAC TLV covers it, as some reflectors require.
             let mut octets = vec![0; extra.saturating_sub(HEADER_OCTETS)];
             padding(&mut octets);
             tlv::append(&mut template, types::EXTRA_PADDING, &octets);
@@ -153,7 +153,7 @@ impl StampSender {
                 (types::DIRECT_MEASUREMENT, _) => {
                     area[tlv.value()][..4].copy_from_slice(&self.sent.to_be_bytes());
                 }
-                // It replaces padding, so that all probes have the same size.
+                // The report replaces padding, so that all probes have the same size.
                 (types::EXTRA_PADDING, Some(report)) if Some(tlv.at) == self.report_at => {
                     area[tlv.at + 1] = types::ACCESS_REPORT;
                     let value = [report.access_id << 4, report.return_code, 0, 0];
@@ -170,7 +170,7 @@ impl StampSender {
         }
     }
 
-    /// Reads the TLVs of a reply, as far as they can be trusted.
+    /// Reads the trusted TLVs of a reply.
     pub(super) fn read_tlvs(&mut self, sequence: u32, area: &[u8]) -> TlvReadout {
         let mut readout = TlvReadout::default();
         if self.template.is_empty() {
@@ -222,8 +222,8 @@ impl StampSender {
         if tlvs.any(|tlv| !tlv.is_ok_and(|tlv| tlv.kind == types::EXTRA_PADDING)) {
             return false;
         }
-        // Its own flags are not signed and cannot be trusted. A reflector that does not know the
-        // TLV did not sign.
+        // The flags of the HMAC TLV are not signed and cannot be trusted. A reflector that does not
+        // know the TLV did not sign.
         hmac.is_some_and(|tlv| {
             tlv.has_right_length()
                 && key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])

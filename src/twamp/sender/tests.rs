@@ -368,7 +368,7 @@ fn t3_slightly_before_t2_does_not_invalidate_the_rtt() {
     assert_eq!((rtt.samples, processing.samples), (1, 1));
     assert!(rtt.max_ns.abs_diff(MS as i64) < 2 && processing.max_ns == 0, "{rtt:?}");
     assert_eq!(figures.one_way_validity(), OneWayValidity::Negative);
-    // A clock that was stepped between the two is another matter.
+    // A larger difference means that the clock was stepped between the two.
     let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000_000)]);
     assert_eq!((figures.probes_received, figures.samples_invalid), (1, 1));
 }

@@ -31,7 +31,7 @@ fn every_mode_sees_the_same_path() {
     }
     let first = &all[0];
     assert!(first.probes_lost > 10 && first.probes_duplicate > 3 && first.probes_reordered > 3);
-    // Most losses: a missing number may be that of a duplicate.
+    // Not all losses are attributed: a missing number may be that of a duplicate.
     let placed =
         first.probes_lost_egress.zip(first.probes_lost_ingress).map(|(out, back)| out + back);
     assert_eq!(
@@ -54,7 +54,7 @@ fn a_packet_with_a_flipped_bit_is_only_counted() {
             }
         }
         pair.run_until(Monotonic(SECOND + 11 * MS));
-        // The second reply, in flight.
+        // The second reply is in flight.
         for arrival in pair.flights.values_mut() {
             if let Arrival::AtSender(packet) = arrival {
                 packet[0] ^= 0x80;

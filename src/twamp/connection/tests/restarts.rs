@@ -1,4 +1,4 @@
-//! The table of automatic restarts: one situation each.
+//! Automatic restarts; each test covers one situation.
 
 use super::{world::*, *};
 use crate::{model::FailureCause, proto::ControlType as Kind};
@@ -80,7 +80,7 @@ fn wait_for_a_silent_resolver_is_limited() {
     assert_eq!(world.attempts.len(), 11);
     let (_, ConnectionEvent::Lost(failure)) = &world.events[0] else { panic!("no loss") };
     assert_eq!(failure.cause, FailureCause::Dns);
-    // A change of the network interrupts the wait.
+    // A network change ends the wait.
     let attempts = world.attempts.len();
     world.server.resolves_in = Some(MS);
     world.input(Input::Network(1));
@@ -100,7 +100,7 @@ fn network_change_causes_one_additional_attempt_at_once() {
     world.input(Input::Network(1));
     world.run(20 * SECOND);
     assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule stays");
-    // An attempt that hangs in TCP gives way, an attempt that negotiates does not.
+    // An attempt that hangs in TCP is replaced, an attempt that negotiates is not.
     world.server.failure = (FailureCause::ConnectTimeout, 60 * SECOND);
     world.run(8 * SECOND);
     let attempts = world.attempts.len();
@@ -191,7 +191,7 @@ fn completed_connection_restarts_only_by_hand_or_with_another_test_count() {
     assert_eq!((world.status.phase, kinds(&world)), (Phase::Completed, vec!["completed"]));
     assert_eq!(world.sessions["s1"].answered, 3);
     assert_eq!(world.machine.next_deadline(), None);
-    // A change that leaves the number as it is.
+    // A change with the same test_count keeps the connection completed.
     world.desire(config(|c| {
         c.test_count = 3;
         c.destination_port = Some(4000);
@@ -205,7 +205,7 @@ fn completed_connection_restarts_only_by_hand_or_with_another_test_count() {
     world.desire(counted(2));
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 8));
-    // Without a number, one that is started by hand alone waits for that; any other runs.
+    // Without a test_count, a connection with a manual start waits for it; others run.
     let manual = config(|c| c.set_test_start(proto::TestStart::Manual));
     world.desire(manual.clone());
     world.restart_agent(true, SECOND);
@@ -230,7 +230,7 @@ fn completed_connection_stays_completed_across_a_restart() {
     world.start_by_hand();
     world.run(20 * SECOND);
     assert_eq!(world.sessions["s1"].answered, 3);
-    // The number was changed while the agent was not there.
+    // The test_count was changed while the agent was not running.
     let mut world = World::resumed(counted(2), false, remembered, 30 * SECOND);
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 2));
@@ -322,7 +322,7 @@ fn outage_across_restarts_has_one_pair_of_events_with_its_length() {
 #[test]
 fn completion_in_progress_survives_a_restart() {
     for is_killed in [false, true] {
-        // A loss that is final, while its sessions are being stopped.
+        // The agent ends while the sessions of a final loss are being stopped.
         let mut world = World::new(config(|c| c.test_count = 100));
         world.run(3 * SECOND);
         world.lose_server();
@@ -334,7 +334,7 @@ fn completion_in_progress_survives_a_restart() {
             (Phase::Completed, vec!["lost", "abandoned"])
         );
     }
-    // The last test, while the connection is being closed.
+    // The agent ends after the last test while the connection is being closed.
     let mut world = World::new(config(|c| c.test_count = 1));
     while !matches!(world.machine.state, State::Leaving(_)) {
         world.run(MS);

@@ -1,4 +1,5 @@
-//! Changes of sessions, sessions that do not run, and what is learnt of a server: one situation each.
+//! Changes of sessions, declined sessions, and adaptation to a server; each test covers one
+//! situation.
 
 use super::{world::*, *};
 use crate::{model::FailureCause, proto::ControlType as Kind};
@@ -33,7 +34,7 @@ fn sessions_change_together_without_individual_control() {
     assert_eq!(last_names(&world, "request"), ["s1", "s2"]);
     let unanswered: u64 = world.sessions.values().map(|session| session.unanswered).sum();
     assert_eq!((unanswered, world.attempts.len()), (0, 1));
-    // A server that closes then is connected to again at once, and that is no outage.
+    // If the server closes the connection, it is opened again at once without an outage.
     world.server.closes_on_stop = true;
     world.desire(three());
     world.run(5 * SECOND);
@@ -163,7 +164,7 @@ fn slow_name_of_a_session_does_not_delay_others() {
     assert_eq!(last_names(&world, "open"), ["s3"]);
     let waits = world.machine.sessions.socket_wait_ns();
     assert_eq!(waits, 4 * SOCKET_WAIT_NS, "waited for longer each time");
-    // After a loss the others come first, and it follows at once.
+    // After a loss the others are requested first, and this session follows at once.
     world.reset();
     world.run(1_020 * MS);
     assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
@@ -196,7 +197,7 @@ fn long_pause_closes_the_connection_until_the_next_test() {
     world.run(6_000 * SECOND);
     assert_eq!((world.attempts.len(), world.sessions["s1"].answered), (6, 6));
     assert!(world.events.is_empty());
-    // A change of the network is nothing to it, one by hand is.
+    // A network change causes no attempt, a start by hand does.
     world.input(Input::Network(1));
     assert_eq!(world.attempts.len(), 6);
     world.start_by_hand();
@@ -207,7 +208,7 @@ fn long_pause_closes_the_connection_until_the_next_test() {
 fn forgotten_sessions_are_negotiated_again_after_a_silence() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.run(60 * SECOND);
-    // The server lost its sessions, not the connection.
+    // The server has lost its sessions but not the connection.
     world.sessions.values_mut().for_each(|session| session.is_forgotten = true);
     world.may_stop_all = true;
     world.run(50 * SECOND);
@@ -296,7 +297,7 @@ fn sessions_within_the_limit_run_if_the_server_closes_beyond_it() {
         assert_eq!(world.attempts.len(), 4, "it is not asked for more");
         assert!(world.status.last_failure.is_some());
         assert_eq!(world.events.len(), 2);
-        // A session less is room for another.
+        // Removing a session allows another one to start.
         world.desire(config(|c| c.test_sessions = ["s2", "s3", "s4"].map(session).into()));
         world.run(5 * SECOND);
         assert!(world.sessions["s3"].is_started && !world.sessions["s4"].is_started);
