@@ -24,7 +24,7 @@ const NOT_STORED: u64 = 1 << 63;
 pub(super) const MAXIMUM_UNSTORED: u64 = 1 << 39;
 /// Directories in memory for the reservation if the disk of the state directory rejects writes.
 /// They last until the host stops; after that cursors are skipped in any case.
-const ELSEWHERE: [&str; 2] = ["/run", "/dev/shm"];
+const MEMORY_DIRECTORIES: [&str; 2] = ["/run", "/dev/shm"];
 
 /// Reservation of cursors, in a file or, if the disk rejects writes, in memory.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct CursorReservation {
     /// Written in place, which succeeds also on a full disk.
     file: Option<File>,
     written: Written,
-    elsewhere: Vec<PathBuf>,
+    memory_paths: Vec<PathBuf>,
 }
 
 /// Content of the file.
@@ -66,15 +66,15 @@ impl CursorReservation {
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let sum = Sha256::digest(whole.as_os_str().as_encoded_bytes());
         let name = hexadecimal(&sum[..12]);
-        let elsewhere = ELSEWHERE.map(|place| Path::new(place).join(format!("twamp-agent-{name}")));
+        let memory_paths = MEMORY_DIRECTORIES.map(|directory| Path::new(directory).join(format!("twamp-agent-{name}")));
         let written = Written::default();
-        Self { path: directory.join(NAME), file: None, written, elsewhere: elsewhere.to_vec() }
+        Self { path: directory.join(NAME), file: None, written, memory_paths: memory_paths.to_vec() }
     }
 
     /// Reads the newest valid reservation.
     pub(super) fn read(&self) -> Reserved {
         let here = fs::read(&self.path).ok().and_then(|octets| parse(&octets));
-        let noted = self.elsewhere.iter().filter_map(|path| own_note(path));
+        let noted = self.memory_paths.iter().filter_map(|path| own_note(path));
         noted.chain(here).fold(Reserved::default(), |reserved, written| {
             let Written { cursor, durable, state_sequence } = written;
             let state_sequence = state_sequence.max(reserved.state_sequence);
@@ -101,7 +101,7 @@ impl CursorReservation {
         };
         self.put(written)?;
         if noted {
-            self.elsewhere.iter().for_each(|path| drop(fs::remove_file(path)));
+            self.memory_paths.iter().for_each(|path| drop(fs::remove_file(path)));
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl CursorReservation {
         let cursor = newest.saturating_add(MAXIMUM_UNSTORED) | NOT_STORED;
         let written = Written { cursor, ..self.written };
         let Err(error) = self.put(written) else { return Ok(()) };
-        let noted = self.elsewhere.iter().filter(|path| note(path, written).is_ok()).count();
+        let noted = self.memory_paths.iter().filter(|path| note(path, written).is_ok()).count();
         self.written = written;
         if noted > 0 { Ok(()) } else { Err(error) }
     }
@@ -216,7 +216,7 @@ mod tests {
         let (state, shm) = (directory.path().join("state"), directory.path().join("shm"));
         fs::create_dir_all(&state).unwrap();
         let mark =
-            || CursorReservation { elsewhere: vec![shm.clone()], ..CursorReservation::new(&state) };
+            || CursorReservation { memory_paths: vec![shm.clone()], ..CursorReservation::new(&state) };
         let mut one = mark();
         one.write(5, Some(1)).unwrap();
         one.reserve_unstored(9).unwrap();

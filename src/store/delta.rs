@@ -42,16 +42,16 @@ fn search(base: &[u8], offset: usize, target: &[u8], out: &mut Vec<u8>) {
     let (mut at, mut new, mut rolling) = (0, 0, None);
     while at + BLOCK <= target.len() {
         let sum = rolling.unwrap_or_else(|| checksum(&target[at..at + BLOCK]));
-        let found = blocks.get(&sum).map(|place| {
-            let (before, after) = (&base[..*place], &base[*place..]);
+        let found = blocks.get(&sum).map(|position| {
+            let (before, after) = (&base[..*position], &base[*position..]);
             let length = after.iter().zip(&target[at..]).take_while(|(a, b)| a == b).count();
             let earlier = before.iter().rev().zip(target[new..at].iter().rev());
-            (*place, length, earlier.take_while(|(a, b)| a == b).count())
+            (*position, length, earlier.take_while(|(a, b)| a == b).count())
         });
         match found {
-            Some((place, length, earlier)) if length >= BLOCK => {
+            Some((position, length, earlier)) if length >= BLOCK => {
                 insert(&target[new..at - earlier], out);
-                copy(offset + place - earlier, earlier + length, out);
+                copy(offset + position - earlier, earlier + length, out);
                 at += length;
                 (new, rolling) = (at, None);
             }

@@ -11,7 +11,7 @@ use std::{
 use super::{StoreError, disk, reserve, schema::SCHEMA};
 
 /// Flush interval of sled, milliseconds; sled's garbage collection depends on it.
-const FLUSH_EVERY_MS: u64 = 2_000;
+const FLUSH_INTERVAL_MS: u64 = 2_000;
 /// Key that each database has since its creation. sled replaces unreadable data with an empty
 /// database, which lacks the key.
 pub(super) const MARK: &[u8] = b"schema";
@@ -25,7 +25,7 @@ const SNAPSHOT: &str = "snap.";
 const UNFINISHED: &str = ".generating";
 /// Attempts to lock a database, and the pause between two: 5 s in total.
 const LOCK_TRIES: u32 = 100;
-const LOCK_AGAIN: Duration = Duration::from_millis(50);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An open database of sled.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ impl Engine {
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(cache_octets)
-            .flush_every_ms(Some(FLUSH_EVERY_MS));
+            .flush_every_ms(Some(FLUSH_INTERVAL_MS));
         // sled 0.34 panics on some kinds of damage.
         let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
         let mut opened = open();
@@ -149,7 +149,7 @@ impl Engine {
             if !matches!(&opened, Ok(Err(sled::Error::Io(error))) if is_lock(error)) {
                 break;
             }
-            std::thread::park_timeout(LOCK_AGAIN);
+            std::thread::park_timeout(LOCK_RETRY_INTERVAL);
             opened = open();
         }
         let db = match opened {

@@ -16,7 +16,7 @@ use super::{StoreError, disk, layout::cursor_of};
 const NAME: &str = "incarnations";
 const MAGIC: &[u8] = b"twamp-agent incarnations 1\n";
 /// Maximum number of stored incarnations; the oldest are removed first.
-const MOST: usize = 4096;
+const MAXIMUM_INCARNATIONS: usize = 4096;
 
 /// Incarnations by their first cursors.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ impl Incarnations {
         self.0.insert(next, id.into());
         let kept = self.0.range(..=earliest).next_back().map_or(0, |(first, _)| *first);
         self.0 = self.0.split_off(&kept);
-        while self.0.len() > MOST {
+        while self.0.len() > MAXIMUM_INCARNATIONS {
             self.0.pop_first();
         }
         let mut batch = sled::Batch::default();

@@ -33,8 +33,8 @@ struct StoredWindow {
 }
 
 /// Reads the index; empty if it is missing or damaged.
-pub(super) fn read(place: &Path) -> Index {
-    let stored: Option<Stored> = disk::read_message(&place.join(NAME), MAGIC);
+pub(super) fn read(directory: &Path) -> Index {
+    let stored: Option<Stored> = disk::read_message(&directory.join(NAME), MAGIC);
     let windows = stored.unwrap_or_default().windows.into_iter();
     windows
         .filter_map(|StoredWindow { first_cursor, generation, summary }| {
@@ -44,14 +44,14 @@ pub(super) fn read(place: &Path) -> Index {
 }
 
 /// Replaces the index file atomically.
-pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
+pub(super) fn write(directory: &Path, index: &Index) -> io::Result<()> {
     let window = |(name, summary): (&WindowName, &Summary)| StoredWindow {
         first_cursor: name.first_cursor,
         generation: name.generation,
         summary: Some(*summary),
     };
     let stored = Stored { windows: index.iter().map(window).collect() };
-    disk::replace_message(&place.join(NAME), MAGIC, &stored)
+    disk::replace_message(&directory.join(NAME), MAGIC, &stored)
 }
 
 #[cfg(test)]
@@ -62,20 +62,20 @@ mod tests {
 
     #[test]
     fn a_damaged_index_is_ignored() {
-        let place = tempfile::tempdir().unwrap();
-        assert_eq!(read(place.path()), Index::new());
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read(directory.path()), Index::new());
         let index: Index = (1..50)
             .map(|n| (WindowName::new(n * 1000), Summary::beginning_at(UnixTime(n))))
             .collect();
-        write(place.path(), &index).unwrap();
-        assert_eq!(read(place.path()), index);
-        let file = place.path().join(NAME);
+        write(directory.path(), &index).unwrap();
+        assert_eq!(read(directory.path()), index);
+        let file = directory.path().join(NAME);
         let octets = fs::read(&file).unwrap();
         for bit in (0..octets.len() * 8).step_by(31) {
             let mut flipped = octets.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             fs::write(&file, flipped).unwrap();
-            assert_eq!(read(place.path()), Index::new(), "bit {bit}");
+            assert_eq!(read(directory.path()), Index::new(), "bit {bit}");
         }
     }
 }

@@ -23,7 +23,7 @@ use inspect::Inspection;
 const DATABASES: [&str; 2] = ["config", "state"];
 const CACHE_OCTETS: u64 = 16 << 20;
 /// Number of entries after which a database that is being written is flushed.
-const FLUSH_EVERY: u64 = 50_000;
+const ENTRIES_PER_FLUSH: u64 = 50_000;
 /// Extensions of the compacted copy of a database, and of the original while the copy replaces it.
 const COMPACT: &str = "compact";
 const OLD: &str = "old";
@@ -181,7 +181,7 @@ fn compact_one(
     each(&engine, |tree, key, value| {
         copy.put(tree, key, value)?;
         items += 1;
-        if items.is_multiple_of(FLUSH_EVERY) {
+        if items.is_multiple_of(ENTRIES_PER_FLUSH) {
             copy.flush()?;
         }
         Ok(())

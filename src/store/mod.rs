@@ -86,7 +86,7 @@ pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
 const LOCK_FILE: &str = "lock";
 /// Attempts to lock a state directory, and the pause between two: 2 s in total.
 const LOCK_TRIES: u32 = 40;
-const LOCK_AGAIN: Duration = Duration::from_millis(50);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Failure of a store operation.
 #[derive(Debug, Error)]
@@ -193,7 +193,7 @@ impl StateDirectory {
         for _ in 0..LOCK_TRIES {
             locked = match locked {
                 Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                    std::thread::park_timeout(LOCK_AGAIN);
+                    std::thread::park_timeout(LOCK_RETRY_INTERVAL);
                     Flock::lock(file, FlockArg::LockExclusiveNonblock)
                 }
                 done => done,

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Number of databases that stay open after a read, in addition to the one being filled.
-const OPEN: usize = 4;
+const OPEN_DATABASES: usize = 4;
 /// Cache size of one database, bytes.
 const CACHE_OCTETS: u64 = 2 << 20;
 /// Extension of a directory that is being removed.
@@ -123,7 +123,7 @@ impl Files {
 /// The databases in the directory of the log.
 #[derive(Debug)]
 pub(super) struct Pool {
-    place: PathBuf,
+    directory: PathBuf,
     /// Directory for copies. If it is set, the log is read-only and databases are opened as copies.
     copies: Option<PathBuf>,
     handles: Mutex<Handles>,
@@ -157,14 +157,14 @@ impl Handles {
 
 impl Pool {
     /// Creates the directory if it does not exist, and completes interrupted removals.
-    pub(super) fn open(place: &Path) -> Result<Arc<Self>, StoreError> {
-        let pool = Self { place: place.to_owned(), copies: None, handles: Mutex::default() };
-        if !place.try_exists().map_err(|source| pool.failed(source))? {
-            fs::create_dir_all(place)
-                .and_then(|()| place.parent().map_or(Ok(()), disk::sync_directory))
+    pub(super) fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
+        let pool = Self { directory: directory.to_owned(), copies: None, handles: Mutex::default() };
+        if !directory.try_exists().map_err(|source| pool.failed(source))? {
+            fs::create_dir_all(directory)
+                .and_then(|()| directory.parent().map_or(Ok(()), disk::sync_directory))
                 .map_err(|source| pool.failed(source))?;
         }
-        for entry in fs::read_dir(place).map_err(|source| pool.failed(source))?.flatten() {
+        for entry in fs::read_dir(directory).map_err(|source| pool.failed(source))?.flatten() {
             if entry.path().extension().is_some_and(|extension| extension == REMOVED)
                 && let Err(error) = fs::remove_dir_all(entry.path())
             {
@@ -175,9 +175,9 @@ impl Pool {
     }
 
     /// Opens the directory read-only: databases are opened as copies in the directory `copies`.
-    pub(super) fn inspect(place: &Path, copies: &Path) -> Arc<Self> {
-        let (place, copies) = (place.to_owned(), Some(copies.to_owned()));
-        Arc::new(Self { place, copies, handles: Mutex::default() })
+    pub(super) fn inspect(directory: &Path, copies: &Path) -> Arc<Self> {
+        let (directory, copies) = (directory.to_owned(), Some(copies.to_owned()));
+        Arc::new(Self { directory, copies, handles: Mutex::default() })
     }
 
     /// Returns false if the directory is opened read-only.
@@ -186,7 +186,7 @@ impl Pool {
     }
 
     fn failed(&self, source: io::Error) -> StoreError {
-        StoreError::Directory { path: self.place.clone(), source }
+        StoreError::Directory { path: self.directory.clone(), source }
     }
 
     fn handles(&self) -> MutexGuard<'_, Handles> {
@@ -194,18 +194,18 @@ impl Pool {
     }
 
     /// Returns the directory of the log.
-    pub(super) fn place(&self) -> &Path {
-        &self.place
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Returns the directory of a window.
     pub(super) fn path(&self, name: WindowName) -> PathBuf {
-        self.place.join(name.to_string())
+        self.directory.join(name.to_string())
     }
 
     /// Returns the names of the windows that have a directory, in ascending order.
     pub(super) fn names(&self) -> Result<Vec<WindowName>, StoreError> {
-        let entries = match fs::read_dir(&self.place) {
+        let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(|source| self.failed(source))?,
         };
@@ -267,7 +267,7 @@ impl Pool {
         let mut handles = self.handles();
         let before = handles.remove_recent(name);
         handles.recent.push_front((name, files.clone()));
-        let oldest = (handles.recent.len() > OPEN).then(|| handles.recent.pop_back());
+        let oldest = (handles.recent.len() > OPEN_DATABASES).then(|| handles.recent.pop_back());
         drop(handles);
         // Closing a database writes to the disk, so the lock is released first.
         drop((before, oldest));

@@ -28,14 +28,14 @@ pub(super) struct Recovered {
 /// Opens the log in a directory. `quarantined` is the path of a damaged state database that was
 /// replaced.
 pub(super) fn recover(
-    place: &Path,
+    log_path: &Path,
     meta: &sled::Tree,
     reserved: Reserved,
     quarantined: Option<&Path>,
 ) -> Result<Recovered, StoreError> {
     let known = newest_kept(reserved, meta)?;
     let state_sequence = state_sequence(meta)?;
-    let mut windows = Windows::open(place, meta, first_cursor(place, meta)?)?;
+    let mut windows = Windows::open(log_path, meta, first_cursor(log_path, meta)?)?;
     let found = windows.found();
     let damage = match quarantined {
         Some(path) => format!(
@@ -51,7 +51,7 @@ pub(super) fn recover(
         None if windows.unopened() > 0 => format!(
             "{} windows of results cannot be opened: they stay in {} and are retried",
             windows.unopened(),
-            place.display()
+            log_path.display()
         ),
         None if found < known && !reserved.has_unstored => format!(
             "the results were damaged: records after cursor {found} are lost, up to {known} and \
@@ -72,7 +72,7 @@ pub(super) fn recover(
         let beyond = windows.next_cursor().max(reserved.up_to) + CURSOR_JUMP;
         // The databases must be closed before they are reopened.
         drop(windows);
-        windows = Windows::open(place, meta, beyond)?;
+        windows = Windows::open(log_path, meta, beyond)?;
     }
     if !damage.is_empty() {
         windows.seal_newest()?;
@@ -95,13 +95,13 @@ pub(super) fn state_sequence(meta: &sled::Tree) -> Result<u64, StoreError> {
 /// clean end stores it. After the death of the process, all records that readers have seen are
 /// stored. After a crash of the host some of them may be lost, so cursors are skipped: a cursor
 /// never identifies two records.
-fn first_cursor(place: &Path, meta: &sled::Tree) -> Result<u64, StoreError> {
+fn first_cursor(log_path: &Path, meta: &sled::Tree) -> Result<u64, StoreError> {
     let has_crashed = host_crashed(meta)?;
     meta.insert(KERNEL_BOOT, kernel_boot().as_bytes())?;
     match meta.remove(NEXT_CURSOR)? {
         Some(next) => cursor_value(&next),
         None if has_crashed => {
-            let found = Windows::open(place, meta, 1)?.next_cursor();
+            let found = Windows::open(log_path, meta, 1)?.next_cursor();
             tracing::warn!(found, "host stopped while results were written, skipping cursors");
             Ok(found + CRASH_JUMP)
         }

@@ -88,12 +88,12 @@ impl ResultStore {
         new_agent_id: &str,
         now: fn() -> Now,
     ) -> Result<Self, StoreError> {
-        let place = directory.path().join(RESULTS);
+        let log_path = directory.path().join(RESULTS);
         let trees = Trees::open(&engine)?;
         let agent_id = identity::agent_id(directory.path(), &trees.meta, new_agent_id)?;
         let reservation = CursorReservation::new(directory.path());
         let Recovered { windows, damage, state_sequence } =
-            recover(&place, &trees.meta, reservation.read(), engine.quarantined())?;
+            recover(&log_path, &trees.meta, reservation.read(), engine.quarantined())?;
         engine.flush_durably()?;
         let (records, live_bytes, earliest) = windows.figures();
         let state = StoreState {
@@ -124,7 +124,7 @@ impl ResultStore {
             state: publish,
             now,
             path: path(directory),
-            place,
+            log_path,
             reservation,
             state_sequence,
             unflushed: false,
@@ -132,7 +132,7 @@ impl ResultStore {
             dropped: 0,
             unsaved: BTreeMap::new(),
             failure: None,
-            try_again: None,
+            reopen_due: None,
         };
         let thread = std::thread::Builder::new()
             .name("result-writer".into())

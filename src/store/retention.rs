@@ -8,12 +8,12 @@ use crate::time::NANOS_PER_SECOND;
 /// records is removed at once.
 const WINDOWS: u64 = 16;
 /// Maximum number of windows per retention age if a connection has a shorter one.
-const MOST_WINDOWS: u64 = 256;
+const MAXIMUM_WINDOWS: u64 = 256;
 /// Reciprocal of the maximum extra time for which records of a connection are kept, relative to its
 /// retention age.
-const TOGETHER: u64 = 8;
+const EXTRA_AGE_DIVISOR: u64 = 8;
 /// Maximum size of a window, bytes, so that it is opened and searched within tens of milliseconds.
-const MOST_WINDOW_OCTETS: u64 = 16 << 20;
+const MAXIMUM_WINDOW_OCTETS: u64 = 16 << 20;
 const SHORTEST_WINDOW_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// Limits of age and size of the records that are kept.
@@ -44,13 +44,13 @@ impl Retention {
     /// Returns the time span of a window, nanoseconds.
     pub(super) fn window_span_ns(&self) -> u64 {
         (self.age_ns.min(self.shortest_age_ns) / WINDOWS)
-            .max(self.age_ns / MOST_WINDOWS)
+            .max(self.age_ns / MAXIMUM_WINDOWS)
             .max(SHORTEST_WINDOW_NS)
     }
 
     /// Returns the maximum size of a window, bytes.
     pub(super) fn window_octets(&self) -> u64 {
-        (self.octets / WINDOWS).min(MOST_WINDOW_OCTETS)
+        (self.octets / WINDOWS).min(MAXIMUM_WINDOW_OCTETS)
     }
 
     /// Returns true if a record of a connection is kept at this age.
@@ -68,7 +68,7 @@ impl Retention {
     pub(super) fn next_age_ns(&self, age_ns: u64) -> u64 {
         let ages = self.connection_ages_ns.values().copied();
         let next = ages.filter(|age| *age >= age_ns).min().unwrap_or(u64::MAX);
-        next.saturating_add(next / TOGETHER)
+        next.saturating_add(next / EXTRA_AGE_DIVISOR)
     }
 }
 

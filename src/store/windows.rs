@@ -73,7 +73,7 @@ impl Windows {
 
     /// Writes the index. After an error the next start reads the summaries from the windows.
     fn write_index(&self) {
-        if let Err(error) = index::write(self.pool.place(), &self.sealed()) {
+        if let Err(error) = index::write(self.pool.directory(), &self.sealed()) {
             tracing::warn!(%error, "failed to write the index of results");
         }
     }

@@ -38,11 +38,11 @@ use crate::{
 
 const FLUSH_NS: u64 = 20_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
-const RETENTION_EVERY_NS: u64 = 1_000_000_000;
+const RETENTION_INTERVAL_NS: u64 = 1_000_000_000;
 /// Interval of the steps of a removal from a window, so that pending writes are not delayed.
-const TRIM_EVERY_NS: u64 = 100_000_000;
+const TRIM_INTERVAL_NS: u64 = 100_000_000;
 /// Interval of attempts to reopen a database that failed.
-const OPEN_AGAIN_NS: u64 = 2_000_000_000;
+const REOPEN_INTERVAL_NS: u64 = 2_000_000_000;
 
 /// Databases while they are open.
 pub(super) struct Open {
@@ -68,7 +68,7 @@ pub(super) struct Writer {
     /// Path of the state database.
     pub(super) path: PathBuf,
     /// Directory of the log.
-    pub(super) place: PathBuf,
+    pub(super) log_path: PathBuf,
     pub(super) reservation: CursorReservation,
     /// Last stored value of [`SEQUENCE`].
     pub(super) state_sequence: u64,
@@ -81,7 +81,7 @@ pub(super) struct Writer {
     pub(super) unsaved: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     pub(super) failure: Option<String>,
     /// Time of the next attempt to reopen a database that failed.
-    pub(super) try_again: Option<Monotonic>,
+    pub(super) reopen_due: Option<Monotonic>,
 }
 
 impl Writer {
@@ -96,7 +96,7 @@ impl Writer {
             if retention_due <= now.monotonic {
                 self.guarded(|writer| writer.run_maintenance(now));
                 let trimming = self.open.as_ref().is_some_and(|open| open.windows.is_trimming());
-                let wait_ns = if trimming { TRIM_EVERY_NS } else { RETENTION_EVERY_NS };
+                let wait_ns = if trimming { TRIM_INTERVAL_NS } else { RETENTION_INTERVAL_NS };
                 retention_due = now.monotonic.plus_ns(wait_ns);
             }
             if sync_due <= now.monotonic {
@@ -277,8 +277,8 @@ impl Writer {
                 tracing::info!("disk has space again, storing results");
                 reserve::prepare(self.directory());
             }
-            (None, Some(_)) if self.try_again.is_none_or(|again| again <= now.monotonic) => {
-                self.try_again = Some(now.monotonic.plus_ns(OPEN_AGAIN_NS));
+            (None, Some(_)) if self.reopen_due.is_none_or(|again| again <= now.monotonic) => {
+                self.reopen_due = Some(now.monotonic.plus_ns(REOPEN_INTERVAL_NS));
                 self.reopen();
             }
             (None, _) => {}
@@ -304,7 +304,7 @@ impl Writer {
         let opened = Engine::open(&self.path, CACHE_OCTETS).and_then(|engine| {
             let trees = Trees::open(&engine)?;
             let windows =
-                Windows::reopen(&self.place, &trees.meta, self.newest + 1, self.list.clone())?;
+                Windows::reopen(&self.log_path, &trees.meta, self.newest + 1, self.list.clone())?;
             engine.flush_durably()?;
             Ok((trees, Open { windows, engine }))
         });
@@ -313,7 +313,7 @@ impl Writer {
                 *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(trees);
                 self.open = Some(open);
                 self.failure = None;
-                self.try_again = None;
+                self.reopen_due = None;
                 tracing::info!("results database reopened, storing results");
             }
             Err(error) => self.failure = Some(error.to_string()),
@@ -396,7 +396,7 @@ impl Writer {
             tracing::error!(%error, "results database failed, results are not stored");
             // Reopening is delayed, because it hides the stored records from readers until it
             // succeeds.
-            self.try_again = Some((self.now)().monotonic.plus_ns(OPEN_AGAIN_NS));
+            self.reopen_due = Some((self.now)().monotonic.plus_ns(REOPEN_INTERVAL_NS));
         }
         self.stop_storing(error.to_string());
         self.publish();

@@ -82,11 +82,11 @@ fn importing_a_damaged_file_leaves_nothing() {
     let state = filled(&directory.path().join("a"), 50);
     let mut file = Vec::new();
     export(&state, &mut file).unwrap();
-    for (index, place) in [0, 9, 13, file.len() / 2, file.len() - 3].into_iter().enumerate() {
+    for (index, at) in [0, 9, 13, file.len() / 2, file.len() - 3].into_iter().enumerate() {
         let target = directory.path().join(format!("b{index}"));
         let mut flipped = file.clone();
-        flipped[place] ^= 0x40;
-        for damaged in [&flipped[..], &file[..place]] {
+        flipped[at] ^= 0x40;
+        for damaged in [&flipped[..], &file[..at]] {
             let refused = import(&target, &mut &*damaged);
             assert!(matches!(refused, Err(MaintenanceError::Damaged(..))), "{refused:?}");
             assert!(!target.join("state.sled").exists() && !target.join("results").exists());

@@ -13,7 +13,7 @@ use std::{
 use prost::Message;
 
 use super::{
-    CACHE_OCTETS, DATABASES, FLUSH_EVERY, MaintenanceError, each, inspect::Inspection, path,
+    CACHE_OCTETS, DATABASES, ENTRIES_PER_FLUSH, MaintenanceError, each, inspect::Inspection, path,
 };
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
@@ -150,8 +150,8 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
         let beside = path(directory, database).with_extension(IMPORTING);
         Engine::open_whole(&beside, CACHE_OCTETS)
     };
-    let place = directory.path().join(RESULTS).with_extension(IMPORTING);
-    let (config, state, pool) = (open("config")?, open("state")?, Pool::open(&place)?);
+    let log_path = directory.path().join(RESULTS).with_extension(IMPORTING);
+    let (config, state, pool) = (open("config")?, open("state")?, Pool::open(&log_path)?);
     let (windows, sealed) = Default::default();
     let mut import = Import { config, state, pool, windows, sealed };
     let mut items = 0;
@@ -171,11 +171,11 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
             return Err(MaintenanceError::Damaged(items, "item of an unknown database"));
         }
         items += 1;
-        if items.is_multiple_of(FLUSH_EVERY) {
+        if items.is_multiple_of(ENTRIES_PER_FLUSH) {
             import.state.flush()?;
         }
     }
-    import.finish(&place)?;
+    import.finish(&log_path)?;
     Ok(items)
 }
 
@@ -217,7 +217,7 @@ impl Import {
     }
 
     /// Seals the windows, and syncs all databases.
-    fn finish(self, place: &Path) -> Result<(), MaintenanceError> {
+    fn finish(self, log_path: &Path) -> Result<(), MaintenanceError> {
         let Self { config, state, pool, windows, sealed } = self;
         let mut current = BTreeMap::new();
         for name in &windows {
@@ -238,7 +238,7 @@ impl Import {
         drop(pool);
         let trees = Trees::open(&state)?;
         // The original log may have continued: a cursor must never identify two records.
-        Windows::open(place, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
+        Windows::open(log_path, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
         config.flush_durably()?;
         state.flush_durably()?;
         Ok(())
@@ -254,10 +254,10 @@ fn sled_default() -> &'static [u8] {
 pub(super) fn recover(directory: &Path) -> io::Result<()> {
     let whole = directory.join(IMPORTED).exists();
     let databases = DATABASES.map(|database| directory.join(format!("{database}.sled")));
-    for place in databases.into_iter().chain([directory.join(RESULTS)]) {
-        let beside = place.with_extension(IMPORTING);
+    for path in databases.into_iter().chain([directory.join(RESULTS)]) {
+        let beside = path.with_extension(IMPORTING);
         match beside.exists() {
-            true if whole => fs::rename(&beside, &place)?,
+            true if whole => fs::rename(&beside, &path)?,
             true => fs::remove_dir_all(&beside)?,
             false => {}
         }

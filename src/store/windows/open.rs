@@ -40,12 +40,12 @@ struct Opened {
 impl Windows {
     /// Reopens the log after a failure, with the list that is already shared with readers.
     pub(in super::super) fn reopen(
-        place: &Path,
+        directory: &Path,
         meta: &sled::Tree,
         at_least: u64,
         list: Arc<RwLock<WindowList>>,
     ) -> Result<Self, StoreError> {
-        let found = Self::open(place, meta, at_least)?;
+        let found = Self::open(directory, meta, at_least)?;
         let windows = read(&found.list);
         let reopened = Self { list, ..found };
         reopened.replace(windows);
@@ -55,26 +55,26 @@ impl Windows {
     /// Opens the log in a directory. New records get cursors from `at_least` on, and after all
     /// records that exist or existed.
     pub(in super::super) fn open(
-        place: &Path,
+        directory: &Path,
         meta: &sled::Tree,
         at_least: u64,
     ) -> Result<Self, StoreError> {
-        Self::open_pool(Pool::open(place)?, meta, at_least)
+        Self::open_pool(Pool::open(directory)?, meta, at_least)
     }
 
     /// Opens the log read-only, with copies of its databases in the directory `copies`.
     pub(in super::super) fn inspect(
-        place: &Path,
+        directory: &Path,
         meta: &sled::Tree,
         copies: &Path,
     ) -> Result<Self, StoreError> {
-        Self::open_pool(Pool::inspect(place, copies), meta, 1)
+        Self::open_pool(Pool::inspect(directory, copies), meta, 1)
     }
 
     fn open_pool(pool: Arc<Pool>, meta: &sled::Tree, at_least: u64) -> Result<Self, StoreError> {
         let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
         let at_least = at_least.max(floor);
-        let index = index::read(pool.place());
+        let index = index::read(pool.directory());
         let mut generations: BTreeMap<u64, Vec<WindowName>> = BTreeMap::new();
         for name in pool.names()? {
             generations.entry(name.first_cursor).or_default().push(name);
@@ -139,8 +139,8 @@ impl Windows {
                 Ok(Opened { window: Some(window), .. }) => {
                     let first_cursor = window.name.first_cursor;
                     tracing::info!(first_cursor, "window of results opened");
-                    let place = list.partition_point(|other| other.name < window.name);
-                    list.insert(place, Arc::new(window));
+                    let position = list.partition_point(|other| other.name < window.name);
+                    list.insert(position, Arc::new(window));
                 }
                 Ok(Opened { window: None, .. }) => {}
                 Err(error) => {
@@ -248,8 +248,8 @@ fn quarantine_damaged(pool: &Pool, name: WindowName, error: &StoreError) -> Resu
 /// Moves a window to the quarantine in the state directory, the parent of the directory of the log.
 fn move_to_quarantine(pool: &Pool, name: WindowName) -> Result<(), StoreError> {
     pool.close(name);
-    let (path, place) = (pool.path(name), pool.place());
-    match quarantine::put(place.parent().unwrap_or(place), &path) {
+    let (path, directory) = (pool.path(name), pool.directory());
+    match quarantine::put(directory.parent().unwrap_or(directory), &path) {
         // The window was moved before.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !path.exists() => Ok(()),
         done => done.map_err(|source| StoreError::Directory { path, source }),

@@ -73,11 +73,11 @@ fn a_flipped_bit_loses_only_nearby_records() {
         let file = pool.path(*window).join("db");
         let mut octets = fs::read(&file).unwrap();
         let wanted = [&[0xa5; 40][..], &(damaged * 10).to_be_bytes()].concat();
-        let places: Vec<usize> =
+        let positions: Vec<usize> =
             octets.windows(48).enumerate().filter(|(_, w)| *w == wanted).map(|(i, _)| i).collect();
-        assert!(!places.is_empty());
-        for place in places {
-            octets[place] ^= 1;
+        assert!(!positions.is_empty());
+        for position in positions {
+            octets[position] ^= 1;
         }
         fs::write(&file, octets).unwrap();
         let store = open(&state);
@@ -183,26 +183,26 @@ fn records_after_damage_are_read_back() {
         let database = directory.path().join(&database);
         let mut octets = fs::read(&database).unwrap();
         let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
-        let place = flip * 0x9e37_79b9 % (used * 8);
-        octets[place as usize / 8] ^= 1 << (place % 8);
+        let bit = flip * 0x9e37_79b9 % (used * 8);
+        octets[bit as usize / 8] ^= 1 << (bit % 8);
         fs::write(&database, octets).unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
         let whole = readable(&store).len() as u64 == RECORDS;
-        assert!(whole || !store.damage().is_empty(), "{place}: {} left", readable(&store).len());
+        assert!(whole || !store.damage().is_empty(), "{bit}: {} left", readable(&store).len());
         reported += usize::from(!store.damage().is_empty());
         let first = store.next.get();
         assert!(first > RECORDS);
         (0..30).for_each(|_| store.append(now().unix.0, 100));
         wait_for(&store, |state| state.newest == first + 29);
         let new: Vec<u64> = (first..first + 30).collect();
-        assert!(readable(&store).ends_with(&new), "{place}");
+        assert!(readable(&store).ends_with(&new), "{bit}");
         store.close();
         drop(store);
         let store = open(&state);
-        assert_eq!(store.damage(), "", "{place}: reported before");
-        assert!(readable(&store).ends_with(&new), "{place}");
-        assert_eq!(store.next.get(), first + 30, "{place}");
+        assert_eq!(store.damage(), "", "{bit}: reported before");
+        assert!(readable(&store).ends_with(&new), "{bit}");
+        assert_eq!(store.next.get(), first + 30, "{bit}");
     }
     assert!(reported > 0);
 }
@@ -291,8 +291,8 @@ fn a_flipped_bit_affects_at_most_one_window() {
         drop(pool);
         let mut octets = fs::read(&file).unwrap();
         let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
-        let place = (flip * 0x9e37_79b9 % (used * 8)) as usize;
-        octets[place / 8] ^= 1 << (place % 8);
+        let bit = (flip * 0x9e37_79b9 % (used * 8)) as usize;
+        octets[bit / 8] ^= 1 << (bit % 8);
         fs::write(&file, octets).unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
