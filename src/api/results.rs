@@ -130,7 +130,9 @@ impl ResultsService for Context {
         let AckRecordsRequest { consumer, cursor } = request.into_inner();
         check_name(&consumer).map_err(|why| error::invalid("consumer", why))?;
         if consumer.starts_with(limits::EXPORT_CONSUMER) {
-            let why = format!("{consumer:?} belongs to an exporter and cannot be acknowledged by a client");
+            let why = format!(
+                "{consumer:?} belongs to an exporter and cannot be acknowledged by a client"
+            );
             return Err(error::invalid("consumer", why));
         }
         let newest = self.results.state().borrow().newest;
@@ -285,7 +287,9 @@ fn start(from: Option<From_>) -> Result<Start, Status> {
             check_name(&name).map_err(|why| error::invalid("consumer", why))?;
             Ok(Start::Consumer(name))
         }
-        Some(From_::Latest(false)) => Err(error::invalid("latest", "expected true, or another start in `from`")),
+        Some(From_::Latest(false)) => {
+            Err(error::invalid("latest", "expected true, or another start in `from`"))
+        }
         Some(From_::Earliest(false)) => {
             Err(error::invalid("earliest", "expected true, or another start in `from`"))
         }

@@ -44,7 +44,7 @@ pub enum ConfigurationCommand {
         /// Remove parts without asking
         #[arg(short, long)]
         yes: bool,
-        /// Options of the change
+        /// Options of every change
         #[command(flatten)]
         options: ChangeOptions,
     },
@@ -59,7 +59,7 @@ pub enum ConfigurationCommand {
         /// Revision to return to; the one before the current one by default
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         revision: Option<u64>,
-        /// Options of the change
+        /// Options of every change
         #[command(flatten)]
         options: ChangeOptions,
     },

@@ -27,7 +27,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The address refuses connections or does not answer.
-    #[error("cannot reach an agent at {target}: {detail}; check the address and that the agent runs")]
+    #[error(
+        "cannot reach an agent at {target}: {detail}; check the address and that the agent runs"
+    )]
     Unreachable {
         /// Address of the agent, as given.
         target: String,

@@ -174,8 +174,8 @@ mod tests {
         let error = closed().over(&target);
         assert_eq!(
             error.to_string(),
-            "the agent at agent.example:50051 refused the TLS handshake (connection closed): it may \
-             require --cert and --key with a certificate of its client CA"
+            "the agent at agent.example:50051 refused the TLS handshake (connection closed): it \
+             may require --cert and --key with a certificate of its client CA"
         );
         assert_eq!(error.exit_code(), 69);
         let plain: Target = "agent.example:50051".parse().unwrap();

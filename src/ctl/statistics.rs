@@ -1,7 +1,8 @@
 //! Commands that show and reset statistics.
 
 use super::{
-    Connection, CtlError, Format, connections::ConnectionSelection, output::print, pages, tables, words::count,
+    Connection, CtlError, Format, connections::ConnectionSelection, output::print, pages, tables,
+    words::count,
 };
 use crate::proto::{ClearStatisticsRequest, GetStatisticsRequest, StatisticsScope};
 

@@ -48,7 +48,8 @@ impl ConfigStore {
         let quarantined = engine.quarantined().map(Path::to_owned);
         // sled panics on some kinds of damage, also after it has opened the database.
         let opened = catch_unwind(AssertUnwindSafe(|| Self::with(engine, directory.path())));
-        let (mut store, quarantined) = match opened.unwrap_or(Err(StoreError::Damaged("database"))) {
+        let (mut store, quarantined) = match opened.unwrap_or(Err(StoreError::Damaged("database")))
+        {
             Ok(store) => (store, quarantined),
             Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
                 let engine = Engine::open_replacement(&path, CACHE_OCTETS, &error)?;
@@ -156,7 +157,9 @@ impl ConfigStore {
                 }
                 let stored = copy.stored.clone().unwrap_or_default();
                 if let (Some(pending), Some(rollback)) = (stored.unconfirmed(), &copy.rollback) {
-                    self.with_database(|database, _| database.write(pending.rollback_to, rollback))?;
+                    self.with_database(|database, _| {
+                        database.write(pending.rollback_to, rollback)
+                    })?;
                 }
                 self.commit(revision, &stored.open()?)?;
                 if copy.confirmed > 0 {

@@ -95,7 +95,9 @@ impl Connections {
         for (name, octets) in octets {
             match PersistedConnection::decode(octets.as_slice()) {
                 Ok(state) => drop(states.insert(name, state)),
-                Err(error) => tracing::error!(%error, connection = name, "stored connection state damaged"),
+                Err(error) => {
+                    tracing::error!(%error, connection = name, "stored connection state damaged")
+                }
             }
         }
         Ok(Self(Mutex::new(Table { states, unsaved: BTreeSet::new() })))

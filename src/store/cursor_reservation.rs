@@ -66,9 +66,15 @@ impl CursorReservation {
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let sum = Sha256::digest(whole.as_os_str().as_encoded_bytes());
         let name = hexadecimal(&sum[..12]);
-        let memory_paths = MEMORY_DIRECTORIES.map(|directory| Path::new(directory).join(format!("twamp-agent-{name}")));
+        let memory_paths = MEMORY_DIRECTORIES
+            .map(|directory| Path::new(directory).join(format!("twamp-agent-{name}")));
         let written = Written::default();
-        Self { path: directory.join(NAME), file: None, written, memory_paths: memory_paths.to_vec() }
+        Self {
+            path: directory.join(NAME),
+            file: None,
+            written,
+            memory_paths: memory_paths.to_vec(),
+        }
     }
 
     /// Reads the newest valid reservation.
@@ -215,8 +221,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (state, shm) = (directory.path().join("state"), directory.path().join("shm"));
         fs::create_dir_all(&state).unwrap();
-        let mark =
-            || CursorReservation { memory_paths: vec![shm.clone()], ..CursorReservation::new(&state) };
+        let mark = || CursorReservation {
+            memory_paths: vec![shm.clone()],
+            ..CursorReservation::new(&state)
+        };
         let mut one = mark();
         one.write(5, Some(1)).unwrap();
         one.reserve_unstored(9).unwrap();

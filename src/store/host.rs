@@ -170,7 +170,11 @@ mod tests {
         assert_eq!(found, [r#"machine-id n (was "m")"#, r#"host name probe-2 (was "probe-1")"#]);
         assert_eq!(start(path, other.clone(), at(400, 5_300)).changes.len(), 0, "reported once");
         let unknown = Host { machine_id: String::new(), ..other.clone() };
-        assert_eq!(start(path, unknown, at(500, 5_400)).changes.len(), 0, "an unknown id is no change");
+        assert_eq!(
+            start(path, unknown, at(500, 5_400)).changes.len(),
+            0,
+            "an unknown id is no change"
+        );
 
         let copy = tempfile::tempdir().unwrap();
         fs::copy(path.join(NAME), copy.path().join(NAME)).unwrap();

@@ -47,9 +47,7 @@ pub enum MaintenanceError {
     #[error("record {0}: {1}")]
     Record(u64, StoreError),
     /// Part of the log cannot be read.
-    #[error(
-        "only {readable} of {stored} records can be read; the newest has cursor {newest}"
-    )]
+    #[error("only {readable} of {stored} records can be read; the newest has cursor {newest}")]
     Unreadable {
         /// Number of records that are stored.
         stored: u64,

@@ -59,7 +59,8 @@ impl Copy {
 impl Drop for Copy {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::debug!(%error, path = %self.0.display(), "failed to remove a copy of a database");
+            let path = self.0.display();
+            tracing::debug!(%error, %path, "failed to remove a copy of a database");
         }
     }
 }
@@ -158,7 +159,8 @@ impl Handles {
 impl Pool {
     /// Creates the directory if it does not exist, and completes interrupted removals.
     pub(super) fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
-        let pool = Self { directory: directory.to_owned(), copies: None, handles: Mutex::default() };
+        let pool =
+            Self { directory: directory.to_owned(), copies: None, handles: Mutex::default() };
         if !directory.try_exists().map_err(|source| pool.failed(source))? {
             fs::create_dir_all(directory)
                 .and_then(|()| directory.parent().map_or(Ok(()), disk::sync_directory))
@@ -168,7 +170,8 @@ impl Pool {
             if entry.path().extension().is_some_and(|extension| extension == REMOVED)
                 && let Err(error) = fs::remove_dir_all(entry.path())
             {
-                tracing::warn!(%error, path = %entry.path().display(), "failed to remove a window of results");
+                let path = entry.path();
+                tracing::warn!(%error, path = %path.display(), "failed to remove a window of results");
             }
         }
         Ok(Arc::new(pool))

@@ -57,9 +57,9 @@ pub(super) fn recover(
             "the results were damaged: records after cursor {found} are lost, up to {known} and \
              perhaps some seconds more"
         ),
-        None if windows.was_damaged() => format!(
-            "the results were damaged: some records up to cursor {found} cannot be read"
-        ),
+        None if windows.was_damaged() => {
+            format!("the results were damaged: some records up to cursor {found} cannot be read")
+        }
         None => String::new(),
     };
     let lost_unstored = reserved.has_unstored && found < known;

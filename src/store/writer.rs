@@ -287,9 +287,11 @@ impl Writer {
             self.save(Vec::new());
         }
         self.unflushed |= self.connections.has_unsaved();
-        let allowed = Allowed { delete_by_age: self.age_guard.update(now), copy: self.failure.is_none() };
+        let allowed =
+            Allowed { delete_by_age: self.age_guard.update(now), copy: self.failure.is_none() };
         if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) = windows.retain(&self.retention, now, allowed, || engine.flush_durably())
+            && let Err(error) =
+                windows.retain(&self.retention, now, allowed, || engine.flush_durably())
         {
             self.fail(&error);
         }

@@ -72,9 +72,11 @@ fn remark(c: &Connection, now: Option<Timestamp>) -> Option<String> {
     }
     let failure = c.last_failure.as_ref()?;
     let state = c.state();
-    let idle_states = [ConnectionState::Inactive, ConnectionState::Stopped, ConnectionState::Completed];
+    let idle_states =
+        [ConnectionState::Inactive, ConnectionState::Stopped, ConnectionState::Completed];
     let all_run = c.sessions.iter().all(|session| session.started);
-    let is_complete = (state == ConnectionState::Running && all_run) || idle_states.contains(&state);
+    let is_complete =
+        (state == ConnectionState::Running && all_run) || idle_states.contains(&state);
     (!is_complete).then(|| failure.detail.clone())
 }
 

@@ -188,7 +188,8 @@ impl Connection {
     pub(super) fn record_left_out(&mut self, names: Vec<String>, now: Now) {
         let declined = names.into_iter().filter(|name| !self.sessions.is_declined(name));
         let declined = declined.map(|name| {
-            let detail = "not requested: the server closes the connection on a request for this session";
+            let detail =
+                "not requested: the server closes the connection on a request for this session";
             let failure = Failure::new(FailureCause::ClosedByServer, detail).for_session(&name);
             Declined { name, failure }
         });

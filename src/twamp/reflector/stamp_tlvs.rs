@@ -406,8 +406,14 @@ mod tests {
         flipped[5] ^= 1;
         assert!(check(&flipped, false).1.integrity_failed);
         assert!(check(&signed[..8], true).1.integrity_failed);
-        assert!(!check(&signed[..8], false).1.integrity_failed, "without authentication it is optional");
-        assert!(!check(&[0x80, 1, 0, 2, 1, 2], true).1.integrity_failed, "padding alone needs none");
+        assert!(
+            !check(&signed[..8], false).1.integrity_failed,
+            "without authentication it is optional"
+        );
+        assert!(
+            !check(&[0x80, 1, 0, 2, 1, 2], true).1.integrity_failed,
+            "padding alone needs none"
+        );
     }
 
     proptest::proptest! {
