@@ -45,8 +45,8 @@ pub mod services {
 
 /// Interval of HTTP/2 pings on idle connections, and the time limit of their answer: the stream of
 /// a collector that vanished must end.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
-const KEEPALIVE_LIMIT: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time that open requests have to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -79,8 +79,8 @@ pub fn serve(
     };
     let limit = MAXIMUM_REQUEST_OCTETS;
     let router = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEPALIVE_LIMIT))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(health::service(&context, tasks))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

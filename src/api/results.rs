@@ -63,9 +63,9 @@ impl ResultsService for Context {
         request: Request<ListRecordsRequest>,
     ) -> Result<Response<ListRecordsResponse>, Status> {
         let request = request.into_inner();
-        let rest =
+        let unpaged =
             ListRecordsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
-        let paged = PageRequest::new(&rest, 0, &request.page_token)?;
+        let paged = PageRequest::new(&unpaged, 0, &request.page_token)?;
         let mut filter = filter(request.filter)?;
         if let Some(times) = times(request.since, request.until)? {
             filter = filter.with_times(times);
@@ -75,7 +75,7 @@ impl ResultsService for Context {
             size if limits::PAGE_SIZE.range.contains(&size) => size,
             size => {
                 let words = limits::PAGE_SIZE.words;
-                return Err(error::invalid("page_size", format!("{size} is not in {words}")));
+                return Err(error::invalid("page_size", format!("{size}: expected {words}")));
             }
         };
         let after_cursor = paged.fixed_key::<8>()?.map_or(request.after_cursor, u64::from_be_bytes);
@@ -120,13 +120,13 @@ impl ResultsService for Context {
         let reader = Reader::open(self.results.clone(), filter, start, heartbeat)
             .await
             .map_err(error::store)?;
-        let stream = Follow {
+        let stream = RecordStream {
             reader,
             agent_id: self.results.agent_id().to_owned(),
             boot_id: self.results.boot_id().to_owned(),
             token: self.token.clone(),
         };
-        Ok(Response::new(Box::pin(unfold(Some(stream), Follow::next))))
+        Ok(Response::new(Box::pin(unfold(Some(stream), RecordStream::next))))
     }
 
     async fn ack_records(
@@ -136,7 +136,9 @@ impl ResultsService for Context {
         let AckRecordsRequest { consumer, cursor } = request.into_inner();
         check_name(&consumer).map_err(|why| error::invalid("consumer", why))?;
         if consumer.starts_with(limits::EXPORT_CONSUMER) {
-            let why = format!("{consumer:?} is an exporter's, which moves it by itself");
+            let why = format!(
+                "{consumer:?} belongs to an exporter and cannot be acknowledged by a client"
+            );
             return Err(error::invalid("consumer", why));
         }
         let newest = self.results.state().borrow().newest;
@@ -211,7 +213,8 @@ impl Context {
         }
         let agent = self.results.agent_id();
         let why = format!(
-            "{} of agent {agent}: begin with the earliest, if it is of another agent or of an earlier state",
+            "{} of agent {agent}: start with `earliest` if the cursor is \
+             from another agent or from before the state directory was removed",
             beyond(cursor, newest)
         );
         Err(error::invalid("after_cursor", why))
@@ -219,14 +222,14 @@ impl Context {
 }
 
 /// A stream of records to one client.
-struct Follow {
+struct RecordStream {
     reader: Reader,
     agent_id: String,
     boot_id: String,
     token: CancellationToken,
 }
 
-impl Follow {
+impl RecordStream {
     /// Returns the next message and the rest of the stream; an error ends the stream.
     async fn next(
         stream: Option<Self>,
@@ -275,7 +278,7 @@ fn times(
     let start = since.map_or(UnixTime(0), |time| UnixTime::from_proto(&time));
     let end = until.map_or(UnixTime(u64::MAX), |time| UnixTime::from_proto(&time));
     if start >= end {
-        return Err(error::invalid("until", "it is not later than since"));
+        return Err(error::invalid("until", "expected a time after `since`"));
     }
     Ok(Some(start..end))
 }
@@ -290,9 +293,11 @@ fn start(from: Option<From_>) -> Result<Start, Status> {
             check_name(&name).map_err(|why| error::invalid("consumer", why))?;
             Ok(Start::Consumer(name))
         }
-        Some(From_::Latest(false)) => Err(error::invalid("latest", "true, or another of `from`")),
+        Some(From_::Latest(false)) => {
+            Err(error::invalid("latest", "expected true, or another start in `from`"))
+        }
         Some(From_::Earliest(false)) => {
-            Err(error::invalid("earliest", "true, or another of `from`"))
+            Err(error::invalid("earliest", "expected true, or another start in `from`"))
         }
     }
 }
@@ -306,6 +311,6 @@ fn heartbeat(interval: Option<prost_types::Duration>) -> Result<Duration, Status
             u64::try_from(interval.as_nanos()).is_ok_and(|ns| limit.range.contains(&ns))
         })
         .ok_or_else(|| {
-            error::invalid("heartbeat_interval", format!("{interval} is not in {}", limit.words))
+            error::invalid("heartbeat_interval", format!("{interval}: expected {}", limit.words))
         })
 }

@@ -1,11 +1,11 @@
-//! Commands of `twampctl`, and which function runs each.
+//! Commands of `twampctl`, and the functions that run them.
 
 use clap::Subcommand;
 
 use super::{
     Connection, CtlError, Format,
     configuration::{self, ConfigurationCommand},
-    connections::{self, Chosen},
+    connections::{self, ConnectionSelection},
     output::print,
     probe::{self, ProbeArguments},
     records::{self, FilterArguments, RecordRange, StreamStart},
@@ -29,19 +29,19 @@ pub enum Command {
     },
     /// Start connections that are stopped or completed; attempt to connect those that are down
     Start {
-        /// Chosen connections
+        /// Connections to start
         #[command(flatten)]
-        chosen: Chosen,
+        chosen: ConnectionSelection,
     },
-    /// Stop connections until they are started or changed, also over restarts of the agent
+    /// Stop connections until they are started or changed, also across restarts of the agent
     ///
     /// To stop a connection for good, set `inactive: true` in its configuration.
     Stop {
-        /// Chosen connections
+        /// Connections to stop
         #[command(flatten)]
-        chosen: Chosen,
+        chosen: ConnectionSelection,
     },
-    /// Show statistics of the current, the last and all tests
+    /// Show statistics of tests and intervals
     Stats {
         /// Names of connections; all by default
         names: Vec<String>,
@@ -54,16 +54,16 @@ pub enum Command {
     },
     /// Reset statistics in all scopes
     Clear {
-        /// Chosen connections
+        /// Connections whose statistics to reset
         #[command(flatten)]
-        chosen: Chosen,
+        chosen: ConnectionSelection,
     },
     /// List records of the result log
     Records {
-        /// Selection of the records
+        /// Filter of the records
         #[command(flatten)]
         filter: FilterArguments,
-        /// Number and first of the records
+        /// Range of the records
         #[command(flatten)]
         range: RecordRange,
     },
@@ -72,7 +72,7 @@ pub enum Command {
         /// Show only events of this connection; may be repeated
         #[arg(long, value_name = "NAME")]
         connection: Vec<String>,
-        /// Number and first of the events
+        /// Range of the events
         #[command(flatten)]
         range: RecordRange,
         /// Keep following: print new events as they occur
@@ -86,10 +86,10 @@ pub enum Command {
     },
     /// Follow the result log
     Stream {
-        /// Selection of the records
+        /// Filter of the records
         #[command(flatten)]
         filter: FilterArguments,
-        /// First of the records
+        /// Start of the stream
         #[command(flatten)]
         start: StreamStart,
     },

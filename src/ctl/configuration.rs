@@ -28,7 +28,8 @@ const NAMED_REMOVALS: usize = 8;
 pub enum ConfigurationCommand {
     /// Replace the whole configuration; anything FILE does not name is removed (see --dry-run)
     ///
-    /// With --merge, only what FILE names is changed. On a terminal, removals are asked for first.
+    /// With --merge, only what FILE names is changed. On a terminal, asks before it removes
+    /// anything.
     Apply {
         /// Configuration in YAML or JSON; `-` is standard input
         #[arg(short, long, value_name = "FILE", required_unless_present = "delete")]
@@ -37,13 +38,13 @@ pub enum ConfigurationCommand {
         #[arg(long)]
         merge: bool,
         /// Remove this part: client/NAME, server, server/client_list/NAME, server/key_chains/NAME,
-        /// export or storage; may be given several times
+        /// export or storage; may be repeated
         #[arg(long, value_name = "PART", requires = "merge")]
         delete: Vec<String>,
         /// Remove parts without asking
         #[arg(short, long)]
         yes: bool,
-        /// Options of the change
+        /// Options of every change
         #[command(flatten)]
         options: ChangeOptions,
     },
@@ -58,7 +59,7 @@ pub enum ConfigurationCommand {
         /// Revision to return to; the one before the current one by default
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         revision: Option<u64>,
-        /// Options of the change
+        /// Options of every change
         #[command(flatten)]
         options: ChangeOptions,
     },
@@ -67,7 +68,7 @@ pub enum ConfigurationCommand {
         /// Configuration in YAML or JSON; `-` is standard input
         #[arg(short, long, value_name = "FILE", conflicts_with = "revisions")]
         file: Option<PathBuf>,
-        /// The file holds parts, as with apply --merge
+        /// Treat FILE as parts, as with apply --merge
         #[arg(long, requires = "file")]
         merge: bool,
         /// One revision or two; the current one by default
@@ -84,7 +85,7 @@ pub struct ChangeOptions {
     /// Check the change and show its effects without committing it
     #[arg(long)]
     dry_run: bool,
-    /// Commit only if this is the current revision; 0 stands for none
+    /// Commit only if this is the current revision; 0 if none was committed yet
     #[arg(long, value_name = "REVISION")]
     expect: Option<u64>,
     /// Roll back unless the revision is confirmed within this time, such as 5m
@@ -192,7 +193,7 @@ async fn apply(
             if !confirm(&format!("{removals}\nApply?"))? {
                 return Err(CtlError::Declined);
             }
-            // The answer holds for what was shown.
+            // The confirmation applies only to the revision that was shown.
             request.expected_revision.get_or_insert(plan.revision);
         }
     }

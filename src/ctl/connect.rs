@@ -20,14 +20,16 @@ use crate::{
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Silence after which a keepalive is sent, and the time allowed for its acknowledgement.
-const SILENCE: Duration = Duration::from_secs(5);
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reason for which an agent was not reached.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The address refuses connections or does not answer.
-    #[error("no agent at {target}: {detail}; is it running, and is that its address?")]
+    #[error(
+        "cannot reach an agent at {target}: {detail}; check the address and that the agent runs"
+    )]
     Unreachable {
         /// Address of the agent, as given.
         target: String,
@@ -39,8 +41,8 @@ pub enum ConnectError {
     NotTls(String),
     /// The agent ended the handshake.
     #[error(
-        "the agent at {target} refused the TLS handshake ({alert}): it may want --cert and --key \
-         signed by its client CA"
+        "the agent at {target} refused the TLS handshake ({alert}): it may require --cert and \
+         --key with a certificate of its client CA"
     )]
     HandshakeRefused {
         /// Host and port of the agent.
@@ -49,7 +51,10 @@ pub enum ConnectError {
         alert: String,
     },
     /// The certificate of the agent is not trusted.
-    #[error("the certificate of the agent at {target} is refused: {detail}; --ca names its root")]
+    #[error(
+        "the certificate of the agent at {target} is not trusted: {detail}; name its root \
+         certificate with --ca"
+    )]
     Certificate {
         /// Host and port of the agent.
         target: String,
@@ -198,7 +203,7 @@ where
 
 /// Sets the keepalive that detects an agent that no longer answers.
 fn kept_alive(endpoint: Endpoint) -> Endpoint {
-    endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(ANSWER_LIMIT)
+    endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }
 
 impl TlsFiles {

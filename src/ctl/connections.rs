@@ -19,7 +19,7 @@ use crate::{
 /// Connections by name, or all of them.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-pub struct Chosen {
+pub struct ConnectionSelection {
     /// Names of connections
     pub(super) names: Vec<String>,
     /// Choose every active connection
@@ -47,7 +47,7 @@ pub(super) async fn status(
 
 pub(super) async fn start(
     agent: &Connection,
-    Chosen { names, all }: Chosen,
+    ConnectionSelection { names, all }: ConnectionSelection,
     format: Format,
 ) -> Result<(), CtlError> {
     let request = StartConnectionsRequest { names, all };
@@ -57,7 +57,7 @@ pub(super) async fn start(
 
 pub(super) async fn stop(
     agent: &Connection,
-    Chosen { names, all }: Chosen,
+    ConnectionSelection { names, all }: ConnectionSelection,
     format: Format,
 ) -> Result<(), CtlError> {
     let request = StopConnectionsRequest { names, all };

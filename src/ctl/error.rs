@@ -34,16 +34,16 @@ pub enum CtlError {
     #[error("{0}: {1}")]
     Document(String, DocumentError),
     /// A removal was not confirmed.
-    #[error("nothing has changed")]
+    #[error("declined, nothing has changed")]
     Declined,
-    /// A probed server does not work; the result is printed before.
-    #[error("the server does not work: see above")]
+    /// A probed server does not work; the verdict was printed before.
+    #[error("probe-server failed: see the verdict above")]
     ServerFails,
     /// The output cannot be written.
-    #[error("output: {0}")]
+    #[error("failed to write the output: {0}")]
     Output(#[from] std::io::Error),
     /// A message cannot be converted to JSON or YAML.
-    #[error("output: {0}")]
+    #[error("failed to format the output: {0}")]
     Show(#[from] DocumentError),
 }
 
@@ -72,8 +72,8 @@ impl CtlError {
     }
 
     /// Names the likely reason of a connection over TLS that closed before its first request: an
-    /// agent refuses a client without a certificate behind the handshake of that client (RFC 8446
-    /// §4.4.2), and HTTP/2 keeps the alert only where a request is already under way.
+    /// agent refuses a client without a certificate only after that client's handshake (RFC 8446
+    /// §4.4.2), and HTTP/2 loses the alert unless a request is in flight.
     #[must_use]
     pub fn over(self, target: &Target) -> Self {
         match (&self, target.tls_host()) {
@@ -133,8 +133,8 @@ fn transport_text(message: &str, source: &(dyn Error + 'static)) -> String {
     // HTTP/2 keeps only the text of the TLS library.
     if let Some((_, alert)) = detail.split_once("received fatal alert: ") {
         return format!(
-            "the agent refused the TLS handshake ({alert}): it may want --cert and --key signed by \
-             its client CA"
+            "the agent refused the TLS handshake ({alert}): it may require --cert and --key \
+             with a certificate of its client CA"
         );
     }
     match message.contains(&detail) {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_that_closes_at_once_over_tls_may_want_a_certificate() {
+    fn connection_that_closes_at_once_over_tls_may_require_a_certificate() {
         let closed = || {
             let error = std::io::Error::other("operation was canceled: connection closed");
             CtlError::from(Status::from_error(Box::new(error)))
@@ -174,8 +174,8 @@ mod tests {
         let error = closed().over(&target);
         assert_eq!(
             error.to_string(),
-            "the agent at agent.example:50051 refused the TLS handshake (connection closed): it may \
-             want --cert and --key signed by its client CA"
+            "the agent at agent.example:50051 refused the TLS handshake (connection closed): it \
+             may require --cert and --key with a certificate of its client CA"
         );
         assert_eq!(error.exit_code(), 69);
         let plain: Target = "agent.example:50051".parse().unwrap();

@@ -18,7 +18,7 @@ mod words;
 pub use commands::{Command, GetCommand, run};
 pub use configuration::{ChangeOptions, ConfigurationCommand};
 pub use connect::{ConnectError, Connection, Target, TlsFiles};
-pub use connections::Chosen;
+pub use connections::ConnectionSelection;
 pub use error::CtlError;
 pub use input::{read_document, read_file};
 pub use output::Format;

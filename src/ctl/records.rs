@@ -57,7 +57,7 @@ impl From<FilterArguments> for RecordFilter {
 /// Options that bound a list of records.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RecordRange {
-    /// Number of records, the newest by default
+    /// Number of records to show; the newest ones unless --after is given
     #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
     /// Show records after this cursor, oldest first

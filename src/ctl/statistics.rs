@@ -1,7 +1,8 @@
 //! Commands that show and reset statistics.
 
 use super::{
-    Connection, CtlError, Format, connections::Chosen, output::print, pages, tables, words::count,
+    Connection, CtlError, Format, connections::ConnectionSelection, output::print, pages, tables,
+    words::count,
 };
 use crate::proto::{ClearStatisticsRequest, GetStatisticsRequest, StatisticsScope};
 
@@ -62,7 +63,7 @@ pub(super) async fn show(
 /// Resets the statistics of connections.
 pub(super) async fn clear(
     agent: &Connection,
-    Chosen { names, all }: Chosen,
+    ConnectionSelection { names, all }: ConnectionSelection,
     format: Format,
 ) -> Result<(), CtlError> {
     let request = ClearStatisticsRequest { connections: names, sessions: Vec::new(), all };

@@ -82,7 +82,7 @@ pub const TWAMP_PORT: u16 = 862;
 pub struct Limit {
     /// Allowed values, both ends included.
     pub range: RangeInclusive<u64>,
-    /// Value if none is given.
+    /// Value if none is given; 0 if there is no fixed default.
     pub default: u64,
     /// The range in words, for messages.
     pub words: &'static str,
@@ -108,14 +108,14 @@ pub const TCP_KEEPINTVL: Limit =
     limit(SECOND..=600 * SECOND, 5 * SECOND, "1 s to 600 s, whole seconds");
 /// Range and default of `tcp_keepcnt`.
 pub const TCP_KEEPCNT: Limit = limit(1..=50, 6, "1 to 50");
-/// `connect_timeout`, nanoseconds; the default follows `test_interval`.
+/// Range of `connect_timeout`, in nanoseconds; the default depends on `test_interval`.
 pub const CONNECT_TIMEOUT: Limit = limit(100 * MS..=60 * SECOND, 0, "100 ms to 60 s");
 /// Bounds of the default of `connect_timeout` for the TCP connect.
 pub const DEFAULT_CONNECT_TIMEOUT: RangeInclusive<u64> = 100 * MS..=30 * SECOND;
 /// Bounds of the default of `connect_timeout` for each answer.
 pub const DEFAULT_RESPONSE_TIMEOUT: RangeInclusive<u64> = SECOND..=30 * SECOND;
-/// Bounds of that default for the answer for which the server derives a key, possibly after those
-/// of other clients.
+/// Bounds of the default of `connect_timeout` for the answer that needs a key derivation; the
+/// server may serve other clients first.
 pub const DEFAULT_KEY_TIMEOUT: RangeInclusive<u64> = 10 * SECOND..=30 * SECOND;
 /// Range and default of `data_size`, in octets.
 pub const DATA_SIZE: Limit = limit(14..=65_507, 60, "14 to 65507");
@@ -126,7 +126,7 @@ pub const KEY_DERIVATION_COUNT: Limit =
     limit(1024..=1 << 20, 2048, "a power of two, 1024 to 1048576");
 /// Range and default of `reflected_octets`, in octets.
 pub const REFLECTED_OCTETS: Limit = limit(0..=65_507, 0, "0 to 65507");
-/// `ssid` of a sender.
+/// Range of `ssid` of a sender; by default the agent chooses it.
 pub const SSID: Limit = limit(1..=65_535, 0, "1 to 65535");
 /// `ssid` of a reflector's session.
 pub const SERVER_SSID: Limit = limit(0..=65_535, 0, "0 to 65535");
@@ -156,7 +156,7 @@ pub const SERVER_SESSIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
 pub const SERVER_SESSIONS_PER_CONNECTION: Limit = limit(1..=1024, 64, "1 to 1024");
 /// `retry_backoff_max`, nanoseconds; 0 is off.
 pub const RETRY_BACKOFF_MAX: Limit = limit(0..=DAY, 0, "0 to 24 h");
-/// Range and default of `confirm_timeout`, in nanoseconds.
+/// Range of `confirm_timeout`, in nanoseconds; no default.
 pub const CONFIRM_TIMEOUT: Limit = limit(SECOND..=DAY, 0, "1 s to 24 h");
 /// Range and default of `successive_loss`.
 pub const SUCCESSIVE_LOSS: Limit = limit(0..=1_000_000, 1, "0 to 1000000");
@@ -174,7 +174,8 @@ pub const AVAILABILITY_PROBES: Limit = limit(1..=1000, 1, "1 to 1000");
 pub const AVAILABILITY_LOSS_PERCENT: Limit = limit(1..=100, 50, "1 to 100");
 /// `consecutive_intervals` of the availability.
 pub const AVAILABILITY_INTERVALS: Limit = limit(2..=1000, 10, "2 to 1000");
-/// `consecutive_high_loss_intervals` of the availability; the default follows `consecutive_intervals`.
+/// Range of `consecutive_high_loss_intervals` of the availability; the default depends on
+/// `consecutive_intervals`.
 pub const AVAILABILITY_HIGH_LOSS: Limit = limit(1..=999, 0, "1 to 999");
 /// Range and default of `moving_average_size`.
 pub const MOVING_AVERAGE_SIZE: Limit = limit(0..=1024, 0, "0 to 1024");
@@ -183,13 +184,13 @@ pub const HISTORY_SIZE: Limit = limit(0..=512, 50, "0 to 512");
 /// Range and default of `clear_after_tests`.
 pub const CLEAR_AFTER: Limit = limit(1..=1000, 3, "1 to 1000");
 /// `maximum_packets_per_second` of a light reflector and `maximum_packets_per_second_per_sender`; 0
-/// is without limit.
+/// means no limit.
 pub const PACKETS_PER_SECOND: Limit = limit(0..=10_000_000, 0, "0 to 10000000");
 /// Range and default of `refwait`, in nanoseconds.
 pub const REFWAIT: Limit = limit(SECOND..=DAY, 15 * MINUTE, "1 s to 24 h");
 /// Range and default of `retention_age`, in nanoseconds.
 pub const RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 7 * DAY, "1 min to 366 days");
-/// `retention_age` of a connection, nanoseconds; the default is that of the storage.
+/// Range of `retention_age` of a connection, in nanoseconds; the default is that of the storage.
 pub const CONNECTION_RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 0, "1 min to 366 days");
 /// Range and default of `retention_bytes`.
 pub const RETENTION_OCTETS: Limit =
@@ -199,6 +200,6 @@ pub const HEARTBEAT_INTERVAL: Limit = limit(100 * MS..=HOUR, 10 * SECOND, "100 m
 /// `page_size` of a listing.
 pub const PAGE_SIZE: Limit = limit(1..=1000, 100, "1 to 1000");
 
-/// A test interval beyond this leaves a session silent for longer than a server may keep it
-/// (SERVWAIT and REFWAIT, 900 s by RFC 5357): the connection is closed between tests.
+/// Test interval above which the connection is closed between tests, well before a server ends a
+/// silent session (SERVWAIT, REFWAIT: 900 s in RFC 5357).
 pub const SILENT_CONNECTION_NS: u64 = 10 * MINUTE;

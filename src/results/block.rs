@@ -9,7 +9,7 @@
 //! delay is RTT minus egress delay.
 //!
 //! The first probe is encoded against the most frequent values, see [`Baseline::usual`], because a
-//! record of a slow session consists of little but its first probe.
+//! record of a slow session contains little more than its first probe.
 
 use bytes::Buf;
 use prost::encoding::{decode_varint, encode_varint};
@@ -84,9 +84,9 @@ impl Baseline {
     }
 }
 
-/// Properties that hold for many probes, as flags: whether kernel timestamps of T1 and T4 are
-/// really those of the network interface ([`KERNEL_TRANSMIT`], [`KERNEL_RECEIVE`]), whether T3 was
-/// corrected, and the validity of delays.
+/// Flags with properties that hold for many probes: kernel timestamps of T1 and T4 are those of the
+/// network interface ([`KERNEL_TRANSMIT`], [`KERNEL_RECEIVE`]), T3 was corrected, and the validity
+/// of delays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Marks(u8);
 
@@ -193,7 +193,7 @@ fn encode_probe(
         match validity {
             Some(OneWayValidity::Valid) => marks.set(SYNCHRONISED, true),
             Some(OneWayValidity::ClockUnsynchronised) => marks.set(SYNCHRONISED, false),
-            // These tell nothing about synchronisation.
+            // These values do not show the synchronisation.
             None
             | Some(
                 OneWayValidity::Unspecified
@@ -250,7 +250,7 @@ fn encode_differences(
     }
 }
 
-/// Returns whether a timestamp is from the kernel or the network interface, and marks which; `None`
+/// Returns true if a timestamp is from the kernel or the network interface, and marks which; `None`
 /// for other sources.
 fn stamped(source: TimestampSource, marks: &mut Marks, flag: u8) -> Option<bool> {
     match source {

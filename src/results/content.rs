@@ -73,7 +73,7 @@ pub(super) fn kind(entry: &Entry) -> Option<RecordKind> {
     }
 }
 
-/// Returns whether retention removed the content of a record.
+/// Returns true if retention removed the content of a record.
 pub(super) fn is_removed(entry: &Entry) -> bool {
     entry.kind & content::REMOVED != 0
 }
@@ -104,7 +104,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Record, StoreError> {
         connection: entry.subject.connection.clone(),
         session: entry.subject.session.clone(),
         labels: entry.subject.labels.clone(),
-        // Added by the reader.
+        // The reader adds the incarnation.
         incarnation: String::new(),
         kind: Some(read.map_err(|_| damaged())?),
     })

@@ -1,5 +1,5 @@
-//! Messages of the API, made of results as the agent keeps them. A field that one of both does not
-//! have does not compile.
+//! Conversion of results to messages of the API. A field that exists on one side only is a compile
+//! error.
 
 use crate::{
     proto, stats,
@@ -7,8 +7,8 @@ use crate::{
     time::UnixTime,
 };
 
-/// Makes a message of the API of the value of the same name in [`stats`]: fields that are the same
-/// in both, then those with their own conversion, then those that only the message has.
+/// Converts a value of [`stats`] to the message of the same name: fields that are equal in both,
+/// then fields with their own conversion, then fields that only the message has.
 macro_rules! message {
     ($name:ident of $value:expr; $($same:ident),*; $($field:ident: $convert:expr),*; $($added:ident = $new:expr),*) => {{
         let stats::$name { $($same,)* $($field,)* } = $value;
@@ -174,7 +174,7 @@ pub fn probe_result(result: stats::ProbeResult) -> proto::ProbeResult {
     )
 }
 
-/// Adds percentiles, as far as there are histograms.
+/// Adds the percentiles of all delays that have histograms.
 pub fn add_percentiles(figures: &mut proto::Figures, percentiles: &[f64]) {
     for stats in all_delays(figures).into_iter().flatten() {
         let Some(histogram) = stats.histogram.as_ref().map(histogram) else { continue };

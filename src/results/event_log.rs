@@ -1,4 +1,4 @@
-//! Log lines of events, so that the log has everything that the agent records of measurements.
+//! Logs events, so that the log of the agent contains all events of the result log.
 
 use super::Subject;
 use crate::proto::{Event, EventType, FailureCause, Threshold, Word};
@@ -6,7 +6,7 @@ use crate::proto::{Event, EventType, FailureCause, Threshold, Word};
 /// Logs an event with its values as fields; as a warning if the network, the store or the clock
 /// does not work as configured.
 pub(super) fn log_event(subject: &Subject, event: &Event) {
-    // The start has a line of its own, with the addresses of the API.
+    // The start is logged separately, with the addresses of the API.
     if event.r#type() == EventType::AgentStarted {
         return;
     }

@@ -55,7 +55,7 @@ impl Filter {
         self.times.as_ref()
     }
 
-    /// Returns whether an entry is selected; one without content never is.
+    /// Returns true if an entry is selected; one without content never is.
     pub(super) fn selects(&self, entry: &Entry) -> bool {
         let Some(kind) = content::kind(entry) else { return false };
         let any = |set: &HashSet<String>, name: &String| set.is_empty() || set.contains(name);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn selects_by_all_that_is_given() {
+    fn records_must_match_all_fields_of_a_filter() {
         let selects = |filter, record: &Entry| Filter::new(filter).unwrap().selects(record);
         let record = event("c1", "a");
         assert!(selects(RecordFilter::default(), &record));

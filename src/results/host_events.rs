@@ -56,7 +56,7 @@ pub async fn watch_store(
     }
 }
 
-/// Beginning and description of a present fault.
+/// Start time and description of the current fault.
 #[derive(Default)]
 struct Fault(Option<(UnixTime, String)>);
 
@@ -102,8 +102,8 @@ pub async fn report_pauses(results: Arc<Results>, now: fn() -> Now, token: Cance
     watch_pauses(report, token).await;
 }
 
-/// Reports steps of the clock, which affect one-way delays, and a change of the machine id, as behind
-/// the snapshot of a virtual machine that was resumed elsewhere.
+/// Reports steps of the clock, which affect one-way delays, and a change of the machine id, for
+/// example after the snapshot of a virtual machine was resumed on another host.
 pub async fn watch_host(
     results: Arc<Results>,
     now: fn() -> Now,
@@ -131,7 +131,7 @@ pub async fn watch_host(
     }
 }
 
-/// Reports the findings of a start about its host.
+/// Reports the changes of the host since the previous start.
 pub fn report_host(results: &Results, findings: HostFindings, now: UnixTime) {
     if findings.step_ns != 0 {
         clock_stepped(results, findings.step_ns, now, " while no agent ran");

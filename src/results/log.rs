@@ -22,10 +22,10 @@ use crate::{
     time::UnixTime,
 };
 
-/// Sessions whose intervals are closed in one step: some ten milliseconds.
+/// Number of sessions whose intervals are closed in one step, some ten milliseconds.
 const SESSIONS_AT_ONCE: usize = 256;
 
-/// Records under way to the store beyond which no intervals are closed.
+/// Number of records not stored yet above which no intervals are closed.
 const MAX_UNSTORED: u64 = 2_048;
 
 /// Store, latest records and statistics.
@@ -81,21 +81,22 @@ impl Log {
         }
     }
 
-    /// Closes ended intervals of some sessions, those after a key, and appends them. Returns the key
-    /// to go on after. Reports wait meanwhile, so that there is an end to each step.
+    /// Closes ended intervals of the next sessions after the key `after`, and appends them. Returns
+    /// the key after which to continue; `None` at the end. A step is limited, because reports wait
+    /// for it.
     pub(super) fn close_intervals(&self, now: UnixTime, after: Option<&Key>) -> Option<Key> {
         let mut aggregator = self.aggregator();
         let unstored =
             self.next_cursor.load(Relaxed).saturating_sub(1 + self.store.state().borrow().newest);
         if unstored > MAX_UNSTORED {
-            // Intervals can wait for the store, measurements cannot.
+            // Intervals can be delayed until the store has caught up, measurements cannot.
             return Some(after.cloned().unwrap_or_default());
         }
         if after.is_none() && !aggregator.is_over(now) {
             return None;
         }
         // Saved first, so that statistics of all tests include the minutes of a running test that
-        // these records report, whatever happens.
+        // these records report, also after a crash.
         self.save(&mut aggregator);
         let (closed, last) = aggregator.close(now, after, SESSIONS_AT_ONCE);
         for (key, mut interval) in closed {
@@ -121,7 +122,7 @@ impl Log {
         } else {
             Entry { kind: content::NOTHING, content: Bytes::new(), ..entry.clone() }
         };
-        // Before the store announces it: readers look here.
+        // The tail gets the entry before the store announces it, because readers search the tail.
         self.tail.push(entry);
         if self.store.append(stored).is_ok() {
             self.next_cursor.fetch_add(1, Relaxed);

@@ -42,18 +42,18 @@ use statistics::{Key, Plan, Plans};
 
 /// Largest number of probes in a record.
 pub const PROBES_PER_RECORD: usize = 64;
-/// Interval at which statistics are handed to the store. After a crash the rest is replayed from
-/// the log.
+/// Interval at which statistics are handed to the store. After a crash, later results are replayed
+/// from the log.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Changes of the host that are remembered, the latest ones.
+/// Maximum number of host changes that are kept; the oldest are removed first.
 const HOST_CHANGES: usize = 16;
 /// Interval at which ended intervals are closed.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two steps of closing intervals, in which reports are appended.
 const REPORTS_PAUSE: Duration = Duration::from_millis(2);
 
-/// Owner of a record, and whether its records are stored.
+/// Owner of records, with the setting that decides about storing them.
 #[derive(Clone, Debug)]
 pub struct Subject {
     key: Key,
@@ -172,8 +172,8 @@ impl Results {
         known.drain(..extra);
     }
 
-    /// Gives the records from now on an incarnation of their own: what follows a large step of the
-    /// clock or another machine id may be the future of a copy.
+    /// Begins another incarnation for later records. After a large clock step or another machine
+    /// id, this agent may be a copy of the one that wrote the earlier records.
     fn change_incarnation(&self) {
         let id = uuid::Uuid::new_v4().to_string();
         if let Err(error) = self.log.store.change_incarnation(id) {
@@ -181,7 +181,7 @@ impl Results {
         }
     }
 
-    /// Removes the intervals of a clock that was ahead.
+    /// Removes intervals in the future, which were recorded while the clock was ahead.
     fn forget_future(&self, now: UnixTime) {
         self.log.aggregator().forget_future(now);
     }
@@ -273,7 +273,7 @@ impl Results {
         time: UnixTime,
     ) -> Result<usize, StoreError> {
         let cleared = self.log.aggregator().clear(query);
-        // Before the events, so that a restart does not undo what they report.
+        // Saved before the events are reported, so that a restart does not undo a reported reset.
         self.log.save_statistics();
         for ((connection, session), epoch) in &cleared {
             let event = Event {
@@ -285,8 +285,8 @@ impl Results {
             let subject = Subject::new(connection, session, (*plan.labels).clone(), plan.keeping);
             self.event(subject, event, time);
         }
-        // Events pass through the queue. After this the caller finds them in the log, also after a
-        // kill.
+        // The events pass through the queue. After the flush the caller finds them in the log, also
+        // after a kill.
         self.flush().await?;
         Ok(cleared.len())
     }
@@ -305,8 +305,8 @@ impl Results {
         self.plans.for_session(&(connection.to_owned(), session.to_owned()))
     }
 
-    /// Sets the configuration of results that arrive from now on. Returns quickly, because callers
-    /// wait.
+    /// Sets the configuration of results that arrive from now on. Does not block, because callers
+    /// wait for it.
     pub fn expect(&self, config: &AgentConfig) {
         self.plans.set(statistics::plans(config));
     }
@@ -316,7 +316,7 @@ impl Results {
     pub fn follow_config(&self, config: &AgentConfig) {
         let forgotten = self.log.aggregator().follow();
         if forgotten {
-            // Before a session of the same name is configured again.
+            // Saved before a session of the same name can be configured again.
             self.log.save_statistics();
         }
         *self.pending_retention() = Some(retention(config));
@@ -351,7 +351,7 @@ impl Results {
         self.log.store.connection(name)
     }
 
-    /// Changes the persisted state of a connection; returns whether it differs from before. It is
+    /// Changes the persisted state of a connection; returns true if it has changed. It is
     /// stored after the events reported so far, within tens of milliseconds, and never waits. After
     /// [`Self::flush`] it survives the death of this process.
     pub fn persist_connection(
@@ -379,7 +379,7 @@ impl Results {
         self.log.store.flush().await
     }
 
-    /// Moves a consumer forward, never back; returns its position.
+    /// Moves a consumer forward, never backward; returns its position.
     pub async fn acknowledge(&self, consumer: &str, cursor: u64) -> Result<u64, StoreError> {
         self.log.store.move_consumer(consumer, cursor).await
     }
@@ -390,7 +390,7 @@ impl Results {
         store::blocking(move || results.log.store.consumers()).await
     }
 
-    /// Removes a consumer; returns whether it existed.
+    /// Removes a consumer; returns true if it existed.
     pub async fn delete_consumer(&self, name: &str) -> Result<bool, StoreError> {
         self.log.store.delete_consumer(name).await
     }
@@ -420,7 +420,7 @@ impl Results {
     }
 
     /// Appends records of the intervals that have ended, in steps between which reports are
-    /// appended. Cancel-safe: the next call goes on.
+    /// appended. Cancel-safe: the next call continues.
     pub async fn close_intervals(&self, now: UnixTime) {
         let mut after = None;
         while let Some(key) = self.log.close_intervals(now, after.as_ref()) {

@@ -110,9 +110,9 @@ pub struct Reader {
     filter: Filter,
     state: watch::Receiver<StoreState>,
     heartbeat: Duration,
-    /// Cursor up to which everything is delivered.
+    /// Cursor up to which all records are delivered.
     position: u64,
-    /// Missing cursors after `position` are a gap; false at the start of the log.
+    /// True if missing cursors after `position` are a gap; false at the start of the log.
     gaps_count: bool,
     opened: bool,
     synced: bool,
@@ -249,7 +249,7 @@ impl Results {
             if filter.selects(&entry) {
                 match content::decode(&entry) {
                     Ok(record) => page.records.push(self.complete(record)),
-                    // Removed by retention, or damaged on disk.
+                    // The records were removed by retention or damaged on disk.
                     Err(_) if gaps_count => page.push_gap(entry.cursor, entry.cursor),
                     Err(_) => {}
                 }
@@ -295,7 +295,7 @@ impl Results {
         Ok(Page { records, read_up_to: newest.max(after) })
     }
 
-    /// Adds what is calculated and never stored.
+    /// Adds the fields that are calculated and never stored.
     fn complete(&self, mut record: Record) -> Record {
         record.incarnation =
             self.log.store.incarnation(record.cursor).map_or_else(String::new, |id| id.to_string());

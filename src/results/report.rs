@@ -22,7 +22,7 @@ pub(super) struct Report {
 pub(super) enum ReportKind {
     Event(Box<Event>),
     Probes(Vec<ProbeResult>),
-    /// Result of a test, with its minute where it is in a single one.
+    /// Result of a test, with its minute if all of its probes were sent in that minute.
     Test(Box<TestResult>, Option<u64>),
     /// Figures of one minute of a longer test.
     Minute(u64, Box<Figures>),

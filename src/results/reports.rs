@@ -17,11 +17,12 @@ use tokio::sync::oneshot;
 
 use super::{log::Log, report::Report};
 
-/// Reports in the queue; further ones are dropped and counted. Ten thousand connections that are lost
-/// at once report some 25,000. At a few hundred bytes each, some megabytes.
+/// Maximum number of reports in the queue; further ones are dropped and counted. Ten thousand
+/// connections that are lost at once report some 25,000. At a few hundred bytes each, some
+/// megabytes.
 const REPORTS: usize = 65_536;
-/// Pause of the thread after it emptied the queue: reports that arrive meanwhile wake no thread. It
-/// delays a record by as much.
+/// Pause of the thread after it emptied the queue: reports that arrive meanwhile do not wake it. It
+/// delays records by up to this time.
 const BATCH_PAUSE: Duration = Duration::from_millis(5);
 
 /// Entry of the queue.
@@ -114,7 +115,7 @@ fn run(log: &Log, reports: &Receiver<Item>) {
     }
 }
 
-/// Appends a report. A panic costs that report only.
+/// Appends a report. A panic loses only that report.
 fn append(log: &Log, report: Report) {
     if catch_unwind(AssertUnwindSafe(|| log.append_report(report))).is_err() {
         log.count_dropped();

@@ -61,7 +61,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn gives_what_it_has_and_nothing_else() {
+    fn returns_only_records_that_it_has() {
         let tail = Tail::default();
         assert!(tail.entries(0, 10, 5).is_none());
         let most = MAX_RECORDS as u64 + 10;

@@ -158,7 +158,7 @@ mod tests {
 
     /// A client that reconnects cannot have two derivations run at once.
     #[tokio::test]
-    async fn an_abandoned_derivation_keeps_its_turn() {
+    async fn an_abandoned_derivation_occupies_its_turn() {
         let derivation = Derivation::for_server();
         {
             let mut waiting =
@@ -177,7 +177,7 @@ mod tests {
 
     /// One host cannot occupy the whole queue.
     #[tokio::test]
-    async fn one_host_does_not_fill_the_queue() {
+    async fn one_host_cannot_fill_the_queue() {
         let derivation = Derivation::for_server();
         let ask = |number| derivation.derive(host(number), vec![Secret::new("s")], [0; 16], 1024);
         let mut questions: FuturesUnordered<_> = (0..1100).map(|_| ask(1)).collect();

@@ -1,29 +1,30 @@
-//! Deletion by age, while the clock can be believed.
+//! Suspends the deletion of records by age after a large clock step.
 
 use std::path::PathBuf;
 
 use super::host::HostNote;
 use crate::time::{ClockWatch, LARGE_STEP_NS, Monotonic, NANOS_PER_SECOND, Now};
 
-/// Uptime behind a large step of the clock for which no record goes by age: time enough to notice
-/// a clock that is wrong and to set it right.
+/// Time after a large clock step during which no record is deleted by age, so that an operator can
+/// notice and correct a wrong clock. It is measured by the monotonic clock.
 pub const KEEP_ALL_NS: u64 = 24 * 3_600 * NANOS_PER_SECOND;
-/// Intervals at which the clocks are noted: usually, and while no record goes by age.
+/// Intervals at which the host note is written: normally, and while deletion by age is suspended.
 const NOTE_NS: u64 = 3_600 * NANOS_PER_SECOND;
 const NOTE_SOON_NS: u64 = 60 * NANOS_PER_SECOND;
 
-/// Watch over the clock by which records are deleted.
+/// Guard of deletion by age: detects clock steps and suspends the deletion.
 #[derive(Debug)]
 pub(super) struct AgeGuard {
     watch: ClockWatch,
-    /// End of the time for which no record goes by age.
+    /// End of the suspension; `None` if deletion by age is not suspended.
     keep_all_until: Option<Monotonic>,
     note: Option<(PathBuf, HostNote)>,
     note_due: Monotonic,
 }
 
 impl AgeGuard {
-    /// Begins at a start; `note` is the note of its host with the directory of that.
+    /// Creates the guard at the start of the agent. `note` is the state directory with the note of
+    /// the host; a suspension that it contains continues.
     pub(super) fn new(note: Option<(PathBuf, HostNote)>, now: Now) -> Self {
         let keep_all_ns = note.as_ref().map_or(0, |(_, note)| note.keep_all_ns());
         let keep_all_until = (keep_all_ns > 0).then(|| now.monotonic.plus_ns(keep_all_ns));
@@ -31,7 +32,7 @@ impl AgeGuard {
         Self { watch: ClockWatch::new(now), keep_all_until, note, note_due }
     }
 
-    /// Looks at the clock; returns whether records may be deleted by age.
+    /// Checks the clock for steps; returns true if records may be deleted by age.
     pub(super) fn update(&mut self, now: Now) -> bool {
         let step_ns = self.watch.step_ns(now).unwrap_or(0);
         if step_ns.unsigned_abs() >= LARGE_STEP_NS {
@@ -48,12 +49,12 @@ impl AgeGuard {
         self.keep_all_until.is_none()
     }
 
-    /// Returns the end of the time for which no record goes by age; `None` outside of it.
+    /// Returns the end of the suspension; `None` if deletion by age is not suspended.
     pub(super) fn keep_all_until(&self) -> Option<Monotonic> {
         self.keep_all_until
     }
 
-    /// Notes the clocks and the rest of the time.
+    /// Writes the clocks and the remaining suspension to the host note.
     pub(super) fn write_note(&mut self, now: Now) {
         let left_ns = self.keep_all_until.map_or(0, |until| until.since_ns(now.monotonic));
         if let Some((directory, note)) = &mut self.note {
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_step_either_way_keeps_all_for_a_day_of_uptime() {
+    fn large_step_in_either_direction_suspends_deletion_for_a_day() {
         let mut guard = AgeGuard::new(None, at(0, 1_000_000));
         assert!(guard.update(at(1, 1_000_001)));
         assert!(guard.update(at(2, 1_000_061)), "59 s");
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_goes_on_over_a_restart() {
+    fn suspension_continues_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let begin = |now: Now| {
@@ -96,8 +97,8 @@ mod tests {
         };
         let (mut guard, _) = begin(at(100, 5_000));
         assert!(!guard.update(at(101, 95_000)));
-        assert!(!guard.update(at(3_701, 98_600)), "noted at least each minute");
-        // A kill: nothing more is noted.
+        assert!(!guard.update(at(3_701, 98_600)), "written at least once a minute");
+        // The agent is killed: the note is not written again.
         let (mut guard, _) = begin(at(10, 98_700));
         assert!(!guard.update(at(11, 98_701)));
         assert!(!guard.update(at(10 + 82_799, 98_700 + 82_799)));

@@ -1,4 +1,4 @@
-//! Commands to the writer of the results, and the state that it publishes.
+//! Commands to the result writer, and the state that it publishes.
 
 use std::{
     sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
@@ -11,34 +11,34 @@ use tokio::sync::oneshot;
 use super::{Entry, Retention, StoreError, state::Changed};
 use crate::time::Monotonic;
 
-/// Pause of the thread after it wrote all that waited.
-const REST: Duration = Duration::from_millis(5);
+/// Pause of the writer after a record with an empty queue, to collect further records.
+const BATCH_PAUSE: Duration = Duration::from_millis(5);
 
-/// Content and condition of the store.
+/// Size and health of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreState {
-    /// Description of a failure; empty without any.
+    /// Description of the failure; empty if the store works.
     pub detail: String,
-    /// Cursor of the earliest record; 0 where there is none.
+    /// Cursor of the earliest record; 0 if the log is empty.
     pub earliest: u64,
-    /// Up to this cursor records of some connections may be gone.
+    /// Cursor up to which records of some connections may have been removed.
     pub trimmed_up_to: u64,
-    /// Cursor of the newest record that may be read; 0 where there never was one.
+    /// Cursor of the newest record that readers may see; 0 before the first record.
     pub newest: u64,
     /// Number of stored records.
     pub records: u64,
-    /// Octets of the stored records.
+    /// Size of the stored records, bytes.
     pub live_bytes: u64,
-    /// Octets of all databases on the disk.
+    /// Size of all databases on disk, bytes.
     pub disk_bytes: u64,
-    /// Records that could not be written.
+    /// Number of records that could not be stored.
     pub dropped: u64,
-    /// Time on the store's monotonic clock until which no record is deleted by age, because the
-    /// clock was set by much; `None` otherwise.
+    /// Time until which no record is deleted by age, after a large clock step; `None` if deletion
+    /// by age is not suspended.
     pub keep_all_until: Option<Monotonic>,
 }
 
-/// Command to the writer.
+/// Command to the result writer.
 #[derive(Debug)]
 pub(super) enum Command {
     Append(Entry),
@@ -52,8 +52,8 @@ pub(super) enum Command {
     End,
 }
 
-/// Waits for the next command. After a record others follow: commands that come during the pause wake no
-/// thread.
+/// Waits for the next command. After a record further records are likely, so the thread pauses
+/// first: commands that arrive during the pause do not wake it.
 pub(super) fn next_command(
     commands: &Receiver<Command>,
     wait: Duration,
@@ -64,9 +64,9 @@ pub(super) fn next_command(
         Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
         Err(TryRecvError::Empty) => {}
     }
-    let rest = if appended { REST.min(wait) } else { Duration::ZERO };
-    if !rest.is_zero() {
-        thread::park_timeout(rest);
+    let pause = if appended { BATCH_PAUSE.min(wait) } else { Duration::ZERO };
+    if !pause.is_zero() {
+        thread::park_timeout(pause);
     }
-    commands.recv_timeout(wait.saturating_sub(rest))
+    commands.recv_timeout(wait.saturating_sub(pause))
 }

@@ -1,5 +1,5 @@
-//! The configuration: its revisions, what was wrong with them at the start, and a copy of the current
-//! one. A database that failed is opened anew by the next who needs it.
+//! Store of the configuration: its revisions, a copy of the current one, and a description of
+//! damage that was found at the start. A database that failed is reopened by the next access.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -26,17 +26,18 @@ const CACHE_OCTETS: u64 = 4 << 20;
 /// Revisions of the configuration, and the copy of the current one.
 #[derive(Debug)]
 pub struct ConfigStore {
-    /// The database; `None` after a failure, until it is needed again.
+    /// The database; `None` after a failure, until the next access reopens it.
     database: Mutex<Option<Revisions>>,
     current: AtomicU64,
     directory: PathBuf,
-    /// The state directory, unless this is a copy to be looked at.
+    /// The state directory; `None` for a copy that is inspected.
     presence: Option<Presence>,
-    /// Damage that was found at the start, and the revision up to which it is reported.
+    /// Description of damage that was found at the start, and the last revision for which it is
+    /// reported.
     damage: Option<(String, AtomicU64)>,
-    /// The damage was dealt with: a document was applied.
+    /// True once a document was applied after the damage.
     settled: AtomicBool,
-    /// Reason why the copy is not that of the current revision; empty when it is.
+    /// Error of the last attempt to write the copy; empty if the copy is up to date.
     copy_failure: Mutex<String>,
 }
 
@@ -44,32 +45,33 @@ impl ConfigStore {
     /// Opens the database in a state directory.
     pub fn open(directory: &StateDirectory) -> Result<Self, StoreError> {
         let path = path(directory.path());
-        // Both databases are made at the first start.
-        let gone = !path.exists() && directory.path().join("state.sled").exists();
+        // Both databases are created at the first start.
+        let is_missing = !path.exists() && directory.path().join("state.sled").exists();
         let engine = Engine::open(&path, CACHE_OCTETS)?;
-        let aside = engine.put_aside().map(Path::to_owned);
-        // sled panics over some kinds of damage, also later than when it is opened.
+        let quarantined = engine.quarantined().map(Path::to_owned);
+        // sled panics on some kinds of damage, also after it has opened the database.
         let opened = catch_unwind(AssertUnwindSafe(|| Self::with(engine, directory.path())));
-        let (mut store, aside) = match opened.unwrap_or(Err(StoreError::Damaged("database"))) {
-            Ok(store) => (store, aside),
+        let (mut store, quarantined) = match opened.unwrap_or(Err(StoreError::Damaged("database")))
+        {
+            Ok(store) => (store, quarantined),
             Err(error @ (StoreError::Damaged(_) | StoreError::Database(_))) => {
-                let engine = Engine::open_anew(&path, CACHE_OCTETS, &error)?;
-                let aside = engine.put_aside().map(Path::to_owned);
-                (Self::with(engine, directory.path())?, aside)
+                let engine = Engine::open_replacement(&path, CACHE_OCTETS, &error)?;
+                let quarantined = engine.quarantined().map(Path::to_owned);
+                (Self::with(engine, directory.path())?, quarantined)
             }
             Err(error) => return Err(error),
         };
         store.presence = Some(directory.presence.clone());
-        store.take_up_copy(aside.as_deref())?;
-        if gone && store.damage.is_none() {
-            let told = "the configuration database and its copy are gone, though there are results: \
-                        apply the configuration again";
-            store.damage = Some((told.into(), AtomicU64::new(0)));
+        store.restore_copy(quarantined.as_deref())?;
+        if is_missing && store.damage.is_none() {
+            let damage = "the configuration database and its copy are missing although results \
+                          exist: apply the configuration again";
+            store.damage = Some((damage.into(), AtomicU64::new(0)));
         }
         Ok(store)
     }
 
-    /// Opens the configuration in a database.
+    /// Opens the store on a database, and checks the current revision.
     pub(super) fn with(engine: Engine, directory: &Path) -> Result<Self, StoreError> {
         let revisions = Revisions::open(engine)?;
         let current = revisions.current()?;
@@ -85,8 +87,8 @@ impl ConfigStore {
         })
     }
 
-    /// Runs a step on the database, with the number of the current revision. After an error of the disk
-    /// sled takes nothing more: only a database that is opened anew does.
+    /// Runs `work` on the database, with the number of the current revision. After a disk error
+    /// sled accepts no more writes, so the database is closed and reopened by the next access.
     fn with_database<T>(
         &self,
         work: impl FnOnce(&Revisions, u64) -> Result<T, StoreError>,
@@ -99,21 +101,21 @@ impl ConfigStore {
                 let opened = catch_unwind(AssertUnwindSafe(|| {
                     let path = path(&self.directory);
                     let open = Revisions::open(Engine::open_whole(&path, CACHE_OCTETS)?)?;
-                    open.stay_at(current)?;
+                    open.keep_current(current)?;
                     Ok::<_, StoreError>(open)
                 }));
                 let open = opened.unwrap_or(Err(StoreError::Damaged("database")))?;
-                tracing::info!("the configuration is stored again");
+                tracing::info!("configuration database reopened");
                 open
             }
         };
-        // sled panics over some failures of the disk.
+        // sled panics on some disk errors.
         let done = catch_unwind(AssertUnwindSafe(|| work(&open, current)));
-        let done = done.unwrap_or_else(|_| Err(StoreError::gave_up()));
+        let done = done.unwrap_or_else(|_| Err(StoreError::database_panicked()));
         match &done {
             Err(error @ (StoreError::Database(_) | StoreError::Directory { .. })) => {
-                tracing::error!(%error, "the configuration database failed; it is to be opened anew");
-                // It writes once more, which may fail as well.
+                tracing::error!(%error, "configuration database failed, reopening");
+                // Closing the database writes once more, which may fail as well.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
             }
             _ => *database = Some(open),
@@ -146,8 +148,8 @@ impl ConfigStore {
         open.map_or(Ok(()), Revisions::check_presence)
     }
 
-    /// Opens a database that failed as soon as the disk takes it: until then a start may find a document
-    /// that was refused.
+    /// Reopens a database that failed, and writes a missing copy. Until this succeeds, a restart
+    /// may find a revision whose commit was reported as failed.
     pub fn mend(&self) -> Result<(), StoreError> {
         let failed = self.database.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         if failed {
@@ -163,51 +165,57 @@ impl ConfigStore {
         self.copy_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on with the copy where the database has lost its revisions.
-    fn take_up_copy(&mut self, aside: Option<&Path>) -> Result<(), StoreError> {
+    /// Restores the current revision from its copy if the database has lost it. `quarantined` is
+    /// the path of a damaged database that was replaced.
+    fn restore_copy(&mut self, quarantined: Option<&Path>) -> Result<(), StoreError> {
         let copy = LastGood::read(&self.directory);
         let current = self.current.load(Relaxed);
-        let place = |aside: &Path| format!(" and is put aside in {}", aside.display());
-        let what = match aside {
-            Some(aside) => format!("the configuration database was damaged{}", place(aside)),
-            None if current == 0 => "the configuration database was gone".to_owned(),
-            // sled goes back to the latest state that it finds whole.
-            None => format!("the configuration database was damaged behind revision {current}"),
+        let cause = match quarantined {
+            Some(path) => {
+                let path = path.display();
+                format!("the configuration database was damaged and was moved to {path}")
+            }
+            None if current == 0 => "the configuration database is missing".to_owned(),
+            // sled returns to the latest intact state.
+            None => format!("the configuration database was damaged after revision {current}"),
         };
         match copy.as_ref().map(|copy| (copy, copy.revision())) {
-            // It is written after the database: where it is ahead, the database has lost something.
+            // The copy is written after the database: a newer copy shows a loss in the database.
             Some((copy, revision)) if revision > current => {
                 if let Ok(key) = <[u8; 32]>::try_from(copy.digest_key.as_slice()) {
                     self.digest_key(key)?;
                 }
                 let stored = copy.stored.clone().unwrap_or_default();
-                if let (Some(waits), Some(rollback)) = (stored.unconfirmed(), &copy.rollback) {
-                    self.with_database(|database, _| database.write(waits.rollback_to, rollback))?;
+                if let (Some(pending), Some(rollback)) = (stored.unconfirmed(), &copy.rollback) {
+                    self.with_database(|database, _| {
+                        database.write(pending.rollback_to, rollback)
+                    })?;
                 }
                 self.commit(revision, &stored.open()?)?;
                 if copy.confirmed > 0 {
                     self.confirm(copy.confirmed)?;
                 }
-                let went_on = format!("{what}: revision {revision} was taken from its copy");
-                tracing::error!("{went_on}");
-                self.damage = Some((went_on, revision.into()));
+                let damage = format!("{cause}: revision {revision} was recovered from its copy");
+                tracing::error!(revision, %damage, "configuration recovered from its copy");
+                self.damage = Some((damage, revision.into()));
             }
-            _ if aside.is_some() => {
-                let told = format!("{what}: apply the configuration again");
-                self.damage = Some((told, AtomicU64::new(0)));
+            _ if quarantined.is_some() => {
+                let damage = format!("{cause}: apply the configuration again");
+                self.damage = Some((damage, AtomicU64::new(0)));
             }
             _ => self.save_copy(),
         }
         Ok(())
     }
 
-    /// Writes the copy, unless it is the same. A failure costs nothing yet.
+    /// Writes the copy unless it is up to date. An error is logged and reported by
+    /// [`Self::damage`]: the database still has the revision.
     fn save_copy(&self) {
         let copy = self.with_database(|database, current| {
-            let waits = database.unconfirmed(current)?;
-            let waits = waits.filter(|(_, waits)| waits.rollback_to > 0);
-            let rollback = match waits {
-                Some((_, waits)) => database.revision(waits.rollback_to)?,
+            let pending = database.unconfirmed(current)?;
+            let pending = pending.filter(|(_, pending)| pending.rollback_to > 0);
+            let rollback = match pending {
+                Some((_, pending)) => database.revision(pending.rollback_to)?,
                 None => None,
             };
             Ok(LastGood {
@@ -218,48 +226,49 @@ impl ConfigStore {
             })
         });
         let written = copy.map_err(|error| error.to_string()).and_then(|copy| {
-            let is_there = || LastGood::read(&self.directory).as_ref() == Some(&copy);
-            if copy.revision() == 0 || is_there() {
+            let is_current = || LastGood::read(&self.directory).as_ref() == Some(&copy);
+            if copy.revision() == 0 || is_current() {
                 return Ok(());
             }
             copy.write(&self.directory).map_err(|error| error.to_string())
         });
-        let failure = written.err().map(|error| {
-            format!("the copy of the configuration ({}) is not written: {error}", last_good::NAME)
+        let error = written.err();
+        let failure = error.as_ref().map_or_else(String::new, |error| {
+            format!("failed to write the copy of the configuration ({}): {error}", last_good::NAME)
         });
-        let before =
-            std::mem::replace(&mut *self.copy_failure(), failure.clone().unwrap_or_default());
-        if let Some(failure) = failure.filter(|failure| *failure != before) {
-            tracing::warn!("{failure}");
+        let before = std::mem::replace(&mut *self.copy_failure(), failure.clone());
+        if let Some(error) = error.filter(|_| failure != before) {
+            tracing::warn!(error, "failed to write the copy of the configuration");
         }
     }
 
-    /// Describes damage that was found at the start, as long as nothing is applied after it, or why
-    /// there is no copy of the current revision. Empty without either.
+    /// Returns a description of damage that was found at the start, until a later document is
+    /// applied, or of an error of the copy. Empty if there is neither.
     pub fn damage(&self) -> String {
         if let Err(error) = self.check_presence().and_then(|()| self.check_database_presence()) {
             return error.to_string();
         }
-        let told = self.damage.as_ref();
-        let told =
-            told.filter(|(_, revision)| self.current.load(Relaxed) <= revision.load(Relaxed));
-        let told = told.filter(|_| !self.settled.load(Relaxed));
-        told.map_or_else(|| self.copy_failure().clone(), |(text, _)| text.clone())
+        let damage = self.damage.as_ref();
+        let damage =
+            damage.filter(|(_, revision)| self.current.load(Relaxed) <= revision.load(Relaxed));
+        let damage = damage.filter(|_| !self.settled.load(Relaxed));
+        damage.map_or_else(|| self.copy_failure().clone(), |(text, _)| text.clone())
     }
 
-    /// Keeps the damage reported over the revision that was just made: it was no answer to it.
+    /// Keeps reporting the damage after an automatic rollback has made the current revision.
     pub fn damage_stands(&self) {
         if let Some((_, revision)) = &self.damage {
             revision.store(self.current.load(Relaxed), Relaxed);
         }
     }
 
-    /// Ends the report of damage: the document that is current was applied.
+    /// Stops reporting the damage, because the current document was applied.
     pub fn settle(&self) {
         self.settled.store(true, Relaxed);
     }
 
-    /// Stores the answer to a request that made no revision, for a repetition of the request.
+    /// Stores the answer to a request that made no revision, to return it if the request is
+    /// repeated.
     pub fn remember(&self, request_id: &str, answered: &StoredAnswer) -> Result<(), StoreError> {
         self.write_database(|database, _| database.remember(request_id, answered))
     }
@@ -269,7 +278,8 @@ impl ConfigStore {
         self.with_database(|database, _| database.answers())
     }
 
-    /// Returns the key of digests that stand for secrets: `fresh`, random, where there is none yet.
+    /// Returns the key for digests of secrets. If none is stored yet, stores and returns `fresh`,
+    /// which must be random.
     pub fn digest_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
         self.with_database(|database, _| database.digest_key(fresh))
     }
@@ -284,58 +294,59 @@ impl ConfigStore {
         found.map(|stored| stored.open()).transpose()
     }
 
-    /// Returns a kept revision; `None` where it is not kept.
+    /// Returns a revision; `None` if it is not kept.
     pub fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let found = self.with_database(|database, _| database.revision(revision));
         let found = found.or_else(|error| {
-            let is_it = |stored: &envelope::Revision| stored.number() == revision;
+            let matches = |stored: &envelope::Revision| stored.number() == revision;
             let kept = self
                 .copy()
-                .and_then(|copy| [copy.stored, copy.rollback].into_iter().flatten().find(is_it));
+                .and_then(|copy| [copy.stored, copy.rollback].into_iter().flatten().find(matches));
             kept.map(Some).ok_or(error)
         })?;
         found.map(|stored| stored.open()).transpose()
     }
 
-    /// Reads the copy, if it is of the current revision: it serves readers while the database fails.
+    /// Returns the copy if it has the current revision. It serves readers while the database fails.
     fn copy(&self) -> Option<LastGood> {
         let current = self.current.load(Relaxed);
         LastGood::read(&self.directory).filter(|copy| current > 0 && copy.revision() == current)
     }
 
-    /// Lists the kept revisions without their documents, newest first. One that does not read back is
+    /// Returns the kept revisions without their documents, newest first. Unreadable revisions are
     /// left out.
     pub fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
         self.with_database(Revisions::revisions)
     }
 
-    /// Returns the current revision, where it is not confirmed yet.
+    /// Returns the current revision if it is pending.
     pub fn unconfirmed(&self) -> Result<Option<(u64, Unconfirmed)>, StoreError> {
         let found = self.with_database(Revisions::unconfirmed);
         found.or_else(|error| {
             let copy = self.copy().ok_or(error)?;
             let revision = copy.revision();
-            let waits = copy.stored.and_then(|stored| stored.unconfirmed());
-            Ok(waits.filter(|_| copy.confirmed < revision).map(|waits| (revision, waits)))
+            let pending = copy.stored.and_then(|stored| stored.unconfirmed());
+            Ok(pending.filter(|_| copy.confirmed < revision).map(|pending| (revision, pending)))
         })
     }
 
-    /// Gives the current revision, `revision`, another time to be confirmed. It is on the disk when this
-    /// returns.
+    /// Changes the time limit for confirming the current revision, which must be `revision`. The
+    /// change is durable when this returns.
     pub fn prolong(&self, revision: u64, unconfirmed: Unconfirmed) -> Result<(), StoreError> {
         self.write_database(|database, _| database.prolong(revision, unconfirmed))?;
         self.save_copy();
         Ok(())
     }
 
-    /// Confirms the current revision, `revision`. It is on the disk when this returns.
+    /// Confirms the current revision, which must be `revision`. The confirmation is durable when
+    /// this returns.
     pub fn confirm(&self, revision: u64) -> Result<(), StoreError> {
         self.write_database(|database, _| database.confirm(revision))?;
         self.save_copy();
         Ok(())
     }
 
-    /// Makes `stored` the current revision. It is on the disk when this returns.
+    /// Makes `stored` the current revision. The commit is durable when this returns.
     pub fn commit(&self, revision: u64, stored: &StoredRevision) -> Result<(), StoreError> {
         reserve::check(&self.directory)?;
         self.write_database(|database, current| {
@@ -343,13 +354,13 @@ impl ConfigStore {
             let written = database.write(revision, &whole);
             let made = written.and_then(|()| database.make_current(revision));
             if let Err(error) = made.and_then(|()| database.check_presence()) {
-                // The disk may or may not name the new revision now; make it the old one again.
-                let _ = database.stay_at(current);
+                // The disk may already name the new revision, so the old one is restored.
+                let _ = database.keep_current(current);
                 return Err(error);
             }
             self.current.store(revision, Relaxed);
             if let Err(error) = database.prune(revision, &whole, stored.unconfirmed) {
-                // The commit stands; the next one removes what was left.
+                // The commit is valid; the next one removes the old revisions.
                 tracing::warn!(%error, revision, "failed to remove old revisions");
             }
             Ok(())

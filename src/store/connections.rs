@@ -1,5 +1,5 @@
-//! State of control connections that outlives a restart: an open outage, a completed test count, a
-//! manual stop. It is read from memory; the writer of the results persists what changed.
+//! State of control connections that survives a restart: an open outage, a completed test count, a
+//! manual stop. It is read from memory; the result writer persists changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,24 +10,25 @@ use prost::Message;
 
 use super::{MAXIMUM_VALUE_OCTETS, StoreError};
 
-/// Between the name of a connection, which has no NUL, and the number of a piece of its state.
+/// Separator in a key between the name of a connection, which contains no NUL, and the number of a
+/// piece of its state.
 const SEPARATOR: u8 = 0;
 
-/// State of one control connection. A default one is not stored.
+/// State of one control connection. The default state is not stored.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct PersistedConnection {
-    /// The outage that has not ended.
+    /// Outage that has not ended.
     #[prost(message, optional, tag = "1")]
     pub outage: Option<PersistedOutage>,
-    /// All tests of `test_count` were done.
+    /// Completion of all tests of `test_count`.
     #[prost(message, optional, tag = "2")]
     pub completed: Option<PersistedCompletion>,
-    /// A manual stop that lasts.
+    /// Manual stop that is in effect.
     #[prost(message, optional, tag = "3")]
     pub stopped: Option<PersistedStop>,
 }
 
-/// An outage that was reported as begun.
+/// Outage whose beginning was reported.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct PersistedOutage {
     /// Time of the loss, nanoseconds since 1970.
@@ -36,13 +37,13 @@ pub struct PersistedOutage {
     /// Number of the `FailureCause`.
     #[prost(int32, tag = "2")]
     pub cause: i32,
-    /// Accept field of the peer, where the cause is one.
+    /// Accept value of the peer if it is the cause; 0 otherwise.
     #[prost(uint32, tag = "3")]
     pub accept_code: u32,
     /// Text of the first error.
     #[prost(string, tag = "4")]
     pub detail: String,
-    /// Failed attempts since then.
+    /// Failed attempts since the loss.
     #[prost(uint64, tag = "5")]
     pub attempts: u64,
 }
@@ -53,12 +54,12 @@ pub struct PersistedCompletion {
     /// Time of the completion, nanoseconds since 1970.
     #[prost(fixed64, tag = "1")]
     pub time_unix_ns: u64,
-    /// The `test_count` that was completed; another one begins anew.
+    /// The completed `test_count`; tests run again if the configuration has another one.
     #[prost(uint64, tag = "2")]
     pub test_count: u64,
 }
 
-/// A manual stop: the connection stays down until somebody starts it.
+/// Manual stop: the connection stays down until it is started by hand or changed.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct PersistedStop {
     /// Time of the request, nanoseconds since 1970.
@@ -69,19 +70,19 @@ pub struct PersistedStop {
     pub identity: String,
 }
 
-/// The states in memory, shared by those who change them and the writer.
+/// States in memory, shared with the result writer.
 #[derive(Debug, Default)]
 pub(super) struct Connections(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
     states: BTreeMap<String, PersistedConnection>,
-    /// Names whose state has yet to be stored: at most one for each connection.
+    /// Names of connections whose state is not stored yet.
     unsaved: BTreeSet<String>,
 }
 
 impl Connections {
-    /// Reads what is stored. The state of a connection that does not read back is left out.
+    /// Reads the stored states. Unreadable states are logged and left out.
     pub(super) fn load(tree: &sled::Tree) -> Result<Self, StoreError> {
         let mut octets: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         for piece in tree {
@@ -94,7 +95,9 @@ impl Connections {
         for (name, octets) in octets {
             match PersistedConnection::decode(octets.as_slice()) {
                 Ok(state) => drop(states.insert(name, state)),
-                Err(error) => tracing::error!(%error, connection = name, "stored state is damaged"),
+                Err(error) => {
+                    tracing::error!(%error, connection = name, "stored connection state damaged")
+                }
             }
         }
         Ok(Self(Mutex::new(Table { states, unsaved: BTreeSet::new() })))
@@ -104,12 +107,12 @@ impl Connections {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a state; a default one where none is stored.
+    /// Returns a state; the default if none is stored.
     pub(super) fn get(&self, name: &str) -> PersistedConnection {
         self.table().states.get(name).cloned().unwrap_or_default()
     }
 
-    /// Changes a state in memory; a default one is removed. Returns whether it differs from before.
+    /// Changes a state in memory; the default state is removed. Returns true if it has changed.
     pub(super) fn update(&self, name: &str, change: impl FnOnce(&mut PersistedConnection)) -> bool {
         let mut table = self.table();
         let before = table.states.get(name).cloned().unwrap_or_default();
@@ -126,7 +129,7 @@ impl Connections {
         true
     }
 
-    /// Removes states in memory; returns their names.
+    /// Removes the states in memory for which `is_kept` returns false; returns their names.
     pub(super) fn retain(&self, is_kept: impl Fn(&str) -> bool) -> Vec<String> {
         let mut table = self.table();
         let removed: Vec<String> =
@@ -135,7 +138,7 @@ impl Connections {
         removed
     }
 
-    /// Marks a state as one to be stored.
+    /// Marks a state for [`Self::save`].
     pub(super) fn mark_unsaved(&self, name: &str) {
         self.table().unsaved.insert(name.to_owned());
     }
@@ -144,7 +147,7 @@ impl Connections {
         !self.table().unsaved.is_empty()
     }
 
-    /// Stores what is marked. After an error all of it stays marked.
+    /// Stores the marked states. After an error all of them stay marked.
     pub(super) fn save(&self, tree: &sled::Tree) -> Result<(), StoreError> {
         let unsaved = std::mem::take(&mut self.table().unsaved);
         let saved = unsaved.iter().try_for_each(|name| self.save_one(tree, name));
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn states_of_any_size_survive_and_shrink() {
+    fn states_of_any_size_are_read_back_and_may_shrink() {
         let tree = tree();
         let outage = PersistedOutage {
             since_unix_ns: 5,
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_are_stored_and_others_can_be_removed_together() {
+    fn update_reports_changes_and_retain_removes_states() {
         let connections = Connections::default();
         for name in ["a", "b", "c"] {
             set(&connections, name, stopped("uid:0"));
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_state_costs_no_other() {
+    fn a_damaged_state_does_not_affect_others() {
         let tree = tree();
         let connections = Connections::default();
         set(&connections, "a", stopped("uid:0"));

@@ -1,6 +1,6 @@
-//! The newest cursor, in a file of its own: a database that was damaged does not show what it lost, and
-//! one that took nothing more does not hold the records that readers saw meanwhile. A cursor must not
-//! name two records.
+//! File with the newest cursor, so that a cursor never identifies two records. The databases alone
+//! do not show it: a damaged database may have lost its latest records, and a database that fails
+//! does not contain the records that readers see meanwhile.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,48 +15,48 @@ use sha2::{Digest, Sha256};
 use crate::document::hexadecimal;
 
 const NAME: &str = "results.last";
-/// Octets of three numbers and their checksum.
+/// Length of three numbers and their checksum, bytes.
 const OCTETS: usize = 3 * 8 + 32;
-/// Flag of a cursor up to which records are reported that are not stored.
+/// Flag of a reserved cursor: records up to it may be reported without being stored.
 const NOT_STORED: u64 = 1 << 63;
-/// Records at most that are reported without being stored, until they are stored again or the agent
-/// ends.
+/// Maximum number of records that are reported without being stored, until the store works again or
+/// the agent ends.
 pub(super) const MAXIMUM_UNSTORED: u64 = 1 << 39;
-/// Places in memory, which last until the host goes down, for a disk of the state that takes nothing at
-/// all. After a crash of the host cursors jump in any case.
-const ELSEWHERE: [&str; 2] = ["/run", "/dev/shm"];
+/// Directories in memory for the reservation if the disk of the state directory rejects writes.
+/// They last until the host stops; after that cursors are skipped in any case.
+const MEMORY_DIRECTORIES: [&str; 2] = ["/run", "/dev/shm"];
 
-/// The newest cursor in its file, and in memory where the disk takes nothing.
+/// Reservation of cursors, in a file or, if the disk rejects writes, in memory.
 #[derive(Debug)]
 pub(super) struct CursorReservation {
     path: PathBuf,
-    /// Written in place: a full disk takes that.
+    /// Written in place, which succeeds also on a full disk.
     file: Option<File>,
     written: Written,
-    elsewhere: Vec<PathBuf>,
+    memory_paths: Vec<PathBuf>,
 }
 
 /// Content of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Written {
-    /// The newest cursor, with [`NOT_STORED`].
+    /// The newest cursor, possibly with [`NOT_STORED`].
     cursor: u64,
-    /// The disk had written all records up to this one.
+    /// Cursor up to which all records were durable.
     durable: u64,
-    /// The disk had written the state database with this number.
+    /// Sequence number of the last durable state of the state database.
     state_sequence: u64,
 }
 
 /// Cursors that readers may have seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reserved {
-    /// None is beyond this one; 0 where that is not known.
+    /// Upper bound of the cursors; 0 if unknown.
     pub(super) up_to: u64,
-    /// None up to this one is lost with the power of the host.
+    /// Cursor up to which records survive a loss of power.
     pub(super) durable: u64,
-    /// Records of some were never stored, and not because of damage.
+    /// True if some records were never stored because the store had failed.
     pub(super) has_unstored: bool,
-    /// The state database had this number at least.
+    /// Minimum sequence number of the state database.
     pub(super) state_sequence: u64,
 }
 
@@ -66,15 +66,21 @@ impl CursorReservation {
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let sum = Sha256::digest(whole.as_os_str().as_encoded_bytes());
         let name = hexadecimal(&sum[..12]);
-        let elsewhere = ELSEWHERE.map(|place| Path::new(place).join(format!("twamp-agent-{name}")));
+        let memory_paths = MEMORY_DIRECTORIES
+            .map(|directory| Path::new(directory).join(format!("twamp-agent-{name}")));
         let written = Written::default();
-        Self { path: directory.join(NAME), file: None, written, elsewhere: elsewhere.to_vec() }
+        Self {
+            path: directory.join(NAME),
+            file: None,
+            written,
+            memory_paths: memory_paths.to_vec(),
+        }
     }
 
-    /// Reads the newest content that can be believed.
+    /// Reads the newest valid reservation.
     pub(super) fn read(&self) -> Reserved {
         let here = fs::read(&self.path).ok().and_then(|octets| parse(&octets));
-        let noted = self.elsewhere.iter().filter_map(|path| own_note(path));
+        let noted = self.memory_paths.iter().filter_map(|path| own_note(path));
         noted.chain(here).fold(Reserved::default(), |reserved, written| {
             let Written { cursor, durable, state_sequence } = written;
             let state_sequence = state_sequence.max(reserved.state_sequence);
@@ -86,10 +92,10 @@ impl CursorReservation {
         })
     }
 
-    /// Writes a cursor, unless it is the same: the record of it and all before it are stored. With the
-    /// number of the state database the disk has written them, and that.
+    /// Writes a cursor up to which all records are stored. `durable_state` is the sequence number
+    /// of the state database if the records and that state are durable.
     pub(super) fn write(&mut self, cursor: u64, durable_state: Option<u64>) -> io::Result<()> {
-        // The first may follow a run that left notes.
+        // Before the first write there may be notes of an earlier run.
         let noted = self.file.is_none() || self.written.cursor & NOT_STORED != 0;
         let written = match (durable_state, &self.file) {
             (Some(state_sequence), _) => Written { cursor, durable: cursor, state_sequence },
@@ -101,17 +107,17 @@ impl CursorReservation {
         };
         self.put(written)?;
         if noted {
-            self.elsewhere.iter().for_each(|path| drop(fs::remove_file(path)));
+            self.memory_paths.iter().for_each(|path| drop(fs::remove_file(path)));
         }
         Ok(())
     }
 
-    /// Reserves cursors after this one for records that are reported and not stored.
+    /// Reserves cursors after `newest` for records that are reported without being stored.
     pub(super) fn reserve_unstored(&mut self, newest: u64) -> io::Result<()> {
         let cursor = newest.saturating_add(MAXIMUM_UNSTORED) | NOT_STORED;
         let written = Written { cursor, ..self.written };
         let Err(error) = self.put(written) else { return Ok(()) };
-        let noted = self.elsewhere.iter().filter(|path| note(path, written).is_ok()).count();
+        let noted = self.memory_paths.iter().filter(|path| note(path, written).is_ok()).count();
         self.written = written;
         if noted > 0 { Ok(()) } else { Err(error) }
     }
@@ -137,8 +143,8 @@ impl CursorReservation {
 fn octets(Written { cursor, durable, state_sequence }: Written) -> [u8; OCTETS] {
     let mut octets = [0; OCTETS];
     let (numbers, sum) = octets.split_at_mut(3 * 8);
-    for (place, number) in numbers.chunks_exact_mut(8).zip([cursor, durable, state_sequence]) {
-        place.copy_from_slice(&number.to_be_bytes());
+    for (field, number) in numbers.chunks_exact_mut(8).zip([cursor, durable, state_sequence]) {
+        field.copy_from_slice(&number.to_be_bytes());
     }
     sum.copy_from_slice(&Sha256::digest(&*numbers));
     octets
@@ -159,7 +165,7 @@ fn parse(octets: &[u8]) -> Option<Written> {
     }
 }
 
-/// Writes a note: into a file of our own, and never through a link.
+/// Writes a note into a new file, never through a link of another user.
 fn note(path: &Path, written: Written) -> io::Result<()> {
     drop(fs::remove_file(path));
     let mut options = OpenOptions::new();
@@ -182,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_whole_is_believed() {
+    fn a_damaged_reservation_is_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let mut mark = CursorReservation::new(directory.path());
         assert_eq!(mark.read(), Reserved::default());
@@ -190,7 +196,7 @@ mod tests {
         mark.write(77, None).unwrap();
         let stored = Reserved { up_to: 77, durable: 66, has_unstored: false, state_sequence: 3 };
         assert_eq!(CursorReservation::new(directory.path()).read(), stored);
-        // Another process goes on from there.
+        // Another process continues after the stored cursor.
         mark = CursorReservation::new(directory.path());
         mark.write(78, None).unwrap();
         assert_eq!(mark.read(), Reserved { up_to: 78, ..stored });
@@ -211,12 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_and_not_stored_is_known_also_where_the_disk_takes_nothing() {
+    fn unstored_cursors_are_reserved_in_memory_if_the_disk_rejects_writes() {
         let directory = tempfile::tempdir().unwrap();
         let (state, shm) = (directory.path().join("state"), directory.path().join("shm"));
         fs::create_dir_all(&state).unwrap();
-        let mark =
-            || CursorReservation { elsewhere: vec![shm.clone()], ..CursorReservation::new(&state) };
+        let mark = || CursorReservation {
+            memory_paths: vec![shm.clone()],
+            ..CursorReservation::new(&state)
+        };
         let mut one = mark();
         one.write(5, Some(1)).unwrap();
         one.reserve_unstored(9).unwrap();
@@ -233,7 +241,7 @@ mod tests {
             Reserved { up_to: 12, durable: 12, has_unstored: false, state_sequence: 2 }
         );
 
-        // No such directory any more: as on a disk that is read-only.
+        // A missing directory has the effect of a read-only disk.
         fs::rename(&state, directory.path().join("away")).unwrap();
         let mut other = mark();
         other.reserve_unstored(20).unwrap();
@@ -243,7 +251,7 @@ mod tests {
         mark().write(30, Some(3)).unwrap();
         let reserved = Reserved { up_to: 30, durable: 30, has_unstored: false, state_sequence: 3 };
         assert_eq!((mark().read(), shm.exists()), (reserved, false));
-        // A link to another file is no note of ours.
+        // A link to another file is ignored.
         std::os::unix::fs::symlink(&mark().path, &shm).unwrap();
         assert_eq!(own_note(&shm), None);
     }

@@ -1,25 +1,25 @@
-//! Differences between two octet strings: pieces of the base, and octets that the base has not.
+//! Differences between two byte strings: pieces of the base, and bytes that the base does not have.
 //!
-//! A difference is the length of the result, then instructions: a varint that is the number of octets,
-//! shifted left by one, with the lowest bit set for a piece of the base; then the offset of the piece
-//! (varint), or the octets.
+//! A difference is the length of the result (varint), followed by instructions. An instruction
+//! begins with a varint: a number of bytes, shifted left by one, with the lowest bit set for a
+//! piece of the base. The offset of the piece (varint) or the bytes themselves follow.
 
 use std::collections::HashMap;
 
 use prost::encoding::{decode_varint, encode_varint};
 
-/// Octets of the base that are compared at once; shorter common pieces are not found.
+/// Length of the blocks of the base that are indexed, bytes; shorter common pieces are not found.
 const BLOCK: usize = 32;
 /// Multiplier of the rolling checksum.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-/// Longest result.
+/// Maximum length of a result, bytes.
 const MAXIMUM_OCTETS: u64 = 1 << 28;
 
-/// Returns the difference that makes `target` of `base`.
+/// Returns the difference that turns `base` into `target`.
 pub(super) fn difference(base: &[u8], target: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     encode_varint(target.len() as u64, &mut out);
-    // Most changes are few: what is before and after them needs no search.
+    // Most changes are small: the common prefix and suffix need no search.
     let same = |(a, b): &(&u8, &u8)| a == b;
     let start = base.iter().zip(target).take_while(same).count();
     let (base_rest, target_rest) = (&base[start..], &target[start..]);
@@ -31,28 +31,27 @@ pub(super) fn difference(base: &[u8], target: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Writes the instructions for a part of the target by a search in a part of the base, which begins at
-/// an offset.
+/// Appends the instructions for `target` by a search in `base`, a part of the base at `offset`.
 fn search(base: &[u8], offset: usize, target: &[u8], out: &mut Vec<u8>) {
     let mut blocks: HashMap<u64, usize> = HashMap::new();
     for (index, block) in base.chunks_exact(BLOCK).enumerate() {
         blocks.entry(checksum(block)).or_insert(index * BLOCK);
     }
     let oldest_factor = (1..BLOCK).fold(1u64, |factor, _| factor.wrapping_mul(FACTOR));
-    // Octets from `new` on are in no piece yet.
+    // Bytes from `new` on are not covered by an instruction yet.
     let (mut at, mut new, mut rolling) = (0, 0, None);
     while at + BLOCK <= target.len() {
         let sum = rolling.unwrap_or_else(|| checksum(&target[at..at + BLOCK]));
-        let found = blocks.get(&sum).map(|place| {
-            let (before, after) = (&base[..*place], &base[*place..]);
+        let found = blocks.get(&sum).map(|position| {
+            let (before, after) = (&base[..*position], &base[*position..]);
             let length = after.iter().zip(&target[at..]).take_while(|(a, b)| a == b).count();
             let earlier = before.iter().rev().zip(target[new..at].iter().rev());
-            (*place, length, earlier.take_while(|(a, b)| a == b).count())
+            (*position, length, earlier.take_while(|(a, b)| a == b).count())
         });
         match found {
-            Some((place, length, earlier)) if length >= BLOCK => {
+            Some((position, length, earlier)) if length >= BLOCK => {
                 insert(&target[new..at - earlier], out);
-                copy(offset + place - earlier, earlier + length, out);
+                copy(offset + position - earlier, earlier + length, out);
                 at += length;
                 (new, rolling) = (at, None);
             }
@@ -87,7 +86,7 @@ fn insert(octets: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Applies a difference to its base; `None` for one that makes no sense.
+/// Applies a difference to its base; `None` if the difference is malformed.
 pub(super) fn apply(base: &[u8], mut difference: &[u8]) -> Option<Vec<u8>> {
     let difference = &mut difference;
     let length = decode_varint(difference).ok().filter(|length| *length <= MAXIMUM_OCTETS)?;
@@ -115,7 +114,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Items of few kinds, so that there are common pieces.
+    /// Returns text of few distinct items, so that two texts have common pieces.
     fn text() -> impl Strategy<Value = Vec<u8>> {
         let item = |kind: u8| format!("item {kind} with a name of some length; ").into_bytes();
         prop::collection::vec(any::<u8>(), 0..60)
@@ -124,12 +123,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_difference_makes_the_target_of_its_base(base in text(), target in text()) {
+        fn a_difference_applied_to_its_base_yields_the_target(base in text(), target in text()) {
             prop_assert_eq!(apply(&base, &difference(&base, &target)), Some(target));
         }
 
         #[test]
-        fn octets_that_are_no_difference_do_no_harm(
+        fn arbitrary_bytes_do_not_panic(
             base in prop::collection::vec(any::<u8>(), 0..50),
             octets in prop::collection::vec(any::<u8>(), 0..50),
         ) {
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_changes_take_little() {
+    fn a_few_changes_make_a_short_difference() {
         let item = |number: u32| format!("connection-{number} to 192.0.2.{number}; ");
         let base: String = (0..10_000).map(item).collect();
         let removed: String = (0..10_000).filter(|n| n % 1_000 != 7).map(item).collect();

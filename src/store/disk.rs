@@ -1,4 +1,4 @@
-//! Files and directories below the databases: replaced as a whole, synced, measured, copied.
+//! Helpers for files and directories: atomic replacement, sync, size on disk, copies.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,7 +11,7 @@ use prost::Message;
 
 const BLOCK_OCTETS: u64 = 512;
 
-/// Replaces a file by one with these contents. It is on the disk when this returns.
+/// Replaces a file atomically by one with these contents. It is durable when this returns.
 pub(super) fn replace(path: &Path, contents: &[&[u8]]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -23,14 +23,15 @@ pub(super) fn replace(path: &Path, contents: &[&[u8]]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_directory)
 }
 
-/// Replaces a file by a message behind its magic and checksum. It is on the disk when this returns.
+/// Replaces a file atomically by a magic number, a checksum and a message. It is durable when this
+/// returns.
 pub(super) fn replace_message(path: &Path, magic: &[u8], message: &impl Message) -> io::Result<()> {
     let message = message.encode_to_vec();
     let sum = crc32fast::hash(&message).to_be_bytes();
     replace(path, &[magic, &sum, &message])
 }
 
-/// Reads a file of [`replace_message`]; `None` where there is none that can be believed.
+/// Reads a file of [`replace_message`]; `None` if it is missing or damaged.
 pub(super) fn read_message<M: Message + Default>(path: &Path, magic: &[u8]) -> Option<M> {
     let octets = fs::read(path).ok()?;
     let (sum, message) = octets.strip_prefix(magic)?.split_first_chunk::<4>()?;
@@ -38,13 +39,13 @@ pub(super) fn read_message<M: Message + Default>(path: &Path, magic: &[u8]) -> O
     is_whole.then(|| M::decode(message).ok())?
 }
 
-/// Has the disk write the entries of a directory: a file that was created or renamed in it is found
-/// after a loss of power.
+/// Syncs the entries of a directory, so that files created or renamed in it survive a loss of
+/// power.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Renames a file or a directory. The new name is on the disk when this returns.
+/// Renames a file or a directory. The new name is durable when this returns.
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     let (old, new) = (from.parent(), to.parent());
@@ -52,7 +53,7 @@ pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     if old == new { Ok(()) } else { old.map_or(Ok(()), sync_directory) }
 }
 
-/// Returns the octets that a file, or a directory with all that is in it, takes on the disk.
+/// Returns the size on disk of a file or of a directory with its content, bytes.
 pub(super) fn disk_bytes(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let own = metadata.blocks() * BLOCK_OCTETS;
@@ -61,7 +62,7 @@ pub(super) fn disk_bytes(path: &Path) -> u64 {
     own + inside.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
 }
 
-/// Copies a directory with all that is in it.
+/// Copies a directory with its content.
 pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
     for entry in fs::read_dir(from)? {

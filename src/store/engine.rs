@@ -1,4 +1,4 @@
-//! Opens sled so that a damaged file is an error and never an abort, and flushes durably.
+//! sled databases that report a damaged file as an error instead of panicking, and flush durably.
 
 use std::{
     fs::{self, File},
@@ -10,71 +10,73 @@ use std::{
 
 use super::{StoreError, disk, presence::Presence, reserve, schema::SCHEMA};
 
-/// Interval of the flusher of sled, milliseconds; its garbage collection depends on it.
-const FLUSH_EVERY_MS: u64 = 2_000;
-/// Key in each database: sled begins anew over what it cannot read, and one that was created has this.
+/// Flush interval of sled, milliseconds; sled's garbage collection depends on it.
+const FLUSH_INTERVAL_MS: u64 = 2_000;
+/// Key that each database has since its creation. sled replaces unreadable data with an empty
+/// database, which lacks the key.
 pub(super) const MARK: &[u8] = b"schema";
 const DATA_FILE: &str = "db";
 const SETTINGS_FILE: &str = "conf";
-/// File beside the database of a window, written after its [`MARK`]: without it the database holds no
-/// record yet.
+/// File in the directory of a window, written after its [`MARK`]. Without it the database contains
+/// no record yet.
 const CREATED: &str = "created";
-/// Files in which sled notes what it found in its log, to find it sooner the next time.
+/// Prefix of the files in which sled stores an index of its log, to open a database sooner.
 const SNAPSHOT: &str = "snap.";
 const UNFINISHED: &str = ".generating";
-/// Attempts to lock a file, and the time between two: 5 s in all.
+/// Attempts to lock a database, and the pause between two: 5 s in total.
 const LOCK_TRIES: u32 = 100;
-const LOCK_AGAIN: Duration = Duration::from_millis(50);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An open database of sled.
 #[derive(Debug)]
 pub(super) struct Engine {
     db: sled::Db,
     path: PathBuf,
-    /// The data file, to have the disk write it: sled's flush does not.
+    /// The data file, opened to sync it: sled's flush does not.
     data: File,
-    /// New place of the damaged database that this one replaces.
-    put_aside: Option<PathBuf>,
+    /// Path to which the damaged database that this one replaces was moved.
+    quarantined: Option<PathBuf>,
     presence: Presence,
 }
 
-/// sled tells of its lock by the text alone.
+/// Returns true if a lock is held by another owner. sled reports that only in the error text.
 fn is_lock(error: &io::Error) -> bool {
     error.to_string().contains("could not acquire lock")
 }
 
 impl Engine {
-    /// Opens a database. One that is damaged is renamed and a new one begun.
+    /// Opens a database. A damaged database is renamed and replaced with a new one.
     pub(super) fn open(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        mend_settings(&path.join(SETTINGS_FILE));
+        repair_settings(&path.join(SETTINGS_FILE));
         match Self::open_whole(path, cache_octets) {
             Ok(engine) => Ok(engine),
             Err(error @ StoreError::Directory { .. }) => Err(error),
-            // Snapshots are all that is damaged where the log of sled is whole.
+            // If only the snapshots are damaged, the database opens without them.
             Err(error) => match remove_snapshots(path, ".") {
                 true => Self::open_whole(path, cache_octets),
                 false => Err(error),
             }
-            .or_else(|error| Self::open_anew(path, cache_octets, &error)),
+            .or_else(|error| Self::open_replacement(path, cache_octets, &error)),
         }
     }
 
-    /// Puts a damaged database aside and begins a new one. Without space for that nothing is touched:
-    /// the lack of space may be the damage.
-    pub(super) fn open_anew(
+    /// Renames a damaged database and creates a new one. On a full disk the database is left
+    /// unchanged, because the lack of space may be the cause of the error.
+    pub(super) fn open_replacement(
         path: &Path,
         cache_octets: u64,
         error: &StoreError,
     ) -> Result<Self, StoreError> {
         reserve::check(path.parent().unwrap_or(path))?;
-        let aside = quarantine(path)?;
-        let kept = aside.display();
-        tracing::error!(%error, %kept, "database was damaged; a new one is begun");
+        let quarantined = quarantine(path)?;
+        let kept = quarantined.display();
+        tracing::error!(%error, moved_to = %kept, "database damaged, starting an empty one");
         let engine = Self::open_whole(path, cache_octets)?;
-        Ok(Self { put_aside: Some(aside), ..engine })
+        Ok(Self { quarantined: Some(quarantined), ..engine })
     }
 
-    /// Opens a database as it is; one that is damaged is left alone.
+    /// Opens a database, and creates it if it does not exist; a damaged database is an error and
+    /// left unchanged.
     pub(super) fn open_whole(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         let existed = path.join(DATA_FILE).exists();
         let engine = Self::open_unmarked(path, cache_octets)?;
@@ -90,10 +92,10 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Opens the database of a window as it is. sled begins anew over a file of which it can read
-    /// nothing: such a one is an error, not an empty window.
+    /// Opens the database of an existing window. A file that sled cannot read at all is an error:
+    /// sled would replace it with an empty database.
     pub(super) fn open_window(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        mend_settings(&path.join(SETTINGS_FILE));
+        repair_settings(&path.join(SETTINGS_FILE));
         match Self::open_marked(path, cache_octets) {
             Err(StoreError::Damaged(_)) if remove_snapshots(path, ".") => {
                 Self::open_marked(path, cache_octets)
@@ -114,7 +116,7 @@ impl Engine {
         }
     }
 
-    /// Creates the database of a window, in the place of one whose creation was cut short.
+    /// Creates the database of a window, and replaces one whose creation was interrupted.
     pub(super) fn create_window(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Directory { path: path.to_owned(), source };
         match fs::remove_dir_all(path) {
@@ -129,7 +131,7 @@ impl Engine {
     }
 
     fn open_unmarked(path: &Path, cache_octets: u64) -> Result<Self, StoreError> {
-        // A start that found no space leaves these, and sled takes them for damage.
+        // A start on a full disk leaves unfinished snapshots, which sled reports as damage.
         remove_snapshots(path, UNFINISHED);
         let existed = path.join(DATA_FILE).exists();
         if !existed {
@@ -138,22 +140,22 @@ impl Engine {
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(cache_octets)
-            .flush_every_ms(Some(FLUSH_EVERY_MS));
-        // sled 0.34 panics over some kinds of damage.
+            .flush_every_ms(Some(FLUSH_INTERVAL_MS));
+        // sled 0.34 panics on some kinds of damage.
         let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
         let mut opened = open();
-        // Its threads hold the file a moment longer than the database that they were of, and so
-        // does a child of this process that has yet to become another program.
+        // The threads of sled hold the lock for a moment after the database is dropped, and so does
+        // a child process between fork and exec.
         for _ in 0..LOCK_TRIES {
             if !matches!(&opened, Ok(Err(sled::Error::Io(error))) if is_lock(error)) {
                 break;
             }
-            std::thread::park_timeout(LOCK_AGAIN);
+            std::thread::park_timeout(LOCK_RETRY_INTERVAL);
             opened = open();
         }
         let db = match opened {
             Ok(Ok(db)) => db,
-            // Something else stands in the place of a directory or of a file.
+            // A file exists in place of a directory, or the reverse.
             Ok(Err(sled::Error::Io(error)))
                 if matches!(
                     error.kind(),
@@ -172,7 +174,7 @@ impl Engine {
         let file = path.join(DATA_FILE);
         let data = File::open(&file).map_err(failed)?;
         let presence = Presence::of(&file, &data).map_err(failed)?;
-        Ok(Self { db, path: path.to_owned(), data, put_aside: None, presence })
+        Ok(Self { db, path: path.to_owned(), data, quarantined: None, presence })
     }
 
     pub(super) fn tree(&self, name: impl AsRef<[u8]>) -> Result<sled::Tree, StoreError> {
@@ -193,13 +195,13 @@ impl Engine {
         self.db.tree_names().iter().map(|name| name.to_vec()).collect()
     }
 
-    /// Hands everything to the kernel: it survives the death of this process.
+    /// Hands all data to the kernel, so that it survives the death of this process.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
         self.db.flush()?;
         Ok(())
     }
 
-    /// Has the disk write everything: it survives a loss of power.
+    /// Writes all data to the disk, so that it survives a loss of power.
     pub(super) fn flush_durably(&self) -> Result<(), StoreError> {
         self.flush()?;
         self.data
@@ -212,36 +214,36 @@ impl Engine {
         self.presence.check()
     }
 
-    /// Returns the new place of the damaged database that this one replaces.
-    pub(super) fn put_aside(&self) -> Option<&Path> {
-        self.put_aside.as_deref()
+    /// Returns the path to which the damaged database that this one replaces was moved.
+    pub(super) fn quarantined(&self) -> Option<&Path> {
+        self.quarantined.as_deref()
     }
 
-    /// Returns the octets of the database on the disk.
+    /// Returns the size of the database on disk, bytes.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)
     }
 }
 
-/// sled has beside its data how that is laid out, which is the same for all that this agent makes: where
-/// it is not what its sum says it is, it goes, and sled writes it anew.
-fn mend_settings(path: &Path) {
+/// Removes the settings file of a database if its checksum is wrong. sled writes it again; the
+/// settings are the same for all databases of this agent.
+fn repair_settings(path: &Path) {
     let is_whole = match fs::read(path) {
         Ok(octets) => octets
             .split_last_chunk::<4>()
             .is_some_and(|(settings, sum)| crc32fast::hash(settings) == u32::from_le_bytes(*sum)),
-        // Nothing stands there, but for a link to nothing.
+        // The path does not exist, or is a dangling link.
         Err(error) if error.kind() == io::ErrorKind::NotFound => !path.is_symlink(),
-        // Opening the database reports it.
+        // Opening the database reports the error.
         Err(_) => true,
     };
     if !is_whole {
-        let removed = fs::remove_file(path);
-        tracing::warn!(file = %path.display(), ?removed, "was damaged; it is written anew");
+        let error = fs::remove_file(path).err().map(tracing::field::display);
+        tracing::warn!(file = %path.display(), error, "database settings damaged, rewriting");
     }
 }
 
-/// Removes snapshots whose names contain this; whether there was one.
+/// Removes snapshots whose names contain `containing`; returns true if one was removed.
 fn remove_snapshots(path: &Path, containing: &str) -> bool {
     let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let names = names.filter_map(|name| name.into_string().ok());
@@ -250,31 +252,31 @@ fn remove_snapshots(path: &Path, containing: &str) -> bool {
     removed > 0
 }
 
-/// Renames a damaged database; an older one that was put aside is removed.
+/// Renames a damaged database, and removes an earlier one of that name; returns the new path.
 fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::Directory { path: path.to_owned(), source };
-    let aside = path.with_extension("damaged");
-    if aside.is_dir() {
-        fs::remove_dir_all(&aside).map_err(failed)?;
-    } else if aside.exists() {
-        fs::remove_file(&aside).map_err(failed)?;
+    let quarantined = path.with_extension("damaged");
+    if quarantined.is_dir() {
+        fs::remove_dir_all(&quarantined).map_err(failed)?;
+    } else if quarantined.exists() {
+        fs::remove_file(&quarantined).map_err(failed)?;
     }
-    disk::rename(path, &aside).map_err(failed)?;
-    Ok(aside)
+    disk::rename(path, &quarantined).map_err(failed)?;
+    Ok(quarantined)
 }
 
-/// Returns true when the creation of the database of a window came to its end.
+/// Returns true if the creation of a window's database was completed.
 pub(super) fn is_created(path: &Path) -> io::Result<bool> {
     path.join(CREATED).try_exists()
 }
 
-/// Notes that the database of a window is created, durably.
+/// Marks the creation of a window's database as completed, durably.
 pub(super) fn note_created(path: &Path) -> io::Result<()> {
     File::create(path.join(CREATED))?.sync_all()?;
     sync_entries(path)
 }
 
-/// Has the disk write the directory of a database, and the entry of that.
+/// Syncs the directory of a database and its parent directory.
 fn sync_entries(path: &Path) -> io::Result<()> {
     disk::sync_directory(path)?;
     path.parent().map_or(Ok(()), disk::sync_directory)

@@ -1,4 +1,4 @@
-//! Reads entries out of windows.
+//! Reads entries of the log from its windows.
 
 use std::{
     ops::RangeInclusive,
@@ -15,11 +15,11 @@ use super::{
     window::{Window, WindowList},
 };
 
-/// Records that were stored and are not found, though sled knows of no damage.
+/// Error for stored records that are missing although sled reports no damage.
 const MISSING: StoreError = StoreError::Damaged("page of records");
 
-/// Entries with cursors in `range`, at most so many records and octets; the newest of them, in
-/// falling order, with `backwards`. At least one where there is one.
+/// Returns entries with cursors in `range`, limited to `records` and to `octets` of content, but at
+/// least one if there is one. With `backwards`, returns the newest of them in descending order.
 pub(super) fn entries(
     list: &WindowList,
     range: RangeInclusive<u64>,
@@ -33,11 +33,11 @@ pub(super) fn entries(
         return Ok(found.entries);
     }
     let start = *found.range.start();
-    // Windows in front of the one that the range begins in hold nothing of it.
+    // Windows before the one that contains the start of the range are skipped.
     let from = list.partition_point(|window| window.name.first_cursor <= start).max(1) - 1;
     let windows = list.get(from..).unwrap_or_default();
     let mut each = |index: usize, window: &Window| -> Result<bool, StoreError> {
-        // A window that was stored without holes has none but for damage.
+        // If all cursors of a window were stored, a missing record is damage.
         let end = windows.get(index + 1).map(|next| next.name.first_cursor);
         let end = end.filter(|end| end - window.name.first_cursor == window.records());
         guarded(window, |files| {
@@ -65,8 +65,8 @@ pub(super) fn entries(
     Ok(found.entries)
 }
 
-/// Reads a window. One whose database is damaged as a whole, or over which sled panics, is lost, and
-/// costs no other.
+/// Runs `read` on a window. If its database is damaged as a whole, or sled panics, the window is
+/// marked as lost; other windows are not affected.
 pub(super) fn guarded(
     window: &Window,
     read: impl FnOnce(&Files) -> Result<(), StoreError>,
@@ -84,7 +84,7 @@ pub(super) fn guarded(
     }
 }
 
-/// Entries that were found so far.
+/// Collects entries up to the limits of a read.
 struct Found {
     entries: Vec<Entry>,
     octets: usize,
@@ -95,12 +95,12 @@ struct Found {
 }
 
 impl Found {
-    /// Reads a window whose records go up to `end`, where that is known, and none of which is missing
-    /// then.
+    /// Reads a window in ascending order. If `end` is given, the window must have all records
+    /// before it, and missing ones are reported as damage.
     fn read(&mut self, window: &Window, files: &Files, end: Option<u64>) -> Result<(), StoreError> {
         let (first, last) = self.range.clone().into_inner();
         let mut next = first.max(window.name.first_cursor);
-        // The page that the range begins in may begin before it.
+        // The page with the first record of the range may begin before the range.
         let before = falling(window, files, first).next().transpose()?;
         let from = before.map_or(first, |(key, _)| key);
         for page in Pages::rising(window, files, from, last) {
@@ -141,7 +141,7 @@ impl Found {
         Ok(())
     }
 
-    /// Adds a record, unless its subject cannot be read; returns whether there was space for it.
+    /// Adds a record unless its subject cannot be read; returns false if a limit was reached.
     fn push(&mut self, record: Stored, window: &Window, files: &Files) -> Result<bool, StoreError> {
         let subject = match files.subject(record.subject) {
             Ok(subject) => subject,
@@ -163,7 +163,7 @@ impl Found {
     }
 }
 
-/// The records of a page, up to one that makes no sense.
+/// Returns the records of a page, up to the first malformed one.
 pub(super) fn readable(key: u64, page: &[u8], window: &Window) -> impl Iterator<Item = Stored> {
     let records = Records::new(key, Bytes::copy_from_slice(page)).into_iter().flatten();
     records.map_while(move |record| record.inspect_err(|error| window.note_damage(error, key)).ok())

@@ -1,6 +1,6 @@
-//! Revisions of the configuration as they are stored. The messages here are apart from those of the
-//! API, so that either can change alone. Documents and answers are encoded as the API has them, next
-//! to a number that names the encoding: a new version of the API gets a new number.
+//! Stored form of the revisions of the configuration. Its messages are separate from those of the
+//! API, so that each can change alone. Documents and answers are stored in the encoding of the API
+//! with a number that identifies the encoding: a new version of the API gets a new number.
 
 use std::fmt;
 
@@ -19,11 +19,11 @@ pub struct StoredRevision {
     pub revision: Option<proto::Revision>,
     /// Document of the revision.
     pub config: Option<proto::AgentConfig>,
-    /// Answer to the request that made the revision, for a repetition of the request.
+    /// Answer to the request that made the revision, to return it if the request is repeated.
     pub answer: Option<proto::ApplyConfigResponse>,
     /// Digest of the document in the request.
     pub request_digest: String,
-    /// Rollback that happens unless the revision is confirmed.
+    /// Rollback that is due unless the revision is confirmed.
     pub unconfirmed: Option<Unconfirmed>,
 }
 
@@ -33,16 +33,16 @@ pub struct Unconfirmed {
     /// Time of the rollback, nanoseconds since 1970.
     #[prost(uint64, tag = "1")]
     pub until_unix_ns: u64,
-    /// The revision whose document then holds again; 0 for an empty one.
+    /// Revision whose document is committed again; 0 for an empty document.
     #[prost(uint64, tag = "2")]
     pub rollback_to: u64,
-    /// Time to confirm, nanoseconds.
+    /// Time limit for confirming, nanoseconds.
     #[prost(uint64, tag = "3")]
     pub timeout_ns: u64,
-    /// Time of the rollback since the host was started, nanoseconds: nobody sets that clock.
+    /// Time of the rollback since the boot of the host, nanoseconds; clock steps do not affect it.
     #[prost(uint64, tag = "4")]
     pub until_uptime_ns: u64,
-    /// Start of the host that `until_uptime_ns` counts from.
+    /// Boot of the host that `until_uptime_ns` counts from.
     #[prost(fixed64, tag = "5")]
     pub boot: u64,
 }
@@ -54,23 +54,23 @@ pub struct StoredAnswer {
     pub request_id: String,
     /// Digest of the document in the request.
     pub digest: String,
-    /// The answer that was given.
+    /// Answer to the request.
     pub answer: Option<proto::ApplyConfigResponse>,
 }
 
-/// A message in an encoding that has a number.
+/// Message with the number of its encoding.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 struct Payload {
     #[prost(uint32, tag = "1")]
     encoding: u32,
-    /// The message; with a base, its difference to that.
+    /// The encoded message or, with a base, its difference to the base.
     #[prost(bytes = "vec", tag = "2")]
     content: Vec<u8>,
-    /// Number of the revision whose document is the base; 0 for none.
+    /// Number of the revision whose document is the base; 0 without a base.
     #[prost(uint64, tag = "3")]
     base: u64,
-    /// CRC-32 of the message, where there is a base.
+    /// CRC-32 of the encoded message if there is a base.
     #[prost(fixed32, tag = "4")]
     checksum: u32,
 }
@@ -88,14 +88,14 @@ impl Payload {
     }
 }
 
-/// Leaves the content out: a document has secrets.
+/// Omits the content, because a document contains secrets.
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Payload of {} octets in encoding {}", self.content.len(), self.encoding)
+        write!(f, "Payload of {} bytes in encoding {}", self.content.len(), self.encoding)
     }
 }
 
-/// [`StoredRevision`] on the disk.
+/// Stored form of a [`StoredRevision`].
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Revision {
     #[prost(uint64, tag = "1")]
@@ -144,13 +144,14 @@ impl Revision {
         self.unconfirmed
     }
 
-    /// Number of the revision that the document is stored as a difference to; `None` for a whole one.
+    /// Returns the number of the revision to whose document this document is a difference; `None`
+    /// if the document is stored whole.
     pub(super) fn base(&self) -> Option<u64> {
         self.document.as_ref().map(|document| document.base).filter(|base| *base > 0)
     }
 
-    /// Returns the revision with its document as the difference to that of another one; `None` where that
-    /// saves little.
+    /// Returns the revision with its document as a difference to the document of `base`; `None`
+    /// unless that is shorter than half of the document.
     pub(super) fn as_difference(&self, base: &Self) -> Option<Self> {
         let (whole, base_document) = (self.document.as_ref()?, base.document.as_ref()?);
         let content = delta::difference(&base_document.content, &whole.content);
@@ -160,7 +161,8 @@ impl Revision {
         saves.then(|| Self { document: Some(document), ..self.clone() })
     }
 
-    /// Returns the revision with its document as a whole, which is a difference to that of `base`.
+    /// Returns the revision with its whole document, which is stored as a difference to that of
+    /// `base`.
     pub(super) fn as_whole(&self, base: &Self) -> Result<Self, StoreError> {
         let whole = self.document.as_ref().zip(base.document.as_ref()).and_then(|(made, base)| {
             let content = delta::apply(&base.content, &made.content)?;
@@ -211,7 +213,7 @@ impl From<&StoredRevision> for Revision {
     }
 }
 
-/// [`StoredAnswer`] on the disk.
+/// Stored form of a [`StoredAnswer`].
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Answer {
     #[prost(string, tag = "1")]
@@ -241,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_revision_comes_out_as_it_went_in() {
+    fn a_decoded_revision_equals_the_encoded_one() {
         let server = Some(proto::ServerConfig::default());
         let stored = StoredRevision {
             revision: Some(proto::Revision {

@@ -1,5 +1,5 @@
-//! The host of a state directory, noted in a file of it: a copy of the directory is recognised, and
-//! so is a clock that was set while no agent ran.
+//! Note of the host in its state directory, to recognise a copy of the directory and a clock that
+//! was stepped while no agent was running.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -11,30 +11,30 @@ use crate::time::{LARGE_STEP_NS, Monotonic, Now, UnixTime};
 const NAME: &str = "host";
 const MAGIC: &[u8] = b"twamp-agent host 1\n";
 
-/// The present host, as far as it can be told from others.
+/// Facts that distinguish the current host from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// Machine id (machine-id(5)); empty if there is none.
     pub machine_id: String,
-    /// UUID of the (virtual) machine in its firmware; empty if it cannot be read.
+    /// UUID of the (virtual) machine from its firmware; empty if it cannot be read.
     pub product_uuid: String,
     /// Host name.
     pub name: String,
-    /// Number of the present boot of the kernel; 0 when unknown.
+    /// Number that identifies the current boot of the kernel; 0 if unknown.
     pub boot: u64,
 }
 
-/// Findings of a start about its host.
+/// Changes of the host since the previous start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFindings {
-    /// Facts that differ from those of the previous start; empty if the directory is where it was.
+    /// Facts that differ from those of the previous start, as text; empty if none differs.
     pub changes: Vec<String>,
-    /// Nanoseconds by which the clock was set while no agent ran; 0 if it was not, or if that cannot
-    /// be known because the host was booted meanwhile.
+    /// Clock step while no agent was running, nanoseconds; 0 if there was none, or if it is unknown
+    /// because the host has rebooted.
     pub step_ns: i64,
 }
 
-/// Content of the file.
+/// Content of the note.
 #[derive(Clone, PartialEq, Eq, Message)]
 struct Note {
     #[prost(string, tag = "1")]
@@ -48,23 +48,23 @@ struct Note {
     inode: u64,
     #[prost(uint64, tag = "5")]
     boot: u64,
-    /// Both clocks when this was written.
+    /// Both clocks at the time of writing.
     #[prost(uint64, tag = "6")]
     since_boot_ns: u64,
     #[prost(uint64, tag = "7")]
     unix_ns: u64,
-    /// Time for which records do not go by age, nanoseconds from then on.
+    /// Remaining time during which no record is deleted by age, nanoseconds.
     #[prost(uint64, tag = "8")]
     keep_all_ns: u64,
 }
 
-/// The note of a running agent.
+/// Note of the running agent.
 #[derive(Clone, Debug)]
 pub(super) struct HostNote(Note);
 
 impl HostNote {
-    /// Compares the host with the note of the previous start. Returns the note of this one, not
-    /// written yet, and the findings. `now` has the time since boot as its monotonic clock.
+    /// Compares the host with the note of the previous start. Returns the new note, which is not
+    /// written yet, and the changes. The monotonic clock of `now` counts from the boot of the host.
     pub(super) fn compare(directory: &Path, host: Host, now: Now) -> (Self, HostFindings) {
         let inode = fs::metadata(directory).map_or(0, |metadata| metadata.ino());
         let mut note = Note {
@@ -89,18 +89,18 @@ impl HostNote {
         (Self(note), findings)
     }
 
-    /// Returns the time for which records do not go by age, in nanoseconds.
+    /// Returns the time during which no record is deleted by age, nanoseconds.
     pub(super) fn keep_all_ns(&self) -> u64 {
         self.0.keep_all_ns
     }
 
-    /// Writes the note anew.
+    /// Writes the note with the current time.
     pub(super) fn write(&mut self, directory: &Path, now: Now, keep_all_ns: u64) {
         self.0.since_boot_ns = now.monotonic.0;
         self.0.unix_ns = now.unix.0;
         self.0.keep_all_ns = keep_all_ns;
         if let Err(error) = disk::replace_message(&directory.join(NAME), MAGIC, &self.0) {
-            tracing::warn!(%error, "failed to note the host");
+            tracing::warn!(%error, "failed to write the host note");
         }
     }
 }
@@ -112,7 +112,7 @@ impl Note {
             ("product UUID", &self.product_uuid, &present.product_uuid),
             ("host name", &self.host_name, &present.host_name),
         ];
-        // A fact that cannot be read any more says nothing.
+        // A fact that can no longer be read is no change.
         let changed = facts
             .into_iter()
             .filter(|(_, before, present)| before != present && !present.is_empty())
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_facts_and_copies_are_found_once() {
+    fn changed_facts_and_copies_are_reported_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(start(path, host(), at(100, 5_000)), HostFindings::default(), "first start");
@@ -168,9 +168,13 @@ mod tests {
         let other = Host { machine_id: "n".into(), name: "probe-2".into(), ..host() };
         let found = start(path, other.clone(), at(300, 5_200)).changes;
         assert_eq!(found, [r#"machine-id n (was "m")"#, r#"host name probe-2 (was "probe-1")"#]);
-        assert_eq!(start(path, other.clone(), at(400, 5_300)).changes.len(), 0, "told once");
+        assert_eq!(start(path, other.clone(), at(400, 5_300)).changes.len(), 0, "reported once");
         let unknown = Host { machine_id: String::new(), ..other.clone() };
-        assert_eq!(start(path, unknown, at(500, 5_400)).changes.len(), 0, "no id says nothing");
+        assert_eq!(
+            start(path, unknown, at(500, 5_400)).changes.len(),
+            0,
+            "an unknown id is no change"
+        );
 
         let copy = tempfile::tempdir().unwrap();
         fs::copy(path.join(NAME), copy.path().join(NAME)).unwrap();
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_between_two_starts_is_found_within_one_boot() {
+    fn a_clock_step_between_two_starts_is_detected_within_one_boot() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let step_s = |host, now| {
@@ -197,14 +201,14 @@ mod tests {
         assert_eq!(step_s(host(), at(7_300, 12_259 + 691_200)), 691_200);
         assert_eq!(step_s(host(), at(7_400, 12_359)), -691_200);
         let rebooted = Host { boot: 8, ..host() };
-        assert_eq!(step_s(rebooted, at(10, 999_999)), 0, "unknown over a boot");
+        assert_eq!(step_s(rebooted, at(10, 999_999)), 0, "unknown after a reboot");
         let unknown = Host { boot: 0, ..host() };
         assert_eq!(step_s(unknown.clone(), at(20, 1)), 0);
         assert_eq!(step_s(unknown, at(30, 999_999)), 0);
     }
 
     #[test]
-    fn time_for_which_all_is_kept_goes_on_over_a_start() {
+    fn suspension_of_deletion_survives_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let (mut note, _) = HostNote::compare(directory.path(), host(), at(100, 5_000));
         assert_eq!(note.keep_all_ns(), 0);

@@ -1,5 +1,5 @@
-//! The identity of the agent: in the state database and in a file beside it, so that damage to one
-//! costs nothing.
+//! Identity of the agent, stored in the state database and in a separate file. Either copy is
+//! sufficient.
 
 use std::{fs, io, path::Path};
 
@@ -11,10 +11,10 @@ use super::{
 
 const NAME: &str = "agent-id";
 const KEY: &[u8] = b"agent-id";
-/// Longest identity that is believed.
+/// Maximum length of an identity, bytes.
 const MAXIMUM_OCTETS: usize = 256;
 
-/// Returns the identity of the agent: `new` where none is stored yet.
+/// Returns the stored identity of the agent; stores and returns `new` if there is none.
 pub(super) fn agent_id(
     directory: &Path,
     meta: &sled::Tree,
@@ -40,7 +40,7 @@ pub(super) fn agent_id(
     Ok(id)
 }
 
-/// Replaces the identity of the stopped agent of a state directory; returns the one before.
+/// Replaces the identity in the state directory of a stopped agent; returns the previous one.
 pub fn renew(state: &StateDirectory, id: &str) -> Result<String, StoreError> {
     let engine = Engine::open_whole(&state.path().join(STATE), CACHE_OCTETS)?;
     let meta = Trees::open(&engine)?.meta;
@@ -52,7 +52,7 @@ pub fn renew(state: &StateDirectory, id: &str) -> Result<String, StoreError> {
     Ok(before)
 }
 
-/// An identity and the checksum of it, one line each.
+/// Parses the file: an identity and its checksum, one line each.
 fn parse(text: &str) -> Option<String> {
     let (id, sum) = text.split_once('\n')?;
     let is_whole = sum.trim() == checksum(id) && !id.is_empty() && id.len() <= MAXIMUM_OCTETS;
@@ -73,18 +73,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn either_copy_is_enough() {
+    fn either_copy_is_sufficient() {
         let directory = tempfile::tempdir().unwrap();
         let database = || sled::Config::new().temporary(true).open().unwrap();
         let (one, other) = (database(), database());
         let id = |meta: &sled::Tree, new| agent_id(directory.path(), meta, new).unwrap();
         assert_eq!(id(&one, "a"), "a");
-        assert_eq!(id(&other, "b"), "a", "of the file");
+        assert_eq!(id(&other, "b"), "a", "from the file");
         let file = directory.path().join(NAME);
         for damaged in ["", "x\n00000000\n", "\n00000000\n"] {
             fs::write(&file, damaged).unwrap();
-            assert_eq!(id(&one, "b"), "a", "of the database");
-            assert_eq!(id(&database(), "b"), "a", "of the file again");
+            assert_eq!(id(&one, "b"), "a", "from the database");
+            assert_eq!(id(&database(), "b"), "a", "from the file again");
         }
         fs::remove_file(&file).unwrap();
         assert_eq!(id(&database(), "b"), "b");

@@ -1,6 +1,7 @@
-//! Runs of the agent that wrote the log, each with the first cursor it may have written: a record is
-//! named for ever by the agent, the run and the cursor, also where a copy of the disk goes its own way.
-//! They are in the state database and in a file beside it: damage to one costs nothing.
+//! Incarnations (runs of the agent that wrote the log), each with its first cursor. Agent,
+//! incarnation and cursor identify a record uniquely, even if a copy of the disk runs as another
+//! agent. Incarnations are stored in the state database and in a separate file. Either copy is
+//! sufficient.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +15,14 @@ use super::{StoreError, disk, layout::cursor_of};
 
 const NAME: &str = "incarnations";
 const MAGIC: &[u8] = b"twamp-agent incarnations 1\n";
-/// Runs that are remembered; the oldest ones beyond go first.
-const MOST: usize = 4096;
+/// Maximum number of stored incarnations; the oldest are removed first.
+const MAXIMUM_INCARNATIONS: usize = 4096;
 
-/// The runs by their first cursors.
+/// Incarnations by their first cursors.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Incarnations(BTreeMap<u64, Arc<str>>);
 
-/// The runs as the file has them.
+/// Content of the file.
 #[derive(Clone, PartialEq, Message)]
 struct Stored {
     #[prost(btree_map = "uint64, string", tag = "1")]
@@ -29,7 +30,7 @@ struct Stored {
 }
 
 impl Incarnations {
-    /// Reads what either copy has.
+    /// Reads the incarnations of both copies.
     pub(super) fn load(directory: &Path, tree: &sled::Tree) -> Result<Self, StoreError> {
         let stored: Option<Stored> = disk::read_message(&path(directory), MAGIC);
         let mut runs = stored.unwrap_or_default().by_first_cursor;
@@ -41,8 +42,8 @@ impl Incarnations {
         Ok(Self(runs.into_iter().map(|(cursor, id)| (cursor, id.into())).collect()))
     }
 
-    /// Begins a run with the next cursor, and stores that. Runs that no record is left of go, which
-    /// are those before the run of the `earliest` one.
+    /// Begins an incarnation with the cursor `next`, and stores it. Incarnations before that of the
+    /// `earliest` record are removed.
     pub(super) fn begin(
         &mut self,
         (directory, tree): (&Path, &sled::Tree),
@@ -52,7 +53,7 @@ impl Incarnations {
         self.0.insert(next, id.into());
         let kept = self.0.range(..=earliest).next_back().map_or(0, |(first, _)| *first);
         self.0 = self.0.split_off(&kept);
-        while self.0.len() > MOST {
+        while self.0.len() > MAXIMUM_INCARNATIONS {
             self.0.pop_first();
         }
         let mut batch = sled::Batch::default();
@@ -74,7 +75,7 @@ impl Incarnations {
         Ok(())
     }
 
-    /// Returns the run that wrote a record; `None` where it is not remembered.
+    /// Returns the incarnation that wrote a record; `None` if it is not stored.
     pub(super) fn at(&self, cursor: u64) -> Option<Arc<str>> {
         self.0.range(..=cursor).next_back().map(|(_, id)| id.clone())
     }
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn either_copy_names_the_run_of_each_record() {
+    fn either_copy_yields_the_incarnation_of_each_record() {
         let directory = tempfile::tempdir().unwrap();
         let tree = tree();
         for (id, next) in [("a", 1), ("b", 10), ("c", 10), ("d", 25)] {
@@ -114,7 +115,7 @@ mod tests {
         fs::write(path(directory.path()), b"damaged").unwrap();
         let mut runs = Incarnations::load(directory.path(), &tree).unwrap();
         assert_eq!(runs_of(&runs, &cursors), expected);
-        // Retention took the records up to 11.
+        // Retention has removed the records up to 11.
         runs.begin((directory.path(), &tree), "e", (12, 30)).unwrap();
         let runs = Incarnations::load(directory.path(), &tree).unwrap();
         assert_eq!(

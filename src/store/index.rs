@@ -1,5 +1,5 @@
-//! Summaries of the sealed windows in one small file, so that a start opens none of them. The file can
-//! be lost: each window holds its own summary as well.
+//! File with the summaries of the sealed windows, so that a start does not open the windows. Each
+//! window contains its own summary as well, so the file can be rebuilt.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -32,9 +32,9 @@ struct StoredWindow {
     summary: Option<Summary>,
 }
 
-/// Reads the index; an empty one where there is none that can be believed.
-pub(super) fn read(place: &Path) -> Index {
-    let stored: Option<Stored> = disk::read_message(&place.join(NAME), MAGIC);
+/// Reads the index; empty if it is missing or damaged.
+pub(super) fn read(directory: &Path) -> Index {
+    let stored: Option<Stored> = disk::read_message(&directory.join(NAME), MAGIC);
     let windows = stored.unwrap_or_default().windows.into_iter();
     windows
         .filter_map(|StoredWindow { first_cursor, generation, summary }| {
@@ -43,15 +43,15 @@ pub(super) fn read(place: &Path) -> Index {
         .collect()
 }
 
-/// Replaces the index by another one.
-pub(super) fn write(place: &Path, index: &Index) -> io::Result<()> {
+/// Replaces the index file atomically.
+pub(super) fn write(directory: &Path, index: &Index) -> io::Result<()> {
     let window = |(name, summary): (&WindowName, &Summary)| StoredWindow {
         first_cursor: name.first_cursor,
         generation: name.generation,
         summary: Some(*summary),
     };
     let stored = Stored { windows: index.iter().map(window).collect() };
-    disk::replace_message(&place.join(NAME), MAGIC, &stored)
+    disk::replace_message(&directory.join(NAME), MAGIC, &stored)
 }
 
 #[cfg(test)]
@@ -61,21 +61,21 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn only_a_whole_index_is_believed() {
-        let place = tempfile::tempdir().unwrap();
-        assert_eq!(read(place.path()), Index::new());
+    fn a_damaged_index_is_ignored() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read(directory.path()), Index::new());
         let index: Index = (1..50)
             .map(|n| (WindowName::new(n * 1000), Summary::beginning_at(UnixTime(n))))
             .collect();
-        write(place.path(), &index).unwrap();
-        assert_eq!(read(place.path()), index);
-        let file = place.path().join(NAME);
+        write(directory.path(), &index).unwrap();
+        assert_eq!(read(directory.path()), index);
+        let file = directory.path().join(NAME);
         let octets = fs::read(&file).unwrap();
         for bit in (0..octets.len() * 8).step_by(31) {
             let mut flipped = octets.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             fs::write(&file, flipped).unwrap();
-            assert_eq!(read(place.path()), Index::new(), "bit {bit}");
+            assert_eq!(read(directory.path()), Index::new(), "bit {bit}");
         }
     }
 }

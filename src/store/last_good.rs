@@ -1,5 +1,5 @@
-//! A second copy of the current revision, in a file of its own: what a damaged database would take
-//! with it is found there. Written after each commit, by a new file in the place of the old one.
+//! Copy of the current revision in a separate file, to recover from a damaged database. It is
+//! replaced atomically after each commit.
 
 use std::{fs, io, path::Path};
 
@@ -13,36 +13,36 @@ pub(super) const NAME: &str = "config.last";
 const MAGIC: &[u8] = b"twamp-agent configuration 1\n";
 const SUM_OCTETS: usize = 32;
 
-/// State of the configuration that a start can go on with.
+/// State of the configuration that is sufficient for a start.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LastGood {
     #[prost(message, optional, tag = "1")]
     pub(super) stored: Option<Revision>,
-    /// Key of the digests that stand for secrets.
+    /// Key for digests of secrets.
     #[prost(bytes = "vec", tag = "2")]
     pub(super) digest_key: Vec<u8>,
     /// The latest revision that was confirmed.
     #[prost(uint64, tag = "3")]
     pub(super) confirmed: u64,
-    /// Document of the rollback, where `stored` is not confirmed.
+    /// Revision of the rollback if `stored` is pending.
     #[prost(message, optional, tag = "4")]
     pub(super) rollback: Option<Revision>,
 }
 
 impl LastGood {
-    /// Number of the revision; 0 for none.
+    /// Returns the number of the revision; 0 without a revision.
     pub(super) fn revision(&self) -> u64 {
         self.stored.as_ref().map_or(0, Revision::number)
     }
 
-    /// The copy in a state directory; `None` where there is none that can be believed.
+    /// Reads the copy in a state directory; `None` if it is missing or damaged.
     pub(super) fn read(directory: &Path) -> Option<Self> {
         let octets = fs::read(directory.join(NAME)).ok()?;
         let (sum, message) = octets.strip_prefix(MAGIC)?.split_at_checked(SUM_OCTETS)?;
         (Sha256::digest(message).as_slice() == sum).then(|| Self::decode(message).ok())?
     }
 
-    /// Makes this the copy. It is on the disk when this returns.
+    /// Writes the copy. It is durable when this returns.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let message = self.encode_to_vec();
         let sum = Sha256::digest(&message);
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_whole_is_believed() {
+    fn a_damaged_copy_is_ignored() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(LastGood::read(directory.path()), None);
         let copy = LastGood { digest_key: vec![7; 32], confirmed: 5, ..LastGood::default() };

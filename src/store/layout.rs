@@ -1,4 +1,4 @@
-//! Entries of the log, and the names and summaries of the windows that hold them.
+//! Entries of the log, and the names and summaries of its windows.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -17,41 +17,41 @@ pub struct Subject {
     /// Name of the session; empty for a connection.
     #[prost(string, tag = "2")]
     pub session: String,
-    /// Labels that its records carry.
+    /// Labels of its records.
     #[prost(btree_map = "string, string", tag = "3")]
     pub labels: std::collections::BTreeMap<String, String>,
 }
 
-/// An entry of the log.
+/// Entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Position in the log.
     pub cursor: u64,
-    /// Time of the record; whole microseconds are kept.
+    /// Time of the record; stored in whole microseconds.
     pub time: UnixTime,
-    /// Connection and session that it belongs to.
+    /// Connection and session that the record belongs to.
     pub subject: Arc<Subject>,
-    /// Kind of the content; the store does not look into it.
+    /// Kind of the content, see [`super::content`].
     pub kind: u8,
-    /// Content of at most [`super::MAXIMUM_CONTENT_OCTETS`].
+    /// Content, at most [`super::MAXIMUM_CONTENT_OCTETS`] bytes.
     pub content: Bytes,
 }
 
-/// Name of a window, and of its directory.
+/// Name of a window and of its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct WindowName {
     pub(super) first_cursor: u64,
-    /// Number of copies without some of the records, each made of the one before.
+    /// Number of times that records were removed from the window by copying it.
     pub(super) generation: u32,
 }
 
 impl WindowName {
-    /// Name of a window that begins with this cursor.
+    /// Returns the name of a new window that begins with this cursor.
     pub(super) fn new(first_cursor: u64) -> Self {
         Self { first_cursor, generation: 0 }
     }
 
-    /// Returns true for the first generation, which has all of its records.
+    /// Returns true for the first generation, from which no records were removed.
     pub(super) fn is_first(self) -> bool {
         self.generation == 0
     }
@@ -77,8 +77,8 @@ impl FromStr for WindowName {
     }
 }
 
-/// Figures of a window. Kept in the window and in the index: a start need not read all that is
-/// stored.
+/// Figures of a window. Stored in the window and in the index, so that a start does not read all
+/// records.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(super) struct Summary {
     #[prost(uint64, tag = "1")]
@@ -93,13 +93,13 @@ pub(super) struct Summary {
     pub(super) earliest_ns: u64,
     #[prost(fixed64, tag = "6")]
     pub(super) latest_ns: u64,
-    /// Largest time by which a record is earlier than one before it.
+    /// Maximum time by which a record is earlier than a preceding one, nanoseconds.
     #[prost(uint64, tag = "7")]
     pub(super) disorder_ns: u64,
 }
 
 impl Summary {
-    /// Summary of a window that begins at this time.
+    /// Returns the summary of an empty window that begins at this time.
     pub(super) fn beginning_at(time: UnixTime) -> Self {
         let UnixTime(begun_ns) = time;
         Self { begun_ns, earliest_ns: begun_ns, latest_ns: begun_ns, ..Self::default() }

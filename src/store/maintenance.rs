@@ -1,5 +1,5 @@
-//! Maintenance of a state directory while no agent runs on it: verified, written to a file, read from
-//! one, and made as small as what is in it.
+//! Maintenance of the state directory of a stopped agent: verification, export, import and
+//! compaction.
 
 mod inspect;
 mod transfer;
@@ -19,35 +19,35 @@ use super::{
 };
 use inspect::Inspection;
 
-/// Databases beside those of windows, by their files.
+/// Names of the databases other than those of windows.
 const DATABASES: [&str; 2] = ["config", "state"];
 const CACHE_OCTETS: u64 = 16 << 20;
-/// Entries flushed at once while a database is written.
-const FLUSH_EVERY: u64 = 50_000;
-/// Extensions of a database that is written anew, and of what it is written from.
+/// Number of entries after which a database that is being written is flushed.
+const ENTRIES_PER_FLUSH: u64 = 50_000;
+/// Extensions of the compacted copy of a database, and of the original while the copy replaces it.
 const COMPACT: &str = "compact";
 const OLD: &str = "old";
 
-/// Why a state directory could not be worked on.
+/// Failure of the maintenance of a state directory.
 #[derive(Debug, Error)]
 pub enum MaintenanceError {
-    /// An error of the store.
+    /// A store operation failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An error of a file.
+    /// A file operation failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The file is not what it should be.
-    #[error("the file is damaged behind {0} items: {1}")]
+    /// The imported file is damaged.
+    #[error("the file is damaged after {0} items: {1}")]
     Damaged(u64, &'static str),
-    /// There is something already.
+    /// The target directory of an import is not empty.
     #[error("{} holds a state already: give a directory that does not exist or is empty", .0.display())]
     NotEmpty(PathBuf),
-    /// A record that cannot be read.
+    /// A record cannot be read.
     #[error("record {0}: {1}")]
     Record(u64, StoreError),
-    /// Some of the log cannot be read.
-    #[error("of {stored} records {readable} can be read, the newest of them {newest}")]
+    /// Part of the log cannot be read.
+    #[error("only {readable} of {stored} records can be read; the newest has cursor {newest}")]
     Unreadable {
         /// Number of records that are stored.
         stored: u64,
@@ -56,41 +56,41 @@ pub enum MaintenanceError {
         /// Cursor of the newest readable record.
         newest: u64,
     },
-    /// Windows that cannot be opened, and not because of damage.
+    /// Windows cannot be opened, for a reason other than damage.
     #[error("{0} windows of records cannot be opened: see the log, and try again")]
     Unopened(usize),
     /// The end of the state database is missing.
-    #[error("the latest changes of statistics and consumers are gone")]
+    #[error("the latest changes of statistics and consumers are lost")]
     StateGone,
     /// The end of the log is missing.
-    #[error("records behind cursor {found}, up to {known}, are gone")]
+    #[error("records after cursor {found} up to {known} are lost")]
     Gone {
-        /// Cursor of the newest record.
+        /// Cursor of the newest record that was found.
         found: u64,
         /// Cursor of the newest record that was ever stored.
         known: u64,
     },
 }
 
-/// Figures of a state directory that was read.
+/// Figures of a verified state directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Revisions of the configuration.
+    /// Number of revisions of the configuration.
     pub revisions: usize,
-    /// Records of the log.
+    /// Number of records of the log.
     pub records: u64,
-    /// Their earliest and newest cursor; 0 where there is none.
+    /// Earliest and newest cursor of the log; 0 if it is empty.
     pub cursors: (u64, u64),
-    /// Cursors between those that have no record.
+    /// Number of cursors between them without a record.
     pub missing: u64,
-    /// Octets of the records.
+    /// Size of the records, bytes.
     pub live_bytes: u64,
-    /// Octets of the files.
+    /// Size of the databases on disk, bytes.
     pub disk_bytes: u64,
 }
 
-/// Reads everything that is stored; `check` reads the content of a record, and `is_key` whether a key
-/// of statistics is one.
+/// Reads all stored data. `check` decodes the content of a record, and `is_key` checks a key of
+/// statistics.
 pub fn verify(
     directory: &StateDirectory,
     check: impl Fn(&Entry) -> Result<(), StoreError>,
@@ -146,7 +146,8 @@ pub fn verify(
     Ok(found)
 }
 
-/// Writes each database anew, without what sled has not freed; octets before and after.
+/// Rewrites each database without the space that sled has not freed. Returns the sizes before and
+/// after, bytes.
 pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceError> {
     Inspection::open(directory)?.warn_of_losses()?;
     let (mut before, mut after) = (0, 0);
@@ -178,7 +179,7 @@ fn compact_one(
     each(&engine, |tree, key, value| {
         copy.put(tree, key, value)?;
         items += 1;
-        if items.is_multiple_of(FLUSH_EVERY) {
+        if items.is_multiple_of(ENTRIES_PER_FLUSH) {
             copy.flush()?;
         }
         Ok(())
@@ -199,13 +200,13 @@ fn compact_one(
     Ok(octets)
 }
 
-/// Undoes or ends a step that was cut short, before anything is opened.
+/// Undoes or completes an interrupted step. Must be called before a database is opened.
 pub(super) fn recover(directory: &Path) -> io::Result<()> {
     transfer::recover(directory)?;
     inspect::recover(directory)?;
     let databases = DATABASES.map(|database| directory.join(format!("{database}.sled")));
     let windows = fs::read_dir(directory.join(RESULTS)).into_iter().flatten().flatten();
-    // Extensions name a window of which a copy was being made.
+    // An extension marks a window whose compaction was interrupted.
     let windows = windows.map(|entry| entry.path()).filter(|path| path.extension().is_some());
     for whole in databases.into_iter().chain(windows.map(|path| path.with_extension(""))) {
         let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));

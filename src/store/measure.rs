@@ -1,4 +1,4 @@
-//! Figures of a window that was not sealed, by reading all of it.
+//! Computes the figures of an unsealed window from its records.
 
 use std::{
     collections::HashSet,
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::time::UnixTime;
 
-/// Reads a window to know what is in it. What cannot be read is left out, and the window is damaged
-/// then.
+/// Reads all records of a window and returns it with its figures. If some records are unreadable,
+/// they are left out and the window is marked as damaged.
 pub(super) fn measured(pool: &Arc<Pool>, name: WindowName) -> Result<Window, StoreError> {
-    // sled panics over some kinds of damage.
+    // sled panics on some kinds of damage.
     catch_unwind(AssertUnwindSafe(|| read(pool, name)))
         .unwrap_or(Err(StoreError::Damaged("window of records")))
 }
@@ -62,7 +62,7 @@ fn read(pool: &Arc<Pool>, name: WindowName) -> Result<Window, StoreError> {
         }
     }
     let window = Window::new(pool.clone(), name, summary);
-    // The number of a subject that is gone must not become that of another.
+    // A damaged window gets no new subject, so the number of a lost subject is not reused.
     window.is_damaged.store(is_damaged || !used.is_empty(), Relaxed);
     Ok(window)
 }

@@ -1,13 +1,20 @@
-//! State that survives a restart. The only module that imports sled, and no type of it is seen outside.
+//! State that survives a restart. Only this module imports sled, and it exports none of sled's
+//! types.
 //!
-//! A state directory has `schema` (its version), `config.sled` with its copy `config.last`, `state.sled`
-//! (statistics, consumers, states of connections) with the copy `agent-id`, and `results`: one
-//! database for each window of the log, so that damage to one costs no other, and `index`, their
-//! summaries. `results.last` holds the newest cursor, `quarantine` holds damaged windows.
+//! A state directory contains:
 //!
-//! sled 0.34 in short: `flush` hands data to the kernel but does not make the disk write it, files
-//! never shrink, and nodes beyond 128 KiB leak. Hence durable flushes through a descriptor of our
-//! own, windows that are removed with their files, and values of at most 4 KiB.
+//! - `schema`: the version of its layout
+//! - `config.sled`: the configuration, and `config.last`, a copy of the current revision
+//! - `state.sled`: statistics, consumers and states of connections, and `agent-id`, a copy of the
+//!   identity
+//! - `results`: one database for each window of the log, so that damage to one window does not
+//!   affect the others, and `index`, their summaries
+//! - `results.last`: the newest cursor
+//! - `quarantine`: damaged windows
+//!
+//! Properties of sled 0.34: `flush` hands data to the kernel but does not make the disk write it,
+//! files never shrink, and nodes beyond 128 KiB leak. Therefore the store flushes durably through a
+//! file descriptor of its own, removes windows with their files, and limits values to 4 KiB.
 
 mod age_guard;
 mod commands;
@@ -75,21 +82,21 @@ use crate::time::Now;
 use host::HostNote;
 use presence::Presence;
 
-/// Largest value of the store, octets.
+/// Maximum length of a stored value, bytes.
 pub const MAXIMUM_VALUE_OCTETS: usize = 4096;
-/// In a state directory, held by the agent that runs on it.
+/// File that the running agent locks in its state directory.
 const LOCK_FILE: &str = "lock";
-/// Attempts to lock a state directory, and the time between two: 2 s in all.
+/// Attempts to lock a state directory, and the pause between two: 2 s in total.
 const LOCK_TRIES: u32 = 40;
-const LOCK_AGAIN: Duration = Duration::from_millis(50);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Reason why the store did not do a thing.
+/// Failure of a store operation.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// No more consumers can be remembered.
-    #[error("{0} consumers are stored, and no more can be: delete one that is no longer needed")]
+    /// The maximum number of consumers is stored.
+    #[error("limit of {0} consumers reached: delete one that is no longer needed")]
     TooManyConsumers(usize),
-    /// Another agent runs on this state directory.
+    /// Another agent has locked the state directory.
     #[error("state directory {} is in use by another agent", .0.display())]
     Locked(PathBuf),
     /// The state directory cannot be used.
@@ -97,13 +104,13 @@ pub enum StoreError {
     Directory {
         /// Path of the directory or the file.
         path: PathBuf,
-        /// The error of the operating system.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// Written by a newer agent.
+    /// A newer agent wrote the state directory.
     #[error(
-        "{} was written by a newer agent (schema {found}; this one knows up to {}): \
-         run that version, or start with another state directory", .path.display(), schema::SCHEMA
+        "{} was written by a newer agent (schema {found}; this version reads up to {}): \
+         run the newer version, or start with another state directory", .path.display(), schema::SCHEMA
     )]
     NewerSchema {
         /// Path of the directory or the file.
@@ -111,9 +118,9 @@ pub enum StoreError {
         /// Version of its layout.
         found: u32,
     },
-    /// Written by a version that was never released.
+    /// An unreleased version wrote the state directory.
     #[error(
-        "{} was written by a development version whose layout this agent does not read: start with \
+        "{} was written by a development version with an unsupported layout: start with \
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
@@ -123,29 +130,29 @@ pub enum StoreError {
          agent, put a backup in place if there is one, and start it", .0.display()
     )]
     Removed(PathBuf),
-    /// An error of the database.
+    /// The database reported an error.
     #[error("database: {0}")]
     Database(String),
-    /// A stored value does not read back.
+    /// A stored value cannot be read.
     #[error("stored {0} is damaged")]
     Damaged(&'static str),
-    /// Too little space on the disk.
-    #[error("state directory {} has {free} octets free; {} are needed", .path.display(), reserve::RESERVE_OCTETS)]
+    /// The disk has too little free space.
+    #[error("state directory {} has {free} bytes free; {} are needed", .path.display(), reserve::RESERVE_OCTETS)]
     Full {
         /// Path of the directory or the file.
         path: PathBuf,
-        /// Octets that are free.
+        /// Free space on the disk, bytes.
         free: u64,
     },
     /// The queue to the writer is full, or the writer has ended.
-    #[error("the result store does not keep up or has ended")]
+    #[error("the result store is overloaded or has stopped")]
     Unavailable,
 }
 
 impl StoreError {
-    /// Error that stands for a panic of sled.
-    fn gave_up() -> Self {
-        Self::Database("it gave up; it is to be opened anew".into())
+    /// Returns the error for a panic of sled.
+    fn database_panicked() -> Self {
+        Self::Database("panicked, reopening".into())
     }
 }
 
@@ -158,15 +165,15 @@ impl From<sled::Error> for StoreError {
     }
 }
 
-/// Runs a step that waits for the disk, off the workers of the runtime. All steps of the databases that
-/// async code asks for go through this.
+/// Runs a step that waits for the disk on a thread for blocking work. Async code accesses the
+/// databases only through this function.
 pub async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(step).await.map_err(|_| StoreError::Unavailable)?
 }
 
-/// A state directory, held against other agents for as long as this lives.
+/// A state directory, locked against other agents until this value is dropped.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
@@ -176,13 +183,13 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Makes the directory if it is not there, and locks it. It holds secrets: nobody else may look
-    /// into it.
+    /// Creates the directory if it does not exist, and locks it. Only its owner may read it,
+    /// because it holds secrets.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Directory { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(failed)?;
         if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
-            tracing::debug!(%error, path = %path.display(), "permissions stay as they are");
+            tracing::debug!(%error, path = %path.display(), "failed to set permissions");
         }
         let file = fs::OpenOptions::new()
             .create(true)
@@ -191,11 +198,11 @@ impl StateDirectory {
             .open(path.join(LOCK_FILE))
             .map_err(failed)?;
         let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        // An agent that was killed holds it until the last of its threads is gone.
+        // A killed agent holds the lock until its last thread has ended.
         for _ in 0..LOCK_TRIES {
             locked = match locked {
                 Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                    std::thread::park_timeout(LOCK_AGAIN);
+                    std::thread::park_timeout(LOCK_RETRY_INTERVAL);
                     Flock::lock(file, FlockArg::LockExclusiveNonblock)
                 }
                 done => done,
@@ -214,9 +221,9 @@ impl StateDirectory {
         }
     }
 
-    /// Compares the host with that of the previous start, and notes it. After a large step of the
-    /// clock the store deletes nothing by age for [`KEEP_ALL_NS`]. `now` has the time since boot as
-    /// its monotonic clock.
+    /// Compares the host with that of the previous start, and stores it. After a large clock step
+    /// the store deletes nothing by age for [`KEEP_ALL_NS`]. The monotonic clock of `now` counts
+    /// from the boot of the host.
     pub fn note_host(&self, host: Host, now: Now) -> HostFindings {
         let (mut note, findings) = HostNote::compare(&self.path, host, now);
         let keep_all_ns = if findings.step_ns == 0 { note.keep_all_ns() } else { KEEP_ALL_NS };
@@ -225,13 +232,13 @@ impl StateDirectory {
         findings
     }
 
-    /// Returns the note of the host with the directory of its file; `None` before there is one.
+    /// Returns the state directory and the note of the host; `None` before [`Self::note_host`].
     fn host(&self) -> Option<(PathBuf, HostNote)> {
         let note = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Some((self.path.clone(), note?))
     }
 
-    /// Allocates the reserve for a start that finds no space, or gives it to this one.
+    /// Allocates the disk reserve, or releases it if the disk is full.
     pub fn prepare_reserve(&self) {
         reserve::prepare(&self.path);
     }

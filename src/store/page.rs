@@ -1,9 +1,10 @@
-//! Records of the log in the store: pages of consecutive cursors, so that a small record costs
-//! little more than its content.
+//! Pages of records with consecutive cursors. Storing records in pages keeps the overhead of a
+//! small record low.
 //!
-//! A page is the time of its first record (microseconds since 1970, 8 octets) and the records: kind
-//! (1 octet), number of the subject in its window (varint), time since the record before
-//! (microseconds, zigzag varint), length (varint) and content. The key is the first cursor.
+//! A page is the time of its first record (microseconds since 1970, 8 bytes) followed by the
+//! records. A record is: kind (1 byte), number of its subject in the window (varint), time since
+//! the previous record (microseconds, zigzag varint), length of the content (varint), content. The
+//! key of a page is its first cursor.
 
 use std::sync::Arc;
 
@@ -15,12 +16,12 @@ use crate::time::UnixTime;
 
 const NANOS_PER_MICRO: u64 = 1_000;
 const TIME_OCTETS: usize = 8;
-/// Octets of a record besides its content, at most: kind, subject, time, length.
+/// Maximum overhead of a record, bytes: kind, subject, time, length.
 const OVERHEAD_OCTETS: usize = 1 + 5 + 10 + 2;
-/// Largest content of a record.
+/// Maximum length of the content of a record, bytes.
 pub const MAXIMUM_CONTENT_OCTETS: usize = MAXIMUM_VALUE_OCTETS - TIME_OCTETS - OVERHEAD_OCTETS;
 
-/// A page that is being filled.
+/// Page that is being filled.
 #[derive(Debug, Default)]
 pub(super) struct PageBuilder {
     first_cursor: u64,
@@ -34,8 +35,8 @@ impl PageBuilder {
         self.records == 0
     }
 
-    /// Returns true when the record can be the next one in the page.
-    pub(super) fn takes(&self, entry: &Entry) -> bool {
+    /// Returns true if the record can be appended to the page.
+    pub(super) fn fits(&self, entry: &Entry) -> bool {
         self.is_empty()
             || entry.cursor == self.first_cursor + self.records
                 && self.octets.len() + OVERHEAD_OCTETS + entry.content.len() <= MAXIMUM_VALUE_OCTETS
@@ -59,14 +60,14 @@ impl PageBuilder {
         debug_assert!(encoded_len_varint(entry.content.len() as u64) <= 2);
     }
 
-    /// The first cursor, the records in it, and the page; empty after that.
+    /// Returns the first cursor, the number of records and the page, and empties the builder.
     pub(super) fn finish(&mut self) -> (u64, u64, Vec<u8>) {
         let Self { first_cursor, records, octets, .. } = std::mem::take(self);
         (first_cursor, records, octets)
     }
 }
 
-/// A record as it stands in a page.
+/// Record of a page, with the number of its subject.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) cursor: u64,
@@ -83,31 +84,32 @@ impl Stored {
     }
 }
 
-/// The records of a page.
+/// Iterator over the records of a page.
 #[derive(Debug)]
 pub(super) struct Records {
     next_cursor: u64,
     time_us: u64,
-    rest: Bytes,
+    remaining: Bytes,
 }
 
 impl Records {
     pub(super) fn new(first_cursor: u64, mut page: Bytes) -> Result<Self, StoreError> {
         let time_us = page.try_get_u64().map_err(|_| StoreError::Damaged("record"))?;
-        Ok(Self { next_cursor: first_cursor, time_us, rest: page })
+        Ok(Self { next_cursor: first_cursor, time_us, remaining: page })
     }
 
-    /// Time of the first record, nanoseconds since 1970, before any was read.
+    /// Returns the time of the first record, nanoseconds since 1970. Must be called before the
+    /// first read.
     pub(super) fn begun_ns(&self) -> Option<u64> {
         self.time_us.checked_mul(NANOS_PER_MICRO)
     }
 
     fn read(&mut self) -> Option<Stored> {
-        let kind = self.rest.try_get_u8().ok()?;
-        let subject = u32::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
-        let later_us = zigzag::decode(decode_varint(&mut self.rest).ok()?);
-        let length = usize::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
-        let content = (length <= self.rest.len()).then(|| self.rest.split_to(length))?;
+        let kind = self.remaining.try_get_u8().ok()?;
+        let subject = u32::try_from(decode_varint(&mut self.remaining).ok()?).ok()?;
+        let later_us = zigzag::decode(decode_varint(&mut self.remaining).ok()?);
+        let length = usize::try_from(decode_varint(&mut self.remaining).ok()?).ok()?;
+        let content = (length <= self.remaining.len()).then(|| self.remaining.split_to(length))?;
         self.time_us = self.time_us.checked_add_signed(later_us)?;
         let time = UnixTime(self.time_us.checked_mul(NANOS_PER_MICRO)?);
         let cursor = self.next_cursor;
@@ -120,12 +122,12 @@ impl Iterator for Records {
     type Item = Result<Stored, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
+        if self.remaining.is_empty() {
             return None;
         }
         let record = self.read();
         if record.is_none() {
-            self.rest.clear();
+            self.remaining.clear();
         }
         Some(record.ok_or(StoreError::Damaged("record")))
     }
@@ -138,7 +140,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_come_out_as_they_went_in(
+        fn decoded_records_equal_the_encoded_ones(
             records in prop::collection::vec((any::<u32>(), 0u64..1 << 53, any::<u8>(), 0usize..300), 1..40),
         ) {
             let mut builder = PageBuilder::default();
@@ -151,7 +153,7 @@ mod tests {
                     kind,
                     content: vec![kind; length].into(),
                 };
-                if !builder.takes(&entry) {
+                if !builder.fits(&entry) {
                     break;
                 }
                 builder.push(&entry, subject);
@@ -168,7 +170,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_page_is_an_error(page in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(page in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(records) = Records::new(1, page.into()) {
                 prop_assert!(records.count() <= 200);
             }
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_content_fits() {
+    fn a_record_with_the_largest_content_fits_into_a_page() {
         let entry = Entry {
             cursor: u64::MAX / 2,
             time: UnixTime(u64::MAX),

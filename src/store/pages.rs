@@ -1,25 +1,25 @@
-//! The pages of a window one after the other. Pages that cannot be read are left out: a flipped bit on
-//! the disk costs the records around it, and readers find a gap.
+//! Iterators over the pages of a window. Unreadable pages are skipped: a flipped bit on the disk
+//! costs only the records near it, and readers see a gap.
 
 use super::{StoreError, layout::cursor_of, pool::Files, window::Window};
 
-/// A page by its key.
+/// Key and content of a page.
 type Page = (u64, sled::IVec);
 
-/// Pages with keys in a range, rising.
+/// Iterator over pages with keys in a range, in ascending order.
 pub(super) struct Pages<'a> {
     window: &'a Window,
     files: &'a Files,
     found: sled::Iter,
-    /// The next key to look for, and the last.
+    /// Next and last key of the range.
     next: u64,
     last: u64,
-    /// Length of the next step over what cannot be read.
+    /// Number of keys to skip after the next read error; doubles with each error.
     step: u64,
 }
 
 impl<'a> Pages<'a> {
-    /// Pages with keys from `first` to `last`.
+    /// Returns the pages with keys from `first` to `last`.
     pub(super) fn rising(window: &'a Window, files: &'a Files, first: u64, last: u64) -> Self {
         Self { window, files, found: range(files, first, last), next: first, last, step: 1 }
     }
@@ -53,8 +53,8 @@ impl Iterator for Pages<'_> {
     }
 }
 
-/// The same, falling, up to `last`. Behind what cannot be read there is no going back: then the keys
-/// are looked for from the beginning.
+/// Returns the pages with keys up to `last`, in descending order. sled cannot iterate backwards
+/// past unreadable data, so after a read error the remaining keys are collected in ascending order.
 pub(super) fn falling<'a>(
     window: &'a Window,
     files: &'a Files,

@@ -1,5 +1,5 @@
-//! Databases of windows, each in a directory of its own, opened when they are read: a bounded number
-//! is open at once, so that memory does not grow with the history.
+//! Databases of windows, each in its own directory, opened when they are read. The number of open
+//! databases is limited, so that memory use does not grow with the log.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,9 +17,9 @@ use super::{
     layout::{Summary, WindowName},
 };
 
-/// Databases that stay open after they were read, besides the one that is filled.
-const OPEN: usize = 4;
-/// Cache of one database.
+/// Number of databases that stay open after a read, in addition to the one being filled.
+const OPEN_DATABASES: usize = 4;
+/// Cache size of one database, bytes.
 const CACHE_OCTETS: u64 = 2 << 20;
 /// Extension of a directory that is being removed.
 const REMOVED: &str = "removed";
@@ -32,13 +32,13 @@ pub(super) struct Files {
     pub(super) pages: sled::Tree,
     subjects: sled::Tree,
     meta: sled::Tree,
-    /// Subjects that were read.
+    /// Cache of the subjects read so far, by number.
     known: RwLock<HashMap<u32, Arc<Subject>>>,
-    /// The copy that was opened, if it is one; dropped after the database.
+    /// The copy of which this is the database, if it is a copy; dropped after the database.
     _copy: Option<Copy>,
 }
 
-/// A copy of a database, removed when nobody reads it any more.
+/// Directory with a copy of a database, removed when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Copy(PathBuf);
 
@@ -59,13 +59,15 @@ impl Copy {
 impl Drop for Copy {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::debug!(%error, path = %self.0.display(), "failed to remove a copy");
+            let path = self.0.display();
+            tracing::debug!(%error, %path, "failed to remove a copy of a database");
         }
     }
 }
 
 impl Files {
-    /// Opens a database by `open`. sled panics over some kinds of damage, also after its own opening.
+    /// Opens a database with `open`. sled panics on some kinds of damage, also after it has opened
+    /// the database.
     fn open(open: impl FnOnce() -> Result<Engine, StoreError>) -> Result<Self, StoreError> {
         catch_unwind(AssertUnwindSafe(|| {
             let engine = open()?;
@@ -89,7 +91,7 @@ impl Files {
         Ok(known.entry(number).or_insert(subject).clone())
     }
 
-    /// The subjects as they are stored, with their numbers.
+    /// Returns the numbers and encodings of the stored subjects.
     pub(super) fn stored_subjects(
         &self,
     ) -> impl Iterator<Item = Result<(u32, sled::IVec), StoreError>> {
@@ -105,13 +107,13 @@ impl Files {
         Ok(())
     }
 
-    /// Summary of a window that gets no more records.
+    /// Returns the summary of a sealed window; `None` if the window is not sealed.
     pub(super) fn summary(&self) -> Result<Option<Summary>, StoreError> {
         let octets = self.meta.get(SUMMARY)?;
         Ok(octets.and_then(|octets| Summary::decode(octets.as_ref()).ok()))
     }
 
-    /// Stores the summary, durably: the window gets no more records.
+    /// Seals the window: stores its summary durably. Records must not be added after this.
     pub(super) fn seal(&self, summary: &Summary) -> Result<(), StoreError> {
         self.engine.flush_durably()?;
         self.meta.insert(SUMMARY, summary.encode_to_vec())?;
@@ -122,24 +124,24 @@ impl Files {
 /// The databases in the directory of the log.
 #[derive(Debug)]
 pub(super) struct Pool {
-    place: PathBuf,
-    /// Directory for copies: where there is one, nothing is changed but copies.
+    directory: PathBuf,
+    /// Directory for copies. If it is set, the log is read-only and databases are opened as copies.
     copies: Option<PathBuf>,
     handles: Mutex<Handles>,
 }
 
-/// The database of a window, while somebody has it open. Whoever opens it holds this lock, and no other.
+/// The database of a window while it is open. A thread that opens it holds this lock and no other.
 type Slot = Arc<Mutex<Weak<Files>>>;
 
 #[derive(Debug, Default)]
 struct Handles {
     slots: HashMap<WindowName, Slot>,
-    /// The latest ones, newest first.
+    /// Databases that were used last, the latest first.
     recent: VecDeque<(WindowName, Arc<Files>)>,
 }
 
 impl Handles {
-    /// Slot of a window; slots of windows that nobody has open are removed.
+    /// Returns the slot of a window, and removes the slots of closed windows.
     fn slot(&mut self, name: WindowName) -> Slot {
         self.slots.retain(|_, slot| {
             let is_open = |files: MutexGuard<'_, Weak<Files>>| files.strong_count() > 0;
@@ -155,56 +157,58 @@ impl Handles {
 }
 
 impl Pool {
-    /// Creates the directory where there is none, and ends removals that were cut short.
-    pub(super) fn open(place: &Path) -> Result<Arc<Self>, StoreError> {
-        let pool = Self { place: place.to_owned(), copies: None, handles: Mutex::default() };
-        if !place.try_exists().map_err(|source| pool.failed(source))? {
-            fs::create_dir_all(place)
-                .and_then(|()| place.parent().map_or(Ok(()), disk::sync_directory))
+    /// Creates the directory if it does not exist, and completes interrupted removals.
+    pub(super) fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
+        let pool =
+            Self { directory: directory.to_owned(), copies: None, handles: Mutex::default() };
+        if !directory.try_exists().map_err(|source| pool.failed(source))? {
+            fs::create_dir_all(directory)
+                .and_then(|()| directory.parent().map_or(Ok(()), disk::sync_directory))
                 .map_err(|source| pool.failed(source))?;
         }
-        for entry in fs::read_dir(place).map_err(|source| pool.failed(source))?.flatten() {
+        for entry in fs::read_dir(directory).map_err(|source| pool.failed(source))?.flatten() {
             if entry.path().extension().is_some_and(|extension| extension == REMOVED)
                 && let Err(error) = fs::remove_dir_all(entry.path())
             {
-                tracing::warn!(%error, path = %entry.path().display(), "failed to remove a window");
+                let path = entry.path();
+                tracing::warn!(%error, path = %path.display(), "failed to remove a window of results");
             }
         }
         Ok(Arc::new(pool))
     }
 
-    /// Opens the directory to read it: databases are opened as copies in another directory.
-    pub(super) fn inspect(place: &Path, copies: &Path) -> Arc<Self> {
-        let (place, copies) = (place.to_owned(), Some(copies.to_owned()));
-        Arc::new(Self { place, copies, handles: Mutex::default() })
+    /// Opens the directory read-only: databases are opened as copies in the directory `copies`.
+    pub(super) fn inspect(directory: &Path, copies: &Path) -> Arc<Self> {
+        let (directory, copies) = (directory.to_owned(), Some(copies.to_owned()));
+        Arc::new(Self { directory, copies, handles: Mutex::default() })
     }
 
-    /// Returns false where the directory is only read.
+    /// Returns false if the directory is opened read-only.
     pub(super) fn may_change(&self) -> bool {
         self.copies.is_none()
     }
 
     fn failed(&self, source: io::Error) -> StoreError {
-        StoreError::Directory { path: self.place.clone(), source }
+        StoreError::Directory { path: self.directory.clone(), source }
     }
 
     fn handles(&self) -> MutexGuard<'_, Handles> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Directory of the log.
-    pub(super) fn place(&self) -> &Path {
-        &self.place
+    /// Returns the directory of the log.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
-    /// Directory of a window.
+    /// Returns the directory of a window.
     pub(super) fn path(&self, name: WindowName) -> PathBuf {
-        self.place.join(name.to_string())
+        self.directory.join(name.to_string())
     }
 
-    /// Names of the windows that have a directory, rising.
+    /// Returns the names of the windows that have a directory, in ascending order.
     pub(super) fn names(&self) -> Result<Vec<WindowName>, StoreError> {
-        let entries = match fs::read_dir(&self.place) {
+        let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(|source| self.failed(source))?,
         };
@@ -217,14 +221,14 @@ impl Pool {
         Ok(names)
     }
 
-    /// Returns false where the creation of a window was cut short: it holds no record.
+    /// Returns false if the creation of a window was interrupted: it contains no record.
     pub(super) fn is_created(&self, name: WindowName) -> Result<bool, StoreError> {
         let path = self.path(name);
         if engine::is_created(&path).map_err(|source| self.failed(source))? {
             return Ok(true);
         }
         match self.files(name) {
-            // It was created, and what says so was lost.
+            // The window was created, but its marker file is missing.
             Ok(_) if self.may_change() => {
                 engine::note_created(&path).map_err(|source| self.failed(source))?;
                 Ok(true)
@@ -235,12 +239,12 @@ impl Pool {
         }
     }
 
-    /// The database of a window that exists.
+    /// Returns the database of an existing window.
     pub(super) fn files(&self, name: WindowName) -> Result<Arc<Files>, StoreError> {
         self.opened(name, |path| Engine::open_window(path, CACHE_OCTETS))
     }
 
-    /// The database of a window; a new one where nobody has it open.
+    /// Returns the database of a window, and creates it unless it is open.
     pub(super) fn create(&self, name: WindowName) -> Result<Arc<Files>, StoreError> {
         self.opened(name, |path| Engine::create_window(path, CACHE_OCTETS))
     }
@@ -266,14 +270,14 @@ impl Pool {
         let mut handles = self.handles();
         let before = handles.remove_recent(name);
         handles.recent.push_front((name, files.clone()));
-        let oldest = (handles.recent.len() > OPEN).then(|| handles.recent.pop_back());
+        let oldest = (handles.recent.len() > OPEN_DATABASES).then(|| handles.recent.pop_back());
         drop(handles);
-        // Closing writes: nobody else waits for that.
+        // Closing a database writes to the disk, so the lock is released first.
         drop((before, oldest));
         Ok(files)
     }
 
-    /// Closes a database, unless somebody reads it; returns whether it is closed.
+    /// Closes a database unless it is in use; returns true if it is closed.
     pub(super) fn close(&self, name: WindowName) -> bool {
         let mut handles = self.handles();
         let recent = handles.remove_recent(name);
@@ -283,8 +287,7 @@ impl Pool {
         slot.is_none_or(|slot| slot.try_lock().is_ok_and(|files| files.strong_count() == 0))
     }
 
-    /// Removes the directory of a window that is closed. A removal that is cut short is ended by the
-    /// next start.
+    /// Removes the directory of a closed window. The next start completes an interrupted removal.
     pub(super) fn remove(&self, name: WindowName) -> Result<(), StoreError> {
         let path = self.path(name);
         let removed = path.with_extension(REMOVED);
@@ -295,7 +298,7 @@ impl Pool {
         }
     }
 
-    /// Octets on disk of a window.
+    /// Returns the size of a window on disk, bytes.
     pub(super) fn disk_bytes(&self, name: WindowName) -> u64 {
         disk::disk_bytes(&self.path(name))
     }

@@ -1,41 +1,41 @@
-//! Damaged databases, kept for whoever wants to look into them, within a quota of their own.
+//! Quarantine of damaged databases, kept for diagnosis within a quota.
 
 use std::{fs, io, path::Path};
 
 use super::disk::{self, disk_bytes};
 
-/// Directory in the state directory.
+/// Name of the directory in the state directory.
 pub(super) const NAME: &str = "quarantine";
-/// Octets of all of them; the newest is kept in any case.
+/// Maximum size of the quarantine, bytes; the newest database is kept even if it is larger.
 const QUOTA_OCTETS: u64 = 64 << 20;
 
-/// Moves a database into quarantine; the oldest ones beyond the quota are removed.
+/// Moves a database to quarantine, and removes the oldest ones beyond the quota.
 pub(super) fn put(state: &Path, database: &Path) -> io::Result<()> {
-    let place = state.join(NAME);
-    fs::create_dir_all(&place)?;
+    let directory = state.join(NAME);
+    fs::create_dir_all(&directory)?;
     let name = database.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let numbers = entries(&place)?.into_iter().map(|(number, _)| number);
+    let numbers = entries(&directory)?.into_iter().map(|(number, _)| number);
     let number = numbers.max().map_or(1, |newest| newest + 1);
-    disk::rename(database, &place.join(format!("{number}-{name}")))?;
-    trim(&place, QUOTA_OCTETS)
+    disk::rename(database, &directory.join(format!("{number}-{name}")))?;
+    trim(&directory, QUOTA_OCTETS)
 }
 
 /// Removes the oldest databases beyond a quota.
-fn trim(place: &Path, quota: u64) -> io::Result<()> {
+fn trim(directory: &Path, quota: u64) -> io::Result<()> {
     let mut kept = 0;
-    for (index, (_, name)) in entries(place)?.into_iter().rev().enumerate() {
-        kept += disk_bytes(&place.join(&name));
+    for (index, (_, name)) in entries(directory)?.into_iter().rev().enumerate() {
+        kept += disk_bytes(&directory.join(&name));
         if index > 0 && kept > quota {
-            fs::remove_dir_all(place.join(name))?;
+            fs::remove_dir_all(directory.join(name))?;
         }
     }
     Ok(())
 }
 
-/// Numbers and names of the databases, oldest first.
-fn entries(place: &Path) -> io::Result<Vec<(u64, String)>> {
+/// Returns numbers and names of the databases in quarantine, oldest first.
+fn entries(directory: &Path) -> io::Result<Vec<(u64, String)>> {
     let names =
-        fs::read_dir(place)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        fs::read_dir(directory)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let number = |name: &str| name.split('-').next()?.parse().ok();
     let mut entries: Vec<(u64, String)> =
         names.filter_map(|name| Some((number(&name)?, name))).collect();
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_beyond_the_quota() {
+    fn the_oldest_databases_beyond_the_quota_are_removed() {
         let state = tempfile::tempdir().unwrap();
         for number in 1..=12 {
             let database = state.path().join("window");
@@ -59,11 +59,11 @@ mod tests {
             let kept = entries(&state.path().join(NAME)).unwrap();
             assert_eq!(kept.last().unwrap(), &(number, format!("{number}-window")));
         }
-        let place = state.path().join(NAME);
-        trim(&place, 150_000).unwrap();
-        let numbers: Vec<u64> = entries(&place).unwrap().into_iter().map(|(n, _)| n).collect();
+        let directory = state.path().join(NAME);
+        trim(&directory, 150_000).unwrap();
+        let numbers: Vec<u64> = entries(&directory).unwrap().into_iter().map(|(n, _)| n).collect();
         assert_eq!(numbers, [10, 11, 12]);
-        trim(&place, 1).unwrap();
-        assert_eq!(entries(&place).unwrap().len(), 1, "the newest is kept");
+        trim(&directory, 1).unwrap();
+        assert_eq!(entries(&directory).unwrap().len(), 1, "the newest is kept");
     }
 }

@@ -1,5 +1,5 @@
-//! Free space on the disk: below [`RESERVE_OCTETS`] nothing more is stored, and what is stored can still
-//! be opened, so that a start on a full disk goes on measuring.
+//! Disk space that is kept free. Below [`RESERVE_OCTETS`] of free space nothing is stored. The
+//! databases can still be opened, so that an agent can start on a full disk and measure.
 
 use std::{
     fs::{self, OpenOptions},
@@ -12,21 +12,21 @@ use nix::{fcntl::posix_fallocate, sys::statvfs::statvfs};
 
 use super::StoreError;
 
-/// Free octets on the disk below which nothing is written: a database that hits the end of the
-/// disk is worse than one that misses records.
+/// Free disk space below which nothing is written, bytes: an interrupted write would damage a
+/// database, which is worse than missing records.
 pub(super) const RESERVE_OCTETS: u64 = 16 << 20;
-/// File that is allocated while there is space, and removed by a start that finds none.
-const SET_ASIDE: &str = "reserve";
-/// Each of two databases takes up to two segments of 512 KiB when it is opened.
-const SET_ASIDE_OCTETS: u64 = 2 << 20;
+/// File that is allocated while there is free space, and removed by a start on a full disk.
+const FILE: &str = "reserve";
+/// Size of the file, bytes: opening each of two databases needs up to two segments of 512 KiB.
+const FILE_OCTETS: u64 = 2 << 20;
 
-/// Returns the free octets for this user; `None` where the system does not say.
+/// Returns the free disk space for this user, bytes; `None` if it is unknown.
 pub(super) fn free_octets(path: &Path) -> Option<u64> {
     let figures = statvfs(path).ok()?;
     Some(figures.blocks_available() as u64 * figures.fragment_size() as u64)
 }
 
-/// Refuses where the disk has too little space to write a database safely.
+/// Returns an error if the disk has too little space to write a database safely.
 pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
     match free_octets(directory) {
         Some(free) if free < RESERVE_OCTETS => {
@@ -36,12 +36,12 @@ pub(super) fn check(directory: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Allocates the reserve in a state directory for the start that finds no space, or gives it to this
-/// one.
+/// Allocates the reserve in a state directory, or removes it if the disk is full, so that this
+/// start can open the databases.
 pub(super) fn prepare(directory: &Path) {
-    let path = directory.join(SET_ASIDE);
+    let path = directory.join(FILE);
     let Some(free) = free_octets(directory) else { return };
-    let done = if free < SET_ASIDE_OCTETS {
+    let done = if free < FILE_OCTETS {
         match fs::remove_file(&path) {
             Ok(()) => {
                 tracing::warn!(free, "disk full, reserve removed");
@@ -53,17 +53,17 @@ pub(super) fn prepare(directory: &Path) {
     } else if free < RESERVE_OCTETS {
         Ok(())
     } else {
-        set_aside(&path)
+        allocate(&path)
     };
     if let Err(error) = done {
         tracing::debug!(%error, "failed to allocate the reserve");
     }
 }
 
-fn set_aside(path: &Path) -> io::Result<()> {
+fn allocate(path: &Path) -> io::Result<()> {
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    Ok(posix_fallocate(&file, 0, SET_ASIDE_OCTETS as i64)?)
+    Ok(posix_fallocate(&file, 0, FILE_OCTETS as i64)?)
 }
 
 #[cfg(test)]
@@ -71,12 +71,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_set_aside_where_there_is_some() {
+    fn reserve_is_allocated_while_there_is_space() {
         let directory = tempfile::tempdir().unwrap();
         prepare(directory.path());
         prepare(directory.path());
-        let set_aside = fs::metadata(directory.path().join(SET_ASIDE)).unwrap();
-        assert_eq!(set_aside.len(), SET_ASIDE_OCTETS);
+        let reserve = fs::metadata(directory.path().join(FILE)).unwrap();
+        assert_eq!(reserve.len(), FILE_OCTETS);
         check(directory.path()).unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! The result log, and beside it the statistics over it, the positions of its consumers and the
-//! states of connections, in a database of their own: damage to records does not touch them.
+//! The result log and the state database. The latter contains statistics, positions of consumers
+//! and states of connections, so that damage to the log does not affect them.
 
 use std::{
     collections::BTreeMap,
@@ -31,15 +31,15 @@ use super::{
 };
 use crate::time::{Now, UnixTime};
 
-/// Commands that wait for the writer. At some hundred octets each, 4 KiB at most, this bounds the
-/// memory of a disk that stalls; beyond it, records are dropped and counted.
+/// Maximum number of commands that wait for the writer. A command has some hundred bytes, at most
+/// 4 KiB, so this limits the memory while the disk stalls. Further records are dropped and counted.
 const QUEUE: usize = 32_768;
-/// The log and the state. Reading blocks on the disk; writing is handed to a thread.
+/// Store of the log and the state. Reads block on the disk; writes are sent to a thread.
 #[derive(Debug)]
 pub struct ResultStore {
     commands: mpsc::SyncSender<Command>,
     windows: Arc<RwLock<WindowList>>,
-    /// Not there while the database is opened anew.
+    /// `None` inside while the state database is being reopened.
     trees: SharedTrees,
     connections: Arc<Connections>,
     incarnations: Arc<RwLock<Incarnations>>,
@@ -52,8 +52,8 @@ pub struct ResultStore {
 }
 
 impl ResultStore {
-    /// Opens the database in a state directory. A damaged one is put aside and a new one begun.
-    /// `new_agent_id` is taken where there is none yet.
+    /// Opens the store in a state directory. A damaged state database is renamed and replaced with
+    /// a new one. `new_agent_id` is used if no identity is stored yet.
     pub fn open(
         directory: &StateDirectory,
         retention: Retention,
@@ -69,7 +69,7 @@ impl ResultStore {
         }
     }
 
-    /// Puts a database aside whose content cannot be read, and begins a new one.
+    /// Opens the store with a new state database, and renames the one whose content cannot be read.
     pub fn open_anew(
         directory: &StateDirectory,
         retention: Retention,
@@ -77,7 +77,7 @@ impl ResultStore {
         now: fn() -> Now,
         error: &StoreError,
     ) -> Result<Self, StoreError> {
-        let engine = Engine::open_anew(&path(directory), CACHE_OCTETS, error)?;
+        let engine = Engine::open_replacement(&path(directory), CACHE_OCTETS, error)?;
         Self::with(engine, directory, retention, new_agent_id, now)
     }
 
@@ -88,12 +88,12 @@ impl ResultStore {
         new_agent_id: &str,
         now: fn() -> Now,
     ) -> Result<Self, StoreError> {
-        let place = directory.path().join(RESULTS);
+        let log_path = directory.path().join(RESULTS);
         let trees = Trees::open(&engine)?;
         let agent_id = identity::agent_id(directory.path(), &trees.meta, new_agent_id)?;
         let reservation = CursorReservation::new(directory.path());
         let Recovered { windows, damage, state_sequence } =
-            recover(&place, &trees.meta, reservation.read(), engine.put_aside())?;
+            recover(&log_path, &trees.meta, reservation.read(), engine.quarantined())?;
         engine.flush_durably()?;
         let (records, live_bytes, earliest) = windows.figures();
         let state = StoreState {
@@ -125,7 +125,7 @@ impl ResultStore {
             state: publish,
             now,
             path: path(directory),
-            place,
+            log_path,
             reservation,
             state_sequence,
             unflushed: false,
@@ -133,7 +133,7 @@ impl ResultStore {
             dropped: 0,
             unsaved: BTreeMap::new(),
             failure: None,
-            try_again: None,
+            reopen_due: None,
         };
         let thread = std::thread::Builder::new()
             .name("result-writer".into())
@@ -156,17 +156,18 @@ impl ResultStore {
         })
     }
 
-    /// Describes damage that was found at the start; empty without any.
+    /// Returns a description of damage that was found at the start; empty if there was none.
     pub fn damage(&self) -> &str {
         &self.damage
     }
 
-    /// The agent, for ever.
+    /// Returns the permanent identity of the agent.
     pub fn agent_id(&self) -> &str {
         &self.agent_id
     }
 
-    /// Begins a run of the agent, which writes the entries to come. Before the first of them.
+    /// Begins an incarnation with the next record. Must be called before the first record is
+    /// appended.
     pub fn begin_incarnation(&self, id: &str) -> Result<(), StoreError> {
         let trees = self.trees()?;
         let earliest = self.state.borrow().earliest;
@@ -175,34 +176,34 @@ impl ResultStore {
         incarnations.begin(copies, id, (earliest, self.next_cursor))
     }
 
-    /// Begins another incarnation in the run: the host, or its clock, is not what it was. Records that
-    /// are appended from now on belong to it.
+    /// Begins another incarnation after a change of the host or its clock. Records appended after
+    /// this call belong to it.
     pub fn change_incarnation(&self, id: String) -> Result<(), StoreError> {
         self.command(Command::BeginIncarnation(id))
     }
 
-    /// Returns the run of the agent that wrote a record; `None` where it is not remembered.
+    /// Returns the incarnation that wrote a record; `None` if it is not stored.
     pub fn incarnation(&self, cursor: u64) -> Option<Arc<str>> {
         self.incarnations.read().unwrap_or_else(PoisonError::into_inner).at(cursor)
     }
 
-    /// The cursor of the first entry that is to come.
+    /// Returns the cursor of the first record after the start.
     pub fn next_cursor(&self) -> u64 {
         self.next_cursor
     }
 
-    /// Returns content and condition of the store; it changes when there is more to read.
+    /// Returns a receiver of the store's size and health; it changes when new records can be read.
     pub fn state(&self) -> watch::Receiver<StoreState> {
         self.state.clone()
     }
 
-    /// Hands an entry to the writer; an error where the queue is full. Cursors rise by one.
+    /// Sends an entry to the writer; an error if the queue is full. Cursors must rise by one.
     pub fn append(&self, entry: Entry) -> Result<(), StoreError> {
         self.command(Command::Append(entry))
     }
 
-    /// Hands parts of statistics to the writer, as of the entries handed to it so far; `None`
-    /// removes. Gives them back where the queue is full.
+    /// Sends parts of statistics to the writer. They must include all entries appended so far;
+    /// `None` removes a part. Returns them with the error if the queue is full.
     pub fn save_statistics(&self, statistics: Changed) -> Result<(), (Changed, StoreError)> {
         self.commands.try_send(Command::SaveStatistics(statistics)).map_err(|unsent| {
             let (mpsc::TrySendError::Full(command) | mpsc::TrySendError::Disconnected(command)) =
@@ -227,7 +228,7 @@ impl ResultStore {
         self.command(Command::SetRetention(retention))
     }
 
-    /// All that is kept of statistics.
+    /// Returns all stored statistics.
     pub fn statistics(&self) -> Result<Vec<Snapshot>, StoreError> {
         let trees = self.trees()?;
         let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
@@ -237,8 +238,9 @@ impl ResultStore {
         trees.statistics.iter().map(read).collect()
     }
 
-    /// Entries behind `after` and up to `up_to`, at most so many records and octets. Rising; with
-    /// `backwards` the newest of them, falling.
+    /// Returns entries after the cursor `after` up to `up_to`, limited to `records` and to `octets`
+    /// of content, in ascending order. With `backwards`, returns the newest of them in descending
+    /// order.
     pub fn entries(
         &self,
         after: u64,
@@ -247,20 +249,20 @@ impl ResultStore {
         octets: usize,
         backwards: bool,
     ) -> Result<Vec<Entry>, StoreError> {
-        // While it is opened anew nothing is known of what it holds.
+        // The windows are unknown while the database is being reopened.
         self.trees()?;
         let list = window::read(&self.windows);
         entries::entries(&list, after.saturating_add(1)..=up_to, records, octets, backwards)
     }
 
-    /// Returns the cursors that all records with times in a range are between; the first one is exact
-    /// among the stored records. An empty range where there is no such record.
+    /// Returns a range of cursors that contains all records with times in `times`. Its start is
+    /// exact, its end may be too high. Empty if there is no such record.
     pub fn cursors_at(&self, times: Range<UnixTime>) -> Result<Range<u64>, StoreError> {
         self.trees()?;
         times::cursors(&window::read(&self.windows), times)
     }
 
-    /// The consumers with their positions.
+    /// Returns the consumers with their positions.
     pub fn consumers(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let trees = self.trees()?;
         trees
@@ -275,13 +277,13 @@ impl ResultStore {
             .collect()
     }
 
-    /// Returns the stored state of a connection; a default one where there is none.
+    /// Returns the state of a connection; the default if there is none.
     pub fn connection(&self, name: &str) -> PersistedConnection {
         self.connections.get(name)
     }
 
-    /// Changes the state of a connection in memory; returns whether it differs from before. See
-    /// [`Self::save_connection`].
+    /// Changes the state of a connection in memory; returns true if it has changed.
+    /// [`Self::save_connection`] stores it.
     pub fn update_connection(
         &self,
         name: &str,
@@ -290,53 +292,53 @@ impl ResultStore {
         self.connections.update(name, change)
     }
 
-    /// Removes states of connections in memory; returns their names.
+    /// Removes the states in memory for which `is_kept` returns false; returns their names.
     pub fn retain_connections(&self, is_kept: impl Fn(&str) -> bool) -> Vec<String> {
         self.connections.retain(is_kept)
     }
 
-    /// Has the writer store the state of a connection with its next flush, after the entries handed
-    /// over so far. Never waits; what the database does not take is tried again.
+    /// Requests that the next flush stores the state of a connection, after the entries appended so
+    /// far. Does not wait; a failed write is retried.
     pub fn save_connection(&self, name: &str) {
         self.connections.mark_unsaved(name);
-        // Commands in a full queue bring the flush as well.
+        // If the queue is full, its commands cause the flush.
         let _ = self.command(Command::SaveConnections);
     }
 
-    /// Position of a consumer.
+    /// Returns the position of a consumer.
     pub fn consumer(&self, name: &str) -> Result<Option<u64>, StoreError> {
         position(&self.trees()?.consumers, name)
     }
 
-    /// Moves a consumer forward, never back; returns where it is then.
+    /// Moves a consumer forward, never backward; returns its position.
     pub async fn move_consumer(&self, name: &str, cursor: u64) -> Result<u64, StoreError> {
         let (answer, answered) = oneshot::channel();
         self.command(Command::MoveConsumer(name.to_owned(), cursor, answer))?;
         answered.await.map_err(|_| StoreError::Unavailable)?
     }
 
-    /// Waits until what was handed over so far survives the death of this process, where the database
-    /// takes it.
+    /// Waits until everything sent so far is written and survives the death of this process, unless
+    /// the database fails.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
         self.command(Command::Flush(answer))?;
         answered.await.map_err(|_| StoreError::Unavailable)
     }
 
-    /// Forgets a consumer; whether there was one.
+    /// Deletes a consumer; returns true if it existed.
     pub async fn delete_consumer(&self, name: &str) -> Result<bool, StoreError> {
         let (answer, answered) = oneshot::channel();
         self.command(Command::DeleteConsumer(name.to_owned(), answer))?;
         answered.await.map_err(|_| StoreError::Unavailable)?
     }
 
-    /// Writes what waits, durably, and ends the thread. Blocks.
+    /// Writes all pending data durably, and ends the thread. Blocks.
     pub fn close(&self) {
-        // This waits for space in the queue, unlike everything else: it is the last command.
+        // Unlike other commands, the last one waits for space in the queue.
         let _ = self.commands.send(Command::End);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the result writer failed; the latest results may be missing");
+            tracing::error!("result writer panicked, the latest results may be lost");
         }
     }
 

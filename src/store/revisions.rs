@@ -1,6 +1,6 @@
-//! Revisions of the configuration as a database has them. A revision is written in pieces, and one
-//! small key that names the current revision is the commit point: whatever happens between two steps, a
-//! start finds the revision before or the one after.
+//! Database of the revisions of the configuration. A revision is written in pieces. The commit
+//! point is one small key with the number of the current revision: after an interruption at any
+//! step, a start finds either the old or the new revision.
 
 use prost::Message;
 
@@ -12,19 +12,20 @@ use super::{
 use crate::{model::limits::REVISIONS_KEPT, proto};
 
 const CURRENT: &[u8] = b"current";
-/// Answers kept for requests that come again.
+/// Number of answers kept for repeated requests.
 const ANSWERS_KEPT: usize = 256;
 const DIGEST_KEY: &[u8] = b"digest-key";
-/// The latest revision that was confirmed.
+/// Key of the latest confirmed revision.
 const CONFIRMED: &[u8] = b"confirmed";
 const PROLONGED: &[u8] = b"prolonged";
-/// Revisions with numbers that are multiples of this are kept whole, the others as differences to the
-/// next one: a chain of differences is shorter.
+/// Revisions whose numbers are multiples of this are stored whole, others as differences to the
+/// next one. This limits the length of a chain of differences.
 const WHOLE_EVERY: u64 = 16;
-/// Octets of all kept revisions; the current one and the one of a rollback are kept in any case.
+/// Maximum size of all revisions, bytes; the current one and that of a rollback are kept in any
+/// case.
 const MAXIMUM_OCTETS: usize = 64 << 20;
 
-/// The database while it is open. Each method is one step.
+/// Open database of the revisions.
 #[derive(Debug)]
 pub(super) struct Revisions {
     engine: Engine,
@@ -46,13 +47,13 @@ impl Revisions {
         self.engine.check_presence()
     }
 
-    /// Number of the current revision; 0 where nothing was ever committed.
+    /// Returns the number of the current revision; 0 before the first commit.
     pub(super) fn current(&self) -> Result<u64, StoreError> {
         let stored = self.meta.get(CURRENT)?;
         stored.map_or(Ok(0), |value| number(&value).ok_or(StoreError::Damaged("revision number")))
     }
 
-    /// Reads whatever the agent cannot do without.
+    /// Checks that all data the agent needs can be read.
     pub(super) fn check(&self, current: u64) -> Result<(), StoreError> {
         self.remove_beyond(current)?;
         if current > 0 {
@@ -64,15 +65,16 @@ impl Revisions {
         Ok(())
     }
 
-    /// After a failure: what is current stays so, whatever the disk made of a commit that did not end.
-    pub(super) fn stay_at(&self, current: u64) -> Result<(), StoreError> {
+    /// Keeps `current` as the current revision, whatever a failed commit has written.
+    pub(super) fn keep_current(&self, current: u64) -> Result<(), StoreError> {
         if self.current()? != current {
             self.meta.insert(CURRENT, &current.to_be_bytes())?;
         }
         self.remove_beyond(current)
     }
 
-    /// Remembers the answer to a request that made no revision, for when the request comes again.
+    /// Stores the answer to a request that made no revision, to return it if the request is
+    /// repeated.
     pub(super) fn remember(
         &self,
         request_id: &str,
@@ -85,7 +87,7 @@ impl Revisions {
         let answered = StoredAnswer { request_id: request_id.to_owned(), ..answered.clone() };
         let octets = Answer::from(answered).encode_to_vec();
         if octets.len() > MAXIMUM_VALUE_OCTETS {
-            // Many warnings: such an answer is remembered until the agent ends.
+            // An answer with many warnings is kept in memory only.
             return Ok(());
         }
         self.answers.insert(next.to_be_bytes(), octets)?;
@@ -95,7 +97,7 @@ impl Revisions {
         self.engine.flush_durably()
     }
 
-    /// The remembered answers, oldest first.
+    /// Returns the stored answers, oldest first.
     pub(super) fn answers(&self) -> Result<Vec<StoredAnswer>, StoreError> {
         let decode = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
             let (_, octets) = entry?;
@@ -106,7 +108,8 @@ impl Revisions {
         self.answers.iter().map(decode).collect()
     }
 
-    /// The key of digests that stand for secrets: `fresh`, random, where there is none yet.
+    /// Returns the key for digests of secrets. If none is stored yet, stores and returns `fresh`,
+    /// which must be random.
     pub(super) fn digest_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
         if let Some(stored) = self.stored_digest_key()? {
             return Ok(stored);
@@ -122,7 +125,7 @@ impl Revisions {
         key.transpose().map_err(|_| StoreError::Damaged("digest key"))
     }
 
-    /// Returns a kept revision with its whole document.
+    /// Returns a revision with its whole document; `None` if it is not kept.
     pub(super) fn revision(&self, revision: u64) -> Result<Option<Revision>, StoreError> {
         let mut differences = Vec::new();
         let Some(mut found) = self.stored(revision)? else { return Ok(None) };
@@ -138,7 +141,7 @@ impl Revisions {
         Ok(Some(found))
     }
 
-    /// Returns a kept revision as it is stored.
+    /// Returns the stored form of a revision; `None` if it is not kept.
     fn stored(&self, revision: u64) -> Result<Option<Revision>, StoreError> {
         let mut octets = Vec::new();
         for piece in self.pieces.scan_prefix(revision.to_be_bytes()) {
@@ -152,7 +155,7 @@ impl Revisions {
             .map_err(|_| StoreError::Damaged("configuration"))
     }
 
-    /// The kept revisions without their documents, newest first. One that does not read back is
+    /// Returns the kept revisions without their documents, newest first. Unreadable revisions are
     /// left out.
     pub(super) fn revisions(&self, current: u64) -> Result<Vec<proto::Revision>, StoreError> {
         let oldest = current.saturating_sub(REVISIONS_KEPT as u64 - 1).max(1);
@@ -160,14 +163,16 @@ impl Revisions {
         for number in (oldest..=current).rev() {
             match self.stored(number) {
                 Ok(stored) => revisions.extend(stored.map(|stored| stored.description())),
-                Err(error @ StoreError::Damaged(_)) => tracing::warn!(%error, number),
+                Err(error @ StoreError::Damaged(_)) => {
+                    tracing::warn!(%error, revision = number, "stored revision cannot be read");
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(revisions)
     }
 
-    /// The current revision, where it waits to be confirmed.
+    /// Returns the current revision if it is pending.
     pub(super) fn unconfirmed(
         &self,
         current: u64,
@@ -190,7 +195,7 @@ impl Revisions {
         Ok(of_current.then_some(unconfirmed))
     }
 
-    /// Revision `revision`, which waits to be confirmed, waits for another time. That is on the disk
+    /// Changes the time limit for confirming `revision`, which is pending. The change is durable
     /// when this returns.
     pub(super) fn prolong(
         &self,
@@ -206,12 +211,12 @@ impl Revisions {
         value.map_or(Ok(0), |value| number(&value).ok_or(StoreError::Damaged("confirmation")))
     }
 
-    /// Revision `revision` stays. That is on the disk when this returns.
+    /// Confirms `revision`. The confirmation is durable when this returns.
     pub(super) fn confirm(&self, revision: u64) -> Result<(), StoreError> {
         self.set_durably(CONFIRMED, &revision.to_be_bytes())
     }
 
-    /// Stores a value durably; the old value is put back where that fails.
+    /// Stores a value durably; restores the old value if that fails.
     fn set_durably(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let old = self.meta.insert(key, value)?;
         let done = self.engine.flush_durably();
@@ -225,7 +230,7 @@ impl Revisions {
         done
     }
 
-    /// Stores a revision next to the current one. It is on the disk when this returns.
+    /// Stores a revision without making it current. It is durable when this returns.
     pub(super) fn write(&self, revision: u64, stored: &Revision) -> Result<(), StoreError> {
         self.replace(revision, stored)?;
         self.engine.flush_durably()
@@ -243,14 +248,15 @@ impl Revisions {
         Ok(self.pieces.apply_batch(batch)?)
     }
 
-    /// Makes a stored revision the current one. That is on the disk when this returns.
+    /// Makes a stored revision the current one. The change is durable when this returns.
     pub(super) fn make_current(&self, revision: u64) -> Result<(), StoreError> {
         self.meta.insert(CURRENT, &revision.to_be_bytes())?;
         self.engine.flush_durably()
     }
 
-    /// Makes room after a commit. The revision before the current one becomes a difference to that, and
-    /// the oldest ones are removed that are too many or too large. The one of the rollback stays whole.
+    /// Frees space after a commit. The previous revision is replaced with a difference to the
+    /// current one, and the oldest revisions beyond the limits are removed. That of the rollback
+    /// stays whole.
     pub(super) fn prune(
         &self,
         revision: u64,
@@ -274,8 +280,8 @@ impl Revisions {
         }
     }
 
-    /// Returns the newest revision before the current one with which the newest ones take more octets
-    /// than these; 0 for none.
+    /// Returns the newest revision before the current one at which the total size of it and all
+    /// later ones exceeds `octets`; 0 if none does.
     fn last_beyond(&self, current: u64, octets: usize) -> Result<u64, StoreError> {
         let mut sum = 0;
         for piece in self.pieces.range(..piece_key(current + 1, 0)).rev() {
@@ -305,7 +311,7 @@ impl Revisions {
         Ok(())
     }
 
-    /// Removes what a commit left that did not come to its end.
+    /// Removes revisions that an interrupted commit has left.
     fn remove_beyond(&self, current: u64) -> Result<(), StoreError> {
         for piece in self.pieces.range(piece_key(current + 1, 0)..) {
             self.pieces.remove(piece?.0)?;

@@ -1,5 +1,5 @@
-//! Version of a state directory, in one small file. A directory of a newer agent is refused and left
-//! as it is; one of an older agent is migrated forward, one version at a time.
+//! Version of the layout of a state directory, stored in a file. A directory of a newer agent is
+//! refused and left unchanged; one of an older agent is migrated, one version at a time.
 
 use std::{fs, io, path::Path};
 
@@ -7,19 +7,20 @@ use super::{StoreError, disk};
 
 /// Version of the layout that this agent writes.
 pub(super) const SCHEMA: u32 = 4;
-/// Steps from each version to the next one, up to [`SCHEMA`]. A step that was cut short is run again.
+/// Migrations from each version to the next, up to [`SCHEMA`]. An interrupted migration is run
+/// again.
 const MIGRATIONS: [Migration; 0] = [];
 /// Oldest version that this agent reads. Layouts before it were never released.
 const OLDEST: u32 = SCHEMA - MIGRATIONS.len() as u32;
 pub(super) const NAME: &str = "schema";
-/// Present in a directory of the development layouts, which had no file of their own for the version.
+/// Files of the development layouts, which had no version file.
 const DEVELOPMENT: [&str; 2] = ["results.sled", "results.old"];
 
-/// Rewrites a state directory that nobody has open.
+/// Migration of a state directory that is not open.
 type Migration = fn(&Path) -> Result<(), StoreError>;
 
-/// Reads the version of a state directory, and writes it into a new one. One that this agent does not
-/// read is left as it is.
+/// Reads and checks the version of a state directory; writes it in a new one. A directory with an
+/// unsupported version is left unchanged.
 pub(super) fn check(directory: &Path) -> Result<u32, StoreError> {
     let path = directory.join(NAME);
     let failed = |source| StoreError::Directory { path: path.clone(), source };
@@ -31,21 +32,21 @@ pub(super) fn check(directory: &Path) -> Result<u32, StoreError> {
             }
             return write(directory, SCHEMA).map(|()| SCHEMA);
         }
-        // Not text: the version is unknown.
+        // The file is not text, so its content is damaged.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
         Err(error) => return Err(failed(error)),
     };
     match text.trim().parse() {
         Ok(found) => check_version(directory, found).map(|()| found),
-        // A newer agent would have written a number: the disk damaged it.
+        // Any version of the agent writes a number, so the file is damaged.
         Err(_) => {
-            tracing::error!(file = %path.display(), "damaged, written again");
+            tracing::error!(file = %path.display(), "schema version damaged, rewriting");
             write(directory, SCHEMA).map(|()| SCHEMA)
         }
     }
 }
 
-/// Refuses a version that this agent does not read.
+/// Returns an error for a version that this agent does not read.
 pub(super) fn check_version(directory: &Path, found: u32) -> Result<(), StoreError> {
     if found > SCHEMA {
         return Err(StoreError::NewerSchema { path: directory.to_owned(), found });
@@ -56,7 +57,7 @@ pub(super) fn check_version(directory: &Path, found: u32) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Brings a state directory of a version to [`SCHEMA`].
+/// Migrates a state directory from version `found` to [`SCHEMA`].
 pub(super) fn migrate(directory: &Path, found: u32) -> Result<(), StoreError> {
     run(directory, found, OLDEST, &MIGRATIONS)
 }
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_versions_that_can_be_read_are_accepted() {
+    fn unsupported_versions_are_refused_and_damaged_ones_rewritten() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join(NAME);
         check(directory.path()).unwrap();
@@ -107,9 +108,9 @@ mod tests {
         assert!(matches!(check(directory.path()), Err(StoreError::OldSchema(_))));
     }
 
-    /// Each step runs once and in order, one that failed is run again, and no step that was done.
+    /// Migrations run in order; a failed one is run again, completed ones are not.
     #[test]
-    fn migrations_go_forward_one_version_at_a_time() {
+    fn migrations_run_one_version_at_a_time() {
         fn append(directory: &Path, name: &str) -> Result<(), StoreError> {
             let file = directory.join("steps");
             let before = fs::read_to_string(&file).unwrap_or_default();

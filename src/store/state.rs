@@ -1,5 +1,4 @@
-//! The state database: statistics, positions of consumers, states of connections, and from which
-//! cursor a start goes on.
+//! State database: statistics, positions of consumers, states of connections, and the next cursor.
 
 use std::sync::{Arc, RwLock};
 
@@ -10,29 +9,29 @@ pub(super) const CACHE_OCTETS: u64 = 16 << 20;
 pub(super) const STATE: &str = "state.sled";
 /// Directory of the log, in the state directory.
 pub(super) const RESULTS: &str = "results";
-/// Only there after a clean end.
+/// Key of the next cursor; present only after a clean end.
 pub(super) const NEXT_CURSOR: &[u8] = b"next-cursor";
 pub(super) const KERNEL_BOOT: &[u8] = b"kernel-boot-id";
-/// Number of the database, which rises each time the disk writes it: sled goes back to an earlier state
-/// where it finds damage, and does not report it.
+/// Key of the sequence number, which rises with each durable flush. It shows when sled returns to
+/// an earlier state because of damage, which sled does not report.
 pub(super) const SEQUENCE: &[u8] = b"sequence";
 
-/// Encoding of statistics: messages of `twamp.agent.v1`. It stands before the cursor that a part is as
-/// of, and the content.
+/// Encoding of statistics as messages of `twamp.agent.v1`. A value is this byte, the cursor up to
+/// which records are included, and the content.
 const API_V1: u8 = 1;
 
-/// A part of the statistics as it is kept.
+/// Stored part of the statistics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Whose, and which part.
+    /// Key of the connection, the session and the part.
     pub key: Vec<u8>,
-    /// Records behind this cursor are not in it.
+    /// Cursor of the last record that the statistics include.
     pub as_of_cursor: u64,
-    /// Content; the store does not look into it.
+    /// Encoded statistics; the store does not decode them.
     pub content: Vec<u8>,
 }
 
-/// The trees beside the log.
+/// Trees of the state database.
 #[derive(Clone, Debug)]
 pub(super) struct Trees {
     pub(super) meta: sled::Tree,
@@ -42,7 +41,7 @@ pub(super) struct Trees {
     pub(super) incarnations: sled::Tree,
 }
 
-/// Shared with the writer, who takes them away before it opens the database anew.
+/// Trees shared with the writer, which removes them while it reopens the database.
 pub(super) type SharedTrees = Arc<RwLock<Option<Trees>>>;
 
 impl Trees {
@@ -57,7 +56,7 @@ impl Trees {
     }
 }
 
-/// Parts of statistics by their keys; `None` stands for "no longer there".
+/// Changed parts of statistics by their keys; `None` for a removed part.
 pub type Changed = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// Encodes the value of a part of the statistics.
@@ -74,7 +73,7 @@ pub(super) fn snapshot(key: &[u8], value: &[u8]) -> Result<Snapshot, StoreError>
     Ok(Snapshot { key: key.to_vec(), as_of_cursor, content: content.to_vec() })
 }
 
-/// Position of a consumer.
+/// Returns the position of a consumer.
 pub(super) fn position(consumers: &sled::Tree, name: &str) -> Result<Option<u64>, StoreError> {
     consumers.get(name.as_bytes())?.map(|value| cursor_value(&value)).transpose()
 }

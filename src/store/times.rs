@@ -1,8 +1,9 @@
-//! Finds records by their times: the windows first, by the times in their summaries, then the pages of
-//! a window by bisection. A page begins with the time of its first record, so the pages are the index.
+//! Finds records by time. Windows are selected by the times in their summaries, pages of a window
+//! by binary search: a page begins with the time of its first record, so no separate index is
+//! needed.
 //!
-//! Times of records rise but for a disorder that each window notes: a record is earlier than one before
-//! it by no more.
+//! Times of records may decrease. Each window stores its disorder: the maximum time by which a
+//! record is earlier than a preceding one.
 
 use std::ops::Range;
 
@@ -19,8 +20,8 @@ use super::{
 };
 use crate::time::UnixTime;
 
-/// Returns the cursors that all records with times in a range are between: the first cursor is exact
-/// among the stored records, the last is near. An empty range where there is no such record.
+/// Returns a range of cursors that contains all records with times in the given range. Its start is
+/// exact, its end may be too high. Empty if there is no such record.
 pub(super) fn cursors(
     list: &WindowList,
     Range { start, end }: Range<UnixTime>,
@@ -46,8 +47,8 @@ pub(super) fn cursors(
     Ok(from..up_to.max(from))
 }
 
-/// Returns the cursor of the first record of a window with a time that is not before `start`; the one
-/// after the last stored record where there is none.
+/// Returns the cursor of the first record of a window with a time at or after `start`; the cursor
+/// after the last stored record if there is none.
 fn first_from(window: &Window, files: &Files, start: UnixTime) -> Result<u64, StoreError> {
     let time = start.0.saturating_sub(window.disorder_ns());
     let is_before = |begun: Option<u64>| begun.is_some_and(|begun| begun < time);
@@ -64,9 +65,10 @@ fn first_from(window: &Window, files: &Files, start: UnixTime) -> Result<u64, St
     Ok(next)
 }
 
-/// Finds two pages that follow each other, the first of which `is_before` the time that is looked for, by
-/// the time that a page begins at, and the second is not. Returns their first cursors: that of the
-/// window and `end` where all pages are on one side. A page that cannot be read has no time.
+/// Finds two consecutive pages of which `is_before` is true for the first and false for the second;
+/// its argument is the time of a page's first record, `None` if the page cannot be read. Returns
+/// their first cursors; the first cursor of the window or `end` in place of a page that does not
+/// exist.
 fn bisect(
     window: &Window,
     files: &Files,
@@ -87,7 +89,8 @@ fn bisect(
     (key.max(window.name.first_cursor), high)
 }
 
-/// Key of the page that a cursor is in, and the time it begins at, nanoseconds.
+/// Returns the key of the page that contains a cursor, and the time of its first record,
+/// nanoseconds.
 fn page_at(files: &Files, cursor: u64) -> (Option<u64>, Option<u64>) {
     let Some(Ok((key, page))) = files.pages.range(..=cursor.to_be_bytes()).next_back() else {
         return (None, None);

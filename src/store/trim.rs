@@ -1,6 +1,6 @@
-//! Takes the records of some connections out of a window. A database frees space only when it goes as
-//! a whole, so the others are copied into a new one. What is taken keeps its place, without content:
-//! a reader is told what it misses.
+//! Removes the records of some connections from a window. sled frees space only with a whole
+//! database, so the window is copied without their contents. The records keep their cursors, so
+//! that a reader sees which are missing.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -17,68 +17,68 @@ use super::{
     window::Window,
 };
 
-/// Stands in a subject whose records were taken, beside what [`Subject`] reads.
+/// Additional field of a stored [`Subject`] whose records were removed.
 #[derive(Clone, PartialEq, Eq, Message)]
-struct Taken {
+struct RemovalMark {
     #[prost(bool, tag = "4")]
-    taken: bool,
+    is_removed: bool,
 }
 
-/// A copy that is being made.
+/// Copy of a window in progress.
 #[derive(Debug)]
 pub(super) struct Trim {
     from: Arc<Window>,
     to: Window,
     /// Database of the copy.
     files: Arc<Files>,
-    /// Numbers of the subjects whose records go.
-    goes: HashSet<u32>,
-    /// The key that the next page is not below.
+    /// Numbers of the subjects whose records are removed.
+    removed: HashSet<u32>,
+    /// Minimum key of the next page.
     next: u64,
     page: PageBuilder,
 }
 
 impl Trim {
-    /// Begins to copy a window of an age; `None` where nothing in it goes.
+    /// Begins to copy a window of age `age_ns`; `None` if no record is to be removed.
     pub(super) fn begin(
         from: &Arc<Window>,
         retention: &Retention,
         age_ns: u64,
     ) -> Result<Option<Self>, StoreError> {
-        let mut goes = HashSet::new();
+        let mut removed = HashSet::new();
         let source = from.files()?;
         for stored in source.stored_subjects() {
             let (number, octets) = stored?;
-            // Nobody reads the records of one that is damaged, whatever becomes of them.
+            // Records of a damaged subject are unreadable, so they are copied unchanged.
             let Ok(subject) = Subject::decode(octets.as_ref()) else { continue };
-            let Ok(Taken { taken }) = Taken::decode(octets.as_ref()) else { continue };
-            if !taken && !retention.keeps(&subject.connection, age_ns) {
-                goes.insert(number);
+            let Ok(mark) = RemovalMark::decode(octets.as_ref()) else { continue };
+            if !mark.is_removed && !retention.keeps(&subject.connection, age_ns) {
+                removed.insert(number);
             }
         }
-        if goes.is_empty() {
+        if removed.is_empty() {
             return Ok(None);
         }
         let (to, files) = from.successor()?;
         for stored in source.stored_subjects() {
             let (number, octets) = stored?;
             let mut octets = octets.to_vec();
-            if goes.contains(&number) {
-                octets.extend(Taken { taken: true }.encode_to_vec());
+            if removed.contains(&number) {
+                octets.extend(RemovalMark { is_removed: true }.encode_to_vec());
             }
             to.put_subject(&files, number, octets)?;
         }
         let page = PageBuilder::default();
         let next = from.name.first_cursor;
-        Ok(Some(Self { from: from.clone(), to, files, goes, next, page }))
+        Ok(Some(Self { from: from.clone(), to, files, removed, next, page }))
     }
 
-    /// The window that is copied.
+    /// Returns the window that is being copied.
     pub(super) fn window(&self) -> &Arc<Window> {
         &self.from
     }
 
-    /// Copies so many pages at most; whether that was the last.
+    /// Copies at most `pages` pages; returns true after the last page.
     pub(super) fn copy(&mut self, pages: usize) -> Result<bool, StoreError> {
         let mut copied = 0;
         let source = self.from.files()?;
@@ -87,12 +87,12 @@ impl Trim {
             copied += 1;
             for mut record in readable(key, &page, &self.from) {
                 let subject = record.subject;
-                if self.goes.contains(&subject) && record.kind != content::NOTHING {
+                if self.removed.contains(&subject) && record.kind != content::NOTHING {
                     record.kind |= content::REMOVED;
                     record.content.clear();
                 }
                 let entry = record.entry(Arc::default());
-                if !self.page.takes(&entry) {
+                if !self.page.fits(&entry) {
                     self.to.put_page(&self.files, self.page.finish())?;
                 }
                 self.page.push(&entry, subject);
@@ -108,12 +108,12 @@ impl Trim {
         Ok(true)
     }
 
-    /// Name of the copy, which nobody needs any more.
+    /// Ends the copy before it is complete; returns its name, to remove it.
     pub(super) fn abandon(self) -> WindowName {
         self.to.name
     }
 
-    /// The copy, once it is whole, sealed.
+    /// Seals the complete copy and returns it.
     pub(super) fn finish(self) -> Result<Window, StoreError> {
         self.to.seal(&self.files, self.from.last_cursor())?;
         Ok(self.to)

@@ -1,6 +1,6 @@
-//! A window of the log: a database of its own for a span of time or octets, with the pages of records
-//! and the subjects that they name. Removing records one by one would never free space; a window
-//! goes as a whole, with its files. Damage to the files costs this window alone.
+//! Window of the log: a database for a span of time or size, with pages of records and their
+//! subjects. A window is removed as a whole with its files, because sled does not free the space of
+//! single records. Damage to the files affects only this window.
 
 use std::sync::{
     Arc, PoisonError, RwLock,
@@ -14,15 +14,15 @@ use super::{
 };
 use crate::time::UnixTime;
 
-/// The windows that exist, oldest first. A reader holds a copy of the list.
+/// List of windows, oldest first. A reader keeps a snapshot of the list.
 pub(super) type WindowList = Arc<[Arc<Window>]>;
 
-/// Returns the list as it is now.
+/// Returns a snapshot of the list.
 pub(super) fn read(list: &RwLock<WindowList>) -> WindowList {
     list.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// One window: figures of it, and access to its database.
+/// Window of the log: its figures, and access to its database.
 #[derive(Debug)]
 pub(super) struct Window {
     pool: Arc<Pool>,
@@ -31,18 +31,18 @@ pub(super) struct Window {
     begun_ns: u64,
     earliest_ns: AtomicU64,
     latest_ns: AtomicU64,
-    /// Largest time by which a record is earlier than one before it.
+    /// Maximum time by which a record is earlier than a preceding one.
     disorder_ns: AtomicU64,
     records: AtomicU64,
     octets: AtomicU64,
-    /// Cursor of its last record, once it is sealed.
+    /// Cursor of the last record; set when the window is sealed.
     last_cursor: AtomicU64,
     disk_bytes: AtomicU64,
-    /// Some of it cannot be read.
+    /// True if part of the window is unreadable.
     pub(super) is_damaged: AtomicBool,
-    /// The window is unreadable as a whole.
+    /// True if the window is unreadable as a whole.
     is_lost: AtomicBool,
-    /// Age at which records of connections are to be taken out of it.
+    /// Age at which the window is next checked for records to remove.
     pub(super) trim_at_age_ns: AtomicU64,
 }
 
@@ -65,15 +65,15 @@ impl Window {
         }
     }
 
-    /// The database, which is opened where it is not.
+    /// Returns the database, and opens it if necessary.
     pub(super) fn files(&self) -> Result<Arc<Files>, StoreError> {
         self.pool.files(self.name)
     }
 
-    /// An empty one that is to take the place of this, with its database.
+    /// Creates an empty window that will replace this one; returns it with its database.
     pub(super) fn successor(&self) -> Result<(Self, Arc<Files>), StoreError> {
         let name = WindowName { generation: self.name.generation + 1, ..self.name };
-        // A copy that was not finished is replaced.
+        // An unfinished copy is replaced.
         self.pool.close(name);
         let empty = Summary { records: 0, octets: 0, ..self.summary() };
         let files = self.pool.create(name)?;
@@ -92,7 +92,7 @@ impl Window {
         }
     }
 
-    /// Gives the window no more records: its summary is stored in it, durably.
+    /// Seals the window: stores its summary durably. Records must not be added after this.
     pub(super) fn seal(&self, files: &Files, last_cursor: u64) -> Result<(), StoreError> {
         self.last_cursor.store(last_cursor, Relaxed);
         files.seal(&self.summary())?;
@@ -100,7 +100,7 @@ impl Window {
         Ok(())
     }
 
-    /// Notes what its files take on the disk, once it is sealed.
+    /// Measures the size on disk of a sealed window.
     pub(super) fn note_disk_bytes(&self) {
         self.disk_bytes.store(self.pool.disk_bytes(self.name), Relaxed);
     }
@@ -115,7 +115,7 @@ impl Window {
         files.put_subject(number, octets)
     }
 
-    /// Stores a page that begins with a cursor and has so many records.
+    /// Stores a page, given with its first cursor and its number of records.
     pub(super) fn put_page(
         &self,
         files: &Files,
@@ -128,14 +128,14 @@ impl Window {
         Ok(())
     }
 
-    /// Some of it cannot be read, near this cursor: logged once.
+    /// Marks part of the window, near a cursor, as unreadable. Logged once per window.
     pub(super) fn note_damage(&self, error: &StoreError, near: u64) {
         if !self.is_damaged.swap(true, Relaxed) {
-            tracing::error!(%error, near, "stored results cannot be read, the rest goes on");
+            tracing::error!(%error, near, "some stored results cannot be read");
         }
     }
 
-    /// Marks the window as unreadable: readers find a gap, and the writer puts it into quarantine.
+    /// Marks the window as lost: readers see a gap, and the writer moves the window to quarantine.
     pub(super) fn lose(&self, error: &StoreError) {
         self.note_damage(error, self.name.first_cursor);
         self.is_lost.store(true, Relaxed);
@@ -145,14 +145,14 @@ impl Window {
         self.is_lost.load(Relaxed)
     }
 
-    /// Notes the time of a record.
+    /// Includes the time of a record in the figures.
     pub(super) fn note_time(&self, UnixTime(at): UnixTime) {
         let latest = self.latest_ns.fetch_max(at, Relaxed);
         self.earliest_ns.fetch_min(at, Relaxed);
         self.disorder_ns.fetch_max(latest.saturating_sub(at), Relaxed);
     }
 
-    /// Returns true when the time of a record differs from that of the first one by less than a span.
+    /// Returns true if `time` differs from the time of the first record by less than `span_ns`.
     pub(super) fn is_within(&self, time: UnixTime, span_ns: u64) -> bool {
         time.0.abs_diff(self.begun_ns) < span_ns
     }

@@ -1,9 +1,9 @@
-//! The log as windows, oldest first: which there are, which one is filled, and what retention takes.
+//! The log as a list of windows: opening, appending to the newest window, and retention.
 
 mod open;
 mod retain;
 
-pub(super) use retain::May;
+pub(super) use retain::Allowed;
 
 use std::{
     collections::HashMap,
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::time::Monotonic;
 
-/// No record gets a cursor below this: written before windows go.
+/// Key of the minimum cursor of new records; written before windows are removed.
 const FLOOR: &[u8] = b"cursor-floor";
 
-/// Windows that could not be opened, and not because of damage.
+/// Windows that could not be opened, for a reason other than damage.
 #[derive(Debug, Default)]
 struct Unopened {
     /// Generations of each of the windows.
@@ -35,51 +35,51 @@ struct Unopened {
     next_try: Option<Monotonic>,
 }
 
-/// The log. Written by one thread; the list of windows is shared with readers.
+/// The log, written by one thread. The list of windows is shared with readers.
 #[derive(Debug)]
 pub(super) struct Windows {
-    /// The tree that holds [`FLOOR`].
+    /// Tree that contains [`FLOOR`].
     meta: sled::Tree,
     pool: Arc<Pool>,
     list: Arc<RwLock<WindowList>>,
-    /// Database of the newest window; `None` where that gets no more records.
+    /// Database of the newest window; `None` if that window is sealed.
     filled: Option<Arc<Files>>,
-    /// Out of the list, but a reader still holds them.
+    /// Windows that are removed from the list but may still be in use by readers.
     leaving: Vec<Arc<Window>>,
-    /// A window that records are taken out of.
+    /// Removal of records from a window in progress.
     trim: Option<Trim>,
-    /// No record up to this cursor is there that is not in its window.
+    /// Cursor up to which records of some connections may have been removed.
     trimmed_up_to: u64,
-    /// Records of the newest window that are not in its database yet.
+    /// Records of the newest window that are not written to its database yet.
     page: PageBuilder,
-    /// Numbers of the subjects in the newest window, where it was begun by this.
+    /// Numbers of the subjects in the newest window; empty until the first record is appended.
     numbers: HashMap<Arc<Subject>, u32>,
     next_cursor: u64,
     newest: u64,
-    /// When they were opened: the newest cursor of which there was a record, or to be none.
+    /// Newest cursor at opening that had a record or was skipped deliberately.
     found: u64,
-    /// When they were opened: some of the newest window, or all of one, could not be read.
+    /// True if part of the newest window, or a whole window, was unreadable at opening.
     was_damaged: bool,
     unopened: Unopened,
 }
 
 impl Windows {
-    /// Summaries of the windows that get no more records.
+    /// Returns the summaries of the sealed windows.
     fn sealed(&self) -> Index {
         let list = read(&self.list);
         let sealed = list.len() - usize::from(self.filled.is_some()).min(list.len());
         list.iter().take(sealed).map(|window| (window.name, window.summary())).collect()
     }
 
-    /// Writes the index. What it lacks is in the windows themselves.
+    /// Writes the index. After an error the next start reads the summaries from the windows.
     fn write_index(&self) {
-        if let Err(error) = index::write(self.pool.place(), &self.sealed()) {
-            tracing::warn!(%error, "failed to write the index of the results");
+        if let Err(error) = index::write(self.pool.directory(), &self.sealed()) {
+            tracing::warn!(%error, "failed to write the index of results");
         }
     }
 
-    /// Gives the newest window no more records: what is put after something that cannot be read may
-    /// not be found again.
+    /// Seals the newest window. This is necessary after damage, because records that are written
+    /// after unreadable data may not be found again.
     pub(super) fn seal_newest(&mut self) -> Result<(), StoreError> {
         self.write_page()?;
         let (Some(files), Some(window)) = (self.filled.take(), read(&self.list).last().cloned())
@@ -91,7 +91,7 @@ impl Windows {
         }
         window.seal(&files, self.newest)?;
         drop(files);
-        // Opening notes its findings beside the database: the next opening is quick.
+        // Opening the database makes sled store a snapshot, so that the next opening is quick.
         self.pool.close(window.name);
         if let Err(error) = guarded(&window, |_| Ok(())) {
             tracing::warn!(%error, "failed to open a sealed window of results");
@@ -100,45 +100,45 @@ impl Windows {
         Ok(())
     }
 
-    /// No record gets one of the next so many cursors.
+    /// Skips the next `cursors` cursors: a later start does not assign them.
     pub(super) fn jump(&self, cursors: u64) -> Result<(), StoreError> {
         self.meta.insert(FLOOR, &(self.next_cursor + cursors).to_be_bytes())?;
         Ok(())
     }
 
-    /// The newest cursor of which a record was found when they were opened, or was not to be.
+    /// Returns the newest cursor at opening that had a record or was skipped deliberately.
     pub(super) fn found(&self) -> u64 {
         self.found
     }
 
-    /// Returns true when something could not be read at the opening.
+    /// Returns true if some records were unreadable at opening.
     pub(super) fn was_damaged(&self) -> bool {
         self.was_damaged
     }
 
-    /// The list that readers share.
+    /// Returns the list that is shared with readers.
     pub(super) fn shared(&self) -> Arc<RwLock<WindowList>> {
         self.list.clone()
     }
 
-    /// The cursor that the next record gets.
+    /// Returns the minimum cursor of the next record.
     pub(super) fn next_cursor(&self) -> u64 {
         self.next_cursor
     }
 
-    /// The newest cursor that was given to a record, or that may have been.
+    /// Returns the newest cursor that was or may have been assigned to a record.
     pub(super) fn newest(&self) -> u64 {
         self.newest
     }
 
-    /// Appends an entry; it is in a database once [`Self::write_page`] was called. Its cursor is not
-    /// below [`Self::next_cursor`].
+    /// Appends an entry, whose cursor must be at least [`Self::next_cursor`]. [`Self::write_page`]
+    /// writes it to the database.
     pub(super) fn append(
         &mut self,
         retention: &Retention,
         entry: &Entry,
     ) -> Result<(), StoreError> {
-        if !self.page.takes(entry) {
+        if !self.page.fits(entry) {
             self.write_page()?;
         }
         let (window, files) = self.window(retention, entry)?;
@@ -149,7 +149,7 @@ impl Windows {
         Ok(())
     }
 
-    /// Puts what was appended into the database of the newest window.
+    /// Writes the appended entries to the database of the newest window.
     pub(super) fn write_page(&mut self) -> Result<(), StoreError> {
         if self.page.is_empty() {
             return Ok(());
@@ -162,7 +162,8 @@ impl Windows {
         Ok(())
     }
 
-    /// Hands what was written to the kernel; the disk writes it with `durably`.
+    /// Writes the appended entries and hands them to the kernel; with `durably`, syncs them to the
+    /// disk.
     pub(super) fn flush(&mut self, durably: bool) -> Result<(), StoreError> {
         self.write_page()?;
         match &self.filled {
@@ -177,7 +178,7 @@ impl Windows {
         self.filled.as_ref().map_or(Ok(()), |files| files.engine.check_presence())
     }
 
-    /// A cursor that has no record.
+    /// Skips a cursor whose record was not stored.
     pub(super) fn pass(&mut self, cursor: u64) {
         self.next_cursor = self.next_cursor.max(cursor + 1);
         self.newest = self.newest.max(cursor);
@@ -193,7 +194,7 @@ impl Windows {
             return Ok(*number);
         }
         if self.numbers.is_empty() {
-            // It was begun before this agent was.
+            // The window was created before this opening of the log.
             for stored in files.stored_subjects() {
                 let (number, _) = stored?;
                 self.numbers.insert(files.subject(number)?, number);
@@ -208,7 +209,7 @@ impl Windows {
         Ok(number)
     }
 
-    /// The newest window, or a new one where that has had its share.
+    /// Returns the newest window; a new one if the newest is full, lost or sealed.
     fn window(
         &mut self,
         retention: &Retention,
@@ -233,7 +234,7 @@ impl Windows {
         Ok((window, files))
     }
 
-    /// Records and octets that are stored, and the earliest cursor.
+    /// Returns the number of stored records, their size in bytes, and the earliest cursor.
     pub(super) fn figures(&self) -> (u64, u64, Option<u64>) {
         let list = read(&self.list);
         (
@@ -243,7 +244,7 @@ impl Windows {
         )
     }
 
-    /// Octets on disk of all windows.
+    /// Returns the size of all windows on disk, bytes.
     pub(super) fn disk_bytes(&self) -> u64 {
         let list = read(&self.list);
         let sealed = list.len() - usize::from(self.filled.is_some()).min(list.len());

@@ -1,6 +1,6 @@
-//! The one thread that writes results. What it has taken is handed to the kernel within
-//! [`FLUSH_NS`], and only then do readers see it: what a reader saw survives the death of this
-//! process. The disk is made to write every [`SYNC_NS`], the bound of what a loss of power costs.
+//! Thread that writes results. It hands records to the kernel within [`FLUSH_NS`], and readers see
+//! them only after that: a record that a reader has seen survives the death of this process. It
+//! syncs the disk every [`SYNC_NS`], which limits the loss of records with a loss of power.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use super::{
         CACHE_OCTETS, Changed, NEXT_CURSOR, SEQUENCE, SharedTrees, Trees, position, snapshot_value,
     },
     window::WindowList,
-    windows::{May, Windows},
+    windows::{Allowed, Windows},
 };
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
@@ -39,30 +39,30 @@ use crate::{
 
 const FLUSH_NS: u64 = 20_000_000;
 const SYNC_NS: u64 = 5_000_000_000;
-const RETENTION_EVERY_NS: u64 = 1_000_000_000;
-/// Between two steps of taking records out of a window: what is to be written comes first.
-const TRIM_EVERY_NS: u64 = 100_000_000;
-/// Time between two attempts to open a database that failed.
-const OPEN_AGAIN_NS: u64 = 2_000_000_000;
+const RETENTION_INTERVAL_NS: u64 = 1_000_000_000;
+/// Interval of the steps of a removal from a window, so that pending writes are not delayed.
+const TRIM_INTERVAL_NS: u64 = 100_000_000;
+/// Interval of attempts to reopen a database that failed.
+const REOPEN_INTERVAL_NS: u64 = 2_000_000_000;
 
-/// The database while it is open.
+/// Databases while they are open.
 pub(super) struct Open {
     pub(super) windows: Windows,
     pub(super) engine: Engine,
 }
 
-/// The state of the thread.
+/// State of the thread.
 pub(super) struct Writer {
-    /// `None` after a failure, until it could be opened anew.
+    /// `None` after a failure, until the databases are reopened.
     pub(super) open: Option<Open>,
-    /// The list that readers share.
+    /// List of windows that is shared with readers.
     pub(super) list: Arc<RwLock<WindowList>>,
     pub(super) trees: SharedTrees,
     pub(super) connections: Arc<Connections>,
     pub(super) incarnations: Arc<RwLock<Incarnations>>,
     pub(super) presence: Presence,
     pub(super) age_guard: AgeGuard,
-    /// The newest cursor that came, stored or not.
+    /// Newest cursor received, whether its record was stored or not.
     pub(super) newest: u64,
     pub(super) retention: Retention,
     pub(super) state: watch::Sender<StoreState>,
@@ -70,24 +70,24 @@ pub(super) struct Writer {
     /// Path of the state database.
     pub(super) path: PathBuf,
     /// Directory of the log.
-    pub(super) place: PathBuf,
+    pub(super) log_path: PathBuf,
     pub(super) reservation: CursorReservation,
-    /// See [`SEQUENCE`].
+    /// Last stored value of [`SEQUENCE`].
     pub(super) state_sequence: u64,
-    /// Written and not yet handed to the kernel.
+    /// True if data is not yet handed to the kernel.
     pub(super) unflushed: bool,
-    /// Handed to the kernel and not yet written by the disk.
+    /// True if data is not yet synced to the disk.
     pub(super) unsynced: bool,
     pub(super) dropped: u64,
-    /// Parts of statistics that the database has yet to take, by key: at most all that there are.
+    /// Parts of statistics that are not stored yet, by key; limited by the number of parts.
     pub(super) unsaved: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     pub(super) failure: Option<String>,
-    /// When a database that failed is opened anew.
-    pub(super) try_again: Option<Monotonic>,
+    /// Time of the next attempt to reopen a database that failed.
+    pub(super) reopen_due: Option<Monotonic>,
 }
 
 impl Writer {
-    /// Runs until it is ended, or until no sender is left.
+    /// Runs until [`Command::End`], or until all senders are dropped.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         let start = (self.now)().monotonic;
         let (mut flush_due, mut sync_due, mut retention_due) =
@@ -98,7 +98,7 @@ impl Writer {
             if retention_due <= now.monotonic {
                 self.guarded(|writer| writer.run_maintenance(now));
                 let trimming = self.open.as_ref().is_some_and(|open| open.windows.is_trimming());
-                let wait_ns = if trimming { TRIM_EVERY_NS } else { RETENTION_EVERY_NS };
+                let wait_ns = if trimming { TRIM_INTERVAL_NS } else { RETENTION_INTERVAL_NS };
                 retention_due = now.monotonic.plus_ns(wait_ns);
             }
             if sync_due <= now.monotonic {
@@ -124,10 +124,10 @@ impl Writer {
         self.end();
     }
 
-    /// sled panics over some failures of the disk: that is one like any other.
+    /// Runs a step, and treats a panic as a failure: sled panics on some disk errors.
     fn guarded(&mut self, step: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
-            self.fail(&StoreError::gave_up());
+            self.fail(&StoreError::database_panicked());
         }
     }
 
@@ -142,11 +142,11 @@ impl Writer {
                 let _ = answer.send(self.delete_consumer(&name));
             }
             Command::SetRetention(retention) => {
-                // Each commit tells it, whatever it changed.
+                // Each commit of the configuration sends the retention, changed or not.
                 if self.retention != retention {
                     self.retention = retention;
                     if let Some(open) = &self.open {
-                        open.windows.look_for_what_goes();
+                        open.windows.reset_trim_ages();
                     }
                 }
                 self.run_maintenance((self.now)());
@@ -163,8 +163,8 @@ impl Writer {
         }
     }
 
-    /// Begins an incarnation with the next record. Those handed over before belong to the earlier
-    /// one; none behind it was shown yet.
+    /// Begins an incarnation with the next record. Records received before belong to the previous
+    /// one. Readers have not seen later records yet.
     fn begin_incarnation(&mut self, id: &str) {
         let earliest = self.state.borrow().earliest;
         let Some(trees) = self.trees() else { return };
@@ -190,7 +190,7 @@ impl Writer {
             (None, Some(Open { windows, .. })) => windows.append(&self.retention, entry),
             (_, open) => {
                 self.dropped += 1;
-                // Readers that are there see it all the same.
+                // Readers that follow the log get the record from memory, so its cursor is used.
                 if let Some(open) = open {
                     open.windows.pass(entry.cursor);
                 }
@@ -203,7 +203,8 @@ impl Writer {
         }
     }
 
-    /// Saves parts of statistics; those that the database did not take yet are kept for when it does.
+    /// Stores parts of statistics, including those of earlier failed attempts. After an error they
+    /// are kept for the next attempt.
     fn save(&mut self, statistics: Changed) {
         let as_of = self.newest;
         let values = statistics
@@ -214,11 +215,11 @@ impl Writer {
             return;
         }
         let Some(trees) = self.trees() else { return };
-        // The log holds all that the statistics count before it holds them.
+        // Records are written before the statistics that include them.
         if let Err(error) = self.open.as_mut().map_or(Ok(()), |open| open.windows.write_page()) {
             return self.fail(&error);
         }
-        // The shortest key is last: it says that all others are there.
+        // The shortest key is written last: its presence shows that all others are complete.
         for (key, value) in self.unsaved.iter().rev() {
             let done = match value {
                 Some(value) => trees.statistics.insert(key, value.as_slice()),
@@ -283,7 +284,7 @@ impl Writer {
         }
     }
 
-    /// Applies the retention, checks the space on the disk, and tries a database again that failed.
+    /// Applies the retention, checks the free disk space, and reopens a database that failed.
     fn run_maintenance(&mut self, now: Now) {
         self.check_presence();
         let too_few = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
@@ -294,9 +295,9 @@ impl Writer {
                 tracing::info!("disk has space again, storing results");
                 reserve::prepare(self.directory());
             }
-            (None, Some(_)) if self.try_again.is_none_or(|again| again <= now.monotonic) => {
-                self.try_again = Some(now.monotonic.plus_ns(OPEN_AGAIN_NS));
-                self.open_anew();
+            (None, Some(_)) if self.reopen_due.is_none_or(|again| again <= now.monotonic) => {
+                self.reopen_due = Some(now.monotonic.plus_ns(REOPEN_INTERVAL_NS));
+                self.reopen();
             }
             (None, _) => {}
         }
@@ -304,17 +305,19 @@ impl Writer {
             self.save(Vec::new());
         }
         self.unflushed |= self.connections.has_unsaved();
-        let may = May { delete_by_age: self.age_guard.update(now), copy: self.failure.is_none() };
+        let allowed =
+            Allowed { delete_by_age: self.age_guard.update(now), copy: self.failure.is_none() };
         if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) = windows.retain(&self.retention, now, may, || engine.flush_durably())
+            && let Err(error) =
+                windows.retain(&self.retention, now, allowed, || engine.flush_durably())
         {
             self.fail(&error);
         }
         self.publish();
     }
 
-    /// After an error sled takes nothing more: only a database that is opened anew does.
-    fn open_anew(&mut self) {
+    /// Reopens the databases: after an error sled accepts no more writes.
+    fn reopen(&mut self) {
         *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
         self.open = None;
@@ -324,7 +327,7 @@ impl Writer {
         let opened = opened.and_then(|engine| {
             let trees = Trees::open(&engine)?;
             let windows =
-                Windows::reopen(&self.place, &trees.meta, self.newest + 1, self.list.clone())?;
+                Windows::reopen(&self.log_path, &trees.meta, self.newest + 1, self.list.clone())?;
             engine.flush_durably()?;
             Ok((trees, Open { windows, engine }))
         });
@@ -333,8 +336,8 @@ impl Writer {
                 *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(trees);
                 self.open = Some(open);
                 self.failure = None;
-                self.try_again = None;
-                tracing::info!("results are stored again");
+                self.reopen_due = None;
+                tracing::info!("results database reopened, storing results");
             }
             Err(error) => self.failure = Some(error.to_string()),
         }
@@ -348,7 +351,7 @@ impl Writer {
             && let (false, Some(Open { engine, windows }), Some(trees)) =
                 (failed, &mut self.open, &trees)
         {
-            // The state of connections follows the events that report it.
+            // States of connections are stored after the events that report them.
             result = windows
                 .flush(false)
                 .and_then(|()| self.connections.save(&trees.connections))
@@ -369,13 +372,13 @@ impl Writer {
             });
         }
         let durable_state = durably.then_some(self.state_sequence);
-        // Before anybody hears of it.
+        // The reservation is written before readers see the cursor.
         if result.is_ok()
             && !failed
             && let Err(error) = self.reservation.write(self.newest, durable_state)
             && durably
         {
-            tracing::warn!(%error, "the newest cursor was not noted");
+            tracing::warn!(%error, "failed to store the newest cursor");
         }
         match result {
             Ok(()) => self.publish(),
@@ -409,24 +412,26 @@ impl Writer {
         });
     }
 
-    /// The database does not take more: say so, and go on without it.
+    /// Handles a failure of the database: logs and publishes it. Records are dropped until the
+    /// database is reopened.
     fn fail(&mut self, error: &StoreError) {
         if self.failure.is_none() {
-            tracing::error!(%error, "results are no longer stored");
-            // Records in the database are lost to readers for now, not to the log.
-            self.try_again = Some((self.now)().monotonic.plus_ns(OPEN_AGAIN_NS));
+            tracing::error!(%error, "results database failed, results are not stored");
+            // Reopening is delayed, because it hides the stored records from readers until it
+            // succeeds.
+            self.reopen_due = Some((self.now)().monotonic.plus_ns(REOPEN_INTERVAL_NS));
         }
         self.stop_storing(error.to_string());
         self.publish();
     }
 
-    /// Stops storing. Records are reported from now on that are not stored: before the first of them,
-    /// their cursors are reserved.
-    fn stop_storing(&mut self, why: String) {
-        if self.failure.replace(why).is_none()
+    /// Stops storing. Later records are reported without being stored, so their cursors are
+    /// reserved first.
+    fn stop_storing(&mut self, reason: String) {
+        if self.failure.replace(reason).is_none()
             && let Err(error) = self.reservation.reserve_unstored(self.newest)
         {
-            tracing::error!(%error, "failed to reserve cursors: a restart may give some out again");
+            tracing::error!(%error, "failed to reserve cursors, a restart may reuse some");
         }
     }
 
@@ -440,7 +445,7 @@ impl Writer {
             if let Err(error) =
                 marked.map_err(StoreError::from).and_then(|_| open.engine.flush_durably())
             {
-                tracing::error!(%error, "cannot mark the results as cleanly closed");
+                tracing::error!(%error, "failed to mark the results as cleanly closed");
             }
         }
         self.publish();
@@ -451,5 +456,5 @@ impl Writer {
 const FULL: &str = "the disk is full";
 
 fn full(free: u64) -> String {
-    format!("{FULL}: {free} octets free, {RESERVE_OCTETS} needed; results are not stored")
+    format!("{FULL}: {free} bytes free, {RESERVE_OCTETS} needed; results are not stored")
 }

@@ -1,7 +1,7 @@
-//! Signed numbers that are small either way, as unsigned ones that are small: 0, -1, 1, -2, as Protocol
-//! Buffers have them in `sint64`.
+//! Zigzag encoding of signed numbers, as in `sint64` of Protocol Buffers: 0, -1, 1, -2 become 0, 1,
+//! 2, 3, so that numbers near zero have short varints.
 
-/// Small where the value is near zero.
+/// Encodes a signed number.
 pub fn encode(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)).cast_unsigned()
 }

@@ -1,4 +1,4 @@
-//! The facts about a received packet that are not in its payload.
+//! Facts about a received packet that are not in its payload.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

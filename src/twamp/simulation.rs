@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[test]
-fn delays_are_those_of_the_path_whatever_the_reflectors_clock() {
+fn delays_equal_those_of_the_path() {
     let mut pair = Pair::new(config(10), lossless(3 * MS), lossless(7 * MS));
     pair.reflector_offset_ns = 1_000;
     pair.run_until(Monotonic(2 * SECOND));
@@ -38,7 +38,7 @@ fn delays_are_those_of_the_path_whatever_the_reflectors_clock() {
 }
 
 #[test]
-fn an_offset_beyond_the_path_makes_one_way_delays_negative_and_says_so() {
+fn a_clock_offset_beyond_the_path_delay_is_marked_negative() {
     let mut pair = Pair::new(config(4), lossless(3 * MS), lossless(3 * MS));
     pair.reflector_offset_ns = -(SECOND as i64);
     pair.run_until(Monotonic(2 * SECOND));
@@ -47,7 +47,7 @@ fn an_offset_beyond_the_path_makes_one_way_delays_negative_and_says_so() {
 }
 
 #[test]
-fn loss_has_its_direction() {
+fn loss_is_attributed_to_a_direction() {
     let mut pair = Pair::new(config(100), every(10, 2 * MS), lossless(2 * MS));
     pair.run_until(Monotonic(3 * SECOND));
     // The last probe is lost as well, and no later reply attributes it.
@@ -65,7 +65,7 @@ fn loss_has_its_direction() {
 }
 
 #[test]
-fn duplicates_reordering_and_late_answers_are_told_apart() {
+fn duplicate_reordered_and_late_replies_are_distinguished() {
     let duplicate = Box::new(|n| if n == 3 { vec![MS, 2 * MS] } else { vec![MS] });
     let mut pair = Pair::new(config(10), duplicate, lossless(MS));
     pair.run_until(Monotonic(2 * SECOND));
@@ -125,7 +125,7 @@ fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
 }
 
 #[test]
-fn what_is_under_way_when_a_test_is_cut_short_is_neither_received_nor_lost() {
+fn probes_in_flight_at_an_interruption_are_abandoned() {
     let mut pair = Pair::new(config(100), lossless(50 * MS), lossless(50 * MS));
     pair.run_until(Monotonic(SECOND + 305 * MS));
     pair.sender.session_lost(FailureCause::Reset, 0, pair.now);
@@ -137,7 +137,7 @@ fn what_is_under_way_when_a_test_is_cut_short_is_neither_received_nor_lost() {
 }
 
 #[test]
-fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
+fn raising_test_count_continues_and_lowering_it_completes() {
     let counted = |test_count| SenderConfig { test_count, ..config(5) };
     let mut pair = Pair::new(counted(2), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(10 * SECOND));
@@ -175,7 +175,7 @@ fn a_count_that_is_raised_goes_on_and_one_that_is_passed_is_complete() {
 }
 
 #[test]
-fn an_outage_of_a_day_yields_its_tests_and_no_more_memory() {
+fn an_outage_of_a_day_reports_its_tests_in_bounded_memory() {
     let mut pair = Pair::new(config(1), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(SECOND + 100 * MS));
     pair.sender.session_lost(FailureCause::NoRoute, 1, pair.now);
@@ -209,7 +209,7 @@ fn a_suspended_host_does_not_burst() {
 }
 
 #[test]
-fn a_step_of_the_local_clock_spoils_no_delay() {
+fn a_step_of_the_local_clock_does_not_affect_the_rtt() {
     let mut pair = Pair::new(config(10), lossless(20 * MS), lossless(20 * MS));
     pair.run_until(Monotonic(SECOND + 30 * MS));
     pair.now.unix = pair.now.unix.plus_ns(3 * SECOND as i64);
@@ -221,7 +221,7 @@ fn a_step_of_the_local_clock_spoils_no_delay() {
 }
 
 #[test]
-fn conformance_097_foreign_datagrams_are_counted_and_end_nothing() {
+fn conformance_097_foreign_datagrams_are_counted_and_do_not_end_a_test() {
     let mut pair = Pair::new(config(2), lossless(MS), lossless(MS));
     pair.settle();
     let meta = PacketMeta { received: pair.now.unix, ..PacketMeta::default() };
@@ -232,9 +232,9 @@ fn conformance_097_foreign_datagrams_are_counted_and_end_nothing() {
     assert_eq!((pair.only().packets_ignored, pair.only().probes_received), (3, 2));
 }
 
-/// Bursts of five every 10 ms; the last burst has the rest.
+/// Bursts of five every 10 ms; the last burst has the remaining probes.
 #[test]
-fn bursts_keep_the_time_of_the_schedule() {
+fn bursts_follow_the_schedule() {
     let config = SenderConfig { burst_size: 5, test_interval_ns: SECOND, ..config(18) };
     let queue = Box::new(|n: u32| vec![MS + u64::from(n % 5) * 20_000]);
     let mut pair = Pair::new(config.clone(), queue, lossless(MS));
@@ -270,7 +270,7 @@ fn a_million_probes() {
 }
 
 #[test]
-fn a_test_over_minutes_is_told_by_minutes() {
+fn a_test_over_several_minutes_is_reported_by_minute() {
     let mut path = 0;
     let egress: Path = Box::new(move |_| {
         path += 1;
@@ -307,7 +307,7 @@ fn a_test_over_minutes_is_told_by_minutes() {
 }
 
 #[test]
-fn an_outage_lowers_availability_by_as_long_as_it_was() {
+fn an_outage_lowers_availability_by_its_length() {
     let config = SenderConfig { probe_interval_ns: 100 * MS, ..config(1000) };
     let mut pair = Pair::new(config, lossless(MS), lossless(MS));
     pair.run_until(Monotonic(5 * SECOND));

@@ -284,12 +284,12 @@ fn conformance_115_only_what_is_authentic_is_answered() {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(
                 answer(&mut reflector, sender_address(), &flipped),
-                Err(Verdict::NotGenuine)
+                Err(Verdict::IntegrityFailed)
             );
         }
     }
     let stranger = probe(1, 5, &authenticated("strange"), 112);
-    assert_eq!(answer(&mut reflector, sender_address(), &stranger), Err(Verdict::NotGenuine));
+    assert_eq!(answer(&mut reflector, sender_address(), &stranger), Err(Verdict::IntegrityFailed));
     assert_eq!(answer(&mut reflector, sender_address(), &stranger[..111]), Err(Verdict::TooShort));
 }
 

@@ -84,7 +84,7 @@ class Tls(harness.Case):
         self.assertIn("refused the TLS handshake", refused.stderr)
         self.assertIn("--cert and --key", refused.stderr)
         distrusted = run("--agent", f"https://127.0.0.1:{agent.port}")
-        self.assertIn("--ca names its root", distrusted.stderr)
+        self.assertIn("name its root certificate with --ca", distrusted.stderr)
         for failed in (refused, distrusted):
             self.assertEqual(failed.returncode, 69, failed.stderr)
         # New files hold without a restart; files that are wrong leave the old ones in force.

@@ -11,7 +11,7 @@ from harness import client, connection, session, tests
 FOREIGN = os.environ.get("STAMP_SUITE") or shutil.which("stamp-suite")
 
 
-# Theirs is given in hexadecimal, ours as text.
+# stamp-suite takes the key in hexadecimal, twamp-agent as text.
 SECRET = "0123456789abcdef0123456789abcdef"
 KEY = ["--auth-mode", "A", "--hmac-key", SECRET.encode().hex()]
 # Names of TLVs on the command line of stamp-suite.
@@ -82,7 +82,7 @@ class StampSuite(harness.Case):
         self.assertEqual(figures["probes_duplicate"], "0")
 
     def reflect_theirs(self, authenticated):
-        """Their sender with all TLVs to our reflector: what it says of the replies."""
+        """Checks the report of their sender, with all TLVs, on our reflector."""
         port = harness.free_port()
         api = self.agent().client()
         stamp = {"listen": [{"address": "127.0.0.1", "port": port}], "stateful": True,
@@ -108,7 +108,7 @@ class StampSuite(harness.Case):
         self.assertEqual(measured["direct_measurement"]["forward_missing"], 0)
         self.assertEqual(measured["direct_measurement"]["reverse_missing"], 0)
         self.assertEqual(measured["direct_measurement"]["latest_transmit"]["reflector_tx"], 50)
-        # A probe in the same batch as the next one is not yet timestamped when that is answered.
+        # A reply has no transmit timestamp yet when the next one is in the same batch.
         self.assertIn(measured["follow_up"]["matched"], range(40, 50))
         self.assertEqual(measured["follow_up"]["unmatched"], 0)
         self.assertEqual(summary["access_report"]["outcome"], "acknowledged")
@@ -199,8 +199,8 @@ class StampSuite(harness.Case):
         self.assertNotIn("egress_tos", figures)
         self.assertEqual(figures["stamp"]["tlvs_unrecognised"], "50")
 
-    def test_a_wrong_key_is_told(self):
-        """Theirs drops what it cannot verify; what ours drops is counted."""
+    def test_packets_with_a_wrong_key_are_counted(self):
+        """Our reflector drops and counts packets with a wrong key."""
         port = harness.free_port()
         api = self.agent().client()
         api.apply({"server": {"stamp": {

@@ -291,8 +291,8 @@ class Damaged(Case):
                         store = api.call("AgentService", "GetAgent")["store"]
                         if name == "config.sled/db":
                             self.assertFalse(store["healthy"])
-                            self.assertIn("revision 5 was taken from its copy", store["detail"])
-                            self.wait_for(lambda: "taken from its copy" in " ".join(trouble()))
+                            self.assertIn("revision 5 was recovered from its copy", store["detail"])
+                            self.wait_for(lambda: "recovered from its copy" in " ".join(trouble()))
                         if name == "state.sled/db":
                             self.wait_for(lambda: "statistics and consumers was damaged" in " ".join(trouble()))
                         if name.startswith("results/") and name.endswith("/db"):

@@ -399,14 +399,14 @@ class Alone(Case):
         self.assertEqual([c["name"] for c in document["client"]["control_connections"]], ["a"])
         self.assertFalse(api.call("AgentService", "GetAgent")["store"]["healthy"])
         self.wait_for(lambda: events(api.records(), "STORE_DEGRADED"))
-        # Both gone, and results are there: that is not how an agent begins.
+        # Both are missing although results exist: this is not a first start.
         api.close()
         agent.stop()
         shutil.rmtree(os.path.join(agent.directory, "config.sled"))
         os.remove(os.path.join(agent.directory, "config.last"))
         agent.start()
         api = agent.client()
-        self.assertIn("are gone", api.call("AgentService", "GetAgent")["store"]["detail"])
+        self.assertIn("are missing although results exist", api.call("AgentService", "GetAgent")["store"]["detail"])
 
     def test_health_of_each_connection(self):
         port, nobody = free_port(), free_port()

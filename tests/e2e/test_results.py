@@ -478,8 +478,8 @@ class Database(Case):
         with open(file, "r+b") as damaged:
             damaged.seek(os.path.getsize(file) // 2)
             damaged.write(b"\xff" * 8)
-        self.assertIn("is damaged behind", self.db("import", file, "--state-dir", there, code=1))
-        self.assertIn("no export", self.db("import", harness.AGENT, "--state-dir", there, code=1))
+        self.assertIn("is damaged after", self.db("import", file, "--state-dir", there, code=1))
+        self.assertIn("not an export", self.db("import", harness.AGENT, "--state-dir", there, code=1))
         self.assertIn("holds no state", self.db("verify", "--state-dir", there, code=1))
         self.assertIn("No such file", self.db("import", file + ".x", "--state-dir", there, code=1))
         self.db("verify", "--state-dir", self.directory, code=1)

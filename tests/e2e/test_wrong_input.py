@@ -296,7 +296,7 @@ class StateDirectory(harness.Case):
 
     def test_full(self):
         directory = self.mount("size=2m")
-        self.refused(directory, directory, "octets free")
+        self.refused(directory, directory, "bytes free")
 
     def fill(self, directory):
         """To the last octet; the file that does it."""
@@ -357,7 +357,7 @@ class StateDirectory(harness.Case):
         with open(os.path.join(state, "config.sled", "db"), "r+b") as file:
             file.write(b"\xff" * (1 << 16))
         filler = self.fill(directory)
-        self.refused(state, state, "octets free")
+        self.refused(state, state, "bytes free")
         self.assertFalse(os.path.exists(os.path.join(state, "config.damaged")))
         os.remove(filler)
         agent.start()
@@ -374,7 +374,7 @@ class StateDirectory(harness.Case):
         filler = self.fill(directory)
         code, message, _ = api.refused({"client": client()})
         self.assertEqual(code, grpc.StatusCode.UNAVAILABLE)
-        self.assertIn("octets free", message)
+        self.assertIn("bytes free", message)
         store = self.wait_for(lambda: (s := api.call("AgentService", "GetAgent")["store"])
                               and not s["healthy"] and s)
         self.assertIn("disk is full", store["detail"])
@@ -432,7 +432,7 @@ class StateDirectory(harness.Case):
         self.assertEqual(done.returncode, 64)
         done = subprocess.run([harness.CTL, "--agent", "127.0.0.1:1", "status"], capture_output=True, text=True)
         self.assertEqual(done.returncode, 69)
-        self.assertIn("no agent at", done.stderr)
+        self.assertIn("cannot reach an agent at", done.stderr)
 
 
 class Wire(harness.Case):

@@ -72,9 +72,11 @@ fn remark(c: &Connection, now: Option<Timestamp>) -> Option<String> {
     }
     let failure = c.last_failure.as_ref()?;
     let state = c.state();
-    let rests = [ConnectionState::Inactive, ConnectionState::Stopped, ConnectionState::Completed];
+    let idle_states =
+        [ConnectionState::Inactive, ConnectionState::Stopped, ConnectionState::Completed];
     let all_run = c.sessions.iter().all(|session| session.started);
-    let is_complete = (state == ConnectionState::Running && all_run) || rests.contains(&state);
+    let is_complete =
+        (state == ConnectionState::Running && all_run) || idle_states.contains(&state);
     (!is_complete).then(|| failure.detail.clone())
 }
 
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_tells_of_itself_alone() {
+    fn remark_covers_the_current_outage_only() {
         let shown = connections(&[down()], &agent(165));
         let expected = "to-far: down since 08:00:42 (2m 3s), attempt 123 at 08:02:44: \
                         TCP connect 192.0.2.1:862: connection refused\n";

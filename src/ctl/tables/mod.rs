@@ -81,8 +81,8 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
     }
     for stamps in &agent.hardware_clocks {
         let how = match stamps.error.as_str() {
-            "" => format!("by its own clock, known to {} ns", stamps.error_estimate_ns),
-            detail => format!("by the kernel: {detail}"),
+            "" => format!("in hardware, error {} ns", stamps.error_estimate_ns),
+            detail => format!("by the kernel, not in hardware: {detail}"),
         };
         entries.push(entry("stamps", &format!("{} {how}", stamps.interface)));
     }

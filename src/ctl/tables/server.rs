@@ -54,7 +54,7 @@ fn counters(status: &GetServerStatusResponse) -> String {
     let keys = status.keys.unwrap_or_default();
     if keys != KeyCounters::default() {
         let KeyCounters { accepted, refused, busy } = keys;
-        let keys = format!("{accepted} accepted, {refused} refused, {busy} too many");
+        let keys = format!("{accepted} accepted, {refused} refused, {busy} refused as busy");
         entries.push(entry("keys", &keys));
     }
     let ended: Vec<String> = status

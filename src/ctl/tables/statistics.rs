@@ -69,7 +69,7 @@ fn mean(stats: Option<&DelayStats>) -> String {
     stats.map_or_else(|| "-".into(), |stats| nanoseconds(stats.mean_ns))
 }
 
-/// Returns what the columns of a row do not tell.
+/// Returns remarks that the columns of a row do not show.
 fn row_remarks(s: &Statistics, figures: &Figures) -> Vec<String> {
     let mut remarks = Vec::new();
     for (tests, outcome) in [

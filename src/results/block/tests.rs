@@ -66,14 +66,14 @@ fn probe() -> impl Strategy<Value = ProbeResult> {
 
 proptest! {
     #[test]
-    fn probes_come_out_as_they_went_in(probes in prop::collection::vec(probe(), 0..30)) {
+    fn decoded_probes_equal_the_encoded_ones(probes in prop::collection::vec(probe(), 0..30)) {
         let recorded = UnixTime(1_790_000_000_000_000_000);
         let block = encode(&probes, recorded).unwrap();
         prop_assert_eq!(decode(block.as_slice(), recorded).unwrap(), probes);
     }
 
     #[test]
-    fn what_is_no_block_does_no_harm(block in prop::collection::vec(any::<u8>(), 0..100)) {
+    fn arbitrary_bytes_do_not_panic(block in prop::collection::vec(any::<u8>(), 0..100)) {
         let _ = decode(block.as_slice(), UnixTime(1));
     }
 }
@@ -81,7 +81,8 @@ proptest! {
 const SENT_NS: u64 = 1_790_000_000_000_000_000;
 const MS: u64 = 1_000_000;
 
-/// Of a session with jitter of some ten microseconds, and a reflector whose clock is so far ahead.
+/// Returns a probe of a session with jitter of some ten microseconds, whose reflector's clock is
+/// `ahead_ns` ahead.
 fn regular(n: u32, interval_ns: u64, ahead_ns: i64) -> ProbeResult {
     let jitter = i64::from(n.wrapping_mul(2_654_435_761) >> 16);
     let (rtt, egress) = (1_000_000 + jitter, 500_000 + ahead_ns + jitter / 2);
@@ -109,7 +110,7 @@ fn regular(n: u32, interval_ns: u64, ahead_ns: i64) -> ProbeResult {
 }
 
 #[test]
-fn a_regular_probe_takes_few_octets() {
+fn regular_probes_are_encoded_in_few_bytes() {
     let octets = |interval_ns: u64, ahead_ns: i64, in_a_record: usize| {
         let probes: Vec<_> = (0..400).map(|n| regular(n, interval_ns, ahead_ns)).collect();
         let of_record = |probes: &[ProbeResult]| {
@@ -125,7 +126,7 @@ fn a_regular_probe_takes_few_octets() {
 }
 
 #[test]
-fn an_irregular_probe_is_refused() {
+fn irregular_probes_are_not_encoded() {
     let encode = |probe: ProbeResult| encode(&[probe], UnixTime(SENT_NS));
     let lost = ProbeResult { status: 2, transmit_timestamp_source: 1, ..ProbeResult::default() };
     assert!(encode(lost).is_some());

@@ -32,11 +32,11 @@ const REPLAY_BYTES: usize = 1 << 20;
 const REPLAY_RECORDS: usize = 4096;
 /// Key of the cursor up to which all stored statistics include the log.
 const SNAPSHOT_KEY: &[u8] = b"";
-/// Number of remembered times at which all measurements were disturbed, for intervals that begin
-/// later.
+/// Maximum number of stored times at which all measurements were disturbed, for intervals that
+/// begin later.
 const DISTURBANCES: usize = 64;
 
-/// Returns whether a key of the store is one of statistics.
+/// Returns true if a key of the store is one of statistics.
 pub fn is_statistics_key(key: &[u8]) -> bool {
     key == SNAPSHOT_KEY || Part::from_key(key).is_some()
 }
@@ -126,12 +126,12 @@ impl Plans {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the plan of a session; that of an unknown one has the defaults.
+    /// Returns the plan of a session; a default plan for an unknown session.
     pub(super) fn for_session(&self, key: &Key) -> Plan {
         self.all().and_then(|plans| plans.get(key).cloned()).unwrap_or_default()
     }
 
-    /// Returns whether a session is no longer configured. Its connection may still report the end
+    /// Returns true if a session is no longer configured. Its connection may still report the end
     /// of its last test.
     fn is_removed(&self, key: &Key) -> bool {
         self.all().is_some_and(|plans| !plans.contains_key(key))
@@ -154,13 +154,13 @@ pub struct StatisticsQuery {
 }
 
 impl StatisticsQuery {
-    /// Returns whether a session is selected.
+    /// Returns true if a session is selected.
     pub fn selects(&self, connection: &str, session: &str) -> bool {
         let named = |names: &BTreeSet<String>, name| names.is_empty() || names.contains(name);
         named(&self.connections, connection) && named(&self.sessions, session)
     }
 
-    /// Returns whether a scope is selected.
+    /// Returns true if a scope is selected.
     pub fn selects_scope(&self, scope: StatisticsScope) -> bool {
         self.scopes.is_empty() || self.scopes.contains(&scope)
     }
@@ -193,7 +193,7 @@ impl Aggregator {
             let (key, part) =
                 Part::from_key(&saved.key).ok_or(StoreError::Damaged("statistics"))?;
             if !aggregator.plans.for_session(&key).is_persistent() {
-                // Stored before the results of the session were kept in memory only.
+                // The part was stored before the results of the session were kept in memory only.
                 aggregator.obsolete.push(saved.key);
                 continue;
             }
@@ -224,7 +224,7 @@ impl Aggregator {
                 aggregator.changed.insert(key);
             }
         }
-        // The agent did not run for some time.
+        // Results are missing for the time in which the agent did not run.
         for session in aggregator.sessions.values_mut() {
             session.interrupted();
         }
@@ -287,13 +287,13 @@ impl Aggregator {
         }
     }
 
-    /// Returns whether an interval has ended.
+    /// Returns true if an interval has ended.
     pub(super) fn is_over(&self, now: UnixTime) -> bool {
         self.sessions.values().any(|session| session.over(now.0).next().is_some())
     }
 
-    /// Closes the ended intervals of at most `limit` sessions, those after a key, and returns them
-    /// with the key to go on after.
+    /// Closes the ended intervals of at most `limit` sessions after the key `after`, and returns
+    /// them with the key after which to continue; `None` at the end.
     pub(super) fn close(
         &mut self,
         now: UnixTime,
@@ -331,7 +331,7 @@ impl Aggregator {
         }
     }
 
-    /// Removes the intervals that begin in the future: the clock was ahead.
+    /// Removes intervals that begin in the future, which were recorded while the clock was ahead.
     pub(super) fn forget_future(&mut self, now: UnixTime) {
         self.disturbed.retain(|at| *at <= now.0);
         for (key, session) in &mut self.sessions {
@@ -343,7 +343,7 @@ impl Aggregator {
 
     /// Resets the statistics of sessions and returns their new epochs.
     pub(super) fn clear(&mut self, query: &StatisticsQuery) -> Vec<(Key, u64)> {
-        // Also sessions without a result yet.
+        // Sessions without a result are reset as well.
         let plans = self.plans.all();
         let known = plans.iter().flat_map(|plans| plans.keys());
         let keys: BTreeSet<Key> = known
@@ -393,7 +393,7 @@ impl Aggregator {
         wanted.map(of_session).collect()
     }
 
-    /// Applies the plans of configured sessions and removes all others. Returns whether stored
+    /// Applies the plans of configured sessions and removes all others. Returns true if stored
     /// statistics have to be removed.
     pub(super) fn follow(&mut self) -> bool {
         let Some(plans) = self.plans.all() else { return false };
@@ -424,9 +424,10 @@ impl Aggregator {
             let parts = session.take_changed().into_iter();
             all.extend(parts.map(|(part, content)| (part.key(&key), content)));
         }
-        // Even without a change, so that a start does not replay these records again.
+        // The snapshot is stored even without a change, so that a start does not replay these
+        // records again.
         if std::mem::replace(&mut self.snapshot_cursor, newest) != newest || !all.is_empty() {
-            // Written last: it asserts that all others are there.
+            // Written last: its presence shows that all others are complete.
             all.push((SNAPSHOT_KEY.to_vec(), Some(Vec::new())));
         }
         all
@@ -445,7 +446,7 @@ impl Aggregator {
                 (Some(_), None) => {}
             }
         }
-        // The snapshot was not accepted either.
+        // The store did not accept the snapshot either.
         self.snapshot_cursor = 0;
     }
 }

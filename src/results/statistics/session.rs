@@ -36,7 +36,7 @@ struct Meta {
     /// Number of slots in the ring of the moving average.
     #[prost(uint64, tag = "3")]
     ring: u64,
-    /// Minutes of a running test are counted already.
+    /// True if minutes of the running test are already counted.
     #[prost(bool, tag = "4")]
     has_pieces: bool,
 }
@@ -199,7 +199,7 @@ impl Session {
             let before = self.parts.remove(&Part::BeforeCurrent);
             match before.filter(|_| has_pieces && !has(Part::All)) {
                 Some(before) => drop(self.parts.insert(Part::All, before)),
-                // Statistics were reset within the test.
+                // The statistics were reset during the test.
                 None if has_pieces => add = Totals::add_outcome,
                 None => {}
             }
@@ -211,7 +211,8 @@ impl Session {
         self.count(result, content, add, (end, add_to_minute), &VecDeque::new(), has);
     }
 
-    /// Sets whether minutes of the running test are counted; keeps the statistics from before it.
+    /// Sets `has_pieces`: minutes of the running test are counted. Keeps the statistics from before
+    /// it.
     fn set_pieces(&mut self, has_pieces: bool) {
         if mem::replace(&mut self.meta.has_pieces, has_pieces) == has_pieces {
             return;

@@ -1,8 +1,8 @@
 use super::*;
 
-/// Parts that the store had no room for, and removals, are in what it is given next.
+/// Parts and removals that the store did not accept are included in the next attempt.
 #[test]
-fn what_was_not_saved_is_saved_the_next_time() {
+fn unsaved_parts_are_saved_the_next_time() {
     let mut aggregator = Aggregator::default();
     let subject = |connection| {
         Arc::new(Subject::new(connection, "s", BTreeMap::new(), ResultKeeping::Stored))
@@ -35,10 +35,10 @@ fn what_was_not_saved_is_saved_the_next_time() {
     assert_eq!(sorted(aggregator.take_changed(10)), sorted(removed));
 }
 
-/// A clock that was ahead for some days leaves no interval of the future, and none that comes is
-/// taken for late.
+/// After a clock that was ahead for some days, no interval in the future remains, and later results
+/// are not treated as late.
 #[test]
-fn intervals_of_the_future_go_when_the_clock_is_set_back() {
+fn future_intervals_are_removed_when_the_clock_is_set_back() {
     const MINUTES_OF_A_DAY: u64 = 24 * 60;
     let mut aggregator = Aggregator::default();
     let subject = Arc::new(Subject::new("c", "s", BTreeMap::new(), ResultKeeping::Stored));
@@ -59,7 +59,7 @@ fn intervals_of_the_future_go_when_the_clock_is_set_back() {
         starts.filter_map(|one| Some(one.interval_start_time?.seconds as u64 / 60)).collect()
     };
     assert!(starts(&aggregator).iter().all(|start| *start <= day + 1));
-    // As usual from here on, also for the intervals of a day.
+    // Later intervals are complete, also those of a day.
     for minute in day + 1..=day + MINUTES_OF_A_DAY {
         aggregator.minute(&subject, minute, &figures, UnixTime(0));
         close(&mut aggregator, minute + 2);

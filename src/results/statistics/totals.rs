@@ -30,10 +30,10 @@ pub(super) struct Totals {
     pub(super) tests_stopped: u64,
     #[prost(message, optional, boxed, tag = "10")]
     pub(super) figures: Option<Box<Figures>>,
-    /// Start of the interval; `None` for scopes that are no interval.
+    /// Start of the interval; `None` for other scopes.
     #[prost(uint64, optional, tag = "12")]
     pub(super) interval_start_unix_ns: Option<u64>,
-    /// The counts do not cover the whole interval.
+    /// True if the counts do not cover the whole interval.
     #[prost(bool, tag = "13")]
     pub(super) suspect: bool,
 }
@@ -114,7 +114,7 @@ impl From<Totals> for proto::Statistics {
     }
 }
 
-/// Figures of an interval that is over, as the log holds them. Tags are never reused.
+/// Figures of an ended interval, as stored in the log. Tags are never reused.
 #[derive(Clone, PartialEq, Message)]
 pub(in super::super) struct IntervalResult {
     #[prost(enumeration = "StatisticsScope", tag = "1")]

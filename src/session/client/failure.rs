@@ -62,7 +62,7 @@ mod tests {
 
     /// The peer may have reset the connection before its address is asked for.
     #[test]
-    fn a_connection_that_was_reset_has_no_peer() {
+    fn a_reset_connection_has_no_peer_address() {
         for kind in
             [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::NotConnected]
         {

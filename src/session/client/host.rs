@@ -53,7 +53,7 @@ pub(super) fn source_gone(machine: &Connection, control: Option<IpAddr>) -> Opti
     gone
 }
 
-/// Returns whether no reflector can be reached.
+/// Returns true if no reflector can be reached.
 pub(super) fn is_unreachable(machine: &Connection) -> bool {
     let config = machine.config();
     let (source, interface) = (config.source_address, config.interface.as_deref());

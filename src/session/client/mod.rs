@@ -157,7 +157,7 @@ impl ConnectionHandle {
         is_changed
     }
 
-    /// Stops until it is started by hand or changed, also over restarts of the agent once the results
+    /// Stops until it is started by hand or changed, also across restarts of the agent once the results
     /// are flushed. `identity` is the caller.
     pub fn stop_by_hand(&self, identity: &str) {
         self.desired.send_modify(|desired| {
@@ -183,7 +183,7 @@ impl ConnectionHandle {
         self.status.changed()
     }
 
-    /// Returns whether its sessions run.
+    /// Returns true if its sessions run.
     pub fn is_running(&self) -> bool {
         self.status.is_running()
     }

@@ -92,7 +92,7 @@ mod tests {
     const SECOND: u64 = NANOS_PER_SECOND;
 
     #[test]
-    fn a_session_that_is_alone_begins_at_once_each_time() {
+    fn a_single_session_begins_without_delay() {
         let pacing = Pacing::new(1);
         for _ in 0..3 {
             let now = Monotonic(7 * SECOND + 123_456_789);
@@ -108,7 +108,7 @@ mod tests {
     /// Of sessions that begin at the same moment, hardly more probes are due within 8 milliseconds
     /// than unavoidable.
     #[test]
-    fn what_begins_together_is_spread_over_its_interval() {
+    fn sessions_that_begin_together_are_spread_over_the_interval() {
         for (sessions, gap_ns, most) in [
             (1_000, SECOND, 12),
             (10_000, SECOND, 90),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_probes_the_finer_the_grid() {
+    fn grid_becomes_finer_with_more_probes() {
         let grid = |threads, sessions, gap_ns| {
             let pacing = Pacing::new(threads);
             let shares: Vec<Share> =
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_long() {
+    fn delay_of_the_first_test_is_limited() {
         let pacing = Pacing::new(1);
         let _others: Vec<Share> = (0..10).map(|_| pacing.join(SECOND, 1, u64::MAX)).collect();
         for gap_ns in [0, 1, 255 * SECOND, u64::MAX] {

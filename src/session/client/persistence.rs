@@ -64,7 +64,7 @@ impl Persistence {
         });
     }
 
-    /// Ends a manual stop or completion for a start by hand; returns whether there was one.
+    /// Ends a manual stop or completion for a start by hand; returns true if there was one.
     pub(super) fn start(&self) -> bool {
         self.update(|state| (state.stopped, state.completed) = (None, None))
     }

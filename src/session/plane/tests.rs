@@ -69,7 +69,7 @@ fn socket() -> TestSocket {
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_sees_commands_packets_deadlines_and_its_end() {
+async fn an_endpoint_receives_commands_packets_deadlines_and_its_end() {
     let plane = Plane::start("test", PlaneSettings::default()).unwrap();
     let (seen, saw) = channel();
     let (socket, other) = (socket(), socket());
@@ -106,7 +106,7 @@ async fn an_endpoint_sees_commands_packets_deadlines_and_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_ends_one_endpoint_and_leaves_the_others() {
+async fn a_panic_ends_only_its_endpoint() {
     let plane = Plane::start("test", PlaneSettings::default()).unwrap();
     let (seen, saw) = channel();
     let reporter = |seen| Reporter { seen, socket: socket(), due: None };
@@ -125,7 +125,7 @@ async fn a_panic_ends_one_endpoint_and_leaves_the_others() {
 
 /// Numbers stay right after a packet that the kernel rejects.
 #[test]
-fn transmit_timestamps_name_packets_in_order() {
+fn transmit_timestamps_match_packets_in_order() {
     use crate::net::{StampNumbers, TransmitStamps};
     for (address, host) in [
         ("127.0.0.1:0", "127.0.0.1"),

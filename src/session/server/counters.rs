@@ -21,11 +21,11 @@ pub(super) fn add(sum: PacketCounters, counters: &ReflectorCounters) -> PacketCo
         dropped_send_failed: sum.dropped_send_failed + send_failed,
         reflected_light: sum.reflected_light + load(&counters.reflected_light),
         reflected_stamp: sum.reflected_stamp + load(&counters.reflected_stamp),
-        dropped_integrity_failed: sum.dropped_integrity_failed + load(&counters.not_genuine),
+        dropped_integrity_failed: sum.dropped_integrity_failed + load(&counters.integrity_failed),
         tlvs_malformed: sum.tlvs_malformed + load(&counters.tlvs_malformed),
         tlvs_integrity_failed: sum.tlvs_integrity_failed + load(&counters.tlvs_integrity_failed),
         access_reports: sum.access_reports + load(&counters.access_reports),
         dropped_rate_limited: sum.dropped_rate_limited + load(&counters.rate_limited),
-        dropped_buffer_full: sum.dropped_buffer_full + load(&counters.no_room),
+        dropped_buffer_full: sum.dropped_buffer_full + load(&counters.buffer_full),
     }
 }

@@ -315,7 +315,7 @@ impl Endpoint for ReflectorSocket {
         }
         let dropped = socket.newly_dropped();
         if dropped > 0 {
-            self.counters.no_room.fetch_add(dropped, Relaxed);
+            self.counters.buffer_full.fetch_add(dropped, Relaxed);
         }
         reflected.drained
     }

@@ -1,4 +1,4 @@
-//! Commits, and what is left of them.
+//! Commits, rollbacks and recovery of the configuration store.
 
 use super::*;
 use prost::Message;
@@ -21,7 +21,7 @@ fn stored(revision: u64, names: usize) -> StoredRevision {
 }
 
 #[test]
-fn a_commit_that_ends_at_any_step_leaves_the_old_or_the_new_revision() {
+fn a_commit_interrupted_at_any_step_leaves_the_old_or_the_new_revision() {
     for (step, survivor) in [("half", 1), ("written", 1), ("named", 2), ("whole", 2)] {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
@@ -45,7 +45,7 @@ fn a_commit_that_ends_at_any_step_leaves_the_old_or_the_new_revision() {
         let store = ConfigStore::open(&state).unwrap();
         let names = if survivor == 1 { 1 } else { 3_000 };
         assert_eq!(store.current().unwrap(), Some(stored(survivor, names)), "{step}");
-        // And the next commit is not disturbed by what was left.
+        // The remains of the interrupted commit do not affect the next one.
         store.commit(survivor + 1, &stored(survivor + 1, 2)).unwrap();
         assert_eq!(store.current().unwrap(), Some(stored(survivor + 1, 2)));
     }
@@ -64,7 +64,7 @@ fn fifty_revisions_are_kept() {
 }
 
 #[test]
-fn the_revision_to_go_back_to_is_kept_until_another_is_confirmed() {
+fn the_rollback_target_is_kept_until_a_later_revision_is_confirmed() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = ConfigStore::open(&state).unwrap();
@@ -88,7 +88,7 @@ fn the_revision_to_go_back_to_is_kept_until_another_is_confirmed() {
 }
 
 #[test]
-fn a_directory_serves_one_agent() {
+fn a_state_directory_is_locked_by_one_agent() {
     let directory = tempfile::tempdir().unwrap();
     let _held = StateDirectory::open(directory.path()).unwrap();
     let error = StateDirectory::open(directory.path()).unwrap_err();
@@ -96,7 +96,7 @@ fn a_directory_serves_one_agent() {
 }
 
 #[test]
-fn the_copy_knows_the_way_back_from_what_waits() {
+fn the_copy_contains_the_rollback_target_of_a_pending_revision() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = ConfigStore::open(&state).unwrap();
@@ -111,11 +111,11 @@ fn the_copy_knows_the_way_back_from_what_waits() {
     assert_eq!(store.current().unwrap(), Some(waits));
     assert_eq!(store.unconfirmed().unwrap(), Some((2, unconfirmed)));
     assert_eq!(store.revision(1).unwrap(), Some(stored(1, 3)));
-    assert!(store.damage().contains("revision 2 was taken from its copy"));
+    assert!(store.damage().contains("revision 2 was recovered from its copy"));
 }
 
-/// A change of one connection among many takes little more than the change, and each revision reads back,
-/// also after a restart and with older ones removed.
+/// A change of one connection among many takes little more space than the change. Each revision can
+/// be read, also after a restart and after older ones were removed.
 #[test]
 fn revisions_are_stored_as_differences() {
     let directory = tempfile::tempdir().unwrap();
@@ -143,18 +143,18 @@ fn revisions_are_stored_as_differences() {
     let octets: usize = pieces.iter().values().map(|piece| piece.unwrap().len()).sum();
     let whole = changed(60).config.unwrap().encode_to_vec().len();
     assert!(octets < 6 * whole, "{octets} of 50 times {whole}");
-    // A difference whose base is not the one it was made of.
+    // A difference whose base has changed is damage.
     let last = pieces.scan_prefix(60u64.to_be_bytes()).last().unwrap().unwrap();
     let flipped: Vec<u8> = last.1.iter().map(|octet| octet ^ (octet & 1)).collect();
     pieces.insert(last.0, flipped).unwrap();
     let revisions = Revisions::open(engine).unwrap();
     assert!(matches!(revisions.revision(59), Err(StoreError::Damaged(_))));
-    assert!(revisions.revision(48).unwrap().is_some(), "it is whole");
+    assert!(revisions.revision(48).unwrap().is_some(), "stored whole");
 }
 
-/// The revision to roll back to stays whole, though those that follow it are removed.
+/// The revision to roll back to stays whole, although the revisions after it are removed.
 #[test]
-fn the_revision_of_a_rollback_needs_no_other() {
+fn the_rollback_target_is_stored_whole() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = ConfigStore::open(&state).unwrap();

@@ -1,4 +1,4 @@
-//! Reads a state directory without a change to it: sled writes into whatever it opens, so databases are
+//! Read-only access to a state directory. sled writes to a database that it opens, so databases are
 //! opened as copies, one window at a time.
 
 use std::{
@@ -19,37 +19,37 @@ use crate::store::{
     windows::Windows,
 };
 
-/// Directory for the copies, in the state directory: nobody else may look into them.
+/// Directory for the copies, in the state directory so that only its owner can read them.
 const COPIES: &str = "inspect";
 
-/// State of an agent, opened as copies.
+/// Databases of a state directory, opened as copies.
 pub(super) struct Inspection {
     pub(super) windows: Windows,
     pub(super) trees: Trees,
     pub(super) state: Engine,
-    /// Removed after all else is closed.
+    /// Dropped last, so that the databases are closed before the copies are removed.
     copies: Copies,
 }
 
 impl Inspection {
     pub(super) fn open(directory: &StateDirectory) -> Result<Self, MaintenanceError> {
         recover(directory.path())?;
-        let copies = Copies { of: directory.path().to_owned() };
+        let copies = Copies { state: directory.path().to_owned() };
         let state = copies.open("state")?;
         let trees = Trees::open(&state)?;
         let windows =
-            Windows::inspect(&copies.of.join(RESULTS), &trees.meta, &copies.of.join(COPIES))?;
+            Windows::inspect(&copies.state.join(RESULTS), &trees.meta, &copies.state.join(COPIES))?;
         Ok(Self { windows, trees, state, copies })
     }
 
-    /// Opens the database of the configuration.
+    /// Opens the configuration database.
     pub(super) fn config(&self) -> Result<Engine, MaintenanceError> {
         self.copies.open("config")
     }
 
-    /// Describes what is missing of the end of the log or of the state database.
+    /// Returns an error if the end of the log or of the state database is missing.
     pub(super) fn missing_end(&self) -> Result<Option<MaintenanceError>, StoreError> {
-        let reserved = CursorReservation::new(&self.copies.of).read();
+        let reserved = CursorReservation::new(&self.copies.state).read();
         let (found, known) = (self.windows.found(), newest_kept(reserved, &self.trees.meta)?);
         if state_sequence(&self.trees.meta)? < reserved.state_sequence {
             return Ok(Some(MaintenanceError::StateGone));
@@ -58,7 +58,7 @@ impl Inspection {
         Ok(is_gone.then_some(MaintenanceError::Gone { found, known }))
     }
 
-    /// Visits what can be read of the log, rising.
+    /// Visits the readable entries of the log, in ascending order.
     pub(super) fn each_entry(
         &self,
         mut visit: impl FnMut(&Entry) -> Result<(), MaintenanceError>,
@@ -73,10 +73,10 @@ impl Inspection {
         }
     }
 
-    /// Logs what a copy of the state will not have.
+    /// Logs data that is lost and will be missing in an export or a compacted copy.
     pub(super) fn warn_of_losses(&self) -> Result<(), MaintenanceError> {
         if let Some(gone) = self.missing_end()? {
-            tracing::warn!("{gone}");
+            tracing::warn!(error = %gone, "end of the stored state is missing");
         }
         let (mut readable, mut newest) = (0, 0);
         self.each_entry(|entry| {
@@ -85,23 +85,23 @@ impl Inspection {
         })?;
         let (stored, ..) = self.windows.figures();
         if readable != stored {
-            tracing::warn!("{}", MaintenanceError::Unreadable { stored, readable, newest });
+            tracing::warn!(stored, readable, newest, "some records cannot be read");
         }
         Ok(())
     }
 }
 
-/// The directory of the copies.
+/// Directory of the copies.
 struct Copies {
-    /// The state directory they are made of.
-    of: PathBuf,
+    /// State directory that is inspected.
+    state: PathBuf,
 }
 
 impl Copies {
-    /// Opens a copy of a database; an empty one where there is none.
+    /// Opens a copy of a database; an empty one if the database does not exist.
     fn open(&self, name: &str) -> Result<Engine, MaintenanceError> {
         let (from, copy) =
-            (self.of.join(name).with_extension("sled"), self.of.join(COPIES).join(name));
+            (self.state.join(name).with_extension("sled"), self.state.join(COPIES).join(name));
         if from.try_exists()? {
             disk::copy(&from, &copy)?;
         }
@@ -111,13 +111,13 @@ impl Copies {
 
 impl Drop for Copies {
     fn drop(&mut self) {
-        if let Err(error) = recover(&self.of) {
+        if let Err(error) = recover(&self.state) {
             tracing::warn!(%error, "failed to remove copies of databases");
         }
     }
 }
 
-/// Removes copies that an inspection left which was cut short.
+/// Removes the copies of an interrupted inspection.
 pub(super) fn recover(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory.join(COPIES)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -40,7 +40,7 @@ fn filled(directory: &Path, records: u64) -> StateDirectory {
             kind: 1,
             content: vec![cursor as u8; 200].into(),
         };
-        // The queue takes so many at once.
+        // The queue may be full.
         while store.append(entry.clone()).is_err() {
             std::thread::yield_now();
         }
@@ -54,7 +54,7 @@ fn verified(state: &StateDirectory) -> Verified {
 }
 
 #[test]
-fn a_state_goes_through_a_file_and_is_the_same() {
+fn an_imported_export_equals_the_original_state() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(&directory.path().join("a"), 1000);
     let before = verified(&state);
@@ -72,21 +72,21 @@ fn a_state_goes_through_a_file_and_is_the_same() {
     assert_eq!((after.revisions, after.live_bytes), (1, before.live_bytes));
     let store =
         ResultStore::open(&imported, Retention::of_all(u64::MAX, 1 << 30), "another", now).unwrap();
-    // The log may have gone on in the place that it came from.
+    // The original log may have continued.
     assert_eq!((store.agent_id(), store.next_cursor()), ("agent", 1001 + IMPORT_JUMP));
 }
 
 #[test]
-fn a_file_that_is_not_whole_leaves_nothing() {
+fn importing_a_damaged_file_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(&directory.path().join("a"), 50);
     let mut file = Vec::new();
     export(&state, &mut file).unwrap();
-    for (index, place) in [0, 9, 13, file.len() / 2, file.len() - 3].into_iter().enumerate() {
+    for (index, at) in [0, 9, 13, file.len() / 2, file.len() - 3].into_iter().enumerate() {
         let target = directory.path().join(format!("b{index}"));
         let mut flipped = file.clone();
-        flipped[place] ^= 0x40;
-        for damaged in [&flipped[..], &file[..place]] {
+        flipped[at] ^= 0x40;
+        for damaged in [&flipped[..], &file[..at]] {
             let refused = import(&target, &mut &*damaged);
             assert!(matches!(refused, Err(MaintenanceError::Damaged(..))), "{refused:?}");
             assert!(!target.join("state.sled").exists() && !target.join("results").exists());
@@ -96,7 +96,7 @@ fn a_file_that_is_not_whole_leaves_nothing() {
 }
 
 #[test]
-fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
+fn compaction_keeps_all_data_also_if_it_is_interrupted() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 20_000);
     let before = verified(&state);
@@ -104,7 +104,7 @@ fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
     let after = verified(&state);
     assert_eq!(Verified { disk_bytes: 0, ..after }, Verified { disk_bytes: 0, ..before });
     drop(state);
-    // Between the two renames.
+    // State between the two renames.
     let pool = Pool::open(&directory.path().join(RESULTS)).unwrap();
     let window = pool.path(pool.names().unwrap()[0]);
     for whole in [directory.path().join("state.sled"), window] {
@@ -114,7 +114,7 @@ fn compacting_keeps_everything_and_one_that_was_cut_short_costs_nothing() {
     assert_eq!(verified(&state).records, 20_000);
 }
 
-/// Contents of all files of a directory, and of those below it.
+/// Returns the contents of all files in a directory and its subdirectories.
 fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -129,7 +129,7 @@ fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn nothing_is_changed_by_looking_at_it() {
+fn verification_and_export_change_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 100);
     let window = directory.path().join(RESULTS).join(WindowName::new(1).to_string());
@@ -149,7 +149,7 @@ fn nothing_is_changed_by_looking_at_it() {
 }
 
 #[test]
-fn damage_is_found_and_nothing_is_put_aside() {
+fn verification_finds_damage_and_moves_nothing_to_quarantine() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 100);
     let damaged = |_: &Entry| Err(StoreError::Damaged("record"));
@@ -164,7 +164,7 @@ fn damage_is_found_and_nothing_is_put_aside() {
 }
 
 #[test]
-fn a_file_of_a_newer_agent_leaves_nothing() {
+fn importing_a_file_of_a_newer_agent_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(&directory.path().join("a"), 10);
     let mut file = Vec::new();
@@ -191,7 +191,7 @@ fn a_file_of_a_newer_agent_leaves_nothing() {
 }
 
 #[test]
-fn an_end_of_the_log_that_is_missing_is_told() {
+fn verification_reports_a_missing_end_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 10);
     assert_eq!(verified(&state).records, 10);

@@ -1,5 +1,6 @@
-//! A state as a file: `TWAMPDB1` and items: length (4 octets, big-endian), a message, and its CRC-32
-//! (4 octets). It knows nothing of sled, and is how a state leaves it.
+//! Export of a state directory to a file, and import. The file is `TWAMPDB1` followed by items:
+//! length (4 bytes, big-endian), a message, and its CRC-32 (4 bytes). The format does not depend on
+//! sled, so that a state can move to another database.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,7 @@ use std::{
 use prost::Message;
 
 use super::{
-    CACHE_OCTETS, DATABASES, FLUSH_EVERY, MaintenanceError, each, inspect::Inspection, path,
+    CACHE_OCTETS, DATABASES, ENTRIES_PER_FLUSH, MaintenanceError, each, inspect::Inspection, path,
 };
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
@@ -27,24 +28,26 @@ use crate::store::{
 };
 
 pub(super) const MAGIC: &[u8] = b"TWAMPDB1";
-/// Names of the databases in a file.
+/// Names of the databases in an export.
 const CONFIG: &str = "config";
 const LOG: &str = "results";
-/// Largest item: a key and a value, and names.
+/// Maximum length of an item, bytes: names, a key and a value.
 const MAXIMUM_ITEM_OCTETS: usize = 1 << 20;
-/// Trees of a window in a file, each with the first cursor and the generation, if there is one.
+/// Prefixes of the trees of a window in an export. The first cursor follows and, after the first
+/// generation, the generation.
 const PAGES: &[u8] = b"page/";
 const SUBJECTS: &[u8] = b"subject/";
-/// Tree whose keys name the windows that were sealed.
+/// Tree whose keys are the trees of the sealed windows.
 const META: &[u8] = b"meta";
-/// Extension of what is being imported; and a file that says that all of it is whole.
+/// Extension of a database that is being imported, and name of the file that marks the import as
+/// complete.
 const IMPORTING: &str = "import";
 const IMPORTED: &str = "imported";
-/// Jump of the cursors of an imported log: by more than were given out meanwhile in the place that it
-/// came from.
+/// Number of cursors skipped after an imported log, more than the original log can assign after the
+/// export.
 pub(super) const IMPORT_JUMP: u64 = 1 << 40;
 
-/// One item of a file.
+/// Item of an export.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Item {
     #[prost(string, tag = "1")]
@@ -55,12 +58,12 @@ pub(super) struct Item {
     pub(super) key: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     pub(super) value: Vec<u8>,
-    /// In the last item alone: how many were before it.
+    /// Number of preceding items; only set in the last item.
     #[prost(uint64, optional, tag = "5")]
     pub(super) items: Option<u64>,
 }
 
-/// Writes everything into a file; how many items.
+/// Exports a state directory; returns the number of items.
 pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
     let inspection = Inspection::open(directory)?;
     inspection.warn_of_losses()?;
@@ -99,7 +102,7 @@ fn tree_name(prefix: &[u8], name: WindowName) -> Vec<u8> {
     tree
 }
 
-/// The window that a tree is of; `None` for any other tree.
+/// Returns the window of a tree; `None` for other trees.
 fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
     let (first_cursor, generation) = tree.strip_prefix(prefix)?.split_first_chunk()?;
     let generation = match generation {
@@ -109,10 +112,11 @@ fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
     Some(WindowName { first_cursor: u64::from_be_bytes(*first_cursor), generation })
 }
 
-/// Makes a state directory of a file; how many items. What is not whole leaves nothing behind.
+/// Creates a state directory from an export; returns the number of items. A damaged file leaves
+/// nothing in the directory.
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
     let state = StateDirectory::open(directory)?;
-    // The lock and the version are there in any case.
+    // Opening the directory has created the lock and the version.
     let mut names = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.file_name());
     if names.any(|name| name != LOCK_FILE && name != schema::NAME) {
         return Err(MaintenanceError::NotEmpty(directory.to_owned()));
@@ -126,12 +130,12 @@ pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, Maintenance
     imported
 }
 
-/// An import under way.
+/// Import of a state directory in progress.
 struct Import {
     config: Engine,
     state: Engine,
     pool: Arc<Pool>,
-    /// Windows that were created, and names of those that are sealed.
+    /// Windows that were created, and windows that the export lists as sealed.
     windows: BTreeSet<WindowName>,
     sealed: BTreeSet<WindowName>,
 }
@@ -141,13 +145,13 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
     from.read_exact(&mut magic)
         .ok()
         .filter(|()| magic == MAGIC)
-        .ok_or(MaintenanceError::Damaged(0, "it is no export of a state directory"))?;
+        .ok_or(MaintenanceError::Damaged(0, "not an export of a state directory"))?;
     let open = |database| {
         let beside = path(directory, database).with_extension(IMPORTING);
         Engine::open_whole(&beside, CACHE_OCTETS)
     };
-    let place = directory.path().join(RESULTS).with_extension(IMPORTING);
-    let (config, state, pool) = (open("config")?, open("state")?, Pool::open(&place)?);
+    let log_path = directory.path().join(RESULTS).with_extension(IMPORTING);
+    let (config, state, pool) = (open("config")?, open("state")?, Pool::open(&log_path)?);
     let (windows, sealed) = Default::default();
     let mut import = Import { config, state, pool, windows, sealed };
     let mut items = 0;
@@ -155,35 +159,35 @@ fn import_into(directory: &StateDirectory, from: &mut impl Read) -> Result<u64, 
         let item = read_item(from, items)?;
         if let Some(count) = item.items {
             if count != items {
-                return Err(MaintenanceError::Damaged(items, "some are missing"));
+                return Err(MaintenanceError::Damaged(items, "items are missing"));
             }
             if from.read(&mut [0])? > 0 {
-                return Err(MaintenanceError::Damaged(items, "something follows its end"));
+                return Err(MaintenanceError::Damaged(items, "data after the last item"));
             }
             break;
         }
         let known = import.put(item, directory.path())?;
         if !known {
-            return Err(MaintenanceError::Damaged(items, "it is of an unknown database"));
+            return Err(MaintenanceError::Damaged(items, "item of an unknown database"));
         }
         items += 1;
-        if items.is_multiple_of(FLUSH_EVERY) {
+        if items.is_multiple_of(ENTRIES_PER_FLUSH) {
             import.state.flush()?;
         }
     }
-    import.finish(&place)?;
+    import.finish(&log_path)?;
     Ok(items)
 }
 
 impl Import {
-    /// Stores an item; returns whether it is of a database that exists.
+    /// Stores an item; returns false if its database is unknown.
     fn put(&mut self, item: Item, directory: &Path) -> Result<bool, MaintenanceError> {
         let Item { database, tree, key, value, .. } = item;
         if key == MARK && tree == sled_default() {
             let found = value.as_slice().try_into().map(u32::from_be_bytes);
             let found = found.map_err(|_| StoreError::Damaged("schema"))?;
             schema::check_version(directory, found)?;
-            // The next start migrates all of it.
+            // The next start migrates the state.
             schema::write(directory, found)?;
             return Ok([CONFIG, LOG].contains(&database.as_str()));
         }
@@ -207,17 +211,17 @@ impl Import {
         Ok(true)
     }
 
-    /// The database of a window, which is created for its first item.
+    /// Returns the database of a window, which is created for its first item.
     fn files(&mut self, name: WindowName) -> Result<Arc<Files>, StoreError> {
         if self.windows.insert(name) { self.pool.create(name) } else { self.pool.files(name) }
     }
 
-    /// Seals the windows, and has the disk write everything.
-    fn finish(self, place: &Path) -> Result<(), MaintenanceError> {
+    /// Seals the windows, and syncs all databases.
+    fn finish(self, log_path: &Path) -> Result<(), MaintenanceError> {
         let Self { config, state, pool, windows, sealed } = self;
         let mut current = BTreeMap::new();
         for name in &windows {
-            // A copy that was not finished does not count.
+            // Unfinished copies of windows are ignored.
             if sealed.contains(name) || name.is_first() {
                 current.insert(name.first_cursor, *name);
             }
@@ -233,27 +237,27 @@ impl Import {
         }
         drop(pool);
         let trees = Trees::open(&state)?;
-        // The log may have gone on in the place that it came from: no cursor may ever name two records.
-        Windows::open(place, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
+        // The original log may have continued: a cursor must never identify two records.
+        Windows::open(log_path, &trees.meta, 1)?.jump(IMPORT_JUMP)?;
         config.flush_durably()?;
         state.flush_durably()?;
         Ok(())
     }
 }
 
-/// Name of the tree that each database has.
+/// Returns the name of sled's default tree, which each database has.
 fn sled_default() -> &'static [u8] {
     b"__sled__default"
 }
 
-/// Undoes or ends an import that was cut short.
+/// Undoes or completes an interrupted import.
 pub(super) fn recover(directory: &Path) -> io::Result<()> {
     let whole = directory.join(IMPORTED).exists();
     let databases = DATABASES.map(|database| directory.join(format!("{database}.sled")));
-    for place in databases.into_iter().chain([directory.join(RESULTS)]) {
-        let beside = place.with_extension(IMPORTING);
+    for path in databases.into_iter().chain([directory.join(RESULTS)]) {
+        let beside = path.with_extension(IMPORTING);
         match beside.exists() {
-            true if whole => fs::rename(&beside, &place)?,
+            true if whole => fs::rename(&beside, &path)?,
             true => fs::remove_dir_all(&beside)?,
             false => {}
         }
@@ -274,12 +278,12 @@ pub(super) fn write_item(out: &mut impl Write, item: &Item) -> Result<(), Mainte
 }
 
 pub(super) fn read_item(from: &mut impl Read, items: u64) -> Result<Item, MaintenanceError> {
-    let cut = |_| MaintenanceError::Damaged(items, "it ends too early");
+    let cut = |_| MaintenanceError::Damaged(items, "unexpected end of file");
     let mut number = [0; 4];
     from.read_exact(&mut number).map_err(cut)?;
     let length = u32::from_be_bytes(number) as usize;
     if length > MAXIMUM_ITEM_OCTETS {
-        return Err(MaintenanceError::Damaged(items, "an item is longer than any can be"));
+        return Err(MaintenanceError::Damaged(items, "an item is too long"));
     }
     let mut octets = vec![0; length];
     from.read_exact(&mut octets).map_err(cut)?;

@@ -1,4 +1,4 @@
-//! Of the log: what survives, and what goes.
+//! The log across restarts, retention and recovery.
 
 use super::*;
 use crate::{
@@ -37,7 +37,7 @@ fn now() -> Now {
     Now { monotonic: Monotonic(ns), unix: UnixTime(ns) }
 }
 
-/// A store, and the cursor that comes next.
+/// Store with the next cursor to append.
 struct Opened {
     store: ResultStore,
     next: Cell<u64>,
@@ -78,7 +78,7 @@ fn open(directory: &StateDirectory) -> Opened {
     Opened::with(directory, retention())
 }
 
-/// A state that has one record, and that nobody has open.
+/// Returns a state directory whose log has one record; its databases are closed.
 fn one_record() -> (tempfile::TempDir, StateDirectory) {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
@@ -89,28 +89,28 @@ fn one_record() -> (tempfile::TempDir, StateDirectory) {
     (directory, state)
 }
 
-/// The database of statistics, consumers and positions, which nobody has open.
+/// Opens the state database, which must be closed.
 fn state_engine(directory: &Path) -> Engine {
     Engine::open(&directory.join("state.sled"), CACHE_OCTETS).unwrap()
 }
 
-/// The windows, which nobody has open.
+/// Returns the pool and the windows of a log, which must be closed.
 fn windows_of(directory: &Path) -> (Arc<Pool>, Vec<WindowName>) {
     let pool = Pool::open(&directory.join(RESULTS)).unwrap();
     let names = pool.names().unwrap();
     (pool, names)
 }
 
-fn wait_for(store: &ResultStore, what: impl Fn(&StoreState) -> bool) -> StoreState {
+fn wait_for(store: &ResultStore, reached: impl Fn(&StoreState) -> bool) -> StoreState {
     for _ in 0..500 {
         let state = store.state().borrow().clone();
-        if what(&state) {
+        if reached(&state) {
             return state;
         }
         #[allow(clippy::disallowed_methods)]
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("the store did not get there: {:?}", *store.state().borrow());
+    panic!("timeout in state {:?}", *store.state().borrow());
 }
 
 fn cursors(store: &ResultStore, after: u64) -> Vec<u64> {
@@ -120,7 +120,7 @@ fn cursors(store: &ResultStore, after: u64) -> Vec<u64> {
 }
 
 #[test]
-fn cursors_rise_over_restarts() {
+fn cursors_rise_across_restarts() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     for run in 0..3 {
@@ -135,7 +135,7 @@ fn cursors_rise_over_restarts() {
 }
 
 #[test]
-fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
+fn a_crash_of_the_host_skips_cursors() {
     let (directory, state) = one_record();
     let engine = state_engine(directory.path());
     let meta = engine.tree("meta").unwrap();
@@ -149,19 +149,19 @@ fn a_crash_of_the_host_leaves_a_gap_and_no_cursor_twice() {
 }
 
 #[test]
-fn windows_go_whole_by_age_and_by_octets() {
+fn whole_windows_are_removed_by_age_and_by_size() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let retention = Retention::of_all(16 * MINUTE_NS, 160_000);
     let store = Opened::with(&state, retention);
-    // Windows of three pages, by octets.
+    // The size limit makes windows of three pages.
     for _ in 0..80 {
         store.append(now().unix.0, 4_000);
     }
     let kept = wait_for(&store, |state| state.newest == 80 && state.live_bytes <= 160_000);
     assert!(kept.records >= 34, "{kept:?}");
     assert_eq!(kept.earliest, 80 - kept.records + 1);
-    // All of it is older than the new age allows; the cursors go on.
+    // All records exceed the new age; the cursors continue.
     store.set_retention(Retention::of_all(1, 160_000)).unwrap();
     let empty = wait_for(&store, |state| state.records == 0);
     assert_eq!((empty.newest, empty.earliest), (80, 0));
@@ -173,11 +173,11 @@ fn windows_go_whole_by_age_and_by_octets() {
 }
 
 #[test]
-fn reads_forwards_and_backwards_over_windows() {
+fn entries_are_read_forwards_and_backwards_across_windows() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
-    // Two minutes apart, so that each has a window of its own.
+    // The records are two minutes apart, so that each has its own window.
     for minute in 0..10 {
         store.append(now().unix.0 + minute * 2 * MINUTE_NS, 10);
     }
@@ -209,9 +209,9 @@ async fn consumers_only_move_forward() {
     assert!(!store.delete_consumer("c").await.unwrap());
 }
 
-/// A log that retention emptied, and an end without warning.
+/// The log is empty after retention, and the agent is killed.
 #[test]
-fn cursors_rise_also_when_nothing_is_left() {
+fn cursors_rise_after_retention_emptied_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -220,7 +220,7 @@ fn cursors_rise_also_when_nothing_is_left() {
     }
     wait_for(&store, |state| state.newest == 22 && state.records == 0);
     drop(store);
-    // As if it had been killed.
+    // The state of a killed agent lacks the next cursor.
     let engine = state_engine(directory.path());
     assert!(engine.tree("meta").unwrap().remove(NEXT_CURSOR).unwrap().is_some());
     engine.flush_durably().unwrap();
@@ -232,11 +232,11 @@ fn cursors_rise_also_when_nothing_is_left() {
 }
 
 #[test]
-fn windows_that_are_full_are_not_read_again() {
+fn a_start_does_not_read_sealed_windows() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
-    // Each in a window of its own.
+    // Each record has its own window.
     let start = now().unix.0 - 10 * MINUTE_NS;
     for window in 0..5 {
         store.append(start + window * 2 * MINUTE_NS, 100);
@@ -244,7 +244,7 @@ fn windows_that_are_full_are_not_read_again() {
     wait_for(&store, |state| state.records == 5);
     let before = store.state().borrow().clone();
     drop(store);
-    // Figures in a summary are taken without a look at the records.
+    // A start uses the figures in the summaries without reading the records.
     let (pool, names) = windows_of(directory.path());
     for name in &names[..4] {
         let files = pool.files(*name).unwrap();
@@ -260,7 +260,7 @@ fn windows_that_are_full_are_not_read_again() {
 }
 
 #[tokio::test]
-async fn consumers_are_bounded() {
+async fn the_number_of_consumers_is_limited() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&StateDirectory::open(directory.path()).unwrap());
     for consumer in 0..MAXIMUM_CONSUMERS {
@@ -279,7 +279,7 @@ fn destroy(file: &Path) {
 }
 
 #[test]
-fn a_damaged_window_is_put_into_quarantine() {
+fn a_damaged_window_is_moved_to_quarantine() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -289,16 +289,16 @@ fn a_damaged_window_is_put_into_quarantine() {
     destroy(&pool.path(names[0]).join("db"));
     let store = open(&state);
     store.append(now().unix.0, 10);
-    // No cursor is given out twice, whatever was lost.
+    // No cursor is assigned twice.
     wait_for(&store, |state| state.newest > CURSOR_JUMP && state.records == 1);
     assert!(store.damage().contains("up to 1 and"), "{}", store.damage());
     assert_eq!(fs::read_dir(directory.path().join("quarantine")).unwrap().count(), 1);
     assert_eq!(store.agent_id(), "agent");
 }
 
-/// Damage to statistics, consumers and positions costs no record, and not the name of the agent.
+/// Damage to the state database loses no record and not the identity of the agent.
 #[tokio::test]
-async fn a_damaged_state_database_is_put_aside() {
+async fn a_damaged_state_database_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -307,16 +307,16 @@ async fn a_damaged_state_database_is_put_aside() {
     drop(store);
     destroy(&directory.path().join("state.sled/db"));
     let store = ResultStore::open(&state, retention(), "another", now).unwrap();
-    assert!(store.damage().contains("put aside"), "{}", store.damage());
+    assert!(store.damage().contains("was moved to"), "{}", store.damage());
     assert!(directory.path().join("state.damaged").exists());
     assert_eq!(store.entries(0, u64::MAX - 1, 9, 9_999, false).unwrap().len(), 1);
     assert_eq!((store.agent_id(), store.consumer("c").unwrap()), ("agent", None));
     assert!(store.next_cursor() > CURSOR_JUMP);
 }
 
-/// sled goes back to what it finds whole also in the database of the state.
+/// sled returns to the latest intact state without an error.
 #[tokio::test]
-async fn a_state_database_that_lost_its_end_says_so() {
+async fn loss_of_the_latest_state_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -330,18 +330,17 @@ async fn a_state_database_that_lost_its_end_says_so() {
     drop(store);
     fs::write(&file, early).unwrap();
     let store = open(&state);
-    assert!(store.damage().contains("latest changes are gone"), "{}", store.damage());
+    assert!(store.damage().contains("latest changes are lost"), "{}", store.damage());
     assert_eq!(store.consumer("c").unwrap(), Some(1));
     drop(store);
     assert_eq!(open(&state).damage(), "", "it was reported before");
     fs::remove_dir_all(directory.path().join("state.sled")).unwrap();
-    assert!(open(&state).damage().contains("latest changes are gone"));
+    assert!(open(&state).damage().contains("latest changes are lost"));
 }
 
-/// A window that is damaged after it was sealed costs its own records alone: a reader finds a gap, and
-/// the window is put into quarantine.
+/// A reader sees a gap in place of a damaged sealed window, which is moved to quarantine.
 #[test]
-fn a_sealed_window_that_cannot_be_opened_costs_its_own_records() {
+fn a_damaged_sealed_window_loses_only_its_own_records() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -354,7 +353,7 @@ fn a_sealed_window_that_cannot_be_opened_costs_its_own_records() {
     destroy(&pool.path(names[2]).join("db"));
     drop(pool);
     let store = open(&state);
-    assert_eq!(store.damage(), "", "it is not opened by a start");
+    assert_eq!(store.damage(), "", "not opened at the start");
     assert_eq!(cursors(&store, 0), [1, 2, 4, 5]);
     store.append(now().unix.0, 10);
     wait_for(&store, |state| state.records == 5 && state.newest == 6);
@@ -364,10 +363,10 @@ fn a_sealed_window_that_cannot_be_opened_costs_its_own_records() {
     assert_eq!(cursors(&open(&state), 0), [1, 2, 4, 5, 6]);
 }
 
-/// A start finds the same log after each step of beginning, sealing and removing a window that was cut
-/// short, and without the index.
+/// A start finds the same log after an interruption of each step of creating, sealing and removing
+/// a window, and without the index.
 #[test]
-fn a_window_that_was_cut_short_at_any_step_costs_nothing() {
+fn an_interruption_at_any_step_of_a_window_loses_no_record() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -399,7 +398,7 @@ fn a_window_that_was_cut_short_at_any_step_costs_nothing() {
     fs::remove_file(pool.path(names[3]).join("created")).unwrap();
     drop(pool);
     fs::remove_file(results.join("index")).unwrap();
-    check("a window was created, and what says so is lost");
+    check("a window was created and its marker is lost");
     assert!(results.join(names[3].to_string()).join("created").exists());
     fs::create_dir(results.join("00000000000000000001.removed")).unwrap();
     fs::write(results.join("00000000000000000001.removed").join("db"), "half").unwrap();
@@ -417,9 +416,9 @@ fn a_window_that_was_cut_short_at_any_step_costs_nothing() {
     check("a window was sealed and is not in the index");
 }
 
-/// sled goes back to what it finds whole, and does not say so.
+/// sled returns to the latest intact state without an error.
 #[test]
-fn a_database_that_lost_its_end_says_so() {
+fn loss_of_the_latest_records_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -436,7 +435,7 @@ fn a_database_that_lost_its_end_says_so() {
     drop(store);
     fs::write(&file, early).unwrap();
     let store = open(&state);
-    assert!(store.damage().contains("behind cursor 1, up to 101"), "{}", store.damage());
+    assert!(store.damage().contains("after cursor 1 are lost, up to 101"), "{}", store.damage());
     store.append(now().unix.0, 10);
     wait_for(&store, |state| state.newest > CURSOR_JUMP);
 }
@@ -450,7 +449,7 @@ fn now_of_the_day() -> Now {
 }
 
 #[test]
-fn the_disk_stays_small_over_a_day_of_sliding_windows() {
+fn disk_usage_is_bounded_over_a_day() {
     const HOUR_NS: u64 = 60 * MINUTE_NS;
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
@@ -461,7 +460,7 @@ fn the_disk_stays_small_over_a_day_of_sliding_windows() {
     for minute in (5..=24 * 60).step_by(5) {
         for _ in 0..1000 {
             cursor += 1;
-            // Nothing that could be made smaller.
+            // The content cannot be compressed.
             let content: Vec<u8> = (0..128)
                 .flat_map(|_| {
                     noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -480,7 +479,7 @@ fn the_disk_stays_small_over_a_day_of_sliding_windows() {
         }
         OF_THE_DAY.fetch_add(5 * MINUTE_NS, Relaxed);
         let kept = wait_for(&store, |state| {
-            // The writer waits by this clock.
+            // The writer waits for this clock.
             OF_THE_DAY.fetch_add(25_000_000, Relaxed);
             state.newest == cursor
         });
@@ -490,13 +489,13 @@ fn the_disk_stays_small_over_a_day_of_sliding_windows() {
         }
     }
     let kept = store.state().borrow().clone();
-    // An hour, and what is in a window with it.
+    // The records of an hour remain, and those in the same window.
     assert!((11_000..=14_000).contains(&kept.records), "{kept:?}");
     assert!(written > 10 * kept.live_bytes);
 }
 
 #[test]
-fn a_page_that_makes_no_sense_is_left_out_and_told() {
+fn a_malformed_page_is_skipped_and_reported() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -514,16 +513,16 @@ fn a_page_that_makes_no_sense_is_left_out_and_told() {
     assert_eq!(store.entries(0, u64::MAX - 1, 9, 9_999, false).unwrap().len(), 1);
 }
 
-/// A connection with a shorter age loses its records sooner than others.
+/// Records of a connection with a shorter age are removed before those of others.
 #[test]
-fn a_connection_has_its_records_kept_for_less() {
+fn records_of_a_connection_with_a_shorter_age_are_removed() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let ages = [("brief".to_owned(), 4 * MINUTE_NS)].into();
     let retention = retention().with_connection_ages(ages);
     let store = Opened::with(&state, retention.clone());
     let begun_ns = now().unix.0;
-    // Ten minutes of them, with windows of a quarter of a minute.
+    // The records span ten minutes, in windows of a quarter of a minute.
     let age_ns = |cursor: u64| (400 - cursor) * MINUTE_NS / 40;
     for cursor in 1..=400 {
         let connection = if cursor % 2 == 0 { "brief" } else { "other" };
@@ -537,15 +536,15 @@ fn a_connection_has_its_records_kept_for_less() {
         for (entry, cursor) in entries.iter().zip(1..) {
             let is_brief = entry.subject.connection == "brief";
             assert_eq!((entry.cursor, is_brief), (cursor, cursor % 2 == 0));
-            let taken = entry.kind == 1 | content::REMOVED && entry.content.is_empty();
-            assert!(taken || entry.kind == 1 && entry.content.len() == 300, "{entry:?}");
-            assert!(!taken || is_brief && age_ns(cursor) > 3 * MINUTE_NS, "{entry:?}");
-            assert!(taken || !is_brief || age_ns(cursor) < 5 * MINUTE_NS, "{entry:?}");
-            gone += u64::from(taken);
+            let removed = entry.kind == 1 | content::REMOVED && entry.content.is_empty();
+            assert!(removed || entry.kind == 1 && entry.content.len() == 300, "{entry:?}");
+            assert!(!removed || is_brief && age_ns(cursor) > 3 * MINUTE_NS, "{entry:?}");
+            assert!(removed || !is_brief || age_ns(cursor) < 5 * MINUTE_NS, "{entry:?}");
+            gone += u64::from(removed);
         }
         gone
     };
-    // The windows whose latest record is more than four minutes old.
+    // The records in windows whose latest record is more than four minutes old are removed.
     let kept = wait_for(&store, |state| state.trimmed_up_to == 240);
     let gone = check(&store);
     assert_eq!((gone, kept.records), (120, 400));
@@ -555,7 +554,7 @@ fn a_connection_has_its_records_kept_for_less() {
     store.close();
     drop(store);
 
-    // A copy that was under way when the agent was killed; and nothing is copied again.
+    // A copy that the end of the agent interrupted is removed, and no window is copied again.
     let (pool, whole) = windows_of(directory.path());
     let unfinished = WindowName { generation: 7, ..whole[0] };
     let files = pool.create(unfinished).unwrap();
@@ -571,10 +570,10 @@ fn a_connection_has_its_records_kept_for_less() {
     assert_eq!(windows_of(directory.path()).1, whole);
 }
 
-/// The clock was ahead for a while: what was written then goes with what came behind it, and holds
-/// up nothing.
+/// Records written while the clock was ahead are removed together with the records after them, and
+/// do not delay their removal.
 #[test]
-fn records_from_the_future_do_not_stay_for_ever() {
+fn records_from_the_future_are_removed_with_later_ones() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -594,9 +593,9 @@ fn records_from_the_future_do_not_stay_for_ever() {
     assert_eq!(windows, [4, 5, 6]);
 }
 
-/// Each commit tells the store how long records are kept, whatever it is doing.
+/// Each commit of the configuration sets the retention, also during a removal.
 #[test]
-fn retention_that_is_set_while_records_are_taken_out_costs_no_others() {
+fn setting_the_retention_during_a_removal_loses_no_other_records() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -625,9 +624,9 @@ fn retention_that_is_set_while_records_are_taken_out_costs_no_others() {
     assert_eq!((entries.len(), store.state().borrow().records), (4_000, 4_000));
 }
 
-/// A subject that cannot be read costs its own records, and nothing fails over it.
+/// An unreadable subject loses only its own records, and the removal succeeds.
 #[test]
-fn records_are_taken_out_of_a_window_with_a_damaged_subject() {
+fn records_are_removed_from_a_window_with_a_damaged_subject() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -667,9 +666,9 @@ fn records_are_taken_out_of_a_window_with_a_damaged_subject() {
     assert_eq!((whole("third"), whole("brief") < 100), (100, true));
 }
 
-/// Records that were told while they could not be stored keep their cursors for themselves.
+/// Cursors of records that were reported without being stored are not assigned to other records.
 #[test]
-fn cursors_that_were_told_and_not_stored_are_not_given_out_again() {
+fn reserved_cursors_are_not_assigned_again() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -688,8 +687,8 @@ fn cursors_that_were_told_and_not_stored_are_not_given_out_again() {
     wait_for(&store, |state| (state.newest, state.records) == (newest + 1, 3));
 }
 
-/// Windows, pages and records are found by time as a look at every record finds them, also where times go
-/// back within a window and from one to the next.
+/// The search by time finds the same records as a scan of all records, also if times decrease
+/// within a window or from one window to the next.
 #[test]
 fn records_are_found_by_time() {
     let directory = tempfile::tempdir().unwrap();
@@ -698,7 +697,7 @@ fn records_are_found_by_time() {
     let begun_ns = now().unix.0 / MINUTE_NS * MINUTE_NS - 10 * MINUTE_NS;
     let mut times = Vec::new();
     for number in 0..600u64 {
-        // Windows of a minute, with a clock that goes back at times.
+        // The windows span a minute, and the clock sometimes steps back.
         let step_ns = if number % 97 < 5 { 20_000_000_000 } else { 0 };
         times.push(begun_ns + number * 1_000_000_000 - step_ns);
         store.append(*times.last().unwrap(), 500);
@@ -726,8 +725,8 @@ fn records_are_found_by_time() {
     check(&open(&state));
 }
 
-/// With `TWAMP_LOG_MIB` and `--nocapture` it measures the opening of a log of that size, and the
-/// first record from a time on.
+/// With `TWAMP_LOG_MIB` and `--nocapture`, measures the time to open a log of that size and to find
+/// a record by time.
 #[test]
 #[allow(clippy::print_stdout, clippy::disallowed_methods)]
 fn records_of_a_large_log_are_found_by_time() {

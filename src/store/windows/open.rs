@@ -1,5 +1,5 @@
-//! Opens the log. Damage costs the window that it is in: that goes into quarantine. A window that cannot
-//! be opened for another reason is left where it is and tried again.
+//! Opens the log. A damaged window is moved to quarantine. A window that cannot be opened for
+//! another reason stays in place and is retried.
 
 use std::{
     collections::BTreeMap,
@@ -22,58 +22,59 @@ use crate::{
     time::Monotonic,
 };
 
-/// Time between two attempts to open a window.
+/// Interval of attempts to open a window.
 const RETRY_NS: u64 = 10_000_000_000;
-/// An empty database takes less on the disk: one that takes more and has no record was damaged.
+/// Maximum size of an empty database on disk, bytes. A larger one without a record has lost its
+/// records.
 const EMPTY_DISK_BYTES: u64 = 1 << 20;
 
-/// A window that was opened.
+/// Result of opening a window.
 struct Opened {
-    /// `None` where it has no record, or is damaged as a whole.
+    /// The window; `None` if it has no record or is damaged as a whole.
     window: Option<Window>,
-    /// Database of a window that can get more records.
+    /// Database of the window if records can be appended to it.
     filled: Option<Arc<Files>>,
     was_damaged: bool,
 }
 
 impl Windows {
-    /// Opens the log after a failure: with the list that readers share already.
+    /// Reopens the log after a failure, with the list that is already shared with readers.
     pub(in super::super) fn reopen(
-        place: &Path,
+        directory: &Path,
         meta: &sled::Tree,
         at_least: u64,
         list: Arc<RwLock<WindowList>>,
     ) -> Result<Self, StoreError> {
-        let found = Self::open(place, meta, at_least)?;
+        let found = Self::open(directory, meta, at_least)?;
         let windows = read(&found.list);
         let reopened = Self { list, ..found };
         reopened.replace(windows);
         Ok(reopened)
     }
 
-    /// Opens the log in a directory. Cursors go on at `at_least`, or after the newest record that
-    /// exists or existed.
+    /// Opens the log in a directory. New records get cursors from `at_least` on, and after all
+    /// records that exist or existed.
     pub(in super::super) fn open(
-        place: &Path,
+        directory: &Path,
         meta: &sled::Tree,
         at_least: u64,
     ) -> Result<Self, StoreError> {
-        Self::open_pool(Pool::open(place)?, meta, at_least)
+        Self::open_pool(Pool::open(directory)?, meta, at_least)
     }
 
-    /// Opens the log to read it, as copies in another directory: nothing is changed.
+    /// Opens the log read-only, with copies of its databases in the directory `copies`.
     pub(in super::super) fn inspect(
-        place: &Path,
+        directory: &Path,
         meta: &sled::Tree,
         copies: &Path,
     ) -> Result<Self, StoreError> {
-        Self::open_pool(Pool::inspect(place, copies), meta, 1)
+        Self::open_pool(Pool::inspect(directory, copies), meta, 1)
     }
 
     fn open_pool(pool: Arc<Pool>, meta: &sled::Tree, at_least: u64) -> Result<Self, StoreError> {
         let floor = meta.get(FLOOR)?.map_or(Ok(1), |floor| cursor_of(&floor))?;
         let at_least = at_least.max(floor);
-        let index = index::read(pool.place());
+        let index = index::read(pool.directory());
         let mut generations: BTreeMap<u64, Vec<WindowName>> = BTreeMap::new();
         for name in pool.names()? {
             generations.entry(name.first_cursor).or_default().push(name);
@@ -120,12 +121,12 @@ impl Windows {
         Ok(opened)
     }
 
-    /// Returns the number of windows that could not be opened, and not because of damage.
+    /// Returns the number of windows that could not be opened, for a reason other than damage.
     pub(in super::super) fn unopened(&self) -> usize {
         self.unopened.windows.len()
     }
 
-    /// Tries again to open what could not be opened.
+    /// Retries to open windows that could not be opened.
     pub(super) fn retry_unopened(&mut self, now: Monotonic) {
         let is_due = self.unopened.next_try.is_none_or(|next_try| next_try <= now);
         if self.unopened.windows.is_empty() || !is_due {
@@ -138,8 +139,8 @@ impl Windows {
                 Ok(Opened { window: Some(window), .. }) => {
                     let first_cursor = window.name.first_cursor;
                     tracing::info!(first_cursor, "window of results opened");
-                    let place = list.partition_point(|other| other.name < window.name);
-                    list.insert(place, Arc::new(window));
+                    let position = list.partition_point(|other| other.name < window.name);
+                    list.insert(position, Arc::new(window));
                 }
                 Ok(Opened { window: None, .. }) => {}
                 Err(error) => {
@@ -152,16 +153,17 @@ impl Windows {
         self.write_index();
     }
 
-    /// Puts a window into quarantine. One that cannot be moved is left where it is.
+    /// Moves a window to quarantine. After an error the window stays in place and is retried.
     pub(super) fn quarantine(&mut self, name: WindowName) {
-        if let Err(error) = put_into_quarantine(&self.pool, name) {
-            tracing::error!(%error, "failed to put a window of results into quarantine");
+        if let Err(error) = move_to_quarantine(&self.pool, name) {
+            tracing::error!(%error, "failed to move a window of results to quarantine");
             self.unopened.windows.push(vec![name]);
         }
     }
 }
 
-/// Opens a window by its generations, and removes those that do not count. Only the last one `may_grow`.
+/// Opens the current generation of a window, and removes the others. `may_grow` is true for the
+/// last window, to which records can be appended.
 fn open_one(
     pool: &Arc<Pool>,
     index: &Index,
@@ -183,7 +185,7 @@ fn open_one(
     let window = match measured(pool, name) {
         Err(error @ StoreError::Damaged(_)) => {
             opened.was_damaged = true;
-            set_aside(pool, name, &error)?;
+            quarantine_damaged(pool, name, &error)?;
             return Ok(opened);
         }
         window => window?,
@@ -193,7 +195,7 @@ fn open_one(
     if window.records() == 0 {
         if is_damaged || pool.disk_bytes(name) > EMPTY_DISK_BYTES {
             opened.was_damaged = true;
-            set_aside(pool, name, &StoreError::Damaged("window of records"))?;
+            quarantine_damaged(pool, name, &StoreError::Damaged("window of records"))?;
         } else {
             remove(pool, name);
         }
@@ -208,8 +210,8 @@ fn open_one(
     Ok(opened)
 }
 
-/// Finds the generation of a window that counts: the newest that is sealed, or the first, while it is
-/// filled; `None` where there is neither.
+/// Finds the current generation of a window: the newest sealed one, or the first if none is sealed;
+/// `None` if there is neither.
 fn current(
     pool: &Pool,
     index: &Index,
@@ -229,7 +231,7 @@ fn current(
             Ok(None) => filled = name.is_first().then_some((*name, None)),
             Err(error @ StoreError::Damaged(_)) => {
                 *was_damaged = true;
-                set_aside(pool, *name, &error)?;
+                quarantine_damaged(pool, *name, &error)?;
             }
             Err(error) => return Err(error),
         }
@@ -237,25 +239,25 @@ fn current(
     Ok(filled)
 }
 
-/// Puts a damaged window into quarantine, where the log may be changed.
-fn set_aside(pool: &Pool, name: WindowName, error: &StoreError) -> Result<(), StoreError> {
-    tracing::error!(%error, first_cursor = name.first_cursor, "a window of results is damaged");
-    if pool.may_change() { put_into_quarantine(pool, name) } else { Ok(()) }
+/// Logs a damaged window, and moves it to quarantine unless the log is opened read-only.
+fn quarantine_damaged(pool: &Pool, name: WindowName, error: &StoreError) -> Result<(), StoreError> {
+    tracing::error!(%error, first_cursor = name.first_cursor, "window of results damaged");
+    if pool.may_change() { move_to_quarantine(pool, name) } else { Ok(()) }
 }
 
-/// Moves a window into the quarantine of the state directory, the parent of that of the log.
-fn put_into_quarantine(pool: &Pool, name: WindowName) -> Result<(), StoreError> {
+/// Moves a window to the quarantine in the state directory, the parent of the directory of the log.
+fn move_to_quarantine(pool: &Pool, name: WindowName) -> Result<(), StoreError> {
     pool.close(name);
-    let (path, place) = (pool.path(name), pool.place());
-    match quarantine::put(place.parent().unwrap_or(place), &path) {
-        // It is there already.
+    let (path, directory) = (pool.path(name), pool.directory());
+    match quarantine::put(directory.parent().unwrap_or(directory), &path) {
+        // The window was moved before.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !path.exists() => Ok(()),
         done => done.map_err(|source| StoreError::Directory { path, source }),
     }
 }
 
-/// Removes a window that holds no record, or another generation of which counts. One that cannot be
-/// removed is found by the next start.
+/// Removes a window without records or an outdated generation. After an error the next start finds
+/// and removes it.
 fn remove(pool: &Pool, name: WindowName) {
     if !pool.may_change() || !pool.path(name).exists() {
         return;

@@ -1,5 +1,5 @@
-//! Removes records: windows as a whole, and out of the others the records of connections that are kept
-//! for less.
+//! Removes old records: whole windows, and from the others the records of connections with a
+//! shorter retention age.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -14,34 +14,34 @@ use super::{
 };
 use crate::time::{Now, UnixTime};
 
-/// Pages that are copied in one step of taking records out of a window: some 10 ms.
+/// Number of pages copied in one step of a removal from a window, some 10 ms.
 const TRIM_PAGES: usize = 512;
 
-/// Means of the retention besides the deletion of what exceeds the quota.
+/// Kinds of removal that are allowed in addition to the removal of records beyond the quota.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct May {
-    /// The clock can be believed.
+pub(in super::super) struct Allowed {
+    /// Removal by age; false after a large clock step.
     pub(in super::super) delete_by_age: bool,
-    /// The disk has space for a copy of a window.
+    /// Copying of windows; false if the disk is full or fails.
     pub(in super::super) copy: bool,
 }
 
 impl Windows {
-    /// Removes windows that are too old or too much, whole, once nobody reads them any more; and
-    /// takes records of connections that are kept for less out of the others, a step at a time.
-    /// What `may` be done besides; `persist` has the disk write the state.
+    /// Removes windows beyond the age or the quota as soon as no reader uses them. From the others,
+    /// removes the records of connections with a shorter retention age, in steps. `persist` must
+    /// write the state database durably.
     pub(in super::super) fn retain(
         &mut self,
         retention: &Retention,
         Now { monotonic, unix: now }: Now,
-        may: May,
+        allowed: Allowed,
         persist: impl Fn() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         self.retry_unopened(monotonic);
-        self.give_up_lost(&persist)?;
+        self.quarantine_lost(&persist)?;
         let list = read(&self.list);
-        let ages_ns = if may.delete_by_age { ages_ns(&list, now) } else { vec![0; list.len()] };
-        // The window that is filled goes with the others.
+        let ages_ns = if allowed.delete_by_age { ages_ns(&list, now) } else { vec![0; list.len()] };
+        // The newest window is removed like the others.
         let mut octets: u64 = list.iter().map(|window| window.octets()).sum();
         let mut keep_from = 0;
         for (window, age_ns) in list.iter().zip(&ages_ns) {
@@ -56,7 +56,7 @@ impl Windows {
                 self.write_page()?;
                 self.filled = None;
             }
-            // No record may be left that shows which cursors were given out.
+            // Possibly no record remains from which a start could determine the assigned cursors.
             self.jump(0)?;
             persist()?;
             self.leaving.extend_from_slice(&list[..keep_from]);
@@ -64,24 +64,24 @@ impl Windows {
             self.write_index();
         }
         drop(list);
-        if may.copy && may.delete_by_age {
+        if allowed.copy && allowed.delete_by_age {
             self.trim(retention, now)?;
         }
-        let mut held = Vec::new();
+        let mut in_use = Vec::new();
         for window in std::mem::take(&mut self.leaving) {
             if Arc::strong_count(&window) > 1 || !self.pool.close(window.name) {
-                held.push(window);
+                in_use.push(window);
             } else if let Err(error) = self.pool.remove(window.name) {
                 tracing::warn!(%error, "failed to remove a window of results");
-                held.push(window);
+                in_use.push(window);
             }
         }
-        self.leaving = held;
+        self.leaving = in_use;
         Ok(())
     }
 
-    /// Puts windows of which nothing can be read into quarantine.
-    fn give_up_lost(
+    /// Moves lost windows to quarantine.
+    fn quarantine_lost(
         &mut self,
         persist: &impl Fn() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
@@ -102,30 +102,30 @@ impl Windows {
         self.write_index();
         for window in lost {
             let first_cursor = window.name.first_cursor;
-            tracing::error!(first_cursor, "a window of results is damaged");
+            tracing::error!(first_cursor, "window of results damaged");
             self.quarantine(window.name);
         }
         Ok(())
     }
 
-    /// Returns true while records are taken out of a window: there is another step to do.
+    /// Returns true while a removal of records from a window is in progress.
     pub(in super::super) fn is_trimming(&self) -> bool {
         self.trim.is_some()
     }
 
-    /// No record up to this cursor is there that is not in its window.
+    /// Returns the cursor up to which records of some connections may have been removed.
     pub(in super::super) fn trimmed_up_to(&self) -> u64 {
         self.trimmed_up_to
     }
 
-    /// Other connections have their records kept for less.
-    pub(in super::super) fn look_for_what_goes(&self) {
+    /// Checks all windows again after a change of the retention ages of connections.
+    pub(in super::super) fn reset_trim_ages(&self) {
         for window in read(&self.list).iter() {
             window.trim_at_age_ns.store(0, Relaxed);
         }
     }
 
-    /// One step of taking records out of a window. What is being filled is left alone.
+    /// Runs one step of the removal of records from a sealed window.
     fn trim(&mut self, retention: &Retention, now: UnixTime) -> Result<(), StoreError> {
         let mut trim = match self.trim.take() {
             Some(trim) => trim,
@@ -136,12 +136,12 @@ impl Windows {
         };
         let is_there = |window| Arc::ptr_eq(window, trim.window());
         if !read(&self.list).iter().any(is_there) {
-            // Retention took it as a whole.
+            // The window was removed as a whole meanwhile.
             return self.abandon(trim);
         }
         match trim.copy(TRIM_PAGES) {
             Ok(true) => {
-                self.put_in_place(trim)?;
+                self.replace_window(trim)?;
                 self.trim = begin_trim(retention, &read(&self.list), now)?;
             }
             Ok(false) => self.trim = Some(trim),
@@ -160,8 +160,8 @@ impl Windows {
         self.pool.remove(name)
     }
 
-    /// A window that records were taken out of stands for the one that had them.
-    fn put_in_place(&mut self, trim: Trim) -> Result<(), StoreError> {
+    /// Replaces a window with its copy from which records were removed.
+    fn replace_window(&mut self, trim: Trim) -> Result<(), StoreError> {
         let old = trim.window().clone();
         let new = trim.finish()?;
         new.trim_at_age_ns.store(old.trim_at_age_ns.load(Relaxed), Relaxed);
@@ -177,23 +177,24 @@ impl Windows {
     }
 }
 
-/// Returns the age of the newest record of each window. A window from the future is as old as the one
-/// after it: the clock was ahead when it was written.
+/// Returns the age of the newest record of each window, nanoseconds. A window with a time in the
+/// future, which was written while the clock was ahead, is as old as the next window.
 fn ages_ns(list: &[Arc<Window>], now: UnixTime) -> Vec<u64> {
-    let mut age_behind_ns = 0;
+    let mut next_age_ns = 0;
     let mut ages: Vec<_> = list
         .iter()
         .rev()
         .map(|window| {
-            age_behind_ns = now.0.checked_sub(window.last_time().0).unwrap_or(age_behind_ns);
-            age_behind_ns
+            next_age_ns = now.0.checked_sub(window.last_time().0).unwrap_or(next_age_ns);
+            next_age_ns
         })
         .collect();
     ages.reverse();
     ages
 }
 
-/// Of the first window that has records which go. The last is left alone: it may be filled.
+/// Begins the removal from the first window with records to remove. The last window is skipped,
+/// because it may not be sealed.
 fn begin_trim(
     retention: &Retention,
     list: &[Arc<Window>],

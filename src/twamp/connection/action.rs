@@ -24,7 +24,8 @@ pub(crate) struct Desired {
     pub(crate) revision: u64,
 }
 
-/// Input of the machine. Progress comes before any other input that is available at the same time.
+/// Input of the machine. Progress is handled before any other input that is available at the same
+/// time.
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     Desired(Desired),
@@ -48,11 +49,11 @@ pub(crate) enum Input {
     Lost(Failure),
     /// A name no longer resolves to the address of a session.
     NameMoved,
-    /// The time of [`super::Connection::next_deadline`] has come.
+    /// The time of [`super::Connection::next_deadline`] is reached.
     Timer,
     /// The connection is removed, or the agent ends.
     End {
-        /// A later process resumes the connection: an outage that is going on stays open.
+        /// True if a later process resumes the connection, so that a current outage stays open.
         is_resumed: bool,
     },
 }
@@ -62,33 +63,33 @@ pub(crate) enum Input {
 pub(crate) struct Started {
     /// Sessions with an open socket that the server accepted.
     pub(crate) sessions: Vec<StartedSession>,
-    /// Sessions that were not started although others were or run.
+    /// Sessions that were not started although others were started or run.
     pub(crate) declined: Vec<Declined>,
     /// Mode in force; 0 without a control connection.
     pub(crate) mode: u32,
-    /// The server starts and stops sessions one by one.
+    /// True if the server starts and stops sessions individually.
     pub(crate) is_individual: bool,
 }
 
-/// Position of an attempt among others.
+/// Limits and choices of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttemptContext {
-    /// Time at which the TCP connection has to be open.
+    /// Time at which the TCP connection must be open.
     pub(crate) deadline: Monotonic,
     /// Index of the address of a name that is tried first.
     pub(crate) address: usize,
-    /// A port in use may be one that a session of this agent is about to give up.
+    /// True if a port in use may be released by another session of this agent.
     pub(crate) waits_for_ports: bool,
     /// Time that sessions whose sockets are open wait for others, nanoseconds.
     pub(crate) socket_wait_ns: u64,
 }
 
-/// Time that a session which is stopped waits for replies to the probes in flight.
+/// Time for which a stopped session waits for replies to the probes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grace {
     /// Until each is answered or lost.
     LossTimeout,
-    /// Short, because a caller waits; abandoned probes do not count as lost.
+    /// Short time, because a caller waits; abandoned probes do not count as lost.
     Short,
 }
 
@@ -112,7 +113,7 @@ pub(crate) enum Operation {
         config: Arc<ControlConnection>,
         names: Vec<String>,
         context: AttemptContext,
-        /// Others wait for these from the beginning.
+        /// True if other sessions wait for these from the beginning.
         others_wait: bool,
     },
     /// Opens the sockets of sessions that are then requested.
@@ -125,8 +126,9 @@ pub(crate) enum Operation {
         names: Option<Vec<String>>,
         grace: Grace,
     },
-    /// Stops and requests sessions over the open control connection: one by one where the server can
-    /// do that, else all are stopped. Sessions that [`Operation::OpenSockets`] opened are included.
+    /// Stops and requests sessions over the open control connection: individually if the server
+    /// supports it, otherwise all are stopped. Sessions that [`Operation::OpenSockets`] opened are
+    /// included.
     Request {
         config: Arc<ControlConnection>,
         names: Vec<String>,
@@ -150,7 +152,7 @@ pub(crate) enum SessionCommand {
     Restart,
 }
 
-/// Action that the driver carries out, in the order in which they come.
+/// Action of the driver. Actions are carried out in their order.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Begin(Operation),
@@ -166,16 +168,16 @@ pub(crate) enum Action {
     Start(Vec<String>),
     /// Sends a command to all sessions.
     Command(SessionCommand),
-    /// Tells a session that it was not started.
+    /// Reports to a session that it was not started.
     Decline {
         name: String,
         failure: Failure,
         /// Number of times, this one included.
         tries: u64,
-        /// The failure differs from the previous one.
+        /// True if the failure differs from the previous one.
         is_new: bool,
     },
-    /// Sets the options of the open control connection that can be set.
+    /// Sets the socket options of the open control connection that can be changed.
     Tune(Arc<ControlConnection>),
     /// Watches the names of the sessions for another address while sessions run.
     WatchNames,
@@ -183,7 +185,7 @@ pub(crate) enum Action {
     /// the check.
     VerifyUnreachable(Failure),
     Event(ConnectionEvent),
-    /// Persists the state that outlives the process.
+    /// Persists the state that survives the process.
     Persist(Remembered),
     Finish,
 }

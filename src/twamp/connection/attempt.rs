@@ -22,7 +22,7 @@ impl Connection {
             return self.complete(now);
         }
         self.network_seen = self.network;
-        // A change has the effect that it has on a connection that is down, whatever it was before.
+        // From here on, a change has its effect on a connection that is down.
         self.status.session_control = SessionControl::Down;
         self.requests.begin_attempt(now.monotonic);
         let first = self.sessions.requested_first(&self.config);
@@ -48,7 +48,7 @@ impl Connection {
         self.record_left_out(left_out, now);
     }
 
-    /// Drops the attempt that is being made.
+    /// Drops the attempt in progress.
     pub(super) fn abandon_attempt(&mut self) {
         if matches!(self.state, State::Connecting(_)) {
             self.actions.push_back(Action::Abandon);
@@ -74,7 +74,7 @@ impl Connection {
         *step = Step::Tcp;
         let first = context.address % addresses.len();
         addresses.rotate_left(first);
-        // Name resolution that is slow does not use up all of the time.
+        // The TCP connect gets a quarter of the timeout even after slow name resolution.
         let least_ns = self.config.connect_timeout_ns / 4;
         let limit_ns = context.deadline.since_ns(now.monotonic).max(least_ns);
         let config = self.config.clone();
@@ -104,7 +104,7 @@ impl Connection {
         self.begin_operation(Operation::Negotiate { config, names, extensions, context });
     }
 
-    /// Handles the end of an attempt that came as far as a negotiation, or needs none.
+    /// Handles the result of a negotiation, or of an attempt that needs none.
     pub(super) fn attempted(&mut self, result: Result<Started, Failure>, now: Now) {
         if !matches!(self.state, State::Connecting(_)) {
             return;
@@ -119,7 +119,7 @@ impl Connection {
             Ok(started) => {
                 self.extensions.record_success(now.monotonic);
                 self.requests.record_success();
-                self.up(started, now);
+                self.enter_running(started, now);
             }
             Err(failure) => self.attempt_failed(failure, now),
         }
@@ -131,7 +131,7 @@ impl Connection {
     }
 
     /// Enters the running state with the sessions that were started.
-    fn up(&mut self, started: Started, now: Now) {
+    fn enter_running(&mut self, started: Started, now: Now) {
         let Started { sessions, declined, mode, is_individual } = started;
         self.sessions.connection_started();
         self.status.set_phase(Phase::Running, now);
@@ -184,11 +184,12 @@ impl Connection {
         self.status_changed = true;
     }
 
-    /// Declines sessions that the server would end the connection for.
+    /// Declines sessions whose request would make the server end the connection.
     pub(super) fn record_left_out(&mut self, names: Vec<String>, now: Now) {
         let declined = names.into_iter().filter(|name| !self.sessions.is_declined(name));
         let declined = declined.map(|name| {
-            let detail = "not requested: the server closes the connection when it is asked for it";
+            let detail =
+                "not requested: the server closes the connection on a request for this session";
             let failure = Failure::new(FailureCause::ClosedByServer, detail).for_session(&name);
             Declined { name, failure }
         });
@@ -197,11 +198,11 @@ impl Connection {
     }
 
     /// Begins an outage or counts a failed attempt of it, and waits for the next attempt. `started`
-    /// tells of the loss of a connection whose sessions were started.
+    /// is true if the sessions of the lost connection were started.
     pub(super) fn lose(&mut self, failure: Failure, started: bool, now: Now) {
         self.drop_control();
-        let asks_for_fewer = self.requests.record_failure(&failure.suspect, now.monotonic);
-        let at_once = asks_for_fewer || started && failure.cause == FailureCause::LocalError;
+        let requests_fewer = self.requests.record_failure(&failure.suspect, now.monotonic);
+        let at_once = requests_fewer || started && failure.cause == FailureCause::LocalError;
         if started {
             self.retry = RetrySchedule::starting_at(now.monotonic);
             self.network_seen = self.network;
@@ -221,7 +222,8 @@ impl Connection {
 
     /// Returns the number of failed attempts.
     fn record_outage(&mut self, failure: &Failure, started: bool, now: Now) -> u64 {
-        // The loss of a running connection is no attempt; a first attempt that fails is.
+        // The loss of a running connection does not count as an attempt; a failed first attempt
+        // does.
         let failed = u64::from(!started);
         self.status_changed = true;
         let attempts = match &mut self.status.outage {
@@ -256,10 +258,11 @@ impl Connection {
         self.retry.next_attempt(&self.config, random, now.monotonic)
     }
 
-    /// Returns the position of a request or attempt that begins now.
+    /// Returns the context of a request or attempt that begins now.
     pub(super) fn attempt_context(&mut self, socket_wait_ns: u64, now: Now) -> AttemptContext {
         let attempts = self.status.outage.as_ref().map_or(0, |outage| outage.attempts);
-        // Once after each change: it may have moved a port from one session to another.
+        // Ports are awaited once after each change, which may have moved a port from one session to
+        // another.
         let before = self.ports_awaited_in.replace(self.applied);
         AttemptContext {
             deadline: self.retry.connect_deadline(&self.config, now.monotonic),
@@ -269,7 +272,7 @@ impl Connection {
         }
     }
 
-    /// Shows when the attempt after the present one is due.
+    /// Sets the time of the attempt after the current one in the status.
     pub(super) fn show_following_attempt(&mut self, now: Now) {
         let following = self.retry.following_attempt(&self.config, now.monotonic);
         self.status.set_following_attempt(following.map(|due| unix(due, now)));

@@ -1,4 +1,4 @@
-//! Changes of the desired state, each with the smallest effect possible.
+//! Changes of the desired state, each with the least possible effect.
 
 use super::{
     Action, Connection, Desired,
@@ -10,14 +10,14 @@ use crate::{
     time::Now,
 };
 
-/// Consequence of a change for the present state.
+/// Consequence of a change for the current state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transition {
-    /// No further consequence, since it took effect.
+    /// No further consequence: the change has taken effect.
     None,
     Restart,
     Sessions,
-    /// An attempt by hand, at once.
+    /// An attempt at once, by hand.
     Attempt,
     /// Other options of an open control connection.
     SocketOptionsChanged,
@@ -104,7 +104,7 @@ impl Connection {
                 return Transition::IntervalsChanged;
             }
         } else if self.applied != self.desired.revision {
-            // The change in between was taken back.
+            // The change in progress was reverted.
             self.mark_applied();
         }
         match self.desired.starts == before.starts {
@@ -113,7 +113,7 @@ impl Connection {
         }
     }
 
-    /// Starts over, except a completed connection, which runs no more tests because it is changed.
+    /// Starts over unless the connection is completed: a change does not run further tests.
     fn restart_unless_completed(&mut self, now: Now) {
         let stays = matches!(self.state, State::Completed)
             && !self.desired.stopped
@@ -166,7 +166,7 @@ impl Connection {
                 self.show_following_attempt(now);
             }
             State::WaitingRetry(due) => {
-                // From now on, if that is sooner.
+                // The interval counts from now if that is sooner.
                 let due = *due;
                 self.retry = RetrySchedule::starting_at(now.monotonic);
                 let due = due.min(self.next_attempt(now));

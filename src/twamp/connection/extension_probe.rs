@@ -1,5 +1,5 @@
-//! Extensions that a server can be asked for. Some servers offer extensions that they then refuse or
-//! do not answer to; the outcome of attempts decides which mode bits are set.
+//! Choice of the extensions that are requested from a server. Some servers refuse extensions that
+//! they offer, or do not answer; the outcome of attempts determines the mode bits.
 
 use super::failure::Suspect;
 use crate::{
@@ -7,9 +7,9 @@ use crate::{
     time::Monotonic,
 };
 
-/// Time after which a server that works without extensions is asked for them again, for the first
-/// time: it may have been upgraded, or may have been starting. Only at a negotiation that takes place
-/// anyway.
+/// Time after which extensions are first requested again from a server that works without them,
+/// because it may have been upgraded or may have been starting. No negotiation is made for this
+/// purpose alone.
 pub(super) const FIRST_RETRY_NS: u64 = 3_600_000_000_000;
 /// Limit of that time, which doubles with each failure.
 pub(super) const MAX_RETRY_NS: u64 = 24 * FIRST_RETRY_NS;
@@ -18,18 +18,18 @@ pub(super) const MAX_RETRY_NS: u64 = 24 * FIRST_RETRY_NS;
 enum State {
     #[default]
     Ask,
-    /// They are requested once more, after a failure that may have been chance.
+    /// Request extensions once more, after a failure that may have been chance.
     AskOnceMore,
-    /// The next attempt does without, after a failure that extensions may explain.
+    /// Try without extensions, after a failure that extensions may explain.
     TryWithout,
     /// The server works without extensions, known since this time.
     Without(Monotonic),
-    /// The server works without; the present attempt tries extensions again.
+    /// The server works without extensions; the current attempt requests them again.
     AskAgain,
 }
 
-/// Knowledge about the extensions of one server, kept from attempt to attempt while server, mode and
-/// key are the same.
+/// Support of extensions by one server, as learnt from attempts; kept while server, mode and key
+/// are the same.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExtensionProbe {
     state: State,
@@ -43,7 +43,7 @@ impl Default for ExtensionProbe {
 }
 
 impl ExtensionProbe {
-    /// Returns the extensions that the next attempt asks for.
+    /// Returns the extensions that the next attempt requests.
     pub(crate) fn extensions(&mut self, config: &ControlConnection, now: Monotonic) -> Extensions {
         if let State::Without(since) = self.state
             && now.since_ns(since) >= self.retry_ns
@@ -78,7 +78,7 @@ impl ExtensionProbe {
             (State::Ask | State::AskOnceMore, Suspect::ExtensionsLikely)
             | (State::AskOnceMore, Suspect::ExtensionsPossibly) => State::TryWithout,
             (State::Ask, Suspect::ExtensionsPossibly) => State::AskOnceMore,
-            // Extensions were not the reason.
+            // The failure has another reason than extensions.
             (State::TryWithout, _) => State::Ask,
             (State::AskAgain, Suspect::ExtensionsLikely | Suspect::ExtensionsPossibly) => {
                 self.retry_ns = (self.retry_ns * 2).min(MAX_RETRY_NS);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_remembered_and_chance_is_not() {
+    fn a_refusal_is_stored_and_a_chance_failure_is_not() {
         assert_eq!(after(&[Suspect::ExtensionsLikely]).state, State::TryWithout);
         assert_eq!(after(&[Suspect::ExtensionsPossibly]).state, State::AskOnceMore);
         let twice = [Suspect::ExtensionsPossibly, Suspect::ExtensionsPossibly];

@@ -7,9 +7,9 @@ use crate::{model::FailureCause, twamp::control_client::ClientError, wire::codes
 pub(crate) struct Failure {
     /// Category of the cause, as in results and events.
     pub(crate) cause: FailureCause,
-    /// Accept code of the server; 0 where it sent none.
+    /// Accept code of the server; 0 if it sent none.
     pub(crate) accept_code: u8,
-    /// Description for people: the operation that failed, with the value that caused it.
+    /// Description for operators: the operation that failed, with the value that caused it.
     pub(crate) detail: String,
     /// Part of the request that the server may have failed on.
     pub(crate) suspect: Suspect,
@@ -51,7 +51,7 @@ impl Failure {
     }
 
     /// Adds the suspicion against extensions after a negotiation that used some. `derives_key`
-    /// means that the server had to derive a key, and may be slow for that reason.
+    /// is true if the server had to derive a key and may be slow for that reason.
     #[must_use]
     pub(crate) fn suspecting_extensions(self, derives_key: bool) -> Self {
         let unspecific =
@@ -85,7 +85,7 @@ impl Failure {
         Self { suspect, ..self }
     }
 
-    /// Returns whether the server ended the connection, with FIN or RST.
+    /// Returns true if the server ended the connection, with FIN or RST.
     pub(crate) fn is_end_by_server(&self) -> bool {
         matches!(self.cause, FailureCause::ClosedByServer | FailureCause::Reset)
     }

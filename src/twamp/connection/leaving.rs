@@ -1,4 +1,4 @@
-//! Ends of what runs, and the states in which nothing is measured.
+//! Stopping of sessions and connections, and the states without measurements.
 
 use std::collections::VecDeque;
 
@@ -84,7 +84,7 @@ impl Connection {
         }
     }
 
-    /// Begins with what is remembered from before the start.
+    /// Begins with the state that was persisted before the start.
     pub(super) fn resume(&mut self, now: Now) {
         let Remembered { outage, completed } = self.remembered.clone();
         if let Some(outage) = outage {
@@ -102,7 +102,7 @@ impl Connection {
     pub(super) fn restart(&mut self, now: Now) {
         self.abandon_attempt();
         let rests = self.desired.stopped || self.desired.config.inactive;
-        // Sessions that go on have no test that would have to end; a test that is due stays due.
+        // Sessions that continue have no running test that must end; a due test stays due.
         self.leave(rests || self.is_running(), Then::Restart, now);
     }
 
@@ -115,7 +115,7 @@ impl Connection {
         self.begin(now);
     }
 
-    /// Enters the state that the desired one asks for.
+    /// Enters the state that the desired state requires.
     fn begin(&mut self, now: Now) {
         self.applied = self.desired.revision;
         if self.desired.config.inactive {
@@ -135,12 +135,12 @@ impl Connection {
         self.begin_attempt(now);
     }
 
-    /// Puts the desired configuration into effect for the sessions.
+    /// Applies the desired configuration to the sessions.
     pub(super) fn follow_desired(&mut self) {
         let before = std::mem::replace(&mut self.config, self.desired.config.clone());
         self.sessions.follow(&self.config);
         if self.config.test_count == 0 || self.config.test_count > before.test_count {
-            // Their threads will say so too, but an attempt may begin before that.
+            // The threads of the sessions report this as well, but an attempt may begin before.
             self.sessions.have_tests_left();
         }
         self.actions.push_back(Action::Follow(self.config.clone()));
@@ -148,14 +148,14 @@ impl Connection {
         self.status_changed = true;
     }
 
-    /// Shows the desired revision as the one in effect.
+    /// Sets the desired revision as the applied one in the status.
     pub(super) fn mark_applied(&mut self) {
         self.applied = self.desired.revision;
         self.status.set_config(&self.config, self.applied);
         self.status_changed = true;
     }
 
-    /// Enters a state in which nothing is measured until something else is desired.
+    /// Enters a state without measurements until the desired state changes.
     pub(super) fn rest(&mut self, state: State, phase: Phase, now: Now) {
         self.abandon_outage(now);
         self.command(SessionCommand::Rest);
@@ -186,7 +186,7 @@ impl Connection {
         self.state = State::Idle(due);
     }
 
-    /// Ends the outage that nobody waits for any more.
+    /// Ends the outage of a connection that is no longer desired.
     fn abandon_outage(&mut self, now: Now) {
         let abandoned = self.status.abandon_outage(now);
         self.actions.extend(abandoned.map(Action::Event));
@@ -214,7 +214,7 @@ impl Connection {
             self.actions.push_back(Action::Abandon);
         }
         if let State::Leaving(leaving) = &mut self.state {
-            // The operation that is under way ends by itself.
+            // The operation in progress ends without another command.
             leaving.then = Then::End;
             return;
         }

@@ -1,7 +1,7 @@
-//! Life of a control connection as a machine: attempts and their schedule, sessions, outages, and
-//! changes of the desired state. It has no I/O, no clock and no randomness of its own: a driver feeds it
-//! with [`Connection::handle`], carries out what [`Connection::poll_action`] returns until there is
-//! nothing left, and waits for the next input or for [`Connection::next_deadline`].
+//! State machine of a control connection: attempts and their schedule, sessions, outages, and
+//! changes of the desired state. It has no I/O, clock or randomness. A driver passes inputs to
+//! [`Connection::handle`], carries out all actions of [`Connection::poll_action`], and waits for
+//! the next input or for [`Connection::next_deadline`].
 
 mod action;
 mod attempt;
@@ -47,9 +47,9 @@ pub(crate) use status::{ConnectionStatus, FailureReport, Phase, SessionStatus};
 pub(crate) struct Connection {
     config: Arc<ControlConnection>,
     applied: u64,
-    /// Latest desired state that was considered.
+    /// Latest desired state that was handled.
     desired: Desired,
-    /// Desired state that is considered once the present state allows.
+    /// Desired state that is handled as soon as the current state allows.
     pending: Option<Desired>,
     state: State,
     status: ConnectionStatus,
@@ -60,27 +60,28 @@ pub(crate) struct Connection {
     pauses: PauseProbe,
     extensions: ExtensionProbe,
     requests: RequestLimit,
-    /// The driver holds a control connection.
+    /// True if the driver has a control connection.
     has_control: bool,
-    /// Latest counter of the network's changes, and the one known when the latest attempt began or the
+    /// Latest counter of network changes, and its value when the latest attempt began or the
     /// connection was lost.
     network: u64,
     network_seen: u64,
     /// Number of renegotiations after silence; each begins with another address.
     silences: usize,
-    /// Revision in which ports in use were waited for.
+    /// Revision for which ports in use were awaited.
     ports_awaited_in: Option<u64>,
     /// Time of the latest request that interrupted all sessions.
     requested_together: Monotonic,
-    /// State of the random numbers.
+    /// State of the random number generator.
     random: u64,
     remembered: Remembered,
     actions: VecDeque<Action>,
 }
 
 impl Connection {
-    /// Begins the life of a connection. `status` carries counters and an outage over a restart of the
-    /// task, `remembered` over a restart of the process; `seed` is random.
+    /// Creates the machine of a connection. `status` has the counters and the outage from before a
+    /// restart of the task, `remembered` those from before a restart of the process; `seed` is
+    /// random.
     pub(crate) fn start(
         desired: Desired,
         status: ConnectionStatus,
@@ -157,7 +158,7 @@ impl Connection {
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if action.is_none() {
-            // An action is large: room for them is not kept while nothing happens.
+            // Actions are large, so their memory is freed while the connection is idle.
             self.actions = VecDeque::new();
         }
         action
@@ -168,8 +169,8 @@ impl Connection {
         std::mem::take(&mut self.status_changed).then_some(&self.status)
     }
 
-    /// Returns the time at which [`Input::Timer`] is due. `None` while nothing is desired, or while an
-    /// operation is under way that ends by itself.
+    /// Returns the time at which [`Input::Timer`] is due. `None` while nothing is desired, or while
+    /// an operation is in progress that ends without a timer.
     pub(crate) fn next_deadline(&self) -> Option<Monotonic> {
         match &self.state {
             State::Idle(due) | State::WaitingRetry(due) => Some(*due),
@@ -200,12 +201,12 @@ impl Connection {
         self.sessions.remotes()
     }
 
-    /// Returns whether sessions run.
+    /// Returns true if sessions run.
     pub(crate) fn is_running(&self) -> bool {
         matches!(self.state, State::Running(_))
     }
 
-    /// Returns whether the loss of the control connection would be the end of its tests.
+    /// Returns true if the loss of the control connection ends its tests.
     pub(crate) fn ends_with_loss(&self) -> bool {
         self.is_managed() && self.config.test_count != 0
     }
@@ -222,7 +223,7 @@ impl Connection {
         self.status.session_control == SessionControl::AllOrNothing
     }
 
-    /// Considers a pending desired state, and persists the state that outlives the process.
+    /// Handles a pending desired state, and persists the state that survives the process.
     fn finish_step(&mut self, now: Now) {
         while self.takes_changes()
             && let Some(desired) = self.pending.take()
@@ -230,7 +231,7 @@ impl Connection {
             self.change(desired, now);
         }
         let remembered = self.to_remember(self.is_completed());
-        if !self.is_ending() && !self.remembered.is_same(&remembered) {
+        if !self.is_ending() && !self.remembered.is_stored_alike(&remembered) {
             self.actions.push_back(Action::Persist(remembered.clone()));
             self.remembered = remembered;
         }
@@ -241,7 +242,7 @@ impl Connection {
         Remembered { outage: self.status.outage.clone(), completed }
     }
 
-    /// Returns whether no test follows, whatever still has to be closed.
+    /// Returns true if no test follows, even if sessions or connections are still being closed.
     fn is_completed(&self) -> bool {
         matches!(
             self.state,
@@ -283,7 +284,7 @@ impl Connection {
             self.request_missing_now(now);
         } else if counter != self.network_seen {
             if self.is_connecting() {
-                // An attempt that hangs gives way to one that may succeed at once.
+                // An attempt that hangs is replaced by one that may succeed at once.
                 self.abandon_attempt();
                 self.begin_attempt(now);
             } else if matches!(self.state, State::WaitingRetry(_)) {
@@ -305,7 +306,7 @@ impl Connection {
         }
     }
 
-    /// Returns whether an attempt has not come as far as a TCP connection.
+    /// Returns true during an attempt before its TCP connection is open.
     fn is_connecting(&self) -> bool {
         let State::Connecting(connecting) = &self.state else { return false };
         matches!(connecting.step, Step::Resolving | Step::Tcp)

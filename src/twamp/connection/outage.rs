@@ -1,17 +1,17 @@
-//! Outages of a control connection: one pair of events each, however many attempts lie between, and
-//! whatever restarts of the agent.
+//! Outages of a control connection. Each has one pair of events, across all attempts and restarts
+//! of the agent.
 
 use super::failure::Failure;
 use crate::time::{Now, UnixTime};
 
-/// An outage that is going on.
+/// Outage that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outage {
     pub(crate) failure: Failure,
     pub(crate) began: UnixTime,
-    /// Attempts that failed since then.
+    /// Attempts so far, all failed; in [`ConnectionEvent::Restored`], including the successful one.
     pub(crate) attempts: u64,
-    /// Both clocks at the beginning, or when this process took it over.
+    /// Both clocks at the beginning, or at the start of this process if the outage is older.
     since: Now,
     /// Length of the outage before `since`, in nanoseconds.
     earlier_ns: u64,
@@ -29,18 +29,18 @@ impl Outage {
         Self { failure, began, attempts, since: now, earlier_ns }
     }
 
-    /// Returns its length so far.
+    /// Returns the length of the outage so far.
     pub(crate) fn length_ns(&self, now: Now) -> u64 {
         self.earlier_ns.saturating_add(now.monotonic.since_ns(self.since.monotonic))
     }
 }
 
-/// Event in the life of a connection that is recorded.
+/// Event of a connection that is recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionEvent {
     /// An outage began: the connection was lost, or a first attempt failed.
     Lost(Failure),
-    /// The outage is over: all sessions are started, by the last of these attempts.
+    /// The outage ended: the last attempt started sessions.
     Restored {
         /// The outage; its attempts include the one that succeeded.
         outage: Outage,
@@ -52,19 +52,19 @@ pub(crate) enum ConnectionEvent {
     Completed,
 }
 
-/// State of a connection that outlives the process.
+/// State of a connection that survives the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Remembered {
-    /// The outage that is going on.
+    /// Outage that has not ended.
     pub(crate) outage: Option<Outage>,
     /// `test_count` of the tests that are complete.
     pub(crate) completed: Option<u64>,
 }
 
 impl Remembered {
-    /// Returns whether both are the same except for a number of failed attempts that has not doubled:
-    /// not each attempt is worth a write.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    /// Returns true if both are equal as far as a write is worthwhile: the number of attempts
+    /// counts only when it reaches a power of two.
+    pub(super) fn is_stored_alike(&self, other: &Self) -> bool {
         let outage = |remembered: &Self| {
             let outage = remembered.outage.as_ref()?;
             Some((outage.began, outage.attempts.checked_ilog2()))

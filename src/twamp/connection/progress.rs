@@ -1,13 +1,13 @@
-//! Progress of test sessions, as their threads report it, and the conclusions from silence.
+//! Progress of test sessions as reported by their threads, and conclusions from silence.
 
 use super::failure::Failure;
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
-/// Silence after which sessions are negotiated again, the first time.
+/// Silence after which sessions are negotiated again for the first time.
 const FIRST_SILENCE_NS: u64 = 30 * NANOS_PER_SECOND;
-/// Limit of that time, which doubles each time that it does not help.
+/// Limit of that time, which doubles each time that the negotiation does not help.
 const MAX_SILENCE_NS: u64 = 900 * NANOS_PER_SECOND;
-/// Number of tests without a reply from which on a session is silent.
+/// Number of tests without a reply after which a session is silent.
 const SILENT_TESTS: u32 = 3;
 /// Number of probes lost after pauses, each time cured by a new negotiation, that rules out chance.
 const EXPIRY_PROBES: u64 = 5;
@@ -48,8 +48,8 @@ struct Unanswered {
 }
 
 impl SessionProgress {
-    /// Records the end of a test with `probes` sent. `answered` tells of a test in which probes were
-    /// sent, or would have been sent except for `refused`.
+    /// Records the end of a test with `probes` sent. `answered` is `None` unless probes were sent,
+    /// or would have been sent except for `refused`.
     pub(crate) fn test_ended(
         &mut self,
         answered: Option<bool>,
@@ -72,7 +72,7 @@ impl SessionProgress {
         }
     }
 
-    /// Forgets replies and silence of the time before the session was started.
+    /// Clears replies and silence from before the session was started.
     pub(crate) fn session_started(&mut self) {
         self.wake();
         (self.refused, self.answered, self.unanswered) = (None, 0, Unanswered::default());
@@ -85,8 +85,8 @@ impl SessionProgress {
         }
     }
 
-    /// Moves the next test of a session that is in no test; returns whether anything changed. A session
-    /// that waits for its first test counts as testing, unless it `waits_long`.
+    /// Moves the next test of a session that is in no test; returns true if anything changed. A
+    /// session that waits for its first test counts as testing, unless it `waits_long`.
     pub(crate) fn move_due(&mut self, due: Monotonic, waits_long: bool) -> bool {
         let moves = match self.stage {
             SessionStage::Testing => waits_long,
@@ -106,8 +106,8 @@ impl SessionProgress {
         }
     }
 
-    /// Returns whether the server may have ended the session in the pause after its first test: that
-    /// test was answered, the next one was not.
+    /// Returns true if the server may have ended the session in the pause after its first test:
+    /// that test was answered, the next one was not.
     pub(crate) fn may_have_expired(&self) -> bool {
         self.answered == 1 && self.unanswered.tests == 1 && self.unanswered.probes > 0
     }
@@ -121,9 +121,9 @@ impl SessionProgress {
     }
 }
 
-/// Detector of sessions that their server has forgotten although the control connection lives
-/// (REFWAIT, a reflector that was restarted). Its limit grows each time that a new negotiation does not
-/// help: then the path is the reason.
+/// Detector of sessions that their server has forgotten although the control connection is open
+/// (REFWAIT, a restarted reflector). Its limit grows each time that a new negotiation does not
+/// help, because then the path is the reason.
 #[derive(Debug)]
 pub(super) struct SilenceDetector {
     limit_ns: u64,
@@ -136,7 +136,7 @@ impl Default for SilenceDetector {
 }
 
 impl SilenceDetector {
-    /// Returns whether sessions have been silent for so long that they are to be negotiated again.
+    /// Returns true if sessions have been silent for so long that they must be negotiated again.
     pub(super) fn is_over<'a>(
         &mut self,
         sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
@@ -157,8 +157,9 @@ impl SilenceDetector {
     }
 }
 
-/// Sessions that end in the pause between two tests, because the server's REFWAIT is shorter: learnt
-/// when the test after a pause is lost as a whole and a new negotiation cures that.
+/// Knowledge about sessions that end in the pause between two tests because the server's REFWAIT is
+/// shorter. It is learnt if all probes of the test after a pause are lost and a new negotiation
+/// cures that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PauseProbe {
     /// Sessions are kept over the pause.
@@ -166,9 +167,9 @@ pub(super) enum PauseProbe {
         /// Probes lost after pauses, each time cured by a new negotiation.
         lost: u64,
     },
-    /// Some may have expired; a first test that is answered confirms it.
+    /// Some sessions may have expired; an answered first test confirms it.
     Suspected { lost: u64 },
-    /// Each test gets a new negotiation, known since this time.
+    /// Each test gets a new negotiation; known since this time.
     Renegotiate(Monotonic),
 }
 
@@ -192,7 +193,7 @@ impl PauseProbe {
         };
     }
 
-    /// Returns whether the connection is to be closed in the pause between two tests.
+    /// Returns true if the connection must be closed in the pause between two tests.
     pub(super) fn closes_in_pause<'a>(
         &mut self,
         mut sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
@@ -200,7 +201,7 @@ impl PauseProbe {
         now: Monotonic,
     ) -> bool {
         *self = match *self {
-            // A session that was never answered says nothing about the others.
+            // A session that was never answered shows nothing about the others.
             Self::Suspected { lost }
                 if sessions.clone().any(SessionProgress::is_answered)
                     && !sessions.clone().any(SessionProgress::may_have_expired) =>
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_differs_from_a_lost_test_and_its_limit_grows() {
+    fn silence_needs_several_lost_tests_and_its_limit_doubles() {
         let mut silence = SilenceDetector::default();
         let (mut a, mut b) = (SessionProgress::default(), SessionProgress::default());
         b.test_ended(Some(true), 1, None, second(0));
@@ -239,7 +240,7 @@ mod tests {
         }
         a.test_ended(Some(false), 1, None, second(30));
         assert!(silence.is_over([&a, &b].into_iter()));
-        // Negotiated again to no avail: the limit has doubled.
+        // The new negotiation did not help: the limit has doubled.
         a.session_started();
         for now in 40..100 {
             a.test_ended(Some(false), 1, None, second(now));
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_end_in_pauses_are_learnt_once_a_negotiation_cured_them() {
+    fn expiry_in_pauses_is_learnt_after_a_successful_negotiation() {
         let mut probe = PauseProbe::default();
         let mut session = SessionProgress::default();
         session.test_ended(Some(true), 5, None, second(0));
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn single_probes_that_are_lost_after_a_pause_may_be_chance() {
+    fn expiry_is_learnt_from_five_tests_of_a_single_probe() {
         let mut probe = PauseProbe::default();
         let mut session = SessionProgress::default();
         let lost_and_cured = |probe: &mut PauseProbe, session: &mut SessionProgress| {
@@ -292,7 +293,7 @@ mod tests {
         for _ in 0..3 {
             assert!(!lost_and_cured(&mut probe, &mut session));
         }
-        // A session that lives through a pause refutes the suspicion.
+        // A session that survives a pause refutes the suspicion.
         session.test_ended(Some(true), 1, None, second(3));
         assert!(!probe.closes_in_pause([&session].into_iter(), u64::MAX, second(3)));
         assert_eq!(probe, PauseProbe::default());
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn new_session_without_an_answer_refutes_the_suspicion() {
+    fn new_session_without_a_reply_refutes_expiry() {
         let mut probe = PauseProbe::Suspected { lost: 5 };
         let mut session = SessionProgress::default();
         session.test_ended(Some(false), 5, None, second(0));
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn session_that_is_never_answered_does_not_hide_one_that_expires() {
+    fn unanswered_session_does_not_hide_an_expiring_one() {
         let mut probe = PauseProbe::Suspected { lost: 5 };
         let (mut cured, mut silent) = (SessionProgress::default(), SessionProgress::default());
         cured.test_ended(Some(true), 5, None, second(0));

@@ -1,6 +1,6 @@
-//! Sessions that a server does not accept. Some servers end the connection instead of rejecting a
-//! session for which they have no port or memory. Requests for all sessions would then prevent
-//! every measurement.
+//! Limit on the sessions that are requested from a server. Some servers end the connection instead
+//! of rejecting a session for which they have no port or memory. A request for all sessions would
+//! then prevent every measurement.
 
 use super::{
     extension_probe::{FIRST_RETRY_NS, MAX_RETRY_NS},
@@ -17,7 +17,7 @@ pub(super) struct RequestLimit {
     left_out: Vec<String>,
     /// Largest number of sessions that the server accepts.
     limit: Option<usize>,
-    /// Start of the time after which all are requested again.
+    /// Start of the time after which all sessions are requested again.
     since: Monotonic,
     retry_ns: u64,
 }
@@ -30,7 +30,7 @@ impl Default for RequestLimit {
 }
 
 impl RequestLimit {
-    /// Records a failed negotiation; returns whether the next one asks for fewer sessions.
+    /// Records a failed negotiation; returns true if the next one requests fewer sessions.
     pub(super) fn record_failure(&mut self, suspect: &Suspect, now: Monotonic) -> bool {
         let Suspect::Session { name, accepted } = suspect else { return false };
         if *accepted == 0 {
@@ -39,7 +39,7 @@ impl RequestLimit {
         let before = self.ended_at.replace((name.clone(), *accepted));
         self.since = now;
         match before {
-            // Another session after the same number of sessions: their number is the reason.
+            // Another session failed after the same number of sessions: their number is the reason.
             Some((other, count)) if other != *name && count == *accepted => {
                 self.left_out.clear();
                 self.limit = Some(*accepted);
@@ -49,7 +49,8 @@ impl RequestLimit {
                 self.left_out.push(same);
                 true
             }
-            // The first time may be a coincidence: the server may have been stopped at that moment.
+            // The first failure may be a coincidence: the server may have been stopped at that
+            // moment.
             Some(_) | None => false,
         }
     }
@@ -71,13 +72,13 @@ impl RequestLimit {
         }
     }
 
-    /// Forgets single sessions after a change of the configuration; the number stays known.
+    /// Clears single sessions after a change of the configuration; the number is kept.
     pub(super) fn sessions_changed(&mut self) {
         self.left_out.clear();
     }
 
-    /// Divides sessions into those to request and those that the server would end the connection for,
-    /// where `running` sessions are started.
+    /// Divides sessions into those to request and those for which the server would end the
+    /// connection, given the number of `running` sessions.
     pub(super) fn split(&self, names: Vec<String>, running: usize) -> (Vec<String>, Vec<String>) {
         let mut room = self.limit.map_or(usize::MAX, |limit| limit.saturating_sub(running));
         names.into_iter().partition(|name| {
@@ -102,7 +103,8 @@ mod tests {
         (1..=count).map(|number| format!("s{number}")).collect()
     }
 
-    /// Attempts at a server that takes `limit` sessions until one succeeds.
+    /// Makes attempts at a server that accepts `limit` sessions until one succeeds; returns their
+    /// number.
     fn attempts(
         requests: &mut RequestLimit,
         sessions: usize,
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn number_is_learnt_in_four_attempts_and_tried_again_later() {
+    fn session_limit_is_learnt_in_four_attempts_and_retried_later() {
         let mut requests = RequestLimit::default();
         assert_eq!(attempts(&mut requests, 5, 2, NOW), 4);
         let (requested, left) = requests.split(names(5), 0);
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_costs_no_session() {
+    fn a_single_failure_leaves_no_session_out() {
         let mut requests = RequestLimit::default();
         let suspect = Suspect::Session { name: "s2".into(), accepted: 1 };
         assert!(!requests.record_failure(&suspect, NOW));
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn one_session_of_its_kind_is_left_out_alone() {
+    fn only_the_suspected_session_is_left_out() {
         let mut requests = RequestLimit::default();
         let suspect = Suspect::Session { name: "s2".into(), accepted: 1 };
         requests.record_failure(&suspect, NOW);

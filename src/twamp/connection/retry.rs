@@ -1,17 +1,17 @@
-//! Retry schedule of a connection: the n-th attempt is due n intervals after the loss, however long
-//! each attempt took; with a backoff, pauses are random and grow.
+//! Retry schedule of a connection: the n-th attempt is due n intervals after the loss, independent
+//! of the duration of attempts. With a backoff, pauses are random and grow.
 
 use crate::{model::ControlConnection, time::Monotonic};
 
-/// Limit of the lateness up to which a due time that has passed is still used; a quarter of the
-/// interval where that is shorter.
+/// Maximum lateness with which a due time is still used; a quarter of the interval if that is
+/// shorter.
 const MAX_LATENESS_NS: u64 = 250_000_000;
 
 /// Times at which attempts are due, counted from the loss or from the first attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RetrySchedule {
     last_due: Monotonic,
-    /// Pauses so far, which the backoff grows with.
+    /// Number of pauses so far; the backoff grows with it.
     pauses: u32,
 }
 
@@ -21,8 +21,8 @@ impl RetrySchedule {
         Self { last_due: start, pauses: 0 }
     }
 
-    /// Returns the time of the next attempt: at the next multiple of the interval, or at random where
-    /// the connection backs off. `random` is uniform.
+    /// Returns the time of the next attempt: at the next multiple of the interval, or at random
+    /// with a backoff. `random` is uniform.
     pub(super) fn next_attempt(
         &mut self,
         config: &ControlConnection,
@@ -35,7 +35,7 @@ impl RetrySchedule {
         }
     }
 
-    /// Returns the time of the attempt after one that begins now; `None` where it is random.
+    /// Returns the time of the attempt after one that begins now; `None` if it is random.
     pub(super) fn following_attempt(
         &self,
         config: &ControlConnection,
@@ -45,7 +45,7 @@ impl RetrySchedule {
         regular.then(|| self.first_due_after(config.test_interval_ns, now))
     }
 
-    /// Returns the time at which the TCP connect of an attempt that begins now has to be complete.
+    /// Returns the time at which the TCP connect of an attempt that begins now must be complete.
     pub(super) fn connect_deadline(&self, config: &ControlConnection, now: Monotonic) -> Monotonic {
         match config.retry_backoff_max_ns {
             0 => self.deadline(config.test_interval_ns, config.connect_timeout_ns, now),
@@ -53,9 +53,9 @@ impl RetrySchedule {
         }
     }
 
-    /// Returns the next due time that is not over; the same one again before it has passed. Due times
-    /// that passed during an attempt are skipped, except one that has only just passed: an attempt
-    /// that takes a whole interval to fail, as to a silent host, must not cost the next one.
+    /// Returns the next due time; the same one again before it has passed. Due times that passed
+    /// during an attempt are skipped, except one that has just passed: an attempt that takes a
+    /// whole interval to fail, for example to a silent host, must not skip the next one.
     fn next_due(&mut self, interval_ns: u64, now: Monotonic) -> Monotonic {
         if self.last_due > now {
             return self.last_due;
@@ -77,8 +77,8 @@ impl RetrySchedule {
         self.last_due.plus_ns(intervals.saturating_mul(interval_ns))
     }
 
-    /// Counts `limit_ns` from the due time, so that an attempt that takes all of it ends at a due time
-    /// however late it began. An attempt outside the schedule ends before the next due time.
+    /// Counts `limit_ns` from the due time, so that an attempt that takes all of it ends at a due
+    /// time even if it began late. An attempt outside the schedule ends before the next due time.
     fn deadline(&self, interval_ns: u64, limit_ns: u64, now: Monotonic) -> Monotonic {
         let late_ns = now.since_ns(self.last_due);
         if self.last_due <= now && late_ns <= max_lateness_ns(interval_ns) {
@@ -127,19 +127,19 @@ mod tests {
         let mut due = Monotonic(0);
         for attempt in 0..10_000u64 {
             assert_eq!(due, Monotonic(attempt * interval));
-            // Each attempt begins a little late, takes all of its time, and its end is noticed late.
+            // Each attempt begins a little late, takes all of its time, and ends a little late.
             let begun = due.plus_ns(attempt % 40 * MS);
             let failed = schedule.deadline(interval, limit, begun).plus_ns(attempt % 30 * MS);
             due = schedule.next_due(interval, failed);
         }
-        // An attempt outside the schedule does not cost the due time.
+        // An attempt outside the schedule does not skip the due time.
         let mut schedule = RetrySchedule::starting_at(Monotonic(0));
         assert_eq!(schedule.next_due(interval, Monotonic(0)), Monotonic(interval));
         let outside = Monotonic(300 * MS);
         assert_eq!(schedule.deadline(interval, limit, outside), Monotonic(interval));
         assert_eq!(schedule.deadline(interval, 100 * MS, outside), Monotonic(400 * MS));
         assert_eq!(schedule.deadline(interval, 5_000 * MS, outside), Monotonic(5_300 * MS));
-        // Instead of the one that was made at the due time.
+        // This attempt replaces the one at the due time.
         let outside = Monotonic(2_500 * MS);
         assert_eq!(schedule.deadline(interval, limit, outside), Monotonic(3 * interval));
         assert_eq!(schedule.deadline(interval, 5_000 * MS, outside), Monotonic(7_500 * MS));
@@ -160,17 +160,17 @@ mod tests {
         let mut schedule = RetrySchedule::starting_at(Monotonic(0));
         assert_eq!(schedule.next_due(100, Monotonic(0)), Monotonic(100));
         assert_eq!(schedule.next_due(100, Monotonic(450)), Monotonic(500));
-        // An attempt by hand, before the due time.
+        // An attempt by hand is made before the due time.
         assert_eq!(schedule.next_due(100, Monotonic(460)), Monotonic(500));
         assert_eq!(schedule.next_due(100, Monotonic(600)), Monotonic(600));
         assert_eq!(schedule.next_due(100, Monotonic(600)), Monotonic(700));
-        // Just passed: still used, once.
+        // A due time that has just passed is used once.
         assert_eq!(schedule.next_due(100, Monotonic(801)), Monotonic(800));
         assert_eq!(schedule.next_due(100, Monotonic(801)), Monotonic(900));
     }
 
     #[test]
-    fn pauses_of_a_fleet_are_spread_and_grow_up_to_the_maximum() {
+    fn pauses_are_spread_and_grow_up_to_the_maximum() {
         let (interval, max) = (1_000u64, 60_000u64);
         for pauses in 0..100u32 {
             let limit = interval.checked_shl(pauses).unwrap_or(u64::MAX).min(max);

@@ -1,5 +1,5 @@
-//! Connection with running sessions: conclusions from their progress, and changes of its sessions,
-//! which interrupt as few of them as the server allows.
+//! Connection with running sessions: conclusions from their progress, and changes of the sessions,
+//! which interrupt as few of them as possible.
 
 use super::{
     Action, Connection, Declined, Failure, Grace, Operation, SHORT_PAUSE_NS, SOCKET_WAIT_NS,
@@ -12,12 +12,12 @@ use crate::{
     time::{Monotonic, NANOS_PER_SECOND, Now},
 };
 
-/// Time that sessions may take to finish their tests before they are negotiated again; a test that
-/// lasts for longer is stopped.
+/// Maximum time for which sessions may finish their tests before they are negotiated again; longer
+/// tests are stopped.
 const MAX_PAUSE_NS: u64 = 60 * NANOS_PER_SECOND;
-/// Time between two reviews of sessions that run.
+/// Interval of reviews of running sessions.
 const REVIEW_NS: u64 = 15 * NANOS_PER_SECOND;
-/// Time after which a server that ended sessions in the pauses between tests is tried again.
+/// Time after which sessions are kept over pauses again at a server that had ended them in pauses.
 const PAUSE_RETRY_NS: u64 = 6 * 3_600 * NANOS_PER_SECOND;
 
 impl Connection {
@@ -25,7 +25,8 @@ impl Connection {
     pub(super) fn begin_running(&mut self, now: Now) {
         self.actions.push_back(Action::WatchNames);
         let missing = self.missing_due(now);
-        // Sessions whose names are slow are requested after the others, not an interval later.
+        // Sessions whose names resolve slowly are requested right after the others, not an interval
+        // later.
         let first = self.sessions.requested_first(&self.config).len();
         let is_slow = first < self.config.sessions.len();
         if let State::Running(running) = &mut self.state {
@@ -55,17 +56,17 @@ impl Connection {
         }
     }
 
-    /// Concludes what follows from the progress of the sessions.
+    /// Draws conclusions from the progress of the sessions.
     pub(super) fn running_progress(&mut self, now: Now) {
         let State::Running(Running { change: None, .. }) = self.state else { return };
         if self.sessions.all_completed() {
             return self.leave(true, Then::Complete, now);
         }
-        // With a number of tests a control connection is kept: its loss would be their end.
+        // With a test_count the control connection is kept, because its loss would end the tests.
         let elsewhere = self.config.sessions.iter().any(|session| session.target.is_some());
         let may_lose = !(self.is_managed() && elsewhere || self.ends_with_loss());
         match self.sessions.refused().filter(|_| may_lose) {
-            // There may be a route again since then.
+            // The route may have returned meanwhile.
             Some(failure) => self.actions.push_back(Action::VerifyUnreachable(failure)),
             None => self.review_pauses(now),
         }
@@ -90,7 +91,7 @@ impl Connection {
             self.pauses.record_silence(self.sessions.progress());
             self.status.renegotiations += 1;
             self.status_changed = true;
-            // Another address of the server, unless this one answered until the pause.
+            // The next attempt uses another address, unless this one answered until the pause.
             self.silences = self.silences.wrapping_add(usize::from(!has_expired));
             return self.leave(true, Then::Reconnect, now);
         }
@@ -139,26 +140,26 @@ impl Connection {
         self.lose(failure, true, now);
     }
 
-    /// Returns the time at which sessions are requested that do not run though others do.
+    /// Returns the time at which missing sessions are requested while others run.
     pub(super) fn missing_due(&self, now: Now) -> Option<Monotonic> {
         let missing = self.missing_sessions();
         let is_local = |name: &String| {
             !self.sessions.is_declined(name) || self.sessions.is_declined_locally(name)
         };
-        // To ask the server, all sessions would have to be interrupted.
+        // A request to the server would interrupt all sessions.
         let interrupts = self.is_together() && !missing.iter().any(is_local);
         let least_ns = if interrupts { SHORT_PAUSE_NS } else { 0 };
         let due = now.monotonic.plus_ns(self.config.test_interval_ns.max(least_ns));
         (!missing.is_empty()).then_some(due)
     }
 
-    /// Returns the sessions that do not run and that the server can be asked for.
+    /// Returns the sessions that do not run and can be requested from the server.
     pub(super) fn missing_sessions(&self) -> Vec<String> {
         let missing = self.sessions.missing(&self.config);
         self.requests.split(missing, self.sessions.running_count()).0
     }
 
-    /// Begins to change the sessions to those that are desired, or to request those that do not run.
+    /// Begins to change the sessions to the desired ones, or to request missing ones.
     pub(super) fn change_sessions(&mut self, now: Now) {
         let touched = touched_sessions(&self.config, &self.desired.config);
         self.sessions.forget_declined(&touched);
@@ -179,7 +180,7 @@ impl Connection {
         self.begin_operation(Operation::StopSessions { names, grace: Grace::LossTimeout });
     }
 
-    /// Opens the sockets of sessions that do not run. No session is interrupted for that.
+    /// Opens the sockets of missing sessions. This interrupts no session.
     fn open_missing(&mut self, now: Now) {
         let mut names = self.missing_sessions();
         let since_ns = now.monotonic.since_ns(self.requested_together);
@@ -220,7 +221,7 @@ impl Connection {
         self.begin_operation(Operation::PauseSessions);
     }
 
-    /// Continues once the sessions that change are stopped, or all are between two tests.
+    /// Continues after the changed sessions are stopped, or all sessions are between two tests.
     pub(super) fn sessions_stopped(&mut self, now: Now) {
         let State::Running(running) = &mut self.state else { return };
         match running.change.take() {
@@ -242,8 +243,8 @@ impl Connection {
         }
     }
 
-    /// Requests the sessions that are configured and do not run; where some are touched or have their
-    /// sockets, without those that were declined before: a change does not wait for them.
+    /// Requests the missing sessions. If sessions have changed or have open sockets, sessions that
+    /// were declined before are left out, so that a change does not wait for them.
     fn request(
         &mut self,
         touched: &[String],

@@ -1,5 +1,5 @@
-//! Test sessions of a connection: which of them are configured, run, or were declined, and which are to
-//! be requested when.
+//! State of the test sessions of a connection: configured, running or declined, and the times of
+//! their requests.
 
 use std::{
     collections::HashMap,
@@ -16,43 +16,44 @@ use crate::{
     wire::codes::Sid,
 };
 
-/// Time that sessions whose sockets are open wait for the sockets of others. A session whose name was
-/// not resolved in time is waited for longer each time that no other has to wait with it.
+/// Time for which sessions with open sockets wait for the sockets of others. The time for a session
+/// whose name was not resolved in time grows with each attempt for which no other session must
+/// wait.
 pub(crate) const SOCKET_WAIT_NS: u64 = 2_600_000_000;
 /// Limit of that growth.
 const MAX_WAIT_FACTOR: u64 = 4;
-/// Shortest time between two requests that interrupt the sessions of a connection that can only be
-/// started together; also the pause below which a connection is not closed until the next test.
+/// Minimum time between two requests that interrupt the sessions of a connection without individual
+/// control; also the pause below which a connection is not closed until the next test.
 pub(crate) const SHORT_PAUSE_NS: u64 = 60 * NANOS_PER_SECOND;
 
-/// A session that is started.
+/// Session that is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StartedSession {
     pub(crate) name: String,
-    /// SID; `None` where nothing was negotiated.
+    /// SID; `None` without negotiation.
     pub(crate) sid: Option<Sid>,
     pub(crate) local: SocketAddr,
     /// Address of the reflector.
     pub(crate) remote: SocketAddr,
 }
 
-/// A session that is not started.
+/// Session that is not started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Declined {
     pub(crate) name: String,
     pub(crate) failure: Failure,
 }
 
-/// Failed requests of a session that does not run though others do.
+/// Failed requests for a session that does not run while others do.
 #[derive(Debug, Default)]
 struct Refusal {
     tries: u64,
-    /// Reason of the latest.
+    /// Reason of the latest failure.
     failure: Failure,
 }
 
 impl Refusal {
-    /// Returns whether the server was not asked: repeating the request interrupts no session.
+    /// Returns true if the server was not asked: repeating the request interrupts no session.
     fn is_local(&self) -> bool {
         self.failure.cause != FailureCause::Rejected
     }
@@ -68,7 +69,7 @@ struct RunningSession {
     remote: IpAddr,
 }
 
-/// State of one session that is configured.
+/// State of a configured session.
 #[derive(Debug)]
 struct SessionState {
     name: String,
@@ -85,7 +86,7 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// Follows the configuration; the state of sessions that stay is kept.
+    /// Applies a configuration; the state of sessions that remain is kept.
     pub(super) fn follow(&mut self, config: &ControlConnection) {
         let mut known = std::mem::take(&mut self.sessions);
         let state = |session: &TestSession| {
@@ -135,20 +136,20 @@ impl Sessions {
         self.sessions.iter_mut().map(|session| &mut session.progress)
     }
 
-    /// Lets the sessions that are chosen wait for their next test no longer.
+    /// Ends the wait of the chosen sessions for their next test.
     pub(super) fn wake(&mut self, is_chosen: impl Fn(&str) -> bool) {
         let chosen = self.sessions.iter_mut().filter(|session| is_chosen(&session.name));
         chosen.for_each(|session| session.progress.wake());
     }
 
-    /// Lets all sessions start over with their tests; what was declined is requested, or declined
+    /// Starts all sessions over with their tests; declined sessions are requested or declined
     /// again.
     pub(super) fn restart(&mut self) {
         self.refusals.clear();
         self.progress_mut().for_each(|progress| progress.stage = SessionStage::Testing);
     }
 
-    /// Lets sessions that have run all their tests go on with more.
+    /// Continues completed sessions with further tests.
     pub(super) fn have_tests_left(&mut self) {
         let completed = self.progress_mut().filter(|progress| progress.is_completed());
         completed.for_each(|progress| progress.stage = SessionStage::Testing);
@@ -195,7 +196,7 @@ impl Sessions {
         !self.sessions.is_empty() && stages.all(|stage| stage == SessionStage::Completed)
     }
 
-    /// Returns the time of the first test that is due, where no session tests.
+    /// Returns the time of the first due test; `None` if a session is testing.
     pub(super) fn idle_until(&self) -> Option<Monotonic> {
         let mut first: Option<Monotonic> = None;
         for progress in self.progress() {
@@ -210,7 +211,8 @@ impl Sessions {
         first
     }
 
-    /// Returns why nothing can be sent, where that is so of every session that runs and has tests left.
+    /// Returns the reason for which nothing can be sent, if it applies to each running session with
+    /// tests left.
     pub(super) fn refused(&self) -> Option<Failure> {
         let mut found = None;
         for SessionState { progress, running, .. } in &self.sessions {
@@ -221,13 +223,13 @@ impl Sessions {
         found.cloned()
     }
 
-    /// Returns the sessions that are configured and do not run, in the order of the configuration.
+    /// Returns the configured sessions that do not run, in the order of the configuration.
     pub(super) fn missing(&self, config: &ControlConnection) -> Vec<String> {
         names(config).filter(|name| !self.is_running(name)).collect()
     }
 
-    /// Returns the sessions that an attempt requests: those whose names were not resolved in time are
-    /// requested after the others.
+    /// Returns the sessions that an attempt requests first. Sessions whose names were not resolved
+    /// in time are requested after them.
     pub(super) fn requested_first(&self, config: &ControlConnection) -> Vec<String> {
         let is_slow = |name: &String| self.refusals.get(name).is_some_and(Refusal::is_slow_name);
         let first: Vec<String> = names(config).filter(|name| !is_slow(name)).collect();
@@ -238,7 +240,7 @@ impl Sessions {
         self.refusals.contains_key(name)
     }
 
-    /// Returns whether a session that does not run was declined without asking the server.
+    /// Returns true if a session that does not run was declined without asking the server.
     pub(super) fn is_declined_locally(&self, name: &str) -> bool {
         self.refusals.get(name).is_some_and(Refusal::is_local)
     }
@@ -248,7 +250,8 @@ impl Sessions {
         self.refusals.retain(|name, _| !names.contains(name));
     }
 
-    /// Records that a session was declined; returns how often that was, and whether the reason is new.
+    /// Records that a session was declined; returns the number of times, and true if the reason is
+    /// new.
     pub(super) fn declined(&mut self, declined: &Declined) -> (u64, bool) {
         let refusal = self.refusals.entry(declined.name.clone()).or_default();
         refusal.tries += 1;
@@ -266,15 +269,15 @@ impl Sessions {
         names(config).filter_map(declined).collect()
     }
 
-    /// Returns the time that the sockets of sessions that do not run are waited for.
+    /// Returns the time to wait for the sockets of missing sessions.
     pub(super) fn socket_wait_ns(&self) -> u64 {
         let slow = self.refusals.values().filter(|refusal| refusal.is_slow_name());
         let tries = slow.map(|refusal| refusal.tries).max().unwrap_or(0);
         SOCKET_WAIT_NS * tries.saturating_add(1).min(MAX_WAIT_FACTOR)
     }
 
-    /// Returns the time that sockets are waited for when all sessions are requested again: longer where
-    /// one that ran has a name, for nothing was wrong with it.
+    /// Returns the time to wait for sockets when all sessions are requested again: longer if a
+    /// session that ran before has a name, because its resolution worked.
     pub(super) fn socket_wait_for_all_ns(
         &self,
         config: &ControlConnection,
@@ -298,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_session_that_can_send_is_enough() {
+    fn one_session_that_can_send_prevents_an_outage() {
         let failure = || Some(Failure::new(FailureCause::NoRoute, "no route"));
         let config = super::super::tests::config(|c| {
             c.test_sessions = ["a", "b", "c"].map(super::super::tests::session).into();

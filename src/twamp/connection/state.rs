@@ -14,9 +14,9 @@ pub(super) enum State {
     Inactive,
     /// Stopped by hand, or waiting for a manual start.
     Stopped,
-    /// All tests were run.
+    /// All tests have run.
     Completed,
-    /// An attempt is being made.
+    /// An attempt is in progress.
     Connecting(Connecting),
     Running(Running),
     /// The connection is closed until the next test is due.
@@ -28,12 +28,12 @@ pub(super) enum State {
     Ended,
 }
 
-/// Step of an attempt that is being made.
+/// Step of an attempt in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Resolving,
     Tcp,
-    /// Negotiating, or opening sockets where nothing is negotiated.
+    /// Negotiating, or opening sockets without negotiation.
     Negotiating,
 }
 #[derive(Debug)]
@@ -43,28 +43,28 @@ pub(super) struct Connecting {
     pub(super) context: AttemptContext,
 }
 
-/// A connection whose sessions run.
+/// Connection with running sessions.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// Sessions that do not run are requested at this time.
+    /// Time at which missing sessions are requested.
     pub(super) missing: Option<Monotonic>,
-    /// Time of the next review, in case that nothing else happens.
+    /// Time of the next review if nothing else happens.
     pub(super) review: Monotonic,
-    /// Change of the sessions that is under way.
+    /// Change of the sessions in progress.
     pub(super) change: Option<Change>,
 }
 
 /// Step of a change of sessions.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// Sockets of sessions that do not run are being opened.
+    /// Sockets of missing sessions are being opened.
     Opening,
     /// All sessions finish their tests before they are requested again together.
     Pausing {
         touched: Vec<String>,
         /// Sessions whose sockets are open.
         opened: Vec<String>,
-        /// Tests that last for longer are stopped; `None` while they are.
+        /// Time at which running tests are stopped; `None` while they are being stopped.
         until: Option<Monotonic>,
     },
     /// Sessions that change are being stopped.
@@ -72,27 +72,27 @@ pub(super) enum Change {
     /// Sessions are being requested.
     Requesting {
         together: bool,
-        /// Only sessions that no other waits for: any change of the desired state comes first.
+        /// True if no other session waits for these: any change of the desired state has priority.
         optional: bool,
     },
 }
 
 impl Change {
-    /// Returns whether the change gives way to any other.
+    /// Returns true if any other change has priority over this one.
     pub(super) fn is_optional(&self) -> bool {
         matches!(self, Self::Opening | Self::Requesting { optional: true, .. })
     }
 
-    /// Returns whether the operation that is under way uses the control connection.
+    /// Returns true if the operation in progress uses the control connection.
     pub(super) fn uses_control(&self) -> bool {
         matches!(self, Self::Requesting { .. })
     }
 }
 
-/// Operations until nothing runs, and the state after them.
+/// Operations that stop everything, and the state after them.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    /// Operations after the one that is under way.
+    /// Operations after the one in progress.
     pub(super) operations: VecDeque<Operation>,
     pub(super) then: Then,
 }
@@ -106,16 +106,16 @@ pub(super) enum Then {
     Reconnect,
     /// Wait for the next test.
     IdleUntil(Monotonic),
-    /// No session could be started: an attempt has failed.
+    /// Count a failed attempt, because no session could be started.
     AttemptFailed(Failure),
-    /// All tests were run.
+    /// Complete the connection, because all tests have run.
     Complete,
-    /// With a `test_count`, the loss of the connection is the end of its tests.
+    /// Complete a connection with a `test_count` after its loss, which ends its tests.
     CompleteByLoss,
-    /// Sessions of a connection that is not open have changed.
+    /// Continue after a change of sessions of a connection that is not open.
     SessionsChanged {
         touched: Vec<String>,
-        /// The connection waits for its next test.
+        /// True if the connection waits for its next test.
         is_idle: bool,
     },
     End,

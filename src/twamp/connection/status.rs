@@ -1,4 +1,4 @@
-//! Status of a connection: values of this crate that the API converts once.
+//! Status of a connection, which the API converts.
 
 use std::net::SocketAddr;
 
@@ -12,10 +12,10 @@ use crate::{
     time::{Now, UnixTime},
 };
 
-/// Number of sessions that are not started and whose reasons are named.
+/// Maximum number of sessions that are not started whose reasons are named.
 const MAX_DETAILS: usize = 3;
 
-/// Phase of a connection, as the API shows it.
+/// Phase of a connection as shown by the API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Phase {
     #[default]
@@ -23,7 +23,7 @@ pub(crate) enum Phase {
     Resolving,
     Connecting,
     Negotiating,
-    /// Sessions run, or wait for a test that is due so late that the connection is closed until then.
+    /// Sessions run, or the connection is closed until a test that is due much later.
     Running,
     WaitingRetry,
     /// Stopped by hand, or waiting for a manual start.
@@ -39,7 +39,7 @@ impl Phase {
     }
 }
 
-/// A failure and its time.
+/// Failure with its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FailureReport {
     pub(crate) failure: Failure,
@@ -67,22 +67,22 @@ pub(crate) struct ConnectionStatus {
     pub(crate) next_attempt: Option<UnixTime>,
     /// Own and remote address of the control connection while it is open.
     pub(crate) ends: Option<(SocketAddr, SocketAddr)>,
-    /// Mode bits that were negotiated; 0 without.
+    /// Negotiated mode bits; 0 without negotiation.
     pub(crate) mode: u32,
     /// Beginning of the latest outage.
     pub(crate) last_loss: Option<FailureReport>,
     /// Latest failed attempt, or latest session that was not started.
     pub(crate) last_failure: Option<FailureReport>,
-    /// Failed attempts of the present outage.
+    /// Failed attempts of the current outage.
     pub(crate) attempts_since_success: u64,
     pub(crate) outages: u64,
-    /// Length of all outages that are over.
+    /// Length of all ended outages, nanoseconds.
     pub(crate) past_outages_ns: u64,
-    /// The outage that is going on.
+    /// Outage that has not ended.
     pub(crate) outage: Option<Outage>,
-    /// Negotiations that were repeated because sessions had fallen silent.
+    /// Number of negotiations repeated because sessions were silent.
     pub(crate) renegotiations: u64,
-    /// Restarts of the task after a failure.
+    /// Number of restarts of the task after a failure.
     pub(crate) task_restarts: u64,
     /// Sessions in the order of the configuration.
     pub(crate) sessions: Vec<SessionStatus>,
@@ -90,12 +90,12 @@ pub(crate) struct ConnectionStatus {
     pub(crate) applied_revision: u64,
     /// Control over the sessions, which decides the effect of a change.
     pub(crate) session_control: SessionControl,
-    /// Time of the attempt after the present one.
+    /// Time of the attempt after the current one.
     following_attempt: Option<UnixTime>,
 }
 
 impl ConnectionStatus {
-    /// Returns the status of a connection that has not begun.
+    /// Returns the status of a connection before its first attempt.
     pub(crate) fn new(config: &ControlConnection, now: Now) -> Self {
         let mut status = Self {
             name: String::new(),
@@ -153,7 +153,7 @@ impl ConnectionStatus {
         self.sessions = config.sessions.iter().map(|session| status(&session.name)).collect();
     }
 
-    /// Enters a phase and drops what holds in others only.
+    /// Enters a phase, and clears the values that apply to other phases only.
     pub(super) fn set_phase(&mut self, phase: Phase, now: Now) {
         match phase {
             Phase::Running => {}
@@ -175,7 +175,7 @@ impl ConnectionStatus {
         }
     }
 
-    /// Sets the time of the attempt after the present one.
+    /// Sets the time of the attempt after the current one.
     pub(super) fn set_following_attempt(&mut self, next: Option<UnixTime>) {
         self.following_attempt = next;
         if self.phase.is_attempt() {
@@ -198,7 +198,7 @@ impl ConnectionStatus {
         }
     }
 
-    /// Records sessions that are not started though others run; the cause is that of the first.
+    /// Records sessions that are not started while others run; the cause is that of the first.
     pub(super) fn sessions_declined(&mut self, declined: &[Declined], now: Now) {
         let Some(first) = declined.first() else { return };
         for session in &mut self.sessions {
@@ -215,7 +215,7 @@ impl ConnectionStatus {
         self.last_failure = Some(FailureReport { failure, time: now.unix });
     }
 
-    /// Begins an outage unless one is going on; returns whether it does.
+    /// Begins an outage unless there is one; returns true if it began.
     pub(super) fn begin_outage(&mut self, failure: Failure, attempts: u64, now: Now) -> bool {
         if self.outage.is_some() {
             return false;
@@ -226,7 +226,7 @@ impl ConnectionStatus {
         true
     }
 
-    /// Continues an outage from before this process was started, unless another is going on.
+    /// Continues an outage from before the start of this process, unless there is one.
     pub(super) fn resume_outage(&mut self, outage: Outage) {
         if self.outage.is_some() {
             return;
@@ -238,7 +238,7 @@ impl ConnectionStatus {
         self.outage = Some(outage);
     }
 
-    /// Ends the outage, where one is going on, and returns it with its length.
+    /// Ends the current outage, if there is one, and returns it with its length.
     pub(super) fn end_outage(&mut self, now: Now) -> Option<(Outage, u64)> {
         self.attempts_since_success = 0;
         let outage = self.outage.take()?;

@@ -14,7 +14,7 @@ pub enum ClientError {
     #[error("the server offers no mode: it refuses service")]
     ServiceRefused,
     /// The configured mode is not offered.
-    #[error("the server offers modes {offered}; wanted: {wanted}")]
+    #[error("the server offers modes {offered}; expected {wanted}")]
     NoCommonMode {
         /// Modes offered by the greeting.
         offered: Modes,
@@ -22,7 +22,7 @@ pub enum ClientError {
         wanted: Modes,
     },
     /// Iteration count outside the allowed range (RFC 5357 §6).
-    #[error("the server asks for {count} rounds of key derivation; allowed: 1 to {maximum}")]
+    #[error("the server asks for {count} rounds of key derivation; expected 1 to {maximum}")]
     Count {
         /// Count of the greeting.
         count: u32,

@@ -158,9 +158,9 @@ impl ControlClient {
     /// Stops sessions and requests others over the same connection. Ends with
     /// [`ClientAction::Started`] or a failure.
     ///
-    /// With individual control (RFC 5938) the sessions in `stop` are stopped and all others go on.
-    /// Otherwise all are stopped, because a server accepts only Stop-Sessions while sessions run
-    /// (RFC 5357 §3.1).
+    /// With individual control (RFC 5938) the sessions in `stop` are stopped and all others
+    /// continue. Otherwise all are stopped, because a server accepts only Stop-Sessions while
+    /// sessions run (RFC 5357 §3.1).
     pub fn renegotiate(&mut self, stop: Vec<Sid>, requests: Vec<SessionRequest>, now: Monotonic) {
         if self.state != State::Running {
             return;
@@ -330,7 +330,7 @@ impl ControlClient {
     fn start(&mut self) -> State {
         let unstarted = std::mem::take(&mut self.unstarted);
         if self.is_individual() && unstarted.is_empty() {
-            // Nothing to start: sessions were only stopped.
+            // No session is to be started, because sessions were only stopped.
             return self.all_started();
         }
         if self.is_individual() {

@@ -11,7 +11,7 @@ pub enum ServerError {
     #[error("the client chose no mode")]
     ClientGaveUp,
     /// A mode that was not offered, or not exactly one security mode.
-    #[error("the client chose mode {chosen}; offered: {offered}")]
+    #[error("the client chose mode {chosen}; expected one of {offered}")]
     ModeNotOffered {
         /// Mode that Set-Up-Response chose.
         chosen: Modes,

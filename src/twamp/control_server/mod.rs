@@ -216,7 +216,7 @@ impl ControlServer {
         self.advance(now);
     }
 
-    /// Notes that REFWAIT ended a session. Stop-Sessions still counts it.
+    /// Records that REFWAIT ended a session. Stop-Sessions still counts it.
     pub fn session_expired(&mut self, sid: Sid, now: Monotonic) {
         self.sessions.expire(sid);
         if !self.sessions.any_started() {
@@ -341,7 +341,7 @@ impl ControlServer {
         let (received, expected) = (stop.sessions.get(), self.sessions.len());
         self.actions.push_back(ServerAction::Stop(self.sessions.stop_all()));
         // The connection ends (RFC 4656 §3.8), but packets in flight are still reflected: some
-        // clients write a wrong number and mean a normal stop.
+        // clients send a wrong number with a normal stop.
         if received != expected {
             return Err(ServerError::WrongSessionCount { received, expected });
         }
@@ -366,7 +366,7 @@ impl ControlServer {
     }
 
     /// Returns true for a truncated Stop-Sessions, as some clients send it. In modes with keys it
-    /// is worthless without its HMAC.
+    /// is invalid without its HMAC.
     fn is_stop_begun(&self) -> bool {
         self.state == State::Running
             && self.sealer.is_none()

@@ -1,4 +1,4 @@
-//! Expiry times of sessions, so that expired ones are found without a scan of all.
+//! Expiry times of sessions, to find expired sessions without a scan of all.
 
 use std::{cmp::Reverse, collections::BinaryHeap, net::SocketAddr};
 
@@ -25,7 +25,7 @@ impl Deadlines {
         self.entries.pop().map(|Reverse(entry)| entry)
     }
 
-    /// Removes stale entries once there are many.
+    /// Removes stale entries if there are too many.
     pub(super) fn prune(
         &mut self,
         sessions: usize,
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(deadlines.pop(Monotonic(25)), Some((Monotonic(10), sender(1))));
         assert_eq!(deadlines.pop(Monotonic(25)), Some((Monotonic(20), sender(2))));
         assert_eq!(deadlines.pop(Monotonic(25)), None);
-        // One port with a sequence of sessions: only the latest time is valid.
+        // A port has a sequence of sessions; only the latest time is valid.
         for at in 100..1_100 {
             deadlines.set(Monotonic(at), sender(4));
             deadlines.prune(1, |other, known| *other == sender(4) && known == Monotonic(at));

@@ -28,12 +28,12 @@ pub struct LightPolicy {
     pub stateful: bool,
     /// Silence in nanoseconds after which the count of a sender is dropped.
     pub refwait_ns: u64,
-    /// Rate accounts, shared by the machines of all threads.
+    /// Token buckets, shared by the machines of all threads.
     pub allowances: Allowances,
 }
 
-/// Token buckets of the prefixes, one second deep. Clones share one account; equality of policies
-/// ignores it.
+/// Token buckets of the prefixes, one second deep. Clones share the buckets; equality of policies
+/// ignores them.
 #[derive(Clone, Debug, Default)]
 pub struct Allowances {
     /// Time at which the bucket of each prefix is full.

@@ -258,7 +258,7 @@ impl Reflector {
             (Finish::Stamp(key), Open::Stamp(stamp)) => {
                 let octets = stamp.policy.timestamps.encode(t3);
                 stamp.format(key).finish_reply(octets, reply);
-                stamp.finished(to, octets);
+                stamp.record_t3(to, octets);
                 octets
             }
             (Finish::Light | Finish::Stamp(_), _) => {
@@ -409,7 +409,7 @@ impl From<Unreadable> for Verdict {
     fn from(unreadable: Unreadable) -> Self {
         match unreadable {
             Unreadable::TooShort => Self::TooShort,
-            Unreadable::BadMac => Self::NotGenuine,
+            Unreadable::BadMac => Self::IntegrityFailed,
         }
     }
 }

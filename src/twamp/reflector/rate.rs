@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
-/// Largest number of accounts; further senders are subject to the limit of their prefix only.
+/// Largest number of buckets; further senders are subject to the limit of their prefix only.
 const MAX_SENDERS: usize = 100_000;
 
 /// Token bucket of one sender, one second deep.
@@ -80,6 +80,6 @@ mod tests {
         senders.expire(second(3));
         assert!(senders.allowances.is_empty());
         assert!((0..1_000).all(|_| senders.allow(sender(3), None, second(3))));
-        assert!(senders.allowances.is_empty(), "no account without a limit");
+        assert!(senders.allowances.is_empty(), "no bucket without a limit");
     }
 }

@@ -3,8 +3,8 @@
 /// Hash table of recent T3 values.
 ///
 /// A packet whose Sender Timestamp equals a recent T3 is a reply of another reflector to our
-/// reply; answering it would loop. The first forged reply looks like a probe with padding and is
-/// answered; the response to that answer is not.
+/// reply; answering it would loop. The forged probe that starts a loop cannot be recognised and is
+/// reflected; the reply to that reply is dropped.
 #[derive(Debug)]
 pub(super) struct RecentReplies {
     /// T3 values; the length is a power of two.
@@ -12,8 +12,8 @@ pub(super) struct RecentReplies {
 }
 
 impl RecentReplies {
-    /// Creates a table for negotiated sessions: a loop needs two that were negotiated with each
-    /// other.
+    /// Creates a table for negotiated sessions: only sessions whose two ends are reflectors can
+    /// loop.
     pub(super) fn for_sessions() -> Self {
         Self { slots: vec![0; 1 << 12].into_boxed_slice() }
     }
@@ -43,7 +43,7 @@ impl RecentReplies {
 mod tests {
     use super::*;
 
-    /// Thousands of replies in a second of round-trip time.
+    /// Several thousand replies are in flight during a round-trip time of a second.
     #[test]
     fn replies_in_flight_are_recognised() {
         let mut recent = RecentReplies::for_any_sender();

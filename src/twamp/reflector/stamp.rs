@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     reply::header,
-    stamp_tlvs::{ProbeContext, SessionState, TlvOutcome, process_tlvs, signer},
+    stamp_tlvs::{ProbeContext, SessionState, TlvOutcome, process_tlvs, signing_key},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
 use crate::{
@@ -66,9 +66,9 @@ pub(super) struct Stamp {
     keys: Vec<Arc<StampKey>>,
     open: PacketFormat,
     /// Formats by index of `keys`.
-    authenticated: Vec<PacketFormat>,
+    formats_by_key: Vec<PacketFormat>,
     sessions: HashMap<(SocketAddr, u16), Session>,
-    /// Written replies without T3, in this order.
+    /// Written replies without T3, oldest first.
     unfinished: VecDeque<Reply>,
     /// Sent replies without a transmit timestamp.
     unstamped: VecDeque<Reply>,
@@ -98,7 +98,7 @@ impl Stamp {
         let mut stamp = Self {
             policy: policy.clone(),
             open,
-            authenticated: Vec::new(),
+            formats_by_key: Vec::new(),
             keys: Vec::new(),
             sessions: HashMap::new(),
             unfinished: VecDeque::new(),
@@ -108,7 +108,7 @@ impl Stamp {
         stamp
     }
 
-    /// Changes the policy. Counters are kept: a new key must not look like loss.
+    /// Changes the policy. Counters are kept, so that a new key does not appear as loss.
     pub(super) fn set_policy(&mut self, policy: StampPolicy) {
         let secrets = policy.secrets.iter();
         self.keys = secrets.map(|secret| Arc::new(StampKey::new(secret.octets()))).collect();
@@ -116,7 +116,7 @@ impl Stamp {
             protection: Protection::StampAuthenticated(key.clone()),
             ..PacketFormat::default()
         };
-        self.authenticated = self.keys.iter().map(format).collect();
+        self.formats_by_key = self.keys.iter().map(format).collect();
         if !policy.stateful {
             self.sessions.clear();
         }
@@ -171,7 +171,7 @@ impl Stamp {
 
     /// Returns the format of packets with a key, or without authentication.
     pub(super) fn format(&self, key: Option<u8>) -> &PacketFormat {
-        key.and_then(|index| self.authenticated.get(usize::from(index))).unwrap_or(&self.open)
+        key.and_then(|index| self.formats_by_key.get(usize::from(index))).unwrap_or(&self.open)
     }
 
     /// Writes the reply to a probe except T3.
@@ -209,19 +209,19 @@ impl Stamp {
             // Without authentication the HMAC TLV selects among several keys.
             let key = match key {
                 Some(index) => self.keys.get(usize::from(index)).map(Arc::as_ref),
-                None => signer(&reply[base..], probe.sequence, &self.keys),
+                None => signing_key(&reply[base..], probe.sequence, &self.keys),
             };
             tlvs = process_tlvs(&mut reply[base..], &probe_context, key, self.policy.authenticated);
             counters.tlvs_malformed.fetch_add(tlvs.malformed.into(), Relaxed);
-            counters.tlvs_integrity_failed.fetch_add(tlvs.not_genuine.into(), Relaxed);
+            counters.tlvs_integrity_failed.fetch_add(tlvs.integrity_failed.into(), Relaxed);
             counters.access_reports.fetch_add(tlvs.access_report.into(), Relaxed);
         }
         if state.is_some() {
             let session = (meta.source, probe.ssid);
             push(&mut self.unfinished, Reply { session, sequence, octets, t3: 0 });
         }
-        // By default the reply has the class of the probe: both directions are measured in the
-        // same one.
+        // By default the reply has the class of the probe, so that both directions are measured in
+        // the same class.
         let tos = tlvs.tos.unwrap_or_else(|| meta.tos.unwrap_or(0) & 0xfc);
         Verdict::Reply { octets, tos, finish: Finish::Stamp(key) }
     }
@@ -253,8 +253,8 @@ impl Stamp {
 
     /// Stores T3 of the oldest unfinished reply to this sender, until the kernel reports the
     /// transmit time.
-    pub(super) fn finished(&mut self, to: SocketAddr, t3: u64) {
-        // Replies are finished in the order in which they were written.
+    pub(super) fn record_t3(&mut self, to: SocketAddr, t3: u64) {
+        // T3 is recorded in the order in which the replies were written.
         while let Some(mut reply) = self.unfinished.pop_front() {
             if reply.session.0 == to {
                 reply.t3 = t3;

@@ -1,4 +1,4 @@
-//! Processing of the TLVs of a probe by a STAMP reflector (RFC 8972 §4): each is answered in
+//! Processing of the TLVs of a probe by a STAMP reflector (RFC 8972 §4). Each TLV is processed in
 //! place.
 
 use std::{
@@ -14,7 +14,7 @@ use crate::wire::{
     },
 };
 
-/// A probe and its session, as far as TLVs need them.
+/// Facts about a probe and its session that TLVs need.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProbeContext {
     /// Sequence Numbers of the probe and its reply.
@@ -49,12 +49,12 @@ pub(super) struct TlvOutcome {
     /// TOS of the reply if a TLV requests one.
     pub(super) tos: Option<u8>,
     pub(super) malformed: bool,
-    pub(super) not_genuine: bool,
+    pub(super) integrity_failed: bool,
     pub(super) access_report: bool,
 }
 
-/// Processes the TLVs in `area`, a copy of those of the probe. With `must_be_signed` they need an
-/// HMAC TLV unless there is only one Extra Padding.
+/// Processes the TLVs in `area`, a copy of those of the probe. With `must_be_signed`,
+/// only a single Extra Padding may come without an HMAC TLV.
 pub(super) fn process_tlvs(
     area: &mut [u8],
     probe_context: &ProbeContext,
@@ -66,7 +66,7 @@ pub(super) fn process_tlvs(
         Signature::Good(tlv) => Some(tlv),
         Signature::NotNeeded => None,
         Signature::Bad => {
-            outcome.not_genuine = true;
+            outcome.integrity_failed = true;
             set_integrity_flag(area);
             return outcome;
         }
@@ -94,8 +94,9 @@ pub(super) fn process_tlvs(
     outcome
 }
 
-/// Returns the key of the HMAC TLV; the first key without an HMAC or with a wrong one.
-pub(super) fn signer<'a>(
+/// Returns the key that verifies the HMAC TLV; the first key if there is no HMAC TLV or none
+/// verifies it.
+pub(super) fn signing_key<'a>(
     area: &[u8],
     sequence: u32,
     keys: &'a [Arc<StampKey>],
@@ -107,8 +108,8 @@ pub(super) fn signer<'a>(
             key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])
         })
     };
-    let others = if keys.len() > 1 { keys.iter().find(signed) } else { None };
-    Some(others.unwrap_or(first))
+    let verified = if keys.len() > 1 { keys.iter().find(signed) } else { None };
+    Some(verified.unwrap_or(first))
 }
 
 enum Signature {
@@ -359,7 +360,7 @@ mod tests {
         let (area, outcome) = answered(&tlv, &probe_context());
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa8, 0, 0]);
         assert_eq!(outcome.tos, Some(46 << 2));
-        // The choice is not allowed: the received DSCP is used and RP is set.
+        // The probe may not choose the DSCP: the received one is used and RP is set.
         let (area, outcome) =
             answered(&tlv, &ProbeContext { allow_class_of_service: false, ..probe_context() });
         assert_eq!(area, [0, 4, 0, 4, 0xb8, 0xa9, 0, 0]);
@@ -390,23 +391,29 @@ mod tests {
             (area, outcome)
         };
         let (area, good) = check(&signed, true);
-        assert!(!good.not_genuine);
+        assert!(!good.integrity_failed);
         let expected = key.sign(&5u32.to_be_bytes(), &area[..8]);
         assert_eq!(area[12..28], expected, "over the TLVs as they are answered");
         // Only Extra Padding may follow.
-        assert!(!check(&[&signed[..], &[0x80, 1, 0, 1, 0]].concat(), true).1.not_genuine);
+        assert!(!check(&[&signed[..], &[0x80, 1, 0, 1, 0]].concat(), true).1.integrity_failed);
         let (area, late) = check(&[&signed[..], &[0x80, 3, 0, 4, 0, 0, 0, 0]].concat(), true);
-        assert!(late.not_genuine);
+        assert!(late.integrity_failed);
         for at in [0, 8, 28] {
             assert_eq!(area[at], 0xa0, "I in every TLV");
         }
         // A flipped bit, and a missing HMAC.
         let mut flipped = signed.clone();
         flipped[5] ^= 1;
-        assert!(check(&flipped, false).1.not_genuine);
-        assert!(check(&signed[..8], true).1.not_genuine);
-        assert!(!check(&signed[..8], false).1.not_genuine, "without authentication it is optional");
-        assert!(!check(&[0x80, 1, 0, 2, 1, 2], true).1.not_genuine, "padding alone needs none");
+        assert!(check(&flipped, false).1.integrity_failed);
+        assert!(check(&signed[..8], true).1.integrity_failed);
+        assert!(
+            !check(&signed[..8], false).1.integrity_failed,
+            "without authentication it is optional"
+        );
+        assert!(
+            !check(&[0x80, 1, 0, 2, 1, 2], true).1.integrity_failed,
+            "padding alone needs none"
+        );
     }
 
     proptest::proptest! {

@@ -34,7 +34,7 @@ pub enum Verdict {
     /// Error Estimate with Multiplier 0.
     Corrupt,
     /// The HMAC does not match.
-    NotGenuine,
+    IntegrityFailed,
     /// The sender is not listed for the reflector without sessions.
     NotListed,
     /// From another reflector, from an address or port that cannot be a sender's, or addressed to a
@@ -44,16 +44,16 @@ pub enum Verdict {
     RateLimited,
 }
 
-/// Counters of the reflectors of one thread; one addition per packet.
+/// Counters of the reflectors of one thread.
 #[derive(Debug, Default)]
 pub struct ReflectorCounters {
     /// All packets received, including those that are dropped.
     pub received: AtomicU64,
-    /// All packets answered, with or without a session.
+    /// All packets reflected, with or without a session.
     pub reflected: AtomicU64,
-    /// Packets answered by the TWAMP Light reflector; part of `reflected`.
+    /// Packets reflected by the TWAMP Light reflector; part of `reflected`.
     pub reflected_light: AtomicU64,
-    /// Packets answered by the STAMP reflector; part of `reflected`.
+    /// Packets reflected by the STAMP reflector; part of `reflected`.
     pub reflected_stamp: AtomicU64,
     /// Packets counted as [`Verdict::NoSession`].
     pub no_session: AtomicU64,
@@ -63,18 +63,18 @@ pub struct ReflectorCounters {
     pub too_short: AtomicU64,
     /// Packets counted as [`Verdict::Corrupt`].
     pub corrupt: AtomicU64,
-    /// Packets counted as [`Verdict::NotGenuine`].
-    pub not_genuine: AtomicU64,
+    /// Packets counted as [`Verdict::IntegrityFailed`].
+    pub integrity_failed: AtomicU64,
     /// Packets counted as [`Verdict::NotListed`].
     pub not_listed: AtomicU64,
     /// Packets counted as [`Verdict::ReflectionLoop`].
     pub reflection_loop: AtomicU64,
     /// Packets counted as [`Verdict::RateLimited`].
     pub rate_limited: AtomicU64,
-    /// Replies rejected by the kernel.
+    /// Replies that could not be sent.
     pub send_failed: AtomicU64,
     /// Packets dropped for lack of receive buffer.
-    pub no_room: AtomicU64,
+    pub buffer_full: AtomicU64,
     /// STAMP packets answered with the flag M (malformed TLV).
     pub tlvs_malformed: AtomicU64,
     /// STAMP packets answered with the flag I (integrity check failed).
@@ -99,7 +99,7 @@ impl ReflectorCounters {
             Verdict::NotStarted => &self.not_started,
             Verdict::TooShort => &self.too_short,
             Verdict::Corrupt => &self.corrupt,
-            Verdict::NotGenuine => &self.not_genuine,
+            Verdict::IntegrityFailed => &self.integrity_failed,
             Verdict::NotListed => &self.not_listed,
             Verdict::ReflectionLoop => &self.reflection_loop,
             Verdict::RateLimited => &self.rate_limited,

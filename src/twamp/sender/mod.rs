@@ -51,8 +51,8 @@ pub struct SessionSender {
     unreachable: Option<(FailureCause, u64)>,
     /// No test begins until a session is started again.
     paused: bool,
-    /// The next test follows another one after `test_interval`: it is neither the first of a
-    /// session nor one by command.
+    /// True if the next test follows a previous one after `test_interval`; false before the first
+    /// test of a session and before a test by command.
     is_inter_test_gap: bool,
     /// True once [`SenderEvent::Completed`] was reported.
     completed: bool,
@@ -64,9 +64,9 @@ pub struct SessionSender {
     track: Track,
     /// Allocations of the previous test, for the next one.
     spare: Option<TestFigures>,
-    /// Time since which probes are due that cannot be sent, and their largest number.
+    /// Time since which due probes cannot be sent, and the maximum number of them.
     missing: Option<(Monotonic, u64)>,
-    /// Number of such probes that have yet to lower availability.
+    /// Number of such probes that availability does not include yet.
     missed: u64,
     /// Samples that wait for the real transmit time of their reply (STAMP: Follow-Up Telemetry).
     pending_samples: VecDeque<PendingSample>,
@@ -106,7 +106,7 @@ impl SessionSender {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
                 if let Some(due) = due.as_mut().filter(|_| self.is_inter_test_gap) {
                     let moved = due.0.saturating_sub(old_ns).saturating_add(new_ns);
-                    // Missed tests are not made up for.
+                    // Missed tests are not run later.
                     *due = Monotonic(moved).max(now.min(*due));
                 }
                 self.config = config;
@@ -121,7 +121,7 @@ impl SessionSender {
         }
     }
 
-    /// Returns whether the last of `test_count` tests has ended.
+    /// Returns true if the last of `test_count` tests has ended.
     pub fn is_completed(&self) -> bool {
         self.completed
     }
@@ -190,7 +190,7 @@ impl SessionSender {
         self.paused = true;
     }
 
-    /// Returns whether the sender is paused and no test runs.
+    /// Returns true if the sender is paused and no test runs.
     pub fn is_paused(&self) -> bool {
         self.paused && matches!(self.phase, Phase::Idle(_))
     }
@@ -223,7 +223,7 @@ impl SessionSender {
         test.ends = Some(now.monotonic.plus_ns(if undecided { grace_ns } else { 0 }));
     }
 
-    /// Returns whether no test runs and none is due.
+    /// Returns true if no test runs and none is due.
     pub fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::Idle(None))
     }
@@ -296,8 +296,9 @@ impl SessionSender {
         }
     }
 
-    /// Records that the socket refused the probe of [`Self::poll_probe`]. `cause` tells why nothing
-    /// can be sent to the reflector, which lowers availability; it is `None` if the host was busy.
+    /// Records that the socket refused the probe of [`Self::poll_probe`]. `cause` is the reason why
+    /// nothing can be sent to the reflector, which lowers availability; `None` if the host was
+    /// busy.
     pub fn probe_refused(&mut self, cause: Option<FailureCause>, random: u64, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         test.figures.not_sent(1, now.unix);
@@ -349,8 +350,7 @@ impl SessionSender {
         }
     }
 
-    /// Returns the time at which the next probe is due. It is the only deadline that must not be
-    /// late.
+    /// Returns the time at which the next probe is due, the only deadline that must be met exactly.
     pub fn next_probe(&self) -> Option<Monotonic> {
         match &self.phase {
             Phase::Idle(due) => due.filter(|_| !self.paused),
@@ -381,7 +381,7 @@ impl SessionSender {
         }
     }
 
-    /// Returns whether a probe is lost, unless its reply is still queued in the socket.
+    /// Returns true if a probe is lost, unless its reply is still queued in the socket.
     pub fn loses(&self, now: Monotonic) -> bool {
         let sent = self.outstanding.first_undecided();
         sent.is_some_and(|sent| now.since_ns(sent) > self.config.loss_timeout_ns)

@@ -18,7 +18,7 @@ impl SessionSender {
         self.report_outcomes(probes, ProbeStatus::Lost);
     }
 
-    /// Abandons the probes in flight: their outcome stays unknown.
+    /// Abandons the probes in flight; their outcomes remain unknown.
     pub(super) fn abandon(&mut self) {
         let abandoned = self.outstanding.abandon();
         if let Phase::Testing(test) = &mut self.phase {

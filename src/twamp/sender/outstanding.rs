@@ -1,5 +1,5 @@
-//! Probes in flight, and those whose outcome became known a short while ago: an answered one is
-//! kept to recognise duplicates, a lost one to recognise late replies.
+//! Probes in flight, and probes with a recent outcome: answered ones are kept to recognise
+//! duplicates, lost ones to recognise late replies.
 
 use std::collections::VecDeque;
 
@@ -24,11 +24,11 @@ pub(super) struct Probe {
     t1_wire: u64,
     answer: Option<Answered>,
     lost: bool,
-    /// Its reply was not awaited.
+    /// True if its reply was not awaited.
     abandoned: bool,
 }
 
-/// The first reply to a probe.
+/// First reply to a probe.
 #[derive(Clone, Copy, Debug)]
 struct Answered {
     /// Sequence number of the probe.
@@ -120,7 +120,7 @@ impl Outstanding {
         }
     }
 
-    /// Returns whether the probe with this sequence number carried `t1`.
+    /// Returns true if the probe with this sequence number carried `t1`.
     pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
         self.index(sequence, t1).is_some()
     }
@@ -257,7 +257,7 @@ impl Outstanding {
         self.begin_minute(minute + 1);
     }
 
-    /// Returns T1 of the next probe whose outcome is known, and whether it was lost.
+    /// Returns T1 of the next probe with a known outcome, and true if it was lost.
     pub(super) fn poll_outcome(&mut self) -> Option<(UnixTime, bool)> {
         self.outcomes.pop_front()
     }

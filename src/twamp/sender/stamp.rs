@@ -60,7 +60,7 @@ impl StampSender {
         let room = data_size - session.base_octets();
         let mut template = Vec::with_capacity(room);
         if let Some(extra) = room.checked_sub(session.tlv_octets()).filter(|extra| *extra > 0) {
-            // First, so that the HMAC TLV covers it, as some reflectors demand.
+            // The padding comes first, so that the HMAC TLV covers it, as some reflectors require.
             let mut octets = vec![0; extra.saturating_sub(HEADER_OCTETS)];
             padding(&mut octets);
             tlv::append(&mut template, types::EXTRA_PADDING, &octets);
@@ -131,7 +131,7 @@ impl StampSender {
         self.figures.clone()
     }
 
-    /// Returns whether a reply with this SSID belongs to the session. A reply without one comes
+    /// Returns true if a reply with this SSID belongs to the session. A reply without one comes
     /// from a reflector that does not support identifiers (RFC 8972 §3).
     pub(super) fn is_answer(&mut self, ssid: u16) -> bool {
         self.figures.replies_without_ssid += u64::from(ssid == 0);
@@ -153,7 +153,7 @@ impl StampSender {
                 (types::DIRECT_MEASUREMENT, _) => {
                     area[tlv.value()][..4].copy_from_slice(&self.sent.to_be_bytes());
                 }
-                // It replaces padding, so that all probes have the same size.
+                // The report replaces padding, so that all probes have the same size.
                 (types::EXTRA_PADDING, Some(report)) if Some(tlv.at) == self.report_at => {
                     area[tlv.at + 1] = types::ACCESS_REPORT;
                     let value = [report.access_id << 4, report.return_code, 0, 0];
@@ -170,7 +170,7 @@ impl StampSender {
         }
     }
 
-    /// Reads the TLVs of a reply, as far as they can be trusted.
+    /// Reads the trusted TLVs of a reply.
     pub(super) fn read_tlvs(&mut self, sequence: u32, area: &[u8]) -> TlvReadout {
         let mut readout = TlvReadout::default();
         if self.template.is_empty() {
@@ -200,7 +200,7 @@ impl StampSender {
         readout
     }
 
-    /// Returns whether these are the TLVs that were sent. A TWAMP Light reflector returns them as
+    /// Returns true if these are the TLVs that were sent. A TWAMP Light reflector returns them as
     /// padding, at another offset (RFC 8762 §4.6).
     fn are_ours(&self, area: &[u8]) -> bool {
         let shape = |tlv: Tlv| (tlv.at, tlv.length, tlv.kind);
@@ -222,8 +222,8 @@ impl StampSender {
         if tlvs.any(|tlv| !tlv.is_ok_and(|tlv| tlv.kind == types::EXTRA_PADDING)) {
             return false;
         }
-        // Its own flags are not signed and cannot be trusted. A reflector that does not know the
-        // TLV did not sign.
+        // The flags of the HMAC TLV are not signed and cannot be trusted. A reflector that does not
+        // know the TLV did not sign.
         hmac.is_some_and(|tlv| {
             tlv.has_right_length()
                 && key.verify(&sequence.to_be_bytes(), &area[..tlv.at], &area[tlv.value()])
@@ -289,7 +289,7 @@ impl StampSender {
 }
 
 impl Report {
-    /// Returns whether the next probe carries the report.
+    /// Returns true if the next probe carries the report.
     fn is_due(&mut self, report: &AccessReport, now: Monotonic) -> bool {
         if self.acknowledged
             || self.transmissions > report.retransmissions

@@ -23,7 +23,7 @@ pub(super) struct Test {
     pub(super) ends: Option<Monotonic>,
     /// Outcome unless the test is interrupted.
     pub(super) outcome: TestOutcome,
-    /// At least one probe was sent.
+    /// True if at least one probe was sent.
     pub(super) sent: bool,
     /// Number of probes that this host refused to send to the reflector, and the cause of the
     /// latest refusal.
@@ -35,7 +35,7 @@ pub(super) struct Test {
 impl SessionSender {
     pub(super) fn begin(&mut self, due: Monotonic, now: Now) {
         self.test_number += 1;
-        // After a pause of the whole host the schedule starts over.
+        // After a suspension of the host the schedule starts over.
         let start = if now.monotonic.since_ns(due) > MAX_OVERDUE_NS { now.monotonic } else { due };
         self.phase = Phase::Testing(Box::new(Test {
             started: now,
@@ -196,8 +196,8 @@ impl Test {
         self.last_due = self.next_due;
         self.next_due = self.next_due.plus_ns(gap_ns);
         if self.handled >= config.probe_count {
-            // Just after the outcome of the last probe, which may have been sent late; a test
-            // without a sent probe waits for nothing.
+            // The test ends just after the outcome of the last probe, which may have been sent
+            // late; a test without a sent probe does not wait.
             let last = self.last_due.max(now);
             let wait_ns = if self.sent { config.loss_timeout_ns + 1 } else { 0 };
             self.ends = Some(last.plus_ns(wait_ns));

@@ -73,7 +73,7 @@ fn now(ns: u64) -> Now {
 }
 
 #[test]
-fn after_a_pause_there_is_no_burst_and_what_is_left_out_is_counted() {
+fn overdue_probes_after_a_pause_are_skipped_and_counted() {
     for (interval_ns, pause_ns, left_out) in [
         (MS, 300 * MS, 299),
         (10 * MS, 1_000 * MS, 99),
@@ -99,7 +99,7 @@ fn after_a_pause_there_is_no_burst_and_what_is_left_out_is_counted() {
 }
 
 #[test]
-fn a_test_of_which_nothing_can_be_sent_is_unreachable() {
+fn a_test_whose_probes_cannot_be_sent_is_unreachable() {
     let mut driven = Driven::new(config(4, 10 * MS));
     driven.run_until(500 * MS, |_| Err(Some(FailureCause::NoRoute)));
     let first = &driven.results[0];
@@ -121,7 +121,7 @@ fn a_test_of_which_nothing_can_be_sent_is_unreachable() {
 }
 
 #[test]
-fn the_next_test_comes_as_after_any_other() {
+fn test_interval_also_applies_after_unsent_tests() {
     let mut driven = Driven::new(config(4, 10 * MS));
     driven.run_until(5_000 * MS, |_| Err(Some(FailureCause::LocalError)));
     let starts: Vec<u64> = driven.results.iter().map(|result| result.start_unix_ns).collect();
@@ -130,7 +130,7 @@ fn the_next_test_comes_as_after_any_other() {
 }
 
 #[test]
-fn another_pause_that_comes_within_a_test_is_the_one_behind_it() {
+fn test_interval_changed_during_a_test_applies_after_it() {
     for (pause_ns, count, second) in [(200 * MS, 0, 280 * MS), (3_000 * MS, 2, 3_080 * MS)] {
         let mut driven = Driven::new(config(4, 10 * MS));
         driven.run_until(20 * MS, |_| Ok(()));
@@ -145,7 +145,7 @@ fn another_pause_that_comes_within_a_test_is_the_one_behind_it() {
 }
 
 #[test]
-fn a_first_test_is_due_whatever_the_pause_becomes() {
+fn a_change_of_test_interval_does_not_move_the_first_test() {
     let mut machine = SessionSender::new(config(4, 10 * MS));
     machine.session_started(Carrier::default(), Monotonic(700 * MS), now(0));
     let paced = |pause_ns| SenderConfig { test_interval_ns: pause_ns, ..config(4, 10 * MS) };
@@ -163,7 +163,7 @@ fn a_first_test_is_due_whatever_the_pause_becomes() {
 }
 
 #[test]
-fn a_shorter_pause_makes_nothing_due_in_the_past() {
+fn a_shorter_test_interval_makes_no_test_overdue() {
     let mut driven =
         Driven::new(SenderConfig { test_interval_ns: 3_600_000 * MS, ..config(4, 10 * MS) });
     driven.run_until(60_000 * MS, |_| Ok(()));
@@ -220,7 +220,7 @@ fn sent_at(machine: &mut SessionSender, at_ns: u64) -> Vec<u8> {
 }
 
 #[test]
-fn directions_are_of_what_was_lost_and_strangers_tell_none() {
+fn loss_direction_ignores_foreign_and_late_replies() {
     let mut machine = SessionSender::new(config(100, 10 * MS));
     machine.session_started(Carrier::default(), Monotonic(0), now(0));
     let (mut at_ns, mut packets) = (0, Vec::new());
@@ -265,7 +265,7 @@ fn directions_are_of_what_was_lost_and_strangers_tell_none() {
 
 /// Losses around the end of a minute keep their attribution in that minute.
 #[test]
-fn each_minute_of_a_long_test_knows_its_directions() {
+fn each_minute_of_a_long_test_has_its_loss_directions() {
     // One of five probes is lost in each direction, and in addition those for which `gone` returns
     // true from the end of the minute on.
     let run = |interval_ns: u64, gone: std::ops::Range<u64>| {
@@ -345,7 +345,7 @@ fn figures_of_one(error_estimate: ErrorEstimate, times: [UnixTime; 2]) -> Figure
 
 /// RFC 4656 §4.1.2: the bit is ignored unless RFC 8186 was negotiated.
 #[test]
-fn the_z_bit_means_nothing_unless_it_was_negotiated() {
+fn the_z_bit_is_ignored_unless_negotiated() {
     let times = [now(MS / 2).unix; 2];
     for estimate in [0x4001, 0xc001, 0xffff, 0x7fff] {
         let figures = figures_of_one(ErrorEstimate(estimate), times);
@@ -358,7 +358,7 @@ fn the_z_bit_means_nothing_unless_it_was_negotiated() {
 /// Receive stamps of the network interface and transmit stamps of the program come from clocks that
 /// differ a little.
 #[test]
-fn a_reflector_that_seems_to_send_before_it_received_costs_no_round_trip() {
+fn t3_slightly_before_t2_does_not_invalidate_the_rtt() {
     let t2 = now(MS / 2).unix;
     let estimate = ErrorEstimate(0x8001);
     let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000)]);
@@ -368,7 +368,7 @@ fn a_reflector_that_seems_to_send_before_it_received_costs_no_round_trip() {
     assert_eq!((rtt.samples, processing.samples), (1, 1));
     assert!(rtt.max_ns.abs_diff(MS as i64) < 2 && processing.max_ns == 0, "{rtt:?}");
     assert_eq!(figures.one_way_validity(), OneWayValidity::Negative);
-    // A clock that was stepped between the two is another matter.
+    // A larger difference means that the clock was stepped between the two.
     let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000_000)]);
     assert_eq!((figures.probes_received, figures.samples_invalid), (1, 1));
 }

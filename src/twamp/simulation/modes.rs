@@ -31,7 +31,7 @@ fn every_mode_sees_the_same_path() {
     }
     let first = &all[0];
     assert!(first.probes_lost > 10 && first.probes_duplicate > 3 && first.probes_reordered > 3);
-    // Most losses: a missing number may be that of a duplicate.
+    // Not all losses are attributed: a missing number may be that of a duplicate.
     let placed =
         first.probes_lost_egress.zip(first.probes_lost_ingress).map(|(out, back)| out + back);
     assert_eq!(
@@ -43,7 +43,7 @@ fn every_mode_sees_the_same_path() {
 }
 
 #[test]
-fn a_flipped_bit_is_counted_and_nothing_else() {
+fn a_packet_with_a_flipped_bit_is_only_counted() {
     for mode in [Modes::AUTHENTICATED, Modes::ENCRYPTED] {
         let config = SenderConfig { data_size: 112, ..config(3) };
         let mut pair = Pair::in_mode(mode, NTP, config, lossless(MS), lossless(MS));
@@ -54,7 +54,7 @@ fn a_flipped_bit_is_counted_and_nothing_else() {
             }
         }
         pair.run_until(Monotonic(SECOND + 11 * MS));
-        // The second reply, in flight.
+        // The second reply is in flight.
         for arrival in pair.flights.values_mut() {
             if let Arrival::AtSender(packet) = arrival {
                 packet[0] ^= 0x80;
@@ -90,7 +90,7 @@ fn conformance_082_the_era_of_2036_in_every_mode() {
 }
 
 #[test]
-fn conformance_111_delays_are_right_whatever_format_each_end_writes() {
+fn conformance_111_delays_are_right_for_each_pair_of_timestamp_formats() {
     let (ntp, ptp) = (TimestampFormat::Ntp, TimestampFormat::Ptp);
     for timestamps in [[ntp, ptp], [ptp, ntp], [ptp, ptp]] {
         let mode = Modes::ENCRYPTED.or(Modes::PTP_TIMESTAMPS);
@@ -127,7 +127,7 @@ fn a_skewed_reflector_does_not_change_the_round_trip() {
 /// The reflector's clock is set back by a second: the RTT is unaffected and one-way delays are
 /// marked invalid.
 #[test]
-fn a_step_of_the_reflectors_clock() {
+fn a_step_of_the_reflectors_clock_invalidates_one_way_delays() {
     let mut pair = Pair::new(config(20), lossless(3 * MS), lossless(7 * MS));
     pair.run_until(Monotonic(SECOND + 100 * MS));
     pair.reflector_offset_ns = -(SECOND as i64);

@@ -15,8 +15,8 @@ use crate::{proto::Statistics, stats::MINUTE_NS, time::NANOS_PER_SECOND};
 /// queued.
 const REPORT_DELAY_NS: u64 = 2 * NANOS_PER_SECOND;
 
-/// Number of intervals before the latest one from which on a result starts a new interval: the
-/// clock was wrong.
+/// Number of intervals before the latest one beyond which a result starts a new interval, because
+/// the clock was wrong.
 const MAX_LATE_INTERVALS: u64 = 3;
 
 impl Session {
@@ -104,7 +104,8 @@ impl Session {
         self.finish(level, start_ns, totals, &VecDeque::new(), has);
     }
 
-    /// Removes the intervals that begin after `now_ns`, open or ended; returns whether there were any.
+    /// Removes the intervals that begin after `now_ns`, open or ended; returns true if there were
+    /// any.
     pub(in super::super) fn forget_future(&mut self, now_ns: u64) -> bool {
         let finished = self.finished;
         let is_future = |part: &Part| match part {
@@ -163,8 +164,8 @@ impl Session {
         self.set(part, totals);
     }
 
-    /// Returns whether an interval has ended. One far before the latest is not late: the clock was
-    /// wrong then.
+    /// Returns true if an interval has ended. One far before the latest is not late, because the
+    /// clock was wrong.
     fn is_late(&self, level: Level, start_ns: u64) -> bool {
         let finished = self.finished[level as usize];
         finished.is_some_and(|finished| {

@@ -1,14 +1,14 @@
-//! Of a clock that is set while records are kept, and of the incarnations that it begins.
+//! Clock steps while records are stored, and the incarnations that they begin.
 
 use super::*;
 use crate::store::{Host, KEEP_ALL_NS};
 
 const DAY_NS: u64 = 86_400_000_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
-/// Any time in this century.
+/// Arbitrary start time, nanoseconds since 1970.
 const BEGIN_NS: u64 = 1_800_000_000 * SECOND_NS;
 
-/// Uptime and set-off of the realtime clock, in nanoseconds, of the one test that uses them.
+/// Uptime and offset of the realtime clock, nanoseconds; used by one test only.
 static UPTIME_NS: AtomicU64 = AtomicU64::new(SECOND_NS);
 static AHEAD_NS: AtomicU64 = AtomicU64::new(0);
 
@@ -18,8 +18,8 @@ fn set_clock() -> Now {
     Now { monotonic: Monotonic(uptime_ns), unix }
 }
 
-/// Lets time pass, and the writer see it.
-fn pass(store: &ResultStore, ns: u64) {
+/// Advances the clock, and waits until the writer has seen it.
+fn advance(store: &ResultStore, ns: u64) {
     UPTIME_NS.fetch_add(ns, Relaxed);
     store.set_retention(Retention::of_all(DAY_NS, 1 << 30)).unwrap();
     let (answer, answered) = oneshot::channel();
@@ -28,7 +28,7 @@ fn pass(store: &ResultStore, ns: u64) {
 }
 
 #[test]
-fn a_clock_set_ahead_by_days_erases_no_record() {
+fn a_large_clock_step_removes_no_record() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let host = || Host { boot: 7, ..Host::default() };
@@ -43,29 +43,29 @@ fn a_clock_set_ahead_by_days_erases_no_record() {
     for _ in 0..3 {
         store.append(set_clock().unix.0, 10);
     }
-    pass(&store, SECOND_NS);
+    advance(&store, SECOND_NS);
     AHEAD_NS.store(8 * DAY_NS, Relaxed);
     for _ in 0..4 {
-        pass(&store, SECOND_NS);
+        advance(&store, SECOND_NS);
     }
     assert_eq!(cursors(&store, 0), [1, 2, 3], "four seconds ahead by 8 days");
     assert!(store.state().borrow().keep_all_until.is_some());
     drop(store);
-    // The agent is started again, and still the clock is ahead.
+    // The agent is restarted while the clock is ahead.
     let (store, step_ns) = open();
-    assert_eq!(step_ns, 0, "noted when it was seen");
-    pass(&store, SECOND_NS);
+    assert_eq!(step_ns, 0, "stored when it was detected");
+    advance(&store, SECOND_NS);
     assert_eq!(cursors(&store, 0), [1, 2, 3]);
     drop(store);
-    // It is set back while no agent runs.
+    // The clock is set back while no agent is running.
     AHEAD_NS.store(0, Relaxed);
     let (store, step_ns) = open();
     assert_eq!(step_ns, -(8 * DAY_NS).cast_signed());
-    pass(&store, SECOND_NS);
-    // A day later they are as old as they may be: now they go.
-    pass(&store, KEEP_ALL_NS - 2 * SECOND_NS);
+    advance(&store, SECOND_NS);
+    // The suspension ends after a day, and the records exceed their age.
+    advance(&store, KEEP_ALL_NS - 2 * SECOND_NS);
     assert_eq!(cursors(&store, 0), [1, 2, 3]);
-    pass(&store, 8 * SECOND_NS);
+    advance(&store, 8 * SECOND_NS);
     assert_eq!(cursors(&store, 0).len(), 0);
     assert_eq!(store.state().borrow().keep_all_until, None);
 }
@@ -88,6 +88,6 @@ fn another_incarnation_begins_with_the_next_record() {
     assert_eq!(of([1, 4, 5, 8]).each_ref().map(|id| &**id), ["a", "a", "b", "b"]);
     drop(store);
     let store = open(&state);
-    assert_eq!(store.incarnation(4).as_deref(), Some("a"), "also after a start");
+    assert_eq!(store.incarnation(4).as_deref(), Some("a"), "after a restart");
     assert_eq!(store.incarnation(5).as_deref(), Some("b"));
 }

@@ -5,13 +5,13 @@
 use super::*;
 use crate::store::{
     window::Window,
-    windows::{May, Windows},
+    windows::{Allowed, Windows},
 };
 use std::fs;
 
-/// A file of a few octets takes nothing with it.
+/// The settings file is rewritten without loss of records.
 #[test]
-fn settings_of_the_database_that_are_damaged_cost_nothing() {
+fn damaged_database_settings_are_rewritten() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -44,15 +44,15 @@ fn settings_of_the_database_that_are_damaged_cost_nothing() {
     assert_eq!(open(&state).state().borrow().records, 1);
 }
 
-/// One bit of a window that is full: what is around it is gone, and all the rest is there.
+/// A flipped bit in a full window loses only records near it.
 #[test]
-fn a_bit_that_flipped_costs_what_is_around_it() {
+fn a_flipped_bit_loses_only_nearby_records() {
     let mut costly = 0;
     for damaged in [3u64, 11, 17, 26, 30] {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
-        // Ten windows of forty records.
+        // The log has ten windows of forty records.
         for cursor in 1..=400u64 {
             let entry = Entry {
                 cursor,
@@ -66,23 +66,23 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
         wait_for(&store, |state| state.newest == 400);
         store.close();
         drop(store);
-        // A start notes what it has checked, and the next one does not check it again.
+        // A start stores which data it has checked, and the next one does not check it again.
         drop(open(&state));
         let (pool, names) = windows_of(directory.path());
         let window = names.iter().rev().find(|name| name.first_cursor <= damaged * 10).unwrap();
         let file = pool.path(*window).join("db");
         let mut octets = fs::read(&file).unwrap();
         let wanted = [&[0xa5; 40][..], &(damaged * 10).to_be_bytes()].concat();
-        let places: Vec<usize> =
+        let positions: Vec<usize> =
             octets.windows(48).enumerate().filter(|(_, w)| *w == wanted).map(|(i, _)| i).collect();
-        assert!(!places.is_empty());
-        for place in places {
-            octets[place] ^= 1;
+        assert!(!positions.is_empty());
+        for position in positions {
+            octets[position] ^= 1;
         }
         fs::write(&file, octets).unwrap();
         let store = open(&state);
         if !store.damage().is_empty() {
-            // It was found at the start.
+            // The start found the damage.
             continue;
         }
         let read = |backwards| {
@@ -100,12 +100,12 @@ fn a_bit_that_flipped_costs_what_is_around_it() {
             costly += usize::from(costs);
         }
     }
-    assert!(costly > 0, "some of it was damaged");
+    assert!(costly > 0, "some flips must lose records");
 }
 
-/// Damaged snapshots cost nothing: sled starts without them.
+/// sled opens a database without damaged snapshots.
 #[test]
-fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
+fn damaged_snapshots_are_ignored() {
     let (directory, state) = one_record();
     for (name, octets) in [
         ("snap.0000000000FFFFFF.generating", &b""[..]),
@@ -119,14 +119,14 @@ fn snapshots_of_the_database_that_are_damaged_cost_nothing() {
     }
 }
 
-/// sled may leave out what it cannot read, and say nothing.
+/// sled may skip unreadable data without an error.
 #[test]
-fn a_page_that_is_not_there_is_told() {
+fn a_missing_page_is_reported() {
     for missing in [1u64, 3, 5] {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
-        // Two windows of five pages each, and a third.
+        // The log has two windows of five pages each, and a third one.
         for cursor in 1..=11u64 {
             store.append(now().unix.0 + (cursor - 1) / 5 * 2 * MINUTE_NS, 4_000);
         }
@@ -146,11 +146,11 @@ fn a_page_that_is_not_there_is_told() {
     }
 }
 
-/// Bits all over the file, behind a clean end and behind a kill: what is gone is told, and what comes
-/// behind it is found again, now and later.
+/// Flips bits all over the file, after a clean end and after a kill. Losses are reported once, and
+/// new records can be read, also after a restart.
 #[test]
-fn what_comes_behind_damage_is_found_again() {
-    // More than a segment of the file.
+fn records_after_damage_are_read_back() {
+    // The records fill more than one segment of the file.
     const RECORDS: u64 = 600;
     let flips = std::env::var("TWAMP_FLIPS").map_or(40, |flips| flips.parse().unwrap());
     let good = tempfile::tempdir().unwrap();
@@ -160,14 +160,14 @@ fn what_comes_behind_damage_is_found_again() {
         for _ in 0..20 {
             store.append(now().unix.0, 2_000 + (round as usize * 37) % 400);
         }
-        // A page each time, as in an agent that runs for some time.
+        // Each round makes a page, as in a running agent.
         wait_for(&store, |state| state.newest == (round + 1) * 20);
     }
     let killed = tempfile::tempdir().unwrap();
     copy(good.path(), killed.path());
     store.close();
     drop(store);
-    // A start notes what it has checked, and the next one does not check it again.
+    // A start stores which data it has checked, and the next one does not check it again.
     drop(open(&state));
     drop(state);
     let readable = |store: &Opened| {
@@ -175,7 +175,7 @@ fn what_comes_behind_damage_is_found_again() {
         entries.iter().map(|entry| entry.cursor).collect::<Vec<u64>>()
     };
     let database = Path::new(RESULTS).join(WindowName::new(1).to_string()).join("db");
-    let mut told = 0;
+    let mut reported = 0;
     for flip in 0..flips {
         let from = if flip % 2 == 0 { &good } else { &killed };
         let directory = tempfile::tempdir().unwrap();
@@ -183,34 +183,34 @@ fn what_comes_behind_damage_is_found_again() {
         let database = directory.path().join(&database);
         let mut octets = fs::read(&database).unwrap();
         let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
-        let place = flip * 0x9e37_79b9 % (used * 8);
-        octets[place as usize / 8] ^= 1 << (place % 8);
+        let bit = flip * 0x9e37_79b9 % (used * 8);
+        octets[bit as usize / 8] ^= 1 << (bit % 8);
         fs::write(&database, octets).unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
         let whole = readable(&store).len() as u64 == RECORDS;
-        assert!(whole || !store.damage().is_empty(), "{place}: {} left", readable(&store).len());
-        told += usize::from(!store.damage().is_empty());
+        assert!(whole || !store.damage().is_empty(), "{bit}: {} left", readable(&store).len());
+        reported += usize::from(!store.damage().is_empty());
         let first = store.next.get();
         assert!(first > RECORDS);
         (0..30).for_each(|_| store.append(now().unix.0, 100));
         wait_for(&store, |state| state.newest == first + 29);
         let new: Vec<u64> = (first..first + 30).collect();
-        assert!(readable(&store).ends_with(&new), "{place}");
+        assert!(readable(&store).ends_with(&new), "{bit}");
         store.close();
         drop(store);
         let store = open(&state);
-        assert_eq!(store.damage(), "", "{place}: it was told before");
-        assert!(readable(&store).ends_with(&new), "{place}");
-        assert_eq!(store.next.get(), first + 30, "{place}");
+        assert_eq!(store.damage(), "", "{bit}: reported before");
+        assert!(readable(&store).ends_with(&new), "{bit}");
+        assert_eq!(store.next.get(), first + 30, "{bit}");
     }
-    assert!(told > 0);
+    assert!(reported > 0);
 }
 
-/// An error that is not damage: the window stays where it is, the others are read, and it is read as soon
-/// as it can be opened.
+/// After an error other than damage the window stays in place, other windows are read, and the
+/// window is read as soon as it can be opened.
 #[test]
-fn a_window_that_cannot_be_opened_for_now_is_left_and_tried_again() {
+fn a_window_that_cannot_be_opened_is_retried() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDirectory::open(directory.path()).unwrap();
     let store = open(&state);
@@ -240,7 +240,7 @@ fn a_window_that_cannot_be_opened_for_now_is_left_and_tried_again() {
         fs::remove_file(&file).unwrap();
         fs::rename(&away, &file).unwrap();
         windows
-            .retain(&retention(), now(), May { delete_by_age: true, copy: true }, || Ok(()))
+            .retain(&retention(), now(), Allowed { delete_by_age: true, copy: true }, || Ok(()))
             .unwrap();
         assert_eq!((windows.unopened(), window::read(&windows.shared()).len()), (0, 4));
         drop((windows, meta, engine));
@@ -249,9 +249,9 @@ fn a_window_that_cannot_be_opened_for_now_is_left_and_tried_again() {
     }
 }
 
-/// A sealed window whose records are gone, though its database opens, is kept for a look.
+/// A window whose database can be opened but has lost its records is kept for diagnosis.
 #[test]
-fn a_window_that_lost_all_of_its_records_is_not_removed() {
+fn a_window_that_lost_all_records_is_moved_to_quarantine() {
     let (directory, state) = one_record();
     let (pool, names) = windows_of(directory.path());
     let files = pool.files(names[0]).unwrap();
@@ -266,9 +266,9 @@ fn a_window_that_lost_all_of_its_records_is_not_removed() {
     assert_eq!(fs::read_dir(directory.path().join("quarantine")).unwrap().count(), 1);
 }
 
-/// Bits all over the log: each costs the window that it is in, and no other.
+/// Flips bits all over the log; each affects only its own window.
 #[test]
-fn a_flipped_bit_costs_one_window_at_most() {
+fn a_flipped_bit_affects_at_most_one_window() {
     const WINDOWS: u64 = 6;
     const RECORDS: u64 = 40;
     let good = tempfile::tempdir().unwrap();
@@ -291,8 +291,8 @@ fn a_flipped_bit_costs_one_window_at_most() {
         drop(pool);
         let mut octets = fs::read(&file).unwrap();
         let used = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64;
-        let place = (flip * 0x9e37_79b9 % (used * 8)) as usize;
-        octets[place / 8] ^= 1 << (place % 8);
+        let bit = (flip * 0x9e37_79b9 % (used * 8)) as usize;
+        octets[bit / 8] ^= 1 << (bit % 8);
         fs::write(&file, octets).unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let store = open(&state);
@@ -304,7 +304,7 @@ fn a_flipped_bit_costs_one_window_at_most() {
     }
 }
 
-/// A state as it lies there, of which an agent may have been killed.
+/// Copies a state directory, which a running agent may have open.
 fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

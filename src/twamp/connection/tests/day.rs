@@ -1,4 +1,4 @@
-//! A day of a hundred thousand outages over the whole machine.
+//! A simulated day with a hundred thousand outages.
 
 use super::{world::*, *};
 use crate::model::FailureCause;
@@ -17,10 +17,10 @@ const CAUSES: [(FailureCause, u64); 5] = [
 ];
 
 #[test]
-fn day_of_a_hundred_thousand_outages_has_one_pair_each() {
+fn each_of_a_hundred_thousand_outages_has_one_pair_of_events() {
     let mut state = 7u64;
     let mut random = move |below: u64| {
-        // SplitMix64: the same day in every run.
+        // SplitMix64 makes the same day in every run.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -33,7 +33,7 @@ fn day_of_a_hundred_thousand_outages_has_one_pair_each() {
     let (mut lost, mut pairs, mut told_ns, mut down_ns) = (0u64, 0u64, 0u64, 0u64);
     let mut attempts = 0;
     for _ in 0..OUTAGES {
-        // The server is there for long enough to connect, and then for a random time.
+        // The server is up for long enough to connect, and then for a random time.
         world.server.up = true;
         let back = world.now;
         while !world.machine.is_running() {
@@ -67,7 +67,7 @@ fn day_of_a_hundred_thousand_outages_has_one_pair_each() {
     assert_eq!(pairs, OUTAGES - 1, "the last goes on");
     assert_eq!(world.status.outages, OUTAGES);
     assert_eq!(world.status.past_outages_ns, told_ns, "nanosecond for nanosecond");
-    // Each outage is told until the connection is back: two intervals and a handshake more at most.
+    // A reported outage is longer than the real one by at most two intervals and a handshake.
     assert!(
         told_ns >= down_ns - DAY / OUTAGES
             && told_ns <= down_ns + OUTAGES * (2 * INTERVAL + 60 * MS)

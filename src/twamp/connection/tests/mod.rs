@@ -1,4 +1,4 @@
-//! The machine in simulated time: scripts of one situation each, a day of outages, and random inputs.
+//! Tests of the machine in simulated time: single situations, a day of outages, and random inputs.
 
 mod day;
 mod random;
@@ -13,7 +13,7 @@ use super::*;
 use crate::proto;
 use world::World;
 
-/// Returns the configuration of connection "c1" with session "s1", each second a test.
+/// Returns the configuration of connection "c1" with session "s1" and a test each second.
 pub(super) fn config(change: impl FnOnce(&mut proto::ControlConnection)) -> Arc<ControlConnection> {
     let mut document = proto::ControlConnection {
         name: "c1".into(),

@@ -1,6 +1,6 @@
-//! Random inputs: whatever comes in whatever order, what holds always holds. Most of it is checked by
-//! the world at each step: one operation at a time, events in pairs, a deadline wherever nothing else
-//! will happen, and that no session is stopped without a reason.
+//! Invariants under random inputs in random order. The world checks most of them at each step: one
+//! operation at a time, events in pairs, a deadline if no other input follows, and no session
+//! stopped without a reason.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::{
     proto::{ControlType as Kind, TestStart},
 };
 
-/// One thing that happens.
+/// Random step of the world.
 #[derive(Clone, Debug)]
 enum Step {
     Run(u64),
@@ -164,7 +164,7 @@ fn apply(world: &mut World, step: Step, network: &mut u64, desired: &mut Arc<Con
         }
         Step::Reject(session) => {
             world.server.rejects = session.map(|bit| format!("s{bit}")).into_iter().collect();
-            // If all sessions are rejected that a change asks for, none runs any more.
+            // If the server rejects all sessions of a change, none runs any more.
             world.may_stop_all = true;
         }
         Step::Takes(sessions) => {
@@ -222,7 +222,7 @@ proptest! {
             }
             apply(&mut world, step, &mut network, &mut desired);
         }
-        // With a server that is there for good, everything comes to its end or runs.
+        // With a server that stays up, every connection completes or runs.
         world.server.up = true;
         world.server.rejects.clear();
         world.server.takes = usize::MAX;
@@ -238,12 +238,12 @@ proptest! {
         let expected = match (desired.inactive, world.machine.desired.stopped, desired.test_count) {
             (true, ..) => Phase::Inactive,
             (false, true, _) => Phase::Stopped,
-            // A completed connection with a manual start stays completed over all changes.
+            // A completed connection with a manual start stays completed across all changes.
             (false, false, 0) if desired.manual_start && world.status.phase == Phase::Completed => {
                 Phase::Completed
             }
             (false, false, 0) => Phase::Running,
-            // A session that the server did not take has tests left.
+            // A session that the server did not accept has tests left.
             (false, false, _)
                 if world.machine.is_running()
                     && !world.machine.sessions.missing(&desired).is_empty() =>

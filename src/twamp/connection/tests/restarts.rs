@@ -1,4 +1,4 @@
-//! The table of automatic restarts: one situation each.
+//! Automatic restarts; each test covers one situation.
 
 use super::{world::*, *};
 use crate::{model::FailureCause, proto::ControlType as Kind};
@@ -37,7 +37,7 @@ fn activated_connection_connects_at_once_and_waits_for_a_manual_start() {
 }
 
 #[test]
-fn unreachable_server_gets_one_attempt_each_interval_whatever_an_attempt_takes() {
+fn unreachable_server_gets_one_attempt_per_interval() {
     for (cause, takes) in [
         (FailureCause::Refused, MS),
         (FailureCause::NoRoute, 1),
@@ -68,7 +68,7 @@ fn unreachable_server_gets_one_attempt_each_interval_whatever_an_attempt_takes()
 }
 
 #[test]
-fn silent_resolver_is_waited_for_within_bounds() {
+fn wait_for_a_silent_resolver_is_limited() {
     let mut world = World::new(config(|c| {
         c.target_address = "server.example".into();
         c.test_interval = seconds(10);
@@ -80,7 +80,7 @@ fn silent_resolver_is_waited_for_within_bounds() {
     assert_eq!(world.attempts.len(), 11);
     let (_, ConnectionEvent::Lost(failure)) = &world.events[0] else { panic!("no loss") };
     assert_eq!(failure.cause, FailureCause::Dns);
-    // A change of the network interrupts the wait.
+    // A network change ends the wait.
     let attempts = world.attempts.len();
     world.server.resolves_in = Some(MS);
     world.input(Input::Network(1));
@@ -90,7 +90,7 @@ fn silent_resolver_is_waited_for_within_bounds() {
 }
 
 #[test]
-fn network_change_makes_one_attempt_at_once_besides_the_schedule() {
+fn network_change_causes_one_additional_attempt_at_once() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.server.up = false;
     world.run(13 * SECOND);
@@ -100,7 +100,7 @@ fn network_change_makes_one_attempt_at_once_besides_the_schedule() {
     world.input(Input::Network(1));
     world.run(20 * SECOND);
     assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule stays");
-    // An attempt that hangs in TCP gives way, an attempt that negotiates does not.
+    // An attempt that hangs in TCP is replaced, an attempt that negotiates is not.
     world.server.failure = (FailureCause::ConnectTimeout, 60 * SECOND);
     world.run(8 * SECOND);
     let attempts = world.attempts.len();
@@ -124,7 +124,7 @@ fn network_change_makes_one_attempt_at_once_besides_the_schedule() {
 }
 
 #[test]
-fn start_by_hand_makes_one_attempt_at_once() {
+fn start_by_hand_causes_one_attempt_at_once() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.server.up = false;
     world.run(13 * SECOND);
@@ -135,7 +135,7 @@ fn start_by_hand_makes_one_attempt_at_once() {
 }
 
 #[test]
-fn shorter_interval_holds_from_the_attempt_on_that_it_finds() {
+fn shorter_interval_applies_after_the_running_attempt() {
     let every = |interval| {
         config(move |c| (c.test_interval, c.connect_timeout) = (seconds(interval), seconds(2)))
     };
@@ -153,7 +153,7 @@ fn shorter_interval_holds_from_the_attempt_on_that_it_finds() {
 }
 
 #[test]
-fn failed_start_by_hand_in_a_pause_is_repeated_after_an_interval() {
+fn failed_start_by_hand_in_a_pause_is_retried_after_an_interval() {
     let mut world = World::new(config(|c| c.test_interval = seconds(1_200)));
     world.run(1_000 * SECOND);
     assert!(matches!(world.machine.state, State::Idle(_)));
@@ -165,7 +165,7 @@ fn failed_start_by_hand_in_a_pause_is_repeated_after_an_interval() {
 }
 
 #[test]
-fn loss_begins_the_schedule_and_a_local_one_is_retried_at_once() {
+fn loss_starts_the_retry_schedule_and_a_local_error_is_retried_at_once() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.run(3 * SECOND);
     world.lose_server();
@@ -184,14 +184,14 @@ fn loss_begins_the_schedule_and_a_local_one_is_retried_at_once() {
 }
 
 #[test]
-fn number_of_tests_completes_and_only_a_start_or_another_number_begins_again() {
+fn completed_connection_restarts_only_by_hand_or_with_another_test_count() {
     let counted = |count| config(move |c| c.test_count = count);
     let mut world = World::new(counted(3));
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, kinds(&world)), (Phase::Completed, vec!["completed"]));
     assert_eq!(world.sessions["s1"].answered, 3);
     assert_eq!(world.machine.next_deadline(), None);
-    // A change that leaves the number as it is.
+    // A change with the same test_count keeps the connection completed.
     world.desire(config(|c| {
         c.test_count = 3;
         c.destination_port = Some(4000);
@@ -205,7 +205,7 @@ fn number_of_tests_completes_and_only_a_start_or_another_number_begins_again() {
     world.desire(counted(2));
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 8));
-    // Without a number, one that is started by hand alone waits for that; any other runs.
+    // Without a test_count, a connection with a manual start waits for it; others run.
     let manual = config(|c| c.set_test_start(proto::TestStart::Manual));
     world.desire(manual.clone());
     world.restart_agent(true, SECOND);
@@ -217,7 +217,7 @@ fn number_of_tests_completes_and_only_a_start_or_another_number_begins_again() {
 }
 
 #[test]
-fn completed_connection_stays_so_over_a_restart_of_the_agent() {
+fn completed_connection_stays_completed_across_a_restart() {
     let counted = |count| config(move |c| c.test_count = count);
     let mut world = World::new(counted(3));
     world.run(20 * SECOND);
@@ -230,14 +230,14 @@ fn completed_connection_stays_so_over_a_restart_of_the_agent() {
     world.start_by_hand();
     world.run(20 * SECOND);
     assert_eq!(world.sessions["s1"].answered, 3);
-    // The number was changed while the agent was not there.
+    // The test_count was changed while the agent was not running.
     let mut world = World::resumed(counted(2), false, remembered, 30 * SECOND);
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 2));
 }
 
 #[test]
-fn loss_with_a_number_of_tests_is_final() {
+fn loss_with_a_test_count_is_final() {
     let mut world = World::new(config(|c| c.test_count = 100));
     world.run(3 * SECOND);
     world.lose_server();
@@ -247,7 +247,7 @@ fn loss_with_a_number_of_tests_is_final() {
 }
 
 #[test]
-fn number_of_tests_without_a_control_connection_outlives_an_outage() {
+fn test_count_without_a_control_connection_continues_after_an_outage() {
     let mut world = World::new(config(|c| {
         c.set_control_type(Kind::Light);
         c.test_count = 6;
@@ -262,7 +262,7 @@ fn number_of_tests_without_a_control_connection_outlives_an_outage() {
 }
 
 #[test]
-fn end_by_the_server_is_an_ordinary_reconnect() {
+fn connection_closed_by_the_server_is_reconnected() {
     let mut world = World::new(config(|_| {}));
     for _ in 0..10 {
         world.run(3 * SECOND);
@@ -278,7 +278,7 @@ fn end_by_the_server_is_an_ordinary_reconnect() {
 }
 
 #[test]
-fn outage_over_a_restart_of_the_task_is_one_pair() {
+fn outage_across_a_restart_of_the_task_has_one_pair_of_events() {
     let mut world = World::new(config(|_| {}));
     world.server.up = false;
     world.run(3 * SECOND);
@@ -290,7 +290,7 @@ fn outage_over_a_restart_of_the_task_is_one_pair() {
 }
 
 #[test]
-fn outage_over_a_restart_and_a_kill_is_one_pair_of_the_right_length() {
+fn outage_across_restarts_has_one_pair_of_events_with_its_length() {
     for is_killed in [false, true] {
         let mut world = World::new(config(|_| {}));
         world.run(SECOND);
@@ -320,9 +320,9 @@ fn outage_over_a_restart_and_a_kill_is_one_pair_of_the_right_length() {
 }
 
 #[test]
-fn completion_under_way_survives_the_end_of_the_agent() {
+fn completion_in_progress_survives_a_restart() {
     for is_killed in [false, true] {
-        // A loss that is final, while its sessions are being stopped.
+        // The agent ends while the sessions of a final loss are being stopped.
         let mut world = World::new(config(|c| c.test_count = 100));
         world.run(3 * SECOND);
         world.lose_server();
@@ -334,7 +334,7 @@ fn completion_under_way_survives_the_end_of_the_agent() {
             (Phase::Completed, vec!["lost", "abandoned"])
         );
     }
-    // The last test, while the connection is being closed.
+    // The agent ends after the last test while the connection is being closed.
     let mut world = World::new(config(|c| c.test_count = 1));
     while !matches!(world.machine.state, State::Leaving(_)) {
         world.run(MS);

@@ -1,4 +1,4 @@
-//! The server of the simulated world, and the operations of a driver there.
+//! Simulated server, and the operations of the driver.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,29 +8,29 @@ use super::{
 };
 use crate::model::{Extensions, FailureCause, touched_sessions};
 
-/// The server and the network between.
-#[expect(clippy::struct_excessive_bools, reason = "each is a habit of some server")]
+/// Simulated server and network.
+#[expect(clippy::struct_excessive_bools, reason = "each is a property of some server")]
 pub(super) struct Server {
     pub(super) up: bool,
-    /// Failure of an attempt while the server is down, and the time that takes.
+    /// Failure of an attempt while the server is down, and its duration.
     pub(super) failure: (FailureCause, u64),
-    /// Time that name resolution takes; `None` where nobody answers.
+    /// Duration of name resolution; `None` without an answer.
     pub(super) resolves_in: Option<u64>,
     pub(super) handshake: u64,
     pub(super) is_individual: bool,
-    /// Sessions that it takes; asked for more, it closes the connection.
+    /// Maximum number of sessions; the server closes the connection if more are requested.
     pub(super) takes: usize,
-    /// Sessions that it rejects.
+    /// Sessions that the server rejects.
     pub(super) rejects: BTreeSet<String>,
-    /// Sessions whose sockets do not come about, and why.
+    /// Sessions whose sockets cannot be opened, with the cause.
     pub(super) unopened: BTreeMap<String, FailureCause>,
-    /// Silence after which it forgets a session.
+    /// Silence after which the server ends a session.
     pub(super) refwait: u64,
     /// Sessions whose probes are not answered.
     pub(super) silent: BTreeSet<String>,
-    /// Closes when sessions are stopped.
+    /// True if the server closes the connection when sessions are stopped.
     pub(super) closes_on_stop: bool,
-    /// It answers a request for extensions.
+    /// True if the server accepts a request for extensions.
     pub(super) knows_extensions: bool,
 }
 
@@ -101,7 +101,7 @@ impl World {
         self.operation = Some((self.now + takes, operation));
     }
 
-    /// Lets sessions finish their tests; returns how long that takes.
+    /// Finishes the tests of all sessions; returns the duration.
     fn pause(&mut self) -> u64 {
         let now = self.now;
         let in_test = |session: &&mut Session| {
@@ -116,7 +116,7 @@ impl World {
         last
     }
 
-    /// Returns whether something is wrong that explains a new negotiation.
+    /// Returns true if a fault explains a new negotiation.
     pub(super) fn is_disturbed(&self) -> bool {
         let server = &self.server;
         !server.up
@@ -129,7 +129,7 @@ impl World {
             || self.sessions.values().any(|session| session.is_forgotten)
     }
 
-    /// Only sessions that change are stopped, and all only for a reason.
+    /// Checks that only changed sessions are stopped, and all of them only for a reason.
     fn check_stop(&self, all: bool, names: &[String]) {
         let running = |name: &String| self.sessions.get(name).is_some_and(|s| s.is_started);
         if all {

@@ -1,10 +1,11 @@
-//! Changes of sessions, sessions that do not run, and what is learnt of a server: one situation each.
+//! Changes of sessions, declined sessions, and adaptation to a server; each test covers one
+//! situation.
 
 use super::{world::*, *};
 use crate::{model::FailureCause, proto::ControlType as Kind};
 
 #[test]
-fn one_of_three_sessions_changes_alone_where_the_server_can() {
+fn one_session_changes_alone_with_individual_control() {
     let mut world = World::new(three());
     world.run(5 * SECOND);
     let changed = config(|c| {
@@ -22,7 +23,7 @@ fn one_of_three_sessions_changes_alone_where_the_server_can() {
 }
 
 #[test]
-fn sessions_change_together_between_tests_where_the_server_cannot() {
+fn sessions_change_together_without_individual_control() {
     let mut world = World::new(three());
     world.server.is_individual = false;
     world.reset();
@@ -33,7 +34,7 @@ fn sessions_change_together_between_tests_where_the_server_cannot() {
     assert_eq!(last_names(&world, "request"), ["s1", "s2"]);
     let unanswered: u64 = world.sessions.values().map(|session| session.unanswered).sum();
     assert_eq!((unanswered, world.attempts.len()), (0, 1));
-    // A server that closes then is connected to again at once, and that is no outage.
+    // If the server closes the connection, it is opened again at once without an outage.
     world.server.closes_on_stop = true;
     world.desire(three());
     world.run(5 * SECOND);
@@ -71,7 +72,7 @@ fn changed_server_needs_another_connection() {
 }
 
 #[test]
-fn change_that_is_taken_back_while_it_is_made_is_applied() {
+fn change_that_is_reverted_while_it_is_applied_is_applied() {
     let mut world = World::new(three());
     world.server.is_individual = false;
     world.reset();
@@ -97,7 +98,7 @@ fn stop_interrupts_a_change() {
 }
 
 #[test]
-fn sessions_of_a_connection_that_is_away_change_without_it() {
+fn sessions_of_a_lost_connection_change_during_the_outage() {
     let mut world = World::new(three());
     world.server.up = false;
     world.run(5_500 * MS);
@@ -112,7 +113,7 @@ fn sessions_of_a_connection_that_is_away_change_without_it() {
 }
 
 #[test]
-fn rejected_session_leaves_the_others_alone_and_is_requested_again() {
+fn rejected_session_does_not_affect_others_and_is_requested_again() {
     let mut world = World::new(three());
     world.server.rejects.insert("s2".into());
     world.run(5 * SECOND);
@@ -155,7 +156,7 @@ fn only_session_that_is_rejected_is_an_outage() {
 }
 
 #[test]
-fn slow_name_of_a_session_holds_up_no_other() {
+fn slow_name_of_a_session_does_not_delay_others() {
     let mut world = World::new(three());
     world.server.unopened.insert("s3".into(), FailureCause::Dns);
     world.run(3_500 * MS);
@@ -163,7 +164,7 @@ fn slow_name_of_a_session_holds_up_no_other() {
     assert_eq!(last_names(&world, "open"), ["s3"]);
     let waits = world.machine.sessions.socket_wait_ns();
     assert_eq!(waits, 4 * SOCKET_WAIT_NS, "waited for longer each time");
-    // After a loss the others come first, and it follows at once.
+    // After a loss the others are requested first, and this session follows at once.
     world.reset();
     world.run(1_020 * MS);
     assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
@@ -174,7 +175,7 @@ fn slow_name_of_a_session_holds_up_no_other() {
 }
 
 #[test]
-fn light_session_that_cannot_open_leaves_the_others_alone() {
+fn light_session_that_cannot_open_does_not_affect_others() {
     let mut world = World::new(config(|c| {
         c.set_control_type(Kind::Light);
         c.test_sessions = ["s1", "s2"].map(session).into();
@@ -196,7 +197,7 @@ fn long_pause_closes_the_connection_until_the_next_test() {
     world.run(6_000 * SECOND);
     assert_eq!((world.attempts.len(), world.sessions["s1"].answered), (6, 6));
     assert!(world.events.is_empty());
-    // A change of the network is nothing to it, one by hand is.
+    // A network change causes no attempt, a start by hand does.
     world.input(Input::Network(1));
     assert_eq!(world.attempts.len(), 6);
     world.start_by_hand();
@@ -207,7 +208,7 @@ fn long_pause_closes_the_connection_until_the_next_test() {
 fn forgotten_sessions_are_negotiated_again_after_a_silence() {
     let mut world = World::new(config(|c| c.test_interval = seconds(10)));
     world.run(60 * SECOND);
-    // The server lost its sessions, not the connection.
+    // The server has lost its sessions but not the connection.
     world.sessions.values_mut().for_each(|session| session.is_forgotten = true);
     world.may_stop_all = true;
     world.run(50 * SECOND);
@@ -216,7 +217,7 @@ fn forgotten_sessions_are_negotiated_again_after_a_silence() {
 }
 
 #[test]
-fn server_whose_refwait_is_shorter_than_the_pause_is_learnt() {
+fn refwait_shorter_than_the_pause_is_learnt() {
     let mut world = World::new(config(|c| c.test_interval = seconds(40)));
     world.server.refwait = 3 * SECOND;
     world.may_stop_all = true;
@@ -233,7 +234,7 @@ fn server_whose_refwait_is_shorter_than_the_pause_is_learnt() {
 }
 
 #[test]
-fn refwait_is_learnt_from_several_tests_of_a_single_probe() {
+fn refwait_is_learnt_from_five_tests_of_a_single_probe() {
     let mut world = World::new(config(|c| c.test_interval = seconds(40)));
     world.server.refwait = 3 * SECOND;
     (world.probes, world.may_stop_all) = (1, true);
@@ -244,7 +245,7 @@ fn refwait_is_learnt_from_several_tests_of_a_single_probe() {
 }
 
 #[test]
-fn session_that_is_never_answered_costs_no_test_of_one_that_expires() {
+fn unanswered_session_causes_no_loss_in_an_expiring_one() {
     let mut world = World::new(config(|c| {
         c.test_interval = seconds(40);
         c.test_sessions = ["s1", "s2"].map(session).into();
@@ -260,7 +261,7 @@ fn session_that_is_never_answered_costs_no_test_of_one_that_expires() {
 }
 
 #[test]
-fn path_that_breaks_in_the_first_pause_is_no_refwait() {
+fn broken_path_in_the_first_pause_is_not_taken_for_refwait() {
     let mut world = World::new(config(|c| c.test_interval = seconds(40)));
     world.run(20 * SECOND);
     world.server.silent.insert("s1".into());
@@ -280,7 +281,7 @@ fn path_that_breaks_in_the_first_pause_is_no_refwait() {
 }
 
 #[test]
-fn server_that_closes_when_it_is_asked_for_one_session_more_measures_the_others() {
+fn sessions_within_the_limit_run_if_the_server_closes_beyond_it() {
     for is_individual in [true, false] {
         let mut world = World::new(config(|c| {
             c.test_sessions = ["s1", "s2", "s3", "s4"].map(session).into();
@@ -296,7 +297,7 @@ fn server_that_closes_when_it_is_asked_for_one_session_more_measures_the_others(
         assert_eq!(world.attempts.len(), 4, "it is not asked for more");
         assert!(world.status.last_failure.is_some());
         assert_eq!(world.events.len(), 2);
-        // A session less is room for another.
+        // Removing a session allows another one to start.
         world.desire(config(|c| c.test_sessions = ["s2", "s3", "s4"].map(session).into()));
         world.run(5 * SECOND);
         assert!(world.sessions["s3"].is_started && !world.sessions["s4"].is_started);
@@ -318,7 +319,7 @@ fn extensions_that_a_server_refuses_are_left_out() {
 }
 
 #[test]
-fn host_without_a_route_is_an_outage_and_one_that_is_back_is_none() {
+fn missing_route_is_an_outage_and_its_return_ends_it() {
     let mut world = World::new(config(|c| {
         c.set_control_type(Kind::Stamp);
     }));
@@ -346,7 +347,7 @@ fn moved_name_is_followed_without_an_outage() {
 }
 
 #[test]
-fn end_abandons_the_outage_and_stops_everything() {
+fn removed_connection_abandons_its_outage_and_stops() {
     for is_up in [false, true] {
         let mut world = World::new(three());
         world.server.up = is_up;
@@ -361,7 +362,7 @@ fn end_abandons_the_outage_and_stops_everything() {
 }
 
 #[test]
-fn other_interval_holds_at_once_while_the_server_is_away() {
+fn changed_interval_applies_at_once_during_an_outage() {
     let mut world = World::new(config(|c| c.test_interval = seconds(600)));
     world.server.up = false;
     world.run(20 * SECOND);
@@ -372,7 +373,7 @@ fn other_interval_holds_at_once_while_the_server_is_away() {
 }
 
 #[test]
-fn change_right_after_a_start_by_hand_requests_the_sessions_that_are_desired() {
+fn change_after_a_start_by_hand_requests_the_desired_sessions() {
     let sessions = |name: &'static str| {
         config(move |c| {
             c.test_count = 2;
@@ -390,7 +391,7 @@ fn change_right_after_a_start_by_hand_requests_the_sessions_that_are_desired() {
 }
 
 #[test]
-fn test_that_lasts_for_minutes_is_not_waited_for() {
+fn change_does_not_wait_for_a_test_of_minutes() {
     let mut world = World::new(three());
     world.server.is_individual = false;
     world.run(3 * SECOND);
@@ -403,7 +404,7 @@ fn test_that_lasts_for_minutes_is_not_waited_for() {
 }
 
 #[test]
-fn sessions_that_completed_go_on_when_their_number_of_tests_is_lifted_during_an_attempt() {
+fn completed_sessions_continue_if_test_count_is_removed_during_an_attempt() {
     let mut world = World::new(config(|c| {
         c.test_count = 1;
         c.test_sessions = ["s1", "s2"].map(session).into();
@@ -420,7 +421,7 @@ fn sessions_that_completed_go_on_when_their_number_of_tests_is_lifted_during_an_
 }
 
 #[test]
-fn session_that_was_declined_is_declined_again_after_a_start_by_hand() {
+fn declined_session_is_declined_again_after_a_start_by_hand() {
     let mut world = World::new(three());
     world.server.takes = 2;
     world.run(10 * SECOND);

@@ -1,5 +1,5 @@
-//! A server and a host for the machine, in simulated time. Each step checks what holds always: one
-//! operation at a time, events in pairs, and a deadline wherever nothing else will happen.
+//! Simulated server and host of the machine. Each step checks the invariants: one operation at a
+//! time, events in pairs, and a deadline if no other input follows.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ pub(super) const SECOND: u64 = 1_000 * MS;
 pub(super) const TEST: u64 = 100 * MS;
 const EPOCH: u64 = 1_800_000_000 * SECOND;
 
-/// A session on its thread.
+/// Simulated session on its thread.
 #[derive(Default)]
 pub(super) struct Session {
     pub(super) progress: SessionProgress,
@@ -44,23 +44,23 @@ pub(super) struct World {
     pub(super) events: Vec<(u64, ConnectionEvent)>,
     /// Times at which attempts began.
     pub(super) attempts: Vec<u64>,
-    /// Operations that began, by a word and the sessions they name.
+    /// Operations that began, each as a word with its sessions.
     pub(super) operations: Vec<(&'static str, Vec<String>)>,
     pub(super) commands: Vec<SessionCommand>,
     pub(super) persisted: Option<Remembered>,
     pub(super) status: ConnectionStatus,
     pub(super) is_finished: bool,
-    /// No reflector can be reached from this host.
+    /// True if no reflector can be reached from this host.
     pub(super) no_route: bool,
-    /// Tests last for minutes when they are waited for.
+    /// True if awaited tests last for minutes.
     pub(super) has_long_tests: bool,
-    /// The pause under way takes longer than it may.
+    /// True if the current pause exceeds its limit.
     pub(super) pauses_for_long: bool,
     /// Probes of each test.
     pub(super) probes: u64,
     pub(super) starts: u64,
     pub(super) revision: u64,
-    /// A reason for which all sessions may be stopped.
+    /// True if there is a reason to stop all sessions.
     pub(super) may_stop_all: bool,
     outage: bool,
 }
@@ -108,7 +108,7 @@ impl World {
         world
     }
 
-    /// Lets the task fail and starts it again.
+    /// Makes the task fail and restarts it.
     pub(super) fn fail_task(&mut self) {
         let mut status = self.status.clone();
         let failure = Failure::new(FailureCause::Panic, "the task failed");
@@ -183,7 +183,7 @@ impl World {
         self.desired(self.machine.config().clone(), true);
     }
 
-    /// Ends the server: open connections are reset.
+    /// Stops the server and resets open connections.
     pub(super) fn lose_server(&mut self) {
         self.server.up = false;
         self.reset();
@@ -318,7 +318,7 @@ impl World {
         self.check();
     }
 
-    /// Checks what holds after each input.
+    /// Checks the invariants after each input.
     fn check(&self) {
         let rests = matches!(
             self.machine.state,
@@ -344,7 +344,7 @@ impl World {
         for name in names {
             self.sessions.entry(name).or_default();
         }
-        // Other intervals and numbers of tests.
+        // Other intervals and values of test_count.
         let mut changed = Vec::new();
         for (name, session) in &mut self.sessions {
             let stage = match session.progress.stage {
