@@ -234,6 +234,7 @@ fn numeric_fields() -> Vec<Numeric> {
         "ServerConfig" "maximum_packets_per_second_per_sender" "server.maximum_packets_per_second_per_sender" PACKETS_PER_SECOND 1, |c, v| server(c).maximum_packets_per_second_per_sender = Some(v as u32);
         "StorageConfig" "retention_age" "storage.retention_age" RETENTION_AGE 1, |c, v| c.storage.as_mut().unwrap().retention_age = duration(v);
         "StorageConfig" "retention_bytes" "storage.retention_bytes" RETENTION_OCTETS 1, |c, v| c.storage.as_mut().unwrap().retention_bytes = Some(v);
+        "StorageConfig" "maximum_disk_bytes" "storage.maximum_disk_bytes" DISK_OCTETS 1, |c, v| c.storage.as_mut().unwrap().maximum_disk_bytes = Some(v);
     }
 }
 

@@ -80,9 +80,8 @@ impl Context {
 
     /// Returns the statistics that a query selects, sorted by connection, session and scope.
     async fn statistics_of(&self, query: &StatisticsQuery) -> Result<Vec<Statistics>, Status> {
-        let (results, selected) = (self.results.clone(), query.clone());
-        let read = tokio::task::spawn_blocking(move || results.statistics(&selected));
-        let mut statistics = read.await.map_err(|_| error::ending())?;
+        let read = self.results.read_statistics(query.clone());
+        let mut statistics = read.await.map_err(error::store)?;
         if query.selects_scope(StatisticsScope::CurrentTest) {
             let connections: Vec<String> = query.connections.iter().cloned().collect();
             let mut current = self.control.clients().current_tests(&connections).await;

@@ -25,7 +25,7 @@ use crate::{
         client::Senders,
         server::{Reflectors, Registry, ServerRole},
     },
-    store::{ConfigStore, StoreError, StoredRevision, blocking},
+    store::{ConfigStore, ReadLimit, StoreError, StoredRevision},
     supervise::{RestartPolicy, Tasks, keep_alive},
     time::UnixTime,
 };
@@ -55,6 +55,7 @@ pub struct Control {
     registry: Arc<Registry>,
     server_applied: watch::Receiver<Option<Arc<ServerConfig>>>,
     exported: watch::Receiver<Arc<ExportConfig>>,
+    reads: ReadLimit,
 }
 
 impl Control {
@@ -139,6 +140,7 @@ impl Control {
             registry,
             server_applied,
             exported,
+            reads: ReadLimit::default(),
         })
     }
 
@@ -183,7 +185,7 @@ impl Control {
     /// Returns the deadline to confirm the pending revision.
     pub async fn confirm_deadline(&self) -> Result<Option<UnixTime>, StoreError> {
         let store = self.store.clone();
-        let unconfirmed = blocking(move || store.unconfirmed()).await?;
+        let unconfirmed = self.reads.blocking(move || store.unconfirmed()).await?;
         Ok(unconfirmed.map(|(_, unconfirmed)| UnixTime(unconfirmed.until_unix_ns)))
     }
 
@@ -195,7 +197,7 @@ impl Control {
             0 => self.committed.borrow().rolled_back_to.unwrap_or(0),
             asked => asked,
         };
-        blocking(move || {
+        let read = self.reads.blocking(move || {
             let stored = if revision == 0 { store.current() } else { store.revision(revision) };
             stored.map(|stored| {
                 stored.map(|stored| StoredRevision {
@@ -203,14 +205,14 @@ impl Control {
                     ..stored
                 })
             })
-        })
-        .await
+        });
+        read.await
     }
 
     /// Lists the kept revisions, newest first.
     pub async fn revisions(&self) -> Result<Vec<proto::Revision>, StoreError> {
         let store = self.store.clone();
-        blocking(move || store.revisions()).await
+        self.reads.blocking(move || store.revisions()).await
     }
 
     /// Describes damage to the configuration database; empty without any.

@@ -259,6 +259,8 @@ pub struct StorageConfig {
     pub retention_age_ns: u64,
     /// Bytes of stored records beyond which the oldest are removed.
     pub retention_bytes: u64,
+    /// Size of the state directory beyond which the oldest records are removed, in bytes.
+    pub maximum_disk_bytes: u64,
 }
 
 impl Default for StorageConfig {
@@ -266,6 +268,9 @@ impl Default for StorageConfig {
         Self {
             retention_age_ns: super::limits::RETENTION_AGE.default,
             retention_bytes: super::limits::RETENTION_OCTETS.default,
+            maximum_disk_bytes: super::limits::default_disk_octets(
+                super::limits::RETENTION_OCTETS.default,
+            ),
         }
     }
 }

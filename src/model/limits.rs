@@ -195,6 +195,16 @@ pub const CONNECTION_RETENTION_AGE: Limit = limit(MINUTE..=366 * DAY, 0, "1 min 
 /// Range and default of `retention_bytes`.
 pub const RETENTION_OCTETS: Limit =
     limit(1 << 20..=1 << 40, 1 << 30, "1 MiB (1048576) to 1 TiB (1099511627776)");
+/// Range of `maximum_disk_bytes`; the default follows `retention_bytes`.
+pub const DISK_OCTETS: Limit =
+    limit(1 << 26..=1 << 42, 0, "64 MiB (67108864) to 4 TiB (4398046511104)");
+
+/// Returns the default of `maximum_disk_bytes`. Records take about twice their size on the disk; the
+/// constant part is for revisions, quarantined windows and statistics.
+pub const fn default_disk_octets(retention_octets: u64) -> u64 {
+    retention_octets.saturating_mul(3).saturating_add(256 << 20)
+}
+
 /// `heartbeat_interval` of a stream, nanoseconds.
 pub const HEARTBEAT_INTERVAL: Limit = limit(100 * MS..=HOUR, 10 * SECOND, "100 ms to 1 h");
 /// `page_size` of a listing.

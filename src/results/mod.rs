@@ -32,7 +32,7 @@ use crate::{
     model::{AgentConfig, ResultKeeping},
     proto::{Event, EventType, Statistics},
     stats::{Figures, ProbeResult, TestResult},
-    store::{self, PersistedConnection, ResultStore, Retention, StoreError, StoreState},
+    store::{self, PersistedConnection, ReadLimit, ResultStore, Retention, StoreError, StoreState},
     time::{Now, UnixTime},
 };
 use log::Log;
@@ -116,6 +116,7 @@ pub struct Results {
     retention: Mutex<Option<Retention>>,
     /// Facts of the host that changed; see [`Self::host_changes`].
     host_changes: Mutex<Vec<String>>,
+    reads: ReadLimit,
 }
 
 impl Results {
@@ -141,6 +142,7 @@ impl Results {
             plans,
             retention: Mutex::default(),
             host_changes: Mutex::default(),
+            reads: ReadLimit::default(),
         }))
     }
 
@@ -241,6 +243,15 @@ impl Results {
     pub fn agent_event(&self, kind: EventType, revision: u64, detail: String, time: UnixTime) {
         let event = Event { r#type: kind.into(), revision, detail, ..Event::default() };
         self.event(Subject::agent(), event, time);
+    }
+
+    /// Returns [`Self::statistics`], off the workers of the runtime.
+    pub async fn read_statistics(
+        self: &Arc<Self>,
+        query: StatisticsQuery,
+    ) -> Result<Vec<Statistics>, StoreError> {
+        let results = self.clone();
+        self.reads.blocking(move || Ok(results.statistics(&query))).await
     }
 
     /// Returns statistics of finished tests and intervals, by connection, session and scope, with
@@ -387,7 +398,7 @@ impl Results {
     /// Lists the consumers with their positions.
     pub async fn consumers(self: &Arc<Self>) -> Result<Vec<(String, u64)>, StoreError> {
         let results = self.clone();
-        store::blocking(move || results.log.store.consumers()).await
+        self.reads.blocking(move || results.log.store.consumers()).await
     }
 
     /// Removes a consumer; returns true if it existed.
@@ -445,5 +456,6 @@ pub fn retention(config: &AgentConfig) -> Retention {
         .filter_map(|(name, connection)| Some((name.clone(), connection.retention_age_ns?)));
     let storage = &config.storage;
     Retention::of_all(storage.retention_age_ns, storage.retention_bytes)
+        .with_disk_quota(storage.maximum_disk_bytes)
         .with_connection_ages(ages.collect())
 }

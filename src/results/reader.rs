@@ -11,7 +11,7 @@ use tokio::{
 use super::{Filter, Results, content, convert};
 use crate::{
     proto::{Record, record},
-    store::{StoreError, StoreState, blocking},
+    store::{StoreError, StoreState},
     time::UnixTime,
 };
 
@@ -80,8 +80,9 @@ pub async fn page(
     latest: bool,
 ) -> Result<Page, StoreError> {
     let newest = results.state().borrow().newest;
+    let reads = results.reads.clone();
     let (results, filter) = (results.clone(), filter.clone());
-    blocking(move || {
+    let read = reads.blocking(move || {
         let (mut first, mut last) = (after, newest);
         if let Some(times) = filter.times() {
             let cursors = results.log.store.cursors_at(times.clone())?;
@@ -99,8 +100,8 @@ pub async fn page(
             page.read_up_to = newest.max(after);
         }
         Ok(page)
-    })
-    .await
+    });
+    read.await
 }
 
 /// Stream of records, which its caller pulls.
@@ -134,14 +135,14 @@ impl Reader {
             Start::Earliest => (0, false),
             Start::Latest => (newest, true),
             Start::Since(time) => {
-                let results = results.clone();
+                let (results, reads) = (results.clone(), results.reads.clone());
                 let times = time..UnixTime(u64::MAX);
-                let cursors = blocking(move || results.log.store.cursors_at(times)).await?;
+                let cursors = reads.blocking(move || results.log.store.cursors_at(times)).await?;
                 (cursors.start.saturating_sub(1).min(newest), true)
             }
             Start::Consumer(name) => {
-                let results = results.clone();
-                let position = blocking(move || results.log.store.consumer(&name)).await?;
+                let (results, reads) = (results.clone(), results.reads.clone());
+                let position = reads.blocking(move || results.log.store.consumer(&name)).await?;
                 (position.unwrap_or(0), position.is_some())
             }
         };
@@ -184,9 +185,11 @@ impl Reader {
             if self.position < newest {
                 let (results, filter) = (self.results.clone(), self.filter.clone());
                 let (after, gaps) = (self.position, self.gaps_count);
-                let page =
-                    blocking(move || results.records_after(&filter, after, newest, BATCH, gaps))
-                        .await?;
+                let read = self
+                    .results
+                    .reads
+                    .blocking(move || results.records_after(&filter, after, newest, BATCH, gaps));
+                let page = read.await?;
                 self.position = page.read_up_to;
                 self.gaps_count = true;
                 if !page.records.is_empty() {

@@ -24,6 +24,7 @@ pub mod content;
 mod cursor_reservation;
 mod delta;
 mod disk;
+mod disk_usage;
 mod engine;
 mod entries;
 mod envelope;
@@ -58,12 +59,13 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 pub use age_guard::KEEP_ALL_NS;
 pub use commands::StoreState;
@@ -171,6 +173,37 @@ pub async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(step).await.map_err(|_| StoreError::Unavailable)?
+}
+
+/// Reads that run at a time, each with up to some megabytes.
+const READS: usize = 4;
+
+/// Limit on reads for callers that may give up. A read that runs cannot be stopped: without a limit,
+/// thousands of cancelled requests would hold the memory of all their answers.
+#[derive(Clone, Debug)]
+pub struct ReadLimit(Arc<Semaphore>);
+
+impl Default for ReadLimit {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(READS)))
+    }
+}
+
+impl ReadLimit {
+    /// Runs a step that waits for the disk, off the workers of the runtime, when it is its turn. A
+    /// caller that gives up before costs nothing.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        step: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let permit = self.0.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| StoreError::Unavailable)?;
+        blocking(move || {
+            let _permit = permit;
+            step()
+        })
+        .await
+    }
 }
 
 /// A state directory, locked against other agents until this value is dropped.

@@ -20,6 +20,25 @@ pub(super) fn put(state: &Path, database: &Path) -> io::Result<()> {
     trim(&directory, QUOTA_OCTETS)
 }
 
+/// Removes the oldest databases until at least `octets` are free; returns the freed bytes.
+pub(super) fn free(state: &Path, octets: u64) -> io::Result<u64> {
+    let place = state.join(NAME);
+    let mut freed = 0;
+    let entries = match entries(&place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    for (_, name) in entries {
+        if freed >= octets {
+            break;
+        }
+        let path = place.join(name);
+        freed += disk_bytes(&path);
+        fs::remove_dir_all(path)?;
+    }
+    Ok(freed)
+}
+
 /// Removes the oldest databases beyond a quota.
 fn trim(directory: &Path, quota: u64) -> io::Result<()> {
     let mut kept = 0;

@@ -23,6 +23,8 @@ pub struct Retention {
     pub age_ns: u64,
     /// Maximum size of all records, bytes.
     pub octets: u64,
+    /// Maximum size of the state directory, bytes.
+    pub disk_octets: u64,
     /// Shorter maximum ages of connections, by name, nanoseconds.
     connection_ages_ns: Arc<BTreeMap<String, u64>>,
     /// Minimum of these, cached because each record needs it.
@@ -32,7 +34,18 @@ pub struct Retention {
 impl Retention {
     /// Creates a retention with the same age for all connections.
     pub fn of_all(age_ns: u64, octets: u64) -> Self {
-        Self { age_ns, octets, connection_ages_ns: Arc::default(), shortest_age_ns: u64::MAX }
+        Self {
+            age_ns,
+            octets,
+            disk_octets: u64::MAX,
+            connection_ages_ns: Arc::default(),
+            shortest_age_ns: u64::MAX,
+        }
+    }
+
+    /// Limits the size of the state directory, bytes.
+    pub fn with_disk_quota(self, disk_octets: u64) -> Self {
+        Self { disk_octets, ..self }
     }
 
     /// Sets shorter ages for some connections, nanoseconds.

@@ -96,6 +96,8 @@ impl Windows {
         if let Err(error) = guarded(&window, |_| Ok(())) {
             tracing::warn!(%error, "failed to open a sealed window of results");
         }
+        // sled allocates a segment when it opens a database.
+        window.note_disk_bytes();
         self.write_index();
         Ok(())
     }
@@ -176,6 +178,11 @@ impl Windows {
     /// Returns an error if the database of the newest window is no longer where it was opened.
     pub(super) fn check_presence(&self) -> Result<(), StoreError> {
         self.filled.as_ref().map_or(Ok(()), |files| files.engine.check_presence())
+    }
+
+    /// Returns the size on disk of removed windows that readers still use, bytes.
+    pub(super) fn leaving_bytes(&self) -> u64 {
+        self.leaving.iter().map(|window| window.disk_bytes()).sum()
     }
 
     /// Skips a cursor whose record was not stored.

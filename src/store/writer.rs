@@ -21,6 +21,7 @@ use super::{
     commands::{Command, StoreState, next_command},
     connections::Connections,
     cursor_reservation::CursorReservation,
+    disk_usage::DiskUsage,
     engine::Engine,
     incarnations::Incarnations,
     presence::Presence,
@@ -51,6 +52,12 @@ pub(super) struct Open {
     pub(super) engine: Engine,
 }
 
+impl Open {
+    fn disk_bytes(&self) -> u64 {
+        self.engine.disk_bytes() + self.windows.disk_bytes()
+    }
+}
+
 /// State of the thread.
 pub(super) struct Writer {
     /// `None` after a failure, until the databases are reopened.
@@ -61,6 +68,7 @@ pub(super) struct Writer {
     pub(super) connections: Arc<Connections>,
     pub(super) incarnations: Arc<RwLock<Incarnations>>,
     pub(super) presence: Presence,
+    pub(super) disk_usage: DiskUsage,
     pub(super) age_guard: AgeGuard,
     /// Newest cursor received, whether its record was stored or not.
     pub(super) newest: u64,
@@ -271,6 +279,13 @@ impl Writer {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns the bytes on disk by which the state directory exceeds its quota.
+    fn disk_excess(&mut self, now: Monotonic) -> u64 {
+        let Some(open) = &self.open else { return 0 };
+        let (bytes, leaving) = (open.disk_bytes(), open.windows.leaving_bytes());
+        self.disk_usage.excess(now, self.retention.disk_octets, bytes, leaving)
+    }
+
     /// Fails if a file that is written to was deleted or replaced.
     fn check_presence(&mut self) {
         if self.failure.is_some() {
@@ -305,8 +320,11 @@ impl Writer {
             self.save(Vec::new());
         }
         self.unflushed |= self.connections.has_unsaved();
-        let allowed =
-            Allowed { delete_by_age: self.age_guard.update(now), copy: self.failure.is_none() };
+        let allowed = Allowed {
+            delete_by_age: self.age_guard.update(now),
+            copy: self.failure.is_none(),
+            disk_excess: self.disk_excess(now.monotonic),
+        };
         if let Some(Open { engine, windows }) = &mut self.open
             && let Err(error) =
                 windows.retain(&self.retention, now, allowed, || engine.flush_durably())
@@ -398,10 +416,8 @@ impl Writer {
             newest,
             records,
             live_bytes,
-            disk_bytes: self
-                .open
-                .as_ref()
-                .map_or(0, |open| open.engine.disk_bytes() + open.windows.disk_bytes()),
+            disk_bytes: self.open.as_ref().map_or(0, Open::disk_bytes)
+                + self.disk_usage.other_bytes(),
             dropped: self.dropped,
             keep_all_until: self.age_guard.keep_all_until(),
         };

@@ -10,7 +10,8 @@ import time
 
 import grpc
 import harness
-from harness import client, connection, events, server, session, sh, tests
+from google.protobuf import json_format
+from harness import client, connection, events, free_port, server, session, sh, tests
 
 
 class Tls(harness.Case):
@@ -133,6 +134,32 @@ class Api(harness.Case):
             event = page["records"][0]["event"]
             self.assertEqual((event["type"], event["revision"]),
                              ("EVENT_TYPE_CONFIGURATION_COMMITTED", str(revision)))
+
+    def test_cancelled_calls_hold_no_memory(self):
+        port = free_port()
+        agent = self.agent()
+        api = agent.client()
+        api.apply({"server": server(port=port), "client": client(*(
+            connection(f"c{n}", "127.0.0.1", [session("s", probe_count=1000, probe_interval="0.001s", loss_timeout="0.1s")],
+                       destination_port=port, test_interval="0.1s") for n in range(4)))})
+        stored = lambda: int(api.call("AgentService", "GetAgent")["store"]["records"])  # noqa: E731
+        self.wait_for(lambda: stored() > 1000, 60)
+        api.call("ClientService", "StopConnections", {"all": True})
+        # Each answer has some megabytes.
+        request, call = api.method("ResultsService", "ListRecords")
+        message = json_format.ParseDict({"page_size": 1000}, request())
+        self.assertGreater(call(message, timeout=20).ByteSize(), 1 << 20)
+        before, peaks = agent.memory_kib(), []
+        for _ in range(90):
+            calls = [call.future(message, timeout=60) for _ in range(50)]
+            time.sleep(0.02)
+            for one in calls:
+                one.cancel()
+            peaks.append(agent.memory_kib())
+        peak = max(peaks)
+        print(f"\n4,500 cancelled calls: {before} KiB before, {peak} KiB at most")
+        self.assertLess(peak - before, 256 << 10, "four answers at a time")
+        self.assertGreater(len(api.records()), 500, "it answers still")
 
     def test_a_stream_opens_replays_marks_and_beats(self):
         agent = self.agent()

@@ -169,17 +169,19 @@ impl Check {
     }
 
     fn storage(&mut self, storage: &proto::StorageConfig) -> StorageConfig {
+        let retention_bytes =
+            self.number("retention_bytes", storage.retention_bytes, &limits::RETENTION_OCTETS);
         StorageConfig {
             retention_age_ns: self.duration(
                 "retention_age",
                 storage.retention_age,
                 &limits::RETENTION_AGE,
             ),
-            retention_bytes: self.number(
-                "retention_bytes",
-                storage.retention_bytes,
-                &limits::RETENTION_OCTETS,
-            ),
+            retention_bytes,
+            maximum_disk_bytes: match storage.maximum_disk_bytes {
+                None => limits::default_disk_octets(retention_bytes),
+                given => self.number("maximum_disk_bytes", given, &limits::DISK_OCTETS),
+            },
         }
     }
 }

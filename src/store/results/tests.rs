@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
     store::{
-        Subject, content,
+        Subject, content, disk,
         layout::WindowName,
         measure::measured,
         pool::Pool,
@@ -170,6 +170,48 @@ fn whole_windows_are_removed_by_age_and_by_size() {
     let store = open(&state);
     store.append(now().unix.0, 10);
     wait_for(&store, |state| state.newest == 81);
+}
+
+/// Time of the quota's clock, nanoseconds.
+static OF_THE_QUOTA: AtomicU64 = AtomicU64::new(1_790_000_000_000_000_000);
+
+fn now_of_the_quota() -> Now {
+    let ns = OF_THE_QUOTA.load(Relaxed);
+    Now { monotonic: Monotonic(ns), unix: UnixTime(ns) }
+}
+
+#[test]
+fn the_state_directory_keeps_within_its_quota_on_the_disk() {
+    const QUOTA: u64 = 4 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let opened = ResultStore::open(&state, retention(), "agent", now_of_the_quota).unwrap();
+    let store = Opened { next: opened.next_cursor().into(), store: opened };
+    // Each record has its own window, of a thousand times its size on the disk.
+    for _ in 0..14 {
+        let time_ns = OF_THE_QUOTA.fetch_add(2 * 1_000_000_000 + MINUTE_NS, Relaxed);
+        store.append(time_ns, 10);
+    }
+    // The next measurement, and all that waits is stored.
+    let measure = |quota: u64| {
+        OF_THE_QUOTA.fetch_add(10_000_000_000, Relaxed);
+        store.set_retention(retention().with_disk_quota(quota)).unwrap();
+        let (answer, answered) = oneshot::channel();
+        store.command(Command::Flush(answer)).unwrap();
+        answered.blocking_recv().unwrap();
+        store.state().borrow().clone()
+    };
+    let kept_by_age = measure(u64::MAX);
+    assert_eq!((kept_by_age.newest, kept_by_age.records), (14, 14));
+    measure(QUOTA);
+    let kept = measure(QUOTA);
+    assert!(kept.disk_bytes <= QUOTA && disk::disk_bytes(directory.path()) <= QUOTA, "{kept:?}");
+    assert!(kept.records > 1 && kept.records < kept_by_age.records, "{kept:?} of {kept_by_age:?}");
+    assert_eq!(kept.earliest, 14 - kept.records + 1);
+    // The newest window is kept even if everything else exceeds the quota.
+    measure(1);
+    assert_eq!(measure(1).records, 1);
+    assert_eq!(cursors(&store, 0), [14]);
 }
 
 #[test]

@@ -127,6 +127,23 @@ impl Windows {
     }
 
     /// Retries to open windows that could not be opened.
+    /// Removes windows that could not be opened and are older than those that retention removes.
+    pub(super) fn remove_unopened_before(&mut self, first_cursor: u64) {
+        let Self { pool, unopened, .. } = self;
+        for generations in &mut unopened.windows {
+            generations.retain(|name| {
+                name.first_cursor >= first_cursor
+                    || pool
+                        .remove(*name)
+                        .inspect_err(|error| {
+                            tracing::warn!(%error, "failed to remove a window of results");
+                        })
+                        .is_err()
+            });
+        }
+        unopened.windows.retain(|generations| !generations.is_empty());
+    }
+
     pub(super) fn retry_unopened(&mut self, now: Monotonic) {
         let is_due = self.unopened.next_try.is_none_or(|next_try| next_try <= now);
         if self.unopened.windows.is_empty() || !is_due {

@@ -24,6 +24,8 @@ pub(in super::super) struct Allowed {
     pub(in super::super) delete_by_age: bool,
     /// Copying of windows; false if the disk is full or fails.
     pub(in super::super) copy: bool,
+    /// Bytes on disk by which the state directory exceeds its quota.
+    pub(in super::super) disk_excess: u64,
 }
 
 impl Windows {
@@ -43,15 +45,19 @@ impl Windows {
         let ages_ns = if allowed.delete_by_age { ages_ns(&list, now) } else { vec![0; list.len()] };
         // The newest window is removed like the others.
         let mut octets: u64 = list.iter().map(|window| window.octets()).sum();
-        let mut keep_from = 0;
+        let (mut keep_from, mut freed) = (0, 0);
         for (window, age_ns) in list.iter().zip(&ages_ns) {
-            if *age_ns <= retention.age_ns && octets <= retention.octets {
+            // Without results, only other data is left to exceed the quota of the disk.
+            let is_excess = freed < allowed.disk_excess && keep_from + 1 < list.len();
+            if *age_ns <= retention.age_ns && octets <= retention.octets && !is_excess {
                 break;
             }
             octets -= window.octets();
+            freed += window.disk_bytes();
             keep_from += 1;
         }
         if keep_from > 0 {
+            self.remove_unopened_before(list[keep_from - 1].name.first_cursor);
             if keep_from == list.len() {
                 self.write_page()?;
                 self.filled = None;

@@ -240,7 +240,12 @@ fn a_window_that_cannot_be_opened_is_retried() {
         fs::remove_file(&file).unwrap();
         fs::rename(&away, &file).unwrap();
         windows
-            .retain(&retention(), now(), Allowed { delete_by_age: true, copy: true }, || Ok(()))
+            .retain(
+                &retention(),
+                now(),
+                Allowed { delete_by_age: true, copy: true, disk_excess: 0 },
+                || Ok(()),
+            )
             .unwrap();
         assert_eq!((windows.unopened(), window::read(&windows.shared()).len()), (0, 4));
         drop((windows, meta, engine));
