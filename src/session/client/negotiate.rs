@@ -232,13 +232,15 @@ impl Established {
     }
 
     fn accepted(&mut self, accepted: AcceptedSession) {
-        let ptp = self.machine.mode().contains(Modes::PTP_TIMESTAMPS);
+        let mode = self.machine.mode();
+        let ptp = mode.contains(Modes::PTP_TIMESTAMPS);
         let session = &mut self.sessions[accepted.index];
         session.remote.set_port(accepted.port);
         session.sid = Some(accepted.sid);
         session.carrier.format = accepted.format;
         session.padding_start = accepted.server_octets;
         session.carrier.honours_z_bit = ptp;
+        session.carrier.has_extensions = mode.extensions() != Modes(0);
         if !ptp {
             session.carrier.timestamps = TimestampFormat::Ntp;
         }
