@@ -10,6 +10,7 @@
 //! own, windows that are removed with their files, and values of at most 4 KiB.
 
 mod commands;
+mod compaction;
 mod config;
 mod connections;
 pub mod content;

@@ -11,11 +11,10 @@ use std::{
 
 use prost::Message;
 
-use super::{
-    CACHE_OCTETS, DATABASES, FLUSH_EVERY, MaintenanceError, each, inspect::Inspection, path,
-};
+use super::{CACHE_OCTETS, DATABASES, MaintenanceError, inspect::Inspection, path};
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
+    compaction::{FLUSH_EVERY, each},
     engine::{Engine, MARK},
     layout::WindowName,
     measure::measured,
@@ -111,12 +110,10 @@ fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
 
 /// Makes a state directory of a file; how many items. What is not whole leaves nothing behind.
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
+    // A directory of somebody else is left as it is.
+    refuse_content(directory)?;
     let state = StateDirectory::open(directory)?;
-    // The lock and the version are there in any case.
-    let mut names = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.file_name());
-    if names.any(|name| name != LOCK_FILE && name != schema::NAME) {
-        return Err(MaintenanceError::NotEmpty(directory.to_owned()));
-    }
+    refuse_content(directory)?;
     let imported = import_into(&state, from);
     if imported.is_ok() {
         fs::write(directory.join(IMPORTED), "")?;
@@ -124,6 +121,21 @@ pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, Maintenance
     }
     recover(directory)?;
     imported
+}
+
+/// Refuses a directory with anything in it except the lock and the version, which do not count.
+fn refuse_content(directory: &Path) -> Result<(), MaintenanceError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if name != LOCK_FILE && name != schema::NAME {
+            return Err(MaintenanceError::NotEmpty(directory.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// An import under way.
