@@ -104,16 +104,17 @@ impl ConfigService for Context {
     }
 }
 
-/// Leaves out what makes an answer longer than common clients accept: the revision is made, and an answer
-/// that is refused would hide that. Path, kind and effect of all changes stay; of the warnings and then
-/// of the details of changes (`fields` and `sessions`), the first ones stay, as many as fit.
+/// Leaves out what makes an answer longer than common clients accept: the revision is made, and an
+/// answer that is refused would hide that. Path, kind and effect of all changes stay; of the
+/// warnings and then of the details of changes (`fields` and `sessions`), the first ones stay, as
+/// many as fit.
 fn bounded(mut answer: ApplyConfigResponse) -> ApplyConfigResponse {
     let details: Vec<Change> = answer.changes.iter_mut().map(take_details).collect();
     let changes = answer.changes.iter().map(|change| change.encoded_len() + ITEM_OVERHEAD_BYTES);
     let mut left = PAGE_BYTES.saturating_sub(changes.sum());
     let mut fits = |bytes: usize| {
         // The first that does not fit ends the list.
-        left = left.checked_sub(bytes).unwrap_or_default();
+        left = left.saturating_sub(bytes);
         left > 0
     };
     let warnings = answer.warnings.len();

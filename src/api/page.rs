@@ -116,7 +116,8 @@ impl<'a, T: Message> Page<'a, T> {
     }
 }
 
-/// Removes the first items that fit into one message of `limit` bytes, at least one, and returns them.
+/// Removes the first items that fit into one message of `limit` bytes, at least one, and returns
+/// them.
 pub(super) fn split_front<T: Message>(items: &mut Vec<T>, limit: usize) -> Vec<T> {
     let mut bytes = 0;
     let fits = |item: &&T| {

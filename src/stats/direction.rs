@@ -270,8 +270,8 @@ impl LossDirection {
         copy.end_part()
     }
 
-    /// Makes losses unattributed that were taken for egress, and that may have come to the reflector
-    /// after the latest cut. Returns their number.
+    /// Makes losses unattributed that were taken for egress, and that may have come to the
+    /// reflector after the latest cut. Returns their number.
     fn unattribute_overtaken(&mut self) -> u64 {
         let recent = self.outcomes_at_cut & ((1 << self.extent) - 1);
         let ambiguous = u64::from(recent.count_ones()).min(self.settled.egress);

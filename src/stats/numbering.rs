@@ -1,5 +1,5 @@
-//! Evidence of the way in which a reflector numbers its replies: by itself, as RFC 5357 §4.2.1 requires,
-//! or with the number of the probe. Only numbers of its own tell the direction of a loss.
+//! Evidence of the way in which a reflector numbers its replies: by itself, as RFC 5357 §4.2.1
+//! requires, or with the number of the probe. Only numbers of its own tell the direction of a loss.
 
 use crate::model::ReflectorNumbering;
 
@@ -26,8 +26,8 @@ enum Evidence {
     Equal,
     /// A number differed from that of its probe, or did in an earlier session with the reflector.
     Own,
-    /// Numbers were those of the probes although the order of arrival was another, or a probe arrived
-    /// twice.
+    /// Numbers were those of the probes although the order of arrival was another, or a probe
+    /// arrived twice.
     Copied,
 }
 
@@ -39,8 +39,8 @@ impl Numbering {
         Self { evidence, is_expected, latest_arrival: None, contradictions: 0, is_answered: false }
     }
 
-    /// Records the first reply to a probe, in the order of the probes. `arrival` is the time at which
-    /// the reflector received the probe, by its clock and since any origin.
+    /// Records the first reply to a probe, in the order of the probes. `arrival` is the time at
+    /// which the reflector received the probe, by its clock and since any origin.
     pub fn replied(&mut self, sender_sequence: u32, reflector_sequence: u32, arrival: u64) {
         self.is_answered = true;
         if sender_sequence != reflector_sequence {

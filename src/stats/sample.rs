@@ -61,8 +61,8 @@ impl From<StampSource> for TimestampSource {
 /// interface and the transmit stamp of its program come from clocks that differ by as much.
 pub(super) const MAX_STAMP_SKEW_NS: i64 = 100_000;
 
-/// Difference from the offset of TAI, beyond the asymmetry of the path, up to which clocks differ by
-/// nothing else.
+/// Difference from the offset of TAI, beyond the asymmetry of the path, up to which clocks differ
+/// by nothing else.
 const MAX_TAI_ERROR_NS: u64 = 100_000_000;
 
 /// Returns whether one-way delays show clocks that differ by the offset of TAI from UTC, in either

@@ -1,5 +1,5 @@
-//! Compaction of a database: it is written anew, without what sled has not freed and what was removed
-//! or replaced.
+//! Compaction of a database: it is written anew, without what sled has not freed and what was
+//! removed or replaced.
 
 use std::{fs, io, path::Path};
 

@@ -21,8 +21,8 @@ use super::{
 use crate::{model::limits::REVISIONS_KEPT, proto};
 
 const CACHE_OCTETS: u64 = 4 << 20;
-/// Size of a database that is compacted after each removal of a revision, and the number of removals
-/// after which a larger one is.
+/// Size of a database that is compacted after each removal of a revision, and the number of
+/// removals after which a larger one is.
 const SMALL_BYTES: u64 = 8 << 20;
 const REMOVALS_OF_LARGE: u64 = 16;
 
@@ -83,7 +83,7 @@ impl ConfigStore {
             directory: directory.to_owned(),
             damage: None,
             settled: AtomicBool::default(),
-            // Those of an earlier run are unknown.
+            // Removals of an earlier run are unknown.
             removals: AtomicU64::new((current > REVISIONS_KEPT as u64).into()),
             copy_failure: Mutex::default(),
         })
@@ -337,8 +337,8 @@ impl ConfigStore {
         Ok(())
     }
 
-    /// Writes the database anew if revisions were removed: sled keeps them, with their secrets, in its
-    /// file. A failure costs nothing but that.
+    /// Writes the database anew if revisions were removed: sled keeps them, with their secrets, in
+    /// its file. A failure costs nothing but that.
     fn compact_if_due(&self) {
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(bytes) = database.as_ref().map(Revisions::disk_bytes) else { return };

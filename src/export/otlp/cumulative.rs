@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 /// removed series begins again with a start time of its own, which receivers take for a reset.
 const MAX_SERIES: usize = 1_000_000;
 
-/// Digest of the name of a metric and the attributes of a point: they would take far more memory than
-/// the totals.
+/// Digest of the name of a metric and the attributes of a point: they would take far more memory
+/// than the totals.
 type Key = [u8; 16];
 
 /// Totals of all series, which a process that restarts begins again.
@@ -56,8 +56,8 @@ struct HistogramTotal {
 }
 
 impl Totals {
-    /// Turns deltas into cumulative values. The totals do not change until [`Self::commit`], so that a
-    /// retry makes the same values again.
+    /// Turns deltas into cumulative values. The totals do not change until [`Self::commit`], so
+    /// that a retry makes the same values again.
     pub(super) fn accumulate(&self, metrics: &mut [Metric]) -> Pending {
         let mut pending = Pending::default();
         let cumulative = AggregationTemporality::Cumulative.into();

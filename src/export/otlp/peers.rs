@@ -14,8 +14,8 @@ pub type FindPeer = Arc<dyn Fn(&str, &str) -> Option<Peer> + Send + Sync>;
 /// Limit of the remembered peers; beyond it all are looked up again.
 const MAX_REMEMBERED: usize = 200_000;
 
-/// Peers of connections and sessions. The latest one is remembered, so that the attributes of a series
-/// stay while a connection is down or once it is removed.
+/// Peers of connections and sessions. The latest one is remembered, so that the attributes of a
+/// series stay while a connection is down or once it is removed.
 pub(super) struct Peers {
     find: FindPeer,
     known: HashMap<(String, String), Peer>,

@@ -337,8 +337,8 @@ fn labels(subject: &Subject) -> Labels {
 }
 
 /// Returns the labels of a connection or a session. Those of the configuration get names that
-/// Prometheus accepts, which are the same in all families. A label whose name can stay as it is keeps
-/// it, whatever others would map to the same name.
+/// Prometheus accepts, which are the same in all families. A label whose name can stay as it is
+/// keeps it, whatever others would map to the same name.
 fn with_configured(names: &[(&str, &String)], given: &BTreeMap<String, String>) -> Labels {
     let mut labels: Labels =
         names.iter().map(|(key, name)| ((*key).to_owned(), (*name).clone())).collect();

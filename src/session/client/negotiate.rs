@@ -236,9 +236,9 @@ impl Established {
         }
     }
 
-    /// Returns the failure of a server that has sent no greeting in time. One that waits for its client
-    /// to begin, as with HTTP and TLS, shows its protocol in its answer to a request; to a server of
-    /// TWAMP it is the end of a connection that has failed anyway.
+    /// Returns the failure of a server that has sent no greeting in time. One that waits for its
+    /// client to begin, as with HTTP and TLS, shows its protocol in its answer to a request; to a
+    /// server of TWAMP it is the end of a connection that has failed anyway.
     async fn unmask(&mut self) -> Failure {
         let silent = Failure::from(ClientError::ResponseTimeout("Server-Greeting"));
         let mut answer = [0; READ_BYTES];

@@ -9,8 +9,8 @@ use crate::model::{ControlConnection, ControlType, Endpoint, limits};
 pub struct Peer {
     /// DNS name or IP address.
     pub address: String,
-    /// TCP port of the server or UDP port of the reflector; `None` if the server chooses it, since it
-    /// changes with each negotiation.
+    /// TCP port of the server or UDP port of the reflector; `None` if the server chooses it, since
+    /// it changes with each negotiation.
     pub port: Option<u16>,
     /// True for a control connection, false for test packets.
     pub is_tcp: bool,

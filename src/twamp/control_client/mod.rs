@@ -27,8 +27,8 @@ pub use error::ClientError;
 pub use stranger::{PROVOCATION, describe_stranger};
 pub use types::{AcceptedSession, ClientAction, ClientOptions, SessionRequest};
 
-/// Limit of the modes of a greeting without a wanted one, beyond which the message is none: modes are
-/// assigned from the lowest bit on (IANA "TWAMP-Modes").
+/// Limit of the modes of a greeting without a wanted one, beyond which the message is none: modes
+/// are assigned from the lowest bit on (IANA "TWAMP-Modes").
 const MAX_MODES: u32 = 0xffff;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,9 +18,9 @@ const UNUSED_OCTETS: usize = 12;
 /// Limit of the text that an error quotes.
 const MAX_QUOTED: usize = 40;
 
-/// A request of no protocol in particular: a ClientHello of TLS 1.2 (RFC 5246 §7.4.1.2), and an empty
-/// line. A server that waits for its client to begin answers with an alert or an error, by which it is
-/// recognised.
+/// A request of no protocol in particular: a ClientHello of TLS 1.2 (RFC 5246 §7.4.1.2), and an
+/// empty line. A server that waits for its client to begin answers with an alert or an error, by
+/// which it is recognised.
 pub const PROVOCATION: &[u8] = b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x03\
     TWAMP control connection awaited\x00\x00\x02\xc0\x2f\x01\x00\r\n\r\n";
 

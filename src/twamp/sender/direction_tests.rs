@@ -1,4 +1,5 @@
-//! Direction of losses against scripted reflectors: with numbers of their own, and with copied ones.
+//! Direction of losses against scripted reflectors: with numbers of their own, and with copied
+//! ones.
 
 use super::{
     tests::{MS, config, now, reply_to, sent_at},

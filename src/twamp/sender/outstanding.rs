@@ -136,8 +136,8 @@ impl Outstanding {
         (probe.t1_wire == t1).then_some(index)
     }
 
-    /// Classifies a reply with the sequence number `number` and the time `t2` to the probe `sequence`
-    /// that was sent at `t1`.
+    /// Classifies a reply with the sequence number `number` and the time `t2` to the probe
+    /// `sequence` that was sent at `t1`.
     pub(super) fn accept_reply(
         &mut self,
         (sequence, t1): (u32, u64),
