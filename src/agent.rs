@@ -81,11 +81,12 @@ fn violations(error: &ApplyError) -> String {
 
 /// Returns the data sources of the metrics page.
 fn sources(control: &Control, results: &Arc<Results>, states: &Arc<ExporterStates>) -> Sources {
-    let (clients, server) = (control.clone(), control.clone());
+    let (clients, peers, server) = (control.clone(), control.clone(), control.clone());
     Sources {
         results: results.clone(),
         states: states.clone(),
         connections: Arc::new(move || clients.clients().list(&[]).unwrap_or_default()),
+        peer: Arc::new(move |connection, session| peers.clients().peer(connection, session)),
         server: Arc::new(move || Some(server.server().status())),
     }
 }

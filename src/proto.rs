@@ -57,6 +57,7 @@ words! {
     OneWayValidity => "ONE_WAY_VALIDITY_",
     ProbeStage => "PROBE_STAGE_",
     ProbeStatus => "PROBE_STATUS_",
+    ReflectorNumbering => "REFLECTOR_NUMBERING_",
     RefusalCause => "REFUSAL_CAUSE_",
     ServerConnectionState => "SERVER_CONNECTION_STATE_",
     ServerSessionState => "SERVER_SESSION_STATE_",

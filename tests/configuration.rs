@@ -486,6 +486,7 @@ fn every_other_field_is_checked() {
         }),
         ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "none".into()),
         ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "x".repeat(65_537)),
+        ("export.otlp[0].temporality", |c| otlp(c).temporality = 3),
         ("export.otlp[0].secret", |c| otlp(c).secret = "two\nlines".into()),
         ("export.otlp[0].secret_digest", |c| otlp(c).secret_digest = "00".into()),
         ("export.nats[0].name", |c| nats(c).name = "o1".into()),

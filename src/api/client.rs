@@ -3,18 +3,22 @@
 use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
+use prost::Message;
 use tokio::{sync::watch, time::sleep};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Context, connection::author, error, page::PageRequest,
+    Context,
+    connection::author,
+    error,
+    page::{PAGE_BYTES, PageRequest, split_front},
     services::client_service_server::ClientService,
 };
 use crate::{
     model::{Violation, parse_connection},
     proto::{
-        ControlConnection, ListConnectionsRequest, ListConnectionsResponse, ProbeServerRequest,
-        ProbeServerResponse, StartConnectionsRequest, StartConnectionsResponse,
+        Connection, ControlConnection, ListConnectionsRequest, ListConnectionsResponse,
+        ProbeServerRequest, ProbeServerResponse, StartConnectionsRequest, StartConnectionsResponse,
         StopConnectionsRequest, StopConnectionsResponse, TestSession, WatchConnectionsRequest,
         WatchConnectionsResponse,
     },
@@ -62,6 +66,7 @@ impl ClientService for Context {
             names,
             seen: None,
             known: BTreeSet::new(),
+            unsent: Vec::new(),
         };
         let messages = stream::unfold(watch, |mut watch| async move {
             let token = watch.context.token.clone();
@@ -123,11 +128,16 @@ struct Watch {
     /// Number of the last change sent; `None` before the first message.
     seen: Option<u64>,
     known: BTreeSet<String>,
+    /// Rest of a message that is too large for one.
+    unsent: Vec<Connection>,
 }
 
 impl Watch {
     /// Returns the next message; `None` once no further change is possible.
     async fn next(&mut self) -> Option<WatchConnectionsResponse> {
+        if !self.unsent.is_empty() {
+            return Some(self.message(Vec::new()));
+        }
         loop {
             let number = *self.numbers.borrow_and_update();
             // A change during the reading is included in the next message.
@@ -137,11 +147,22 @@ impl Watch {
             let removed: Vec<String> = self.known.difference(&present).cloned().collect();
             self.known = present;
             if since.is_none() || !connections.is_empty() || !removed.is_empty() {
-                return Some(WatchConnectionsResponse { connections, removed_names: removed });
+                self.unsent = connections;
+                return Some(self.message(removed));
             }
             self.numbers.changed().await.ok()?;
             sleep(WATCH_PAUSE).await;
         }
+    }
+}
+
+impl Watch {
+    /// Returns a message with as many of the unsent connections as fit.
+    fn message(&mut self, removed_names: Vec<String>) -> WatchConnectionsResponse {
+        let names = WatchConnectionsResponse { removed_names, ..Default::default() };
+        let limit = PAGE_BYTES.saturating_sub(names.encoded_len());
+        let connections = split_front(&mut self.unsent, limit);
+        WatchConnectionsResponse { connections, ..names }
     }
 }
 

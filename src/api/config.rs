@@ -1,5 +1,6 @@
 //! `ConfigService`: commits, confirmations and revisions.
 
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -7,14 +8,14 @@ use super::{
     connection::author,
     document_page::{DocumentKey, document_page},
     error,
-    page::PageRequest,
+    page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest},
     services::config_service_server::ConfigService,
 };
 use crate::{
     proto::{
-        ApplyConfigRequest, ApplyConfigResponse, ConfirmConfigRequest, ConfirmConfigResponse,
-        GetConfigRequest, GetConfigResponse, ListRevisionsRequest, ListRevisionsResponse, Revision,
-        RollbackConfigRequest, RollbackConfigResponse,
+        ApplyConfigRequest, ApplyConfigResponse, Change, ConfirmConfigRequest,
+        ConfirmConfigResponse, GetConfigRequest, GetConfigResponse, ListRevisionsRequest,
+        ListRevisionsResponse, Revision, RollbackConfigRequest, RollbackConfigResponse,
     },
     time::UnixTime,
 };
@@ -65,7 +66,7 @@ impl ConfigService for Context {
     ) -> Result<Response<ApplyConfigResponse>, Status> {
         let author = author(request.extensions());
         let applied = self.control.apply(request.into_inner(), author).await;
-        applied.map(Response::new).map_err(error::apply)
+        applied.map(|applied| Response::new(bounded(applied))).map_err(error::apply)
     }
 
     async fn confirm_config(
@@ -85,7 +86,7 @@ impl ConfigService for Context {
         let author = author(request.extensions());
         let applied = self.control.roll_back(request.into_inner(), author).await;
         let ApplyConfigResponse { revision, changes, warnings, confirm_deadline } =
-            applied.map_err(error::apply)?;
+            applied.map(bounded).map_err(error::apply)?;
         Ok(Response::new(RollbackConfigResponse { revision, changes, warnings, confirm_deadline }))
     }
 
@@ -100,5 +101,96 @@ impl ConfigService for Context {
         let key = |revision: &Revision| (!revision.revision).to_be_bytes().to_vec();
         let (revisions, next_page_token) = page.cut(revisions, key);
         Ok(Response::new(ListRevisionsResponse { revisions, next_page_token }))
+    }
+}
+
+/// Leaves out what makes an answer longer than common clients accept: the revision is made, and an
+/// answer that is refused would hide that. Path, kind and effect of all changes stay; of the
+/// warnings and then of the details of changes (`fields` and `sessions`), the first ones stay, as
+/// many as fit.
+fn bounded(mut answer: ApplyConfigResponse) -> ApplyConfigResponse {
+    let details: Vec<Change> = answer.changes.iter_mut().map(take_details).collect();
+    let changes = answer.changes.iter().map(|change| change.encoded_len() + ITEM_OVERHEAD_BYTES);
+    let mut left = PAGE_BYTES.saturating_sub(changes.sum());
+    let mut fits = |bytes: usize| {
+        // The first that does not fit ends the list.
+        left = left.saturating_sub(bytes);
+        left > 0
+    };
+    let warnings = answer.warnings.len();
+    let is_kept = |warning: &&String| fits(warning.len() + ITEM_OVERHEAD_BYTES);
+    let kept = answer.warnings.iter().take_while(is_kept).count();
+    if kept < warnings {
+        answer.warnings.truncate(kept);
+        answer.warnings.push(format!("{} more warnings", warnings - kept));
+    }
+    for (change, details) in answer.changes.iter_mut().zip(details) {
+        if details == Change::default() {
+            continue;
+        }
+        change.details_omitted = !fits(details.encoded_len());
+        if !change.details_omitted {
+            (change.sessions, change.fields) = (details.sessions, details.fields);
+        }
+    }
+    answer
+}
+
+fn take_details(change: &mut Change) -> Change {
+    Change {
+        sessions: std::mem::take(&mut change.sessions),
+        fields: std::mem::take(&mut change.fields),
+        ..Change::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::FieldChange;
+
+    fn answer(changes: usize, value_len: usize, warnings: usize) -> ApplyConfigResponse {
+        let field = FieldChange {
+            path: "description".into(),
+            before: "x".repeat(value_len),
+            after: "y".repeat(value_len),
+        };
+        let change = |index| Change {
+            path: format!("client/{index:064}"),
+            sessions: vec!["s".into()],
+            fields: vec![field.clone()],
+            ..Change::default()
+        };
+        ApplyConfigResponse {
+            revision: 7,
+            changes: (0..changes).map(change).collect(),
+            warnings: (0..warnings).map(|index| format!("{index:0100}")).collect(),
+            ..ApplyConfigResponse::default()
+        }
+    }
+
+    #[test]
+    fn an_answer_about_everything_fits_into_the_limit_of_common_clients() {
+        let paths = |answer: &ApplyConfigResponse| -> Vec<String> {
+            answer.changes.iter().map(|change| change.path.clone()).collect()
+        };
+        for (changes, value_len, warnings) in
+            [(20_000, 200, 0), (40_000, 200, 20_000), (40_000, 0, 0), (100, 200, 50_000)]
+        {
+            let whole = answer(changes, value_len, warnings);
+            let bounded = bounded(whole.clone());
+            let bytes = bounded.encoded_len();
+            assert!(bytes <= 4 << 20, "{changes} {value_len} {warnings}: {bytes}");
+            assert_eq!(paths(&bounded), paths(&whole));
+            let omitted = bounded.changes.iter().filter(|change| change.details_omitted);
+            let without = bounded.changes.iter().filter(|change| change.fields.is_empty());
+            assert_eq!(omitted.count(), without.count());
+            if bounded.warnings != whole.warnings {
+                let rest = warnings + 1 - bounded.warnings.len();
+                assert_eq!(bounded.warnings.last(), Some(&format!("{rest} more warnings")));
+            }
+        }
+        let small = answer(50, 10, 3);
+        assert_eq!(bounded(small.clone()), small);
     }
 }

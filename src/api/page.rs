@@ -116,6 +116,19 @@ impl<'a, T: Message> Page<'a, T> {
     }
 }
 
+/// Removes the first items that fit into one message of `limit` bytes, at least one, and returns
+/// them.
+pub(super) fn split_front<T: Message>(items: &mut Vec<T>, limit: usize) -> Vec<T> {
+    let mut bytes = 0;
+    let fits = |item: &&T| {
+        bytes += item.encoded_len() + ITEM_OVERHEAD_BYTES;
+        bytes <= limit
+    };
+    let count = items.iter().take_while(fits).count().max(1).min(items.len());
+    let rest = items.split_off(count);
+    std::mem::replace(items, rest)
+}
+
 fn malformed() -> Status {
     error::invalid("page_token", "not a token that this agent made: begin with the first page")
 }
@@ -182,6 +195,21 @@ mod tests {
             let (read, pages) = read_all(&all, page_size);
             assert_eq!((read.len(), pages), (100, 4));
         }
+    }
+
+    #[test]
+    fn messages_of_a_stream_are_bounded_and_hold_everything_in_order() {
+        let all = consumers(100, 100_000);
+        let (mut rest, mut read, mut messages) = (all.clone(), Vec::new(), 0);
+        while !rest.is_empty() {
+            let part = split_front(&mut rest, PAGE_BYTES);
+            assert!(part.iter().map(Message::encoded_len).sum::<usize>() <= PAGE_BYTES);
+            read.extend(part);
+            messages += 1;
+        }
+        assert_eq!((read, messages), (all, 4));
+        assert_eq!(split_front(&mut consumers(2, 100), 10).len(), 1);
+        assert_eq!(split_front::<Consumer>(&mut Vec::new(), 10).len(), 0);
     }
 
     #[test]

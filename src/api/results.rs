@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Context, error,
-    page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest},
+    page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest, split_front},
     services::results_service_server::ResultsService,
     statistics::query,
 };
@@ -125,6 +125,7 @@ impl ResultsService for Context {
             agent_id: self.results.agent_id().to_owned(),
             boot_id: self.results.boot_id().to_owned(),
             token: self.token.clone(),
+            unsent: Vec::new(),
         };
         Ok(Response::new(Box::pin(unfold(Some(stream), RecordStream::next))))
     }
@@ -227,6 +228,8 @@ struct RecordStream {
     agent_id: String,
     boot_id: String,
     token: CancellationToken,
+    /// Rest of a batch that is too large for one message.
+    unsent: Vec<Record>,
 }
 
 impl RecordStream {
@@ -235,6 +238,10 @@ impl RecordStream {
         stream: Option<Self>,
     ) -> Option<(Result<StreamRecordsResponse, Status>, Option<Self>)> {
         let mut stream = stream?;
+        if !stream.unsent.is_empty() && !stream.token.is_cancelled() {
+            let message = stream.batch();
+            return Some((Ok(message), Some(stream)));
+        }
         let item = tokio::select! {
             item = stream.reader.next() => item,
             () = stream.token.cancelled() => return Some((Err(error::ending()), None)),
@@ -245,14 +252,23 @@ impl RecordStream {
         }
     }
 
-    fn message(&self, item: StreamItem) -> StreamRecordsResponse {
+    /// Returns the next part of the batch.
+    fn batch(&mut self) -> StreamRecordsResponse {
+        let records = split_front(&mut self.unsent, PAGE_BYTES);
+        StreamRecordsResponse { message: Some(Message::Batch(RecordBatch { records })) }
+    }
+
+    fn message(&mut self, item: StreamItem) -> StreamRecordsResponse {
         let message = match item {
             StreamItem::Opening(first_cursor) => Message::Opening(StreamOpening {
                 agent_id: self.agent_id.clone(),
                 boot_id: self.boot_id.clone(),
                 first_cursor,
             }),
-            StreamItem::Batch(records) => Message::Batch(RecordBatch { records }),
+            StreamItem::Batch(records) => {
+                self.unsent = records;
+                return self.batch();
+            }
             StreamItem::Sync(cursor) => Message::Sync(StreamSync { cursor }),
             StreamItem::Heartbeat(latest_cursor) => {
                 let time = Some(clock::unix().to_proto());

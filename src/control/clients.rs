@@ -19,7 +19,7 @@ use crate::{
     results::Results,
     session::{
         Derivation,
-        client::{ClientContext, ConnectionHandle, Senders, probe_server},
+        client::{ClientContext, ConnectionHandle, Peer, Senders, probe_server},
     },
     supervise::Tasks,
 };
@@ -79,6 +79,12 @@ impl Clients {
     pub fn session_control(&self, name: &str) -> SessionControl {
         let handle = self.lock().connections.get(name).cloned();
         handle.map_or(SessionControl::Down, |handle| handle.session_control())
+    }
+
+    /// Returns the far end of a connection or, if its name is not empty, of a session.
+    pub fn peer(&self, connection: &str, session: &str) -> Option<Peer> {
+        let handle = self.lock().connections.get(connection).cloned();
+        handle?.peer(session)
     }
 
     /// Returns the number of the latest change, to wait for the next.

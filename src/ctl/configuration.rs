@@ -287,6 +287,9 @@ fn changes(changes: &[Change], removal_reason: &str) -> String {
         } else if change.kind() == ChangeKind::Removed && !removal_reason.is_empty() {
             line += &format!(": {removal_reason}");
         }
+        if change.details_omitted {
+            line += " (details left out: see `twampctl diff`)";
+        }
         lines.push(line + &field_lines(&change.fields, "    "));
     }
     lines.join("\n")

@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
+pub use otlp::FindPeer;
 pub use prometheus::Sources;
 pub use state::ExporterStates;
 
@@ -118,6 +119,7 @@ impl Exporters {
             return tasks;
         }
         let (results, exporter, token) = (self.results.clone(), exporter.clone(), tasks.token());
+        let find_peer = self.sources.peer.clone();
         let failing = state.clone();
         let failed = move |text: &str, last: bool| {
             tracing::error!(exporter = failing.name(), error = text, last, "exporter failed");
@@ -131,18 +133,19 @@ impl Exporters {
                 token: token.clone(),
                 heartbeat,
             };
-            run(shipment, exporter.clone())
+            run(shipment, exporter.clone(), find_peer.clone())
         };
         tasks.spawn("exporter", keep_alive(tasks.token(), RestartPolicy::default(), run, failed));
         tasks
     }
 }
 
-async fn run(shipment: Shipment, exporter: Exporter) {
+async fn run(shipment: Shipment, exporter: Exporter, find_peer: FindPeer) {
     let agent_id = shipment.results.agent_id().to_owned();
     match &exporter.target {
-        ExportTarget::Otlp { endpoint } => {
-            let sink = OtlpSink::new(endpoint.clone(), &exporter, agent_id);
+        ExportTarget::Otlp { endpoint, is_delta } => {
+            let endpoint = endpoint.clone();
+            let sink = OtlpSink::new(endpoint, *is_delta, &exporter, agent_id, find_peer);
             ship(shipment, sink).await;
         }
         ExportTarget::Nats { servers, prefix, stream, json, user } => {

@@ -36,6 +36,8 @@ pub enum ExportTarget {
     Otlp {
         /// URL of the collector: `http://HOST:PORT` or `https://HOST:PORT`.
         endpoint: String,
+        /// Counters and histograms have the values of each result instead of totals.
+        is_delta: bool,
     },
     /// Publication to a NATS JetStream.
     Nats {
@@ -56,7 +58,7 @@ impl Exporter {
     /// Returns the URL of a server that the secret would reach in clear text.
     pub fn unencrypted_server(&self) -> Option<&str> {
         let (servers, encrypted) = match &self.target {
-            ExportTarget::Otlp { endpoint } => (std::slice::from_ref(endpoint), "https://"),
+            ExportTarget::Otlp { endpoint, .. } => (std::slice::from_ref(endpoint), "https://"),
             ExportTarget::Nats { servers, .. } => (servers.as_slice(), "tls://"),
         };
         servers.iter().map(String::as_str).find(|server| !server.starts_with(encrypted))

@@ -18,7 +18,8 @@ mod stamp;
 mod thresholds;
 
 pub use crate::proto::{
-    FailureCause, OneWayValidity, ProbeStatus, TestOutcome, Threshold, TimestampSource,
+    FailureCause, OneWayValidity, ProbeStatus, ReflectorNumbering, TestOutcome, Threshold,
+    TimestampSource,
 };
 pub use config::{
     AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, ResultKeeping,

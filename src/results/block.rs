@@ -16,7 +16,7 @@ use prost::encoding::{decode_varint, encode_varint};
 
 use crate::{
     model::{OneWayValidity, ProbeStatus, TimestampSource},
-    stats::ProbeResult,
+    stats::{ProbeResult, have_tai_offset},
     store::zigzag,
     time::UnixTime,
 };
@@ -108,6 +108,8 @@ impl Marks {
     ) -> Option<OneWayValidity> {
         let validity = if self.has(STEPPED) {
             OneWayValidity::ClockStepped
+        } else if have_tai_offset(egress_ns, ingress_ns) {
+            OneWayValidity::TaiOffset
         } else if egress_ns < 0 || ingress_ns < 0 || processing_ns < 0 {
             OneWayValidity::Negative
         } else if self.has(SYNCHRONISED) {
@@ -198,7 +200,8 @@ fn encode_probe(
             | Some(
                 OneWayValidity::Unspecified
                 | OneWayValidity::Negative
-                | OneWayValidity::ClockStepped,
+                | OneWayValidity::ClockStepped
+                | OneWayValidity::TaiOffset,
             ) => {}
         }
         if marks.validity(egress_ns, probe.ingress_ns?, now.processing_ns) != validity {

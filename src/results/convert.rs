@@ -50,6 +50,7 @@ pub fn figures(figures: stats::Figures) -> proto::Figures {
         packets_ignored,
         interarrival_jitter_ns,
         one_way_validity,
+        reflector_numbering,
         kernel_receive_timestamps,
         samples_invalid,
         egress_ttl,

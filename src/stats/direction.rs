@@ -26,6 +26,14 @@ impl Attribution {
         }
     }
 
+    /// Moves losses from egress to ingress, and removes them from `later`.
+    pub fn move_to_ingress(&mut self, later: &mut u64) {
+        let mine = self.egress.min(*later);
+        self.egress -= mine;
+        self.ingress += mine;
+        *later -= mine;
+    }
+
     /// Corrects a loss that was attributed to ingress by mistake.
     pub fn revoke_ingress(&mut self) {
         let wrong = self.ingress.min(1);
@@ -41,14 +49,18 @@ const MEMORY_REPLIES: u32 = 100;
 const RESTART_REPLIES: u32 = 8;
 /// Distance beyond all other sequence numbers at which a number cannot belong to a probe.
 const MAX_DISTANCE: i64 = 10_000;
+/// Limit of the probes that are expected to overtake another one.
+const MAX_EXTENT: u32 = 63;
 
 /// Attributes losses in blocks, from one cut to the next. A cut is a reply after which no reply
 /// with a lower number can arrive, and before which none with a higher one arrived: there, the
 /// counts of probes and of replies agree. Outcomes must be passed in the order of the probes.
+///
+/// A lost probe may have crossed a cut on its way out. The block of its number has more missing
+/// numbers than losses then, and the other block fewer: the excess moves losses from egress to
+/// ingress, so that the sums over a test are exact.
 #[derive(Clone, Debug)]
 pub struct LossDirection {
-    /// True if the reflector numbers its replies by itself; `None` until it is known.
-    counts: Option<bool>,
     /// Reply number of the latest cut.
     anchor: i64,
     /// Highest reply number so far.
@@ -57,15 +69,27 @@ pub struct LossDirection {
     open: Block,
     /// The next cut, unless a lower number arrives.
     next: Option<Cut>,
+    /// The reply with the highest number, which is a cut once all outcomes are known.
+    top: Option<Cut>,
     /// Number of further replies during which a missing number may be that of a duplicate.
     duplicating: u32,
     /// Number of further replies during which probes may be overtaken.
     overtaking: u32,
+    /// Largest number of probes that overtook another one, while probes may be overtaken.
+    extent: u32,
+    /// Outcomes of the latest probes, 1 for a loss; the latest is the lowest bit.
+    outcomes: u64,
+    /// The same before the reply of the latest cut.
+    outcomes_at_cut: u64,
+    /// Missing numbers beyond the losses so far: of losses that were or will be taken for egress.
+    excess: i64,
     /// Consecutive replies from before the latest cut.
     behind: u32,
     settled: Attribution,
     /// Attributions of losses that an earlier part reported as unattributed.
     settled_before: Attribution,
+    /// Losses that an earlier part reported as egress and that are ingress.
+    moved_before: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,7 +105,7 @@ struct Block {
     late: i64,
     /// Probes that were duplicated on the way to the reflector.
     duplicates: i64,
-    /// Replies whose numbers are ambiguous.
+    /// Replies whose numbers are ambiguous, and probes whose outcome is unknown.
     unclear: i64,
 }
 
@@ -92,63 +116,79 @@ struct Cut {
     until: u32,
     /// Replies before the cut.
     block: Block,
+    /// Outcomes of the probes before that of the reply.
+    outcomes: u64,
 }
 
-impl LossDirection {
-    /// Creates the state of a session. `reflector_counts` is true if the reflector is known to
-    /// number its replies by itself, as a negotiated one always does.
-    pub fn new(reflector_counts: bool) -> Self {
+impl Default for LossDirection {
+    fn default() -> Self {
         Self {
-            counts: reflector_counts.then_some(true),
             anchor: -1,
             highest: -1,
             open: Block::default(),
             next: None,
+            top: None,
             duplicating: 0,
             overtaking: 0,
+            extent: 0,
+            outcomes: 0,
+            outcomes_at_cut: 0,
+            excess: 0,
             behind: 0,
             settled: Attribution::default(),
             settled_before: Attribution::default(),
+            moved_before: 0,
         }
     }
+}
 
-    /// Returns whether losses can be attributed to a direction.
-    pub fn is_known(&self) -> bool {
-        self.counts == Some(true)
-    }
-
+impl LossDirection {
     /// Records that the next probe was answered by the reply `reflector_sequence`, when `latest`
     /// was the latest probe sent.
     pub fn received(&mut self, sender_sequence: u32, reflector_sequence: u32, latest: u32) {
-        if sender_sequence != reflector_sequence {
-            // A reflector that copies would send the same number.
-            self.counts = Some(true);
-        }
         let number = i64::from(reflector_sequence);
         if number <= self.anchor {
+            self.outcomes <<= 1;
             return self.number_before_cut(number);
         }
         self.behind = 0;
         self.next = self.next.filter(|next| next.number < number);
         self.duplicating = self.duplicating.saturating_sub(1);
         self.overtaking = self.overtaking.saturating_sub(1);
+        if self.overtaking == 0 {
+            self.extent = 0;
+        }
         // With the outcomes before this reply.
         self.settle(sender_sequence.wrapping_sub(1));
         self.open.received += 1;
         if number > self.highest {
             self.highest = number;
-            let cut = Cut { number, until: latest, block: self.open };
+            let cut = Cut { number, until: latest, block: self.open, outcomes: self.outcomes };
             self.next.get_or_insert(cut);
+            self.top = Some(cut);
         } else {
             self.overtaking = MEMORY_REPLIES;
+            let extent = u32::try_from(self.highest - number).unwrap_or(MAX_EXTENT);
+            self.extent = self.extent.max(extent).min(MAX_EXTENT);
+            if let Some(top) = self.top.as_mut().filter(|top| number < top.number) {
+                top.block.received += 1;
+            }
         }
+        self.outcomes <<= 1;
         self.settle(sender_sequence);
     }
 
     /// Records that the next probe was lost.
     pub fn lost(&mut self, sender_sequence: u32) {
         self.open.lost += 1;
+        self.outcomes = (self.outcomes << 1) | 1;
         self.settle(sender_sequence);
+    }
+
+    /// Records that the outcome of the next probe is unknown: a missing number may be that of its
+    /// reply.
+    pub fn abandoned(&mut self) {
+        self.open.unclear += 1;
     }
 
     /// Records a second reply with another number: the probe was duplicated on the way to the
@@ -182,8 +222,9 @@ impl LossDirection {
             return false;
         }
         self.highest = self.highest.max(number);
-        let before_cut = self.next.as_mut().filter(|next| number < next.number);
-        for block in before_cut.map(|next| &mut next.block).into_iter().chain([&mut self.open]) {
+        let cuts = self.next.as_mut().into_iter().chain(&mut self.top);
+        let before_cuts = cuts.filter(|cut| number < cut.number).map(|cut| &mut cut.block);
+        for block in before_cuts.chain([&mut self.open]) {
             block.received += 1;
             count(block);
         }
@@ -194,8 +235,52 @@ impl LossDirection {
     /// [`Self::take_attributed_later`].
     pub fn end_part(&mut self) -> Attribution {
         if self.overtaking == 0 {
-            self.cut(|_| true);
+            let anchor = self.anchor;
+            let is_consistent =
+                |cut: &Cut| cut.number - anchor - cut.block.received <= cut.block.losses();
+            self.cut(|cut| is_consistent(cut));
+            if self.top.as_ref().is_some_and(is_consistent) {
+                self.cut_at_top();
+            }
         }
+        self.take_settled()
+    }
+
+    /// Ends a test, whose outcomes are all known. Open losses stay unattributed in it.
+    pub fn end_test(&mut self) -> Attribution {
+        self.cut(|_| true);
+        self.cut_at_top();
+        let ambiguous = self.unattribute_overtaken();
+        let settled = self.take_settled();
+        // The number of such a probe may be missing in the next test.
+        self.open.lost_in_tests_before += ambiguous as i64;
+        self.moved_before += std::mem::take(&mut self.excess).max(0) as u64;
+        for block in self.blocks() {
+            block.lost_in_tests_before += std::mem::take(&mut block.lost_before);
+        }
+        settled
+    }
+
+    /// Returns the attribution so far, for a test that continues.
+    pub fn so_far(&self) -> Attribution {
+        let mut copy = self.clone();
+        if copy.overtaking > 0 {
+            copy.unattribute_overtaken();
+        }
+        copy.end_part()
+    }
+
+    /// Makes losses unattributed that were taken for egress, and that may have come to the
+    /// reflector after the latest cut. Returns their number.
+    fn unattribute_overtaken(&mut self) -> u64 {
+        let recent = self.outcomes_at_cut & ((1 << self.extent) - 1);
+        let ambiguous = u64::from(recent.count_ones()).min(self.settled.egress);
+        self.settled.egress -= ambiguous;
+        self.settled.unattributed += ambiguous;
+        ambiguous
+    }
+
+    fn take_settled(&mut self) -> Attribution {
         let mut settled = std::mem::take(&mut self.settled);
         settled.unattributed += self.open.lost as u64;
         for block in self.blocks() {
@@ -206,22 +291,19 @@ impl LossDirection {
         settled
     }
 
-    /// Ends a test. Open losses stay unattributed in it.
-    pub fn end_test(&mut self) -> Attribution {
-        let settled = self.end_part();
-        for block in self.blocks() {
-            block.lost_in_tests_before += std::mem::take(&mut block.lost_before);
-        }
-        settled
-    }
-
     /// Returns the attributions of losses in earlier parts that became known since.
     pub fn take_attributed_later(&mut self) -> Attribution {
         std::mem::take(&mut self.settled_before)
     }
 
+    /// Returns the number of losses that earlier parts reported as egress and that are ingress.
+    pub fn take_moved_to_ingress(&mut self) -> u64 {
+        std::mem::take(&mut self.moved_before)
+    }
+
     fn blocks(&mut self) -> impl Iterator<Item = &mut Block> {
-        self.next.as_mut().map(|next| &mut next.block).into_iter().chain([&mut self.open])
+        let cuts = self.next.as_mut().into_iter().chain(&mut self.top);
+        cuts.map(|cut| &mut cut.block).chain([&mut self.open])
     }
 
     /// Closes the block if the outcomes of the probes up to this one make it certain.
@@ -230,18 +312,23 @@ impl LossDirection {
     }
 
     fn cut(&mut self, is_certain: impl FnOnce(&mut Cut) -> bool) {
-        let Some(Cut { number, block, .. }) = self.next.take_if(is_certain) else { return };
-        let missing = number - self.anchor - block.received;
-        self.attribute(block, missing);
-        self.anchor = number;
-        let open = &mut self.open;
-        open.received -= block.received;
-        open.lost -= block.lost;
-        open.lost_before -= block.lost_before;
-        open.lost_in_tests_before -= block.lost_in_tests_before;
-        open.late -= block.late;
-        open.duplicates -= block.duplicates;
-        open.unclear -= block.unclear;
+        if let Some(cut) = self.next.take_if(is_certain) {
+            self.close(cut);
+        }
+    }
+
+    fn cut_at_top(&mut self) {
+        if let Some(cut) = self.top {
+            self.close(cut);
+        }
+    }
+
+    fn close(&mut self, Cut { number, block, outcomes, .. }: Cut) {
+        self.attribute(block, number - self.anchor - block.received);
+        (self.anchor, self.outcomes_at_cut) = (number, outcomes);
+        self.next = self.next.filter(|next| next.number > number);
+        self.top = self.top.filter(|top| top.number > number);
+        self.blocks().for_each(|later| later.subtract(&block));
     }
 
     /// Attributes the losses of a block by the sequence numbers that are missing from it.
@@ -253,19 +340,34 @@ impl LossDirection {
         self.settled.unattributed += late as u64;
         // A missing number may be that of a duplicate.
         let duplicates = block.duplicates > 0 || self.duplicating > 0;
-        let unclear =
-            block.unclear > 0 || !(0..=lost).contains(&missing) || (missing > 0 && duplicates);
-        let egress = lost - missing;
+        if block.unclear > 0 || missing < 0 || lost < 0 || (missing > 0 && duplicates) {
+            self.settled.unattributed += own as u64;
+            self.excess = 0;
+            return;
+        }
+        let (egress, ingress) = self.balance(lost, missing);
         let parts = [own, before, others].iter().filter(|lost| **lost > 0).count();
-        if unclear || (parts > 1 && missing > 0 && egress > 0) {
+        if parts > 1 && ingress > 0 && egress > 0 {
             // With losses in both directions and in two parts, their assignment is unknown.
             self.settled.unattributed += own as u64;
             return;
         }
         for (part, lost) in [(&mut self.settled, own), (&mut self.settled_before, before)] {
             part.egress += egress.min(lost) as u64;
-            part.ingress += missing.min(lost) as u64;
+            part.ingress += ingress.min(lost) as u64;
         }
+    }
+
+    /// Returns the losses of a block by direction, with the excess of numbers that are missing from
+    /// other blocks.
+    fn balance(&mut self, lost: i64, missing: i64) -> (i64, i64) {
+        let (mut egress, mut ingress) = ((lost - missing).max(0), missing.min(lost));
+        let claimed = self.excess.min(egress);
+        (egress, ingress) = (egress - claimed, ingress + claimed);
+        let mut more = (missing - lost).max(0) as u64;
+        self.settled.move_to_ingress(&mut more);
+        self.excess += more as i64 - claimed;
+        (egress, ingress)
     }
 
     /// Handles a number from before the latest cut: a late reply, or a reflector that started over.
@@ -274,12 +376,29 @@ impl LossDirection {
         if number == 0 || self.behind >= RESTART_REPLIES {
             self.settled.unattributed += self.open.lost as u64;
             (self.anchor, self.highest, self.behind) = (number, number, 0);
-            (self.open, self.next) = (Block::default(), None);
+            (self.open, self.next, self.top) = (Block::default(), None, None);
+            self.excess = 0;
         } else {
             // Until that is known, losses have no direction.
             self.open.unclear += 1;
             self.overtaking = MEMORY_REPLIES;
         }
+    }
+}
+
+impl Block {
+    fn losses(&self) -> i64 {
+        self.lost + self.lost_before + self.lost_in_tests_before
+    }
+
+    fn subtract(&mut self, earlier: &Self) {
+        self.received -= earlier.received;
+        self.lost -= earlier.lost;
+        self.lost_before -= earlier.lost_before;
+        self.lost_in_tests_before -= earlier.lost_in_tests_before;
+        self.late -= earlier.late;
+        self.duplicates -= earlier.duplicates;
+        self.unclear -= earlier.unclear;
     }
 }
 

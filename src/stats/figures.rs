@@ -76,6 +76,7 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     into.receive_timestamp_source =
         source(into.receive_timestamp_source(), later.receive_timestamp_source()).into();
     into.one_way_validity = into.one_way_validity.max(later.one_way_validity);
+    into.reflector_numbering = into.reflector_numbering.max(later.reflector_numbering);
 }
 
 fn source(into: TimestampSource, later: TimestampSource) -> TimestampSource {

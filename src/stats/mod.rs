@@ -7,6 +7,7 @@ mod direction;
 mod figures;
 mod histogram;
 mod moments;
+mod numbering;
 mod reordering;
 mod result;
 mod sample;
@@ -19,11 +20,12 @@ pub use direction::{Attribution, LossDirection};
 pub use figures::{coarsen, merge};
 pub use histogram::{Histogram, MERGED_BUCKETS, TEST_BUCKETS};
 pub use moments::Moments;
+pub use numbering::Numbering;
 pub use result::{
     Availability, DelayStats, Figures, HistogramBuckets, LossBursts, ProbeResult, Reordering,
     StampFigures, TestResult,
 };
-pub use sample::Sample;
-pub use test::{MINUTE_NS, MinuteLosses, TestFigures, Track, minute_of};
+pub use sample::{Sample, have_tai_offset};
+pub use test::{Directions, MINUTE_NS, MinuteLosses, TestFigures, Track, minute_of};
 pub use thresholds::{ThresholdChange, ThresholdMonitor};
 pub use voice::{VoiceQuality, voice_quality};

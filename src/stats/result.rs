@@ -4,7 +4,9 @@
 
 use prost::Message;
 
-use crate::model::{FailureCause, OneWayValidity, ProbeStatus, TestOutcome, TimestampSource};
+use crate::model::{
+    FailureCause, OneWayValidity, ProbeStatus, ReflectorNumbering, TestOutcome, TimestampSource,
+};
 
 /// Counts, delays and outcome of one test.
 #[derive(Clone, PartialEq, Message)]
@@ -179,6 +181,9 @@ pub struct Figures {
     /// Largest reported error of the reflector's clock; `None` if it is unknown.
     #[prost(uint64, optional, tag = "48")]
     pub reflector_clock_error_ns: Option<u64>,
+    /// Numbering of replies by the reflector, on which the direction of losses depends.
+    #[prost(enumeration = "ReflectorNumbering", tag = "49")]
+    pub reflector_numbering: i32,
 }
 
 /// Distribution of one quantity, in nanoseconds.

@@ -2,7 +2,7 @@
 
 use crate::{
     model::{OneWayValidity, TimestampSource},
-    time::{StampSource, UnixTime},
+    time::{NANOS_PER_SECOND, StampSource, TAI_OFFSET_SECONDS, UnixTime},
 };
 
 /// Delays of one answered probe.
@@ -61,6 +61,20 @@ impl From<StampSource> for TimestampSource {
 /// interface and the transmit stamp of its program come from clocks that differ by as much.
 pub(super) const MAX_STAMP_SKEW_NS: i64 = 100_000;
 
+/// Difference from the offset of TAI, beyond the asymmetry of the path, up to which clocks differ
+/// by nothing else.
+const MAX_TAI_ERROR_NS: u64 = 100_000_000;
+
+/// Returns whether one-way delays show clocks that differ by the offset of TAI from UTC, in either
+/// direction.
+pub fn have_tai_offset(egress_ns: i64, ingress_ns: i64) -> bool {
+    let offset_ns = egress_ns.abs_diff(ingress_ns) / 2;
+    let asymmetry_ns = egress_ns.saturating_add(ingress_ns).unsigned_abs() / 2;
+    let tolerance_ns = MAX_TAI_ERROR_NS + asymmetry_ns.min(NANOS_PER_SECOND);
+    (egress_ns < 0) != (ingress_ns < 0)
+        && offset_ns.abs_diff(TAI_OFFSET_SECONDS * NANOS_PER_SECOND) <= tolerance_ns
+}
+
 impl Sample {
     /// Returns whether its delays are possible: time advanced on both clocks, except for the
     /// difference between the clocks of the reflector.
@@ -72,6 +86,8 @@ impl Sample {
     pub fn validity(&self) -> OneWayValidity {
         if self.clock_stepped {
             OneWayValidity::ClockStepped
+        } else if have_tai_offset(self.egress_ns, self.ingress_ns) {
+            OneWayValidity::TaiOffset
         } else if self.egress_ns < 0 || self.ingress_ns < 0 || self.processing_ns < 0 {
             OneWayValidity::Negative
         } else if self.synchronised {
@@ -79,5 +95,36 @@ impl Sample {
         } else {
             OneWayValidity::ClockUnsynchronised
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_differ_by_the_offset_of_tai_are_recognised() {
+        let validity = |offset_ms: i64| {
+            let offset_ns = offset_ms * 1_000_000;
+            let (egress_ns, ingress_ns) = (30_000_000 + offset_ns, 10_000_000 - offset_ns);
+            let sample = Sample {
+                rtt_ns: 40_000_000,
+                egress_ns,
+                ingress_ns,
+                synchronised: true,
+                ..Sample::default()
+            };
+            sample.validity()
+        };
+        for offset_ms in [37_000, -37_000, 37_100, -36_900] {
+            assert_eq!(validity(offset_ms), OneWayValidity::TaiOffset, "{offset_ms}");
+        }
+        for offset_ms in [36_000, -38_000, 37_200, 1_000, -100] {
+            assert_eq!(validity(offset_ms), OneWayValidity::Negative, "{offset_ms}");
+        }
+        assert_eq!(validity(0), OneWayValidity::Valid);
+        let slow =
+            Sample { rtt_ns: 74_000_000_000, egress_ns: 74_000_000_000, ..Sample::default() };
+        assert_eq!(slow.validity(), OneWayValidity::ClockUnsynchronised);
     }
 }

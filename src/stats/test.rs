@@ -12,7 +12,7 @@ use super::{
     reordering::{self, Arrivals},
 };
 use crate::{
-    model::AvailabilityRule,
+    model::{AvailabilityRule, ReflectorNumbering},
     time::{NANOS_PER_SECOND, StampSource, UnixTime},
 };
 
@@ -21,6 +21,15 @@ pub const MINUTE_NS: u64 = 60 * NANOS_PER_SECOND;
 
 /// Minute by the clock, and the losses by direction among the probes sent in it.
 pub type MinuteLosses = (u64, Attribution);
+
+/// Losses of a test by direction, and the numbering of replies on which they depend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Directions<'a> {
+    /// Losses by minute; `None` if directions are unknown.
+    pub losses: Option<&'a [MinuteLosses]>,
+    /// Numbering of replies by the reflector.
+    pub numbering: ReflectorNumbering,
+}
 
 /// State that continues from one test of a session to the next.
 #[derive(Clone, Debug, Default)]
@@ -219,30 +228,26 @@ impl TestFigures {
         }
     }
 
-    /// Returns the figures so far. `losses` is `None` if the directions of losses are unknown.
-    pub fn figures(&self, losses: Option<&[MinuteLosses]>) -> Figures {
+    /// Returns the figures so far.
+    pub fn figures(&self, directions: Directions<'_>) -> Figures {
         let mut whole = self.closed.as_deref().cloned();
         for piece in &self.pieces {
-            let figures = self.piece_figures(piece, losses);
+            let figures = self.piece_figures(piece, directions);
             match &mut whole {
                 None => whole = Some(figures),
                 Some(whole) => merge(whole, &figures),
             }
         }
-        let whole = whole.unwrap_or_else(|| self.piece_figures(&Piece::default(), losses));
+        let whole = whole.unwrap_or_else(|| self.piece_figures(&Piece::default(), directions));
         Figures { probes_scheduled: self.probes_scheduled, ..whole }
     }
 
     /// Removes and returns the oldest piece if it is of `minute` or an earlier one, which have
     /// ended.
-    pub fn close(
-        &mut self,
-        minute: u64,
-        losses: Option<&[MinuteLosses]>,
-    ) -> Option<(u64, Figures)> {
+    pub fn close(&mut self, minute: u64, directions: Directions<'_>) -> Option<(u64, Figures)> {
         self.pieces.front().filter(|piece| piece.minute <= minute)?;
         let piece = self.pieces.pop_front()?;
-        let figures = self.piece_figures(&piece, losses);
+        let figures = self.piece_figures(&piece, directions);
         match &mut self.closed {
             None => self.closed = Some(Box::new(figures.clone())),
             Some(closed) => merge(closed, &figures),
@@ -265,11 +270,11 @@ impl TestFigures {
         }
     }
 
-    fn piece_figures(&self, piece: &Piece, losses: Option<&[MinuteLosses]>) -> Figures {
+    fn piece_figures(&self, piece: &Piece, directions: Directions<'_>) -> Figures {
         let mut figures = piece.counts.clone();
         figures.probes_scheduled = figures.probes_sent + figures.probes_not_sent;
         let mut by_direction = 0;
-        if let Some(losses) = losses {
+        if let Some(losses) = directions.losses {
             let mine = losses.iter().filter(|(minute, _)| *minute == piece.minute);
             let (egress, ingress) = mine.fold((0, 0), |(egress, ingress), (_, losses)| {
                 (egress + losses.egress, ingress + losses.ingress)
@@ -277,6 +282,9 @@ impl TestFigures {
             (figures.probes_lost_egress, figures.probes_lost_ingress) =
                 (Some(egress), Some(ingress));
             by_direction = egress + ingress;
+        }
+        if figures.probes_received > 0 {
+            figures.reflector_numbering = directions.numbering.into();
         }
         figures.probes_lost_unattributed = figures.probes_lost.saturating_sub(by_direction);
         piece.delays.write_to(&mut figures);

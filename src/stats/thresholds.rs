@@ -94,17 +94,19 @@ impl ThresholdMonitor {
         self.successive_loss = if received { 0 } else { self.successive_loss + 1 };
         let mut events = Vec::new();
         // Statistics leave out impossible delays, too.
-        let is_possible = probe.one_way_validity() != OneWayValidity::ClockStepped
+        let validity = probe.one_way_validity();
+        let is_possible = validity != OneWayValidity::ClockStepped
             && probe.rtt_ns.is_none_or(|ns| ns >= 0)
             && probe.reflector_processing_ns.is_none_or(|ns| ns >= -MAX_STAMP_SKEW_NS);
         let delay =
             |ns: Option<i64>| ns.filter(|_| is_possible).and_then(|ns| u64::try_from(ns).ok());
+        let one_way = |ns| delay(ns).filter(|_| validity != OneWayValidity::TaiOffset);
         for index in 0..self.states.len() {
             let value = match self.thresholds.limits[index].threshold {
                 Threshold::SuccessiveLoss => Some(self.successive_loss),
                 Threshold::Rtt => delay(probe.rtt_ns),
-                Threshold::EgressTime => delay(probe.egress_ns),
-                Threshold::IngressTime => delay(probe.ingress_ns),
+                Threshold::EgressTime => one_way(probe.egress_ns),
+                Threshold::IngressTime => one_way(probe.ingress_ns),
                 Threshold::Unspecified
                 | Threshold::TotalLoss
                 | Threshold::MaxRtt

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    StateDirectory, StoreError,
+    StateDirectory, StoreError, compaction,
     engine::Engine,
     envelope::{self, StoredAnswer, StoredRevision, Unconfirmed},
     last_good::{self, LastGood},
@@ -19,9 +19,13 @@ use super::{
     reserve,
     revisions::Revisions,
 };
-use crate::proto;
+use crate::{model::limits::REVISIONS_KEPT, proto};
 
 const CACHE_OCTETS: u64 = 4 << 20;
+/// Size of a database that is compacted after each removal of a revision, and the number of
+/// removals after which a larger one is.
+const SMALL_BYTES: u64 = 8 << 20;
+const REMOVALS_OF_LARGE: u64 = 16;
 
 /// Revisions of the configuration, and the copy of the current one.
 #[derive(Debug)]
@@ -37,6 +41,9 @@ pub struct ConfigStore {
     damage: Option<(String, AtomicU64)>,
     /// True once a document was applied after the damage.
     settled: AtomicBool,
+    /// Number of revisions removed since the database was compacted: their secrets are still in its
+    /// file.
+    removals: AtomicU64,
     /// Error of the last attempt to write the copy; empty if the copy is up to date.
     copy_failure: Mutex<String>,
 }
@@ -63,6 +70,7 @@ impl ConfigStore {
         };
         store.presence = Some(directory.presence.clone());
         store.restore_copy(quarantined.as_deref())?;
+        store.compact_if_due();
         if is_missing && store.damage.is_none() {
             let damage = "the configuration database and its copy are missing although results \
                           exist: apply the configuration again";
@@ -83,6 +91,8 @@ impl ConfigStore {
             presence: None,
             damage: None,
             settled: AtomicBool::default(),
+            // Removals of an earlier run are unknown.
+            removals: AtomicU64::new((current > REVISIONS_KEPT as u64).into()),
             copy_failure: Mutex::default(),
         })
     }
@@ -100,6 +110,8 @@ impl ConfigStore {
             None => {
                 let opened = catch_unwind(AssertUnwindSafe(|| {
                     let path = path(&self.directory);
+                    compaction::recover(&path)
+                        .map_err(|source| StoreError::Directory { path: path.clone(), source })?;
                     let open = Revisions::open(Engine::open_whole(&path, CACHE_OCTETS)?)?;
                     open.keep_current(current)?;
                     Ok::<_, StoreError>(open)
@@ -359,14 +371,44 @@ impl ConfigStore {
                 return Err(error);
             }
             self.current.store(revision, Relaxed);
-            if let Err(error) = database.prune(revision, &whole, stored.unconfirmed) {
+            match database.prune(revision, &whole, stored.unconfirmed) {
+                Ok(is_removed) => drop(self.removals.fetch_add(is_removed.into(), Relaxed)),
                 // The commit is valid; the next one removes the old revisions.
-                tracing::warn!(%error, revision, "failed to remove old revisions");
+                Err(error) => tracing::warn!(%error, revision, "failed to remove old revisions"),
             }
             Ok(())
         })?;
         self.save_copy();
+        self.compact_if_due();
         Ok(())
+    }
+
+    /// Writes the database anew if revisions were removed: sled keeps them, with their secrets, in
+    /// its file. A failure costs nothing but that.
+    fn compact_if_due(&self) {
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bytes) = database.as_ref().map(Revisions::disk_bytes) else { return };
+        let least = if bytes > SMALL_BYTES { REMOVALS_OF_LARGE } else { 1 };
+        if self.removals.load(Relaxed) < least || reserve::check(&self.directory).is_err() {
+            return;
+        }
+        let path = path(&self.directory);
+        let compacted = catch_unwind(AssertUnwindSafe(|| {
+            // Nobody else may have it open meanwhile.
+            drop(database.take());
+            compaction::compact(&path, Engine::open_whole, Engine::open_whole)?;
+            let open = Revisions::open(Engine::open_whole(&path, CACHE_OCTETS)?)?;
+            open.keep_current(self.current.load(Relaxed))?;
+            Ok::<_, StoreError>(open)
+        }));
+        match compacted.unwrap_or_else(|_| Err(StoreError::database_panicked())) {
+            Ok(open) => {
+                *database = Some(open);
+                self.removals.store(0, Relaxed);
+            }
+            // The next who needs the database opens it.
+            Err(error) => tracing::warn!(%error, "failed to compact the configuration database"),
+        }
     }
 }
 

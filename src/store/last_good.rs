@@ -42,6 +42,11 @@ impl LastGood {
         (Sha256::digest(message).as_slice() == sum).then(|| Self::decode(message).ok())?
     }
 
+    /// Returns true for a copy that exists and cannot be read.
+    pub(super) fn is_damaged(directory: &Path) -> bool {
+        directory.join(NAME).symlink_metadata().is_ok() && Self::read(directory).is_none()
+    }
+
     /// Writes the copy. It is durable when this returns.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let message = self.encode_to_vec();

@@ -14,19 +14,14 @@ use thiserror::Error;
 pub use transfer::{export, import};
 
 use super::{
-    Entry, StateDirectory, StoreError, config::ConfigStore, disk, engine::Engine, pool::Pool,
-    state::RESULTS,
+    Entry, StateDirectory, StoreError, compaction, config::ConfigStore, engine::Engine,
+    last_good::LastGood, pool::Pool, state::RESULTS,
 };
 use inspect::Inspection;
 
 /// Names of the databases other than those of windows.
 const DATABASES: [&str; 2] = ["config", "state"];
 const CACHE_OCTETS: u64 = 16 << 20;
-/// Number of entries after which a database that is being written is flushed.
-const ENTRIES_PER_FLUSH: u64 = 50_000;
-/// Extensions of the compacted copy of a database, and of the original while the copy replaces it.
-const COMPACT: &str = "compact";
-const OLD: &str = "old";
 
 /// Failure of the maintenance of a state directory.
 #[derive(Debug, Error)]
@@ -104,6 +99,10 @@ pub fn verify(
         config.revision(revision.revision)?;
     }
     config.answers()?;
+    // An imported state has no copy before its first start.
+    if LastGood::is_damaged(directory.path()) {
+        return Err(StoreError::Damaged("copy of the configuration (config.last)").into());
+    }
     if windows.unopened() > 0 {
         return Err(MaintenanceError::Unopened(windows.unopened()));
     }
@@ -153,51 +152,20 @@ pub fn compact(directory: &StateDirectory) -> Result<(u64, u64), MaintenanceErro
     let (mut before, mut after) = (0, 0);
     let mut add = |(old, new): (u64, u64)| (before, after) = (before + old, after + new);
     for database in DATABASES {
-        add(compact_one(&path(directory, database), Engine::open_whole, Engine::open_whole)?);
+        add(compaction::compact(
+            &path(directory, database),
+            Engine::open_whole,
+            Engine::open_whole,
+        )?);
     }
     let pool = Pool::open(&directory.path().join(RESULTS))?;
     for name in pool.names()? {
         if pool.is_created(name)? {
             pool.close(name);
-            add(compact_one(&pool.path(name), Engine::open_window, Engine::create_window)?);
+            add(compaction::compact(&pool.path(name), Engine::open_window, Engine::create_window)?);
         }
     }
     Ok((before, after))
-}
-
-fn compact_one(
-    whole: &Path,
-    open: fn(&Path, u64) -> Result<Engine, StoreError>,
-    create: fn(&Path, u64) -> Result<Engine, StoreError>,
-) -> Result<(u64, u64), MaintenanceError> {
-    let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));
-    if small.exists() {
-        fs::remove_dir_all(&small)?;
-    }
-    let (engine, copy) = (open(whole, CACHE_OCTETS)?, create(&small, CACHE_OCTETS)?);
-    let (mut items, mut copied) = (0u64, 0u64);
-    each(&engine, |tree, key, value| {
-        copy.put(tree, key, value)?;
-        items += 1;
-        if items.is_multiple_of(ENTRIES_PER_FLUSH) {
-            copy.flush()?;
-        }
-        Ok(())
-    })?;
-    copy.flush_durably()?;
-    each(&copy, |_, _, _| {
-        copied += 1;
-        Ok(())
-    })?;
-    if copied != items {
-        return Err(StoreError::Damaged("copy").into());
-    }
-    let octets = (engine.disk_bytes(), copy.disk_bytes());
-    drop((engine, copy));
-    disk::rename(whole, &old)?;
-    disk::rename(&small, whole)?;
-    fs::remove_dir_all(&old)?;
-    Ok(octets)
 }
 
 /// Undoes or completes an interrupted step. Must be called before a database is opened.
@@ -209,36 +177,13 @@ pub(super) fn recover(directory: &Path) -> io::Result<()> {
     // An extension marks a window whose compaction was interrupted.
     let windows = windows.map(|entry| entry.path()).filter(|path| path.extension().is_some());
     for whole in databases.into_iter().chain(windows.map(|path| path.with_extension(""))) {
-        let (small, old) = (whole.with_extension(COMPACT), whole.with_extension(OLD));
-        if old.exists() {
-            if whole.exists() {
-                fs::remove_dir_all(&old)?;
-            } else {
-                fs::rename(&old, &whole)?;
-            }
-        }
-        if small.exists() {
-            fs::remove_dir_all(&small)?;
-        }
+        compaction::recover(&whole)?;
     }
     Ok(())
 }
 
 fn path(directory: &StateDirectory, database: &str) -> PathBuf {
     directory.path().join(format!("{database}.sled"))
-}
-
-fn each(
-    engine: &Engine,
-    mut visit: impl FnMut(&[u8], &[u8], &[u8]) -> Result<(), MaintenanceError>,
-) -> Result<(), MaintenanceError> {
-    for name in engine.tree_names() {
-        for entry in &engine.tree(&name)? {
-            let (key, value) = entry.map_err(StoreError::from)?;
-            visit(&name, &key, &value)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@
 
 mod age_guard;
 mod commands;
+mod compaction;
 mod config;
 mod connections;
 pub mod content;

@@ -256,13 +256,13 @@ impl Revisions {
 
     /// Frees space after a commit. The previous revision is replaced with a difference to the
     /// current one, and the oldest revisions beyond the limits are removed. That of the rollback
-    /// stays whole.
+    /// stays whole. Returns true if a revision was removed.
     pub(super) fn prune(
         &self,
         revision: u64,
         current: &Revision,
         unconfirmed: Option<Unconfirmed>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let before = revision.saturating_sub(1);
         let rollback_to = unconfirmed.map_or(0, |unconfirmed| unconfirmed.rollback_to);
         if !before.is_multiple_of(WHOLE_EVERY)
@@ -275,7 +275,7 @@ impl Revisions {
         let too_old = revision.saturating_sub(REVISIONS_KEPT as u64);
         let too_large = self.last_beyond(revision, MAXIMUM_OCTETS)?;
         match too_old.max(too_large) {
-            0 => Ok(()),
+            0 => Ok(false),
             last => self.remove_up_to(last, unconfirmed),
         }
     }
@@ -300,15 +300,22 @@ impl Revisions {
         &self,
         oldest: u64,
         unconfirmed: Option<Unconfirmed>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
+        let mut is_removed = false;
         let kept = unconfirmed.map(|unconfirmed| unconfirmed.rollback_to.to_be_bytes());
         for piece in self.pieces.range(..piece_key(oldest + 1, 0)) {
             let key = piece?.0;
             if !kept.is_some_and(|kept| key.starts_with(&kept)) {
                 self.pieces.remove(key)?;
+                is_removed = true;
             }
         }
-        Ok(())
+        Ok(is_removed)
+    }
+
+    /// Returns the bytes of the database on the disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.engine.disk_bytes()
     }
 
     /// Removes revisions that an interrupted commit has left.

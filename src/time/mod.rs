@@ -11,7 +11,7 @@ mod step;
 
 pub use error_estimate::ErrorEstimate;
 pub use ntp::NtpTimestamp;
-pub use ptp::PtpTimestamp;
+pub use ptp::{PtpTimestamp, TAI_OFFSET_SECONDS};
 pub use stamp_source::StampSource;
 pub use step::{ClockWatch, LARGE_STEP_NS};
 

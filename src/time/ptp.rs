@@ -4,7 +4,7 @@
 use super::{NANOS_PER_SECOND, UnixTime};
 
 /// TAI - UTC since 2017; no further leap second has been announced.
-const TAI_OFFSET_SECONDS: u64 = 37;
+pub const TAI_OFFSET_SECONDS: u64 = 37;
 
 /// A point in time in wire format. Wraps in 2106; nanoseconds are an integer, not a fraction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -38,6 +38,11 @@ impl MessageBuffer {
         self.octets.is_empty() && self.sealed.is_empty()
     }
 
+    /// Returns the octets that were received without protection and are not yet handled.
+    pub(super) fn clear_octets(&self) -> &[u8] {
+        &self.octets
+    }
+
     pub(super) fn len(&self) -> usize {
         self.octets.len() + self.sealed.len()
     }

@@ -583,6 +583,31 @@ fn a_day_without_a_server() {
     assert!(sending.machine.poll_probe(sending.now).is_some());
 }
 
+#[test]
+fn conformance_126_copied_numbers_tell_no_direction_of_losses() {
+    let losses = |copies: bool| {
+        let (mut sending, mut reflector) = (Sending::new(50), reflector());
+        for index in 0..50 {
+            for packet in sending.send() {
+                // One probe of ten never comes to the reflector.
+                if index % 10 != 4 {
+                    let mut reply = reflect(&mut reflector, sender(), &packet, index).unwrap();
+                    if copies {
+                        reply[..4].copy_from_slice(&packet[..4]);
+                    }
+                    sending.receive(&reply);
+                }
+            }
+            sending.pass(10_000_000);
+        }
+        let figures = sending.result().figures.unwrap();
+        let by_direction = (figures.probes_lost_egress, figures.probes_lost_ingress);
+        (by_direction, figures.probes_lost_unattributed)
+    };
+    assert_eq!(losses(false), ((Some(5), Some(0)), 0));
+    assert_eq!(losses(true), ((None, None), 5));
+}
+
 /// A reply is judged by its arrival time, not by the time of reading.
 #[test]
 fn a_reply_that_waited_in_the_socket_is_not_late() {

@@ -47,11 +47,14 @@ def need(*programs):
 class Client:
     """A gRPC client of an agent, by reflection alone."""
 
-    def __init__(self, target, pool=None, **options):
-        # On a Unix socket grpcio takes the path for the authority, which HTTP/2 does not allow.
-        channel_options = [
+    def __init__(self, target, pool=None, default_limits=False, **options):
+        limits = [
             ("grpc.max_receive_message_length", 64 << 20),
             ("grpc.max_send_message_length", 128 << 20),
+        ]
+        # On a Unix socket grpcio takes the path for the authority, which HTTP/2 does not allow.
+        channel_options = [
+            *([] if default_limits else limits),
             ("grpc.default_authority", "localhost"),
             # A channel of its own does not wait out the failures of another one.
             ("grpc.use_local_subchannel_pool", 1),

@@ -41,7 +41,8 @@ class Export(Case):
         self.api.apply({
             "server": server(port=self.port),
             "client": client(*(
-                connection(f"c{i}", "127.0.0.1", sessions, destination_port=self.port, test_interval="0.01s")
+                connection(f"c{i}", "127.0.0.1", sessions, destination_port=self.port, test_interval="0.01s",
+                           labels={"region": "north", "up-link": "a", "session": "own"})
                 for i in range(self.CONNECTIONS)
             )),
             "export": export,
@@ -75,7 +76,7 @@ class Otlp(Export):
         kinds = ["RECORD_KIND_TEST_RESULT", "RECORD_KIND_EVENT"]
         self.load({"otlp": [{
             "name": "collector", "endpoint": f"http://127.0.0.1:{port}", "filter": {"kinds": kinds},
-            "secret": "Bearer t0ken",
+            "secret": "Bearer t0ken", "temporality": "OTLP_TEMPORALITY_DELTA",
         }]})
         self.wait_for(lambda: self.state("collector") == "RUNNING")
         self.wait_for(lambda: len(sink.tests) > 50)
@@ -118,6 +119,47 @@ class Otlp(Export):
         self.assertEqual(shown["secret"], "")
         self.assertTrue(shown["secret_digest"])
 
+    def test_totals_rise_by_default_and_begin_again_after_a_kill(self):
+        """Prometheus and Mimir accept cumulative values only."""
+        sink = Sink()
+        self.stack.callback(sink.stop)
+        self.load({"otlp": [{"name": "direct", "endpoint": f"http://127.0.0.1:{sink.port}"}]})
+        self.wait_for(lambda: len(sink.tests) > 50)
+        self.process.kill()
+        self.process.start()
+        self.api.close()
+        self.api = self.process.client()
+        seen = len(sink.tests)
+        self.wait_for(lambda: len(sink.tests) > seen + 50)
+        results = [r["test_result"] for r in self.stop_and_drain("direct") if "test_result" in r]
+        self.assertEqual(sink.temporalities, {CUMULATIVE})
+        for (name, given), points in sink.points.items():
+            by_start = {}
+            for start, end, value in sorted(points, key=lambda p: p[1]):
+                self.assertLessEqual(start, end)
+                self.assertGreaterEqual(value, by_start.get(start, 0), (name, given))
+                by_start[start] = value
+            # One total of each run of the agent.
+            self.assertLessEqual(len(by_start), 2, (name, given))
+        # Results in flight at the kill may have come twice.
+        again = sum(count for _, count in sink.repeated.items())
+        count = lambda key: sum(int(r["figures"][key]) for r in results)  # noqa: E731
+        for name in ("sent", "received"):
+            total = sink.totals(f"twamp.probes.{name}")
+            self.assertGreaterEqual(total, count(f"probes_{name}"))
+            self.assertLessEqual(total, count(f"probes_{name}") + 50 * again)
+        self.assertEqual(sink.totals("twamp.tests") - again, len(results))
+        names = {name for name, _ in sink.points}
+        self.assertLessEqual({f"twamp.probes.{n}" for n in
+                              "sent not_sent received lost late duplicate reordered abandoned".split()}, names)
+        self.assertNotIn("twamp.probes", names)
+        directions = {dict(given)["twamp.direction"] for name, given in sink.points if name == "twamp.probes.lost"}
+        self.assertEqual(directions, {"egress", "ingress", "unknown"})
+        # The server chooses the port of the reflector.
+        self.assertEqual(sink.peers, {("127.0.0.1", None, "udp", "ipv4")})
+        # Events of the agent as a whole have no peer.
+        self.assertEqual(sink.log_peers, {(None, None, None, None)})
+
     def test_the_sink_sees_the_token_and_refusals_are_counted(self):
         sink = Sink(token="Bearer t0ken")
         self.stack.callback(sink.stop)
@@ -129,6 +171,7 @@ class Otlp(Export):
         answer = self.api.apply({"export": {"otlp": [{**one, "secret": "Bearer t0ken"}]}}, mode="APPLY_MODE_MERGE")
         self.assertEqual([c["path"] for c in answer["changes"]], ["export"])
         self.wait_for(lambda: sink.probes > 1000)
+        self.assertIn(("127.0.0.1", None, "udp", "ipv4"), sink.log_peers)
         self.assertEqual(self.state("direct"), "RUNNING")
         sink.refuse = True
         self.wait_for(lambda: int(self.exporter("direct")["rejected"]) > 0)
@@ -314,6 +357,12 @@ class Prometheus(Export):
         self.assertAlmostEqual(sum(query("twamp_rtt_seconds_sum")), total, delta=total * 1e-6)
         self.assertEqual(len(query('twamp_connection_up{connection="c0"}')), 1)
         self.assertEqual(len(query('twamp_probes_received_total{site="lab"}')), self.CONNECTIONS)
+        # Labels of a connection have the same names in its own metrics as in those of its sessions.
+        labels = '{region="north",up_link="a",label_session="own"}'
+        for name in ("connection_up", "connection_outages_total", "connection_outage_seconds_total", "probes_sent_total"):
+            self.assertEqual(len(query(f"twamp_{name}{labels}")), self.CONNECTIONS, name)
+        shown = self.api.call("ClientService", "ListConnections")["connections"]
+        self.assertEqual({c["labels"]["up-link"] for c in shown}, {"a"})
         quantile = query("histogram_quantile(0.5, sum by (le) (twamp_rtt_seconds_bucket))")[0]
         self.assertTrue(0 < quantile < 0.1, quantile)
         text = self.fetch(f"http://127.0.0.1:{page}/metrics")
@@ -407,6 +456,10 @@ class Prometheus(Export):
             return answer.read().decode()
 
 
+CUMULATIVE = 2
+PEER = ("server.address", "server.port", "network.transport", "network.type")
+
+
 class Sink:
     """An OTLP receiver, by the messages that OpenTelemetry publishes for Python."""
 
@@ -418,8 +471,11 @@ class Sink:
 
         self.token, self.refuse, self.lock = token, False, threading.Lock()
         self.tests, self.sent, self.rtt, self.events, self.labels = {}, {}, {}, {}, set()
+        # Points of all counters and histograms by metric and attributes: start, end and value.
+        self.points, self.temporalities, self.peers, self.log_peers = {}, set(), set(), set()
         self.validity, self.stamps = {}, {}
         self.probes = self.test_points = 0
+        self.repeated = {}
         sink = self
 
         class Metrics(metrics_grpc.MetricsServiceServicer):
@@ -456,15 +512,17 @@ class Sink:
         with self.lock:
             for of_scope in (s for r in request.resource_metrics for s in r.scope_metrics):
                 for metric in of_scope.metrics:
+                    self.take_series(metric)
                     if metric.name == "twamp.tests":
                         for point in metric.sum.data_points:
                             self.test_points += 1
+                            if self.key(point) in self.tests:
+                                self.repeated[self.key(point)] = self.repeated.get(self.key(point), 0) + 1
                             self.tests[self.key(point)] = attributes(point)
                             self.labels.add(attributes(point).get("site"))
-                    elif metric.name == "twamp.probes":
+                    elif metric.name == "twamp.probes.sent":
                         for point in metric.sum.data_points:
-                            if attributes(point)["twamp.state"] == "sent":
-                                self.sent[self.key(point)] = point.as_int
+                            self.sent[self.key(point)] = point.as_int
                     elif metric.name == "twamp.rtt":
                         for point in metric.histogram.data_points:
                             assert sum(point.bucket_counts) == point.count
@@ -476,9 +534,32 @@ class Sink:
                         for point in metric.histogram.data_points:
                             self.validity.setdefault(self.key(point), set()).add(attributes(point)["twamp.one_way_validity"])
 
+    def take_series(self, metric):
+        kind = metric.WhichOneof("data")
+        if kind == "gauge":
+            return
+        data = getattr(metric, kind)
+        self.temporalities.add(data.aggregation_temporality)
+        for point in data.data_points:
+            given = attributes(point)
+            self.peers.add(tuple(given.get(key) for key in PEER))
+            value = point.as_int if kind == "sum" else point.count
+            series = self.points.setdefault((metric.name, tuple(sorted(given.items()))), set())
+            series.add((point.start_time_unix_nano, point.time_unix_nano, value))
+
+    def totals(self, name):
+        """The final values of the series of a counter, by start, as a receiver adds them up."""
+        total = 0
+        for (metric, _), points in list(self.points.items()):
+            if metric == name:
+                last = {start: value for start, _, value in sorted(points, key=lambda p: p[1])}
+                total += sum(last.values())
+        return total
+
     def take_logs(self, request):
         with self.lock:
             for log in (l for r in request.resource_logs for s in r.scope_logs for l in s.log_records):
+                self.log_peers.add(tuple(attributes(log).get(key) for key in PEER))
                 if log.event_name == "twamp.probe":
                     self.probes += 1
                 else:

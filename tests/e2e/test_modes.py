@@ -531,6 +531,39 @@ class Peculiar(harness.Case):
         self.assertEqual(self.api.call("ClientService", "ListConnections")["connections"], [])
         self.assertEqual(events(self.api.records(), "CONNECTION_LOST"), [])
 
+    def test_servers_of_other_protocols_are_named(self):
+        import http.server
+        import ssl
+
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+        web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+        secure = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        key, certificate = (os.path.join(self.directory, name) for name in ("key", "certificate"))
+        harness.need("openssl")
+        sh("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", key, "-out", certificate)
+        context.load_cert_chain(certificate, key)
+        secure.socket = context.wrap_socket(secure.socket, server_side=True)
+        for one in (web, secure):
+            threading.Thread(target=one.serve_forever, daemon=True).start()
+            self.stack.callback(one.server_close)
+            self.stack.callback(one.shutdown)
+        say = lambda octets: self.scripted(lambda _, peer: (peer.sendall(octets), time.sleep(3))).port  # noqa: E731
+        for port, words in (
+            (web.server_port, "an HTTP server"),
+            (secure.server_port, "a TLS server"),
+            (say(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"), "an SSH server"),
+            (say(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\nConnection: close\r\n\r\n" + b"<html>" * 20), "an HTTP server"),
+            (say(b"220 mail.example ESMTP\r\n"), "an FTP or SMTP server"),
+        ):
+            found = self.api.call("ClientService", "ProbeServer", {
+                "target_address": "127.0.0.1", "destination_port": port, "timeout": "0.5s"})
+            self.assertEqual(found["cause"], "FAILURE_CAUSE_PROTOCOL_ERROR", found)
+            self.assertIn(words, found["detail"])
+
 
 def tlvs(octets):
     """The TLVs of a STAMP packet: where each begins, its flags, its type, its value."""

@@ -6,7 +6,7 @@ import unittest
 import grpc
 
 import harness
-from harness import CTL, Case, client, connection, free_port, server
+from harness import CTL, Case, client, connection, free_port, server, session
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -60,6 +60,67 @@ class Surface(Case):
         self.assertEqual([c["name"] for c in some["config"]["client"]["control_connections"]], ["c00001"])
         shown = self.ctl("get", "config", "--revision", "1").stdout
         self.assertEqual(shown.count(" name: c"), 6000)
+
+    def test_a_client_with_default_limits_reads_everything_of_twenty_thousand_connections(self):
+        """grpcio refuses answers beyond 4 MiB unless it is told otherwise."""
+        port = free_port()
+        running = [connection(f"running{i}", "127.0.0.1", [session(
+            "s", probe_count=1000, probe_interval="0.002s", loss_timeout="0.1s",
+        )], destination_port=port, test_interval="0.1s") for i in range(10)]
+        idle = [connection(f"{'long' * 14}{i:05}", "127.0.0.1", inactive=True, description="x" * 200,
+                           labels={"label": "y" * 100}) for i in range(20_000 - len(running))]
+        whole = {"client": client(*running, *idle), "server": server(port=port)}
+        self.api.call("ConfigService", "ApplyConfig", {"config": whole}, timeout=120)
+        plain = harness.Client(f"127.0.0.1:{self.running.port}", pool=self.api.pool, default_limits=True)
+        self.addCleanup(plain.close)
+
+        # Watching begins with all connections.
+        request, call = plain.method("ClientService", "WatchConnections")
+        stream, watched = call(request()), set()
+        for message in stream:
+            watched.update(c.name for c in message.connections)
+            if len(watched) == 20_000:
+                break
+        stream.cancel()
+
+        # Every connection changes, with its fields, and back again.
+        for text in ("z", "x"):
+            for one in idle:
+                one["description"] = text * 200
+            answer = plain.call("ConfigService", "ApplyConfig", {"config": whole}, timeout=120)
+            self.assertEqual(len(answer["changes"]), len(idle))
+            self.assertTrue(answer["changes"][0]["fields"])
+        self.assertTrue(answer["changes"][-1]["details_omitted"])
+        back = plain.call("ConfigService", "RollbackConfig", {}, timeout=120)
+        self.assertEqual(len(back["changes"]), len(idle))
+
+        everything = {}
+        for service, method, part in (
+            ("ConfigService", "GetConfig", "changes"), ("ConfigService", "ListRevisions", "revisions"),
+            ("ClientService", "ListConnections", "connections"), ("ResultsService", "GetStatistics", "statistics"),
+            ("ResultsService", "ListRecords", "records"), ("ResultsService", "ListConsumers", "consumers"),
+            ("ServerService", "ListServerConnections", "connections"), ("ServerService", "ListServerSessions", "sessions"),
+        ):
+            fields = {"include_histograms": True, "include_history": True} if method == "GetStatistics" else {}
+            everything[method] = plain.call(service, method, fields, timeout=120)[part]
+        self.assertEqual(len(everything["GetConfig"]), len(idle))
+        self.assertTrue(all(c["fields"] for c in everything["GetConfig"]), "nothing is left out of a page")
+        self.assertEqual(len(everything["ListConnections"]), 20_000)
+        self.assertEqual({s["connection"] for s in everything["GetStatistics"]}, {c["name"] for c in running})
+
+        # Results of probes unfold to many times their stored size.
+        latest = lambda: int(self.api.call("AgentService", "GetAgent")["store"]["latest_cursor"])  # noqa: E731
+        self.wait_for(lambda: latest() > 1000, 120)
+        newest = latest()
+        stream, cursor = plain.stream({"earliest": True}), 0
+        for message in stream:
+            if message.WhichOneof("message") == "batch":
+                cursor = message.batch.records[-1].cursor
+            if cursor >= newest:
+                break
+        stream.cancel()
+        stopped = plain.call("ClientService", "StopConnections", {"all": True})
+        self.assertEqual(len(stopped["names"]), len(running))
 
     def test_tokens_are_checked(self):
         self.api.apply({"client": self.idle(5)})

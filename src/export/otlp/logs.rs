@@ -5,15 +5,19 @@ use opentelemetry_proto::tonic::{
     logs::v1::{LogRecord, SeverityNumber},
 };
 
-use super::values::{self, number, text};
+use super::{
+    peers::Peers,
+    values::{self, number, text},
+};
 use crate::{
     proto::{Event, EventType, FailureCause, ProbeResult, Record, Threshold, Word, record},
     time::UnixTime,
 };
 
 /// Returns the log records of a record: one, or one for each probe.
-pub(super) fn from_record(record: &Record) -> Vec<LogRecord> {
+pub(super) fn from_record(record: &Record, peers: &mut Peers) -> Vec<LogRecord> {
     let mut attributes = values::of_record(record);
+    attributes.extend(peers.attributes(record));
     attributes.push(number("twamp.cursor", record.cursor.cast_signed()));
     if !record.incarnation.is_empty() {
         attributes.push(text("twamp.incarnation", &record.incarnation));

@@ -10,6 +10,7 @@ use opentelemetry_proto::tonic::{
 
 use super::{
     super::limits::{limits_ns, limits_seconds, seconds},
+    peers::Peers,
     values,
 };
 use crate::{
@@ -30,13 +31,14 @@ struct ResultPoint<'a> {
 
 /// Returns the metrics of results. Those of intervals have their own names, because intervals cover
 /// the same probes as tests.
-pub(super) fn from_records(records: &[&Record]) -> Vec<Metric> {
+pub(super) fn from_records(records: &[&Record], peers: &mut Peers) -> Vec<Metric> {
     let (mut tests, mut intervals) = (Vec::new(), Vec::new());
     let mut ended = Vec::new();
     let time =
         |time: Option<&prost_types::Timestamp>| time.map_or(0, |time| UnixTime::from_proto(time).0);
     for record in records {
         let mut attributes = values::of_record(record);
+        attributes.extend(peers.attributes(record));
         match &record.kind {
             Some(record::Kind::TestResult(result)) => {
                 let (start_ns, end_ns) =
@@ -70,26 +72,56 @@ pub(super) fn from_records(records: &[&Record]) -> Vec<Metric> {
     metrics
 }
 
+/// Counters of probes: their name, and one count or several with the direction as an attribute.
+type Counter = (&'static str, &'static str, &'static [(Option<&'static str>, Count)]);
+type Count = fn(&Figures) -> u64;
+
+const COUNTERS: [Counter; 8] = [
+    ("sent", "Probes sent", &[(None, |f| f.probes_sent)]),
+    ("not_sent", "Probes that were due and not sent", &[(None, |f| f.probes_not_sent)]),
+    ("received", "Probes whose reply arrived in time", &[(None, |f| f.probes_received)]),
+    (
+        "lost",
+        "Probes without a reply in time, by direction of the loss",
+        &[
+            (Some("egress"), |f| f.probes_lost_egress.unwrap_or(0)),
+            (Some("ingress"), |f| f.probes_lost_ingress.unwrap_or(0)),
+            (Some("unknown"), |f| f.probes_lost_unattributed),
+        ],
+    ),
+    ("late", "Replies that arrived after the loss timeout", &[(None, |f| f.probes_late)]),
+    ("duplicate", "Further replies to answered probes", &[(None, |f| f.probes_duplicate)]),
+    (
+        "reordered",
+        "Replies that arrived after the reply to a later probe",
+        &[(None, |f| f.probes_reordered)],
+    ),
+    (
+        "abandoned",
+        "Probes in flight when their test was cut short",
+        &[(None, |f| f.probes_abandoned)],
+    ),
+];
+
+fn counters(prefix: &str, results: &[ResultPoint<'_>]) -> Vec<Metric> {
+    let counter = |(name, description, counts): &Counter| {
+        let points = results.iter().flat_map(|one| {
+            counts.iter().map(|(direction, count)| {
+                let mut attributes = one.attributes.clone();
+                attributes.extend(direction.map(|word| values::text("twamp.direction", word)));
+                let count = Value::AsInt(count(one.figures).cast_signed());
+                number(attributes, one.start_ns, one.end_ns, count)
+            })
+        });
+        sum(&format!("{prefix}.probes.{name}"), "{probe}", description, points.collect())
+    };
+    COUNTERS.iter().map(counter).collect()
+}
+
 fn figures(prefix: &str, results: &[ResultPoint<'_>]) -> Vec<Metric> {
-    let mut probes = Vec::new();
     let (mut quality, mut late) = (Vec::new(), Vec::new());
     for one in results {
         let figures = one.figures;
-        for (state, count) in [
-            ("sent", figures.probes_sent),
-            ("not_sent", figures.probes_not_sent),
-            ("received", figures.probes_received),
-            ("lost", figures.probes_lost),
-            ("late", figures.probes_late),
-            ("duplicate", figures.probes_duplicate),
-            ("reordered", figures.probes_reordered),
-            ("abandoned", figures.probes_abandoned),
-        ] {
-            let state = [values::text("twamp.state", state)];
-            let attributes = one.attributes.iter().cloned().chain(state).collect();
-            let count = Value::AsInt(count.cast_signed());
-            probes.push(number(attributes, one.start_ns, one.end_ns, count));
-        }
         if let Some(error) = figures.schedule_error.as_ref().filter(|error| error.samples > 0) {
             let most = Value::AsDouble(seconds(error.max_ns));
             late.push(number(one.attributes.clone(), one.start_ns, one.end_ns, most));
@@ -123,8 +155,8 @@ fn figures(prefix: &str, results: &[ResultPoint<'_>]) -> Vec<Metric> {
         };
         metric(&format!("{prefix}.{name}"), "s", description, Data::Histogram(data))
     };
-    vec![
-        sum(&format!("{prefix}.probes"), "{probe}", "Probes by outcome", probes),
+    let mut metrics = counters(prefix, results);
+    metrics.extend([
         histogram(RTT, "Round-trip time without the time in the reflector", |f| f.rtt.as_deref()),
         histogram("egress", "Delay to the reflector", |f| f.egress.as_deref()),
         histogram("ingress", "Delay from the reflector", |f| f.ingress.as_deref()),
@@ -140,7 +172,8 @@ fn figures(prefix: &str, results: &[ResultPoint<'_>]) -> Vec<Metric> {
             "Largest delay of a probe against its schedule",
             Data::Gauge(Gauge { data_points: late }),
         ),
-    ]
+    ]);
+    metrics
 }
 
 fn point(

@@ -1,7 +1,9 @@
 //! Exporter to an OpenTelemetry collector: OTLP over gRPC.
 
+mod cumulative;
 mod logs;
 mod metrics;
+mod peers;
 mod values;
 
 use std::{error::Error, time::Duration};
@@ -25,6 +27,9 @@ use crate::{
     model::{Exporter, Secret},
     proto::{Record, record},
 };
+use cumulative::Totals;
+pub use peers::FindPeer;
+use peers::Peers;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -38,6 +43,9 @@ pub(super) struct OtlpSink {
     ca_certificates: String,
     secret: Option<Secret>,
     agent_id: String,
+    peers: Peers,
+    /// Totals of cumulative metrics; `None` if deltas are sent.
+    totals: Option<Totals>,
     channel: Option<Channel>,
     progress: Option<Progress>,
 }
@@ -52,12 +60,20 @@ struct Progress {
 }
 
 impl OtlpSink {
-    pub(super) fn new(endpoint: String, exporter: &Exporter, agent_id: String) -> Self {
+    pub(super) fn new(
+        endpoint: String,
+        is_delta: bool,
+        exporter: &Exporter,
+        agent_id: String,
+        find_peer: FindPeer,
+    ) -> Self {
         Self {
             endpoint,
             ca_certificates: exporter.ca_certificates.clone(),
             secret: exporter.secret.clone(),
             agent_id,
+            peers: Peers::new(find_peer),
+            totals: (!is_delta).then(Totals::default),
             channel: None,
             progress: None,
         }
@@ -163,7 +179,7 @@ impl Sink for OtlpSink {
         let logs: Vec<LogRecord> = records
             .iter()
             .filter(|record| !is_result(record))
-            .flat_map(logs::from_record)
+            .flat_map(|record| logs::from_record(record, &mut self.peers))
             .collect();
         let mut logs = logs.into_iter().peekable();
         while logs.peek().is_some() {
@@ -179,7 +195,13 @@ impl Sink for OtlpSink {
         for call in calls.into_iter().skip(done) {
             let (accepted, all) = match call {
                 Call::Metrics(results) => {
-                    (self.send_metrics(metrics::from_records(results)).await?, results.len())
+                    let mut metrics = metrics::from_records(results, &mut self.peers);
+                    let pending = self.totals.as_ref().map(|t| t.accumulate(&mut metrics));
+                    let accepted = self.send_metrics(metrics).await?;
+                    if let Some((totals, pending)) = self.totals.as_mut().zip(pending) {
+                        totals.commit(pending);
+                    }
+                    (accepted, results.len())
                 }
                 Call::Logs(logs) => {
                     let all = logs.len();

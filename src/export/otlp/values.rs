@@ -7,6 +7,10 @@ use opentelemetry_proto::tonic::{
 
 use crate::proto::Record;
 
+/// Keys of the attributes of a peer, which labels must not use.
+pub(super) const PEER_KEYS: [&str; 4] =
+    ["server.address", "server.port", "network.transport", "network.type"];
+
 pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
     attribute(key, Value::StringValue(value.into()))
 }
@@ -33,7 +37,7 @@ pub(super) fn of_record(record: &Record) -> Vec<KeyValue> {
     let names = names.into_iter().filter(|(_, name)| !name.is_empty());
     let labels = record.labels.iter().map(|(key, value)| {
         // Names of our own, now or later, must not occur twice.
-        if key.starts_with("twamp.") {
+        if key.starts_with("twamp.") || PEER_KEYS.contains(&key.as_str()) {
             text(&format!("label.{key}"), value)
         } else {
             text(key, value)
@@ -65,7 +69,7 @@ mod tests {
 
     #[test]
     fn no_attribute_occurs_twice_whatever_labels_are_called() {
-        let labels = ["site", "twamp.connection", "twamp.cursor", "label.site"];
+        let labels = ["site", "twamp.connection", "twamp.cursor", "label.site", "server.port"];
         let record = Record {
             connection: "c".into(),
             session: "s".into(),
@@ -78,6 +82,7 @@ mod tests {
             "twamp.connection",
             "twamp.session",
             "label.site",
+            "label.server.port",
             "site",
             "label.twamp.connection",
             "label.twamp.cursor",

@@ -2,7 +2,7 @@
 
 mod agent;
 
-use std::{fmt, iter, sync::Arc};
+use std::{collections::BTreeMap, fmt, iter, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
@@ -330,13 +330,18 @@ fn with(labels: &Labels, more: Option<(&str, &str)>) -> Labels {
     labels.iter().cloned().chain(more).collect()
 }
 
-/// Returns the labels of a session; those of the configuration get names that Prometheus accepts. A
-/// label whose name can stay as it is keeps it, whatever others would map to the same name.
+/// Returns the labels of a session.
 fn labels(subject: &Subject) -> Labels {
-    let mut labels = vec![
-        ("connection".to_owned(), subject.connection.clone()),
-        ("session".to_owned(), subject.session.clone()),
-    ];
+    let names = [("connection", &subject.connection), ("session", &subject.session)];
+    with_configured(&names, &subject.labels)
+}
+
+/// Returns the labels of a connection or a session. Those of the configuration get names that
+/// Prometheus accepts, which are the same in all families. A label whose name can stay as it is
+/// keeps it, whatever others would map to the same name.
+fn with_configured(names: &[(&str, &String)], given: &BTreeMap<String, String>) -> Labels {
+    let mut labels: Labels =
+        names.iter().map(|(key, name)| ((*key).to_owned(), (*name).clone())).collect();
     let is_free = |name: &str| {
         !name.starts_with(|c: char| c.is_ascii_digit() || c == '_') && !RESERVED.contains(&name)
     };
@@ -344,7 +349,7 @@ fn labels(subject: &Subject) -> Labels {
         key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
     };
     let (kept, renamed): (Vec<_>, Vec<_>) =
-        subject.labels.iter().partition(|(key, _)| is_free(key) && mapped(key) == **key);
+        given.iter().partition(|(key, _)| is_free(key) && mapped(key) == **key);
     for (key, value) in kept.into_iter().chain(renamed) {
         let name = mapped(key);
         let taken = |name: &str| labels.iter().any(|(known, _)| known == name);

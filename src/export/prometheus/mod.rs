@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ExporterStates, state::Run};
+use super::{ExporterStates, otlp::FindPeer, state::Run};
 use crate::{net::tcp, proto, results::Results};
 use format::Format;
 
@@ -34,7 +34,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
-/// Sources of the metrics.
+/// Sources of the metrics, apart from the records of the log.
 #[derive(Clone)]
 pub struct Sources {
     /// Statistics and the log.
@@ -43,6 +43,8 @@ pub struct Sources {
     pub states: Arc<ExporterStates>,
     /// States of the control connections.
     pub connections: Arc<dyn Fn() -> Vec<proto::Connection> + Send + Sync>,
+    /// Far ends of connections and sessions.
+    pub peer: FindPeer,
     /// State of the server role; `None` if there is none.
     pub server: Arc<dyn Fn() -> Option<proto::GetServerStatusResponse> + Send + Sync>,
 }

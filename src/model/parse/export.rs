@@ -65,12 +65,16 @@ impl Check {
     fn otlp(&mut self, o: &proto::OtlpExport) -> Exporter {
         self.url("endpoint", &o.endpoint, &["http", "https"]);
         let kinds = [RecordKind::TestResult, RecordKind::Event];
+        let temporality = self.enumeration::<proto::OtlpTemporality>("temporality", o.temporality);
         Exporter {
             inactive: o.inactive,
             filter: self.record_filter(o.filter.as_ref(), &kinds),
             ca_certificates: self.certificates(&o.ca_certificates),
             secret: self.export_secret(&o.secret, &o.secret_digest),
-            target: ExportTarget::Otlp { endpoint: o.endpoint.clone() },
+            target: ExportTarget::Otlp {
+                endpoint: o.endpoint.clone(),
+                is_delta: temporality == proto::OtlpTemporality::Delta,
+            },
         }
     }
 

@@ -11,6 +11,7 @@ mod host;
 mod negotiate;
 mod open;
 mod pacing;
+mod peer;
 mod persistence;
 mod probe;
 mod progress;
@@ -37,6 +38,7 @@ use pacing::Pacing;
 use persistence::Persistence;
 use status::Status;
 
+pub use peer::Peer;
 pub use status::Changes;
 
 pub use probe::probe_server;
@@ -190,11 +192,14 @@ impl ConnectionHandle {
 
     /// Returns its status; `directory` provides the kernel's view of TCP connections.
     pub fn snapshot(&self, directory: Option<&TcpDirectory>) -> Connection {
-        let (revision, stopped) = {
-            let desired = self.desired.borrow();
-            (desired.revision, desired.stopped)
-        };
-        self.status.to_proto(revision, stopped, directory, clock::now())
+        let desired = self.desired.borrow().clone();
+        self.status.to_proto(&desired, directory, clock::now())
+    }
+
+    /// Returns the far end of the connection or, if its name is not empty, of a session.
+    pub fn peer(&self, session: &str) -> Option<Peer> {
+        let address = self.status.remote_address(session);
+        peer::find(&self.desired.borrow().config, session, address)
     }
 
     /// Returns the revision of the configuration, where it is not yet in effect.

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{io::AsyncWriteExt, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 use super::open::{self, OpenSession, Opened};
 use crate::{
@@ -22,7 +25,8 @@ use crate::{
     twamp::{
         connection::{AttemptContext, Declined, Failure, Suspect},
         control_client::{
-            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, Stage,
+            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, PROVOCATION,
+            Stage, describe_stranger,
         },
     },
     wire::{
@@ -34,6 +38,8 @@ use crate::{
 const READ_BYTES: usize = 1024;
 /// Limit for the end of a connection that is closed anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// Limit for the answer of a server that may speak another protocol.
+const UNMASK_LIMIT: Duration = Duration::from_millis(500);
 /// Limit for a message that the server does not read.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -218,10 +224,32 @@ impl Established {
                     ClientAction::Failed(error @ ClientError::SessionRejected { index, .. }) => {
                         return Err(self.rejected(index, error).failure);
                     }
+                    ClientAction::Failed(ClientError::ResponseTimeout(_))
+                        if self.machine.stage() == Stage::Greeting =>
+                    {
+                        return Err(self.unmask().await);
+                    }
                     ClientAction::Failed(error) => return Err(error.into()),
                 }
             }
             self.read().await?;
+        }
+    }
+
+    /// Returns the failure of a server that has sent no greeting in time. One that waits for its
+    /// client to begin, as with HTTP and TLS, shows its protocol in its answer to a request; to a
+    /// server of TWAMP it is the end of a connection that has failed anyway.
+    async fn unmask(&mut self) -> Failure {
+        let silent = Failure::from(ClientError::ResponseTimeout("Server-Greeting"));
+        let mut answer = [0; READ_BYTES];
+        let asked = timeout(UNMASK_LIMIT, async {
+            self.stream.write_all(PROVOCATION).await?;
+            self.stream.read(&mut answer).await
+        });
+        let Ok(Ok(bytes)) = asked.await else { return silent };
+        match describe_stranger(&answer[..bytes], true) {
+            Some(name) => ClientError::OtherProtocol(name).into(),
+            None => silent,
         }
     }
 
@@ -232,13 +260,15 @@ impl Established {
     }
 
     fn accepted(&mut self, accepted: AcceptedSession) {
-        let ptp = self.machine.mode().contains(Modes::PTP_TIMESTAMPS);
+        let mode = self.machine.mode();
+        let ptp = mode.contains(Modes::PTP_TIMESTAMPS);
         let session = &mut self.sessions[accepted.index];
         session.remote.set_port(accepted.port);
         session.sid = Some(accepted.sid);
         session.carrier.format = accepted.format;
         session.padding_start = accepted.server_octets;
         session.carrier.honours_z_bit = ptp;
+        session.carrier.has_extensions = mode.extensions() != Modes(0);
         if !ptp {
             session.carrier.timestamps = TimestampFormat::Ntp;
         }

@@ -14,9 +14,10 @@ use super::{
 use crate::{
     model::{ControlConnection, Extensions},
     net::{clock, random},
-    proto::{ProbeServerResponse, ProbeStage, ProbeStatus},
+    proto::{OneWayValidity, ProbeServerResponse, ProbeStage, ProbeStatus},
     results::convert,
     session::Derivation,
+    time::TAI_OFFSET_SECONDS,
     twamp::{
         connection::{AttemptContext, ExtensionProbe, Failure, SOCKET_WAIT_NS, Suspect},
         control_client::Stage,
@@ -175,6 +176,12 @@ async fn exchange(
             found.stage = ProbeStage::Done.into();
             let rtt = Duration::from_nanos(probe.rtt_ns.unwrap_or(0).max(0) as u64);
             found.detail = format!("a probe to {remote} was answered after {rtt:?}");
+            if probe.one_way_validity() == OneWayValidity::TaiOffset {
+                found.detail += &format!(
+                    "; the clocks differ by {TAI_OFFSET_SECONDS} s, the offset of TAI from UTC: one end \
+                     reads timestamps in TAI (PTP) as UTC"
+                );
+            }
         }
         None => {
             found.detail = format!(

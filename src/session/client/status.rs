@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -17,7 +17,8 @@ use crate::{
     session::{lock, plane::Handle},
     time::{Now, UnixTime, duration_to_proto},
     twamp::connection::{
-        ConnectionEvent, ConnectionStatus, Failure, FailureReport, Outage, Phase, SessionStatus,
+        ConnectionEvent, ConnectionStatus, Desired, Failure, FailureReport, Outage, Phase,
+        SessionStatus,
     },
 };
 
@@ -139,19 +140,28 @@ impl Status {
         self.lock().connection.applied_revision >= revision
     }
 
+    /// Returns the present remote address of a session or, with an empty name, of the control
+    /// connection.
+    pub(super) fn remote_address(&self, session: &str) -> Option<IpAddr> {
+        let inner = self.lock();
+        let status = &inner.connection;
+        let started = status.sessions.iter().find(|status| status.name == session);
+        let reflector = started.and_then(|status| status.started.as_ref()).map(|s| s.remote);
+        reflector.or_else(|| status.ends.map(|(_, server)| server)).map(|address| address.ip())
+    }
+
     pub(super) fn is_running(&self) -> bool {
         self.lock().connection.phase == Phase::Running
     }
 
-    /// Converts the status for the API. `revision` and `is_stopped` are what is desired; `directory`
-    /// has what the kernel knows of TCP connections.
+    /// Converts the status for the API. `directory` has the kernel's state of TCP connections.
     pub(super) fn to_proto(
         &self,
-        revision: u64,
-        is_stopped: bool,
+        desired: &Desired,
         directory: Option<&TcpDirectory>,
         now: Now,
     ) -> proto::Connection {
+        let (revision, is_stopped) = (desired.revision, desired.stopped);
         let inner = self.lock();
         let status = &inner.connection;
         let present_ns = status.outage.as_ref().map_or(0, |outage| outage.length_ns(now));
@@ -192,6 +202,7 @@ impl Status {
                 .zip(status.ends)
                 .and_then(|(directory, (local, server))| directory.facts(local, server)),
             outage_start_time: status.outage.as_ref().map(|outage| outage.began.to_proto()),
+            labels: desired.config.labels.clone(),
         }
     }
 

@@ -1,6 +1,10 @@
 use super::*;
 use crate::model::{OneWayValidity, TimestampSource};
 
+fn directions(losses: &[MinuteLosses]) -> Directions<'_> {
+    Directions { losses: Some(losses), numbering: ReflectorNumbering::Own }
+}
+
 /// `metrics/worked-example` of the reference vectors.
 #[test]
 fn worked_example() {
@@ -35,7 +39,7 @@ fn worked_example() {
             &mut track,
         );
     }
-    let (got, expected) = (figures.figures(None), &example["out"]);
+    let (got, expected) = (figures.figures(Directions::default()), &example["out"]);
     assert_eq!(got.probes_received, expected["received_unique"].as_u64().unwrap());
     assert_eq!(got.probes_duplicate, expected["duplicates"].as_u64().unwrap());
     assert_eq!(got.probes_reordered, expected["reordered_by_sender_seq"].as_u64().unwrap());
@@ -53,12 +57,12 @@ fn validity_is_that_of_the_worst_sample() {
     let mut track = Track::default();
     let mut figures = TestFigures::new(2, UnixTime(0));
     figures.received(&Sample { synchronised: true, ..Sample::default() }, &mut track);
-    assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Valid);
+    assert_eq!(figures.figures(Directions::default()).one_way_validity(), OneWayValidity::Valid);
     figures.received(
         &Sample { sequence: 1, egress_ns: -5, rtt_ns: 3, ..Sample::default() },
         &mut track,
     );
-    assert_eq!(figures.figures(None).one_way_validity(), OneWayValidity::Negative);
+    assert_eq!(figures.figures(Directions::default()).one_way_validity(), OneWayValidity::Negative);
 }
 
 #[test]
@@ -73,12 +77,12 @@ fn stamps_of_different_sources_are_never_mixed() {
     let mut track = Track::default();
     let mut figures = TestFigures::new(5, UnixTime(0));
     figures.received(&sample(0, 90, StampSource::User), &mut track);
-    let source = figures.figures(None).transmit_timestamp_source();
+    let source = figures.figures(Directions::default()).transmit_timestamp_source();
     assert_eq!(source, TimestampSource::User, "as long as there is nothing better");
     figures.received(&sample(1, 10, StampSource::Kernel), &mut track);
     figures.received(&sample(2, 80, StampSource::User), &mut track);
     figures.received(&sample(3, 20, StampSource::Kernel), &mut track);
-    let got = figures.figures(None);
+    let got = figures.figures(Directions::default());
     let (rtt, jitter) = (got.rtt.as_ref().unwrap(), got.rtt_jitter.as_ref().unwrap());
     assert_eq!((rtt.samples, rtt.min_ns, rtt.max_ns), (2, 10, 20));
     assert_eq!(jitter.samples, 0, "the two are no neighbours");
@@ -88,7 +92,7 @@ fn stamps_of_different_sources_are_never_mixed() {
         (TimestampSource::Kernel, TimestampSource::Kernel)
     });
     figures.received(&sample(4, 5, StampSource::Hardware), &mut track);
-    let got = figures.figures(None);
+    let got = figures.figures(Directions::default());
     assert_eq!((got.rtt.as_ref().unwrap().samples, got.transmit_timestamp_source()), {
         (1, TimestampSource::Hardware)
     });
@@ -99,7 +103,7 @@ fn a_sample_that_cannot_be_is_counted_and_left_out() {
     let mut track = Track::default();
     let mut figures = TestFigures::new(1, UnixTime(0));
     figures.received(&Sample { rtt_ns: -1, ..Sample::default() }, &mut track);
-    let got = figures.figures(None);
+    let got = figures.figures(Directions::default());
     assert_eq!((got.probes_received, got.samples_invalid), (1, 1));
     assert_eq!(got.rtt.unwrap().samples, 0);
 }
@@ -126,20 +130,20 @@ fn a_probe_counts_in_the_minute_in_which_it_was_sent() {
     figures.lost(at(58));
     figures.received(&sample(3, 61, 50), &mut track);
     let losses = [(0, Attribution { egress: 1, ..Attribution::default() })];
-    let so_far = figures.figures(Some(&losses));
-    let (minute, first) = figures.close(0, Some(&losses)).unwrap();
+    let so_far = figures.figures(directions(&losses));
+    let (minute, first) = figures.close(0, directions(&losses)).unwrap();
     assert_eq!((minute, first.probes_sent, first.probes_received), (0, 2, 1));
     assert_eq!(
         (first.probes_lost, first.probes_lost_egress, first.probes_reordered),
         (1, Some(1), 1)
     );
-    assert!(figures.close(0, None).is_none(), "the next minute is open");
-    let (_, second) = figures.close(1, Some(&losses)).unwrap();
+    assert!(figures.close(0, Directions::default()).is_none(), "the next minute is open");
+    let (_, second) = figures.close(1, directions(&losses)).unwrap();
     assert_eq!((second.probes_sent, second.probes_lost_egress), (2, Some(0)));
     let jitter = |figures: &Figures| figures.rtt_jitter.as_ref().unwrap().samples;
     assert_eq!(jitter(&first) + jitter(&second), 2, "also across the boundary");
     assert_eq!(second.egress_delay_variation.as_ref().unwrap().max_ns, 20);
-    let whole = figures.figures(Some(&losses));
+    let whole = figures.figures(directions(&losses));
     assert_eq!(whole.rtt, so_far.rtt);
     assert_eq!((whole.probes_scheduled, whole.probes_sent, whole.probes_lost), (4, 4, 1));
     assert_eq!((whole.rtt.unwrap().samples, whole.probes_lost_egress), (3, Some(1)));
@@ -159,10 +163,10 @@ fn changes_of_the_path_are_counted() {
         };
         figures.received(&sample, &mut track);
     }
-    let got = figures.figures(None);
+    let got = figures.figures(Directions::default());
     assert_eq!((got.egress_ttl_changes, got.ingress_ttl_changes), (1, 0));
     assert_eq!((got.egress_tos_changes, got.ingress_tos_changes), (1, 1));
     let mut next = TestFigures::new(1, UnixTime(0));
     next.received(&Sample { egress_ttl: 60, ..Sample::default() }, &mut track);
-    assert_eq!(next.figures(None).egress_ttl_changes, 1, "and from test to test");
+    assert_eq!(next.figures(Directions::default()).egress_ttl_changes, 1, "and from test to test");
 }

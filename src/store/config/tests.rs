@@ -167,3 +167,44 @@ fn the_rollback_target_is_stored_whole() {
     assert_eq!(store.revision(5).unwrap(), Some(stored(5, 300)));
     assert_eq!(store.revision(6).unwrap(), None);
 }
+
+/// Contents of all files below a directory, one after the other.
+fn all_octets(directory: &Path) -> Vec<u8> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(
+            |path| if path.is_dir() { all_octets(&path) } else { std::fs::read(path).unwrap() },
+        )
+        .collect()
+}
+
+#[test]
+fn a_secret_is_gone_from_the_disk_with_the_last_revision_that_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    let with_secret = |revision: u64| {
+        let mut stored = stored(revision, 1);
+        let config = stored.config.as_mut().and_then(|config| config.client.as_mut()).unwrap();
+        let secret = if revision <= 5 { "the-replaced-secret" } else { "another" };
+        config.control_connections[0].secret = secret.into();
+        stored
+    };
+    let holds_secret = || {
+        let octets = all_octets(directory.path());
+        octets.windows(b"replaced-secret".len()).any(|found| found == b"replaced-secret")
+    };
+    for revision in 1..=60 {
+        store.commit(revision, &with_secret(revision)).unwrap();
+        if revision == 50 {
+            assert!(holds_secret(), "a rollback needs it");
+        }
+    }
+    assert!(!holds_secret());
+    assert_eq!(store.revisions().unwrap().len(), 50);
+    drop(store);
+    let store = ConfigStore::open(&state).unwrap();
+    assert_eq!(store.current().unwrap(), Some(with_secret(60)));
+    store.commit(61, &with_secret(61)).unwrap();
+    assert_eq!(store.revision(12).unwrap(), Some(with_secret(12)));
+}

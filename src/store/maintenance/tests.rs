@@ -199,3 +199,37 @@ fn verification_reports_a_missing_end_of_the_log() {
     let found = verify(&state, |_| Ok(()), |_| true);
     assert!(matches!(found, Err(MaintenanceError::Gone { found: 10, known: 12 })), "{found:?}");
 }
+
+#[test]
+fn a_directory_of_somebody_else_keeps_its_mode_and_gets_no_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(&directory.path().join("a"), 5);
+    let mut file = Vec::new();
+    export(&state, &mut file).unwrap();
+    let target = directory.path().join("home");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("letter"), "dear").unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = import(&target, &mut file.as_slice());
+    assert!(matches!(refused, Err(MaintenanceError::NotEmpty(_))), "{refused:?}");
+    assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+}
+
+#[test]
+fn a_damaged_copy_of_the_configuration_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = filled(directory.path(), 5);
+    verified(&state);
+    let copy = directory.path().join("config.last");
+    let whole = fs::read(&copy).unwrap();
+    for damaged in [&whole[..whole.len() / 2], &[]] {
+        fs::write(&copy, damaged).unwrap();
+        let refused = verify(&state, |_| Ok(()), |_| true).unwrap_err();
+        assert!(refused.to_string().contains("config.last"), "{refused}");
+    }
+    // The next start makes another one.
+    fs::remove_file(&copy).unwrap();
+    verified(&state);
+}

@@ -12,11 +12,10 @@ use std::{
 
 use prost::Message;
 
-use super::{
-    CACHE_OCTETS, DATABASES, ENTRIES_PER_FLUSH, MaintenanceError, each, inspect::Inspection, path,
-};
+use super::{CACHE_OCTETS, DATABASES, MaintenanceError, inspect::Inspection, path};
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
+    compaction::{ENTRIES_PER_FLUSH, each},
     engine::{Engine, MARK},
     layout::WindowName,
     measure::measured,
@@ -115,12 +114,10 @@ fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
 /// Creates a state directory from an export; returns the number of items. A damaged file leaves
 /// nothing in the directory.
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
+    // A directory of somebody else is left as it is.
+    refuse_content(directory)?;
     let state = StateDirectory::open(directory)?;
-    // Opening the directory has created the lock and the version.
-    let mut names = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.file_name());
-    if names.any(|name| name != LOCK_FILE && name != schema::NAME) {
-        return Err(MaintenanceError::NotEmpty(directory.to_owned()));
-    }
+    refuse_content(directory)?;
     let imported = import_into(&state, from);
     if imported.is_ok() {
         fs::write(directory.join(IMPORTED), "")?;
@@ -128,6 +125,21 @@ pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, Maintenance
     }
     recover(directory)?;
     imported
+}
+
+/// Refuses a directory with anything in it except the lock and the version, which do not count.
+fn refuse_content(directory: &Path) -> Result<(), MaintenanceError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if name != LOCK_FILE && name != schema::NAME {
+            return Err(MaintenanceError::NotEmpty(directory.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// Import of a state directory in progress.

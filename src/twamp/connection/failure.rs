@@ -102,7 +102,9 @@ impl From<ClientError> for Failure {
             ClientError::ConnectionRejected(accept)
             | ClientError::SessionRejected { accept, .. }
             | ClientError::StartRejected(accept) => (FailureCause::Rejected, accept.0),
-            ClientError::NoPort { .. }
+            ClientError::OtherProtocol(_)
+            | ClientError::NoGreeting(_)
+            | ClientError::NoPort { .. }
             | ClientError::ReflectedOctets { .. }
             | ClientError::Unexpected(_)
             | ClientError::RepeatedSid { .. }

@@ -13,6 +13,12 @@ pub enum ClientError {
     /// Modes of the greeting are 0: the server refuses service.
     #[error("the server offers no mode: it refuses service")]
     ServiceRefused,
+    /// The server speaks another protocol.
+    #[error("this is no TWAMP server: it looks like {0}")]
+    OtherProtocol(String),
+    /// The greeting has bits that no mode has.
+    #[error("this is no TWAMP server: modes {0:#010x} of its greeting do not exist")]
+    NoGreeting(u32),
     /// The configured mode is not offered.
     #[error("the server offers modes {offered}; expected {wanted}")]
     NoCommonMode {

@@ -3,6 +3,7 @@
 
 mod error;
 mod individual;
+mod stranger;
 mod types;
 
 use std::collections::VecDeque;
@@ -23,7 +24,12 @@ use crate::{
 };
 
 pub use error::ClientError;
+pub use stranger::{PROVOCATION, describe_stranger};
 pub use types::{AcceptedSession, ClientAction, ClientOptions, SessionRequest};
+
+/// Limit of the modes of a greeting without a wanted one, beyond which the message is none: modes
+/// are assigned from the lowest bit on (IANA "TWAMP-Modes").
+const MAX_MODES: u32 = 0xffff;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -151,7 +157,13 @@ impl ControlClient {
                 State::StopAck => "Stop-N-Ack",
                 State::Deriving | State::Running | State::Stopped => return,
             };
-            self.fail(ClientError::ResponseTimeout(awaited));
+            let stranger = (self.state == State::Greeting)
+                .then(|| describe_stranger(self.input.clear_octets(), true))
+                .flatten();
+            self.fail(match stranger {
+                Some(name) => ClientError::OtherProtocol(name),
+                None => ClientError::ResponseTimeout(awaited),
+            });
         }
     }
 
@@ -245,7 +257,10 @@ impl ControlClient {
     /// Handles one message; `None` if none is complete or expected.
     fn step(&mut self) -> Option<Result<State, ClientError>> {
         match self.state {
-            State::Greeting => self.input.pop_clear().map(|m| self.handle_greeting(m)),
+            State::Greeting => match describe_stranger(self.input.clear_octets(), false) {
+                Some(name) => Some(Err(ClientError::OtherProtocol(name))),
+                None => self.input.pop_clear().map(|m| self.handle_greeting(m)),
+            },
             State::ServerStart => self.input.pop_clear().map(|m| self.server_start(&m)),
             State::Accept(index) => self.input.pop().map(|m| self.accept(index, &m?)),
             State::StartAck if self.is_individual() => self.individual_ack(Command::START_N_ACK),
@@ -268,6 +283,9 @@ impl ControlClient {
             return Err(ClientError::ServiceRefused);
         }
         if !offered.contains(*security) {
+            if offered.0 > MAX_MODES {
+                return Err(ClientError::NoGreeting(offered.0));
+            }
             return Err(ClientError::NoCommonMode { offered, wanted: *security });
         }
         self.mode = security.or(extensions.and(offered));

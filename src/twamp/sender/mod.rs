@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 
 use crate::{
     model::{FailureCause, TestOutcome},
-    stats::{Figures, TestFigures, Track},
+    stats::{Figures, Numbering, TestFigures, Track},
     time::{ErrorEstimate, Monotonic, Now, StampSource, UnixTime},
     wire::format::ProbeHeader,
 };
@@ -77,7 +77,7 @@ impl SessionSender {
     /// Creates a sender without a session, with no test due.
     pub fn new(config: SenderConfig) -> Self {
         Self {
-            outstanding: Outstanding::new(config.reflector_counts),
+            outstanding: Outstanding::new(Numbering::new(false, false)),
             config,
             next_config: None,
             phase: Phase::Idle(None),
@@ -169,9 +169,12 @@ impl SessionSender {
     pub fn session_started(&mut self, carrier: Carrier, first: Monotonic, now: Now) {
         self.unreachable = None;
         self.miss(first.max(now.monotonic));
+        let counts = self.config.reflector_counts;
+        let is_seen = counts && self.outstanding.has_own_numbers();
+        let numbering = Numbering::new(counts && carrier.has_extensions, is_seen);
         self.carrier = carrier;
         self.next_sequence = 0;
-        self.outstanding = Outstanding::new(self.config.reflector_counts);
+        self.outstanding = Outstanding::new(numbering);
         self.track.session_started();
         if !self.is_complete() {
             let keeps_schedule =
@@ -396,7 +399,8 @@ impl SessionSender {
     pub fn current(&self) -> Option<(UnixTime, Figures)> {
         let Phase::Testing(test) = &self.phase else { return None };
         let stamp = self.carrier.stamp.as_ref().map(|stamp| Box::new(stamp.figures()));
-        let figures = test.figures.figures(self.outstanding.attribution().as_deref());
+        let losses = self.outstanding.losses_so_far();
+        let figures = test.figures.figures(self.outstanding.directions(&losses));
         Some((test.started.unix, Figures { stamp, ..figures }))
     }
 
@@ -405,5 +409,7 @@ impl SessionSender {
     }
 }
 
+#[cfg(test)]
+mod direction_tests;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    stats::{LossDirection, MinuteLosses, minute_of},
+    stats::{Directions, LossDirection, MinuteLosses, Numbering, minute_of},
     time::{Monotonic, StampSource, UnixTime},
 };
 
@@ -35,6 +35,8 @@ struct Answered {
     number: u32,
     /// Latest probe that had been sent when the reply arrived.
     latest: u32,
+    /// T2 as the packet carried it.
+    t2_wire: u64,
 }
 
 impl Probe {
@@ -69,6 +71,7 @@ pub(super) struct Outstanding {
     /// T1 of the first probe of the session, as its packet carried it.
     first_t1_wire: u64,
     direction: LossDirection,
+    numbering: Numbering,
     /// Minute of the probes whose losses are in `direction`.
     minute: u64,
     /// Losses of the test by direction, for past minutes.
@@ -78,13 +81,14 @@ pub(super) struct Outstanding {
 }
 
 impl Outstanding {
-    pub(super) fn new(reflector_counts: bool) -> Self {
+    pub(super) fn new(numbering: Numbering) -> Self {
         Self {
             probes: VecDeque::new(),
             settled: 0,
             next: 0,
             first_t1_wire: 0,
-            direction: LossDirection::new(reflector_counts),
+            direction: LossDirection::default(),
+            numbering,
             minute: 0,
             past_losses: Vec::new(),
             outcomes: VecDeque::new(),
@@ -132,13 +136,12 @@ impl Outstanding {
         (probe.t1_wire == t1).then_some(index)
     }
 
-    /// Classifies a reply with the sequence number `number` to the probe `sequence` that was sent
-    /// at `t1`.
+    /// Classifies a reply with the sequence number `number` and the time `t2` to the probe
+    /// `sequence` that was sent at `t1`.
     pub(super) fn accept_reply(
         &mut self,
-        sequence: u32,
-        t1: u64,
-        number: u32,
+        (sequence, t1): (u32, u64),
+        (number, t2): (u32, u64),
         loss_timeout_ns: u64,
         now: Monotonic,
     ) -> Reply {
@@ -156,6 +159,8 @@ impl Outstanding {
         if let Some(first) = probe.answer {
             if first.number != number {
                 self.direction.duplicated(number);
+            } else if first.t2_wire != t2 {
+                self.numbering.repeated();
             }
             return Reply::Duplicate;
         }
@@ -170,7 +175,7 @@ impl Outstanding {
             }
             return Reply::Late;
         }
-        probe.answer = Some(Answered { number, latest });
+        probe.answer = Some(Answered { number, latest, t2_wire: t2 });
         let answered = *probe;
         self.settle();
         Reply::First(answered)
@@ -218,13 +223,16 @@ impl Outstanding {
             let (t1, lost, minute) = (probe.t1, probe.answer.is_none(), minute_of(probe.t1));
             match probe.answer {
                 // A reply attributes losses before it, including those of the previous minute.
-                Some(Answered { number, latest }) => {
+                Some(Answered { number, latest, t2_wire }) => {
+                    self.numbering.replied(probe.sequence, number, t2_wire);
                     self.direction.received(probe.sequence, number, latest);
                     self.begin_minute(minute);
                 }
                 None if probe.lost => {
                     self.begin_minute(minute);
-                    if !probe.abandoned {
+                    if probe.abandoned {
+                        self.direction.abandoned();
+                    } else {
                         self.direction.lost(probe.sequence);
                     }
                 }
@@ -248,7 +256,11 @@ impl Outstanding {
     /// Adds attributions of losses in past minutes that became known since, latest minute first.
     fn amend(&mut self) {
         let mut later = self.direction.take_attributed_later();
-        self.past_losses.iter_mut().rev().for_each(|(_, losses)| losses.amend(&mut later));
+        let mut moved = self.direction.take_moved_to_ingress();
+        for (_, losses) in self.past_losses.iter_mut().rev() {
+            losses.amend(&mut later);
+            losses.move_to_ingress(&mut moved);
+        }
     }
 
     /// Ends the minutes up to this one: all of their probes have an outcome, and later replies
@@ -272,26 +284,34 @@ impl Outstanding {
         self.probes.get(self.settled).map(|probe| probe.sent)
     }
 
-    /// Returns the losses by direction in past minutes of the test; `None` if directions are
-    /// unknown.
-    pub(super) fn past_losses(&self) -> Option<&[MinuteLosses]> {
-        self.direction.is_known().then_some(&self.past_losses)
+    /// Returns whether the reflector was seen to number its replies by itself.
+    pub(super) fn has_own_numbers(&self) -> bool {
+        self.numbering.is_seen()
     }
 
-    /// Returns the losses by direction so far; `None` if directions are unknown.
-    pub(super) fn attribution(&self) -> Option<Vec<MinuteLosses>> {
-        let so_far = (self.minute, self.direction.clone().end_test());
-        self.direction
-            .is_known()
-            .then(|| self.past_losses.iter().copied().chain([so_far]).collect())
+    /// Returns the losses by direction in past minutes of the test.
+    pub(super) fn past_losses(&self) -> Directions<'_> {
+        self.directions(&self.past_losses)
     }
 
-    /// Ends a test and returns its losses by direction; `None` if directions are unknown.
-    pub(super) fn end_test(&mut self) -> Option<Vec<MinuteLosses>> {
+    /// Returns the losses by direction so far.
+    pub(super) fn losses_so_far(&self) -> Vec<MinuteLosses> {
+        let so_far = (self.minute, self.direction.so_far());
+        self.past_losses.iter().copied().chain([so_far]).collect()
+    }
+
+    /// Ends a test and returns its losses by direction.
+    pub(super) fn end_test(&mut self) -> Vec<MinuteLosses> {
         let last = self.direction.end_test();
         self.amend();
         let mut losses = std::mem::take(&mut self.past_losses);
         losses.push((self.minute, last));
-        self.direction.is_known().then_some(losses)
+        losses
+    }
+
+    /// Returns these losses with the numbering that tells whether their directions are known.
+    pub(super) fn directions<'a>(&self, losses: &'a [MinuteLosses]) -> Directions<'a> {
+        let losses = self.numbering.is_known().then_some(losses);
+        Directions { losses, numbering: self.numbering.word() }
     }
 }

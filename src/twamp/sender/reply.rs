@@ -60,9 +60,8 @@ impl SessionSender {
             return self.ignored();
         }
         let reply_kind = self.outstanding.accept_reply(
-            reply.probe.sequence,
-            reply.probe.timestamp,
-            reply.sequence,
+            (reply.probe.sequence, reply.probe.timestamp),
+            (reply.sequence, reply.receive_timestamp),
             self.config.loss_timeout_ns,
             arrival(meta, now),
         );

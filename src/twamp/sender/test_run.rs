@@ -151,10 +151,11 @@ impl SessionSender {
             }
         }
         let stamp = self.carrier.stamp.as_mut().map(|stamp| Box::new(stamp.take_figures()));
-        let figures = Figures { stamp, ..test.figures.figures(losses.as_deref()) };
+        let directions = self.outstanding.directions(&losses);
+        let figures = Figures { stamp, ..test.figures.figures(directions) };
         let minute = test.figures.only_minute();
         while minute.is_none()
-            && let Some((minute, figures)) = test.figures.close(u64::MAX, losses.as_deref())
+            && let Some((minute, figures)) = test.figures.close(u64::MAX, directions)
         {
             self.events.push_back(SenderEvent::Minute(
                 minute,

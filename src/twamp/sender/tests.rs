@@ -5,9 +5,9 @@ use crate::{
     twamp::PacketMeta,
 };
 
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 
-fn config(probe_count: u32, probe_interval_ns: u64) -> SenderConfig {
+pub(super) fn config(probe_count: u32, probe_interval_ns: u64) -> SenderConfig {
     SenderConfig {
         probe_count,
         probe_interval_ns,
@@ -68,7 +68,7 @@ impl Driven {
     }
 }
 
-fn now(ns: u64) -> Now {
+pub(super) fn now(ns: u64) -> Now {
     Now { monotonic: Monotonic(ns), unix: UnixTime(1_790_000_000_000_000_000 + ns) }
 }
 
@@ -177,7 +177,7 @@ fn a_shorter_test_interval_makes_no_test_overdue() {
 }
 
 /// Reply as a reflector with its own sequence numbers writes it.
-fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
+pub(super) fn reply_to(packet: &[u8], number: u32) -> Vec<u8> {
     reply_with(packet, number, ErrorEstimate(0x8001), [now(0).unix; 2])
 }
 
@@ -211,7 +211,7 @@ fn reply_with(
 }
 
 /// Sends the probe that is due and returns its packet.
-fn sent_at(machine: &mut SessionSender, at_ns: u64) -> Vec<u8> {
+pub(super) fn sent_at(machine: &mut SessionSender, at_ns: u64) -> Vec<u8> {
     let mut packet = vec![0; 60];
     let (t1, error) = (now(at_ns).unix, ErrorEstimate(0x8001));
     machine.write_probe(t1, error, &mut packet, Monotonic(at_ns));

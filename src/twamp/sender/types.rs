@@ -27,7 +27,8 @@ pub struct SenderConfig {
     pub test_count: u64,
     /// Octets of UDP payload.
     pub data_size: u16,
-    /// The reflector is known to number its replies by itself, as every negotiated one does.
+    /// The reflector must number its replies by itself, as a negotiated one (RFC 5357 §4.2.1); a
+    /// light one may copy the number of the probe.
     pub reflector_counts: bool,
     /// Definition of an unavailable path.
     pub availability: AvailabilityRule,
@@ -62,6 +63,9 @@ pub struct Carrier {
     pub honours_z_bit: bool,
     /// STAMP options; `None` for TWAMP test packets.
     pub stamp: Option<Box<StampSender>>,
+    /// An extension of TWAMP was negotiated. The server is taken at its word in other things then:
+    /// it is expected to number its replies by itself.
+    pub has_extensions: bool,
     /// Both ends read the same clock, as on one host.
     pub shares_clock: bool,
 }

@@ -111,6 +111,7 @@ impl Pair {
         let carrier = Carrier {
             format: format(),
             timestamps: timestamps[0],
+            has_extensions: true,
             honours_z_bit: mode.contains(Modes::PTP_TIMESTAMPS),
             ..Carrier::default()
         };

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{super::Sources, counter};
+use super::{super::Sources, counter, with_configured};
 use crate::{
     net::clock,
     proto::{self, ConnectionState},
@@ -28,21 +28,21 @@ impl Agent {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let name = |connection: &proto::Connection| {
-            vec![("connection".to_owned(), connection.name.clone())]
+        let labels = |connection: &proto::Connection| {
+            with_configured(&[("connection", &connection.name)], &connection.labels)
         };
         let help = "1 while the sessions of the connection run";
         let mut family =
             encoder.encode_descriptor("connection_up", help, None, MetricType::Gauge)?;
         for connection in &self.connections {
             let up = connection.state() == ConnectionState::Running;
-            family.encode_family(&name(connection))?.encode_gauge(&i64::from(up))?;
+            family.encode_family(&labels(connection))?.encode_gauge(&i64::from(up))?;
         }
         let help = "Outages since the agent started";
         let mut family =
             encoder.encode_descriptor("connection_outages", help, None, MetricType::Counter)?;
         for connection in &self.connections {
-            counter(&mut family, &name(connection), connection.outages)?;
+            counter(&mut family, &labels(connection), connection.outages)?;
         }
         let (help, seconds) = ("Time in outage since the agent started", Some(&Unit::Seconds));
         let mut family =
@@ -51,7 +51,7 @@ impl Agent {
             let duration = connection.outage_duration.unwrap_or_default();
             let seconds = duration.seconds as f64 + f64::from(duration.nanos) / 1e9;
             family
-                .encode_family(&name(connection))?
+                .encode_family(&labels(connection))?
                 .encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
         }
         Ok(())

@@ -402,7 +402,6 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         test_interval_ns: connection.test_interval_ns,
         test_count: connection.test_count,
         data_size: session.data_size,
-        // A negotiated reflector counts (RFC 5357 §4.2.1); a light one may copy the sender's number.
         reflector_counts: connection.control_type == ControlType::Managed,
         availability: session.availability,
     }
