@@ -179,6 +179,9 @@ pub struct Figures {
     /// Largest reported error of the reflector's clock; `None` if it is unknown.
     #[prost(uint64, optional, tag = "48")]
     pub reflector_clock_error_ns: Option<u64>,
+    /// Replies without an estimate of the reflector's clock (Multiplier 0).
+    #[prost(uint64, tag = "50")]
+    pub replies_without_error_estimate: u64,
 }
 
 /// Distribution of one quantity, in nanoseconds.

@@ -405,5 +405,6 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         // A negotiated reflector counts (RFC 5357 §4.2.1); a light one may copy the sender's number.
         reflector_counts: connection.control_type == ControlType::Managed,
         availability: session.availability,
+        strict_error_estimate: connection.strict_error_estimate,
     }
 }
