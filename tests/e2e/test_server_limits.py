@@ -151,7 +151,7 @@ class Limits(Case):
         closed = self.ctl("server", "close", "--client", "127.0.0.1")
         self.assertRegex(closed.stdout, "ended [456] draining sessions")
         self.assertEqual(self.status()["sessions_draining"], 0)
-        self.assertIn("maximum_sessions is 4", self.ctl("server", "status").stdout)
+        self.assertIn("4: held by 127.0.0.2 (4)", self.ctl("server", "status").stdout)
 
     def test_a_stopped_session_answers_until_an_operator_ends_it(self):
         self.serve()
