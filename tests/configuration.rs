@@ -21,8 +21,9 @@ use twamp_agent::{
         AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode,
         AvailabilityRule, ClientConfig, ClientList, ControlConnection, ControlType, DESCRIPTORS,
         ExportConfig, Key, KeyChain, LightReflector, ListenAddress, NatsExport, OtlpExport,
-        PrometheusExport, RecordFilter, ServerConfig, StampReflector, StampReflectorSession,
-        StampSession, StorageConfig, TestPort, TestPortMode, TestSession, Thresholds,
+        PrometheusExport, RecordFilter, SendAddresses, ServerConfig, StampReflector,
+        StampReflectorSession, StampSession, StorageConfig, TestPort, TestPortMode, TestSession,
+        Thresholds,
     },
 };
 
@@ -193,7 +194,7 @@ fn numeric_fields() -> Vec<Numeric> {
         "ServerConfig" "server_inactivity_timeout" "server.server_inactivity_timeout" SERVER_INACTIVITY_TIMEOUT 1, |c, v| server(c).server_inactivity_timeout = duration(v);
         "ServerConfig" "max_connection_duration" "server.max_connection_duration" MAX_CONNECTION_DURATION 1, |c, v| server(c).max_connection_duration = duration(v);
         "ServerConfig" "maximum_connections" "server.maximum_connections" SERVER_CONNECTIONS 1, |c, v| server(c).maximum_connections = Some(v as u32);
-        "ServerConfig" "maximum_connections_per_client" "server.maximum_connections_per_client" SERVER_CONNECTIONS 1, |c, v| server(c).maximum_connections_per_client = Some(v as u32);
+        "ServerConfig" "maximum_connections_per_client" "server.maximum_connections_per_client" SERVER_CONNECTIONS_PER_CLIENT 1, |c, v| server(c).maximum_connections_per_client = Some(v as u32);
         "ServerConfig" "maximum_sessions" "server.maximum_sessions" SERVER_SESSIONS 1, |c, v| server(c).maximum_sessions = Some(v as u32);
         "ServerConfig" "maximum_sessions_per_connection" "server.maximum_sessions_per_connection" SERVER_SESSIONS_PER_CONNECTION 1, |c, v| server(c).maximum_sessions_per_connection = Some(v as u32);
         "ServerConfig" "tcp_keepidle" "server.tcp_keepidle" TCP_KEEPIDLE SECOND, |c, v| server(c).tcp_keepidle = duration(v);
@@ -344,6 +345,12 @@ fn every_other_field_is_checked() {
             connection(c).destination_port = Some(862);
         }),
         ("C.target_address", |c| connection(c).target_address = "fe80::1%eth0".into()),
+        ("C.source_address", |c| connection(c).source_address = "fe80::1%eth0".into()),
+        ("C.send_addresses", |c| connection(c).send_addresses = 9),
+        ("C.send_addresses", |c| {
+            connection(c).control_type = ControlType::Light.into();
+            connection(c).send_addresses = SendAddresses::Always.into();
+        }),
         ("C.authentication_mode", |c| connection(c).authentication_mode = 9),
         ("C.key_id", |c| {
             keyed(c);

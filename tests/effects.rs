@@ -83,6 +83,8 @@ fn connection_rows() -> Vec<Row> {
         ("persistent_results", json!(false), Live),
         ("history_size", json!(3), Live),
         ("retention_age", json!("3600s"), Live),
+        ("strict_error_estimate", json!(true), Live),
+        ("send_addresses", json!("ALWAYS"), Reconnect),
     ]
 }
 
@@ -148,6 +150,8 @@ fn server_rows() -> Vec<Row> {
             Listen,
         ),
         ("maximum_packets_per_second_per_sender", json!(7), Live),
+        ("strict_error_estimate", json!(true), Live),
+        ("refuse_silently", json!(true), Live),
     ]
 }
 

@@ -57,6 +57,7 @@ fuzz_target!(|data: &[u8]| {
         data_size: 400,
         reflector_counts: head & 128 != 0,
         availability: Default::default(),
+        strict_error_estimate: false,
     });
     sender.session_started(carrier, now.monotonic, now);
     let mut last = vec![0; 400];

@@ -181,6 +181,8 @@ fn connection(request: ProbeServerRequest) -> ControlConnection {
         key_id: request.key_id,
         secret: request.secret,
         extensions: request.extensions,
+        strict_error_estimate: request.strict_error_estimate,
+        send_addresses: request.send_addresses,
         connect_timeout: timeout,
         test_sessions: vec![TestSession {
             name: "probe".into(),

@@ -43,7 +43,9 @@ impl ServerService for Context {
         }
         let mut chosen = BTreeSet::new();
         for (index, text) in client_addresses.iter().enumerate() {
-            let address: IpAddr = text.parse().map_err(|_| {
+            // The zone is that of this host, as the lists of connections show it.
+            let address = text.split_once('%').map_or(&text[..], |(address, _)| address);
+            let address: IpAddr = address.parse().map_err(|_| {
                 let field = format!("client_addresses[{index}]");
                 let shown: String = text.chars().take(80).collect();
                 error::invalid(&field, format!("{shown:?} is not an IPv4 or IPv6 address"))
@@ -54,12 +56,13 @@ impl ServerService for Context {
         ids.extend(registry.connections_of(|address| all || chosen.contains(&address)));
         ids.sort_unstable();
         ids.dedup();
-        registry.close(&ids).map_err(|unknown| {
+        let (ids, draining) = registry.close(&ids).map_err(|unknown| {
             Status::not_found(format!(
                 "connection {unknown} is not open: see ListServerConnections"
             ))
         })?;
-        Ok(Response::new(CloseServerConnectionsResponse { ids }))
+        let draining_sessions_ended = draining as u32;
+        Ok(Response::new(CloseServerConnectionsResponse { ids, draining_sessions_ended }))
     }
 
     async fn list_server_sessions(

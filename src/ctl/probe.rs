@@ -9,7 +9,7 @@ use super::{
 };
 use crate::proto::{
     AuthenticationMode, FailureCause, ModeExtensions, ProbeServerRequest, ProbeServerResponse,
-    ProbeStage, Word,
+    ProbeStage, SendAddresses, Word,
 };
 
 /// Security mode to request.
@@ -24,6 +24,18 @@ pub enum ModeArgument {
     Encrypted,
     /// Encrypted control and unauthenticated test, value 8 (RFC 5618)
     ControlOnlyEncrypted,
+}
+
+/// Addresses in the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum AddressesArgument {
+    /// Zeros, and explicit addresses if the server does not work with zeros
+    #[default]
+    Auto,
+    /// Addresses of both ends, always
+    Always,
+    /// Zeros for both ends, always
+    Never,
 }
 
 /// Options of `probe-server`: server, security and probe.
@@ -58,6 +70,12 @@ pub struct ProbeArguments {
     /// DSCP of the probe
     #[arg(long, default_value = "")]
     dscp: String,
+    /// Discard a reply whose Error Estimate has Multiplier 0
+    #[arg(long)]
+    strict_error_estimate: bool,
+    /// Addresses in the request: explicit ones, or zeros for the ends of the control connection
+    #[arg(long, value_enum, default_value_t)]
+    send_addresses: AddressesArgument,
 }
 
 impl ProbeArguments {
@@ -88,6 +106,13 @@ impl ProbeArguments {
             timeout: None,
             data_size: self.data_size,
             dscp_code_points: self.dscp,
+            strict_error_estimate: self.strict_error_estimate,
+            send_addresses: match self.send_addresses {
+                AddressesArgument::Auto => SendAddresses::Auto,
+                AddressesArgument::Always => SendAddresses::Always,
+                AddressesArgument::Never => SendAddresses::Never,
+            }
+            .into(),
         })
     }
 }
@@ -128,6 +153,14 @@ pub(super) fn verdict(found: &ProbeServerResponse) -> String {
                 nanoseconds(probe.reflector_processing_ns.unwrap_or(0) as f64),
             ),
         );
+    }
+    for discarded in &found.discarded {
+        let packets = if discarded.count == 1 { "packet" } else { "packets" };
+        let discarded = format!(
+            "{} {packets} from {}: {}",
+            discarded.count, discarded.source_address, discarded.reason
+        );
+        line("discarded", discarded);
     }
     let verdict = match (found.stage(), found.cause()) {
         (ProbeStage::Done, _) => format!("works: {}", found.detail),

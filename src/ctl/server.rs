@@ -45,7 +45,11 @@ pub(super) async fn run(
             let answer = agent.server().close_server_connections(request).await?.into_inner();
             print(format, &answer, "CloseServerConnectionsResponse", || {
                 let ids: Vec<String> = answer.ids.iter().map(ToString::to_string).collect();
-                list("closed", &ids)
+                let closed = list("closed", &ids);
+                match answer.draining_sessions_ended {
+                    0 => closed,
+                    ended => format!("{closed}\nended {ended} draining sessions"),
+                }
             })
         }
     }

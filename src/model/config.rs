@@ -43,6 +43,7 @@ pub enum Endpoint {
 
 /// A control connection and its test sessions.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the document")]
 pub struct ControlConnection {
     /// Name, unique among the connections.
     pub name: String,
@@ -104,6 +105,23 @@ pub struct ControlConnection {
     pub history_size: usize,
     /// Retention of its records, in nanoseconds, if it is shorter than that of the storage.
     pub retention_age_ns: Option<u64>,
+    /// Ignores replies whose Error Estimate has Multiplier 0.
+    pub strict_error_estimate: bool,
+    /// Addresses in session requests.
+    pub send_addresses: SendAddresses,
+}
+
+/// Addresses in session requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendAddresses {
+    /// Zeros for the ends of the control connection (RFC 5357 §3.5), and addresses for a server
+    /// that does not work with them.
+    #[default]
+    Auto,
+    /// Addresses of both ends, always.
+    Always,
+    /// Always zeros for the ends of the control connection.
+    Never,
 }
 
 impl AgentConfig {
@@ -141,6 +159,15 @@ impl ControlConnection {
     /// second at least.
     pub fn sessions_may_expire(&self) -> bool {
         self.control_type == ControlType::Managed && self.test_interval_ns > NANOS_PER_SECOND
+    }
+
+    /// Returns whether the server or a reflector has an address that is valid on one link only.
+    pub fn has_link_local_target(&self) -> bool {
+        let targets = self.sessions.iter().map(|session| &session.target).chain([&self.target]);
+        targets.flatten().any(|target| match target {
+            Endpoint::Address(IpAddr::V6(v6)) => v6.is_unicast_link_local(),
+            Endpoint::Address(IpAddr::V4(_)) | Endpoint::Name(_) => false,
+        })
     }
 
     /// Returns whether a session asks for reflected padding.

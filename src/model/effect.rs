@@ -101,6 +101,8 @@ classify!(ControlConnection: ConnectionField {
     results: Live,
     history_size: Live,
     retention_age_ns: Live,
+    strict_error_estimate: Live,
+    send_addresses: ManagedServer,
 });
 
 // The reflector uses the loss timeout only after Stop-Sessions.
@@ -150,6 +152,8 @@ classify!(ServerConfig: ServerField {
     timestamps: Live,
     refwait_ns: Live,
     maximum_packets_per_second_per_sender: Live,
+    strict_error_estimate: Live,
+    refuse_silently: Live,
 });
 
 impl ControlConnection {

@@ -23,7 +23,7 @@ pub use crate::proto::{
 };
 pub use config::{
     AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, ResultKeeping,
-    Schedule, StorageConfig, TestSession,
+    Schedule, SendAddresses, StorageConfig, TestSession,
 };
 pub use diff::{
     ConnectionEffect, SessionControl, changes, connection_effect, has_completed, touched_sessions,

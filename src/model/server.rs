@@ -51,6 +51,10 @@ pub struct ServerConfig {
     pub refwait_ns: u64,
     /// Limit of probes answered per second for each sender; `None` for no limit.
     pub maximum_packets_per_second_per_sender: Option<u32>,
+    /// Drops probes whose Error Estimate has Multiplier 0.
+    pub strict_error_estimate: bool,
+    /// Closes connections beyond a limit without a greeting.
+    pub refuse_silently: bool,
 }
 
 impl ServerConfig {

@@ -188,6 +188,6 @@ mod tests {
 
     #[test]
     fn the_estimate_is_never_corrupt() {
-        assert!(!error_estimate().is_corrupt());
+        assert!(!error_estimate().is_unknown());
     }
 }

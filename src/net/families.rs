@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::OnceLock,
 };
 
@@ -30,7 +30,28 @@ pub(super) fn all_addresses(address: SocketAddr) -> SocketAddr {
     address
 }
 
+/// Returns the end of a connection with an IPv4 address in its own form. The scope of a link-local
+/// address is kept: without it the address means nothing.
+pub fn canonical(end: SocketAddr) -> SocketAddr {
+    match end.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, end.port())),
+        IpAddr::V6(_) => end,
+    }
+}
+
 /// Returns true for `::` on a kernel without IPv6: no packet can come to it.
 pub fn is_missing(address: SocketAddr) -> bool {
     address.ip() == Ipv6Addr::UNSPECIFIED && !has_ipv6()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scope_of_a_link_local_end_is_kept() {
+        let parse = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        assert_eq!(canonical(parse("[fe80::1%3]:9")), parse("[fe80::1%3]:9"));
+        assert_eq!(canonical(parse("[::ffff:192.0.2.1]:9")), parse("192.0.2.1:9"));
+    }
 }

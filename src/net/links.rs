@@ -25,8 +25,12 @@ const GROUPS: [i32; 5] = [
 const PAUSE: Duration = Duration::from_millis(50);
 const BURST: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// Pause before the netlink socket is reopened after an error.
+/// Pause before the netlink socket is reopened after an error, doubled up to the limit while it does
+/// not work at all, as in a sandbox without netlink.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
+/// Time after which a socket that failed had worked.
+const WORKED: Duration = Duration::from_secs(60);
 /// Bytes read from the netlink socket at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -50,11 +54,46 @@ pub async fn follow_network(changes: watch::Sender<NetworkChanges>, token: Cance
 }
 
 async fn follow(changes: &watch::Sender<NetworkChanges>) {
+    let mut failures = Failures::default();
     loop {
+        let begun = Instant::now();
         if let Err(error) = listen(changes).await {
-            tracing::warn!(%error, "failed to follow network changes, retrying");
+            if failures.is_news(&error, begun.elapsed()) {
+                tracing::warn!(%error, "failed to follow network changes, retrying");
+            } else {
+                tracing::debug!(%error, "still failing to follow network changes");
+            }
         }
-        sleep(RETRY_PAUSE).await;
+        sleep(failures.pause).await;
+    }
+}
+
+/// Failures of the netlink socket in a row.
+#[derive(Debug)]
+struct Failures {
+    /// Error that was reported last.
+    reported: Option<String>,
+    pause: Duration,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self { reported: None, pause: RETRY_PAUSE }
+    }
+}
+
+impl Failures {
+    /// Records a failure of a socket that `worked` for some time; returns whether it is to be
+    /// reported: once, until the error is another or the socket has worked.
+    fn is_news(&mut self, error: &io::Error, worked: Duration) -> bool {
+        if worked >= WORKED {
+            *self = Self::default();
+        }
+        let error = Some(error.to_string());
+        let is_news = self.reported != error;
+        self.pause = if is_news { RETRY_PAUSE } else { MAX_RETRY_PAUSE.min(self.pause * 2) };
+        self.reported = error;
+        is_news
     }
 }
 
@@ -192,6 +231,20 @@ mod tests {
             limit.record(Instant::now());
             sleep(PAUSE).await;
         }
+    }
+
+    #[test]
+    fn a_socket_that_never_works_is_reported_once() {
+        let mut failures = Failures::default();
+        let (lacking, short) = (io::ErrorKind::Unsupported, Duration::from_secs(1));
+        assert!(failures.is_news(&lacking.into(), Duration::ZERO));
+        for _ in 0..100 {
+            assert!(!failures.is_news(&lacking.into(), short));
+        }
+        assert_eq!(failures.pause, MAX_RETRY_PAUSE);
+        assert!(failures.is_news(&io::ErrorKind::OutOfMemory.into(), short), "another error");
+        assert!(failures.is_news(&io::ErrorKind::OutOfMemory.into(), WORKED), "a new failure");
+        assert_eq!(failures.pause, RETRY_PAUSE);
     }
 
     #[test]

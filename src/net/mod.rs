@@ -17,7 +17,7 @@ mod tcp_facts;
 mod thread;
 mod udp;
 
-pub use families::is_missing;
+pub use families::{canonical, is_missing};
 pub use hardware::{HardwareState, enable_hardware_stamps, follow_hardware, hardware_states};
 pub use host::{
     files_for_measurements, free_port, host_name, interface_index, machine_id, open_files,

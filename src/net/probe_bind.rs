@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{families::is_missing, tcp, udp};
+use super::{families::is_missing, host::interface_index, tcp, udp};
 use crate::model::{AgentConfig, ControlConnection, ListenAddress, ServerConfig, UdpListen};
 
 /// A resource that the host cannot provide.
@@ -108,8 +108,12 @@ fn check_connection(
         if known.contains(&address) {
             continue;
         }
-        // Port 0: the connection binds its port only while it needs it.
-        if let Err(error) = udp::bound(SocketAddr::new(address, 0), None, false) {
+        if is_known && interface.is_some_and(|name| interface_index(name).is_none()) {
+            continue;
+        }
+        // Port 0: the connection binds its port only while it needs it. A link-local address and one
+        // of a VRF belong to their interface.
+        if let Err(error) = udp::bound(SocketAddr::new(address, 0), interface, false) {
             refusals.add(format!("{path}.{field}"), &format!("address {address}"), &error);
         }
     }
@@ -156,6 +160,7 @@ fn hint(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 require CAP_NET_BIND_SERVICE, interfaces CAP_NET_RAW"
         }
+        io::ErrorKind::InvalidInput => "; a link-local address needs an interface",
         _ => "",
     }
 }

@@ -32,6 +32,14 @@ const STATES: [&str; 13] = [
     "NEW-SYN-RECV",
 ];
 
+/// Returns the number of the interface of a link-local address; 0 for any other.
+fn scope(address: SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(v6) => v6.scope_id(),
+    }
+}
+
 /// Netlink socket to the kernel's socket directory.
 #[derive(Debug)]
 pub struct TcpDirectory {
@@ -49,8 +57,14 @@ impl TcpDirectory {
         Ok(Self { socket })
     }
 
-    /// Returns the facts of the connection between two addresses; `None` if there is none.
-    pub fn facts(&self, local: SocketAddr, remote: SocketAddr) -> Option<TcpInfo> {
+    /// Returns the facts of the connection between two addresses, on the interface with this number
+    /// if it is bound to one; `None` if there is none.
+    pub fn facts(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        interface: Option<u32>,
+    ) -> Option<TcpInfo> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let request = InetRequest {
             family: family as u8,
@@ -62,7 +76,8 @@ impl TcpDirectory {
                 destination_port: remote.port(),
                 source_address: local.ip(),
                 destination_address: remote.ip(),
-                interface_id: 0,
+                // The kernel finds a socket that is bound to an interface only with its number.
+                interface_id: interface.unwrap_or_else(|| scope(local)),
                 cookie: NO_COOKIE,
             },
         };
@@ -119,12 +134,12 @@ mod tests {
             server.read_exact(&mut [0]).unwrap();
             let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
             let directory = TcpDirectory::open().unwrap();
-            let facts = directory.facts(local, remote).unwrap();
+            let facts = directory.facts(local, remote, None).unwrap();
             assert_eq!((facts.state.as_str(), facts.retransmits), ("ESTAB", 0));
             assert!(facts.rtt_ns > 0 && facts.rtt_ns < 1_000_000_000, "{facts:?}");
             let nobody = SocketAddr::new(local.ip(), 1);
-            assert_eq!(directory.facts(nobody, remote), None);
-            assert!(directory.facts(local, remote).is_some());
+            assert_eq!(directory.facts(nobody, remote, None), None);
+            assert!(directory.facts(local, remote, None).is_some());
         }
     }
 }

@@ -48,6 +48,7 @@ pub fn figures(figures: stats::Figures) -> proto::Figures {
         probes_lost_ingress,
         probes_lost_unattributed,
         packets_ignored,
+        replies_without_error_estimate,
         interarrival_jitter_ns,
         one_way_validity,
         reflector_numbering,

@@ -31,6 +31,7 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     sum(&mut into.ingress_ttl_changes, later.ingress_ttl_changes);
     sum(&mut into.egress_tos_changes, later.egress_tos_changes);
     sum(&mut into.ingress_tos_changes, later.ingress_tos_changes);
+    sum(&mut into.replies_without_error_estimate, later.replies_without_error_estimate);
     bursts::merge_bursts(&mut into.loss_bursts, later.loss_bursts.as_ref());
     bursts::merge_availability(&mut into.availability, later.availability.as_ref());
     reordering::merge(&mut into.reordering, later.reordering.as_ref());

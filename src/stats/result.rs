@@ -184,6 +184,9 @@ pub struct Figures {
     /// Numbering of replies by the reflector, on which the direction of losses depends.
     #[prost(enumeration = "ReflectorNumbering", tag = "49")]
     pub reflector_numbering: i32,
+    /// Replies without an estimate of the reflector's clock (Multiplier 0).
+    #[prost(uint64, tag = "50")]
+    pub replies_without_error_estimate: u64,
 }
 
 /// Distribution of one quantity, in nanoseconds.

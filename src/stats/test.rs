@@ -178,6 +178,11 @@ impl TestFigures {
         self.latest().packets_ignored += 1;
     }
 
+    /// Counts a reply without an estimate of the reflector's clock.
+    pub fn without_error_estimate(&mut self) {
+        self.latest().replies_without_error_estimate += 1;
+    }
+
     /// Counts packets dropped because the receive buffer was full.
     pub fn dropped(&mut self, packets: u64) {
         if packets > 0 {

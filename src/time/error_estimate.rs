@@ -24,9 +24,10 @@ impl ErrorEstimate {
         Self(u16::from(synchronised) << 15 | scale << 8 | units.min(255) as u16)
     }
 
-    /// Returns true when the clock is synchronised to UTC by an external source.
+    /// Returns true when the clock is synchronised to UTC by an external source. An unknown error
+    /// tells nothing, whatever the S bit is.
     pub fn is_synchronised(self) -> bool {
-        self.0 & 0x8000 != 0
+        self.0 & 0x8000 != 0 && !self.is_unknown()
     }
 
     /// Returns the format of the timestamps it belongs to (RFC 8186 §2.3).
@@ -42,8 +43,9 @@ impl ErrorEstimate {
         }
     }
 
-    /// Returns true for a Multiplier of 0, which marks a corrupt packet (RFC 4656 §4.1.2).
-    pub fn is_corrupt(self) -> bool {
+    /// Returns true for a Multiplier of 0. The packet SHOULD be discarded as corrupt (RFC 4656
+    /// §4.1.2), but implementations send it while their clock is not synchronised.
+    pub fn is_unknown(self) -> bool {
         self.0 & 0x00ff == 0
     }
 
@@ -62,7 +64,7 @@ mod tests {
     fn conformance_076_multiplier_is_never_zero() {
         for error in [0, 1, 255, 1_000, 50_000, 1_000_000, 100_000_000, 1_000_000_000, u64::MAX] {
             let estimate = ErrorEstimate::new(true, error);
-            assert!(!estimate.is_corrupt(), "{error}");
+            assert!(!estimate.is_unknown(), "{error}");
             assert!(estimate.is_synchronised());
             assert!(estimate.error_ns() >= error.min(estimate.error_ns()));
         }
@@ -73,6 +75,13 @@ mod tests {
     fn conformance_078_the_s_bit_is_the_state_of_the_clock() {
         assert_eq!(ErrorEstimate::new(false, 1_000_000).0 & 0x8000, 0);
         assert_eq!(ErrorEstimate::new(true, 1_000_000).0 & 0x8000, 0x8000);
+    }
+
+    #[test]
+    fn an_unknown_error_is_not_that_of_a_synchronised_clock() {
+        assert!(ErrorEstimate(0x8000).is_unknown());
+        assert!(!ErrorEstimate(0x8000).is_synchronised());
+        assert!(ErrorEstimate(0x8001).is_synchronised());
     }
 
     #[test]

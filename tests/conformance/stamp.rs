@@ -128,6 +128,7 @@ impl Pair {
             data_size: octets as u16,
             reflector_counts: false,
             availability: Default::default(),
+            strict_error_estimate: false,
         });
         let now = Now { monotonic: Monotonic(SECOND), unix: START };
         let format = stamp.format();

@@ -13,8 +13,8 @@ use twamp_agent::{
     twamp::{
         PacketMeta,
         reflector::{
-            Allowances, Ended, Finish, LightPolicy, Reflector, ReflectorCounters, ReflectorSession,
-            Sessionless, Verdict,
+            Allowances, Ended, Finish, LightPolicy, PacketRules, Reflector, ReflectorCounters,
+            ReflectorSession, Sessionless, Verdict,
         },
         sender::{Carrier, SenderConfig, SenderEvent, SessionSender},
     },
@@ -100,11 +100,28 @@ fn number(packet: &[u8]) -> u32 {
 #[test]
 fn conformance_061_062_packets_are_answered_for_the_timeout_after_stop() {
     let mut reflector = reflector();
-    reflector.drain(SID, Monotonic(2 * SECOND_NS));
+    reflector.drain(SID, Monotonic(2 * SECOND_NS), Monotonic(SECOND_NS));
     assert!(reflect(&mut reflector, sender(), &probe(0, 41), 2 * SECOND_NS - 1).is_some());
     assert!(reflect(&mut reflector, sender(), &probe(1, 41), 2 * SECOND_NS).is_none());
     let mut ended = Vec::new();
     reflector.expire(Monotonic(2 * SECOND_NS), |sid, why| ended.push((sid, why)));
+    assert_eq!(ended, [(SID, Ended::Drained)]);
+}
+
+#[test]
+fn a_stopped_session_does_not_outlive_its_packets_for_a_long_timeout() {
+    let mut reflector = reflector();
+    let (long, silent) = (Monotonic(900 * SECOND_NS), 32 * SECOND_NS);
+    reflector.drain(SID, long, Monotonic(SECOND_NS));
+    let mut ended = Vec::new();
+    let mut expire = |reflector: &mut Reflector, at: u64| {
+        reflector.expire(Monotonic(at), |sid, why| ended.push((sid, why)));
+        ended.len()
+    };
+    assert_eq!(expire(&mut reflector, silent), 0);
+    assert!(reflect(&mut reflector, sender(), &probe(0, 41), silent).is_some());
+    assert_eq!(expire(&mut reflector, 2 * silent - 1), 0, "its packets still come");
+    assert_eq!(expire(&mut reflector, 2 * silent), 1);
     assert_eq!(ended, [(SID, Ended::Drained)]);
 }
 
@@ -147,12 +164,41 @@ fn conformance_068_088_sizes() {
 #[test]
 fn conformance_077_a_corrupt_packet_is_discarded() {
     let packet = octets(&vector("neg/sender/unauth/multiplier0")["in"]["packet"]);
-    assert!(reflect(&mut reflector(), sender(), &packet, 0).is_none());
+    let mut strict = reflector();
+    strict.set_rules(PacketRules { strict_error_estimate: true, ..PacketRules::default() });
+    assert!(reflect(&mut strict, sender(), &packet, 0).is_none());
+}
+
+#[test]
+fn a_packet_without_an_error_estimate_is_answered_and_counted() {
+    let packet = octets(&vector("neg/sender/unauth/multiplier0")["in"]["packet"]);
+    let counters = Arc::new(ReflectorCounters::default());
+    let mut reflector = Reflector::new(862, Sessionless::Nobody, counters.clone());
+    assert!(reflector.add(spec(SID, sender()), Monotonic(0)).is_ok());
+    reflector.start(SID, Monotonic(0));
+    let reply = reflect(&mut reflector, sender(), &packet, 0).unwrap();
+    assert_eq!(reply[36..38], packet[12..14], "returned as it came");
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
+    assert_eq!((count(&counters.unknown_error_estimate), count(&counters.corrupt)), (1, 0));
+}
+
+#[test]
+fn a_reply_without_an_error_estimate_is_measured_and_counted() {
+    let mut sending = Sending::new(1);
+    let packet = sending.send().remove(0);
+    let mut reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
+    // The S bit does not make it an estimate.
+    reply[12..14].copy_from_slice(&[0x80, 0]);
+    sending.receive(&reply);
+    let figures = sending.result().figures.unwrap();
+    assert_eq!((figures.probes_received, figures.packets_ignored), (1, 0));
+    assert_eq!(figures.replies_without_error_estimate, 1);
+    assert_eq!(figures.reflector_clock_error_ns, None);
 }
 
 #[test]
 fn conformance_077_a_corrupt_reply_is_discarded() {
-    let mut sending = Sending::new(1);
+    let mut sending = Sending::strict(1);
     let packet = sending.send().remove(0);
     let mut reply = reflect(&mut reflector(), sender(), &packet, 0).unwrap();
     let multiplier = 13;
@@ -161,7 +207,7 @@ fn conformance_077_a_corrupt_reply_is_discarded() {
     reply[multiplier] = estimate;
     let figures = sending.result().figures.unwrap();
     assert_eq!((figures.probes_received, figures.probes_lost, figures.packets_ignored), (0, 1, 1));
-    let mut sending = Sending::new(1);
+    let mut sending = Sending::strict(1);
     sending.send();
     sending.receive(&reply);
     assert_eq!(sending.result().figures.unwrap().probes_received, 1, "and that is why");
@@ -368,6 +414,14 @@ struct Sending {
 
 impl Sending {
     fn new(probe_count: u32) -> Self {
+        Self::with_rule(probe_count, false)
+    }
+
+    fn strict(probe_count: u32) -> Self {
+        Self::with_rule(probe_count, true)
+    }
+
+    fn with_rule(probe_count: u32, strict_error_estimate: bool) -> Self {
         let now = Now { monotonic: Monotonic(SECOND_NS), unix: START };
         let mut machine = SessionSender::new(SenderConfig {
             probe_count,
@@ -380,6 +434,7 @@ impl Sending {
             data_size: 41,
             reflector_counts: true,
             availability: Default::default(),
+            strict_error_estimate,
         });
         machine.session_started(Carrier::default(), now.monotonic, now);
         Self { machine, now }

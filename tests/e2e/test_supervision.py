@@ -247,13 +247,19 @@ class Table(TwoHosts):
 
     def test_server_full(self):
         self.serve(maximum_connections=1)
-        # From the host itself: somebody else has the only place.
-        hold = "import socket, time; s = socket.create_connection((\"%s\", 862)); s.recv(64); time.sleep(99)"
+        # From the host itself: somebody else has the only place, with a session that runs.
+        hold = (
+            "import socket, struct, time; s = socket.create_connection((\"%s\", 862)); s.recv(64)\n"
+            "s.sendall(struct.pack(\">I\", 1) + bytes(160)); s.recv(48)\n"
+            "s.sendall(bytes([5, 4]) + bytes(10) + struct.pack(\">HH\", 4000, 4000) + bytes(96)); s.recv(48)\n"
+            "s.sendall(bytes([2]) + bytes(31)); s.recv(32); time.sleep(99)"
+        )
         other = subprocess.Popen(["ip", "netns", "exec", self.b, "python3", "-c", hold % self.B])
         self.stack.callback(other.kill)
-        self.wait_for(lambda: self.peer.call("ServerService", "ListServerConnections")["connections"])
+        self.wait_for(lambda: [c for c in self.peer.call("ServerService", "ListServerConnections")["connections"]
+                               if c["state"] == "SERVER_CONNECTION_STATE_RUNNING"])
         self.api.apply(self.wanted())
-        self.outage({"CLOSED_BY_SERVER", "RESET"}, other.kill, running=False)
+        self.outage({"REJECTED"}, other.kill, running=False)
         status = self.peer.call("ServerService", "GetServerStatus")
         self.assertEqual(status["connections_refused"][0]["cause"], "REFUSAL_CAUSE_MAXIMUM_CONNECTIONS")
         self.assertIn("maximum_connections is 1", status["latest_refusals"][0]["detail"])

@@ -518,9 +518,10 @@ class Wire(harness.Case):
             for size in (0, 1, 13):
                 udp.sendto(bytes(size), ("127.0.0.1", self.port))
             self.wait_for(lambda: packets()["dropped_too_short"] - before["dropped_too_short"] == 3)
-            # An error estimate with multiplier 0 is corrupt.
+            # An error estimate with multiplier 0 is unknown.
             udp.sendto(bytes(14), ("127.0.0.1", self.port))
-            self.wait_for(lambda: packets()["dropped_corrupt"] == 1)
+            self.assertEqual(len(udp.recv(65536)), 41)
+            self.assertEqual(packets()["unknown_error_estimate"], 1)
             for size in (14, 41, 1472, 9000, 65507):
                 probe = struct.pack(">IQH", size, 1 << 63, 1) + os.urandom(size - 14)
                 udp.sendto(probe, ("127.0.0.1", self.port))
@@ -529,7 +530,7 @@ class Wire(harness.Case):
                 self.assertEqual(reply[24:28], struct.pack(">I", size))
             counts = packets()
             self.assertEqual(counts["received"], 3 + 1 + 5)
-            self.assertEqual(counts["reflected"], 5)
+            self.assertEqual(counts["reflected"], 6)
 
     def good_session(self):
         """The server still does its work."""

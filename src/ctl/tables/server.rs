@@ -51,6 +51,17 @@ fn counters(status: &GetServerStatusResponse) -> String {
         entry("dropped", &or_none(&dropped(&packets))),
         entry("refused", &or_none(&refused)),
     ];
+    if packets.unknown_error_estimate > 0 {
+        let unknown = format!("{} with Multiplier 0, not dropped", packets.unknown_error_estimate);
+        entries.push(entry("estimates", &unknown));
+    }
+    if status.sessions_draining > 0 {
+        entries.push(entry("draining", &format!("{} stopped sessions", status.sessions_draining)));
+    }
+    if status.ip_versions_corrected > 0 {
+        let corrected = format!("{} requests with another IPVN", status.ip_versions_corrected);
+        entries.push(entry("corrected", &corrected));
+    }
     let keys = status.keys.unwrap_or_default();
     if keys != KeyCounters::default() {
         let KeyCounters { accepted, refused, busy } = keys;

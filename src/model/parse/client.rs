@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{
-    super::{ControlConnection, ControlType, Endpoint, Extensions, Schedule, TestSession, limits},
+    super::{
+        ControlConnection, ControlType, Endpoint, Extensions, Schedule, SendAddresses, TestSession,
+        limits,
+    },
     Check,
     security::{ClientSecurity, extensions},
 };
@@ -113,6 +116,8 @@ impl Check {
             retention_age_ns: c.retention_age.map(|age| {
                 self.duration("retention_age", Some(age), &limits::CONNECTION_RETENTION_AGE)
             }),
+            strict_error_estimate: c.strict_error_estimate,
+            send_addresses: self.send_addresses(c, managed),
         }
     }
 
@@ -132,6 +137,18 @@ impl Check {
             );
         }
         self.endpoint("target_address", &c.target_address)
+    }
+
+    fn send_addresses(&mut self, c: &proto::ControlConnection, is_managed: bool) -> SendAddresses {
+        let given = self.enumeration("send_addresses", c.send_addresses);
+        if !is_managed && given != proto::SendAddresses::Unspecified {
+            self.report("send_addresses", "only valid for MANAGED: nothing is requested otherwise");
+        }
+        match given {
+            proto::SendAddresses::Unspecified | proto::SendAddresses::Auto => SendAddresses::Auto,
+            proto::SendAddresses::Always => SendAddresses::Always,
+            proto::SendAddresses::Never => SendAddresses::Never,
+        }
     }
 
     /// Adds the labels of the connection to those of its sessions, which take precedence.

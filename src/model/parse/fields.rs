@@ -153,10 +153,25 @@ impl Check {
         match text.parse::<IpAddr>() {
             Ok(address) => Some(address.to_canonical()),
             Err(_) => {
-                self.report(field, format!("{text:?} is not an IPv4 or IPv6 address"));
+                if !self.has_zone(field, text) {
+                    self.report(field, format!("{text:?} is not an IPv4 or IPv6 address"));
+                }
                 None
             }
         }
+    }
+
+    /// Reports an address with a zone, which belongs into `interface`; returns whether it is one.
+    fn has_zone(&mut self, field: &str, text: &str) -> bool {
+        let Some((address, zone)) = text.split_once('%') else { return false };
+        let is_address = address.parse::<IpAddr>().is_ok();
+        if is_address {
+            self.report(
+                field,
+                format!("give the address {address} here, and {zone:?} as the interface"),
+            );
+        }
+        is_address
     }
 
     pub(super) fn endpoint(&mut self, field: &str, text: &str) -> Option<Endpoint> {
@@ -169,13 +184,7 @@ impl Check {
             }
             return Some(Endpoint::Address(address.to_canonical()));
         }
-        if let Some((address, zone)) = text.split_once('%')
-            && address.parse::<IpAddr>().is_ok()
-        {
-            self.report(
-                field,
-                format!("give the address {address} here, and {zone:?} as the interface"),
-            );
+        if self.has_zone(field, text) {
             return None;
         }
         if !is_host_name(text) {

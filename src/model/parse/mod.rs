@@ -100,6 +100,12 @@ pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
                 connection.name
             ));
         }
+        if connection.interface.is_none() && connection.has_link_local_target() {
+            warnings.push(format!(
+                "client/{}: a link-local target_address cannot be reached without an interface",
+                connection.name
+            ));
+        }
         for session in &connection.sessions {
             let protected = connection.authentication.protects_test_packets();
             let reply = if protected { 112 } else { 41 };

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::{
         AuthenticationMode, ClientList, Extensions, LightReflector, ListenAddress, ServerConfig,
-        TestPort, UdpListen, limits,
+        StampReflector, TestPort, UdpListen, limits,
     },
     Check,
     security::extensions,
@@ -21,14 +21,7 @@ impl Check {
     pub(super) fn server(&mut self, s: &proto::ServerConfig) -> Option<ServerConfig> {
         let light = s.light.as_ref().map(|light| self.at("light", |check| check.light(light)));
         let stamp = s.stamp.as_ref().map(|stamp| self.at("stamp", |c| c.stamp_server(stamp)));
-        if let (Some(light), Some(stamp)) = (&light, &stamp)
-            && light.listen.iter().any(|address| stamp.listen.contains(address))
-        {
-            self.report(
-                "stamp.listen",
-                "an address is that of `light`, too: it answers one of them",
-            );
-        }
+        self.same_addresses(light.as_ref(), stamp.as_ref());
         let listen = match &s.listen[..] {
             [] if light.is_some() || stamp.is_some() => Vec::new(),
             [] => self.listen(&[proto::ListenAddress::default()]),
@@ -66,7 +59,7 @@ impl Check {
             maximum_connections_per_client: self.number(
                 "maximum_connections_per_client",
                 s.maximum_connections_per_client,
-                &limits::SERVER_CONNECTIONS,
+                &limits::SERVER_CONNECTIONS_PER_CLIENT,
             ) as usize,
             maximum_sessions: self.number(
                 "maximum_sessions",
@@ -94,9 +87,23 @@ impl Check {
                 "maximum_packets_per_second_per_sender",
                 s.maximum_packets_per_second_per_sender,
             ),
+            strict_error_estimate: s.strict_error_estimate,
+            refuse_silently: s.refuse_silently,
         };
         self.overlaps(&config);
         (!s.inactive).then_some(config)
+    }
+
+    /// Refuses an address of both reflectors without sessions.
+    fn same_addresses(&mut self, light: Option<&LightReflector>, stamp: Option<&StampReflector>) {
+        if let (Some(light), Some(stamp)) = (light, stamp)
+            && light.listen.iter().any(|address| stamp.listen.contains(address))
+        {
+            self.report(
+                "stamp.listen",
+                "an address is that of `light`, too: it answers one of them",
+            );
+        }
     }
 
     fn key_derivation_count(&mut self, given: Option<u32>) -> u32 {

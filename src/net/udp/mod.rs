@@ -4,6 +4,7 @@
 //! comes with its receive timestamp, TTL, TOS and destination address.
 
 mod numbers;
+mod options;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use crate::{
     time::{StampSource, UnixTime},
     twamp::PacketMeta,
 };
+use options::{ReceiveStamps, Stamps, request_packet_info, stamp_flags};
 use receive::{BATCH, HeaderKind, SCRATCH, receive_batch, receive_numbers, receive_stamps};
 use send::Reply;
 
@@ -174,24 +176,16 @@ impl TestSocket {
         let socket = bound(address, options.interface, shared)?;
         spare_files(&socket)?;
         let ttl = if options.ttl == 0 { 255 } else { options.ttl };
-        let stamps = options.transmit_stamps;
         let hardware = clock_of(address, options.interface);
-        let flags = stamp_flags(stamps, hardware.is_some());
-        match flags {
-            None => setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?,
-            Some(flags) => setsockopt(&socket, sockopt::Timestamping, &flags)?,
-        }
-        setsockopt(&socket, sockopt::RxqOvfl, &1)?;
+        let stamps = Stamps::request(&socket, options.transmit_stamps, hardware.is_some());
+        let hardware = hardware.filter(|_| stamps.received == ReceiveStamps::Timestamping);
+        request_packet_info(&socket, address);
         let any_address = address.ip().is_unspecified();
         if address.is_ipv4() {
-            setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?;
-            setsockopt(&socket, sockopt::IpRecvTos, &true)?;
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &any_address)?;
             socket.set_ttl_v4(ttl.into())?;
             socket.set_tos_v4(options.tos.into())?;
         } else {
-            setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
-            setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &any_address)?;
             socket.set_unicast_hops_v6(ttl.into())?;
             socket.set_tclass_v6(options.tos.into())?;
@@ -204,7 +198,7 @@ impl TestSocket {
             socket.set_send_buffer_size(BUFFER_BYTES)?;
         }
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        let header_kind = HeaderKind::new(address.is_ipv6(), any_address, flags.is_some());
+        let header_kind = HeaderKind::new(address.is_ipv6(), any_address, stamps.received);
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
             io: socket,
@@ -212,7 +206,7 @@ impl TestSocket {
             any_address,
             tos: options.tos.into(),
             header_kind,
-            transmit_stamps: stamps,
+            transmit_stamps: stamps.sent,
             hardware,
             dropped: AtomicU32::new(0),
             dropped_reported: AtomicU32::new(0),
@@ -365,26 +359,6 @@ impl TestSocket {
 impl AsFd for TestSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.io.as_fd()
-    }
-}
-
-/// Returns the `SO_TIMESTAMPING` flags; `None` when `SO_TIMESTAMPNS` is enough.
-fn stamp_flags(stamps: TransmitStamps, by_hardware: bool) -> Option<TimestampingFlag> {
-    use TimestampingFlag as Flag;
-    let mut received = Flag::SOF_TIMESTAMPING_RX_SOFTWARE | Flag::SOF_TIMESTAMPING_SOFTWARE;
-    let mut sent = Flag::SOF_TIMESTAMPING_TX_SOFTWARE;
-    if by_hardware {
-        received |= Flag::SOF_TIMESTAMPING_RX_HARDWARE | Flag::SOF_TIMESTAMPING_RAW_HARDWARE;
-        // The kernel reports no software timestamp of a packet that the interface stamps.
-        sent |= Flag::SOF_TIMESTAMPING_TX_HARDWARE;
-    }
-    match stamps {
-        TransmitStamps::None => by_hardware.then_some(received),
-        TransmitStamps::WithPacket => Some(received | sent),
-        TransmitStamps::Numbered => {
-            let numbered = Flag::SOF_TIMESTAMPING_OPT_ID | Flag::SOF_TIMESTAMPING_OPT_TSONLY;
-            Some(received | sent | numbered)
-        }
     }
 }
 

@@ -19,7 +19,7 @@ use nix::{
     },
 };
 
-use super::{Drained, PacketHandler, TestSocket};
+use super::{Drained, PacketHandler, TestSocket, options::ReceiveStamps};
 use crate::{
     net::clock,
     time::{NANOS_PER_SECOND, StampSource, UnixTime},
@@ -34,17 +34,22 @@ const STAMPS: usize = 4;
 const DATAGRAM_BYTES: usize = 65_536;
 
 /// Set of control messages that come with each packet of a socket: depends on the IP version, on
-/// the local address (one or unspecified), on transmit timestamps and, after a drop, on the drop
+/// the local address (one or unspecified), on timestamps and, after a drop, on the drop
 /// counter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderKind(usize);
 
 impl HeaderKind {
-    const DROPS: usize = 8;
-    const COUNT: usize = 16;
+    const DROPS: usize = 12;
+    const COUNT: usize = 24;
 
-    pub(super) fn new(ipv6: bool, any_address: bool, stamps: bool) -> Self {
-        Self(usize::from(stamps) * 4 + usize::from(ipv6) * 2 + usize::from(any_address))
+    pub(super) fn new(ipv6: bool, any_address: bool, stamps: ReceiveStamps) -> Self {
+        let stamps = match stamps {
+            ReceiveStamps::TimestampNs => 0,
+            ReceiveStamps::Timestamping => 1,
+            ReceiveStamps::Missing => 2,
+        };
+        Self(stamps * 4 + usize::from(ipv6) * 2 + usize::from(any_address))
     }
 
     fn is_ipv6(self) -> bool {

@@ -191,12 +191,12 @@ async fn open(
     }
     let socket = bind(config, session, source, context).await?;
     let unspecified: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let port = socket.local().port();
+    let (port, is_zero) = (socket.local().port(), !context.sends_addresses);
     let request = SessionRequest {
         // Zero stands for the addresses of the control connection (RFC 5357 §3.5).
-        sender_address: if source == local { unspecified } else { source },
+        sender_address: if source == local && is_zero { unspecified } else { source },
         sender_port: port,
-        receiver_address: if remote == server { unspecified } else { remote },
+        receiver_address: if remote == server && is_zero { unspecified } else { remote },
         receiver_port: session.destination_port.unwrap_or(port),
         data_size: session.data_size,
         reflected_length: session.reflected_octets,

@@ -1,7 +1,7 @@
 //! Probe of a server: one attempt from its name to the reply to a test packet, without a trace in
 //! results and status.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -12,9 +12,12 @@ use super::{
     sender::sender_config,
 };
 use crate::{
-    model::{ControlConnection, Extensions},
+    model::{ControlConnection, Extensions, SendAddresses},
     net::{clock, random},
-    proto::{OneWayValidity, ProbeServerResponse, ProbeStage, ProbeStatus},
+    proto::{
+        DiscardedPackets, FailureCause, OneWayValidity, ProbeServerResponse, ProbeStage,
+        ProbeStatus,
+    },
     results::convert,
     session::Derivation,
     time::TAI_OFFSET_SECONDS,
@@ -23,8 +26,11 @@ use crate::{
         control_client::Stage,
         sender::{SenderEvent, SessionSender},
     },
-    wire::codes::Modes,
+    wire::codes::{Accept, Modes},
 };
+
+/// Largest number of reasons for discarded packets that are reported.
+const MAX_DISCARDED: usize = 8;
 
 /// Probes the server of a connection with one session.
 pub async fn probe_server(
@@ -33,13 +39,25 @@ pub async fn probe_server(
 ) -> ProbeServerResponse {
     let mut found = ProbeServerResponse::default();
     let extensions = ExtensionProbe::default().extensions(config, clock::monotonic());
-    let first = attempt(config, extensions, derivation, &mut found).await;
-    let Err(failure) = first else { return found };
+    let always = config.send_addresses == SendAddresses::Always;
+    let first = attempt(config, (extensions, always), derivation, &mut found).await;
+    let failure = match first {
+        Ok(()) if found.stage() == ProbeStage::Done || !found.discarded.is_empty() => return found,
+        Ok(()) => return with_addresses(config, extensions, derivation, found).await,
+        Err(failure) => failure,
+    };
     if failure.suspect == Suspect::None {
-        return with_failure(found, &failure);
+        found = with_failure(found, &failure);
+        let is_refused = failure.cause == FailureCause::Rejected
+            && found.stage() == ProbeStage::Request
+            && failure.accept_code <= Accept::NOT_SUPPORTED.0;
+        return match is_refused {
+            true => with_addresses(config, extensions, derivation, found).await,
+            false => found,
+        };
     }
     let mut without = ProbeServerResponse::default();
-    match attempt(config, Extensions::NONE, derivation, &mut without).await {
+    match attempt(config, (Extensions::NONE, always), derivation, &mut without).await {
         Ok(()) => {
             without.extensions_refused = true;
             without.detail = format!(
@@ -51,8 +69,34 @@ pub async fn probe_server(
             without
         }
         // Extensions were not the reason.
-        Err(_) => with_failure(found, &failure),
+        Err(_) => {
+            let found = with_failure(found, &failure);
+            with_addresses(config, extensions, derivation, found).await
+        }
     }
+}
+
+/// Tries a server again with addresses in the request, if zeros may be the reason for which it does
+/// not reflect; returns the first result if they do not help.
+async fn with_addresses(
+    config: &ControlConnection,
+    extensions: Extensions,
+    derivation: &Derivation,
+    found: ProbeServerResponse,
+) -> ProbeServerResponse {
+    if config.send_addresses != SendAddresses::Auto || found.stage() < ProbeStage::Request {
+        return found;
+    }
+    let mut again = ProbeServerResponse::default();
+    let tried = attempt(config, (extensions, true), derivation, &mut again).await;
+    if tried.is_err() || again.stage() != ProbeStage::Done {
+        return found;
+    }
+    again.detail = format!(
+        "works with addresses in the request only (send_addresses); with zeros: {}. {}",
+        found.detail, again.detail
+    );
+    again
 }
 
 fn with_failure(found: ProbeServerResponse, failure: &Failure) -> ProbeServerResponse {
@@ -66,7 +110,7 @@ fn with_failure(found: ProbeServerResponse, failure: &Failure) -> ProbeServerRes
 
 async fn attempt(
     config: &ControlConnection,
-    extensions: Extensions,
+    (extensions, sends_addresses): (Extensions, bool),
     derivation: &Derivation,
     found: &mut ProbeServerResponse,
 ) -> Result<(), Failure> {
@@ -77,6 +121,7 @@ async fn attempt(
         address: 0,
         waits_for_ports: false,
         socket_wait_ns: SOCKET_WAIT_NS,
+        sends_addresses,
     };
     let names: Vec<String> = config.sessions.iter().map(|session| session.name.clone()).collect();
     let addresses = connect::resolve_server(config).await?;
@@ -127,6 +172,21 @@ fn describe(established: &Established, found: &mut ProbeServerResponse) {
     }
 }
 
+/// Packets that were discarded, by source and reason.
+#[derive(Default)]
+struct Discarded(Vec<DiscardedPackets>);
+
+impl Discarded {
+    fn add(&mut self, source: SocketAddr, reason: String) {
+        if let Some(known) = self.0.iter_mut().find(|known| known.reason == reason) {
+            known.count = known.count.saturating_add(1);
+        } else if self.0.len() < MAX_DISCARDED {
+            let source_address = source.to_string();
+            self.0.push(DiscardedPackets { source_address, reason, count: 1 });
+        }
+    }
+}
+
 /// Sends one test packet and waits for its reply.
 async fn exchange(
     config: &ControlConnection,
@@ -151,11 +211,16 @@ async fn exchange(
     }
     machine.probe_sent(now.unix, 0, now);
     let end = Instant::now() + Duration::from_nanos(test.loss_timeout_ns);
+    let mut discarded = Discarded::default();
     let answered = timeout_at(end, async {
         loop {
             let received = socket.receive_async(|meta, reply| {
                 if (meta.source.ip(), meta.source.port()) == (remote.ip(), remote.port()) {
-                    machine.handle_reply(reply, meta, clock::now());
+                    if let Some(reason) = machine.handle_reply(reply, meta, clock::now()) {
+                        discarded.add(meta.source, reason.to_string());
+                    }
+                } else {
+                    discarded.add(meta.source, format!("not from {remote}"));
                 }
             });
             if received.await.is_err() {
@@ -171,6 +236,7 @@ async fn exchange(
         }
     });
     found.probe = answered.await.ok().flatten().map(convert::probe_result);
+    found.discarded = discarded.0;
     match &found.probe {
         Some(probe) => {
             found.stage = ProbeStage::Done.into();
@@ -182,6 +248,16 @@ async fn exchange(
                      reads timestamps in TAI (PTP) as UTC"
                 );
             }
+        }
+        None if !found.discarded.is_empty() => {
+            let reasons =
+                found.discarded.iter().map(|d| format!("{}: {}", d.source_address, d.reason));
+            found.detail = format!(
+                "control works, but what came for the probe of {} octets to UDP {remote} was \
+                 discarded: {}",
+                packet.len(),
+                reasons.collect::<Vec<_>>().join("; ")
+            );
         }
         None => {
             found.detail = format!(

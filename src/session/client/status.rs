@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::command::Command;
 use crate::{
     model::{ControlConnection, ControlType, SessionControl},
-    net::TcpDirectory,
+    net::{TcpDirectory, interface_index},
     proto::{self, ConnectionFailure, ConnectionState, Session},
     session::{lock, plane::Handle},
     time::{Now, UnixTime, duration_to_proto},
@@ -198,9 +198,11 @@ impl Status {
             renegotiations: status.renegotiations,
             reconciling: status.applied_revision < revision || is_stopped != shows_stopped,
             sessions: sessions.collect(),
-            tcp: directory
-                .zip(status.ends)
-                .and_then(|(directory, (local, server))| directory.facts(local, server)),
+            tcp: directory.zip(status.ends).and_then(|(directory, ends)| {
+                let interface = status.interface.as_deref().and_then(interface_index);
+                directory.facts(ends.0, ends.1, interface)
+            }),
+            sends_addresses: status.sends_addresses,
             outage_start_time: status.outage.as_ref().map(|outage| outage.began.to_proto()),
             labels: desired.config.labels.clone(),
         }

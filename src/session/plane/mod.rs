@@ -101,6 +101,23 @@ impl<C> Clone for Handle<C> {
     }
 }
 
+/// Sender of commands that does not keep its endpoint alive.
+#[derive(Debug)]
+pub(super) struct WeakHandle<C> {
+    commands: Option<mpsc::WeakSender<C>>,
+    notifier: Notifier,
+}
+
+impl<C> WeakHandle<C> {
+    /// Queues a command without waiting; false when the queue is full or the endpoint has ended.
+    pub(super) fn try_send(&self, command: C) -> bool {
+        let commands = self.commands.as_ref().and_then(mpsc::WeakSender::upgrade);
+        let queued = commands.is_some_and(|queue| queue.try_send(command).is_ok());
+        self.notifier.notify();
+        queued
+    }
+}
+
 impl<C> Drop for Handle<C> {
     fn drop(&mut self) {
         self.commands = None;
@@ -123,6 +140,12 @@ impl<C> Handle<C> {
         let queued = self.commands.as_ref().is_some_and(|queue| queue.try_send(command).is_ok());
         self.notifier.notify();
         queued
+    }
+
+    /// Returns a handle that does not keep the endpoint alive.
+    pub(super) fn downgrade(&self) -> WeakHandle<C> {
+        let commands = self.commands.as_ref().map(mpsc::Sender::downgrade);
+        WeakHandle { commands, notifier: self.notifier.clone() }
     }
 
     /// Returns true when the endpoint has ended.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     reflector::ReflectorHandle,
-    registry::{ConnectionEntry, SessionEnd},
+    registry::{ConnectionEntry, SessionEnd, SessionRefusal},
     sockets::Sockets,
 };
 use crate::{
@@ -38,6 +38,8 @@ pub(super) struct Allocation {
     pub(super) reflector: ReflectorHandle,
     /// Time to reflect after Stop-Sessions.
     pub(super) drain_ns: u64,
+    /// The requested IP version is not that of the control connection.
+    pub(super) ip_version_corrected: bool,
 }
 
 /// Addresses of a control connection.
@@ -58,7 +60,7 @@ pub(super) struct PathInfo<'a> {
 /// Returns packet format and timestamp format of a session.
 pub(super) type Packets<'a> = dyn Fn(Sid) -> (PacketFormat, TimestampFormat) + Sync + 'a;
 
-/// Accepts a session on the first suitable reflector, or returns the Accept value of the refusal.
+/// Accepts a session on the first suitable reflector.
 pub(super) async fn allocate(
     config: &ServerConfig,
     sockets: &Sockets,
@@ -66,15 +68,18 @@ pub(super) async fn allocate(
     PathInfo { ends, interface }: PathInfo<'_>,
     (request, packets): (&RequestedSession, &Packets<'_>),
     ended: mpsc::Sender<(Sid, SessionEnd)>,
-) -> Result<Allocation, Accept> {
+) -> Result<Allocation, SessionRefusal> {
     let (sender, receiver) = addresses(ends, request)?;
     let sid = new_sid(receiver).map_err(|error| {
         tracing::error!(%error, "failed to generate session identifier");
-        Accept::INTERNAL_ERROR
+        SessionRefusal::new(Accept::INTERNAL_ERROR, format!("no session identifier: {error}"))
     })?;
     let counters = Arc::new(SessionCounters::default());
     let drain_ns = request.timeout_ns.min(MAX_DRAIN_NS);
-    let tos = Dscp::new(request.dscp).ok_or(Accept::NOT_SUPPORTED)?.tos();
+    let tos = Dscp::new(request.dscp).ok_or_else(|| {
+        SessionRefusal::new(Accept::NOT_SUPPORTED, format!("DSCP {}", request.dscp))
+    })?;
+    let tos = tos.tos();
     let entry = Arc::new(connection.admit_session(
         config,
         ServerSession {
@@ -93,28 +98,46 @@ pub(super) async fn allocate(
     let refwait_ns = config.refwait_ns;
     let (format, timestamps) = packets(sid);
     let session = ReflectorSession { sid, sender, tos, format, timestamps, refwait_ns, counters };
-    let bound = (receiver, interface);
-    for reflector in Candidates::new(config, sockets, ends.local, bound, request.receiver_port) {
-        entry.set_reflector(SocketAddr::new(receiver, reflector.local.port()));
+    for reflector in
+        Candidates::new(config, sockets, (ends.local, interface), request.receiver_port)
+    {
+        entry.set_reflector(with_port(ends.local, reflector.local.port()));
         if reflector.add(&session, &entry).await {
-            return Ok(Allocation { sid, reflector, drain_ns });
+            entry.set_removal(reflector.removal(sid));
+            let ip_version_corrected = receiver.is_ipv4() != (request.ip_version == 4);
+            return Ok(Allocation { sid, reflector, drain_ns, ip_version_corrected });
         }
     }
-    // No port is free, or this sender has a session on each.
-    Err(Accept::TEMPORARY_RESOURCE_LIMIT)
+    let detail = format!("no UDP port of test_port is free, or {sender} has a session on each");
+    Err(SessionRefusal::new(Accept::TEMPORARY_RESOURCE_LIMIT, detail))
 }
 
 /// Returns sender and reflector of a session. Third parties are refused: a server that sends
-/// packets to arbitrary hosts could be abused for attacks (RFC 5357 §6).
-fn addresses(ends: Ends, request: &RequestedSession) -> Result<(SocketAddr, IpAddr), Accept> {
+/// packets to arbitrary hosts could be abused for attacks (RFC 5357 §6). Zero addresses mean the
+/// ends of the control connection, whatever the IP version of the request is.
+fn addresses(
+    ends: Ends,
+    request: &RequestedSession,
+) -> Result<(SocketAddr, IpAddr), SessionRefusal> {
     let sender = request.sender_address.unwrap_or_else(|| ends.client.ip()).to_canonical();
     let receiver = request.receiver_address.unwrap_or_else(|| ends.local.ip()).to_canonical();
-    let versions_fit = sender.is_ipv4() == (request.ip_version == 4)
-        && receiver.is_ipv4() == (request.ip_version == 4);
-    if !versions_fit || sender != ends.client.ip() || receiver != ends.local.ip() {
-        return Err(Accept::NOT_SUPPORTED);
+    if sender != ends.client.ip() || receiver != ends.local.ip() {
+        let detail = format!(
+            "sender {sender} and reflector {receiver} are not the ends of the control connection, \
+             {} and {}",
+            ends.client.ip(),
+            ends.local.ip()
+        );
+        return Err(SessionRefusal::new(Accept::NOT_SUPPORTED, detail));
     }
-    Ok((SocketAddr::new(sender, request.sender_port), receiver))
+    Ok((with_port(ends.client, request.sender_port), receiver))
+}
+
+/// Returns the address of an end, with its scope, and another port.
+fn with_port(end: SocketAddr, port: u16) -> SocketAddr {
+    let mut address = end;
+    address.set_port(port);
+    address
 }
 
 /// Generates a SID from address, time and random octets (RFC 4656 §3.5).
@@ -133,7 +156,8 @@ fn new_sid(address: IpAddr) -> io::Result<Sid> {
 /// Suitable reflectors, best first. Sockets are opened on demand.
 struct Candidates<'a> {
     sockets: &'a Sockets,
-    address: IpAddr,
+    /// Address of the reflector with its scope; the port is that of the listener.
+    local: SocketAddr,
     interface: Option<&'a str>,
     /// Requested port, if the policy allows it.
     requested: Option<u16>,
@@ -153,8 +177,7 @@ impl<'a> Candidates<'a> {
     fn new(
         config: &ServerConfig,
         sockets: &'a Sockets,
-        local: SocketAddr,
-        (address, interface): (IpAddr, Option<&'a str>),
+        (local, interface): (SocketAddr, Option<&'a str>),
         requested: u16,
     ) -> Self {
         let is_suitable = |port: u16| port == TWAMP_PORT || port >= 1024;
@@ -173,16 +196,16 @@ impl<'a> Candidates<'a> {
                 (requested, None, Some(RangeWalk { minimum, size, first, walked: 0 }))
             }
         };
-        Self { sockets, address, interface, requested, shared, range }
+        Self { sockets, local, interface, requested, shared, range }
     }
 
     fn on_port(&self, port: u16) -> Option<ReflectorHandle> {
         let listen = UdpListen {
-            address: SocketAddr::new(self.address, port),
+            address: with_port(self.local, port),
             interface: self.interface.map(str::to_owned),
         };
         self.sockets
-            .serving(self.address, port, self.interface)
+            .serving(self.local.ip(), port, self.interface)
             .or_else(|| self.sockets.dedicated(&listen).ok())
     }
 }
@@ -195,7 +218,7 @@ impl Iterator for Candidates<'_> {
             return Some(reflector);
         }
         if let Some(port) = self.shared.take() {
-            return self.sockets.serving(self.address, port, self.interface);
+            return self.sockets.serving(self.local.ip(), port, self.interface);
         }
         loop {
             let walk = self.range.as_mut().filter(|walk| walk.walked < walk.size)?;
@@ -213,6 +236,38 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    fn request(ip_version: u8, receiver: Option<&str>) -> RequestedSession {
+        RequestedSession {
+            ip_version,
+            sender_address: None,
+            sender_port: 4000,
+            receiver_address: receiver.map(|address| address.parse().unwrap()),
+            receiver_port: 4000,
+            padding_length: 0,
+            timeout_ns: 0,
+            dscp: 0,
+        }
+    }
+
+    #[test]
+    fn zero_addresses_have_the_family_of_the_control_connection() {
+        let ends = |client: &str, local: &str| Ends {
+            client: client.parse().unwrap(),
+            local: local.parse().unwrap(),
+        };
+        let v6 = ends("[2001:db8::1]:1", "[2001:db8::2]:862");
+        for ip_version in [4, 6] {
+            let (sender, receiver) = addresses(v6, &request(ip_version, None)).unwrap();
+            assert_eq!(sender.to_string(), "[2001:db8::1]:4000");
+            assert_eq!(receiver, v6.local.ip());
+            addresses(ends("192.0.2.1:1", "192.0.2.2:862"), &request(ip_version, None)).unwrap();
+        }
+        addresses(v6, &request(6, Some("2001:db8::2"))).unwrap();
+        let refusal = addresses(v6, &request(4, Some("192.0.2.2"))).unwrap_err();
+        assert_eq!(refusal.accept, Accept::NOT_SUPPORTED);
+        assert!(refusal.detail.contains("192.0.2.2"), "{}", refusal.detail);
+    }
 
     #[test]
     fn conformance_046_a_million_identifiers_are_unique() {

@@ -8,25 +8,29 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use zerocopy::IntoBytes;
 
 use super::{
     allocate::{Allocation, Ends, PathInfo, allocate},
-    registry::{ConnectionEntry, Registry, SessionEnd},
+    registry::{ConnectionEntry, ConnectionRefusal, Registry, SessionEnd, SessionRefusal},
     sockets::Sockets,
 };
 use crate::{
     model::{Secret, ServerConfig, limits::SERVER_SESSIONS_PER_CONNECTION},
     net::{
-        clock, random,
+        canonical, clock, random,
         tcp::{self, TcpStream},
     },
-    proto::{EndCause, ServerConnectionState, Word},
+    proto::{EndCause, RefusalCause, ServerConnectionState, Word},
     session::{Derivation, modes, wait_until},
     time::{Monotonic, NtpTimestamp, TimestampFormat},
     twamp::control_server::{
         ControlServer, RequestedSession, ServerAction, ServerError, ServerOptions,
     },
-    wire::codes::{Accept, Modes, Sid},
+    wire::{
+        codes::{Accept, Modes, Sid},
+        greeting::ServerGreeting,
+    },
 };
 
 const READ_BYTES: usize = 4096;
@@ -34,6 +38,8 @@ const READ_BYTES: usize = 4096;
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Time limit of a write to a client that does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit of the greeting of a refused client, which its empty socket takes at once.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// State shared by all connections.
 #[derive(Clone, Debug)]
@@ -113,23 +119,20 @@ impl Drop for Sessions {
     }
 }
 
-/// Serves a connection until it ends or `token` is cancelled. A client that is not allowed is
-/// disconnected without a greeting, which reveals nothing and costs little.
+/// Serves a connection until it ends or `token` is cancelled.
 pub(super) async fn serve(stream: TcpStream, shared: Shared, token: CancellationToken) {
     let Some(config) = shared.config.borrow().clone() else { return };
     let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
-    let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
     let ends = Ends { client: canonical(client), local: canonical(local) };
     let entry = match shared.registry.admit(&config, ends.client, ends.local) {
         Ok(entry) => entry,
-        Err(cause) => {
-            tracing::debug!(client = %ends.client, cause = cause.word(), "control connection refused");
-            return;
-        }
+        Err(refusal) => return refuse(stream, ends.client, &config, &refusal).await,
     };
     if let Err(error) = tcp::prepare_accepted(&stream, config.keepalive) {
-        tracing::debug!(client = %ends.client, %error, "failed to set socket options");
-        return;
+        let detail = error.to_string();
+        let refusal = ConnectionRefusal { cause: RefusalCause::OpenFiles, detail };
+        shared.registry.connection_refused(ends.client, &refusal);
+        return refuse(stream, ends.client, &config, &refusal).await;
     }
     let options = match options(&config, &shared.registry) {
         Ok(options) => options,
@@ -157,13 +160,34 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
     let close_requested = connection.entry.close.clone();
     let Reason(cause, reason) = tokio::select! {
         reason = connection.run(ended) => reason,
-        () = close_requested.cancelled() => {
-            Reason(EndCause::ClosedByOperator, "closed by an operator".into())
-        },
+        (cause, reason) = close_requested.made() => Reason(cause, reason),
         () = token.cancelled() => Reason(EndCause::ClosedByServer, "server role ended".into()),
     };
     connection.shared.registry.ended(cause);
     tracing::info!(client = %ends.client, reason, "control connection ended");
+}
+
+/// Refuses a connection. A limit is told by a greeting without modes (RFC 4656 §3.1); a client that
+/// is not allowed gets none, which reveals nothing and costs little.
+async fn refuse(
+    mut stream: TcpStream,
+    client: SocketAddr,
+    config: &ServerConfig,
+    refusal: &ConnectionRefusal,
+) {
+    let ConnectionRefusal { cause, detail } = refusal;
+    tracing::debug!(%client, cause = cause.word(), detail, "control connection refused");
+    if *cause == RefusalCause::NotListed || config.refuse_silently {
+        return;
+    }
+    let greeting = ServerGreeting::new(0, [0; 16], [0; 16], config.key_derivation_count);
+    let sent = async {
+        stream.write_all(greeting.as_bytes()).await?;
+        stream.shutdown().await
+    };
+    if let Err(error) = timeout(REFUSAL_TIMEOUT, sent).await.unwrap_or(Ok(())) {
+        tracing::debug!(%client, %error, "failed to send greeting without modes");
+    }
 }
 
 impl Connection {
@@ -244,6 +268,10 @@ impl Connection {
                     self.authenticate(&key_id, salt, count).await?;
                 }
                 ServerAction::Start(sids) => {
+                    if !self.entry.begin_running() {
+                        // The request to close ends this task while it waits.
+                        std::future::pending::<()>().await;
+                    }
                     for session in self.sessions.0.iter().filter(|s| sids.contains(&s.sid)) {
                         session.reflector.start(session.sid).await;
                     }
@@ -324,15 +352,18 @@ impl Connection {
             allocate(&config, sockets, &self.entry, path, (request, &packets), ended).await;
         match allocated {
             Ok(allocation) => {
+                if allocation.ip_version_corrected {
+                    self.shared.registry.ip_version_corrected();
+                }
                 let answer = (allocation.reflector.local.port(), allocation.sid);
                 self.sessions.0.push(allocation);
                 Ok(answer)
             }
-            Err(accept) => {
-                tracing::info!(client = %self.ends.client, %accept, ?request, "session refused");
-                let detail = format!("UDP port {}: {accept}", request.receiver_port);
-                self.shared.registry.session_refused(self.ends.client, accept, detail);
-                Err(accept)
+            Err(refusal) => {
+                let SessionRefusal { accept, detail } = &refusal;
+                tracing::info!(client = %self.ends.client, %accept, detail, ?request, "session refused");
+                self.shared.registry.session_refused(self.ends.client, &refusal);
+                Err(*accept)
             }
         }
     }

@@ -24,6 +24,7 @@ pub(super) fn add(sum: PacketCounters, counters: &ReflectorCounters) -> PacketCo
         dropped_integrity_failed: sum.dropped_integrity_failed + load(&counters.integrity_failed),
         tlvs_malformed: sum.tlvs_malformed + load(&counters.tlvs_malformed),
         tlvs_integrity_failed: sum.tlvs_integrity_failed + load(&counters.tlvs_integrity_failed),
+        unknown_error_estimate: sum.unknown_error_estimate + load(&counters.unknown_error_estimate),
         access_reports: sum.access_reports + load(&counters.access_reports),
         dropped_rate_limited: sum.dropped_rate_limited + load(&counters.rate_limited),
         dropped_buffer_full: sum.dropped_buffer_full + load(&counters.buffer_full),

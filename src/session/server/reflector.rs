@@ -8,7 +8,7 @@ use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
 use tokio::sync::oneshot;
 
-use super::registry::{SessionEnd, SessionEntry};
+use super::registry::{SessionEnd, SessionEntry, SessionRemoval};
 use crate::{
     net::{Drained, Neighbours, PacketHandler, PreparedReply, TestSocket, clock},
     proto::ServerSessionState,
@@ -17,7 +17,8 @@ use crate::{
     twamp::{
         PacketMeta,
         reflector::{
-            Ended, Finish, Reflector, ReflectorCounters, ReflectorSession, Sessionless, Verdict,
+            Ended, Finish, PacketRules, Reflector, ReflectorCounters, ReflectorSession,
+            Sessionless, Verdict,
         },
     },
     wire::codes::Sid,
@@ -44,8 +45,8 @@ pub(super) enum Command {
     Remove(Sid),
     /// Changes the policy for senders without a session.
     SetSessionless(Sessionless),
-    /// Sets the limit of replies per second to each sender.
-    SetSenderLimit(Option<u32>),
+    /// Sets the rules for packets with and without a session.
+    SetRules(PacketRules),
     /// Closes the socket; responds when no more packets are received.
     Close(oneshot::Sender<()>),
 }
@@ -82,7 +83,7 @@ impl Reflectors {
         &self,
         sockets: Vec<TestSocket>,
         sessionless: &Sessionless,
-        sender_limit: Option<u32>,
+        rules: PacketRules,
         closes_when_empty: bool,
     ) -> io::Result<ReflectorHandle> {
         let Some(local) = sockets.first().map(TestSocket::local) else {
@@ -94,7 +95,7 @@ impl Reflectors {
                 let counters = self.counters[thread].clone();
                 let mut endpoint =
                     ReflectorSocket::new(socket, sessionless.clone(), counters, closes_when_empty);
-                endpoint.machine.reflector.set_sender_limit(sender_limit);
+                endpoint.machine.reflector.set_rules(rules);
                 endpoint
             };
             let thread = several.then_some(index);
@@ -127,6 +128,16 @@ impl ReflectorHandle {
         true
     }
 
+    /// Returns the removal of a session, which may be called from anywhere and keeps no socket open.
+    pub(super) fn removal(&self, sid: Sid) -> SessionRemoval {
+        let handles: Vec<_> = self.handles.iter().map(Handle::downgrade).collect();
+        SessionRemoval::new(move || {
+            for handle in &handles {
+                handle.try_send(Command::Remove(sid));
+            }
+        })
+    }
+
     pub(super) async fn start(&self, sid: Sid) {
         for handle in &self.handles {
             let (done, started) = oneshot::channel();
@@ -142,7 +153,7 @@ impl ReflectorHandle {
         }
     }
 
-    /// Removes a session without waiting; if the queue is full, REFWAIT ends it.
+    /// Removes a session without waiting; if the queue is full, the next check ends it.
     pub(super) fn remove(&self, sid: Sid) {
         for handle in &self.handles {
             handle.try_send(Command::Remove(sid));
@@ -155,9 +166,9 @@ impl ReflectorHandle {
         }
     }
 
-    pub(super) async fn set_sender_limit(&self, limit: Option<u32>) {
+    pub(super) async fn set_rules(&self, rules: PacketRules) {
         for handle in &self.handles {
-            let _ = handle.send(Command::SetSenderLimit(limit)).await;
+            let _ = handle.send(Command::SetRules(rules)).await;
         }
     }
 
@@ -239,6 +250,14 @@ impl ReflectorSocket {
                 entry.report_end(sid, SessionEnd::Silent);
             }
         });
+        let reflector = &mut self.machine.reflector;
+        self.entries.retain(|sid, entry| {
+            let is_orphaned = entry.is_orphaned();
+            if is_orphaned {
+                reflector.remove(*sid);
+            }
+            !is_orphaned
+        });
         if self.machine.reflector.needs_neighbours() {
             self.machine.neighbours = Neighbours::read();
         }
@@ -281,7 +300,7 @@ impl Endpoint for ReflectorSocket {
                 let _ = done.send(());
             }
             Command::Drain(sid, until) => {
-                machine.drain(sid, until);
+                machine.drain(sid, until, now);
                 self.set_state(sid, ServerSessionState::Draining);
             }
             Command::Remove(sid) => {
@@ -292,7 +311,7 @@ impl Endpoint for ReflectorSocket {
                 }
             }
             Command::SetSessionless(sessionless) => machine.set_sessionless(sessionless),
-            Command::SetSenderLimit(limit) => machine.set_sender_limit(limit),
+            Command::SetRules(rules) => machine.set_rules(rules),
             Command::Close(done) => {
                 self.close();
                 let _ = done.send(());

@@ -23,7 +23,7 @@ use crate::{
     proto::ServerSocket,
     session::Derivation,
     supervise::{Heartbeat, Tasks},
-    twamp::reflector::{Allowances, LightPolicy, Sessionless, StampPolicy, StampRule},
+    twamp::reflector::{Allowances, LightPolicy, PacketRules, Sessionless, StampPolicy, StampRule},
 };
 
 /// Delays before a failed socket is retried: short at first, because one of our own sockets may be
@@ -103,8 +103,11 @@ impl ServerRole {
         let mut reflector_sockets = config.map(ServerConfig::reflector_sockets).unwrap_or_default();
         reflector_sockets.retain(|listen| !is_missing(listen.address));
         self.shared.sockets.retain(&reflector_sockets).await;
-        let limit = config.and_then(|config| config.maximum_packets_per_second_per_sender);
-        self.shared.sockets.set_sender_limit(limit).await;
+        let rules = config.map(|config| PacketRules {
+            sender_limit: config.maximum_packets_per_second_per_sender,
+            strict_error_estimate: config.strict_error_estimate,
+        });
+        self.shared.sockets.set_rules(rules.unwrap_or_default()).await;
 
         let mut sockets = Vec::new();
         for address in listen {

@@ -13,7 +13,7 @@ use crate::{
     model::UdpListen,
     net::{TestSocket, TransmitStamps, UdpOptions},
     session::lock,
-    twamp::reflector::Sessionless,
+    twamp::reflector::{PacketRules, Sessionless},
 };
 
 /// All UDP sockets of the role.
@@ -22,8 +22,7 @@ pub(super) struct Sockets {
     shared: Mutex<HashMap<UdpListen, SharedSocket>>,
     dedicated: Mutex<HashMap<UdpListen, ReflectorHandle>>,
     reflectors: Arc<Reflectors>,
-    /// Limit of replies per second to each sender.
-    sender_limit: Mutex<Option<u32>>,
+    rules: Mutex<PacketRules>,
 }
 
 #[derive(Debug)]
@@ -38,7 +37,7 @@ impl Sockets {
             shared: Mutex::default(),
             dedicated: Mutex::default(),
             reflectors,
-            sender_limit: Mutex::default(),
+            rules: Mutex::default(),
         }
     }
 
@@ -72,24 +71,24 @@ impl Sockets {
         };
         let threads = self.reflectors.threads();
         let sockets = TestSocket::bind_group(listen.address, &options, threads)?;
-        let handle = self.reflectors.open(sockets, &sessionless, self.sender_limit(), false)?;
+        let handle = self.reflectors.open(sockets, &sessionless, self.rules(), false)?;
         lock(&self.shared).insert(listen.clone(), SharedSocket { handle, transmit_stamps });
         Ok(())
     }
 
-    fn sender_limit(&self) -> Option<u32> {
-        *lock(&self.sender_limit)
+    fn rules(&self) -> PacketRules {
+        *lock(&self.rules)
     }
 
-    /// Sets the limit of replies per second to each sender on all sockets.
-    pub(super) async fn set_sender_limit(&self, limit: Option<u32>) {
-        if std::mem::replace(&mut *lock(&self.sender_limit), limit) == limit {
+    /// Sets the rules for packets on all sockets.
+    pub(super) async fn set_rules(&self, rules: PacketRules) {
+        if std::mem::replace(&mut *lock(&self.rules), rules) == rules {
             return;
         }
         let shared: Vec<_> = lock(&self.shared).values().map(|s| s.handle.clone()).collect();
         let dedicated: Vec<_> = lock(&self.dedicated).values().cloned().collect();
         for handle in shared.into_iter().chain(dedicated) {
-            handle.set_sender_limit(limit).await;
+            handle.set_rules(rules).await;
         }
     }
 
@@ -139,8 +138,8 @@ impl Sockets {
         let options =
             UdpOptions { interface: listen.interface.as_deref(), ..UdpOptions::default() };
         let sockets = vec![TestSocket::bind(listen.address, &options)?];
-        let (nobody, limit) = (Sessionless::Nobody, self.sender_limit());
-        let handle = self.reflectors.open(sockets, &nobody, limit, true)?;
+        let (nobody, rules) = (Sessionless::Nobody, self.rules());
+        let handle = self.reflectors.open(sockets, &nobody, rules, true)?;
         dedicated.insert(listen.clone(), handle.clone());
         Ok(handle)
     }

@@ -82,6 +82,8 @@ pub(crate) struct AttemptContext {
     pub(crate) waits_for_ports: bool,
     /// Time that sessions whose sockets are open wait for others, nanoseconds.
     pub(crate) socket_wait_ns: u64,
+    /// Requests name the ends of the control connection instead of zeros.
+    pub(crate) sends_addresses: bool,
 }
 
 /// Time for which a stopped session waits for replies to the probes in flight.

@@ -99,6 +99,7 @@ impl Connection {
         self.has_control = true;
         self.set_attempt_phase(Phase::Negotiating, now);
         self.status.ends = Some(ends);
+        self.status.sends_addresses = context.sends_addresses;
         let extensions = self.extensions.extensions(&self.config, now.monotonic);
         let config = self.config.clone();
         self.begin_operation(Operation::Negotiate { config, names, extensions, context });
@@ -127,6 +128,10 @@ impl Connection {
 
     fn attempt_failed(&mut self, failure: Failure, now: Now) {
         self.extensions.record_failure(&failure.suspect, now.monotonic);
+        // One suspicion after the other, or none would be confirmed.
+        if !self.extensions.tries_without() {
+            self.addresses.record_failure(&failure);
+        }
         self.lose(failure, false, now);
     }
 
@@ -269,6 +274,7 @@ impl Connection {
             address: self.silences.wrapping_add(attempts as usize),
             waits_for_ports: before != Some(self.applied),
             socket_wait_ns,
+            sends_addresses: self.addresses.are_sent(&self.config),
         }
     }
 

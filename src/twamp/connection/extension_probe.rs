@@ -59,6 +59,11 @@ impl ExtensionProbe {
         }
     }
 
+    /// Returns true when the next attempt does without extensions to find out.
+    pub(super) fn tries_without(&self) -> bool {
+        self.state == State::TryWithout
+    }
+
     /// Records that all sessions were started.
     pub(super) fn record_success(&mut self, now: Monotonic) {
         self.state = match self.state {

@@ -109,6 +109,7 @@ impl Connection {
     fn restarted(&mut self, now: Now) {
         if !self.config.has_same_server(&self.desired.config) {
             self.extensions = ExtensionProbe::default();
+            self.addresses = super::AddressProbe::default();
             self.requests = RequestLimit::default();
             self.pauses = super::PauseProbe::default();
         }

@@ -4,6 +4,7 @@
 //! the next input or for [`Connection::next_deadline`].
 
 mod action;
+mod address_probe;
 mod attempt;
 mod changes;
 mod extension_probe;
@@ -26,6 +27,7 @@ use crate::{
     model::{ControlConnection, ControlType, SessionControl},
     time::{Monotonic, Now},
 };
+use address_probe::AddressProbe;
 use progress::{PauseProbe, SilenceDetector};
 use request_limit::RequestLimit;
 use retry::RetrySchedule;
@@ -59,6 +61,7 @@ pub(crate) struct Connection {
     silence: SilenceDetector,
     pauses: PauseProbe,
     extensions: ExtensionProbe,
+    addresses: AddressProbe,
     requests: RequestLimit,
     /// True if the driver has a control connection.
     has_control: bool,
@@ -102,6 +105,7 @@ impl Connection {
             silence: SilenceDetector::default(),
             pauses: PauseProbe::default(),
             extensions: ExtensionProbe::default(),
+            addresses: AddressProbe::default(),
             requests: RequestLimit::default(),
             has_control: false,
             network: 0,

@@ -112,6 +112,16 @@ impl SessionProgress {
         self.answered == 1 && self.unanswered.tests == 1 && self.unanswered.probes > 0
     }
 
+    /// Returns whether a test was answered since the session was started.
+    pub(super) fn has_reply(&self) -> bool {
+        self.answered > 0
+    }
+
+    /// Returns whether probes of the first test were sent and none was answered.
+    pub(super) fn lost_first_test(&self) -> bool {
+        self.answered == 0 && self.unanswered.tests > 0 && self.unanswered.probes > 0
+    }
+
     pub(super) fn is_completed(&self) -> bool {
         self.stage == SessionStage::Completed
     }

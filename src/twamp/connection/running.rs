@@ -83,6 +83,14 @@ impl Connection {
     /// Negotiates silent sessions again, closes the connection for a long pause, or uses a short one to
     /// request sessions that do not run.
     fn review_pauses(&mut self, now: Now) {
+        if self.is_managed() {
+            let running = self.sessions.running_progress();
+            if self.addresses.is_other_due(&self.config, running, now.monotonic) {
+                self.status.renegotiations += 1;
+                self.status_changed = true;
+                return self.leave(true, Then::Reconnect, now);
+            }
+        }
         let has_expired = self.config.sessions_may_expire()
             && self.sessions.progress().any(SessionProgress::may_have_expired);
         let is_silent =

@@ -132,6 +132,12 @@ impl Sessions {
         self.sessions.iter().map(|session| &session.progress)
     }
 
+    /// Returns the progress of the sessions that run.
+    pub(super) fn running_progress(&self) -> impl Iterator<Item = &SessionProgress> + Clone {
+        let running = self.sessions.iter().filter(|session| session.running.is_some());
+        running.map(|session| &session.progress)
+    }
+
     fn progress_mut(&mut self) -> impl Iterator<Item = &mut SessionProgress> {
         self.sessions.iter_mut().map(|session| &mut session.progress)
     }

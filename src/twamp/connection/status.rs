@@ -67,6 +67,10 @@ pub(crate) struct ConnectionStatus {
     pub(crate) next_attempt: Option<UnixTime>,
     /// Own and remote address of the control connection while it is open.
     pub(crate) ends: Option<(SocketAddr, SocketAddr)>,
+    /// Interface that the control connection is bound to.
+    pub(crate) interface: Option<String>,
+    /// The latest requests named the ends of the control connection instead of zeros.
+    pub(crate) sends_addresses: bool,
     /// Negotiated mode bits; 0 without negotiation.
     pub(crate) mode: u32,
     /// Beginning of the latest outage.
@@ -104,6 +108,8 @@ impl ConnectionStatus {
             phase_since: now.unix,
             next_attempt: None,
             ends: None,
+            interface: None,
+            sends_addresses: false,
             mode: 0,
             last_loss: None,
             last_failure: None,
@@ -143,6 +149,7 @@ impl ConnectionStatus {
         self.applied_revision = revision;
         self.name.clone_from(&config.name);
         self.control_type = config.control_type;
+        self.interface.clone_from(&config.interface);
         let known = std::mem::take(&mut self.sessions);
         let status = |name: &String| {
             let known = known.iter().find(|session| session.name == *name);

@@ -4,6 +4,7 @@
 //! [`Reflector::handle`] writes a reply except T3 and neither allocates nor logs. The driver calls
 //! [`Reflector::finish`] to write T3 immediately before it passes the packet to the kernel.
 
+mod checks;
 mod deadlines;
 mod light;
 mod rate;
@@ -14,16 +15,21 @@ mod stamp;
 mod stamp_tlvs;
 mod verdict;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, SocketAddrV6},
+    sync::Arc,
+};
 
 use crate::{
     time::{ErrorEstimate, Monotonic, TimestampFormat, UnixTime},
     twamp::PacketMeta,
     wire::{
         codes::Sid,
-        format::{PacketFormat, ProbeHeader, Unreadable},
+        format::{PacketFormat, Unreadable},
     },
 };
+use checks::Checks;
 use deadlines::Deadlines;
 use light::Light;
 use rate::SenderAllowances;
@@ -32,6 +38,7 @@ use reply::{header, write_reply};
 use session::{Phase, Session};
 use stamp::Stamp;
 
+pub use checks::PacketRules;
 pub use light::{Allowances, LightPolicy};
 pub use session::ReflectorSession;
 pub use stamp::{StampPolicy, StampRule};
@@ -75,8 +82,7 @@ pub struct Reflector {
     deadlines: Deadlines,
     open: Open,
     recent: RecentReplies,
-    /// Limit of replies per second to each sender; `None` for no limit.
-    sender_limit: Option<u32>,
+    rules: PacketRules,
     rates: SenderAllowances,
     counters: Arc<ReflectorCounters>,
 }
@@ -95,7 +101,7 @@ impl Reflector {
             deadlines: Deadlines::default(),
             recent: recent(&sessionless),
             open: Open::new(sessionless),
-            sender_limit: None,
+            rules: PacketRules::default(),
             rates: SenderAllowances::default(),
             counters,
         }
@@ -116,10 +122,9 @@ impl Reflector {
         }
     }
 
-    /// Sets the limit of replies per second to each sender, with or without session; `None` for no
-    /// limit.
-    pub fn set_sender_limit(&mut self, limit: Option<u32>) {
-        self.sender_limit = limit;
+    /// Sets the rules for packets with and without a session.
+    pub fn set_rules(&mut self, rules: PacketRules) {
+        self.rules = rules;
     }
 
     /// Adds an accepted session; `Err` if its sender already has one here. A stopped session of
@@ -157,10 +162,11 @@ impl Reflector {
         }
     }
 
-    /// Stops a session: its packets are answered until `until`.
-    pub fn drain(&mut self, sid: Sid, until: Monotonic) {
+    /// Stops a session: its packets are answered until `until`, or until none has come for 32 s.
+    pub fn drain(&mut self, sid: Sid, until: Monotonic, now: Monotonic) {
         if let Some(session) = self.session(sid) {
             session.phase = Phase::DrainingUntil(until);
+            session.note_activity(now);
             self.reschedule_expiry(sid);
         }
     }
@@ -299,11 +305,12 @@ impl Reflector {
         if !session.answers(now) {
             return Verdict::NotStarted;
         }
-        if !session.allowance.consume(self.sender_limit, now) {
+        if !session.allowance.consume(self.rules.sender_limit, now) {
             return Verdict::RateLimited;
         }
         let format = &session.spec.format;
-        let probe = match read(&self.recent, format, packet) {
+        let checks = Checks::new(self.rules, &self.recent, &self.counters);
+        let probe = match checks.read(format, packet) {
             Ok(probe) => probe,
             Err(verdict) => return verdict,
         };
@@ -342,13 +349,14 @@ impl Reflector {
                 if from_a_reflector {
                     return Verdict::ReflectionLoop;
                 }
-                if !self.rates.allow(key(meta.source), self.sender_limit, now)
+                if !self.rates.allow(key(meta.source), self.rules.sender_limit, now)
                     || !light.allows(prefix, now)
                 {
                     return Verdict::RateLimited;
                 }
                 let format = PacketFormat::open();
-                let probe = match read(&self.recent, &format, packet) {
+                let checks = Checks::new(self.rules, &self.recent, &self.counters);
+                let probe = match checks.read(&format, packet) {
                     Ok(probe) => probe,
                     Err(verdict) => return verdict,
                 };
@@ -361,7 +369,7 @@ impl Reflector {
                     None => Verdict::TooShort,
                 }
             }
-            Open::Stamp(_) if !self.rates.allow(key(meta.source), self.sender_limit, now) => {
+            Open::Stamp(_) if !self.rates.allow(key(meta.source), self.rules.sender_limit, now) => {
                 Verdict::RateLimited
             }
             Open::Stamp(stamp) => {
@@ -369,11 +377,12 @@ impl Reflector {
                     Ok(read) => read,
                     Err(unreadable) => return unreadable.into(),
                 };
-                if let Some(verdict) = refused(&self.recent, stamp.format(key), &probe, packet) {
-                    return verdict;
-                }
                 if !stamp.lists(meta.source, probe.ssid) {
                     return Verdict::NoSession;
+                }
+                let checks = Checks::new(self.rules, &self.recent, &self.counters);
+                if let Some(verdict) = checks.refused(stamp.format(key), &probe, packet) {
+                    return verdict;
                 }
                 let clock = (error_estimate, now);
                 stamp.reply(meta, (&probe, key), packet, clock, (reply, &self.counters))
@@ -382,10 +391,13 @@ impl Reflector {
     }
 }
 
-/// Returns the key of a sender: address and port without the scope of a link-local address, which
-/// is not negotiated.
+/// Returns the key of a sender: address and port, with the scope of a link-local address, which
+/// another sender on another link may have as well. The flow label does not identify a sender.
 fn key(sender: SocketAddr) -> SocketAddr {
-    SocketAddr::new(sender.ip(), sender.port())
+    match sender {
+        SocketAddr::V4(_) => sender,
+        SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into(),
+    }
 }
 
 fn recent(sessionless: &Sessionless) -> RecentReplies {
@@ -412,27 +424,4 @@ impl From<Unreadable> for Verdict {
             Unreadable::BadMac => Self::IntegrityFailed,
         }
     }
-}
-
-fn read(
-    recent: &RecentReplies,
-    format: &PacketFormat,
-    packet: &[u8],
-) -> Result<ProbeHeader, Verdict> {
-    let probe = format.read_probe(packet)?;
-    refused(recent, format, &probe, packet).map_or(Ok(probe), Err)
-}
-
-/// Returns the verdict on a readable packet that must not be answered.
-fn refused(
-    recent: &RecentReplies,
-    format: &PacketFormat,
-    probe: &ProbeHeader,
-    packet: &[u8],
-) -> Option<Verdict> {
-    if probe.error_estimate.is_corrupt() {
-        return Some(Verdict::Corrupt);
-    }
-    let copy = format.sender_timestamp_of_reply(packet);
-    copy.is_some_and(|time| recent.contains(time)).then_some(Verdict::ReflectionLoop)
 }

@@ -7,9 +7,14 @@ use std::{
 
 use super::{rate::Allowance, verdict::SessionCounters};
 use crate::{
-    time::{Monotonic, TimestampFormat},
+    model::limits::LOSS_TIMEOUT,
+    time::{Monotonic, NANOS_PER_SECOND, TimestampFormat},
     wire::{codes::Sid, format::PacketFormat},
 };
+
+/// Silence after which a stopped session ends before its Timeout: longer than any packet is under
+/// way, so that a client with a long Timeout does not keep its sessions for it.
+pub(super) const MAX_SILENT_DRAIN_NS: u64 = 30 * NANOS_PER_SECOND + LOSS_TIMEOUT.default;
 
 /// Negotiated properties of a session.
 #[derive(Clone, Debug)]
@@ -81,23 +86,25 @@ impl Session {
     pub(super) fn expiry(&self) -> Option<Monotonic> {
         match self.phase {
             Phase::Accepted => None,
-            Phase::Started => {
-                let last_packet = Monotonic(self.spec.counters.last_packet_ns.load(Relaxed));
-                Some(last_packet.plus_ns(self.spec.refwait_ns))
+            Phase::Started => Some(self.last_packet().plus_ns(self.spec.refwait_ns)),
+            Phase::DrainingUntil(until) => {
+                Some(until.min(self.last_packet().plus_ns(MAX_SILENT_DRAIN_NS)))
             }
-            Phase::DrainingUntil(until) => Some(until),
         }
     }
 
+    /// Returns true when a stopped session has ended.
     pub(super) fn is_over(&self, now: Monotonic) -> bool {
-        matches!(self.phase, Phase::DrainingUntil(until) if until <= now)
+        self.is_stopped() && self.expiry().is_some_and(|expiry| expiry <= now)
     }
 
     pub(super) fn is_silent(&self, now: Monotonic) -> bool {
-        self.phase == Phase::Started && {
-            let last_packet = Monotonic(self.spec.counters.last_packet_ns.load(Relaxed));
-            now.since_ns(last_packet) >= self.spec.refwait_ns
-        }
+        self.phase == Phase::Started && now.since_ns(self.last_packet()) >= self.spec.refwait_ns
+    }
+
+    /// Returns the time of the latest packet, or of the latest command before it.
+    fn last_packet(&self) -> Monotonic {
+        Monotonic(self.spec.counters.last_packet_ns.load(Relaxed))
     }
 
     /// Counts a packet and returns the Sequence Number of its reply.

@@ -31,7 +31,7 @@ pub enum Verdict {
     NotStarted,
     /// Shorter than a test packet.
     TooShort,
-    /// Error Estimate with Multiplier 0.
+    /// Error Estimate with Multiplier 0, under the strict rule.
     Corrupt,
     /// The HMAC does not match.
     IntegrityFailed,
@@ -79,6 +79,8 @@ pub struct ReflectorCounters {
     pub tlvs_malformed: AtomicU64,
     /// STAMP packets answered with the flag I (integrity check failed).
     pub tlvs_integrity_failed: AtomicU64,
+    /// Packets with an Error Estimate of Multiplier 0 that are not dropped for it.
+    pub unknown_error_estimate: AtomicU64,
     /// STAMP Access Reports received.
     pub access_reports: AtomicU64,
 }

@@ -24,7 +24,7 @@ use reply::PendingSample;
 use test_run::Test;
 
 pub use stamp::StampSender;
-pub use types::{Carrier, SenderConfig, SenderEvent};
+pub use types::{Carrier, Discard, SenderConfig, SenderEvent};
 
 /// Delay beyond which an overdue probe is skipped, if it also exceeds the probe interval: a pause
 /// of the thread must not cause a burst.

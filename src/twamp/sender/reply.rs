@@ -2,7 +2,10 @@
 
 use std::mem::swap;
 
-use super::{Phase, SenderEvent, SessionSender, outstanding::Reply};
+use super::{
+    Discard, Phase, SenderEvent, SessionSender,
+    outstanding::{Probe, Reply},
+};
 use crate::{
     model::{ProbeStatus, TestOutcome, TimestampSource},
     stats::{ProbeResult, Sample},
@@ -33,32 +36,16 @@ pub(super) struct PendingSample {
 }
 
 impl SessionSender {
-    /// Handles a datagram from the reflector's address and port.
-    pub fn handle_reply(&mut self, packet: &[u8], meta: &PacketMeta, now: Now) {
-        let mut reply = match self.carrier.format.read_reply(packet) {
-            Ok(reply) => reply,
-            Err(Unreadable::BadMac) => return self.integrity_failed(),
-            Err(Unreadable::TooShort) => return self.ignored(),
+    /// Handles a datagram from the reflector's address and port; returns the reason if it is not
+    /// measured.
+    pub fn handle_reply(&mut self, packet: &[u8], meta: &PacketMeta, now: Now) -> Option<Discard> {
+        let (reply, times) = match self.read_reply(packet, meta) {
+            Ok(read) => read,
+            Err(discard) => {
+                self.count_discarded(discard);
+                return Some(discard);
+            }
         };
-        // Some reflectors swap T1 and T3.
-        let sequence = reply.probe.sequence;
-        let is_t1 = |time| self.outstanding.carried(sequence, time);
-        if !is_t1(reply.probe.timestamp) && is_t1(reply.timestamp) {
-            swap(&mut reply.timestamp, &mut reply.probe.timestamp);
-        }
-        let t4 = meta.received;
-        let format = match self.carrier.honours_z_bit {
-            true => reply.error_estimate.format(),
-            false => TimestampFormat::Ntp,
-        };
-        let times =
-            (format.decode(reply.receive_timestamp, t4), format.decode(reply.timestamp, t4));
-        let (Some(t2), Some(t3)) = times else { return self.ignored() };
-        let is_foreign =
-            self.carrier.stamp.as_mut().is_some_and(|stamp| !stamp.is_answer(reply.probe.ssid));
-        if reply.error_estimate.is_corrupt() || is_foreign {
-            return self.ignored();
-        }
         let reply_kind = self.outstanding.accept_reply(
             (reply.probe.sequence, reply.probe.timestamp),
             (reply.sequence, reply.receive_timestamp),
@@ -66,13 +53,84 @@ impl SessionSender {
             arrival(meta, now),
         );
         self.count_outcomes();
-        let Phase::Testing(test) = &mut self.phase else { return };
-        let probe = match reply_kind {
-            Reply::First(probe) => probe,
-            Reply::Duplicate => return test.figures.duplicate(),
-            Reply::Late => return test.figures.late(),
-            Reply::Unknown => return test.figures.ignored(),
+        let discard = match reply_kind {
+            Reply::First(probe) => {
+                self.measure(&reply, times, probe, (packet, meta), now);
+                return None;
+            }
+            Reply::Duplicate => Discard::Duplicate,
+            Reply::Late => Discard::Late,
+            Reply::Unknown => Discard::NoProbe,
         };
+        self.count_discarded(discard);
+        Some(discard)
+    }
+
+    /// Reads and checks a reply; returns it with T2 and T3.
+    fn read_reply(
+        &mut self,
+        packet: &[u8],
+        meta: &PacketMeta,
+    ) -> Result<(ReplyHeader, [UnixTime; 2]), Discard> {
+        let mut reply = match self.carrier.format.read_reply(packet) {
+            Ok(reply) => reply,
+            Err(Unreadable::BadMac) => return Err(Discard::BadMac),
+            Err(Unreadable::TooShort) => return Err(Discard::TooShort),
+        };
+        // Some reflectors swap T1 and T3.
+        let sequence = reply.probe.sequence;
+        let is_t1 = |time| self.outstanding.carried(sequence, time);
+        if !is_t1(reply.probe.timestamp) && is_t1(reply.timestamp) {
+            swap(&mut reply.timestamp, &mut reply.probe.timestamp);
+        }
+        let (t4, format) = (meta.received, self.timestamp_format(&reply));
+        let t2 = format.decode(reply.receive_timestamp, t4).ok_or(Discard::NoTime)?;
+        let t3 = format.decode(reply.timestamp, t4).ok_or(Discard::NoTime)?;
+        if self.carrier.stamp.as_mut().is_some_and(|stamp| !stamp.is_answer(reply.probe.ssid)) {
+            return Err(Discard::OtherSession);
+        }
+        if reply.error_estimate.is_unknown() && self.config.strict_error_estimate {
+            return Err(Discard::UnknownErrorEstimate);
+        }
+        Ok((reply, [t2, t3]))
+    }
+
+    /// Returns the format of T2 and T3.
+    fn timestamp_format(&self, reply: &ReplyHeader) -> TimestampFormat {
+        match self.carrier.honours_z_bit {
+            true => reply.error_estimate.format(),
+            false => TimestampFormat::Ntp,
+        }
+    }
+
+    fn count_discarded(&mut self, discard: Discard) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        match discard {
+            Discard::BadMac => test.figures.integrity_failed(),
+            Discard::Duplicate => test.figures.duplicate(),
+            Discard::Late => test.figures.late(),
+            Discard::TooShort
+            | Discard::NoTime
+            | Discard::OtherSession
+            | Discard::UnknownErrorEstimate
+            | Discard::NoProbe => test.figures.ignored(),
+        }
+    }
+
+    /// Makes a sample of the first reply to a probe.
+    fn measure(
+        &mut self,
+        reply: &ReplyHeader,
+        [t2, t3]: [UnixTime; 2],
+        probe: Probe,
+        (packet, meta): (&[u8], &PacketMeta),
+        now: Now,
+    ) {
+        let Phase::Testing(test) = &mut self.phase else { return };
+        if reply.error_estimate.is_unknown() {
+            test.figures.without_error_estimate();
+        }
+        let (t4, format) = (meta.received, self.timestamp_format(reply));
         let octets = self.carrier.format.reply_octets();
         let (mut egress_tos, mut follow_up) = (reply.sender_tos, None);
         if let Some(stamp) = &mut self.carrier.stamp {
@@ -90,7 +148,7 @@ impl SessionSender {
             reflector_clock_error_ns: known_error(reply.error_estimate),
             receive_timestamp_source: meta.stamp,
             transmit_timestamp_source,
-            synchronised: self.carrier.shares_clock || is_synchronised(&reply),
+            synchronised: self.carrier.shares_clock || is_synchronised(reply),
             clock_stepped: by_clock.abs_diff(by_monotonic) > CLOCK_STEP_NS,
             egress_ttl: reply.sender_ttl,
             egress_tos,
@@ -180,12 +238,6 @@ impl SessionSender {
             one_way_validity: Some(sample.validity().into()),
             reflector_timestamp_corrected: sample.t3_followed_up,
         }));
-    }
-
-    fn integrity_failed(&mut self) {
-        if let Phase::Testing(test) = &mut self.phase {
-            test.figures.integrity_failed();
-        }
     }
 }
 

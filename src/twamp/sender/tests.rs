@@ -23,6 +23,7 @@ pub(super) fn config(probe_count: u32, probe_interval_ns: u64) -> SenderConfig {
             consecutive_intervals: 2,
             ..AvailabilityRule::default()
         },
+        strict_error_estimate: false,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Input and output of a Session-Sender.
 
+use std::fmt;
+
 use super::{super::schedule::gap_ns, StampSender};
 use crate::{
     model::{AvailabilityRule, Schedule},
@@ -32,6 +34,47 @@ pub struct SenderConfig {
     pub reflector_counts: bool,
     /// Definition of an unavailable path.
     pub availability: AvailabilityRule,
+    /// Discards replies whose Error Estimate has Multiplier 0 (RFC 4656 §4.1.2).
+    pub strict_error_estimate: bool,
+}
+
+/// Reason for which a packet from the reflector's address is not a reply that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// Shorter than a reply.
+    TooShort,
+    /// The HMAC does not match.
+    BadMac,
+    /// T2 or T3 is no time.
+    NoTime,
+    /// Another STAMP session identifier.
+    OtherSession,
+    /// Error Estimate with Multiplier 0, under the strict rule.
+    UnknownErrorEstimate,
+    /// Answers no probe: another Sequence Number or Sender Timestamp.
+    NoProbe,
+    /// A further reply to the same probe.
+    Duplicate,
+    /// After the loss timeout.
+    Late,
+}
+
+impl fmt::Display for Discard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooShort => "shorter than a reply",
+            Self::BadMac => "wrong HMAC: keys or modes of both ends differ",
+            Self::NoTime => "T2 or T3 is not a time",
+            Self::OtherSession => "SSID of another session",
+            Self::UnknownErrorEstimate => {
+                "Error Estimate with Multiplier 0 (RFC 4656 section 4.1.2), which \
+                 strict_error_estimate discards"
+            }
+            Self::NoProbe => "Sender Sequence Number or Sender Timestamp of no probe",
+            Self::Duplicate => "another reply to the same probe",
+            Self::Late => "later than the loss timeout",
+        })
+    }
 }
 
 impl SenderConfig {

@@ -65,6 +65,7 @@ pub(super) fn config(probe_count: u32) -> SenderConfig {
         data_size: 60,
         reflector_counts: true,
         availability: AvailabilityRule::default(),
+        strict_error_estimate: false,
     }
 }
 

@@ -404,5 +404,6 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         data_size: session.data_size,
         reflector_counts: connection.control_type == ControlType::Managed,
         availability: session.availability,
+        strict_error_estimate: connection.strict_error_estimate,
     }
 }

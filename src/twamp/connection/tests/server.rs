@@ -32,6 +32,9 @@ pub(super) struct Server {
     pub(super) closes_on_stop: bool,
     /// True if the server accepts a request for extensions.
     pub(super) knows_extensions: bool,
+    /// It accepts, and reflects for, sessions whose requests have zero addresses.
+    pub(super) accepts_zeros: bool,
+    pub(super) reflects_zeros: bool,
 }
 
 impl Default for Server {
@@ -49,6 +52,8 @@ impl Default for Server {
             closes_on_stop: false,
             silent: BTreeSet::new(),
             knows_extensions: true,
+            accepts_zeros: true,
+            reflects_zeros: true,
         }
     }
 }
@@ -157,10 +162,17 @@ impl World {
             } else {
                 Err(down)
             }),
-            Operation::Negotiate { names, extensions, .. } => {
+            Operation::Negotiate { names, extensions, context, .. } => {
                 let some = extensions != Extensions::NONE;
+                let are_zeros = !context.sends_addresses;
+                if !self.server.reflects_zeros {
+                    self.server.silent = names.iter().filter(|_| are_zeros).cloned().collect();
+                }
                 let result = if !self.server.up {
                     Err(down)
+                } else if are_zeros && !self.server.accepts_zeros {
+                    let refused = Failure::new(FailureCause::Rejected, "refused");
+                    Err(Failure { accept_code: 3, ..refused }.suspecting_extensions(false))
                 } else if some && !self.server.knows_extensions {
                     let refused = Failure::new(FailureCause::Rejected, "refused");
                     let suspect = Suspect::ExtensionsLikely;

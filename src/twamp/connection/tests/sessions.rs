@@ -319,6 +319,41 @@ fn extensions_that_a_server_refuses_are_left_out() {
 }
 
 #[test]
+fn a_server_that_refuses_zero_addresses_gets_addresses() {
+    let mut world = World::new(config(|_| {}));
+    world.server.accepts_zeros = false;
+    world.run(5 * SECOND);
+    assert!(world.machine.is_running());
+    let attempts = world.attempts.len();
+    assert_eq!(attempts, 3, "with zeros, without extensions, with addresses");
+    world.reset();
+    world.run(2 * SECOND);
+    assert!(world.machine.is_running());
+    assert_eq!(world.attempts.len(), attempts + 1, "remembered");
+}
+
+#[test]
+fn a_server_that_reflects_nothing_for_zero_addresses_gets_addresses() {
+    let mut world = World::new(three());
+    world.server.reflects_zeros = false;
+    world.may_stop_all = true;
+    world.run(60 * SECOND);
+    let session = &world.sessions["s1"];
+    assert_eq!((session.unanswered, world.status.renegotiations), (1, 1));
+    assert!(session.answered > 10, "{}", session.answered);
+    assert!(world.events.is_empty(), "no outage");
+}
+
+#[test]
+fn a_path_that_loses_everything_is_not_blamed_on_zero_addresses_for_long() {
+    let mut world = World::new(config(|_| {}));
+    world.server.silent.insert("s1".into());
+    world.may_stop_all = true;
+    world.run(25 * SECOND);
+    assert_eq!(world.status.renegotiations, 2, "with addresses, and with zeros again");
+}
+
+#[test]
 fn missing_route_is_an_outage_and_its_return_ends_it() {
     let mut world = World::new(config(|c| {
         c.set_control_type(Kind::Stamp);

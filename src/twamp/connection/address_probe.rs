@@ -1,0 +1,173 @@
+//! Addresses in session requests. Zeros stand for the ends of the control connection (RFC 5357 §3.5);
+//! some servers take them literally and refuse them or reflect nothing.
+
+use super::{extension_probe::FIRST_RETRY_NS, failure::Failure, progress::SessionProgress};
+use crate::{
+    model::{ControlConnection, FailureCause, SendAddresses},
+    time::Monotonic,
+    wire::codes::Accept,
+};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Zeros,
+    /// Addresses are tried after zeros failed.
+    Trying {
+        /// The server refused zeros; otherwise it accepted them and a first test was lost.
+        were_refused: bool,
+    },
+    /// The server is known to reflect with addresses.
+    Addresses,
+}
+
+/// Knowledge about the addresses that one server needs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AddressProbe {
+    state: State,
+    /// Zeros were reflected once: silence has another reason.
+    do_zeros_work: bool,
+    /// Time at which addresses did not help against silence: the path is the reason.
+    in_vain: Option<Monotonic>,
+}
+
+impl AddressProbe {
+    /// Returns true when requests name the ends of the control connection.
+    pub(super) fn are_sent(&self, config: &ControlConnection) -> bool {
+        match config.send_addresses {
+            SendAddresses::Always => true,
+            SendAddresses::Never => false,
+            SendAddresses::Auto => self.state != State::Zeros,
+        }
+    }
+
+    /// Records that an attempt failed; a refusal of the sessions changes what the next one sends.
+    pub(super) fn record_failure(&mut self, failure: &Failure) {
+        if is_refusal(failure) {
+            self.state = match self.state {
+                State::Zeros => State::Trying { were_refused: true },
+                State::Trying { .. } | State::Addresses => State::Zeros,
+            };
+        }
+    }
+
+    /// Concludes from the first tests of the sessions that run; returns true when they are to be
+    /// requested again with what was not sent before.
+    pub(super) fn is_other_due<'a>(
+        &mut self,
+        config: &ControlConnection,
+        sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
+        now: Monotonic,
+    ) -> bool {
+        if config.send_addresses != SendAddresses::Auto {
+            return false;
+        }
+        if sessions.clone().any(SessionProgress::has_reply) {
+            match self.state {
+                State::Zeros => self.do_zeros_work = true,
+                State::Trying { .. } | State::Addresses => self.state = State::Addresses,
+            }
+            return false;
+        }
+        if !sessions.clone().all(SessionProgress::lost_first_test) || sessions.count() == 0 {
+            return false;
+        }
+        let is_too_early = self.in_vain.is_some_and(|since| now.since_ns(since) < FIRST_RETRY_NS);
+        match self.state {
+            State::Zeros if !is_too_early && !self.do_zeros_work => {
+                self.state = State::Trying { were_refused: false }
+            }
+            State::Trying { were_refused: false } => {
+                self.state = State::Zeros;
+                self.in_vain = Some(now);
+            }
+            State::Zeros | State::Trying { were_refused: true } | State::Addresses => return false,
+        }
+        true
+    }
+}
+
+/// Returns true when a server refuses sessions for a reason other than its limits.
+fn is_refusal(failure: &Failure) -> bool {
+    let refusals = [Accept::FAILURE, Accept::INTERNAL_ERROR, Accept::NOT_SUPPORTED];
+    failure.cause == FailureCause::Rejected && refusals.contains(&Accept(failure.accept_code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(accept: Accept) -> Failure {
+        Failure { accept_code: accept.0, ..Failure::new(FailureCause::Rejected, "refused") }
+    }
+
+    fn tested(answers: &[bool]) -> SessionProgress {
+        let mut progress = SessionProgress::default();
+        answers.iter().for_each(|answered| {
+            progress.test_ended(Some(*answered), 1, None, Monotonic(0));
+        });
+        progress
+    }
+
+    #[test]
+    fn addresses_are_tried_after_a_refusal_and_dropped_if_they_are_refused_too() {
+        let config = super::super::tests::config(|_| {});
+        let mut probe = AddressProbe::default();
+        probe.record_failure(&refused(Accept::TEMPORARY_RESOURCE_LIMIT));
+        assert!(!probe.are_sent(&config), "a limit has another reason");
+        probe.record_failure(&refused(Accept::NOT_SUPPORTED));
+        assert!(probe.are_sent(&config));
+        probe.record_failure(&refused(Accept::NOT_SUPPORTED));
+        assert!(!probe.are_sent(&config));
+        probe.record_failure(&refused(Accept::FAILURE));
+        assert!(!probe.is_other_due(&config, [&tested(&[false])].into_iter(), Monotonic(0)));
+        assert!(probe.are_sent(&config), "zeros would be refused");
+        assert!(!probe.is_other_due(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
+        probe.record_failure(&Failure::closed_by_server());
+        assert!(probe.are_sent(&config), "remembered over a loss");
+    }
+
+    #[test]
+    fn addresses_are_tried_once_when_all_first_tests_are_lost() {
+        let config = super::super::tests::config(|_| {});
+        let mut probe = AddressProbe::default();
+        let (lost, answered, begun) = (tested(&[false]), tested(&[true, false]), tested(&[]));
+        let due = |probe: &mut AddressProbe, sessions: &[&SessionProgress], now: u64| {
+            probe.is_other_due(&config, sessions.iter().copied(), Monotonic(now))
+        };
+        assert!(!due(&mut probe, &[], 0));
+        assert!(!due(&mut probe, &[&lost, &begun], 0), "a first test has not ended");
+        assert!(due(&mut probe, &[&lost], 1));
+        assert!(probe.are_sent(&config));
+        assert!(due(&mut probe, &[&lost], 2), "in vain");
+        assert!(!probe.are_sent(&config));
+        assert!(!due(&mut probe, &[&lost], 3), "not again at once");
+        assert!(due(&mut probe, &[&lost], 2 + FIRST_RETRY_NS));
+        assert!(!due(&mut probe, &[&answered], 3 + FIRST_RETRY_NS));
+        assert!(!due(&mut probe, &[&lost], 4 + FIRST_RETRY_NS), "it has worked with addresses");
+        assert!(probe.are_sent(&config));
+    }
+
+    #[test]
+    fn silence_after_a_reply_has_another_reason() {
+        let config = super::super::tests::config(|_| {});
+        let mut probe = AddressProbe::default();
+        assert!(!probe.is_other_due(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
+        assert!(!probe.is_other_due(&config, [&tested(&[false])].into_iter(), Monotonic(1)));
+        assert!(!probe.are_sent(&config));
+    }
+
+    #[test]
+    fn a_configured_choice_is_kept() {
+        for (choice, sent) in [(SendAddresses::Always, true), (SendAddresses::Never, false)] {
+            let mut config = (*super::super::tests::config(|_| {})).clone();
+            config.send_addresses = choice;
+            let mut probe = AddressProbe::default();
+            assert_eq!(probe.are_sent(&config), sent);
+            probe.record_failure(&refused(Accept::NOT_SUPPORTED));
+            let lost = tested(&[false]);
+            assert!(!probe.is_other_due(&config, [&lost].into_iter(), Monotonic(0)));
+            assert_eq!(probe.are_sent(&config), sent);
+        }
+    }
+}
