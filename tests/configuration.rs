@@ -602,6 +602,7 @@ fn the_proto_says_what_the_model_does() {
             "server.stamp.sessions[0].ssid",
             "C.test_sessions[0].availability.consecutive_high_loss_intervals",
             "C.retention_age",
+            "storage.maximum_disk_bytes",
         ];
         if in_words.contains(&field.path) {
             assert!(comment.contains("efault"), "{name}");
@@ -620,6 +621,22 @@ fn the_proto_says_what_the_model_does() {
         let told = candidates.iter().flatten().any(|candidate| comment.contains(candidate));
         assert!(told, "{}.{name}: default {default} in {comment:?}", field.message);
     }
+}
+
+#[test]
+fn the_disk_quota_follows_the_retention() {
+    use twamp_agent::model::limits::default_disk_octets;
+    let parsed = |bytes| {
+        let storage = StorageConfig { retention_bytes: bytes, ..StorageConfig::default() };
+        let config = AgentConfig { storage: Some(storage), ..AgentConfig::default() };
+        parse(&config).unwrap().storage.maximum_disk_bytes
+    };
+    assert_eq!(parsed(None), (3 << 30) + (256 << 20));
+    assert_eq!(parsed(Some(1 << 20)), default_disk_octets(1 << 20));
+    let text = field_comment(
+        &message(&pool(), "StorageConfig").get_field_by_name("maximum_disk_bytes").unwrap(),
+    );
+    assert!(text.contains("Default three times retention_bytes plus 256 MiB"), "{text}");
 }
 
 /// Messages of the configuration, each before those that it holds.

@@ -96,7 +96,7 @@ impl Connections {
             match PersistedConnection::decode(octets.as_slice()) {
                 Ok(state) => drop(states.insert(name, state)),
                 Err(error) => {
-                    tracing::error!(%error, connection = name, "stored connection state damaged")
+                    tracing::error!(%error, connection = name, "stored connection state damaged");
                 }
             }
         }

@@ -173,7 +173,7 @@ impl Engine {
         let failed = |source| StoreError::Directory { path: path.to_owned(), source };
         let file = path.join(DATA_FILE);
         let data = File::open(&file).map_err(failed)?;
-        let presence = Presence::of(&file, &data).map_err(failed)?;
+        let presence = Presence::new(&file, &data).map_err(failed)?;
         Ok(Self { db, path: path.to_owned(), data, quarantined: None, presence })
     }
 

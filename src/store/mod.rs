@@ -247,7 +247,7 @@ impl StateDirectory {
                 let version = schema::check(path)?;
                 maintenance::recover(path).map_err(failed)?;
                 schema::migrate(path, version)?;
-                let presence = Presence::of(&path.join(LOCK_FILE), &lock).map_err(failed)?;
+                let presence = Presence::new(&path.join(LOCK_FILE), &lock).map_err(failed)?;
                 Ok(Self { path: path.to_owned(), host: Mutex::default(), presence, _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),

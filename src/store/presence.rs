@@ -21,7 +21,7 @@ pub(super) struct Presence {
 
 impl Presence {
     /// Notes an open file and its path.
-    pub(super) fn of(path: &Path, file: &File) -> io::Result<Self> {
+    pub(super) fn new(path: &Path, file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
     }
@@ -53,13 +53,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
         let file = File::create(&path).unwrap();
-        let presence = Presence::of(&path, &file).unwrap();
+        let presence = Presence::new(&path, &file).unwrap();
         presence.check().unwrap();
         fs::remove_file(&path).unwrap();
         assert!(matches!(presence.check(), Err(StoreError::Removed(_))));
         fs::write(&path, "another").unwrap();
         assert!(presence.check().is_err());
-        let presence = Presence::of(&path, &File::open(&path).unwrap()).unwrap();
+        let presence = Presence::new(&path, &File::open(&path).unwrap()).unwrap();
         fs::rename(&path, directory.path().join("b")).unwrap();
         assert!(presence.check().is_err());
         fs::rename(directory.path().join("b"), &path).unwrap();
