@@ -276,6 +276,26 @@ client:
     }
 
     #[test]
+    fn code_points_need_no_quotes() {
+        for (written, read) in [("46", "46"), ("101110", "101110"), ("ef", "ef"), ("'46'", "46")] {
+            let text = format!(
+                "client: {{control_connections: [{{control_dscp: {written}, test_sessions: \
+                 [{{dscp_code_points: {written}, stamp: {{class_of_service: {written}}}}}]}}]}}"
+            );
+            let connection = read_config(&text).unwrap().client.unwrap().control_connections;
+            let session = &connection[0].test_sessions[0];
+            let stamp = session.stamp.as_ref().unwrap();
+            assert_eq!(connection[0].control_dscp, read);
+            assert_eq!(session.dscp_code_points, read);
+            assert_eq!(stamp.class_of_service, read);
+        }
+        for wrong in ["-1", "4.5", "true"] {
+            let text = format!("client: {{control_connections: [{{control_dscp: {wrong}}}]}}");
+            assert!(read_config(&text).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn errors_do_not_tell_secrets() {
         for (text, kind) in [
             ("server: {key_chains: [{name: a, keys: ['4711, expected']}]}", "string"),

@@ -112,6 +112,7 @@ pub(super) fn by_hand(error: &ByHandError) -> Status {
             Status::not_found(error.to_string())
         }
         ByHandError::Inactive(_) => Status::failed_precondition(error.to_string()),
+        ByHandError::NotStored(_) => Status::unavailable(error.to_string()),
     }
 }
 

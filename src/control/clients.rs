@@ -29,7 +29,8 @@ const MAXIMUM_PROBES: usize = 16;
 /// Limit of the time that the answer to a change waits for the connections to receive it.
 const HANDED_LIMIT: Duration = Duration::from_secs(1);
 
-/// Reason for which connections were not started or stopped; no connection was.
+/// Reason for which connections were not started or stopped. No connection was, except for
+/// [`Self::NotStored`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ByHandError {
     /// The name is not configured.
@@ -41,6 +42,9 @@ pub enum ByHandError {
     /// The connection is configured as inactive.
     #[error("connection {0:?} is inactive: apply a configuration with inactive: false")]
     Inactive(String),
+    /// Starts or stops are in effect and not stored; the error of the store.
+    #[error("done, but not stored, so that a restart of the agent undoes it: {0}")]
+    NotStored(String),
 }
 
 /// All configured connections of the client role.
@@ -192,7 +196,7 @@ impl Clients {
     pub async fn start(&self, names: &[String]) -> Result<Vec<String>, ByHandError> {
         let chosen = self.active(names)?;
         let restarted = chosen.iter().filter(|(_, handle)| handle.start_by_hand()).count();
-        self.flush(restarted).await;
+        self.flush(restarted).await?;
         Ok(chosen.into_iter().map(|(name, _)| name).collect())
     }
 
@@ -204,17 +208,19 @@ impl Clients {
             _ => self.named(names)?,
         };
         chosen.iter().for_each(|(_, handle)| handle.stop_by_hand(identity));
-        self.flush(chosen.len()).await;
+        self.flush(chosen.len()).await?;
         Ok(chosen.into_iter().map(|(name, _)| name).collect())
     }
 
     /// Waits until starts and stops are stored. They are in effect also where the store fails.
-    async fn flush(&self, changed: usize) {
+    async fn flush(&self, changed: usize) -> Result<(), ByHandError> {
         if changed > 0
             && let Err(error) = self.context.results.flush().await
         {
             tracing::warn!(%error, connections = changed, "failed to store starts and stops by hand");
+            return Err(ByHandError::NotStored(error.to_string()));
         }
+        Ok(())
     }
 
     /// Returns statistics of the tests that run, of these connections or of all.

@@ -10,6 +10,8 @@ use super::{
     tree::Step,
 };
 
+/// Text fields with a code point, which may be written as a number: an alias, six bits or a number.
+const CODE_POINTS: [&str; 3] = ["control_dscp", "dscp_code_points", "class_of_service"];
 /// Problems that are kept; further ones are counted.
 const KEPT: usize = 20;
 /// Fields of a message that are listed when an unknown one resembles none of them.
@@ -141,7 +143,11 @@ impl Check {
         } else if let Kind::Enum(of) = &kind {
             self.enumeration(value, of);
         } else if kind == Kind::String && !value.is_string() {
-            self.invalid("value", value, may_be_secret, text(value));
+            // As the documentation shows them: `dscp_code_points: 46`.
+            match value.as_u64().filter(|_| CODE_POINTS.contains(&field.name())) {
+                Some(digits) => *value = digits.to_string().into(),
+                None => self.invalid("value", value, may_be_secret, text(value)),
+            }
         } else if kind == Kind::Bool && !value.is_boolean() {
             self.invalid("value", value, may_be_secret, "true or false");
         } else if kind == Kind::Uint32 {

@@ -1,7 +1,10 @@
 //! Tree of a text in YAML or JSON, and the positions of its parts. Both are bounded: deep nesting,
 //! repeated keys and aliases that multiply are errors.
 
-use std::{cell::Cell, fmt};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+};
 
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -29,10 +32,19 @@ pub(super) type Position = (usize, usize);
 /// Parses a text; an empty one is an empty mapping.
 pub(super) fn parse(text: &str) -> Result<Value, DocumentError> {
     check_nesting(text)?;
-    let remaining = Cell::new(MAXIMUM_TREE_BYTES);
+    let (remaining, trail) = (Cell::new(MAXIMUM_TREE_BYTES), RefCell::default());
     let deserializer = serde_yaml_ng::Deserializer::from_str(text);
-    let value = Tree { remaining: &remaining }.deserialize(deserializer);
-    let value = value.map_err(|error| DocumentError(error.to_string()))?;
+    let value = Tree { remaining: &remaining, trail: &trail }.deserialize(deserializer);
+    let value = value.map_err(|error| {
+        let Trail { path, is_repeated } = &*trail.borrow();
+        // The error has the position of the second key.
+        match is_repeated.then(|| position(text, path)).flatten() {
+            Some((line, column)) => {
+                DocumentError(format!("{error}, first at line {line} column {column}"))
+            }
+            None => DocumentError(error.to_string()),
+        }
+    })?;
     Ok(if value.is_null() { Value::Object(Map::new()) } else { value })
 }
 
@@ -52,13 +64,32 @@ fn check_nesting(text: &str) -> Result<(), DocumentError> {
     Ok(())
 }
 
+/// Way to the value that is read, or to a key that its mapping has already.
+#[derive(Default)]
+struct Trail {
+    path: Vec<Step>,
+    is_repeated: bool,
+}
+
 /// Builds the tree within `remaining` bytes.
 #[derive(Clone, Copy)]
 struct Tree<'a> {
     remaining: &'a Cell<usize>,
+    trail: &'a RefCell<Trail>,
 }
 
 impl Tree<'_> {
+    /// Reads a value that is one step away.
+    fn step<T>(self, step: Step, read: impl FnOnce() -> T) -> T {
+        self.trail.borrow_mut().path.push(step);
+        let value = read();
+        // After an error nobody reads on.
+        if !self.trail.borrow().is_repeated {
+            self.trail.borrow_mut().path.pop();
+        }
+        value
+    }
+
     fn reserve<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
         let remaining = self.remaining.get().checked_sub(bytes + VALUE_BYTES);
         self.remaining.set(remaining.ok_or_else(|| E::custom("the document is too large"))?);
@@ -120,7 +151,9 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         self.reserve(0)?;
         let mut values = Vec::new();
-        while let Some(value) = items.next_element_seed(self)? {
+        loop {
+            let step = Step::Index(values.len());
+            let Some(value) = self.step(step, || items.next_element_seed(self))? else { break };
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -129,9 +162,10 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         self.reserve(0)?;
         let mut fields = Map::new();
-        while let Some(key) = entries.next_key_seed(NewKey(&fields))? {
+        while let Some(key) = entries.next_key_seed(NewKey(&fields, self.trail))? {
             self.reserve(key.len())?;
-            let value = entries.next_value_seed(self)?;
+            let step = Step::Field(key.clone());
+            let value = self.step(step, || entries.next_value_seed(self))?;
             fields.insert(key, value);
         }
         Ok(Value::Object(fields))
@@ -139,7 +173,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
 }
 
 /// Reads a key that the mapping does not have yet.
-struct NewKey<'a>(&'a Map<String, Value>);
+struct NewKey<'a>(&'a Map<String, Value>, &'a RefCell<Trail>);
 
 impl<'de> DeserializeSeed<'de> for NewKey<'_> {
     type Value = String;
@@ -157,10 +191,13 @@ impl Visitor<'_> for NewKey<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
-        match self.0.contains_key(key) {
-            true => Err(E::custom(format!("field {key:?} is given twice"))),
-            false => Ok(key.to_owned()),
+        if !self.0.contains_key(key) {
+            return Ok(key.to_owned());
         }
+        let mut trail = self.1.borrow_mut();
+        trail.path.push(Step::Field(key.to_owned()));
+        trail.is_repeated = true;
+        Err(E::custom(format!("field {key:?} is given twice")))
     }
 }
 
@@ -288,6 +325,11 @@ mod tests {
         let many = vec!["*a"; 100].join(", ");
         let long = format!("a: &a [{}]\nb: [{many}]", vec!["x"; 100_000].join(","));
         assert!(parse(&long).contains("the document is too large"));
-        assert!(parse("a: 1\nb: 2\na: 3\n").contains("field \"a\" is given twice at line 3"));
+        let both = "field \"a\" is given twice at line 3 column 1, first at line 1 column 1";
+        assert_eq!(parse("a: 1\nb: 2\na: 3\n"), both);
+        let both = "a[1]: field \"c\" is given twice at line 5 column 5, first at line 4 column 5";
+        assert_eq!(parse("a:\n  - b: 1\n  -\n    c: 1\n    c: 2\n"), both);
+        let both = "a: field \"b\" is given twice at line 1 column 14, first at line 1 column 8";
+        assert_eq!(parse(r#"{"a": {"b":1,"b":2}}"#), both);
     }
 }

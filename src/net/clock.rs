@@ -127,7 +127,8 @@ fn estimate(kernel: Option<(i32, i64, i64)>, is_declared: bool) -> ErrorEstimate
     });
     let error_us = kernel.map(|(_, estimated_us, max_us)| match estimated_us {
         1..MAX_ERROR_US => estimated_us,
-        _ => max_us,
+        // phc2sys sets it to 0 with each update; the unit of the kernel is the least that it can tell.
+        _ => max_us.max(1),
     });
     match error_us.and_then(|error_us| u64::try_from(error_us).ok()) {
         Some(error_us) => ErrorEstimate::new(true, error_us * 1_000),
@@ -163,6 +164,8 @@ mod tests {
             (Some((0x2001, 120, 4_000)), false, Some(120)),
             (Some((0x2001, 0, 250_000)), false, Some(250_000)),
             (Some((0x2001, 16_000_000, 500_000)), false, Some(500_000)),
+            (Some((0x2001, 16_000_000, 0)), false, Some(1)),
+            (Some((0x2001, 0, 0)), false, Some(1)),
             (Some((0x2001, 120, 16_000_000)), false, None),
             (Some((0x2041, 120, 4_000)), false, None),
             (Some((unsync, 16_000_000, 16_000_000)), false, None),

@@ -12,10 +12,10 @@ mod reader;
 mod report;
 mod reports;
 mod statistics;
+mod subject;
 mod tail;
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,9 +27,10 @@ pub use filter::Filter;
 pub use host_events::{report_host, report_pauses, watch_host, watch_store};
 pub use reader::{Page, Reader, Start, StreamItem, page};
 pub use statistics::{StatisticsQuery, is_statistics_key};
+pub use subject::Subject;
 
 use crate::{
-    model::{AgentConfig, ResultKeeping},
+    model::AgentConfig,
     proto::{Event, EventType, Statistics},
     stats::{Figures, ProbeResult, TestResult},
     store::{self, PersistedConnection, ReadLimit, ResultStore, Retention, StoreError, StoreState},
@@ -38,7 +39,7 @@ use crate::{
 use log::Log;
 use report::{Report, ReportKind};
 use reports::Reports;
-use statistics::{Key, Plan, Plans};
+use statistics::{Plan, Plans};
 
 /// Largest number of probes in a record.
 pub const PROBES_PER_RECORD: usize = 64;
@@ -52,50 +53,6 @@ const HOST_CHANGES: usize = 16;
 const CLOSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two steps of closing intervals, in which reports are appended.
 const REPORTS_PAUSE: Duration = Duration::from_millis(2);
-
-/// Owner of records, with the setting that decides about storing them.
-#[derive(Clone, Debug)]
-pub struct Subject {
-    key: Key,
-    stored: Arc<store::Subject>,
-    persistent: bool,
-}
-
-impl Subject {
-    /// Creates the subject of a session or, with an empty `session`, of a connection as a whole.
-    pub fn new(
-        connection: &str,
-        session: &str,
-        labels: BTreeMap<String, String>,
-        keeping: ResultKeeping,
-    ) -> Self {
-        let key = (connection.to_owned(), session.to_owned());
-        let stored = store::Subject { connection: key.0.clone(), session: key.1.clone(), labels };
-        Self { key, stored: Arc::new(stored), persistent: keeping == ResultKeeping::Stored }
-    }
-
-    /// Creates the subject of the agent as a whole.
-    pub fn agent() -> Self {
-        Self::new("", "", BTreeMap::new(), ResultKeeping::Stored)
-    }
-
-    /// Creates the subject of the session's connection.
-    pub fn of_connection(&self) -> Self {
-        let stored = store::Subject { session: String::new(), ..(*self.stored).clone() };
-        let key = (stored.connection.clone(), String::new());
-        Self { key, stored: Arc::new(stored), persistent: self.persistent }
-    }
-
-    /// Returns the name of the connection; empty for the agent as a whole.
-    pub fn connection(&self) -> &str {
-        &self.key.0
-    }
-
-    /// Returns the name of the session; empty for a connection.
-    pub fn session(&self) -> &str {
-        &self.key.1
-    }
-}
 
 /// Checks that the content of a stored record can be decoded.
 pub fn check_content(entry: &store::Entry) -> Result<(), StoreError> {

@@ -79,7 +79,14 @@ impl Sample {
     /// Returns whether its delays are possible: time advanced on both clocks, except for the
     /// difference between the clocks of the reflector.
     pub fn is_valid(&self) -> bool {
-        self.rtt_ns >= 0 && self.processing_ns >= -MAX_STAMP_SKEW_NS && !self.clock_stepped
+        self.rtt_ns >= 0 && self.processing_ns >= -self.max_skew_ns() && !self.clock_stepped
+    }
+
+    /// Returns the time by which T3 may be before T2, in nanoseconds: what the clocks of the reflector
+    /// differ by, or the error that it reports of them.
+    fn max_skew_ns(&self) -> i64 {
+        let reported_ns = self.reflector_clock_error_ns.unwrap_or(0).min(NANOS_PER_SECOND);
+        MAX_STAMP_SKEW_NS.max(reported_ns.cast_signed())
     }
 
     /// Returns the validity of its one-way delays.

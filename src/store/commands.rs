@@ -48,7 +48,7 @@ pub(super) enum Command {
     SetRetention(Retention),
     SaveConnections,
     BeginIncarnation(String),
-    Flush(oneshot::Sender<()>),
+    Flush(oneshot::Sender<Result<(), StoreError>>),
     End,
 }
 

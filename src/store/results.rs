@@ -319,12 +319,12 @@ impl ResultStore {
         answered.await.map_err(|_| StoreError::Unavailable)?
     }
 
-    /// Waits until everything sent so far is written and survives the death of this process, unless
-    /// the database fails.
+    /// Waits until everything sent so far is written and survives the death of this process; an error
+    /// if the database has failed.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
         self.command(Command::Flush(answer))?;
-        answered.await.map_err(|_| StoreError::Unavailable)
+        answered.await.map_err(|_| StoreError::Unavailable)?
     }
 
     /// Deletes a consumer; returns true if it existed.

@@ -2,6 +2,8 @@
 //! them only after that: a record that a reader has seen survives the death of this process. It
 //! syncs the disk every [`SYNC_NS`], which limits the loss of records with a loss of power.
 
+mod maintenance;
+
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -25,13 +27,10 @@ use super::{
     engine::Engine,
     incarnations::Incarnations,
     presence::Presence,
-    reserve::{self, RESERVE_OCTETS, free_octets},
     retention::Retention,
-    state::{
-        CACHE_OCTETS, Changed, NEXT_CURSOR, SEQUENCE, SharedTrees, Trees, position, snapshot_value,
-    },
+    state::{Changed, NEXT_CURSOR, SEQUENCE, SharedTrees, Trees, position, snapshot_value},
     window::WindowList,
-    windows::{Allowed, Windows},
+    windows::Windows,
 };
 use crate::{
     model::limits::MAXIMUM_CONSUMERS,
@@ -165,7 +164,8 @@ impl Writer {
                 self.unflushed = true;
                 self.check_presence();
                 self.flush(false);
-                let _ = answer.send(());
+                let failure = self.failure.clone().map(StoreError::Database);
+                let _ = answer.send(failure.map_or(Ok(()), Err));
             }
             Command::End => {}
         }
@@ -279,88 +279,6 @@ impl Writer {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the bytes on disk by which the state directory exceeds its quota.
-    fn disk_excess(&mut self, now: Monotonic) -> u64 {
-        let Some(open) = &self.open else { return 0 };
-        let (bytes, leaving) = (open.disk_bytes(), open.windows.leaving_bytes());
-        self.disk_usage.excess(now, self.retention.disk_octets, bytes, leaving)
-    }
-
-    /// Fails if a file that is written to was deleted or replaced.
-    fn check_presence(&mut self) {
-        if self.failure.is_some() {
-            return;
-        }
-        let open =
-            |open: &Open| open.engine.check_presence().and_then(|()| open.windows.check_presence());
-        let present = self.presence.check().and_then(|()| self.open.as_ref().map_or(Ok(()), open));
-        if let Err(error) = present {
-            self.fail(&error);
-        }
-    }
-
-    /// Applies the retention, checks the free disk space, and reopens a database that failed.
-    fn run_maintenance(&mut self, now: Now) {
-        self.check_presence();
-        let too_few = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
-        match (too_few, &self.failure) {
-            (Some(free), _) => self.stop_storing(full(free)),
-            (None, Some(failure)) if failure.starts_with(FULL) && self.open.is_some() => {
-                self.failure = None;
-                tracing::info!("disk has space again, storing results");
-                reserve::prepare(self.directory());
-            }
-            (None, Some(_)) if self.reopen_due.is_none_or(|again| again <= now.monotonic) => {
-                self.reopen_due = Some(now.monotonic.plus_ns(REOPEN_INTERVAL_NS));
-                self.reopen();
-            }
-            (None, _) => {}
-        }
-        if self.failure.is_none() && !self.unsaved.is_empty() {
-            self.save(Vec::new());
-        }
-        self.unflushed |= self.connections.has_unsaved();
-        let allowed = Allowed {
-            delete_by_age: self.age_guard.update(now),
-            copy: self.failure.is_none(),
-            disk_excess: self.disk_excess(now.monotonic),
-        };
-        if let Some(Open { engine, windows }) = &mut self.open
-            && let Err(error) =
-                windows.retain(&self.retention, now, allowed, || engine.flush_durably())
-        {
-            self.fail(&error);
-        }
-        self.publish();
-    }
-
-    /// Reopens the databases: after an error sled accepts no more writes.
-    fn reopen(&mut self) {
-        *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
-        *self.list.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
-        self.open = None;
-        // In a directory that another agent may hold, nothing is begun.
-        let present = self.presence.check();
-        let opened = present.and_then(|()| Engine::open(&self.path, CACHE_OCTETS));
-        let opened = opened.and_then(|engine| {
-            let trees = Trees::open(&engine)?;
-            let windows =
-                Windows::reopen(&self.log_path, &trees.meta, self.newest + 1, self.list.clone())?;
-            engine.flush_durably()?;
-            Ok((trees, Open { windows, engine }))
-        });
-        match opened {
-            Ok((trees, open)) => {
-                *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(trees);
-                self.open = Some(open);
-                self.failure = None;
-                self.reopen_due = None;
-                tracing::info!("results database reopened, storing results");
-            }
-            Err(error) => self.failure = Some(error.to_string()),
-        }
-    }
-
     fn flush(&mut self, durably: bool) {
         let mut result = Ok(());
         let failed = self.failure.is_some();
@@ -467,10 +385,4 @@ impl Writer {
         self.publish();
         *self.trees.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-const FULL: &str = "the disk is full";
-
-fn full(free: u64) -> String {
-    format!("{FULL}: {free} bytes free, {RESERVE_OCTETS} needed; results are not stored")
 }

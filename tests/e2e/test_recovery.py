@@ -323,6 +323,10 @@ class Alone(Case):
                 self.assertIn("put a backup in place", found["detail"])
                 before = tests()
                 self.wait_for(lambda: tests() > before + 3)
+                if name != "config.sled":
+                    with self.assertRaises(grpc.RpcError) as refused:
+                        api.call("ClientService", "StopConnections", {"all": True})
+                    self.assertIn("not stored, so that a restart of the agent undoes it", refused.exception.details())
                 # What the text says to do.
                 agent.kill()
                 shutil.rmtree(directory, ignore_errors=True)

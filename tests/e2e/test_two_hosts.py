@@ -23,7 +23,7 @@ class MainJob(harness.TwoHosts):
             [{"path": "client/c1", "kind": "CHANGE_KIND_ADDED",
               # A connection with a manual start is idle.
               "effect": "CHANGE_EFFECT_LIVE" if "test_start" in fields else "CHANGE_EFFECT_START",
-              "sessions": [], "fields": []}],
+              "sessions": [], "fields": [], "details_omitted": False}],
         )
         return a, b
 

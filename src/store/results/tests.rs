@@ -198,7 +198,7 @@ fn the_state_directory_keeps_within_its_quota_on_the_disk() {
         store.set_retention(retention().with_disk_quota(quota)).unwrap();
         let (answer, answered) = oneshot::channel();
         store.command(Command::Flush(answer)).unwrap();
-        answered.blocking_recv().unwrap();
+        answered.blocking_recv().unwrap().unwrap();
         store.state().borrow().clone()
     };
     let kept_by_age = measure(u64::MAX);

@@ -372,4 +372,9 @@ fn t3_slightly_before_t2_does_not_invalidate_the_rtt() {
     // A larger difference means that the clock was stepped between the two.
     let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000_000)]);
     assert_eq!((figures.probes_received, figures.samples_invalid), (1, 1));
+    // Unless the reflector reports a clock error as large (0x94 0x04: 976 us).
+    for (before_ns, invalid) in [(-200_000, 0), (-900_000, 0), (-1_000_000, 1)] {
+        let figures = figures_of_one(ErrorEstimate(0x9404), [t2, t2.plus_ns(before_ns)]);
+        assert_eq!(figures.samples_invalid, invalid, "{before_ns}");
+    }
 }

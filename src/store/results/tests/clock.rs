@@ -24,7 +24,7 @@ fn advance(store: &ResultStore, ns: u64) {
     store.set_retention(Retention::of_all(DAY_NS, 1 << 30)).unwrap();
     let (answer, answered) = oneshot::channel();
     store.command(Command::Flush(answer)).unwrap();
-    answered.blocking_recv().unwrap();
+    answered.blocking_recv().unwrap().unwrap();
 }
 
 #[test]
