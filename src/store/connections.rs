@@ -26,6 +26,12 @@ pub struct PersistedConnection {
     /// Manual stop that is in effect.
     #[prost(message, optional, tag = "3")]
     pub stopped: Option<PersistedStop>,
+    /// Number of outages that have ended.
+    #[prost(uint64, tag = "4")]
+    pub past_outages: u64,
+    /// Length of these outages, nanoseconds.
+    #[prost(uint64, tag = "5")]
+    pub past_outages_ns: u64,
 }
 
 /// Outage whose beginning was reported.

@@ -140,6 +140,11 @@ impl CursorReservation {
     }
 }
 
+/// Returns true for a file that exists and cannot be read.
+pub(super) fn is_damaged(directory: &Path) -> bool {
+    fs::read(directory.join(NAME)).is_ok_and(|octets| parse(&octets).is_none())
+}
+
 fn octets(Written { cursor, durable, state_sequence }: Written) -> [u8; OCTETS] {
     let mut octets = [0; OCTETS];
     let (numbers, sum) = octets.split_at_mut(3 * 8);

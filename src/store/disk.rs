@@ -31,6 +31,11 @@ pub(super) fn replace_message(path: &Path, magic: &[u8], message: &impl Message)
     replace(path, &[magic, &sum, &message])
 }
 
+/// Returns true for a file of [`replace_message`] that exists and cannot be read.
+pub(super) fn is_damaged_message<M: Message + Default>(path: &Path, magic: &[u8]) -> bool {
+    path.symlink_metadata().is_ok() && read_message::<M>(path, magic).is_none()
+}
+
 /// Reads a file of [`replace_message`]; `None` if it is missing or damaged.
 pub(super) fn read_message<M: Message + Default>(path: &Path, magic: &[u8]) -> Option<M> {
     let octets = fs::read(path).ok()?;

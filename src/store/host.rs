@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use prost::Message;
 
-use super::disk;
+use super::{LOCK_FILE, disk};
 use crate::time::{LARGE_STEP_NS, Monotonic, Now, UnixTime};
 
 const NAME: &str = "host";
@@ -43,7 +43,7 @@ struct Note {
     product_uuid: String,
     #[prost(string, tag = "3")]
     host_name: String,
-    /// Inode of the state directory.
+    /// Inode of the lock file.
     #[prost(uint64, tag = "4")]
     inode: u64,
     #[prost(uint64, tag = "5")]
@@ -66,7 +66,10 @@ impl HostNote {
     /// Compares the host with the note of the previous start. Returns the new note, which is not
     /// written yet, and the changes. The monotonic clock of `now` counts from the boot of the host.
     pub(super) fn compare(directory: &Path, host: Host, now: Now) -> (Self, HostFindings) {
-        let inode = fs::metadata(directory).map_or(0, |metadata| metadata.ino());
+        // A copy and a backup that was restored have another lock file; a directory that was
+        // renamed has not.
+        let lock = fs::metadata(directory.join(LOCK_FILE));
+        let inode = lock.map_or(0, |metadata| metadata.ino());
         let mut note = Note {
             machine_id: host.machine_id,
             product_uuid: host.product_uuid,
@@ -105,6 +108,11 @@ impl HostNote {
     }
 }
 
+/// Returns true for a note that exists and cannot be read.
+pub(super) fn is_damaged(directory: &Path) -> bool {
+    disk::is_damaged_message::<Note>(&directory.join(NAME), MAGIC)
+}
+
 impl Note {
     fn changes(&self, present: &Self) -> Vec<String> {
         let facts = [
@@ -118,7 +126,7 @@ impl Note {
             .filter(|(_, before, present)| before != present && !present.is_empty())
             .map(|(name, before, present)| format!("{name} {present} (was {before:?})"));
         let is_copy = self.inode != present.inode && self.inode != 0 && present.inode != 0;
-        let copy = "the state directory is a copy of the one that the agent wrote";
+        let copy = "the state directory is a copy, or was restored from one";
         changed.chain(is_copy.then(|| copy.to_owned())).collect()
     }
 
@@ -163,6 +171,7 @@ mod tests {
     fn changed_facts_and_copies_are_reported_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
+        fs::write(path.join(LOCK_FILE), "").unwrap();
         assert_eq!(start(path, host(), at(100, 5_000)), HostFindings::default(), "first start");
         assert_eq!(start(path, host(), at(200, 5_100)), HostFindings::default());
         let other = Host { machine_id: "n".into(), name: "probe-2".into(), ..host() };
@@ -178,11 +187,9 @@ mod tests {
 
         let copy = tempfile::tempdir().unwrap();
         fs::copy(path.join(NAME), copy.path().join(NAME)).unwrap();
+        fs::write(copy.path().join(LOCK_FILE), "").unwrap();
         let found = start(copy.path(), Host { machine_id: String::new(), ..other }, at(600, 5_500));
-        assert_eq!(
-            found.changes,
-            ["the state directory is a copy of the one that the agent wrote"]
-        );
+        assert_eq!(found.changes, ["the state directory is a copy, or was restored from one"]);
         fs::write(copy.path().join(NAME), "damaged").unwrap();
         assert_eq!(start(copy.path(), host(), at(700, 5_600)), HostFindings::default());
     }

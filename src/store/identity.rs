@@ -52,6 +52,12 @@ pub fn renew(state: &StateDirectory, id: &str) -> Result<String, StoreError> {
     Ok(before)
 }
 
+/// Returns true for a copy that exists and cannot be read.
+pub(super) fn is_damaged(directory: &Path) -> bool {
+    let octets = fs::read(directory.join(NAME));
+    octets.is_ok_and(|octets| String::from_utf8(octets).ok().and_then(|id| parse(&id)).is_none())
+}
+
 /// Parses the file: an identity and its checksum, one line each.
 fn parse(text: &str) -> Option<String> {
     let (id, sum) = text.split_once('\n')?;

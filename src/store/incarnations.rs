@@ -81,6 +81,11 @@ impl Incarnations {
     }
 }
 
+/// Returns true for a copy that exists and cannot be read.
+pub(super) fn is_damaged(directory: &Path) -> bool {
+    disk::is_damaged_message::<Stored>(&path(directory), MAGIC)
+}
+
 fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }

@@ -14,8 +14,8 @@ use thiserror::Error;
 pub use transfer::{export, import};
 
 use super::{
-    Entry, StateDirectory, StoreError, compaction, config::ConfigStore, engine::Engine,
-    last_good::LastGood, pool::Pool, state::RESULTS,
+    Entry, StateDirectory, StoreError, compaction, config::ConfigStore, cursor_reservation,
+    engine::Engine, host, identity, incarnations, last_good::LastGood, pool::Pool, state::RESULTS,
 };
 use inspect::Inspection;
 
@@ -84,6 +84,17 @@ pub struct Verified {
     pub disk_bytes: u64,
 }
 
+type IsDamaged = fn(&Path) -> bool;
+
+/// Checks of the files beside the databases, and their names. Each may be missing, as after an import.
+const SMALL_FILES: [(IsDamaged, &str); 5] = [
+    (LastGood::is_damaged, "copy of the configuration (config.last)"),
+    (identity::is_damaged, "copy of the agent id (agent-id)"),
+    (incarnations::is_damaged, "copy of the incarnations (incarnations)"),
+    (cursor_reservation::is_damaged, "newest cursor (results.last)"),
+    (host::is_damaged, "note of the host (host)"),
+];
+
 /// Reads all stored data. `check` decodes the content of a record, and `is_key` checks a key of
 /// statistics.
 pub fn verify(
@@ -99,9 +110,9 @@ pub fn verify(
         config.revision(revision.revision)?;
     }
     config.answers()?;
-    // An imported state has no copy before its first start.
-    if LastGood::is_damaged(directory.path()) {
-        return Err(StoreError::Damaged("copy of the configuration (config.last)").into());
+    if let Some((_, file)) = SMALL_FILES.iter().find(|(is_damaged, _)| is_damaged(directory.path()))
+    {
+        return Err(StoreError::Damaged(file).into());
     }
     if windows.unopened() > 0 {
         return Err(MaintenanceError::Unopened(windows.unopened()));

@@ -249,7 +249,7 @@ class Nats(Export):
         self.assertEqual(agents[0]["agent_id"], agents[1]["agent_id"])
         self.assertEqual(agents[0]["host_changes"], [])
         self.assertEqual(agents[1]["host_changes"],
-                         ["the state directory is a copy of the one that the agent wrote"])
+                         ["the state directory is a copy, or was restored from one"])
         event = next(r["event"] for r in self.api.records() if r.get("event", {}).get("type") == "EVENT_TYPE_HOST_CHANGED")
         self.assertIn("db new-identity", event["detail"])
         self.assertIn("host", sh(harness.CTL, "--agent", f"127.0.0.1:{clone.port}", "status"))

@@ -22,10 +22,11 @@ use crate::{
 };
 
 /// Label names of our own, which labels of the configuration must not use.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "connection",
     "session",
     "le",
+    "quantile",
     "outcome",
     "direction",
     "state",
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn labels_get_names_that_prometheus_takes() {
-        let given = ["site", "site-name", "1st", "le", "__x", "a b", "a_b", "a.b"];
+        let given = ["site", "site-name", "1st", "le", "quantile", "__x", "a b", "a_b", "a.b"];
         let subject = Subject {
             connection: "c".into(),
             session: "s".into(),
@@ -391,6 +392,7 @@ mod tests {
             ("label_a_b", "a b"),
             ("label_a_b_2", "a.b"),
             ("label_le", "le"),
+            ("label_quantile", "quantile"),
             ("site_name", "site-name"),
         ];
         assert_eq!(names, expected);

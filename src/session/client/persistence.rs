@@ -33,10 +33,13 @@ impl Persistence {
 
     /// Returns what the machine begins with.
     pub(super) fn remembered(&self, now: Now) -> Remembered {
-        let PersistedConnection { outage, completed, stopped: _ } = self.read();
+        let PersistedConnection { outage, completed, stopped: _, past_outages, past_outages_ns } =
+            self.read();
         Remembered {
             outage: outage.map(|outage| resumed(outage, now)),
             completed: completed.map(|completed| completed.test_count),
+            past_outages,
+            past_outages_ns,
         }
     }
 
@@ -46,6 +49,8 @@ impl Persistence {
             state.completed = remembered
                 .completed
                 .map(|test_count| PersistedCompletion { time_unix_ns: now.0, test_count });
+            state.past_outages = remembered.past_outages;
+            state.past_outages_ns = remembered.past_outages_ns;
         });
     }
 

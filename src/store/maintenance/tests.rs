@@ -7,7 +7,7 @@ use super::{
 use crate::{
     proto,
     store::{
-        ConfigStore, ResultStore, Retention, StoredRevision, Subject,
+        ConfigStore, Host, ResultStore, Retention, StoredRevision, Subject,
         cursor_reservation::CursorReservation, layout::WindowName, schema::SCHEMA,
     },
     time::{Monotonic, Now, UnixTime},
@@ -218,18 +218,29 @@ fn a_directory_of_somebody_else_keeps_its_mode_and_gets_no_file() {
 }
 
 #[test]
-fn a_damaged_copy_of_the_configuration_is_damage() {
+fn a_damaged_file_beside_the_databases_is_damage() {
     let directory = tempfile::tempdir().unwrap();
     let state = filled(directory.path(), 5);
+    state.note_host(Host::default(), now());
+    let store =
+        ResultStore::open(&state, Retention::of_all(u64::MAX, 1 << 30), "agent", now).unwrap();
+    store.begin_incarnation("run").unwrap();
+    drop(store);
     verified(&state);
-    let copy = directory.path().join("config.last");
-    let whole = fs::read(&copy).unwrap();
-    for damaged in [&whole[..whole.len() / 2], &[]] {
-        fs::write(&copy, damaged).unwrap();
-        let refused = verify(&state, |_| Ok(()), |_| true).unwrap_err();
-        assert!(refused.to_string().contains("config.last"), "{refused}");
+    for name in ["config.last", "agent-id", "incarnations", "results.last", "host"] {
+        let file = directory.path().join(name);
+        let whole = fs::read(&file).unwrap();
+        for damaged in [&whole[..whole.len() / 2], &[]] {
+            fs::write(&file, damaged).unwrap();
+            let refused = verify(&state, |_| Ok(()), |_| true).unwrap_err();
+            assert!(refused.to_string().contains(name), "{refused}");
+        }
+        if name == "results.last" {
+            fs::write(&file, whole).unwrap();
+        } else {
+            // The next start makes another one.
+            fs::remove_file(&file).unwrap();
+        }
+        verified(&state);
     }
-    // The next start makes another one.
-    fs::remove_file(&copy).unwrap();
-    verified(&state);
 }

@@ -86,7 +86,9 @@ impl Connection {
 
     /// Begins with the state that was persisted before the start.
     pub(super) fn resume(&mut self, now: Now) {
-        let Remembered { outage, completed } = self.remembered.clone();
+        let Remembered { outage, completed, past_outages, past_outages_ns } =
+            self.remembered.clone();
+        self.status.resume_outage_counters(past_outages, past_outages_ns);
         if let Some(outage) = outage {
             self.status.resume_outage(outage);
         }

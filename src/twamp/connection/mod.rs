@@ -243,7 +243,13 @@ impl Connection {
 
     fn to_remember(&self, is_completed: bool) -> Remembered {
         let completed = is_completed.then_some(self.config.test_count);
-        Remembered { outage: self.status.outage.clone(), completed }
+        let outage = self.status.outage.clone();
+        Remembered {
+            past_outages: self.status.outages - u64::from(outage.is_some()),
+            past_outages_ns: self.status.past_outages_ns,
+            outage,
+            completed,
+        }
     }
 
     /// Returns true if no test follows, even if sessions or connections are still being closed.

@@ -59,6 +59,10 @@ pub(crate) struct Remembered {
     pub(crate) outage: Option<Outage>,
     /// `test_count` of the tests that are complete.
     pub(crate) completed: Option<u64>,
+    /// Number of outages that have ended.
+    pub(crate) past_outages: u64,
+    /// Length of these outages, nanoseconds.
+    pub(crate) past_outages_ns: u64,
 }
 
 impl Remembered {
@@ -69,6 +73,8 @@ impl Remembered {
             let outage = remembered.outage.as_ref()?;
             Some((outage.began, outage.attempts.checked_ilog2()))
         };
-        outage(self) == outage(other) && self.completed == other.completed
+        outage(self) == outage(other)
+            && self.completed == other.completed
+            && self.past_outages == other.past_outages
     }
 }

@@ -233,6 +233,14 @@ impl ConnectionStatus {
         true
     }
 
+    /// Continues the counters from before the start of this process, unless they are known.
+    pub(super) fn resume_outage_counters(&mut self, past_outages: u64, past_outages_ns: u64) {
+        if self.outages == 0 {
+            self.outages = past_outages;
+            self.past_outages_ns = past_outages_ns;
+        }
+    }
+
     /// Continues an outage from before the start of this process, unless there is one.
     pub(super) fn resume_outage(&mut self, outage: Outage) {
         if self.outage.is_some() {

@@ -316,6 +316,15 @@ fn outage_across_restarts_has_one_pair_of_events_with_its_length() {
         assert_eq!(world.status.past_outages_ns, *length_ns);
         assert!(outage.attempts > world.attempts.len() as u64 / 2, "{}", outage.attempts);
         assert_eq!(world.persisted.as_ref().unwrap().outage, None);
+        // The counters go on with the next process and count the next outage.
+        let length_ns = *length_ns;
+        world.restart_agent(is_killed, SECOND);
+        assert_eq!((world.status.outages, world.status.past_outages_ns), (1, length_ns));
+        world.run(2 * SECOND);
+        world.lose_server();
+        world.run(SECOND);
+        world.restart_agent(is_killed, SECOND);
+        assert_eq!((world.status.outages, world.status.past_outages_ns), (2, length_ns));
     }
 }
 

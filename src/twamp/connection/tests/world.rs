@@ -125,12 +125,12 @@ impl World {
 
     /// Returns what was persisted; an outage by UTC alone, as in another process.
     fn remembered(&self) -> Remembered {
-        let Remembered { outage, completed } = self.persisted.clone().unwrap_or_default();
-        let outage = outage.map(|outage| {
+        let persisted = self.persisted.clone().unwrap_or_default();
+        let outage = persisted.outage.map(|outage| {
             let Outage { failure, began, attempts, .. } = outage;
             Outage::resume(failure, began, attempts, at(self.now))
         });
-        Remembered { outage, completed }
+        Remembered { outage, ..persisted }
     }
 
     /// Ends the process, by a signal or a kill, and starts another after some time.
