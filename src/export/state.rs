@@ -78,11 +78,15 @@ impl Run {
     }
 
     pub(super) fn delivered(&self, records: u64, rejected: u64, detail: &str) {
+        let mut kept = None;
         self.update(|status| {
             status.delivered += records - rejected;
             status.rejected += rejected;
+            // The reason of a rejection stays until delivery fails: batches without one follow.
+            let is_running = status.state() == ExporterState::Running;
+            kept = (rejected == 0 && is_running).then(|| status.detail.clone());
         });
-        self.set(ExporterState::Running, detail);
+        self.set(ExporterState::Running, kept.as_deref().unwrap_or(detail));
     }
 
     pub(super) fn running(&self) {

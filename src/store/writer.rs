@@ -165,7 +165,8 @@ impl Writer {
                 self.check_presence();
                 self.flush(false);
                 let failure = self.failure.clone().map(StoreError::Database);
-                let _ = answer.send(failure.map_or(Ok(()), Err));
+                let _ =
+                    answer.send(self.presence.check().and_then(|()| failure.map_or(Ok(()), Err)));
             }
             Command::End => {}
         }
