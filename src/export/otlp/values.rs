@@ -36,8 +36,10 @@ pub(super) fn of_record(record: &Record) -> Vec<KeyValue> {
     let names = [("twamp.connection", &record.connection), ("twamp.session", &record.session)];
     let names = names.into_iter().filter(|(_, name)| !name.is_empty());
     let labels = record.labels.iter().map(|(key, value)| {
-        // Names of our own, now or later, must not occur twice.
-        if key.starts_with("twamp.") || PEER_KEYS.contains(&key.as_str()) {
+        // Names of our own, now or later, must not occur twice, nor the names made of them.
+        let prefixes = ["twamp.", "label."];
+        let is_ours = prefixes.iter().any(|prefix| key.starts_with(prefix));
+        if is_ours || PEER_KEYS.contains(&key.as_str()) {
             text(&format!("label.{key}"), value)
         } else {
             text(key, value)
@@ -69,7 +71,14 @@ mod tests {
 
     #[test]
     fn no_attribute_occurs_twice_whatever_labels_are_called() {
-        let labels = ["site", "twamp.connection", "twamp.cursor", "label.site", "server.port"];
+        let labels = [
+            "site",
+            "twamp.connection",
+            "twamp.cursor",
+            "label.site",
+            "label.twamp.cursor",
+            "server.port",
+        ];
         let record = Record {
             connection: "c".into(),
             session: "s".into(),
@@ -81,7 +90,8 @@ mod tests {
         let expected = [
             "twamp.connection",
             "twamp.session",
-            "label.site",
+            "label.label.site",
+            "label.label.twamp.cursor",
             "label.server.port",
             "site",
             "label.twamp.connection",
