@@ -83,7 +83,7 @@ impl ResultsService for Context {
         if request.page_token.is_empty()
             && let Err(error) = self.results.flush().await
         {
-            // What is stored is listed all the same.
+            // A failure does not hide the records that are stored.
             tracing::debug!(%error, "failed to store the latest records before they are listed");
         }
         let mut page = page(&self.results, &filter, after_cursor, limit as usize, request.latest)

@@ -394,7 +394,7 @@ impl ConfigStore {
         }
         let path = path(&self.directory);
         let compacted = catch_unwind(AssertUnwindSafe(|| {
-            // Nobody else may have it open meanwhile.
+            // sled locks the file: the compaction opens it itself.
             drop(database.take());
             compaction::compact(&path, Engine::open_whole, Engine::open_whole)?;
             let open = Revisions::open(Engine::open_whole(&path, CACHE_OCTETS)?)?;
