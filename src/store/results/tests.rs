@@ -113,6 +113,14 @@ fn wait_for(store: &ResultStore, reached: impl Fn(&StoreState) -> bool) -> Store
     panic!("timeout in state {:?}", *store.state().borrow());
 }
 
+/// Has the writer apply a retention and flush, by a clock that only the test moves.
+fn maintain(store: &ResultStore, retention: Retention) {
+    store.set_retention(retention).unwrap();
+    let (answer, answered) = oneshot::channel();
+    store.command(Command::Flush(answer)).unwrap();
+    answered.blocking_recv().unwrap().unwrap();
+}
+
 fn cursors(store: &ResultStore, after: u64) -> Vec<u64> {
     let newest = store.state().borrow().newest;
     let entries = store.entries(after, newest, 1000, 1 << 20, false).unwrap();
@@ -195,10 +203,7 @@ fn the_state_directory_keeps_within_its_quota_on_the_disk() {
     // The next measurement, and all that waits is stored.
     let measure = |quota: u64| {
         OF_THE_QUOTA.fetch_add(10_000_000_000, Relaxed);
-        store.set_retention(retention().with_disk_quota(quota)).unwrap();
-        let (answer, answered) = oneshot::channel();
-        store.command(Command::Flush(answer)).unwrap();
-        answered.blocking_recv().unwrap().unwrap();
+        maintain(&store, retention().with_disk_quota(quota));
         store.state().borrow().clone()
     };
     let kept_by_age = measure(u64::MAX);

@@ -21,10 +21,7 @@ fn set_clock() -> Now {
 /// Advances the clock, and waits until the writer has seen it.
 fn advance(store: &ResultStore, ns: u64) {
     UPTIME_NS.fetch_add(ns, Relaxed);
-    store.set_retention(Retention::of_all(DAY_NS, 1 << 30)).unwrap();
-    let (answer, answered) = oneshot::channel();
-    store.command(Command::Flush(answer)).unwrap();
-    answered.blocking_recv().unwrap().unwrap();
+    maintain(store, Retention::of_all(DAY_NS, 1 << 30));
 }
 
 #[test]
