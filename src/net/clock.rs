@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::time::{ErrorEstimate, Monotonic, NANOS_PER_SECOND, Now, UnixTime};
+use crate::time::{ErrorEstimate, MAX_ERROR_NS, Monotonic, NANOS_PER_SECOND, Now, UnixTime};
 
 /// Longest time between two readings of one clock pair; the scheduler interrupted longer ones,
 /// which are repeated.
@@ -15,7 +15,7 @@ const STATE_AGE_NS: u64 = NANOS_PER_SECOND;
 const STA_UNSYNC: i32 = 0x0040;
 /// Errors of adjtimex(2) from which the kernel considers a clock as not synchronised, in
 /// microseconds (`NTP_PHASE_LIMIT`); what has it as its estimate has none.
-const MAX_ERROR_US: i64 = 16_000_000;
+const MAX_ERROR_US: i64 = (MAX_ERROR_NS / 1_000).cast_signed();
 /// Error of a declared clock whose daemon tells the kernel nothing.
 const DECLARED_ERROR_NS: u64 = 1_000_000;
 

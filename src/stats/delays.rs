@@ -67,13 +67,17 @@ impl Delays {
 
     pub(super) fn add(&mut self, sample: &Sample, neighbours: &mut Neighbours) {
         self.rtt.add(sample.rtt_ns);
-        self.egress.add(sample.egress_ns);
-        self.ingress.add(sample.ingress_ns);
-        self.processing.add(sample.processing_ns.max(0));
+        if sample.has_one_way() {
+            self.egress.add(sample.egress_ns);
+            self.ingress.add(sample.ingress_ns);
+            self.processing.add(sample.processing_ns.max(0));
+        }
         neighbours.pairs(sample, |earlier, later| {
             self.rtt_jitter.add(later.rtt_ns - earlier.rtt_ns);
-            self.egress_jitter.add(later.egress_ns - earlier.egress_ns);
-            self.ingress_jitter.add(later.ingress_ns - earlier.ingress_ns);
+            if earlier.has_one_way && later.has_one_way {
+                self.egress_jitter.add(later.egress_ns - earlier.egress_ns);
+                self.ingress_jitter.add(later.ingress_ns - earlier.ingress_ns);
+            }
         });
     }
 
@@ -102,8 +106,8 @@ pub(super) struct Neighbours {
 }
 
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_field_names, reason = "units")]
 struct Neighbour {
+    has_one_way: bool,
     rtt_ns: i64,
     egress_ns: i64,
     ingress_ns: i64,
@@ -130,6 +134,7 @@ impl Neighbours {
                 (self.jitter_16_ns + distance).saturating_sub((self.jitter_16_ns + 8) >> 4);
         }
         let this = Neighbour {
+            has_one_way: sample.has_one_way(),
             rtt_ns: sample.rtt_ns,
             egress_ns: sample.egress_ns,
             ingress_ns: sample.ingress_ns,

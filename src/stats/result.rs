@@ -106,7 +106,8 @@ pub struct Figures {
     /// Replies whose T4 is a stamp of the kernel or the network interface.
     #[prost(uint64, tag = "23")]
     pub kernel_receive_timestamps: u64,
-    /// Samples left out of all delays because they are impossible.
+    /// Samples left out of the one-way delays because they are impossible, and out of the rtt too
+    /// if that is below zero or the clock was stepped.
     #[prost(uint64, tag = "24")]
     pub samples_invalid: u64,
     /// Sender TTL of the latest reply.

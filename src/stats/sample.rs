@@ -76,10 +76,15 @@ pub fn have_tai_offset(egress_ns: i64, ingress_ns: i64) -> bool {
 }
 
 impl Sample {
-    /// Returns whether its delays are possible: time advanced on both clocks, except for the
-    /// difference between the clocks of the reflector.
-    pub fn is_valid(&self) -> bool {
-        self.rtt_ns >= 0 && self.processing_ns >= -self.max_skew_ns() && !self.clock_stepped
+    /// Returns whether its round-trip time is possible.
+    pub fn has_rtt(&self) -> bool {
+        self.rtt_ns >= 0 && !self.clock_stepped
+    }
+
+    /// Returns whether its one-way delays are possible as well: time advanced in the reflector,
+    /// except for the difference between its clocks.
+    pub fn has_one_way(&self) -> bool {
+        self.has_rtt() && self.processing_ns >= -self.max_skew_ns()
     }
 
     /// Returns the time by which T3 may be before T2, in nanoseconds: what the clocks of the reflector

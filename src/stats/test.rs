@@ -198,8 +198,8 @@ impl TestFigures {
     /// Adds the first reply to a probe, in order of arrival.
     pub fn received(&mut self, sample: &Sample, track: &mut Track) {
         let sources = StampSources::from_sample(sample);
-        let is_less_exact = sample.is_valid() && self.sources.is_some_and(|known| sources < known);
-        if sample.is_valid() && self.sources.is_some_and(|known| sources > known) {
+        let is_less_exact = sample.has_rtt() && self.sources.is_some_and(|known| sources < known);
+        if sample.has_rtt() && self.sources.is_some_and(|known| sources > known) {
             // More exact timestamps replace all samples before them.
             self.restart_delays();
         }
@@ -223,9 +223,11 @@ impl TestFigures {
             reordering::count(&mut counts.reordering, extent);
         }
         counts.one_way_validity = (sample.validity() as i32).max(counts.one_way_validity);
-        if !sample.is_valid() {
-            counts.samples_invalid += 1;
-        } else if is_less_exact {
+        counts.samples_invalid += u64::from(!sample.has_one_way());
+        if !sample.has_rtt() {
+            return;
+        }
+        if is_less_exact {
             counts.samples_other_timestamp_source += 1;
         } else {
             self.sources = Some(sources);

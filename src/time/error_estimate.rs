@@ -2,6 +2,9 @@
 
 use super::TimestampFormat;
 
+/// Error at which a clock is not synchronised any more (RFC 5905 §7.2, MAXDISP).
+pub const MAX_ERROR_NS: u64 = 16 * 1_000_000_000;
+
 /// `S Z SSSSSS MMMMMMMM`: synchronised, timestamp format, scale, multiplier.
 /// The error is `multiplier · 2^(scale-32)` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,10 +27,10 @@ impl ErrorEstimate {
         Self(u16::from(synchronised) << 15 | scale << 8 | units.min(255) as u16)
     }
 
-    /// Returns true when the clock is synchronised to UTC by an external source. An unknown error
-    /// tells nothing, whatever the S bit is.
+    /// Returns true when the clock is synchronised to UTC by an external source. An error that is
+    /// unknown or reaches [`MAX_ERROR_NS`] is none of such a clock, whatever the S bit is.
     pub fn is_synchronised(self) -> bool {
-        self.0 & 0x8000 != 0 && !self.is_unknown()
+        self.0 & 0x8000 != 0 && !self.is_unknown() && self.error_ns() < MAX_ERROR_NS
     }
 
     /// Returns the format of the timestamps it belongs to (RFC 8186 §2.3).
@@ -65,7 +68,7 @@ mod tests {
         for error in [0, 1, 255, 1_000, 50_000, 1_000_000, 100_000_000, 1_000_000_000, u64::MAX] {
             let estimate = ErrorEstimate::new(true, error);
             assert!(!estimate.is_unknown(), "{error}");
-            assert!(estimate.is_synchronised());
+            assert_eq!(estimate.is_synchronised(), error < MAX_ERROR_NS);
             assert!(estimate.error_ns() >= error.min(estimate.error_ns()));
         }
         assert_eq!(ErrorEstimate::new(false, 0).0, 0x0001);
@@ -82,6 +85,9 @@ mod tests {
         assert!(ErrorEstimate(0x8000).is_unknown());
         assert!(!ErrorEstimate(0x8000).is_synchronised());
         assert!(ErrorEstimate(0x8001).is_synchronised());
+        for octets_filled_with_ones in [0xffff, 0xbfff] {
+            assert!(!ErrorEstimate(octets_filled_with_ones).is_synchronised());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod ptp;
 mod stamp_source;
 mod step;
 
-pub use error_estimate::ErrorEstimate;
+pub use error_estimate::{ErrorEstimate, MAX_ERROR_NS};
 pub use ntp::NtpTimestamp;
 pub use ptp::{PtpTimestamp, TAI_OFFSET_SECONDS};
 pub use stamp_source::StampSource;

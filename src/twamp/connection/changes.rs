@@ -154,7 +154,9 @@ impl Connection {
             State::WaitingRetry(_) => self.begin_attempt(now),
             // An attempt by hand is for the sessions that do not run.
             State::Running(_) => self.request_missing_now(now),
-            State::Inactive | State::Connecting(_) | State::Leaving(_) | State::Ended => {}
+            // The start counts, although nothing runs before the activation.
+            State::Inactive => self.completed = None,
+            State::Connecting(_) | State::Leaving(_) | State::Ended => {}
         }
     }
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{
-    Action, Connection, ConnectionEvent, ExtensionProbe, Grace, Operation, Phase, Remembered,
-    SessionCommand,
+    Action, Connection, ConnectionEvent, Desired, ExtensionProbe, Grace, Operation, Phase,
+    Remembered, SessionCommand,
     attempt::unix,
     request_limit::RequestLimit,
     retry::RetrySchedule,
@@ -86,14 +86,21 @@ impl Connection {
 
     /// Begins with the state that was persisted before the start.
     pub(super) fn resume(&mut self, now: Now) {
-        let Remembered { outage, completed, past_outages, past_outages_ns } =
+        let Remembered { outage, completed: _, past_outages, past_outages_ns } =
             self.remembered.clone();
         self.status.resume_outage_counters(past_outages, past_outages_ns);
         if let Some(outage) = outage {
             self.status.resume_outage(outage);
         }
-        let is_completed = completed == Some(self.config.test_count);
-        if is_completed && !self.desired.stopped && !self.config.inactive {
+        self.begin_unless_completed(now);
+    }
+
+    /// Enters the state that the desired state requires; all tests may have run before.
+    fn begin_unless_completed(&mut self, now: Now) {
+        let Desired { config, stopped, revision, .. } = &self.desired;
+        let is_completed = self.completed == Some(config.test_count);
+        if is_completed && !stopped && !config.inactive {
+            self.applied = *revision;
             self.follow_desired();
             return self.rest(State::Completed, Phase::Completed, now);
         }
@@ -114,6 +121,9 @@ impl Connection {
             self.addresses = super::AddressProbe::default();
             self.requests = RequestLimit::default();
             self.pauses = super::PauseProbe::default();
+        }
+        if self.config.inactive {
+            return self.begin_unless_completed(now);
         }
         self.begin(now);
     }
@@ -206,8 +216,10 @@ impl Connection {
             self.actions.push_back(Action::Event(ConnectionEvent::Completed));
         }
         if is_resumed {
-            let remembered = self.to_remember(completes || self.is_completed());
-            self.actions.push_back(Action::Persist(remembered));
+            if completes {
+                self.completed = Some(self.config.test_count);
+            }
+            self.actions.push_back(Action::Persist(self.to_remember()));
         } else {
             self.abandon_outage(now);
         }

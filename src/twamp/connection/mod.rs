@@ -78,6 +78,8 @@ pub(crate) struct Connection {
     /// State of the random number generator.
     random: u64,
     remembered: Remembered,
+    /// `test_count` with which the connection is completed, also while it is inactive since.
+    completed: Option<u64>,
     actions: VecDeque<Action>,
 }
 
@@ -114,6 +116,7 @@ impl Connection {
             ports_awaited_in: None,
             requested_together: Monotonic::default(),
             random: seed,
+            completed: remembered.completed,
             remembered,
             actions: VecDeque::new(),
         };
@@ -234,21 +237,34 @@ impl Connection {
         {
             self.change(desired, now);
         }
-        let remembered = self.to_remember(self.is_completed());
+        self.completed = self.completed_count();
+        let remembered = self.to_remember();
         if !self.is_ending() && !self.remembered.is_stored_alike(&remembered) {
             self.actions.push_back(Action::Persist(remembered.clone()));
             self.remembered = remembered;
         }
     }
 
-    fn to_remember(&self, is_completed: bool) -> Remembered {
-        let completed = is_completed.then_some(self.config.test_count);
+    /// Returns the `test_count` that is completed. A connection that becomes inactive keeps it: its
+    /// activation is no start by hand.
+    fn completed_count(&self) -> Option<u64> {
+        match &self.state {
+            _ if self.is_completed() => Some(self.config.test_count),
+            State::Inactive => self.completed,
+            State::Leaving(Leaving { then: Then::Restart, .. }) if self.desired.config.inactive => {
+                self.completed
+            }
+            _ => None,
+        }
+    }
+
+    fn to_remember(&self) -> Remembered {
         let outage = self.status.outage.clone();
         Remembered {
             past_outages: self.status.outages - u64::from(outage.is_some()),
             past_outages_ns: self.status.past_outages_ns,
             outage,
-            completed,
+            completed: self.completed,
         }
     }
 

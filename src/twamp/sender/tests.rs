@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     model::{AvailabilityRule, OneWayValidity, Schedule},
-    stats::{Figures, MINUTE_NS, TestResult},
+    stats::{DelayStats, Figures, MINUTE_NS, TestResult},
     twamp::PacketMeta,
 };
 
@@ -369,9 +369,19 @@ fn t3_slightly_before_t2_does_not_invalidate_the_rtt() {
     assert_eq!((rtt.samples, processing.samples), (1, 1));
     assert!(rtt.max_ns.abs_diff(MS as i64) < 2 && processing.max_ns == 0, "{rtt:?}");
     assert_eq!(figures.one_way_validity(), OneWayValidity::Negative);
-    // A larger difference means that the clock was stepped between the two.
-    let figures = figures_of_one(estimate, [t2, t2.plus_ns(-2_000_000)]);
-    assert_eq!((figures.probes_received, figures.samples_invalid), (1, 1));
+    // A larger difference makes the one-way delays impossible, but T4-T1 is of one clock.
+    for before_ns in [-2_000_000, -1_000_000_000] {
+        let figures = figures_of_one(estimate, [t2, t2.plus_ns(before_ns)]);
+        assert_eq!((figures.probes_received, figures.samples_invalid), (1, 1));
+        let samples = |stats: &Option<Box<DelayStats>>| stats.as_ref().unwrap().samples;
+        assert_eq!(
+            [&figures.egress, &figures.ingress, &figures.reflector_processing].map(samples),
+            [0; 3]
+        );
+        let rtt = figures.rtt.as_ref().unwrap();
+        assert!(rtt.samples == 1 && rtt.max_ns.abs_diff(MS as i64) < 2, "{rtt:?}");
+        assert_eq!(figures.one_way_validity(), OneWayValidity::Negative);
+    }
     // Unless the reflector reports a clock error as large (0x94 0x04: 976 us).
     for (before_ns, invalid) in [(-200_000, 0), (-900_000, 0), (-1_000_000, 1)] {
         let figures = figures_of_one(ErrorEstimate(0x9404), [t2, t2.plus_ns(before_ns)]);

@@ -227,6 +227,19 @@ fn completed_connection_stays_completed_across_a_restart() {
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 0));
     assert!(world.events.is_empty(), "completed once");
+    // An activation is no start by hand, also after a restart while the connection is inactive.
+    let inactive = config(|c| (c.test_count, c.inactive) = (3, true));
+    for restarts in [false, true] {
+        world.desire(inactive.clone());
+        world.run(SECOND);
+        assert_eq!(world.status.phase, Phase::Inactive);
+        if restarts {
+            world.restart_agent(true, SECOND);
+        }
+        world.desire(counted(3));
+        world.run(20 * SECOND);
+        assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 0));
+    }
     world.start_by_hand();
     world.run(20 * SECOND);
     assert_eq!(world.sessions["s1"].answered, 3);

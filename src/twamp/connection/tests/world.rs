@@ -79,6 +79,7 @@ impl World {
         let time = at(now);
         let status = ConnectionStatus::new(&config, time);
         let outage = remembered.outage.is_some();
+        let persisted = Some(remembered.clone());
         let desired = Desired { config, stopped, starts: 0, revision: 1 };
         let machine = Connection::start(desired, status.clone(), remembered, 7, time);
         let mut world = Self {
@@ -92,7 +93,7 @@ impl World {
             attempts: Vec::new(),
             operations: Vec::new(),
             commands: Vec::new(),
-            persisted: None,
+            persisted,
             status,
             is_finished: false,
             no_route: false,
