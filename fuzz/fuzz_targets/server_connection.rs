@@ -61,6 +61,7 @@ fuzz_target!(|data: &[u8]| {
                 ServerAction::Start(_) => server.sessions_started(now),
                 ServerAction::Close(_) => ends += 1,
                 ServerAction::Send(octets) => assert!(octets.len() <= 16 * 1024),
+                ServerAction::Refused(_, detail) => assert!(detail.len() < 200),
                 ServerAction::Stop(sids) => assert!(sids.len() <= 8),
             }
         }

@@ -435,7 +435,7 @@ proptest::proptest! {
                     ServerAction::Close(_) => ends += 1,
                     ServerAction::DeriveKeys { .. }
                     | ServerAction::Send(_)
-                    | ServerAction::Stop(_) => {}
+                    | ServerAction::Refused(..) | ServerAction::Stop(_) => {}
                 }
             }
         }

@@ -66,6 +66,7 @@ fn answers(pair: &mut Pair, octets: &[u8]) -> Vec<u8> {
             ServerAction::Stop(sids) => pair.stopped.extend(sids),
             ServerAction::Close(error) => pair.server_error = Some(error),
             ServerAction::Request(_) => pair.server.answer_request(Ok((6000, sid(9))), NOW),
+            ServerAction::Refused(..) => {}
             ServerAction::DeriveKeys { .. } => panic!("in mode 1"),
         }
     }

@@ -142,6 +142,7 @@ impl Pair {
                 };
                 self.server.answer_request(answer, NOW);
             }
+            ServerAction::Refused(..) => {}
             ServerAction::Start(_) => self.server.sessions_started(NOW),
             ServerAction::Stop(sids) => self.stopped.extend(sids),
             ServerAction::Close(error) => self.server_error = Some(error),

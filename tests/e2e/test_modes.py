@@ -472,6 +472,64 @@ class Peculiar(harness.Case):
         self.assertEqual(lost["cause"], "FAILURE_CAUSE_RESPONSE_TIMEOUT")
         self.assertIn("Accept-Session", lost["detail"])
 
+    def test_a_server_that_does_not_answer_the_third_request_measures_two(self):
+        def script(self_, peer):
+            greet(self_, peer, 1)
+            peer.sendall(bytes(48))
+            udps = []
+            while True:
+                command = take(peer, 1)[0]
+                if command == 5:
+                    take(peer, 111)
+                    if len(udps) == 2:
+                        time.sleep(3)
+                        return
+                    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    self.addCleanup(udp.close)
+                    udp.bind(("127.0.0.1", 0))
+                    threading.Thread(target=reflect, args=(udp,), daemon=True).start()
+                    udps.append(udp)
+                    peer.sendall(struct.pack(">BBH", 0, 0, udp.getsockname()[1]) + os.urandom(16) + bytes(28))
+                else:
+                    take(peer, 31)
+                    peer.sendall(bytes(32))
+
+        peer = self.scripted(script)
+        sessions = [session(name, probe_count=3, probe_interval="0.05s", loss_timeout="0.2s", data_size=60)
+                    for name in ("s1", "s2", "s3")]
+        self.api.apply({"client": client(connection(
+            "c1", "127.0.0.1", sessions, destination_port=peer.port, test_interval="0.3s", connect_timeout="0.5s"))})
+        measured = lambda: {t["session"] for t in tests(self.api.records(), "c1", "COMPLETE")  # noqa: E731
+                            if t["figures"]["probes_lost"] == "0"}
+        self.wait_for(lambda: len(measured()) == 2)
+
+    def test_a_light_reflector_with_ptp_timestamps_is_measured_where_that_is_configured(self):
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        self.addCleanup(udp.close)
+        formats = set()
+
+        def reflect_ptp():
+            while True:
+                try:
+                    probe, source = udp.recvfrom(2048)
+                except OSError:
+                    return
+                formats.add(probe[12] >> 6 & 1)
+                now = time.time_ns() + 37 * 10**9  # TAI
+                stamp = struct.pack(">II", now // 10**9, now % 10**9)
+                udp.sendto(probe[:4] + stamp + b"\x40\x01\0\0" + stamp + probe[:14] + b"\0\0\xff", source)
+
+        threading.Thread(target=reflect_ptp, daemon=True).start()
+        one = session("s1", probe_count=3, probe_interval="0.05s", loss_timeout="0.2s", timestamp_format="TIMESTAMP_FORMAT_PTP",
+                      destination_port=udp.getsockname()[1])
+        self.api.apply({"client": client(connection("c1", "127.0.0.1", [one], control_type="CONTROL_TYPE_LIGHT",
+                                                    test_interval="0.3s"))})
+        self.wait_for(self.complete)
+        delay = self.complete()["figures"]["egress"]
+        self.assertLess(abs(int(delay["max_ns"])), 10**9, delay)
+        self.assertEqual(formats, {1}, "T1 is in this format, too")
+
     def test_accept_values_that_are_undefined_and_answers_to_stop(self):
         def script(self_, peer):
             greet(self_, peer, 1)
@@ -558,6 +616,12 @@ class Peculiar(harness.Case):
             (say(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"), "an SSH server"),
             (say(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\nConnection: close\r\n\r\n" + b"<html>" * 20), "an HTTP server"),
             (say(b"220 mail.example ESMTP\r\n"), "an FTP or SMTP server"),
+            (say(bytes.fromhex("000012040000000000") + bytes(18)), "an HTTP/2 server"),
+            (say(bytes.fromhex("fffd18fffd20fffd23")), "a telnet server"),
+            (say(b"\xff" * 16 + struct.pack(">HBBHH", 29, 1, 4, 64512, 90) + bytes(5)), "a BGP router"),
+            (say(struct.pack("<I", 74) + b"\x0a8.0.36\0" + bytes(66)), "a MySQL or MariaDB server"),
+            (self.scripted(lambda _, peer: [peer.sendall(o) for o in iter(lambda: peer.recv(512), b"")]).port,
+             "an echo server"),
         ):
             found = self.api.call("ClientService", "ProbeServer", {
                 "target_address": "127.0.0.1", "destination_port": port, "timeout": "0.5s"})

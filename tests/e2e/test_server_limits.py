@@ -49,7 +49,7 @@ class Peer:
         udp.settimeout(5)
         request = bytearray(112)
         request[0] = 5
-        request[1] = ip_version or (6 if ":" in self.source else 4)
+        request[1] = (6 if ":" in self.source else 4) if ip_version is None else ip_version
         request[12:16] = struct.pack(">HH", udp.getsockname()[1], udp.getsockname()[1])
         request[64:68] = struct.pack(">I", 27)
         request[76:84] = struct.pack(">II", timeout, 0)
@@ -178,6 +178,13 @@ class Limits(Case):
         self.assertIsNotNone(peer.probe())
         self.assertEqual(self.status()["ip_versions_corrected"], "1")
 
+    def test_a_request_that_is_refused_for_its_content_is_counted_and_explained(self):
+        self.serve()
+        self.assertEqual(self.peer("::1").set_up().request(ip_version=0), 3)
+        status = self.status()
+        self.assertEqual(status["sessions_refused"], [{"accept_code": 3, "count": "1"}])
+        self.assertIn("IPVN 0, neither 4 nor 6", status["latest_refusals"][-1]["detail"])
+
     def test_probes_without_an_error_estimate_are_answered_unless_configured(self):
         self.serve()
         peer = self.peer().set_up()
@@ -195,8 +202,10 @@ class Limits(Case):
 class Zeros(Case):
     """Servers that are sloppy with zeros, relayed."""
 
-    def scripted(self, reflects=lambda request: True, accepts=lambda request: True, estimate=1):
-        """A server that reflects, or not, by the request of the session; its port."""
+    def scripted(self, reflects=lambda request: True, accepts=lambda request: True, estimate=1,
+                 refusal=b"\x03" + bytes(47)):
+        """A server that reflects, or not, by the request of the session; its port. It refuses with an
+        answer, with silence (no octets), or closes (None)."""
         import threading
 
         listener = socket.create_server(("127.0.0.1", 0), backlog=20)
@@ -220,7 +229,9 @@ class Zeros(Case):
                 tcp.sendall(bytes(48))
                 request = exactly(tcp, 112)
                 if not accepts(request):
-                    tcp.sendall(b"\x03" + bytes(47))
+                    if refusal is None:
+                        return
+                    tcp.sendall(refusal)
                     tcp.recv(1)
                     return
                 tcp.sendall(struct.pack(">BBH", 0, 0, udp.getsockname()[1]) + os.urandom(16) + bytes(28))
@@ -247,8 +258,8 @@ class Zeros(Case):
         threading.Thread(target=accept, daemon=True).start()
         return listener.getsockname()[1]
 
-    def measure(self, port, **fields):
-        self.process = self.agent()
+    def measure(self, port, name="agent", **fields):
+        self.process = self.agent(name)
         api = self.process.client()
         quick = session("s1", probe_count=2, probe_interval="0.01s", loss_timeout="1s")
         api.apply({"client": client(connection("c1", "127.0.0.1", [quick], destination_port=port,
@@ -269,6 +280,16 @@ class Zeros(Case):
         api = self.measure(port)
         self.wait_for(lambda: tests(api.records(), "c1", "COMPLETE"))
         self.assertIn("works with addresses in the request only", self.probe(port))
+
+    def test_a_server_that_fails_at_zeros_without_saying_so_gets_addresses(self):
+        refusals = {"closes": None, "silent": b"", "permanent": b"\x04" + bytes(47), "temporary": b"\x05" + bytes(47)}
+        for name, refusal in refusals.items():
+            with self.subTest(name):
+                port = self.scripted(accepts=self.has_addresses, refusal=refusal)
+                api = self.measure(port, name, connect_timeout="0.5s")
+                self.wait_for(lambda: tests(api.records(), "c1", "COMPLETE"))
+                self.assertTrue(api.connection("c1")["sends_addresses"])
+                self.assertIn("works with addresses in the request only", self.probe(port))
 
     def test_a_server_that_reflects_to_zeros_gets_addresses(self):
         port = self.scripted(reflects=self.has_addresses)

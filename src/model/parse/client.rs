@@ -222,7 +222,7 @@ impl Check {
             source_address: self.address("source_address", &s.source_address),
             source_port: self.optional_port("source_port", s.source_port),
             data_size: self.data_size(s, stamp.as_ref(), security.mode),
-            timestamps: self.timestamps(s, control_type),
+            timestamps: self.timestamp_format(s.timestamp_format),
             reflected_octets: self.reflected_octets(s, control_type),
             stamp,
             zero_padding: s.data_fill_with_zeros,

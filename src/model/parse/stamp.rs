@@ -10,7 +10,7 @@ use super::{
     Check,
     security::ClientSecurity,
 };
-use crate::{proto, time::TimestampFormat};
+use crate::proto;
 
 /// Smallest length of an Extra Padding TLV.
 const MIN_EXTRA_OCTETS: usize = 4;
@@ -117,18 +117,6 @@ impl Check {
             );
         }
         if size < least || !extra_fits { least as u16 } else { size as u16 }
-    }
-
-    pub(super) fn timestamps(
-        &mut self,
-        session: &proto::TestSession,
-        control_type: ControlType,
-    ) -> TimestampFormat {
-        let format = self.timestamp_format(session.timestamp_format);
-        if format == TimestampFormat::Ptp && control_type == ControlType::Light {
-            self.report("timestamp_format", "TWAMP Light supports only NTP timestamps");
-        }
-        format
     }
 
     pub(super) fn reflected_octets(

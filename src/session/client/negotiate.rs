@@ -119,9 +119,11 @@ impl Established {
     fn with_suspect(&self, failure: Failure) -> Failure {
         let machine = &self.machine;
         let accepted = self.sessions.iter().filter(|session| session.sid.is_some()).count();
-        if machine.stage() == Stage::Request
-            && failure.is_end_by_server()
-            && (self.answered > 0 || self.has_started)
+        let is_unanswered = machine.stage() == Stage::Request
+            && (failure.is_end_by_server() || failure.cause == FailureCause::ResponseTimeout);
+        let is_first = self.answered == 0 && !self.has_started;
+        if is_unanswered
+            && !is_first
             && let Some(session) = self.sessions.get(self.answered)
         {
             let suspect = Suspect::Session { name: session.name.clone(), accepted };
@@ -129,7 +131,8 @@ impl Established {
             return Failure { suspect, ..failure };
         }
         if machine.mode().extensions().0 == 0 {
-            return failure;
+            let suspect = if is_unanswered { Suspect::Addresses } else { Suspect::None };
+            return Failure { suspect, ..failure };
         }
         failure
             .suspecting_extensions(machine.mode().is_protected() && machine.stage() == Stage::SetUp)

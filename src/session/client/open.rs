@@ -16,6 +16,7 @@ use crate::{
     model::{ControlConnection, StampSession, TestSession},
     net::{TestSocket, TransmitStamps, UdpOptions, clock, random},
     proto::FailureCause,
+    time::TimestampFormat,
     twamp::{
         connection::{AttemptContext, Declined, Failure, StartedSession},
         control_client::SessionRequest,
@@ -143,10 +144,22 @@ async fn open_without_control(
     let remote = reachable(config, target, port, source, context).await?;
     let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let socket = bind(config, session, source.unwrap_or(any), context).await?;
-    let carrier =
-        session.stamp.as_ref().map_or_else(Carrier::default, |stamp| stamp_carrier(session, stamp));
+    let carrier = match &session.stamp {
+        Some(stamp) => stamp_carrier(session, stamp),
+        None => light_carrier(session),
+    };
     let name = session.name.clone();
     Ok(OpenSession { name, socket, remote, sid: None, carrier, padding_start: None })
+}
+
+/// A reflector of TWAMP Light negotiates nothing, and may fill the Z bit with anything unless both
+/// ends are configured for PTP.
+fn light_carrier(session: &TestSession) -> Carrier {
+    Carrier {
+        timestamps: session.timestamps,
+        honours_z_bit: session.timestamps == TimestampFormat::Ptp,
+        ..Carrier::default()
+    }
 }
 
 fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {

@@ -26,7 +26,7 @@ use crate::{
         control_client::Stage,
         sender::{SenderEvent, SessionSender},
     },
-    wire::codes::{Accept, Modes},
+    wire::codes::Modes,
 };
 
 /// Largest number of reasons for discarded packets that are reported.
@@ -46,12 +46,11 @@ pub async fn probe_server(
         Ok(()) => return with_addresses(config, extensions, derivation, found).await,
         Err(failure) => failure,
     };
-    if failure.suspect == Suspect::None {
+    if matches!(failure.suspect, Suspect::None | Suspect::Addresses) {
         found = with_failure(found, &failure);
-        let is_refused = failure.cause == FailureCause::Rejected
-            && found.stage() == ProbeStage::Request
-            && failure.accept_code <= Accept::NOT_SUPPORTED.0;
-        return match is_refused {
+        let may_help = failure.suspect == Suspect::Addresses
+            || failure.cause == FailureCause::Rejected && found.stage() == ProbeStage::Request;
+        return match may_help {
             true => with_addresses(config, extensions, derivation, found).await,
             false => found,
         };

@@ -264,6 +264,9 @@ impl Connection {
                     let answer = self.allocate(&request).await;
                     self.machine.answer_request(answer, clock::monotonic());
                 }
+                ServerAction::Refused(accept, detail) => {
+                    self.refused(&SessionRefusal { accept, detail });
+                }
                 ServerAction::DeriveKeys { key_id, salt, count } => {
                     self.authenticate(&key_id, salt, count).await?;
                 }
@@ -360,12 +363,16 @@ impl Connection {
                 Ok(answer)
             }
             Err(refusal) => {
-                let SessionRefusal { accept, detail } = &refusal;
-                tracing::info!(client = %self.ends.client, %accept, detail, ?request, "session refused");
-                self.shared.registry.session_refused(self.ends.client, &refusal);
-                Err(*accept)
+                self.refused(&refusal);
+                Err(refusal.accept)
             }
         }
+    }
+
+    fn refused(&self, refusal: &SessionRefusal) {
+        let SessionRefusal { accept, detail } = refusal;
+        tracing::info!(client = %self.ends.client, %accept, detail, "session refused");
+        self.shared.registry.session_refused(self.ends.client, refusal);
     }
 
     async fn write(&mut self, octets: &[u8]) -> Result<(), Reason> {

@@ -1,7 +1,11 @@
 //! Addresses in session requests. Zeros stand for the ends of the control connection (RFC 5357 §3.5);
 //! some servers take them literally and refuse them or reflect nothing.
 
-use super::{extension_probe::FIRST_RETRY_NS, failure::Failure, progress::SessionProgress};
+use super::{
+    extension_probe::FIRST_RETRY_NS,
+    failure::{Failure, Suspect},
+    progress::SessionProgress,
+};
 use crate::{
     model::{ControlConnection, FailureCause, SendAddresses},
     time::Monotonic,
@@ -14,7 +18,8 @@ enum State {
     Zeros,
     /// Addresses are tried after zeros failed.
     Trying {
-        /// The server refused zeros; otherwise it accepted them and a first test was lost.
+        /// The server refused zeros for what they are. Otherwise it gave another reason or none, or
+        /// accepted them and a first test was lost.
         were_refused: bool,
     },
     /// The server is known to reflect with addresses.
@@ -43,9 +48,10 @@ impl AddressProbe {
 
     /// Records that an attempt failed; a refusal of the sessions changes what the next one sends.
     pub(super) fn record_failure(&mut self, failure: &Failure) {
-        if is_refusal(failure) {
+        let were_refused = is_refusal(failure);
+        if were_refused || may_be_refusal(failure) {
             self.state = match self.state {
-                State::Zeros => State::Trying { were_refused: true },
+                State::Zeros => State::Trying { were_refused },
                 State::Trying { .. } | State::Addresses => State::Zeros,
             };
         }
@@ -87,6 +93,14 @@ impl AddressProbe {
     }
 }
 
+/// Returns true for failures of servers that cannot bind a socket to zeros: they report a limit, end
+/// the connection or do not answer.
+fn may_be_refusal(failure: &Failure) -> bool {
+    let limits = [Accept::PERMANENT_RESOURCE_LIMIT, Accept::TEMPORARY_RESOURCE_LIMIT];
+    failure.suspect == Suspect::Addresses
+        || failure.cause == FailureCause::Rejected && limits.contains(&Accept(failure.accept_code))
+}
+
 /// Returns true when a server refuses sessions for a reason other than its limits.
 fn is_refusal(failure: &Failure) -> bool {
     let refusals = [Accept::FAILURE, Accept::INTERNAL_ERROR, Accept::NOT_SUPPORTED];
@@ -113,8 +127,8 @@ mod tests {
     fn addresses_are_tried_after_a_refusal_and_dropped_if_they_are_refused_too() {
         let config = super::super::tests::config(|_| {});
         let mut probe = AddressProbe::default();
-        probe.record_failure(&refused(Accept::TEMPORARY_RESOURCE_LIMIT));
-        assert!(!probe.are_sent(&config), "a limit has another reason");
+        probe.record_failure(&Failure::closed_by_server());
+        assert!(!probe.are_sent(&config), "not at a request");
         probe.record_failure(&refused(Accept::NOT_SUPPORTED));
         assert!(probe.are_sent(&config));
         probe.record_failure(&refused(Accept::NOT_SUPPORTED));
@@ -125,6 +139,23 @@ mod tests {
         assert!(!probe.is_other_due(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
         probe.record_failure(&Failure::closed_by_server());
         assert!(probe.are_sent(&config), "remembered over a loss");
+    }
+
+    #[test]
+    fn addresses_alternate_with_zeros_while_servers_give_another_reason_or_none() {
+        let config = super::super::tests::config(|_| {});
+        let unanswered = Failure { suspect: Suspect::Addresses, ..Failure::closed_by_server() };
+        for failure in [refused(Accept::TEMPORARY_RESOURCE_LIMIT), unanswered] {
+            let mut probe = AddressProbe::default();
+            for sent in [true, false, true] {
+                probe.record_failure(&failure);
+                assert_eq!(probe.are_sent(&config), sent);
+            }
+            // Accepted, but the addresses lead nowhere, as behind NAT.
+            let (lost, now) = (tested(&[false]), Monotonic(0));
+            assert!(probe.is_other_due(&config, [&lost].into_iter(), now));
+            assert!(!probe.are_sent(&config));
+        }
     }
 
     #[test]

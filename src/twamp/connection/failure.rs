@@ -25,7 +25,10 @@ pub(crate) enum Suspect {
     ExtensionsPossibly,
     /// Extensions: the server refused.
     ExtensionsLikely,
-    /// One of several sessions: the server ended the connection when it was requested.
+    /// Zero addresses, or addresses: the server did not answer the first request for a session, or
+    /// ended the connection.
+    Addresses,
+    /// One of several sessions: the server did not answer its request, or ended the connection.
     Session {
         name: String,
         /// Number of sessions that the server had accepted before.

@@ -248,14 +248,14 @@ impl Connection {
     /// Returns the `test_count` that is completed. A connection that becomes inactive keeps it: its
     /// activation is no start by hand.
     fn completed_count(&self) -> Option<u64> {
-        match &self.state {
-            _ if self.is_completed() => Some(self.config.test_count),
-            State::Inactive => self.completed,
-            State::Leaving(Leaving { then: Then::Restart, .. }) if self.desired.config.inactive => {
-                self.completed
-            }
-            _ => None,
+        if self.is_completed() {
+            return Some(self.config.test_count);
         }
+        let becomes_inactive =
+            matches!(self.state, State::Leaving(Leaving { then: Then::Restart, .. }))
+                && self.desired.config.inactive;
+        let is_kept = becomes_inactive || matches!(self.state, State::Inactive);
+        self.completed.filter(|_| is_kept)
     }
 
     fn to_remember(&self) -> Remembered {

@@ -24,16 +24,43 @@ const MAX_QUOTED: usize = 40;
 pub const PROVOCATION: &[u8] = b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x03\
     TWAMP control connection awaited\x00\x00\x02\xc0\x2f\x01\x00\r\n\r\n";
 
+/// Marker at the beginning of a BGP message, before its length and type (RFC 4271 §4.1).
+const BGP_MARKER: [u8; 16] = [0xff; 16];
+
+/// Returns the protocol of a server that begins with octets other than text.
+fn binary(octets: &[u8]) -> Option<&'static str> {
+    match octets {
+        _ if octets.len() >= UNUSED_OCTETS && PROVOCATION.starts_with(octets) => {
+            Some("an echo server")
+        }
+        _ if octets.starts_with(PROVOCATION) => Some("an echo server"),
+        [content, 3, 0..=4, _, _, ..] if TLS_CONTENT.contains(content) => Some("a TLS server"),
+        // A SETTINGS frame (RFC 9113 §6.5): length, type, flags, stream 0.
+        [0, 0, length, 4, 0, 0, 0, 0, 0, ..] if *length > 0 && length.is_multiple_of(6) => {
+            Some("an HTTP/2 server")
+        }
+        // IAC WILL, WONT, DO or DONT (RFC 854).
+        [0xff, 0xfb..=0xfe, ..] => Some("a telnet server"),
+        // A packet of less than 64 KiB, numbered 0, of version 10 of the protocol.
+        [_, _, 0, 0, 10, digit, b'.' | b'0'..=b'9', ..] if digit.is_ascii_digit() => {
+            Some("a MySQL or MariaDB server")
+        }
+        _ => {
+            let [length @ .., kind] = octets.strip_prefix(&BGP_MARKER)?.first_chunk::<3>()?;
+            let is_message = (19..=4096).contains(&u16::from_be_bytes(*length));
+            (is_message && (1..=5).contains(kind)).then_some("a BGP router")
+        }
+    }
+}
+
 /// Returns what the beginning of a server's octets looks like; `None` if it may be a Server-Greeting.
 /// `is_all` is true if no more will follow.
 pub fn describe_stranger(octets: &[u8], is_all: bool) -> Option<String> {
     if let Some((_, name)) = BEGINNINGS.iter().find(|(start, _)| octets.starts_with(start)) {
         return Some(format!("{name} ({})", quoted(octets)));
     }
-    if let [content, 3, 0..=4, _, _, ..] = octets
-        && TLS_CONTENT.contains(content)
-    {
-        return Some("a TLS server".into());
+    if let Some(name) = binary(octets) {
+        return Some(name.into());
     }
     let start = octets.get(..UNUSED_OCTETS).or_else(|| is_all.then_some(octets))?;
     let is_text = |octet: &u8| octet.is_ascii_graphic() || b" \t\r\n".contains(octet);
@@ -56,6 +83,12 @@ mod tests {
             (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "an SSH server (\"SSH-2.0-OpenSSH_9.2\")"),
             (b"HTTP/1.1 400 Bad Request\r\n", "an HTTP server (\"HTTP/1.1 400 Bad Request\")"),
             (b"\x15\x03\x01\x00\x02\x02\x28", "a TLS server"),
+            (b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x80", "an HTTP/2 server"),
+            (b"\xff\xfd\x18\xff\xfd\x20", "a telnet server"),
+            (b"\x4a\0\0\0\x0a8.0.36\0", "a MySQL or MariaDB server"),
+            (b"\x5b\0\0\0\x0a11.4.2-MariaDB\0", "a MySQL or MariaDB server"),
+            (PROVOCATION, "an echo server"),
+            (&[[0xff; 16].as_slice(), &[0, 29, 1, 4]].concat(), "a BGP router"),
             (b"220 mail.example\r\n", "an FTP or SMTP server (\"220 mail.example\")"),
             (b"Welcome to it", "a server of a text protocol (\"Welcome to it\")"),
         ] {
@@ -71,7 +104,8 @@ mod tests {
         for len in [0, 1, 4, 12, 64] {
             assert_eq!(describe_stranger(&greeting[..len], true), None);
         }
-        // Unused octets may have any value.
+        // Unused octets may have any value, and all modes may be offered.
+        assert_eq!(describe_stranger(&[0xff; 64], true), None);
         greeting[..12].copy_from_slice(b"\x16\x07random \xff..");
         assert_eq!(describe_stranger(&greeting, false), None);
         assert_eq!(describe_stranger(b"Hello\r\n", false), None);

@@ -14,16 +14,25 @@ impl ControlServer {
     pub(super) fn request(&mut self, request: &RequestTwSession) {
         let dscp = TypeP(request.type_p.get()).dscp();
         let padding_length = request.padding_length.get();
-        let forbidden = request.conf_sender != 0
-            || request.conf_receiver != 0
-            || request.schedule_slots.get() != 0
-            || request.packets.get() != 0
-            || !matches!(request.ipvn(), 4 | 6)
-            || request.sender_port.get() == 0
-            || padding_length > LONGEST_PADDING
-            || !self.reflects(request);
-        let Some(dscp) = dscp.filter(|_| !forbidden) else {
-            return self.refuse(Accept::NOT_SUPPORTED);
+        let fault = if request.conf_sender != 0 || request.conf_receiver != 0 {
+            "Conf-Sender or Conf-Receiver is not 0".into()
+        } else if request.schedule_slots.get() != 0 || request.packets.get() != 0 {
+            "schedule slots or a number of packets, as OWAMP has them".into()
+        } else if !matches!(request.ipvn(), 4 | 6) {
+            format!("IPVN {}, neither 4 nor 6", request.ipvn())
+        } else if request.sender_port.get() == 0 {
+            "Sender Port 0".into()
+        } else if padding_length > LONGEST_PADDING {
+            format!("Padding Length {padding_length}, more than a datagram holds")
+        } else if !self.reflects(request) {
+            "the octets to reflect do not fit into replies as long as the probes".into()
+        } else if dscp.is_none() {
+            format!("Type-P Descriptor {:#x}, which is no DSCP", request.type_p.get())
+        } else {
+            String::new()
+        };
+        let Some(dscp) = dscp.filter(|_| fault.is_empty()) else {
+            return self.refuse(Accept::NOT_SUPPORTED, fault);
         };
         let reflects = self.mode.contains(Modes::REFLECT_OCTETS);
         self.state = State::Answering(if reflects { request.reflected_octets.get() } else { 0 });

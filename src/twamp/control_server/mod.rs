@@ -91,6 +91,8 @@ pub enum ServerAction {
     },
     /// Allocate a session, then call [`ControlServer::answer_request`].
     Request(RequestedSession),
+    /// Note that a session request was refused because of its content, described by the text.
+    Refused(Accept, String),
     /// Start these sessions, then call [`ControlServer::sessions_started`].
     Start(Vec<Sid>),
     /// Let these sessions drain for their timeout.
@@ -198,7 +200,7 @@ impl ControlServer {
                 answer.reflected_octets = reflected.into();
                 self.send_sealed(answer.as_bytes().to_vec());
             }
-            Err(accept) => self.refuse(accept),
+            Err(accept) => self.send_refusal(accept),
         }
         self.state = self.idle_state();
         self.advance(now);
@@ -330,7 +332,7 @@ impl ControlServer {
                 {
                     return Some(Err(error.into()));
                 }
-                self.refuse(Accept::NOT_SUPPORTED);
+                self.refuse(Accept::NOT_SUPPORTED, format!("command {other}"));
                 Some(Err(ServerError::Command(other)))
             }
             Command(other) => Some(Err(ServerError::Command(other))),
@@ -349,8 +351,14 @@ impl ControlServer {
         Ok(())
     }
 
+    /// Refuses a command for its content.
+    fn refuse(&mut self, accept: Accept, detail: String) {
+        self.actions.push_back(ServerAction::Refused(accept, detail));
+        self.send_refusal(accept);
+    }
+
     /// Sends a refusal, which carries port 0 (RFC 5357 §3.5) and leaves the connection open.
-    fn refuse(&mut self, accept: Accept) {
+    fn send_refusal(&mut self, accept: Accept) {
         self.send_sealed(AcceptSession::new(accept.0, 0, [0; 16]).as_bytes().to_vec());
     }
 

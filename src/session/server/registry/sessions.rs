@@ -2,6 +2,7 @@
 //! connection may be gone.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, VecDeque},
     fmt::{self, Debug, Formatter},
     net::{IpAddr, SocketAddr},
@@ -146,7 +147,10 @@ impl Sessions {
         }
         let maximum = maximum_sessions.saturating_mul(MAX_DRAINING_FACTOR);
         while self.draining_count > maximum {
-            let most = self.draining.iter().max_by_key(|(_, queue)| queue.len());
+            // Of clients with equally many, that with the oldest.
+            let most = self.draining.iter().max_by_key(|(_, queue)| {
+                (queue.len(), Reverse(queue.front().map(|(_, number)| *number)))
+            });
             let Some((client, _)) = most else { return };
             self.end_oldest(*client);
         }
