@@ -1,6 +1,8 @@
 //! Compiles `proto/` without a `protoc` on the machine: messages for the whole crate, services
 //! for the API layer and the command-line client alone, and the descriptor set for reflection.
 
+#[path = "build/layouts.rs"]
+mod layouts;
 #[path = "build/secrets.rs"]
 mod secrets;
 
@@ -25,6 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let secrets = secrets::Secrets::find(&compiler.descriptor_pool());
     fs::write(out.join("secrets.rs"), secrets.code()?)?;
 
+    fs::write(out.join("layouts.rs"), layouts::code(&compiler.descriptor_pool())?)?;
+
     let messages = out.join("messages");
     fs::create_dir_all(&messages)?;
     prost_build::Config::new()
@@ -33,6 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Written by `secrets`, without their values.
         .skip_debug(secrets.messages())
         // A session has several of these, most of them without delays for most of the time.
+        .boxed("TestSession.stamp")
+        .boxed("TestSession.thresholds")
         .boxed("Figures.rtt")
         .boxed("Figures.egress")
         .boxed("Figures.ingress")
@@ -56,6 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .out_dir(&services)
         .extern_path(".twamp.agent.v1", "crate::proto")
+        .codec_path("crate::api::codec::ApiCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

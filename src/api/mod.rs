@@ -3,11 +3,13 @@
 
 mod agent;
 mod client;
+mod codec;
 mod config;
 mod connection;
 mod document_page;
 mod error;
 mod health;
+mod layout;
 mod listen;
 mod page;
 mod results;
@@ -28,8 +30,12 @@ pub use settings::{ApiSettings, TlsSettings};
 pub use tls::TlsError;
 
 use crate::{
-    control::Control, export::ExporterStates, model::limits::MAXIMUM_REQUEST_OCTETS,
-    proto::DESCRIPTORS, results::Results, supervise::Tasks,
+    control::Control,
+    export::ExporterStates,
+    model::limits::{MAXIMUM_CALL_OCTETS, MAXIMUM_REQUEST_OCTETS},
+    proto::DESCRIPTORS,
+    results::Results,
+    supervise::Tasks,
 };
 use services::{
     agent_service_server::AgentServiceServer, client_service_server::ClientServiceServer,
@@ -77,14 +83,14 @@ pub fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let limit = MAXIMUM_REQUEST_OCTETS;
+    let (limit, longest) = (MAXIMUM_CALL_OCTETS, MAXIMUM_REQUEST_OCTETS);
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(health::service(&context, tasks))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(limit))
+        .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(longest))
         .add_service(ClientServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ServerServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ResultsServiceServer::new(context.clone()).max_decoding_message_size(limit))

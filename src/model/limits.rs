@@ -8,8 +8,10 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Largest accepted request, in bytes.
+/// Octets of an ApplyConfig request.
 pub const MAXIMUM_REQUEST_OCTETS: usize = 64 << 20;
+/// Octets of any other request.
+pub const MAXIMUM_CALL_OCTETS: usize = 1 << 20;
 /// Control connections of a configuration.
 pub const MAXIMUM_CONNECTIONS: usize = 20_000;
 /// Test sessions of a control connection.

@@ -244,7 +244,7 @@ impl Check {
             loss_timeout_ns: self.duration("loss_timeout", s.loss_timeout, &limits::LOSS_TIMEOUT),
             store_probes: self.enumeration::<proto::StoreProbes>("store_probes", s.store_probes)
                 != proto::StoreProbes::None,
-            thresholds: self.thresholds(s.thresholds.as_ref()),
+            thresholds: self.thresholds(s.thresholds.as_deref()),
             test_done_events: s.traps.is_some_and(|traps| traps.test_completion),
             percentiles: self.percentiles(&s.percentiles),
             availability: self.availability(s.availability.unwrap_or_default()),

@@ -29,7 +29,7 @@ impl Check {
             return None;
         }
         let nothing = proto::StampSession::default();
-        let s = session.stamp.as_ref().unwrap_or(&nothing);
+        let s = session.stamp.as_deref().unwrap_or(&nothing);
         Some(self.at("stamp", |check| {
             StampSession {
                 ssid: s.ssid.map(|ssid| check.number("ssid", Some(ssid), &limits::SSID) as u16),
