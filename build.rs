@@ -3,12 +3,14 @@
 
 #[path = "build/layouts.rs"]
 mod layouts;
+#[path = "build/methods.rs"]
+mod methods;
 #[path = "build/secrets.rs"]
 mod secrets;
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 5] = ["agent", "client", "config", "results", "server"];
+const FILES: [&str; 6] = ["agent", "client", "config", "options", "results", "server"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -27,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let secrets = secrets::Secrets::find(&compiler.descriptor_pool());
     fs::write(out.join("secrets.rs"), secrets.code()?)?;
 
+    fs::write(out.join("methods.rs"), methods::code(&compiler.descriptor_pool())?)?;
     fs::write(out.join("layouts.rs"), layouts::code(&compiler.descriptor_pool())?)?;
 
     let messages = out.join("messages");

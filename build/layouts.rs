@@ -82,8 +82,20 @@ fn part(field: &FieldDescriptor) -> Option<String> {
         }
         Kind::String | Kind::Bytes if is_list => Some("Part::ElementText".to_owned()),
         Kind::String | Kind::Bytes => Some("Part::Text".to_owned()),
-        _ if is_list => Some("Part::ElementNumber".to_owned()),
-        _ => None,
+        Kind::Bool
+        | Kind::Double
+        | Kind::Enum(_)
+        | Kind::Fixed32
+        | Kind::Fixed64
+        | Kind::Float
+        | Kind::Int32
+        | Kind::Int64
+        | Kind::Sfixed32
+        | Kind::Sfixed64
+        | Kind::Sint32
+        | Kind::Sint64
+        | Kind::Uint32
+        | Kind::Uint64 => is_list.then(|| "Part::ElementNumber".to_owned()),
     }
 }
 

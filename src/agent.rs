@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use thiserror::Error;
 
 use crate::{
-    api::{self, AgentFacts, ApiListener, ApiSettings, Context, ListenError},
+    api::{self, AgentFacts, ApiListener, ApiLoad, ApiSettings, Context, ListenError},
     control::{ApplyError, Committed, Control, LoadError, Planes},
     export::{ExporterStates, Exporters, Sources},
     net::{self, clock},
@@ -175,11 +175,11 @@ impl Agent {
             control: control.clone(),
             exporters,
             results: results.clone(),
+            load: ApiLoad::new(),
             facts: Arc::new(AgentFacts { started, host_name: net::host_name() }),
             token: tasks.token(),
         };
-        let api = api::serve(listener, context, &tasks)?;
-        tasks.spawn("API", api);
+        api::serve(listener, options.api.roles, context, &tasks)?;
         tracing::info!(
             agent = results.agent_id(),
             state = %options.state_dir.display(),

@@ -59,6 +59,7 @@ words! {
     ProbeStatus => "PROBE_STATUS_",
     ReflectorNumbering => "REFLECTOR_NUMBERING_",
     RefusalCause => "REFUSAL_CAUSE_",
+    Role => "ROLE_",
     ServerConnectionState => "SERVER_CONNECTION_STATE_",
     ServerSessionState => "SERVER_SESSION_STATE_",
     StatisticsScope => "STATISTICS_SCOPE_",

@@ -83,6 +83,7 @@ impl AgentService for Context {
             maximum_request_bytes: MAXIMUM_REQUEST_OCTETS as u64,
             exporters: self.exporters.list(store.newest),
             host_changes: self.results.host_changes(),
+            api: Some(self.load.status()),
             hardware_clocks: hardware_states().into_iter().map(hardware_clock).collect(),
         }))
     }

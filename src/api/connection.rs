@@ -3,26 +3,33 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::{Extensions, transport::server::Connected};
+use tonic::Extensions;
 
-/// Address and identity of a client of the API.
+use super::{identity::Origin, layers::Call};
+
+/// Octets with which a client begins (RFC 9113 §3.4).
+const PREFACE_OCTETS: usize = 24;
+
+/// Client of the API.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
     /// Address and port, or `unix`.
     pub(super) address: String,
-    /// Common name of the client's certificate.
-    pub(super) common_name: Option<String>,
+    pub(super) origin: Origin,
 }
 
-/// Returns the author that is recorded with a change.
+/// Returns the author that is recorded with a change: the identity of the caller.
 pub(super) fn author(extensions: &Extensions) -> String {
-    extensions.get::<Peer>().map_or_else(String::new, |peer| {
-        peer.common_name.clone().unwrap_or_else(|| peer.address.clone())
-    })
+    let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller());
+    caller.map_or_else(String::new, |caller| caller.identity.clone())
 }
 
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -32,19 +39,30 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(super) struct Connection {
     io: Box<dyn Io>,
     peer: Peer,
+    preface: Preface,
+}
+
+/// Progress of the connection preface: the octets that were read, up to its length.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Preface(Arc<AtomicUsize>);
+
+impl Preface {
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.load(Relaxed) >= PREFACE_OCTETS
+    }
 }
 
 impl Connection {
     pub(super) fn new(io: impl Io + 'static, peer: Peer) -> Self {
-        Self { io: Box::new(io), peer }
+        Self { io: Box::new(io), peer, preface: Preface::default() }
     }
-}
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
+    pub(super) fn peer(&self) -> Peer {
         self.peer.clone()
+    }
+
+    pub(super) fn preface(&self) -> Preface {
+        self.preface.clone()
     }
 }
 
@@ -54,7 +72,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
+        if !self.preface.is_complete() {
+            self.preface.0.fetch_add(buffer.filled().len() - before, Relaxed);
+        }
+        polled
     }
 }
 

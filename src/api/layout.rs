@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn apply(control_connections: Vec<ControlConnection>) -> ApplyConfigRequest {
-        let client = ClientConfig { control_connections, ..ClientConfig::default() };
+        let client = ClientConfig { control_connections };
         let config = AgentConfig { client: Some(client), ..AgentConfig::default() };
         ApplyConfigRequest { config: Some(config), ..ApplyConfigRequest::default() }
     }

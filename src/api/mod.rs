@@ -1,6 +1,7 @@
 //! gRPC services: translation between the API and the parts of the agent, and nothing else. Besides
 //! the command-line client, the only module that imports tonic.
 
+mod admission;
 mod agent;
 mod client;
 mod codec;
@@ -9,22 +10,25 @@ mod connection;
 mod document_page;
 mod error;
 mod health;
+mod identity;
+mod layers;
 mod layout;
 mod listen;
 mod page;
 mod results;
+mod serve;
 mod server;
 mod settings;
 mod statistics;
 mod tls;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::service::Routes;
 
 pub use agent::AgentFacts;
+pub use identity::RoleRule;
 pub use listen::{ApiListener, ListenError};
 pub use settings::{ApiSettings, TlsSettings};
 pub use tls::TlsError;
@@ -33,10 +37,15 @@ use crate::{
     control::Control,
     export::ExporterStates,
     model::limits::{MAXIMUM_CALL_OCTETS, MAXIMUM_REQUEST_OCTETS},
-    proto::DESCRIPTORS,
+    net,
+    proto::{ApiStatus, DESCRIPTORS},
     results::Results,
     supervise::Tasks,
 };
+use admission::{Admission, AdmissionCounters};
+use identity::Identities;
+use layers::Account;
+use serve::Connections;
 use services::{
     agent_service_server::AgentServiceServer, client_service_server::ClientServiceServer,
     config_service_server::ConfigServiceServer, results_service_server::ResultsServiceServer,
@@ -49,13 +58,6 @@ pub mod services {
     include!(concat!(env!("OUT_DIR"), "/services/twamp.agent.v1.rs"));
 }
 
-/// Interval of HTTP/2 pings on idle connections, and the time limit of their answer: the stream of
-/// a collector that vanished must end.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time that open requests have to end when the agent stops.
-const DRAIN: Duration = Duration::from_secs(3);
-
 /// Shared state of all services.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -65,53 +67,71 @@ pub struct Context {
     pub results: Arc<Results>,
     /// Latest state of every exporter.
     pub exporters: Arc<ExporterStates>,
+    /// Connections and requests of the API.
+    pub load: ApiLoad,
     /// Facts that do not change while the agent runs.
     pub facts: Arc<AgentFacts>,
     /// Ends the streams when it is cancelled.
     pub token: CancellationToken,
 }
 
-/// Serves the API until the token of the context is cancelled.
+/// Connections and requests of the API, counted and limited.
+#[derive(Clone, Debug)]
+pub struct ApiLoad {
+    admission: Arc<Admission>,
+    account: Account,
+}
+
+impl ApiLoad {
+    /// Creates the counters and limits for this process.
+    #[expect(clippy::new_without_default, reason = "depends on the limits of the process")]
+    pub fn new() -> Self {
+        Self { admission: Admission::new(net::files_for_api()), account: Account::new() }
+    }
+
+    /// Returns all counts.
+    pub fn status(&self) -> ApiStatus {
+        let AdmissionCounters { open, places, admitted, refused, displaced } =
+            self.admission.counters();
+        ApiStatus {
+            connections_open: open as u32,
+            maximum_connections: places as u32,
+            connections_accepted: admitted,
+            connections_refused: refused,
+            connections_displaced: displaced,
+            request_octets_in_progress: self.account.octets_in_flight(),
+            methods: self.account.methods(),
+        }
+    }
+}
+
+/// Serves the API until the group of tasks ends.
 pub fn serve(
     listener: ApiListener,
+    roles: Vec<RoleRule>,
     context: Context,
     tasks: &Tasks,
-) -> Result<impl Future<Output = ()> + Send + 'static, tonic_reflection::server::Error> {
+) -> Result<(), tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
+    let load = context.load.clone();
     let (limit, longest) = (MAXIMUM_CALL_OCTETS, MAXIMUM_REQUEST_OCTETS);
-    let router = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(health::service(&context, tasks))
+    let routes = Routes::new(health::service(&context, tasks))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(longest))
         .add_service(ClientServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ServerServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ResultsServiceServer::new(context.clone()).max_decoding_message_size(limit))
-        .add_service(AgentServiceServer::new(context.clone()).max_decoding_message_size(limit));
-    let token = context.token;
-    let incoming = listener.accept(tasks);
-    Ok(async move {
-        let server = router.serve_with_incoming_shutdown(incoming, token.clone().cancelled_owned());
-        tokio::pin!(server);
-        let result = tokio::select! {
-            result = &mut server => result,
-            () = token.cancelled() => match timeout(DRAIN, server).await {
-                Ok(result) => result,
-                Err(_) => {
-                    tracing::warn!("requests still open at shutdown");
-                    Ok(())
-                }
-            },
-        };
-        if let Err(error) = result {
-            tracing::error!(%error, "API failed");
-        }
-    })
+        .add_service(AgentServiceServer::new(context).max_decoding_message_size(limit))
+        .prepare();
+    let ApiLoad { admission, account } = load;
+    let identities = Arc::new(Identities::new(roles));
+    let service = layers::layered(routes, account, &identities);
+    Connections { service, admission, tasks: tasks.clone() }.accept(listener);
+    Ok(())
 }

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
+use super::identity::RoleRule;
+
 /// Addresses and TLS of the API, the section `api` of the settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -14,8 +16,11 @@ pub struct ApiSettings {
     pub unix_socket: Option<PathBuf>,
     /// TLS for all TCP addresses; none by default.
     pub tls: Option<TlsSettings>,
-    /// Offer the API without TLS to other hosts: anyone who reaches the port controls the agent.
+    /// Offer the API without TLS to other hosts; callers from there are `anonymous`.
     pub allow_remote_without_tls: bool,
+    /// Roles of identities. Without any, root and the agent's user are `admin`; other users of the
+    /// host and holders of a certificate are `viewer`.
+    pub roles: Vec<RoleRule>,
 }
 
 impl Default for ApiSettings {
@@ -25,6 +30,7 @@ impl Default for ApiSettings {
             unix_socket: None,
             tls: None,
             allow_remote_without_tls: false,
+            roles: Vec::new(),
         }
     }
 }

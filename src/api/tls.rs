@@ -4,10 +4,15 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use thiserror::Error;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy, sink},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -25,6 +30,10 @@ use super::settings::TlsSettings;
 
 /// `id-at-commonName` (RFC 5280 appendix A.1).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+
+/// Limits of what is read from a client behind a handshake that failed.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_OCTETS: u64 = 64 * 1024;
 
 /// Reason for which the PEM files cannot be used.
 #[derive(Debug, Error)]
@@ -145,6 +154,15 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::File { path: path.to_owned(), source })
+}
+
+/// Reads what the client has sent already. A socket that is closed with octets unread is reset, and
+/// a reset takes the alert from the client's side before it is read.
+pub(super) async fn linger(mut stream: TcpStream) {
+    if stream.shutdown().await.is_ok() {
+        let mut rest = stream.take(LINGER_OCTETS);
+        let _ = timeout(LINGER, copy(&mut rest, &mut sink())).await;
+    }
 }
 
 /// Returns the common name of a certificate's subject (RFC 5280 §4.1.2.6).

@@ -7,9 +7,9 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Upper limit of the files reserved for the store and the API, which get an eighth of all: too
-/// many measurements must not lock out their operators.
-const RESERVED_FILES: u64 = 64;
+/// Upper limit of the files reserved for the store and the API, which get a quarter of all: too
+/// many measurements must not lock out their operators, nor the reverse.
+const RESERVED_FILES: u64 = 320;
 
 /// Characters of an identifier of the host that are read.
 const MAX_IDENTIFIER: usize = 64;
@@ -33,7 +33,17 @@ pub fn raise_open_files() -> u64 {
 /// Returns the number of files available for measurement sockets.
 pub fn files_for_measurements() -> u64 {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    limit - RESERVED_FILES.min(limit / 8)
+    limit - reserved_files(limit)
+}
+
+/// Returns the number of files available for connections to the API.
+pub fn files_for_api() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    (reserved_files(limit) / 4 * 3) as usize
+}
+
+fn reserved_files(limit: u64) -> u64 {
+    RESERVED_FILES.min(limit / 4)
 }
 
 /// Returns the number of open files.
@@ -56,6 +66,12 @@ pub(super) fn spare_files(socket: &impl AsFd) -> io::Result<()> {
 /// Returns the index of a network interface; `None` if it does not exist.
 pub fn interface_index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// Returns the number that stands for users of another user namespace.
+pub fn overflow_uid() -> u32 {
+    let of_kernel = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+    of_kernel.and_then(|uid| uid.trim().parse().ok()).unwrap_or(65_534)
 }
 
 /// Returns the host name; empty if it is not UTF-8.

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, nlas::Nla},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
 use nix::libc;
@@ -15,6 +15,8 @@ use crate::proto::TcpInfo;
 /// Cookie that matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 const RESPONSE_BYTES: usize = 4096;
+/// Number of the state `ESTAB`.
+const ESTABLISHED: usize = 1;
 /// State names of ss(8), by kernel number.
 const STATES: [&str; 13] = [
     "",
@@ -57,6 +59,15 @@ impl TcpDirectory {
         Ok(Self { socket })
     }
 
+    /// Returns the user that owns the local end of an established connection; `None` for any other,
+    /// or if no process has it open any more.
+    pub fn owner(&self, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+        let InetResponse { header, .. } =
+            self.find(local, remote, None, ExtensionFlags::empty())?;
+        let is_open = usize::from(header.state) == ESTABLISHED && header.inode != 0;
+        is_open.then_some(header.uid)
+    }
+
     /// Returns the facts of the connection between two addresses, on the interface with this number
     /// if it is bound to one; `None` if there is none.
     pub fn facts(
@@ -65,11 +76,37 @@ impl TcpDirectory {
         remote: SocketAddr,
         interface: Option<u32>,
     ) -> Option<TcpInfo> {
+        let response = self.find(local, remote, interface, ExtensionFlags::INFO)?;
+        let info = response
+            .nlas
+            .iter()
+            .find_map(|nla| if let Nla::TcpInfo(info) = nla { Some(info) } else { None })?;
+        let nanoseconds = |micros: u32| u64::from(micros) * 1_000;
+        Some(TcpInfo {
+            state: STATES.get(usize::from(info.state)).copied().unwrap_or_default().into(),
+            rtt_ns: nanoseconds(info.rtt),
+            rtt_variation_ns: nanoseconds(info.rttvar),
+            retransmits: info.total_retrans,
+            unacknowledged_segments: info.unacked,
+            unanswered_probes: info.probes.into(),
+            // The kernel reports these in milliseconds.
+            time_since_data_received_ns: nanoseconds(info.last_data_recv) * 1_000,
+            time_since_ack_received_ns: nanoseconds(info.last_ack_recv) * 1_000,
+        })
+    }
+
+    fn find(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        interface: Option<u32>,
+        extensions: ExtensionFlags,
+    ) -> Option<InetResponse> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let request = InetRequest {
             family: family as u8,
             protocol: libc::IPPROTO_TCP as u8,
-            extensions: ExtensionFlags::INFO,
+            extensions,
             states: StateFlags::all(),
             socket_id: SocketId {
                 source_port: local.port(),
@@ -96,22 +133,7 @@ impl TcpDirectory {
         else {
             return None;
         };
-        let info = response
-            .nlas
-            .iter()
-            .find_map(|nla| if let Nla::TcpInfo(info) = nla { Some(info) } else { None })?;
-        let nanoseconds = |micros: u32| u64::from(micros) * 1_000;
-        Some(TcpInfo {
-            state: STATES.get(usize::from(info.state)).copied().unwrap_or_default().into(),
-            rtt_ns: nanoseconds(info.rtt),
-            rtt_variation_ns: nanoseconds(info.rttvar),
-            retransmits: info.total_retrans,
-            unacknowledged_segments: info.unacked,
-            unanswered_probes: info.probes.into(),
-            // The kernel reports these in milliseconds.
-            time_since_data_received_ns: nanoseconds(info.last_data_recv) * 1_000,
-            time_since_ack_received_ns: nanoseconds(info.last_ack_recv) * 1_000,
-        })
+        Some(*response)
     }
 }
 

@@ -177,6 +177,7 @@ class Agent:
         self.log_path = directory.rstrip("/") + ".log"
         self.arguments = list(arguments)
         self.environment = {}
+        self.wrapper = []
         self.process = None
         self.clients = []
 
@@ -188,7 +189,7 @@ class Agent:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 self.command(
-                    AGENT, "run", "--state-dir", self.directory,
+                    *self.wrapper, AGENT, "run", "--state-dir", self.directory,
                     "--listen", f"127.0.0.1:{self.port}", *self.arguments,
                 ),
                 stdout=log,
@@ -250,7 +251,7 @@ class Case(unittest.TestCase):
         self.agents = []
 
     def agent(self, name="agent", namespace=None, port=None, settings="", arguments=(), environment=None,
-              top=""):
+              top="", files=None):
         """Starts an agent. Its API is also on a Unix socket, which namespaces do not divide."""
         directory = os.path.join(self.directory, name)
         agent = Agent(directory, namespace, port or free_port())
@@ -259,6 +260,10 @@ class Case(unittest.TestCase):
             file.write(f'{top}[api]\nunix_socket = "{agent.socket}"\n{settings}')
         agent.arguments = ["--settings", path, *arguments]
         agent.environment = environment or {}
+        if files:
+            # Without the capability to raise it.
+            agent.wrapper = ["prlimit", f"--nofile={files}:{files}", "setpriv", "--bounding-set=-sys_resource",
+                             "--inh-caps=-sys_resource"]
         agent.start()
         self.agents.append(agent)
         self.stack.callback(agent.stop)

@@ -60,7 +60,8 @@ class Tls(harness.Case):
         self.certificate("root", "controller-7", "controller")
         self.certificate("other", "stranger", "stranger")
         settings = (f'[api.tls]\ncertificate = "{self.path("agent.pem")}"\n'
-                    f'key = "{self.path("agent.key")}"\nclient_ca = "{self.path("root.pem")}"\n')
+                    f'key = "{self.path("agent.key")}"\nclient_ca = "{self.path("root.pem")}"\n'
+                    '[[api.roles]]\nrole = "admin"\nidentities = ["cert:localhost", "uid:0"]\n')
         agent = self.agent(settings=settings)
         good = self.open(agent, "root", "controller")
         self.wait_for(lambda: self.works(good))
@@ -75,7 +76,7 @@ class Tls(harness.Case):
         apply(b"", timeout=5)
         over_unix = harness.Client(f"unix:{agent.socket}")
         revisions = over_unix.call("ConfigService", "ListRevisions")["revisions"]
-        self.assertEqual(revisions[0]["author"], "controller-7")
+        self.assertEqual(revisions[0]["author"], "cert:localhost")
         command = [harness.CTL, "--agent", f"https://127.0.0.1:{agent.port}", "--ca", self.path("root.pem"),
                    "--cert", self.path("controller.pem"), "--key", self.path("controller.key"), "status"]
         self.assertIn("revision  1", sh(*command))
