@@ -24,7 +24,7 @@ use super::{
     settings::ApiSettings,
     tls::{Reloading, TlsError, common_name},
 };
-use crate::supervise::Tasks;
+use crate::{model::ZonedAddress, net::scoped, supervise::Tasks};
 
 /// Length of the accept queue of each socket.
 const ACCEPTED: usize = 16;
@@ -53,7 +53,7 @@ pub enum ListenError {
         "API on {0}: other hosts could command this agent without TLS; set [api.tls], listen on a \
          loopback address, or set allow_remote_without_tls = true"
     )]
-    RemoteWithoutTls(SocketAddr),
+    RemoteWithoutTls(ZonedAddress),
     /// Neither a TCP address nor a Unix socket is configured.
     #[error("API: nothing to listen on: set listen or unix_socket in [api]")]
     Nowhere,
@@ -88,11 +88,13 @@ impl ApiListener {
         }
         let mut tcp = Vec::new();
         for address in &settings.listen {
-            let open_to_others = !address.ip().to_canonical().is_loopback();
+            let ip = address.address.ip().to_canonical();
+            let open_to_others = !ip.is_loopback();
             if open_to_others && settings.tls.is_none() && !settings.allow_remote_without_tls {
-                return Err(ListenError::RemoteWithoutTls(*address));
+                return Err(ListenError::RemoteWithoutTls(address.clone()));
             }
-            let listener = TcpListener::bind(address).await;
+            let scoped = scoped(address).map_err(|source| failed(address, source))?;
+            let listener = TcpListener::bind(scoped).await;
             tcp.push(listener.map_err(|source| failed(address, source))?);
         }
         let tls = settings.tls.clone().map(Reloading::new).transpose()?.map(Arc::new);

@@ -2,10 +2,13 @@
 
 use std::{
     io,
+    net::{SocketAddr, SocketAddrV6},
     os::fd::{AsFd, AsRawFd},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::model::ZonedAddress;
 
 /// Upper limit of the files reserved for the store and the API, which get an eighth of all: too
 /// many measurements must not lock out their operators.
@@ -58,6 +61,24 @@ pub fn interface_index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
 }
 
+/// Returns an address with the scope of its zone, the name of an interface that exists
+/// or an index.
+pub fn scoped(zoned: &ZonedAddress) -> io::Result<SocketAddr> {
+    let (SocketAddr::V6(v6), Some(zone)) = (zoned.address, &zoned.zone) else {
+        return Ok(zoned.address);
+    };
+    let number = || zone.parse().ok().filter(|index| *index > 0);
+    let scope = interface_index(zone).or_else(number).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("no such interface: {zone}"))
+    })?;
+    Ok(SocketAddrV6::new(*v6.ip(), v6.port(), 0, scope).into())
+}
+
+/// Returns the name of the network interface of an index; `None` if it does not exist.
+pub fn interface_name(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok())
+}
+
 /// Returns the host name; empty if it is not UTF-8.
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
@@ -91,4 +112,25 @@ pub fn free_port() -> io::Result<u16> {
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_zone_of_an_address_is_the_name_or_the_index_of_an_interface() {
+        let index = interface_index("lo").unwrap();
+        for zone in ["lo".to_owned(), index.to_string()] {
+            let zoned: ZonedAddress = format!("[fe80::1%{zone}]:9").parse().unwrap();
+            assert_eq!(scoped(&zoned).unwrap().to_string(), format!("[fe80::1%{index}]:9"));
+        }
+        for zone in ["none0", "0"] {
+            let zoned: ZonedAddress = format!("[fe80::1%{zone}]:9").parse().unwrap();
+            let error = scoped(&zoned).unwrap_err().to_string();
+            assert_eq!(error, format!("no such interface: {zone}"));
+        }
+        let zoned: ZonedAddress = "127.0.0.1:9".parse().unwrap();
+        assert_eq!(scoped(&zoned).unwrap(), zoned.address);
+    }
 }

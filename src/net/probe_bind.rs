@@ -6,7 +6,11 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{families::is_missing, host::interface_index, tcp, udp};
+use super::{
+    families::is_missing,
+    host::{interface_index, scoped},
+    tcp, udp,
+};
 use crate::model::{AgentConfig, ControlConnection, ListenAddress, ServerConfig, UdpListen};
 
 /// A resource that the host cannot provide.
@@ -34,9 +38,9 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
     if let Some(server) = &new.server {
         check_server(old.server.as_deref(), server, &mut refusals);
     }
-    if let Some(address) =
-        new.export.prometheus.filter(|_| new.export.prometheus != old.export.prometheus)
-        && let Err(error) = tcp::bound(address, None)
+    if let Some(address) = &new.export.prometheus
+        && new.export.prometheus != old.export.prometheus
+        && let Err(error) = scoped(address).and_then(|address| tcp::bound(address, None))
     {
         refusals.add("export.prometheus".into(), &format!("TCP {address}"), &error);
     }

@@ -328,7 +328,7 @@ class LongOutage(harness.Case):
         connections += [
             connection("FAILURE_CAUSE_REFUSED", "127.0.0.1", destination_port=harness.free_port()),
             connection("FAILURE_CAUSE_DNS", "no-such-host.invalid"),
-            connection("FAILURE_CAUSE_LOCAL_ERROR", "127.0.0.1", [session("s1", source_address="::1")],
+            connection("FAILURE_CAUSE_LOCAL_ERROR", "localhost", [session("s1", source_address="::1")],
                        destination_port=listening.getsockname()[1]),
         ]
         api.apply({"client": client(*connections)})
