@@ -74,9 +74,17 @@ pub fn scoped(zoned: &ZonedAddress) -> io::Result<SocketAddr> {
     Ok(SocketAddrV6::new(*v6.ip(), v6.port(), 0, scope).into())
 }
 
-/// Returns the name of the network interface of an index; `None` if it does not exist.
-pub fn interface_name(index: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok())
+/// Returns an address with the scope of an interface if it is link-local: without it the address
+/// means nothing to a reader.
+pub fn on_link(address: SocketAddr, interface: Option<&str>) -> SocketAddr {
+    match (address, interface.and_then(interface_index)) {
+        (SocketAddr::V6(v6), Some(scope))
+            if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 =>
+        {
+            SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), scope).into()
+        }
+        _ => address,
+    }
 }
 
 /// Returns the host name; empty if it is not UTF-8.
@@ -117,6 +125,19 @@ pub fn free_port() -> io::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_link_local_addresses_get_the_scope_of_an_interface() {
+        let parse = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let index = interface_index("lo").unwrap();
+        let shown = |text: &str, interface| on_link(parse(text), interface).to_string();
+        assert_eq!(shown("[fe80::1]:9", Some("lo")), format!("[fe80::1%{index}]:9"));
+        assert_eq!(shown("[fe80::1]:9", None), "[fe80::1]:9");
+        assert_eq!(shown("[fe80::1%77]:9", Some("lo")), "[fe80::1%77]:9");
+        for text in ["[2001:db8::1]:9", "192.0.2.1:9"] {
+            assert_eq!(shown(text, Some("lo")), text);
+        }
+    }
 
     #[test]
     fn the_zone_of_an_address_is_the_name_or_the_index_of_an_interface() {

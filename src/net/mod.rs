@@ -20,8 +20,8 @@ mod udp;
 pub use families::{canonical, is_missing};
 pub use hardware::{HardwareState, enable_hardware_stamps, follow_hardware, hardware_states};
 pub use host::{
-    files_for_measurements, free_port, host_name, interface_index, interface_name, machine_id,
-    open_files, product_uuid, raise_open_files, scoped,
+    files_for_measurements, free_port, host_name, interface_index, machine_id, on_link, open_files,
+    product_uuid, raise_open_files, scoped,
 };
 pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;
