@@ -127,9 +127,9 @@ pub enum StoreError {
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
-    /// A file of the running agent was deleted or replaced; path of the file.
+    /// A file of the running agent was deleted, replaced or truncated; path of the file.
     #[error(
-        "{} was deleted or replaced while the agent runs, and nothing more is stored: stop the \
+        "{} was deleted, replaced or truncated while the agent runs, and nothing more is stored: stop the \
          agent, put a backup in place if there is one, and start it", .0.display()
     )]
     Removed(PathBuf),

@@ -97,6 +97,19 @@ fn run(
     Ok(())
 }
 
+/// Writes the version again in the directory of a running agent if it was deleted or changed.
+pub(super) fn mend(directory: &Path) {
+    if !matches!(read(directory), Ok(Version::Number(SCHEMA)) | Err(_)) {
+        let file = directory.join(NAME);
+        match write(directory, SCHEMA) {
+            Ok(()) => {
+                tracing::warn!(file = %file.display(), "version was deleted or changed, written again");
+            }
+            Err(error) => tracing::debug!(%error, "failed to write the version again, retrying"),
+        }
+    }
+}
+
 /// Writes the version of a state directory.
 pub(super) fn write(directory: &Path, version: u32) -> Result<(), StoreError> {
     let path = directory.join(NAME);
