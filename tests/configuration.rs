@@ -506,6 +506,10 @@ fn every_other_field_is_checked() {
         ("export.otlp[0].filter.kinds[0]", |c| {
             otlp(c).filter = Some(RecordFilter { kinds: vec![77], ..Default::default() });
         }),
+        ("export.nats[0].filter", |c| {
+            let connections = (0..20_000).map(|index| format!("{index:064}")).collect();
+            nats(c).filter = Some(RecordFilter { connections, ..Default::default() });
+        }),
         ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "none".into()),
         ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "x".repeat(65_537)),
         ("export.otlp[0].temporality", |c| otlp(c).temporality = 3),

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use prost::Message;
+
 use super::{
     super::{ExportConfig, ExportTarget, Exporter, Secret, ZonedAddress, certificates, limits},
     Check, check_name,
@@ -167,6 +169,10 @@ impl Check {
     ) -> RecordFilter {
         let mut filter = given.cloned().unwrap_or_default();
         self.at("filter", |check| {
+            let (octets, most) = (filter.encoded_len(), limits::MAXIMUM_FILTER_OCTETS);
+            if octets > most {
+                check.report("", format!("{octets} octets encoded: expected at most {most}"));
+            }
             for (index, kind) in filter.kinds.iter().enumerate() {
                 if RecordKind::try_from(*kind).unwrap_or_default() == RecordKind::Unspecified {
                     let why = format!("{kind} is not a record kind: expected 1 to 4");
