@@ -1,6 +1,7 @@
 //! gRPC services: translation between the API and the parts of the agent, and nothing else. Besides
 //! the command-line client, the only module that imports tonic.
 
+mod admission;
 mod agent;
 mod client;
 mod config;
@@ -31,6 +32,7 @@ use crate::{
     control::Control, export::ExporterStates, model::limits::MAXIMUM_REQUEST_OCTETS,
     proto::DESCRIPTORS, results::Results, supervise::Tasks,
 };
+use admission::Admitted;
 use services::{
     agent_service_server::AgentServiceServer, client_service_server::ClientServiceServer,
     config_service_server::ConfigServiceServer, results_service_server::ResultsServiceServer,
@@ -47,6 +49,11 @@ pub mod services {
 /// a collector that vanished must end.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Calls of one connection at a time, and data that may be on its way to each. The window of a
+/// connection has space for all of them: requests that wait for their turn do not keep out the data
+/// of the one whose turn it is.
+const STREAMS: u32 = 200;
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 /// Time that open requests have to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -81,10 +88,15 @@ pub fn serve(
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(Some(STREAMS))
+        .initial_stream_window_size(Some(STREAM_WINDOW_BYTES))
+        .initial_connection_window_size(Some(STREAMS * STREAM_WINDOW_BYTES + STREAM_WINDOW_BYTES))
         .add_service(health::service(&context, tasks))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(limit))
+        .add_service(Admitted::new(
+            ConfigServiceServer::new(context.clone()).max_decoding_message_size(limit),
+        ))
         .add_service(ClientServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ServerServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ResultsServiceServer::new(context.clone()).max_decoding_message_size(limit))

@@ -178,7 +178,8 @@ impl ConfigStore {
         // A directory that was replaced gets no copy.
         self.check_directory_presence()?;
         let mark = *self.copy_mark.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_touched = mark.is_some() && mark != Mark::of(&self.directory.join(last_good::NAME));
+        let is_touched =
+            mark.is_some() && mark != Mark::read(&self.directory.join(last_good::NAME));
         if is_touched && self.copy_failure().is_empty() {
             tracing::warn!(
                 file = last_good::NAME,
@@ -264,7 +265,7 @@ impl ConfigStore {
         });
         let error = written.err();
         if error.is_none() {
-            let mark = Mark::of(&self.directory.join(last_good::NAME));
+            let mark = Mark::read(&self.directory.join(last_good::NAME));
             *self.copy_mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
         }
         let failure = error.as_ref().map_or_else(String::new, |error| {

@@ -51,7 +51,7 @@ pub(super) struct IdentityCopy {
 impl IdentityCopy {
     /// Notes the copy that [`agent_id`] left.
     pub(super) fn new(directory: &Path, id: &str) -> Self {
-        Self { id: id.to_owned(), mark: Mark::of(&directory.join(NAME)) }
+        Self { id: id.to_owned(), mark: Mark::read(&directory.join(NAME)) }
     }
 
     /// Writes the copy again if it was deleted or changed.

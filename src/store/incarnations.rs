@@ -45,7 +45,7 @@ impl Incarnations {
             runs.insert(cursor_of(&cursor)?, id.map_err(|_| StoreError::Damaged("incarnation"))?);
         }
         let runs = runs.into_iter().map(|(cursor, id)| (cursor, id.into())).collect();
-        Ok(Self(runs, Mark::of(&path(directory))))
+        Ok(Self(runs, Mark::read(&path(directory))))
     }
 
     /// Begins an incarnation with the cursor `next`, and stores it. Incarnations before that of the
@@ -76,7 +76,7 @@ impl Incarnations {
         if let Err(error) = self.write(directory) {
             tracing::warn!(%error, "failed to write the copy of the incarnations");
         }
-        self.1 = Mark::of(&path(directory));
+        self.1 = Mark::read(&path(directory));
         Ok(())
     }
 

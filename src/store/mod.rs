@@ -219,9 +219,13 @@ fn lock(path: &Path, file: fs::File) -> Result<Flock<fs::File>, StoreError> {
             done => done,
         };
     }
-    locked.map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => StoreError::Locked(path.to_owned()),
-        errno => StoreError::Directory { path: path.to_owned(), source: errno.into() },
+    locked.map_err(|(_, errno)| {
+        let path = path.to_owned();
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            StoreError::Locked(path)
+        } else {
+            StoreError::Directory { path, source: errno.into() }
+        }
     })
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Mark {
 
 impl Mark {
     /// Returns the mark of the file at a path; `None` if there is none.
-    pub(super) fn of(path: &Path) -> Option<Self> {
+    pub(super) fn read(path: &Path) -> Option<Self> {
         let found = fs::symlink_metadata(path).ok()?;
         Some(Self { device: found.dev(), inode: found.ino(), len: found.len() })
     }
@@ -30,14 +30,14 @@ impl Mark {
 
 /// Writes a copy again if its mark has changed. `mark` is `None` after a failed attempt.
 pub(super) fn mend(path: &Path, mark: &mut Option<Mark>, write: impl FnOnce() -> io::Result<()>) {
-    let found = Mark::of(path);
+    let found = Mark::read(path);
     if found.is_some() && found == *mark {
         return;
     }
     let is_news = mark.take().is_some();
     match write() {
         Ok(()) => {
-            *mark = Mark::of(path);
+            *mark = Mark::read(path);
             tracing::warn!(file = %path.display(), "copy was deleted or changed, written again");
         }
         Err(error) if is_news => {

@@ -117,7 +117,7 @@ fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
     // A directory of somebody else is left as it is.
     refuse_content(directory)?;
-    let before = Before::of(directory);
+    let before = Before::note(directory);
     let state = StateDirectory::open(directory)?;
     refuse_content(directory)?;
     let imported = import_into(&state, from);
@@ -142,7 +142,7 @@ struct Before {
 }
 
 impl Before {
-    fn of(directory: &Path) -> Self {
+    fn note(directory: &Path) -> Self {
         let mode = fs::metadata(directory).ok().map(|found| found.permissions().mode());
         let absent = [LOCK_FILE, schema::NAME].into_iter();
         Self { mode, absent: absent.filter(|name| !directory.join(name).exists()).collect() }
