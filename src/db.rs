@@ -44,10 +44,7 @@ pub enum DbError {
 
 /// Reads everything that is stored and describes it. Nothing is repaired.
 pub fn verify(directory: &Path) -> Result<String, DbError> {
-    refuse_other(directory)?;
-    let state = StateDirectory::inspect(directory);
-    let state = state.map_err(|error| failed_at(directory)(error.into()))?;
-    let found = maintenance::verify(&state, check_content, is_statistics_key)
+    let found = maintenance::verify(&inspect(directory)?, check_content, is_statistics_key)
         .map_err(failed_at(directory))?;
     let (first, last) = found.cursors;
     let missing = match found.missing {
@@ -67,7 +64,7 @@ pub fn verify(directory: &Path) -> Result<String, DbError> {
 
 /// Writes everything into a new file.
 pub fn export(directory: &Path, file: &Path) -> Result<String, DbError> {
-    let state = open(directory)?;
+    let state = inspect(directory)?;
     let failed = |source| DbError::File { path: file.to_owned(), source };
     // The file contains the secrets of the configuration.
     let mut private = File::options();
@@ -113,6 +110,12 @@ pub fn new_identity(directory: &Path) -> Result<String, DbError> {
 fn open(directory: &Path) -> Result<StateDirectory, DbError> {
     refuse_other(directory)?;
     StateDirectory::open(directory).map_err(|error| failed_at(directory)(error.into()))
+}
+
+/// Opens a state directory that must not change.
+fn inspect(directory: &Path) -> Result<StateDirectory, DbError> {
+    refuse_other(directory)?;
+    StateDirectory::inspect(directory).map_err(|error| failed_at(directory)(error.into()))
 }
 
 fn refuse_other(directory: &Path) -> Result<(), DbError> {

@@ -13,7 +13,9 @@ use std::{
 
 use prost::Message;
 
-use super::{CACHE_OCTETS, DATABASES, MaintenanceError, inspect::Inspection, path};
+use super::{
+    CACHE_OCTETS, DATABASES, MaintenanceError, inspect::Inspection, path, refuse_interrupted,
+};
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
     compaction::{ENTRIES_PER_FLUSH, each},
@@ -65,6 +67,7 @@ pub(super) struct Item {
 
 /// Exports a state directory; returns the number of items.
 pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
+    refuse_interrupted(directory.path())?;
     let inspection = Inspection::open(directory)?;
     inspection.warn_of_losses()?;
     out.write_all(MAGIC)?;
