@@ -47,7 +47,8 @@ pub(super) fn mend(path: &Path, mark: &mut Option<Mark>, write: impl FnOnce() ->
     }
 }
 
-/// Size of a segment of sled, which writes its file in segments and releases whole ones at its end.
+/// Size of a segment of sled, which writes its file in segments and releases whole ones at its end. The
+/// first one stays, so that the file never becomes shorter than that.
 const SEGMENT_BYTES: u64 = 512 << 10;
 /// Length of the header of a segment, which is never zero.
 const HEADER_BYTES: usize = 16;
@@ -63,12 +64,13 @@ impl WrittenLen {
     /// Returns true if somebody truncated the file. What is written to it afterwards leaves a hole in
     /// place of the first header.
     pub(super) fn is_truncated(&self, file: &File) -> bool {
+        // Read before the file, which another thread may extend meanwhile.
+        let (longest, had_header) = (self.longest.load(Relaxed), self.has_header.load(Relaxed));
         let Ok(len) = file.metadata().map(|found| found.len()) else { return false };
         let mut header = [0; HEADER_BYTES];
         let has_header = file.read_exact_at(&mut header, 0).is_ok() && header != [0; HEADER_BYTES];
-        let had_header = self.has_header.fetch_or(has_header, Relaxed);
-        let longest = self.longest.load(Relaxed);
-        let is_cut = len < longest && !(len > 0 && len.is_multiple_of(SEGMENT_BYTES));
+        self.has_header.fetch_or(has_header, Relaxed);
+        let is_cut = len < longest.min(SEGMENT_BYTES);
         if is_cut || (had_header && !has_header) {
             return true;
         }
@@ -123,8 +125,7 @@ mod tests {
     #[test]
     fn a_truncation_is_noticed_also_after_the_next_write() {
         let segments = |count: u64| vec![7; (count * SEGMENT_BYTES) as usize];
-        let cut = [0, 1, SEGMENT_BYTES - 1, SEGMENT_BYTES + SEGMENT_BYTES / 2];
-        for len in cut {
+        for len in [0, 1, SEGMENT_BYTES - 1] {
             let file = tempfile::tempfile().unwrap();
             let written = WrittenLen::default();
             assert!(!written.is_truncated(&file), "no database was written yet");
@@ -144,11 +145,14 @@ mod tests {
     fn segments_that_sled_releases_are_no_truncation() {
         let file = tempfile::tempfile().unwrap();
         let written = WrittenLen::default();
-        for segments in [1, 3, 2, 5, 1] {
-            file.write_all_at(&[7; 32], 0).unwrap();
-            file.set_len(segments * SEGMENT_BYTES + 4096 * u64::from(segments == 5)).unwrap();
-            assert!(!written.is_truncated(&file), "{segments}");
+        file.write_all_at(&[7; 32], 0).unwrap();
+        let parts = SEGMENT_BYTES / 4;
+        for parts_written in [1, 4, 12, 9, 20, 5, 4] {
+            file.set_len(parts_written * parts).unwrap();
+            assert!(!written.is_truncated(&file), "{parts_written}");
         }
+        file.set_len(parts).unwrap();
+        assert!(written.is_truncated(&file));
     }
 
     #[test]
