@@ -174,7 +174,10 @@ async fn replayed(directory: &Path, records: u64) {
         senders: PlaneSettings::default(),
         reflectors: PlaneSettings::default(),
         state_dir: directory.to_owned(),
-        api: ApiSettings { listen: vec![([127, 0, 0, 1], 0).into()], ..ApiSettings::default() },
+        api: ApiSettings {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
+            ..ApiSettings::default()
+        },
         hardware_timestamp_interfaces: Vec::new(),
         clock_is_synchronised: false,
         bootstrap: None,

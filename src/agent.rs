@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::{
     api::{self, AgentFacts, ApiListener, ApiLoad, ApiSettings, Context, ListenError},
-    control::{ApplyError, Committed, Control, LoadError, Planes},
+    control::{Admission, ApplyError, Committed, Control, LoadError, Planes},
     export::{ExporterStates, Exporters, Sources},
     net::{self, clock},
     proto::{AgentConfig, ApplyConfigRequest, EventType},
@@ -201,7 +201,7 @@ impl Agent {
             comment: "bootstrap".into(),
             ..ApplyConfigRequest::default()
         };
-        match self.control.apply(request, "bootstrap".into()).await {
+        match self.control.apply(request, "bootstrap".into(), Admission::default()).await {
             Ok(_) => Ok(self),
             Err(error) => {
                 self.stop().await;

@@ -42,9 +42,9 @@ pub enum DbError {
     Nothing(PathBuf),
 }
 
-/// Reads everything that is stored and describes it.
+/// Reads everything that is stored and describes it. Nothing is repaired.
 pub fn verify(directory: &Path) -> Result<String, DbError> {
-    let found = maintenance::verify(&open(directory)?, check_content, is_statistics_key)
+    let found = maintenance::verify(&inspect(directory)?, check_content, is_statistics_key)
         .map_err(failed_at(directory))?;
     let (first, last) = found.cursors;
     let missing = match found.missing {
@@ -64,7 +64,7 @@ pub fn verify(directory: &Path) -> Result<String, DbError> {
 
 /// Writes everything into a new file.
 pub fn export(directory: &Path, file: &Path) -> Result<String, DbError> {
-    let state = open(directory)?;
+    let state = inspect(directory)?;
     let failed = |source| DbError::File { path: file.to_owned(), source };
     // The file contains the secrets of the configuration.
     let mut private = File::options();
@@ -108,11 +108,22 @@ pub fn new_identity(directory: &Path) -> Result<String, DbError> {
 
 /// Opens a state directory; one without state is an error and is not created.
 fn open(directory: &Path) -> Result<StateDirectory, DbError> {
-    let is_there = |name: &str| directory.join(name).exists();
-    if !["config.sled", "state.sled", "results.sled"].into_iter().any(is_there) {
-        return Err(DbError::Nothing(directory.to_owned()));
-    }
+    refuse_other(directory)?;
     StateDirectory::open(directory).map_err(|error| failed_at(directory)(error.into()))
+}
+
+/// Opens a state directory that must not change.
+fn inspect(directory: &Path) -> Result<StateDirectory, DbError> {
+    refuse_other(directory)?;
+    StateDirectory::inspect(directory).map_err(|error| failed_at(directory)(error.into()))
+}
+
+fn refuse_other(directory: &Path) -> Result<(), DbError> {
+    let is_there = |name: &str| directory.join(name).exists();
+    if ["config.sled", "state.sled", "results.sled"].into_iter().any(is_there) {
+        return Ok(());
+    }
+    Err(DbError::Nothing(directory.to_owned()))
 }
 
 fn failed_at(directory: &Path) -> impl Fn(MaintenanceError) -> DbError + '_ {

@@ -48,7 +48,7 @@ pub async fn run(
     let directory = tempfile::tempdir()?;
     let port = net::free_port()?;
     let api = ApiSettings {
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
         ..ApiSettings::default()
     };
     let options = Options {

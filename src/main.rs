@@ -4,7 +4,6 @@ mod service;
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -17,7 +16,7 @@ use twamp_agent::{
     api::ListenError,
     ctl, db, demo,
     document::{DURATION_FORM, parse_duration, read_config},
-    model::{parse, warnings},
+    model::{ZonedAddress, parse, warnings},
     proto::AgentConfig,
     settings::{DEFAULT_STATE_DIR, Settings},
     telemetry::{self, LogSettings},
@@ -50,9 +49,10 @@ enum Command {
         /// Directory of configuration and results [default: /var/lib/twamp-agent]
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
-        /// Address of the API; may be repeated [default: 127.0.0.1:9862]
+        /// Address of the API, such as 192.0.2.1:9862 or [fe80::1%eth0]:9862; may be repeated
+        /// [default: 127.0.0.1:9862]
         #[arg(long, value_name = "ADDR")]
-        listen: Vec<SocketAddr>,
+        listen: Vec<ZonedAddress>,
         /// Initial configuration (YAML or JSON), committed only if none was ever committed
         #[arg(long, value_name = "FILE")]
         bootstrap_config: Option<PathBuf>,
@@ -134,7 +134,7 @@ fn main() -> ExitCode {
 fn run(
     settings: Option<&Path>,
     state_dir: Option<PathBuf>,
-    listen: Vec<SocketAddr>,
+    listen: Vec<ZonedAddress>,
     bootstrap: Option<&Path>,
 ) -> Result<(), Failure> {
     let configuration = |error: &dyn std::fmt::Display| Failure(CONFIGURATION, error.to_string());
@@ -235,7 +235,7 @@ fn check(file: &Path) -> Result<(), Failure> {
             violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
         Failure(CONFIGURATION, format!("{}\n  {}", file.display(), lines.join("\n  ")))
     })?;
-    for warning in warnings(&config, u64::MAX) {
+    for warning in warnings(&document, &config, u64::MAX) {
         print_error(&format!("warning: {warning}"));
     }
     let server = if config.server.is_some() { "1 server" } else { "no server" };

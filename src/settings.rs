@@ -13,8 +13,8 @@ use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
 use crate::{
-    api::ApiSettings, document::similar, net::ThreadScheduling, session::PlaneSettings,
-    telemetry::LogSettings,
+    api::ApiSettings, document::similar, model::check_interface, net::ThreadScheduling,
+    session::PlaneSettings, telemetry::LogSettings,
 };
 
 /// State directory that is used when none is given.
@@ -32,6 +32,7 @@ pub struct Settings {
     /// Filter and format of the log.
     pub log: LogSettings,
     /// Network interfaces whose hardware timestamps are used.
+    #[serde(deserialize_with = "interfaces")]
     pub hardware_timestamp_interfaces: Vec<String>,
     /// The clock of this host is kept by a daemon that does not tell the kernel: timestamps count
     /// as synchronised, with an error of 1 ms.
@@ -111,6 +112,12 @@ fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error
     Err(D::Error::custom(format!(
         "invalid busy_poll_us {microseconds}: expected 0 to {MAX_BUSY_POLL_US}"
     )))
+}
+
+fn interfaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    names.iter().try_for_each(|name| check_interface(name)).map_err(D::Error::custom)?;
+    Ok(names)
 }
 
 fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
@@ -293,7 +300,7 @@ mod tests {
     fn all_keys_are_read() {
         let settings = read(
             "state_dir = \"/tmp/x\"\nhardware_timestamp_interfaces = [\"eth0\"]\n\
-             [api]\nlisten = [\"[::1]:1\"]\nunix_socket = \"/run/x\"\n\
+             [api]\nlisten = [\"[::1]:1\", \"[fe80::1%eth0]:1\"]\nunix_socket = \"/run/x\"\n\
              allow_remote_without_tls = true\n\
              [api.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n\
              [log]\nfilter = \"debug\"\nformat = \"json\"\n\
@@ -302,6 +309,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(settings.hardware_timestamp_interfaces, ["eth0"]);
+        assert_eq!(settings.api.listen[1].to_string(), "[fe80::1%eth0]:1");
         let senders = settings.sender_plane();
         assert_eq!(
             (senders.threads, senders.busy_poll_us, senders.spin_before_deadline_us),
@@ -326,6 +334,13 @@ mod tests {
             ("[senders]\nspin_before_deadline_us = 1001\n", "expected 0 to 1000"),
             ("[senders]\nbusy_poll_us = 1000001\n", "expected 0 to 1000000"),
             ("\nstate_dir = \"\"\n", "expected a directory"),
+            ("\nhardware_timestamp_interfaces = [\"lo\", \"\"]\n", "is not an interface name"),
+            ("\nhardware_timestamp_interfaces = [\"..\"]\n", "is not an interface name"),
+            ("[api]\nlisten = [\"fe80::1\"]\n", "expected ADDRESS:PORT"),
+            ("[api]\nlisten = [\"[fe80::1]:1\"]\n", "expected its interface"),
+            ("[api]\nlisten = [\"224.0.0.1:1\"]\n", "is a multicast address"),
+            ("[api]\nlisten = [\"[ff02::1%lo]:1\"]\n", "only link-local addresses"),
+            ("[api]\nlisten = [\"255.255.255.255:1\"]\n", "is the broadcast address"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("line 2"), "{error}");

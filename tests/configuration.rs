@@ -13,6 +13,7 @@ use std::fmt::Write;
 
 use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 use twamp_agent::{
+    document::read_config,
     model::{
         limits::{self, Limit},
         parse, warnings,
@@ -20,10 +21,10 @@ use twamp_agent::{
     proto::{
         AccessId, AccessReport, AccessReturnCode, AgentConfig, AuthenticationMode,
         AvailabilityRule, ClientConfig, ClientList, ControlConnection, ControlType, DESCRIPTORS,
-        ExportConfig, Key, KeyChain, LightReflector, ListenAddress, NatsExport, OtlpExport,
-        PrometheusExport, RecordFilter, SendAddresses, ServerConfig, StampReflector,
+        ExportConfig, Key, KeyChain, LightReflector, ListenAddress, ModeExtensions, NatsExport,
+        OtlpExport, PrometheusExport, RecordFilter, SendAddresses, ServerConfig, StampReflector,
         StampReflectorSession, StampSession, StorageConfig, TestPort, TestPortMode, TestSession,
-        Thresholds,
+        Thresholds, TimestampFormat,
     },
 };
 
@@ -145,6 +146,20 @@ fn otlp(config: &mut AgentConfig) -> &mut OtlpExport {
 
 fn nats(config: &mut AgentConfig) -> &mut NatsExport {
     &mut config.export.as_mut().unwrap().nats[0]
+}
+
+fn prometheus(config: &mut AgentConfig) -> &mut PrometheusExport {
+    config.export.as_mut().unwrap().prometheus.as_mut().unwrap()
+}
+
+fn pem(content: &str) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{content}\n-----END CERTIFICATE-----\n")
+}
+
+fn two_sessions(config: &mut AgentConfig, one: u32, other: u32) {
+    session(config).source_port = Some(one);
+    let second = TestSession { name: "s2".into(), source_port: Some(other), ..Default::default() };
+    connection(config).test_sessions.push(second);
 }
 
 fn rule(config: &mut AgentConfig) -> &mut AvailabilityRule {
@@ -491,6 +506,10 @@ fn every_other_field_is_checked() {
         ("export.otlp[0].filter.kinds[0]", |c| {
             otlp(c).filter = Some(RecordFilter { kinds: vec![77], ..Default::default() });
         }),
+        ("export.nats[0].filter", |c| {
+            let connections = (0..20_000).map(|index| format!("{index:064}")).collect();
+            nats(c).filter = Some(RecordFilter { connections, ..Default::default() });
+        }),
         ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "none".into()),
         ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = "x".repeat(65_537)),
         ("export.otlp[0].temporality", |c| otlp(c).temporality = 3),
@@ -505,6 +524,104 @@ fn every_other_field_is_checked() {
         ("export.nats[0].format", |c| nats(c).format = 9),
         ("export.nats[0].user", |c| nats(c).user = "u".repeat(257)),
         ("export.nats[0].secret", |c| nats(c).secret = "x".repeat(4097)),
+        ("C.source_address", |c| connection(c).source_address = "0.0.0.0".into()),
+        ("C.source_address", |c| connection(c).source_address = "::".into()),
+        ("C.source_address", |c| connection(c).source_address = "224.0.0.1".into()),
+        ("C.source_address", |c| connection(c).source_address = "255.255.255.255".into()),
+        ("C.source_address", |c| connection(c).source_address = "2001:db8::2".into()),
+        ("S.source_address", |c| stamp_connection(c).source_address = "2001:db8::2".into()),
+        ("C.target_address", |c| connection(c).target_address = "255.255.255.255".into()),
+        ("C.target_address", |c| connection(c).target_address = "0.0.0.0".into()),
+        ("C.target_address", |c| connection(c).target_address = "::ffff:224.0.0.1".into()),
+        ("C.target_address", |c| connection(c).target_address = "ff02::1".into()),
+        ("C.test_sessions[0].target_address", |c| session(c).target_address = "::".into()),
+        ("C.test_sessions[0].target_address", |c| {
+            session(c).target_address = "2001:db8::1".into();
+        }),
+        ("C.test_sessions[0].target_address", |c| {
+            connection(c).source_address = "192.0.2.2".into();
+            session(c).target_address = "2001:db8::1".into();
+        }),
+        ("C.test_sessions[0].source_address", |c| {
+            session(c).source_address = "2001:db8::2".into();
+        }),
+        ("C.test_sessions[0].source_address", |c| session(c).source_address = "ff02::1".into()),
+        ("C.test_sessions[1].source_port", |c| two_sessions(c, 5000, 5000)),
+        ("C.test_sessions[1].source_port", |c| {
+            two_sessions(c, 5000, 5000);
+            connection(c).source_address = "192.0.2.2".into();
+            session(c).source_address = "192.0.2.2".into();
+        }),
+        ("S.test_sessions[0].source_port", |c| {
+            connection(c).source_address = "192.0.2.2".into();
+            session(c).source_port = Some(5000);
+            stamp_connection(c).source_address = "192.0.2.2".into();
+            stamp_connection(c).test_sessions[0].source_port = Some(5000);
+        }),
+        ("S.test_sessions[0].source_port", |c| {
+            // Without an address, the socket of STAMP has all addresses of the family.
+            connection(c).source_address = "192.0.2.2".into();
+            session(c).source_port = Some(5000);
+            stamp_connection(c).test_sessions[0].source_port = Some(5000);
+        }),
+        ("C.interface", |c| connection(c).interface = "..".into()),
+        ("C.interface", |c| connection(c).interface = ".".into()),
+        ("C.interface", |c| connection(c).interface = "eth/0".into()),
+        ("C.interface", |c| connection(c).interface = "eth 0".into()),
+        ("C.interface", |c| connection(c).interface = "eth0:1".into()),
+        ("C.interface", |c| connection(c).interface = "eth0\n".into()),
+        ("C.key_id", |c| {
+            keyed(c);
+            connection(c).key_id = "two\nlines".into();
+        }),
+        ("C.labels", |c| connection(c).labels = [("k\r\n".into(), "v".into())].into()),
+        ("C.labels", |c| connection(c).labels = [("k".into(), "v\u{7}".into())].into()),
+        ("C.test_sessions[0].labels", |c| {
+            session(c).labels = [("k".into(), "v\n".into())].into();
+        }),
+        ("server.key_chains[0].keys[0].key_id", |c| chains(c, vec![key("a\rb", "1")])),
+        ("server.listen[0].address", |c| server(c).listen[0].address = "224.0.0.1".into()),
+        ("server.listen[0].address", |c| server(c).listen[0].address = "ff02::1".into()),
+        ("server.listen[0].address", |c| server(c).listen[0].address = "255.255.255.255".into()),
+        ("server.listen[0].address", |c| server(c).listen[0].address = "fe80::1".into()),
+        ("server.listen[0].interface", |c| server(c).listen[0].interface = "a/b".into()),
+        ("server.light.listen[0].address", |c| {
+            let listen = ListenAddress { address: "fe80::1".into(), ..Default::default() };
+            server(c).light.as_mut().unwrap().listen = vec![listen];
+        }),
+        ("server.stamp.listen[0].address", |c| {
+            stamp_server(c).listen[0].address = "239.0.0.1".into();
+        }),
+        ("export.prometheus.address", |c| prometheus(c).address = "224.0.0.1".into()),
+        ("export.prometheus.address", |c| prometheus(c).address = "255.255.255.255".into()),
+        ("export.prometheus.address", |c| prometheus(c).address = "fe80::1".into()),
+        ("export.prometheus.address", |c| prometheus(c).address = "fe80::1%".into()),
+        ("export.prometheus.address", |c| prometheus(c).address = "fe80::1%a/b".into()),
+        ("export.prometheus.address", |c| prometheus(c).address = "2001:db8::1%eth0".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[fe80::1]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[fe80::1%eth0]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[fe80::1%25]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[::1%25lo]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://224.0.0.1:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://0.0.0.0:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[::]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://[ff02::1]:4317".into()),
+        ("export.otlp[0].endpoint", |c| otlp(c).endpoint = "http://255.255.255.255:4317".into()),
+        ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = pem("MIIB")),
+        ("export.otlp[0].ca_certificates", |c| otlp(c).ca_certificates = pem("not base 64!")),
+        ("export.otlp[0].ca_certificates", |c| {
+            otlp(c).ca_certificates = pem("MIIB").replace("-----END CERTIFICATE-----\n", "");
+        }),
+        ("export.nats[0].ca_certificates", |c| {
+            nats(c).ca_certificates = pem("MIIB").replace("CERTIFICATE", "PRIVATE KEY");
+        }),
+        ("export.nats[0].servers[0]", |c| nats(c).servers[0] = "nats://[fe80::1]:4222".into()),
+        ("export.nats[0].servers[0]", |c| nats(c).servers[0] = "nats://[::]:4222".into()),
+        ("export.nats[0].servers[0]", |c| nats(c).servers[0] = "tls://224.0.0.1:4222".into()),
+        ("export.nats[0].subject_prefix", |c| nats(c).subject_prefix = "a\r\nPUB".into()),
+        ("export.nats[0].stream", |c| nats(c).stream = "a\n".into()),
+        ("export.nats[0].user", |c| nats(c).user = "u\r\nPUB x".into()),
+        ("export.nats[0].secret", |c| nats(c).secret = "s\r".into()),
         ("server.test_port", |c| {
             let mode = TestPortMode::Range.into();
             let (range_min, range_max) = (Some(5000), Some(4999));
@@ -747,21 +864,207 @@ fn every_field_and_method_of_the_api_has_a_comment() {
 }
 
 #[test]
-fn settings_without_effect_and_secrets_in_clear_are_warned_of() {
+fn addresses_and_ports_that_work_together_are_accepted() {
+    let cases: Vec<Change> = vec![
+        |c| connection(c).source_address = "192.0.2.2".into(),
+        |c| session(c).source_address = "192.0.2.2".into(),
+        |c| {
+            // Both ends of the session are of the other family than the control connection.
+            session(c).source_address = "2001:db8::2".into();
+            session(c).target_address = "2001:db8::1".into();
+        },
+        |c| {
+            connection(c).target_address = "server.example".into();
+            connection(c).source_address = "2001:db8::2".into();
+        },
+        |c| two_sessions(c, 5000, 5001),
+        |c| {
+            two_sessions(c, 5000, 5000);
+            session(c).source_address = "192.0.2.2".into();
+            connection(c).test_sessions[1].source_address = "192.0.2.3".into();
+        },
+        |c| {
+            two_sessions(c, 5000, 5000);
+            session(c).inactive = true;
+        },
+        |c| {
+            two_sessions(c, 5000, 5001);
+            stamp_connection(c).inactive = true;
+            stamp_connection(c).test_sessions[0].source_port = Some(5000);
+        },
+        |c| {
+            session(c).source_port = Some(5000);
+            session(c).source_address = "192.0.2.2".into();
+            connection(c).interface = "eth0".into();
+            stamp_connection(c).source_address = "192.0.2.2".into();
+            stamp_connection(c).test_sessions[0].source_port = Some(5000);
+            stamp_connection(c).interface = "eth1".into();
+        },
+        |c| connection(c).interface = "eth0.100".into(),
+        |c| {
+            server(c).light = None;
+            server(c).listen[0].address = "fe80::1".into();
+            server(c).listen[0].interface = "eth0".into();
+        },
+        |c| prometheus(c).address = "fe80::1%eth0".into(),
+        |c| prometheus(c).address = "fe80::1%2".into(),
+        |c| otlp(c).endpoint = "http://[fe80::1%25eth0]:4317".into(),
+        |c| otlp(c).endpoint = "https://[fe80::1%252]:4317".into(),
+        |c| otlp(c).ca_certificates = include_str!("fixtures/ca.pem").into(),
+    ];
+    for (index, change) in cases.into_iter().enumerate() {
+        let mut config = good();
+        change(&mut config);
+        assert_eq!(
+            wrong_fields(&config),
+            Vec::<String>::new(),
+            "case {index}: {:?}",
+            parse(&config)
+        );
+    }
+}
+
+/// Returns the warnings that a change of the valid document causes.
+fn warned(change: Change) -> Vec<String> {
     let mut document = good();
-    let warned = |document: &AgentConfig| {
-        let config = parse(document).unwrap();
-        warnings(&config, u64::MAX).join("\n")
-    };
-    otlp(&mut document).secret = "token".into();
-    otlp(&mut document).endpoint = "http://collector.example:4317".into();
-    connection(&mut document).history_size = Some(7);
-    connection(&mut document).persistent_results = Some(true);
-    let text = warned(&document);
-    assert!(text.contains("the secret is sent unencrypted to http://collector.example"), "{text}");
-    assert!(text.contains("history_size has no effect"), "{text}");
-    otlp(&mut document).endpoint = "https://collector.example:4317".into();
-    connection(&mut document).persistent_results = Some(false);
-    let text = warned(&document);
-    assert!(!text.contains("http://collector") && !text.contains("history_size"), "{text}");
+    change(&mut document);
+    let config = parse(&document).unwrap_or_else(|violations| panic!("{violations:?}"));
+    warnings(&document, &config, u64::MAX)
+}
+
+#[test]
+fn secrets_in_clear_are_warned_of() {
+    let text = warned(|c| {
+        otlp(c).secret = "token".into();
+        otlp(c).endpoint = "http://collector.example:4317".into();
+    });
+    let told = "the secret is sent unencrypted to http://collector.example";
+    assert!(text[0].contains(told), "{text:?}");
+    let text = warned(|c| {
+        otlp(c).secret = "token".into();
+        otlp(c).endpoint = "https://collector.example:4317".into();
+    });
+    assert_eq!(text, Vec::<String>::new());
+}
+
+#[test]
+fn settings_without_effect_are_warned_of_once() {
+    let cases: Vec<(&str, &str, Change)> = vec![
+        ("client/c1", "history_size", |c| {
+            connection(c).history_size = Some(7);
+            connection(c).persistent_results = Some(true);
+        }),
+        ("client/c1", "retention_age", |c| {
+            connection(c).retention_age = duration(3600 * SECOND);
+            connection(c).persistent_results = Some(false);
+        }),
+        ("client/c1", "maximum_key_derivation_count", |c| {
+            connection(c).maximum_key_derivation_count = Some(2048);
+        }),
+        ("client/c2", "tcp_keepidle", |c| stamp_connection(c).tcp_keepidle = duration(5 * SECOND)),
+        ("client/c2", "tcp_keepintvl", |c| {
+            stamp_connection(c).tcp_keepintvl = duration(2 * SECOND);
+        }),
+        ("client/c2", "tcp_keepcnt", |c| stamp_connection(c).tcp_keepcnt = Some(3)),
+        ("client/c2", "control_dscp", |c| stamp_connection(c).control_dscp = "ef".into()),
+        ("client/c2", "connect_timeout", |c| {
+            stamp_connection(c).connect_timeout = duration(SECOND);
+        }),
+        ("client/c2", "extensions", |c| {
+            stamp_connection(c).extensions = Some(ModeExtensions::default());
+        }),
+        ("client/c2", "maximum_key_derivation_count", |c| {
+            stamp_connection(c).maximum_key_derivation_count = Some(2048);
+        }),
+        ("client/c1", "burst_size", |c| {
+            session(c).burst_size = Some(20);
+            session(c).probe_count = Some(10);
+        }),
+        ("client/c1", "reflected_octets", |c| {
+            session(c).reflected_octets = Some(4);
+            let reflect_octets = Some(false);
+            connection(c).extensions =
+                Some(ModeExtensions { reflect_octets, ..Default::default() });
+        }),
+        ("client/c1", "timestamp_format", |c| {
+            session(c).timestamp_format = TimestampFormat::Ptp.into();
+            let ptp_timestamps = Some(false);
+            connection(c).extensions =
+                Some(ModeExtensions { ptp_timestamps, ..Default::default() });
+        }),
+        ("server", "key_chains", |c| chains(c, vec![key("a", "secret")])),
+        ("server", "key_derivation_count", |c| server(c).key_derivation_count = Some(4096)),
+        ("server", "maximum_connections_per_client", |c| {
+            server(c).maximum_connections = Some(4);
+            server(c).maximum_connections_per_client = Some(5);
+        }),
+        ("server", "maximum_sessions_per_connection", |c| {
+            server(c).maximum_sessions_per_connection = Some(65);
+        }),
+        ("server", "client_list", |c| server(c).listen.clear()),
+        ("storage", "retention_bytes", |c| {
+            c.storage = Some(StorageConfig {
+                retention_bytes: Some(1 << 30),
+                maximum_disk_bytes: Some(1 << 26),
+                ..Default::default()
+            });
+        }),
+        ("export/o1", "filter.connections", |c| {
+            let connections = vec!["c1".into(), "gone".into()];
+            otlp(c).filter = Some(RecordFilter { connections, ..Default::default() });
+        }),
+        ("export/n1", "filter.sessions", |c| {
+            nats(c).filter =
+                Some(RecordFilter { sessions: vec!["gone".into()], ..Default::default() });
+        }),
+    ];
+    for (part, field, change) in cases {
+        let text = warned(change);
+        assert_eq!(text.len(), 1, "{part} {field}: {text:?}");
+        assert!(text[0].starts_with(&format!("{part}: ")), "{part} {field}: {text:?}");
+        assert!(text[0].contains(field), "{part} {field}: {text:?}");
+    }
+}
+
+#[test]
+fn settings_with_an_effect_cause_no_warning() {
+    let cases: Vec<Change> = vec![
+        |_| {},
+        |c| {
+            connection(c).history_size = Some(7);
+            connection(c).persistent_results = Some(false);
+        },
+        |c| connection(c).retention_age = duration(3600 * SECOND),
+        |c| {
+            keyed(c);
+            connection(c).maximum_key_derivation_count = Some(2048);
+            session(c).data_size = Some(112);
+        },
+        |c| connection(c).tcp_keepcnt = Some(3),
+        |c| stamp_connection(c).retry_backoff_max = duration(60 * SECOND),
+        |c| server(c).maximum_connections = Some(4),
+        |c| c.storage.as_mut().unwrap().maximum_disk_bytes = Some(1 << 26),
+        |c| {
+            let connections = vec!["c1".into()];
+            otlp(c).filter = Some(RecordFilter { connections, ..Default::default() });
+        },
+        |c| {
+            server(c).authentication_modes = vec![AuthenticationMode::Encrypted.into()];
+            chains(c, vec![key("a", "secret")]);
+            server(c).key_derivation_count = Some(4096);
+        },
+    ];
+    for (index, change) in cases.into_iter().enumerate() {
+        assert_eq!(warned(change), Vec::<String>::new(), "case {index}");
+    }
+}
+
+#[test]
+fn examples_are_valid_and_cause_no_warning() {
+    for name in std::fs::read_dir("examples").unwrap() {
+        let path = name.unwrap().path();
+        let document = read_config(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let config = parse(&document).unwrap_or_else(|found| panic!("{path:?}: {found:?}"));
+        assert_eq!(warnings(&document, &config, u64::MAX), Vec::<String>::new(), "{path:?}");
+    }
 }

@@ -202,7 +202,7 @@ struct Running {
 async fn start(bootstrap: proto::AgentConfig, senders: PlaneSettings) -> Running {
     let directory = tempfile::tempdir().expect("a directory");
     let port = free_port().expect("a free port");
-    let listen = vec![SocketAddr::from(([127, 0, 0, 1], port))];
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], port)).into()];
     let options = Options {
         state_dir: directory.path().join("state"),
         api: ApiSettings { listen, ..ApiSettings::default() },

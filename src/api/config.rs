@@ -12,6 +12,7 @@ use super::{
     services::config_service_server::ConfigService,
 };
 use crate::{
+    control::Admission,
     proto::{
         ApplyConfigRequest, ApplyConfigResponse, Change, ConfirmConfigRequest,
         ConfirmConfigResponse, GetConfigRequest, GetConfigResponse, ListRevisionsRequest,
@@ -65,7 +66,8 @@ impl ConfigService for Context {
         request: Request<ApplyConfigRequest>,
     ) -> Result<Response<ApplyConfigResponse>, Status> {
         let author = author(request.extensions());
-        let applied = self.control.apply(request.into_inner(), author).await;
+        let admission = request.extensions().get::<Admission>().cloned().unwrap_or_default();
+        let applied = self.control.apply(request.into_inner(), author, admission).await;
         applied.map(|applied| Response::new(bounded(applied))).map_err(error::apply)
     }
 

@@ -1,12 +1,15 @@
-//! Pages of a configuration document: server, storage and export first, then control connections,
-//! then changes.
+//! Pages of a configuration document: storage and the server without its lists first, then entries
+//! of these lists, exporters, control connections and changes, each a part of its own.
 
 use std::collections::BTreeSet;
 
 use tonic::Status;
 
 use super::page::{Page, PageRequest};
-use crate::proto::{AgentConfig, Change, ClientConfig, ControlConnection, GetConfigResponse};
+use crate::proto::{
+    AgentConfig, Change, ClientConfig, ControlConnection, ExportConfig, GetConfigResponse,
+    ServerConfig,
+};
 
 /// Position of a part within the document of a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +58,12 @@ pub(super) fn document_page(
         changes.retain(|change| is_wanted(&change.path));
         config = AgentConfig::default();
     }
-    let connections = connections.into_iter().map(with_connection);
-    let parts = std::iter::once(with_config(config))
-        .chain(connections)
+    let (lists, exporters) = (take_lists(&mut config), take_exporters(&mut config));
+    let parts = std::iter::once(config)
+        .chain(lists)
+        .chain(exporters)
+        .chain(connections.into_iter().map(with_connection))
+        .map(with_config)
         .chain(changes.into_iter().map(with_change));
     let mut page = Page::new(request);
     for (index, part) in (0..).zip(parts) {
@@ -76,9 +82,33 @@ fn with_config(config: AgentConfig) -> GetConfigResponse {
     GetConfigResponse { config: Some(config), ..GetConfigResponse::default() }
 }
 
-fn with_connection(connection: ControlConnection) -> GetConfigResponse {
+fn with_connection(connection: ControlConnection) -> AgentConfig {
     let client = Some(ClientConfig { control_connections: vec![connection] });
-    with_config(AgentConfig { client, ..AgentConfig::default() })
+    AgentConfig { client, ..AgentConfig::default() }
+}
+
+/// Removes the lists of the server that may have megabytes together; returns their entries.
+fn take_lists(config: &mut AgentConfig) -> Vec<AgentConfig> {
+    let Some(server) = &mut config.server else { return Vec::new() };
+    let with = |server| AgentConfig { server: Some(server), ..AgentConfig::default() };
+    let clients = std::mem::take(&mut server.client_list).into_iter();
+    let clients =
+        clients.map(|list| ServerConfig { client_list: vec![list], ..ServerConfig::default() });
+    let chains = std::mem::take(&mut server.key_chains).into_iter();
+    let chains =
+        chains.map(|chain| ServerConfig { key_chains: vec![chain], ..ServerConfig::default() });
+    clients.chain(chains).map(with).collect()
+}
+
+/// Removes the exporters, which have certificates and filters; returns each.
+fn take_exporters(config: &mut AgentConfig) -> Vec<AgentConfig> {
+    let Some(export) = &mut config.export else { return Vec::new() };
+    let with = |export| AgentConfig { export: Some(export), ..AgentConfig::default() };
+    let otlp = std::mem::take(&mut export.otlp).into_iter();
+    let otlp = otlp.map(|otlp| ExportConfig { otlp: vec![otlp], ..ExportConfig::default() });
+    let nats = std::mem::take(&mut export.nats).into_iter();
+    let nats = nats.map(|nats| ExportConfig { nats: vec![nats], ..ExportConfig::default() });
+    otlp.chain(nats).map(with).collect()
 }
 
 fn with_change(change: Change) -> GetConfigResponse {
@@ -93,9 +123,23 @@ fn append(answer: &mut GetConfigResponse, part: GetConfigResponse) {
         let connections = &mut config.client.get_or_insert_default().control_connections;
         connections.extend(client.control_connections);
     }
-    config.server = config.server.take().or(server);
+    match (&mut config.server, server) {
+        (Some(whole), Some(part)) => {
+            whole.client_list.extend(part.client_list);
+            whole.key_chains.extend(part.key_chains);
+        }
+        (None, part) => config.server = part,
+        (Some(_), None) => {}
+    }
+    match (&mut config.export, export) {
+        (Some(whole), Some(part)) => {
+            whole.otlp.extend(part.otlp);
+            whole.nats.extend(part.nats);
+        }
+        (None, part) => config.export = part,
+        (Some(_), None) => {}
+    }
     config.storage = config.storage.take().or(storage);
-    config.export = config.export.take().or(export);
 }
 
 #[cfg(test)]
@@ -105,7 +149,10 @@ mod tests {
     use super::*;
     use crate::{
         api::page::PAGE_BYTES,
-        proto::{GetConfigRequest, ServerConfig, StorageConfig},
+        proto::{
+            ClientList, GetConfigRequest, Key, KeyChain, NatsExport, OtlpExport, PrometheusExport,
+            StorageConfig,
+        },
     };
 
     fn document(count: usize) -> GetConfigResponse {
@@ -156,6 +203,50 @@ mod tests {
         let empty =
             GetConfigResponse { config: Some(AgentConfig::default()), ..Default::default() };
         assert_eq!(read_all(&empty, 1), (empty.clone(), 1));
+    }
+
+    #[test]
+    fn lists_of_the_server_and_exporters_are_split_between_pages() {
+        let name = |index| format!("{index:0192}");
+        let key = |index| Key {
+            key_id: format!("{index:060}"),
+            secret_digest: "d".repeat(64),
+            ..Key::default()
+        };
+        let keys: Vec<Key> = (0..1024).map(key).collect();
+        let prefixes: Vec<String> = (0..1024).map(|i| format!("2001:db8:{i:x}::/128")).collect();
+        let list = |i| ClientList { name: name(i), prefixes: prefixes.clone() };
+        let chain = |i| KeyChain { name: name(i), keys: keys.clone() };
+        let certificates = "x".repeat(65_536);
+        let otlp = |i| OtlpExport {
+            name: name(i),
+            ca_certificates: certificates.clone(),
+            ..OtlpExport::default()
+        };
+        let nats = |i| NatsExport {
+            name: name(i),
+            ca_certificates: certificates.clone(),
+            ..NatsExport::default()
+        };
+        let mut whole = document(3);
+        let config = whole.config.as_mut().unwrap();
+        config.server = Some(ServerConfig {
+            client_list: (0..64).map(list).collect(),
+            key_chains: (0..64).map(chain).collect(),
+            maximum_sessions: Some(7),
+            ..ServerConfig::default()
+        });
+        config.export = Some(ExportConfig {
+            prometheus: Some(PrometheusExport::default()),
+            otlp: (0..8).map(otlp).collect(),
+            nats: (0..8).map(nats).collect(),
+        });
+        assert!(whole.encoded_len() > 3 * PAGE_BYTES);
+        let (read, pages) = read_all(&whole, 0);
+        assert!(read == whole && pages > 3, "{pages} pages");
+        let (read, pages) = read_all(&whole, 10);
+        assert!(read == whole, "{pages} pages");
+        assert_eq!(pages, (1 + 64 + 64 + 16 + 3 + 3usize).div_ceil(10));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
     settings::ApiSettings,
     tls::{Reloading, TlsError},
 };
+use crate::{model::ZonedAddress, net::scoped};
 
 /// Mode of the Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
@@ -35,7 +36,7 @@ pub enum ListenError {
         "API on {0}: other hosts could command this agent without TLS; set [api.tls], listen on a \
          loopback address, or set allow_remote_without_tls = true"
     )]
-    RemoteWithoutTls(SocketAddr),
+    RemoteWithoutTls(ZonedAddress),
     /// Neither a TCP address nor a Unix socket is configured.
     #[error("API: nothing to listen on: set listen or unix_socket in [api]")]
     Nowhere,
@@ -70,11 +71,13 @@ impl ApiListener {
         }
         let mut tcp = Vec::new();
         for address in &settings.listen {
-            let open_to_others = !address.ip().to_canonical().is_loopback();
+            let ip = address.address.ip().to_canonical();
+            let open_to_others = !ip.is_loopback();
             if open_to_others && settings.tls.is_none() && !settings.allow_remote_without_tls {
-                return Err(ListenError::RemoteWithoutTls(*address));
+                return Err(ListenError::RemoteWithoutTls(address.clone()));
             }
-            let listener = TcpListener::bind(address).await;
+            let scoped = scoped(address).map_err(|source| failed(address, source))?;
+            let listener = TcpListener::bind(scoped).await;
             tcp.push(listener.map_err(|source| failed(address, source))?);
         }
         let tls = settings.tls.clone().map(Reloading::new).transpose()?.map(Arc::new);

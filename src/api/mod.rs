@@ -21,6 +21,7 @@ mod server;
 mod settings;
 mod statistics;
 mod tls;
+mod turns;
 
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ use services::{
     config_service_server::ConfigServiceServer, results_service_server::ResultsServiceServer,
     server_service_server::ServerServiceServer,
 };
+use turns::InTurn;
 
 /// Code generated from `proto/`, clients and servers.
 #[allow(missing_docs, clippy::pedantic, clippy::nursery, unused_qualifications)]
@@ -123,7 +125,9 @@ pub fn serve(
     let routes = Routes::new(health::service(&context, tasks))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(ConfigServiceServer::new(context.clone()).max_decoding_message_size(longest))
+        .add_service(InTurn::new(
+            ConfigServiceServer::new(context.clone()).max_decoding_message_size(longest),
+        ))
         .add_service(ClientServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ServerServiceServer::new(context.clone()).max_decoding_message_size(limit))
         .add_service(ResultsServiceServer::new(context.clone()).max_decoding_message_size(limit))

@@ -33,8 +33,12 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// over agents anew, and not all at once.
 const MAXIMUM_AGE: Duration = Duration::from_secs(24 * 3600);
 const AGE_JITTER_SECONDS: u64 = 2 * 3600;
-/// Streams of a connection at a time, and octets of answers that wait in each for its reader.
+/// Calls of a connection at a time, and data that may be on its way to each. The window of a
+/// connection has space for all of them: requests that wait for their turn do not keep out the data
+/// of the one whose turn it is.
 const STREAMS: u32 = 200;
+const STREAM_WINDOW_OCTETS: u32 = 128 * 1024;
+/// Octets of answers that wait in a stream for their reader.
 const STREAM_BUFFER_OCTETS: usize = 256 * 1024;
 /// Octets of the headers of a request.
 const HEADER_OCTETS: u32 = 16 * 1024;
@@ -157,6 +161,8 @@ impl Connections {
             .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
             .keep_alive_timeout(KEEPALIVE_LIMIT)
             .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW_OCTETS)
+            .initial_connection_window_size((STREAMS + 1) * STREAM_WINDOW_OCTETS)
             .max_send_buf_size(STREAM_BUFFER_OCTETS)
             .max_header_list_size(HEADER_OCTETS);
         let mut http = pin!(builder.serve_connection(TokioIo::new(connection), service));

@@ -5,13 +5,15 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde::Deserialize;
 
 use super::identity::RoleRule;
+use crate::model::ZonedAddress;
 
 /// Addresses and TLS of the API, the section `api` of the settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiSettings {
-    /// TCP addresses; port 0 takes any free port.
-    pub listen: Vec<SocketAddr>,
+    /// TCP addresses, a link-local one with its interface (`[fe80::1%eth0]:9862`); port 0 takes any
+    /// free port.
+    pub listen: Vec<ZonedAddress>,
     /// Path of a Unix socket; none by default.
     pub unix_socket: Option<PathBuf>,
     /// TLS for all TCP addresses; none by default.
@@ -26,7 +28,7 @@ pub struct ApiSettings {
 impl Default for ApiSettings {
     fn default() -> Self {
         Self {
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 9862))],
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 9862)).into()],
             unix_socket: None,
             tls: None,
             allow_remote_without_tls: false,

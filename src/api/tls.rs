@@ -27,6 +27,7 @@ use x509_cert::{
 };
 
 use super::settings::TlsSettings;
+use crate::model;
 
 /// `id-at-commonName` (RFC 5280 appendix A.1).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
@@ -143,13 +144,7 @@ fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, TlsError> {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let octets = read(path)?;
     let content = |what: String| TlsError::Content { path: path.to_owned(), what };
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&octets)
-        .collect::<Result<_, _>>()
-        .map_err(|error| content(error.to_string()))?;
-    if found.is_empty() {
-        return Err(content("no certificate in PEM form".into()));
-    }
-    Ok(found)
+    model::certificates(&octets).map_err(content)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

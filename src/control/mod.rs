@@ -2,6 +2,7 @@
 //! at a time, the reconcile task makes both roles follow the committed configuration. The start of
 //! the agent is a reconciliation with the stored one.
 
+mod admission;
 mod clients;
 mod commit;
 mod committed;
@@ -12,6 +13,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
+pub use admission::{Admission, Admissions};
 pub use clients::{ByHandError, Clients};
 pub use commit::ApplyError;
 pub use committed::{Committed, LoadError};
@@ -144,14 +146,16 @@ impl Control {
         })
     }
 
-    /// Makes a change on behalf of `author`, or only checks it where it is `validate_only`.
+    /// Makes a change on behalf of `author`, or only checks it where it is `validate_only`. A caller
+    /// that gives up before the change has begun makes none.
     pub async fn apply(
         &self,
         request: proto::ApplyConfigRequest,
         author: String,
+        admission: Admission,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
         let applied = commit::request(&self.commits, |answer| {
-            Commit::Apply(Box::new(request), author, answer)
+            Commit::Apply(Box::new(request), author, admission, answer)
         });
         self.handed(applied.await).await
     }

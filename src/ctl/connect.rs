@@ -15,7 +15,8 @@ use crate::{
         config_service_client::ConfigServiceClient, results_service_client::ResultsServiceClient,
         server_service_client::ServerServiceClient,
     },
-    model::limits::MAXIMUM_REQUEST_OCTETS,
+    model::{ZonedAddress, limits::MAXIMUM_REQUEST_OCTETS, split_url_zone},
+    net::tcp,
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -76,6 +77,13 @@ pub enum ConnectError {
 pub enum Target {
     /// TCP, with TLS where the scheme is `https`.
     Url(String),
+    /// TCP to a link-local address.
+    Zoned {
+        /// The URL as given.
+        url: String,
+        /// Address and interface.
+        zoned: ZonedAddress,
+    },
     /// Path of a Unix socket.
     Unix(PathBuf),
 }
@@ -88,10 +96,16 @@ impl FromStr for Target {
             return Ok(Self::Unix(path.into()));
         }
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        if let Some((_, zoned)) = split_url_zone(&url) {
+            return Ok(Self::Zoned { url, zoned });
+        }
         let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| error.to_string());
         match endpoint.as_ref().map(|endpoint| endpoint.uri().port()) {
             Ok(Some(_)) => Ok(Self::Url(url)),
-            _ => Err("expected HOST:PORT, https://HOST:PORT or unix:PATH".into()),
+            _ => {
+                Err("expected HOST:PORT, [fe80::1%eth0]:PORT, https://HOST:PORT or unix:PATH"
+                    .into())
+            }
         }
     }
 }
@@ -100,7 +114,7 @@ impl Target {
     /// Returns host and port of a target with TLS.
     pub(super) fn tls_host(&self) -> Option<&str> {
         match self {
-            Self::Url(url) => url.strip_prefix("https://"),
+            Self::Url(url) | Self::Zoned { url, .. } => url.strip_prefix("https://"),
             Self::Unix(_) => None,
         }
     }
@@ -149,6 +163,22 @@ impl Connection {
                     endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
                 }
                 within(url, kept_alive(endpoint).connect()).await?
+            }
+            Target::Zoned { url, zoned } => {
+                let failed = |error: tonic::transport::Error| connect_error(url, &error);
+                // The type of URLs has no zones (RFC 6874); the address is connected to here.
+                let scheme = if target.tls_host().is_some() { "https" } else { "http" };
+                let plain = format!("{scheme}://{}", zoned.address);
+                let mut endpoint = Endpoint::from_shared(plain).map_err(failed)?;
+                if target.tls_host().is_some() {
+                    endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
+                }
+                let zoned = zoned.clone();
+                let connector = service_fn(move |_| {
+                    let zoned = zoned.clone();
+                    async move { tcp::connect_zoned(&zoned).await.map(TokioIo::new) }
+                });
+                within(url, kept_alive(endpoint).connect_with_connector(connector)).await?
             }
         };
         Ok(Self { channel })

@@ -9,7 +9,7 @@ mod ship;
 mod state;
 mod tls;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::watch;
 
@@ -19,7 +19,7 @@ pub use state::ExporterStates;
 
 use crate::{
     model::{
-        ExportConfig, ExportTarget, Exporter,
+        ExportConfig, ExportTarget, Exporter, ZonedAddress,
         limits::{EXPORT_CONSUMER, PROMETHEUS_NAME as PROMETHEUS},
     },
     results::{Filter, Results},
@@ -42,7 +42,7 @@ pub struct Exporters {
     sources: Sources,
     tasks: Tasks,
     running: BTreeMap<String, (Exporter, Tasks)>,
-    page: Option<(SocketAddr, Tasks)>,
+    page: Option<(ZonedAddress, Tasks)>,
 }
 
 impl Exporters {
@@ -97,16 +97,16 @@ impl Exporters {
                 self.running.insert(name.clone(), (exporter.clone(), tasks));
             }
         }
-        if self.page.as_ref().map(|(address, _)| *address) != desired.prometheus {
+        if self.page.as_ref().map(|(address, _)| address) != desired.prometheus.as_ref() {
             if let Some((_, tasks)) = self.page.take() {
                 tasks.token().cancel();
                 self.states.remove(PROMETHEUS);
             }
-            if let Some(address) = desired.prometheus {
+            if let Some(address) = desired.prometheus.clone() {
                 let tasks = self.tasks.child();
                 let (sources, token) = (self.sources.clone(), tasks.token());
                 let run = self.states.begin(PROMETHEUS, PROMETHEUS, false);
-                tasks.spawn("metrics", prometheus::serve(address, sources, run, token));
+                tasks.spawn("metrics", prometheus::serve(address.clone(), sources, run, token));
                 self.page = Some((address, tasks));
             }
         }

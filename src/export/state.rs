@@ -14,6 +14,9 @@ use crate::{
     proto::{ExporterState, ExporterStatus},
 };
 
+/// Longest detail that is kept: collectors send texts of any length.
+const MAX_DETAIL_CHARS: usize = 1024;
+
 /// States of all exporters, by name.
 #[derive(Debug, Default)]
 pub struct ExporterStates {
@@ -104,6 +107,8 @@ impl Run {
                 status.state_start_time = Some(clock::unix().to_proto());
             }
             status.state = state.into();
+            let end = detail.char_indices().nth(MAX_DETAIL_CHARS);
+            let detail = end.map_or(detail, |(end, _)| &detail[..end]);
             if status.detail != detail {
                 detail.clone_into(&mut status.detail);
             }

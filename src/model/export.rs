@@ -1,15 +1,15 @@
 //! The checked configuration of the exporters.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
-use super::Secret;
+use super::{Secret, ZonedAddress};
 use crate::proto::RecordFilter;
 
 /// Exporters and the listener for Prometheus.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExportConfig {
     /// Listener for the scrapes of Prometheus.
-    pub prometheus: Option<SocketAddr>,
+    pub prometheus: Option<ZonedAddress>,
     /// Exporters that push, by name.
     pub exporters: BTreeMap<String, Exporter>,
 }

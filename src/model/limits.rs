@@ -73,6 +73,8 @@ pub const MAXIMUM_NATS_SERVERS: usize = 16;
 pub const MAXIMUM_USER_OCTETS: usize = 256;
 /// Octets of a token or password.
 pub const MAXIMUM_TOKEN_OCTETS: usize = 4096;
+/// Encoded filter of an exporter: a page of a document has one exporter at least.
+pub const MAXIMUM_FILTER_OCTETS: usize = 1 << 20;
 /// Size of certificates in bytes.
 pub const MAXIMUM_PEM_OCTETS: usize = 65_536;
 

@@ -3,6 +3,7 @@
 //! [`limits`]. Results of measurements have no model here (see [`crate::stats`]); the enums that
 //! describe them are those of the API.
 
+mod certificates;
 mod config;
 mod diff;
 mod dscp;
@@ -16,11 +17,13 @@ mod security;
 mod server;
 mod stamp;
 mod thresholds;
+mod zone;
 
 pub use crate::proto::{
     FailureCause, OneWayValidity, ProbeStatus, ReflectorNumbering, TestOutcome, Threshold,
     TimestampSource,
 };
+pub use certificates::certificates;
 pub use config::{
     AgentConfig, AvailabilityRule, ControlConnection, ControlType, Endpoint, ResultKeeping,
     Schedule, SendAddresses, StorageConfig, TestSession,
@@ -40,3 +43,4 @@ pub use server::{
 };
 pub use stamp::{AccessReport, StampSession};
 pub use thresholds::{ThresholdLimit, Thresholds};
+pub use zone::{ZonedAddress, ZonedAddressError, check_interface, split_url_zone};

@@ -2,10 +2,13 @@
 
 use std::{
     io,
+    net::{SocketAddr, SocketAddrV6},
     os::fd::{AsFd, AsRawFd},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::model::ZonedAddress;
 
 /// Upper limit of the files reserved for the store and the API, which get a quarter of all: too
 /// many measurements must not lock out their operators, nor the reverse.
@@ -74,6 +77,32 @@ pub fn overflow_uid() -> u32 {
     of_kernel.and_then(|uid| uid.trim().parse().ok()).unwrap_or(65_534)
 }
 
+/// Returns an address with the scope of its zone, the name of an interface that exists
+/// or an index.
+pub fn scoped(zoned: &ZonedAddress) -> io::Result<SocketAddr> {
+    let (SocketAddr::V6(v6), Some(zone)) = (zoned.address, &zoned.zone) else {
+        return Ok(zoned.address);
+    };
+    let number = || zone.parse().ok().filter(|index| *index > 0);
+    let scope = interface_index(zone).or_else(number).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("no such interface: {zone}"))
+    })?;
+    Ok(SocketAddrV6::new(*v6.ip(), v6.port(), 0, scope).into())
+}
+
+/// Returns an address with the scope of an interface if it is link-local: without it the address
+/// means nothing to a reader.
+pub fn on_link(address: SocketAddr, interface: Option<&str>) -> SocketAddr {
+    match (address, interface.and_then(interface_index)) {
+        (SocketAddr::V6(v6), Some(scope))
+            if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 =>
+        {
+            SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), scope).into()
+        }
+        _ => address,
+    }
+}
+
 /// Returns the host name; empty if it is not UTF-8.
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
@@ -107,4 +136,38 @@ pub fn free_port() -> io::Result<u16> {
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_link_local_addresses_get_the_scope_of_an_interface() {
+        let parse = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let index = interface_index("lo").unwrap();
+        let shown = |text: &str, interface| on_link(parse(text), interface).to_string();
+        assert_eq!(shown("[fe80::1]:9", Some("lo")), format!("[fe80::1%{index}]:9"));
+        assert_eq!(shown("[fe80::1]:9", None), "[fe80::1]:9");
+        assert_eq!(shown("[fe80::1%77]:9", Some("lo")), "[fe80::1%77]:9");
+        for text in ["[2001:db8::1]:9", "192.0.2.1:9"] {
+            assert_eq!(shown(text, Some("lo")), text);
+        }
+    }
+
+    #[test]
+    fn the_zone_of_an_address_is_the_name_or_the_index_of_an_interface() {
+        let index = interface_index("lo").unwrap();
+        for zone in ["lo".to_owned(), index.to_string()] {
+            let zoned: ZonedAddress = format!("[fe80::1%{zone}]:9").parse().unwrap();
+            assert_eq!(scoped(&zoned).unwrap().to_string(), format!("[fe80::1%{index}]:9"));
+        }
+        for zone in ["none0", "0"] {
+            let zoned: ZonedAddress = format!("[fe80::1%{zone}]:9").parse().unwrap();
+            let error = scoped(&zoned).unwrap_err().to_string();
+            assert_eq!(error, format!("no such interface: {zone}"));
+        }
+        let zoned: ZonedAddress = "127.0.0.1:9".parse().unwrap();
+        assert_eq!(scoped(&zoned).unwrap(), zoned.address);
+    }
 }

@@ -6,8 +6,14 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{families::is_missing, host::interface_index, tcp, udp};
-use crate::model::{AgentConfig, ControlConnection, ListenAddress, ServerConfig, UdpListen};
+use super::{
+    families::is_missing,
+    host::{interface_index, scoped},
+    tcp, udp,
+};
+use crate::model::{
+    AgentConfig, ControlConnection, ListenAddress, ServerConfig, UdpListen, ZonedAddress,
+};
 
 /// A resource that the host cannot provide.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +40,15 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
     if let Some(server) = &new.server {
         check_server(old.server.as_deref(), server, &mut refusals);
     }
-    if let Some(address) =
-        new.export.prometheus.filter(|_| new.export.prometheus != old.export.prometheus)
-        && let Err(error) = tcp::bound(address, None)
+    let page = |config: &AgentConfig| config.export.prometheus.clone();
+    if let Some(zoned) = page(new).filter(|_| page(new) != page(old))
+        && let Err(error) = scoped(&zoned).and_then(|address| tcp::bound(address, None))
     {
-        refusals.add("export.prometheus".into(), &format!("TCP {address}"), &error);
+        let socket = |zoned: &ZonedAddress| UdpListen { address: zoned.address, interface: None };
+        let used: Vec<UdpListen> = page(old).iter().map(socket).collect();
+        if !is_own(&error, &used, &socket(&zoned)) {
+            refusals.add("export.prometheus".into(), &format!("TCP {zoned}"), &error);
+        }
     }
     for (name, connection) in &new.connections {
         if !connection.inactive && old.connections.get(name) != Some(connection) {

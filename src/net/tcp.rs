@@ -10,8 +10,11 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
 pub use tokio::net::{TcpListener, TcpStream};
 
-use super::{families::all_addresses, host::spare_files};
-use crate::model::{Dscp, Keepalive};
+use super::{
+    families::all_addresses,
+    host::{scoped, spare_files},
+};
+use crate::model::{Dscp, Keepalive, ZonedAddress};
 
 /// Length of the accept queue.
 const BACKLOG: i32 = 1024;
@@ -42,6 +45,13 @@ pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Re
     }
     set_keepalive(&SockRef::from(&socket), options.keepalive)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(target).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Connects to an address on the link of its zone, which is looked up now.
+pub async fn connect_zoned(target: &ZonedAddress) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(scoped(target)?).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

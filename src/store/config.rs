@@ -15,7 +15,7 @@ use super::{
     engine::Engine,
     envelope::{self, StoredAnswer, StoredRevision, Unconfirmed},
     last_good::{self, LastGood},
-    presence::Presence,
+    presence::{Mark, Presence},
     reserve,
     revisions::Revisions,
 };
@@ -46,6 +46,8 @@ pub struct ConfigStore {
     removals: AtomicU64,
     /// Error of the last attempt to write the copy; empty if the copy is up to date.
     copy_failure: Mutex<String>,
+    /// Mark of the copy that was written or found last.
+    copy_mark: Mutex<Option<Mark>>,
 }
 
 impl ConfigStore {
@@ -94,6 +96,7 @@ impl ConfigStore {
             // Removals of an earlier run are unknown.
             removals: AtomicU64::new((current > REVISIONS_KEPT as u64).into()),
             copy_failure: Mutex::default(),
+            copy_mark: Mutex::default(),
         })
     }
 
@@ -140,16 +143,21 @@ impl ConfigStore {
         &self,
         work: impl FnOnce(&Revisions, u64) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.check_presence()?;
+        self.check_directory_presence()?;
         self.with_database(|database, current| {
             database.check_presence()?;
             work(database, current)
         })
     }
 
-    /// Returns an error if the state directory is no longer where it was opened: nothing that it holds
-    /// may be acknowledged.
+    /// Returns an error if the state directory or the database is no longer what was opened: nothing
+    /// that they hold may be acknowledged.
     pub fn check_presence(&self) -> Result<(), StoreError> {
+        self.check_directory_presence()?;
+        self.check_database_presence()
+    }
+
+    fn check_directory_presence(&self) -> Result<(), StoreError> {
         self.presence.as_ref().map_or(Ok(()), Presence::check)
     }
 
@@ -160,14 +168,25 @@ impl ConfigStore {
         open.map_or(Ok(()), Revisions::check_presence)
     }
 
-    /// Reopens a database that failed, and writes a missing copy. Until this succeeds, a restart
+    /// Reopens a database that failed, and writes a copy that is missing or was touched. Until this succeeds, a restart
     /// may find a revision whose commit was reported as failed.
     pub fn mend(&self) -> Result<(), StoreError> {
         let failed = self.database.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         if failed {
             self.with_database(|_, _| Ok(()))?;
         }
-        if !self.copy_failure().is_empty() {
+        // A directory that was replaced gets no copy.
+        self.check_directory_presence()?;
+        let mark = *self.copy_mark.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_touched =
+            mark.is_some() && mark != Mark::read(&self.directory.join(last_good::NAME));
+        if is_touched && self.copy_failure().is_empty() {
+            tracing::warn!(
+                file = last_good::NAME,
+                "copy of the configuration was deleted or changed, writing it again"
+            );
+        }
+        if is_touched || !self.copy_failure().is_empty() {
             self.save_copy();
         }
         Ok(())
@@ -245,6 +264,10 @@ impl ConfigStore {
             copy.write(&self.directory).map_err(|error| error.to_string())
         });
         let error = written.err();
+        if error.is_none() {
+            let mark = Mark::read(&self.directory.join(last_good::NAME));
+            *self.copy_mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
+        }
         let failure = error.as_ref().map_or_else(String::new, |error| {
             format!("failed to write the copy of the configuration ({}): {error}", last_good::NAME)
         });
@@ -257,7 +280,7 @@ impl ConfigStore {
     /// Returns a description of damage that was found at the start, until a later document is
     /// applied, or of an error of the copy. Empty if there is neither.
     pub fn damage(&self) -> String {
-        if let Err(error) = self.check_presence().and_then(|()| self.check_database_presence()) {
+        if let Err(error) = self.check_presence() {
             return error.to_string();
         }
         let damage = self.damage.as_ref();

@@ -122,6 +122,20 @@ impl CursorReservation {
         if noted > 0 { Ok(()) } else { Err(error) }
     }
 
+    /// Writes the file again if it was deleted, replaced or truncated.
+    pub(super) fn mend(&mut self) {
+        let Some(file) = &self.file else { return };
+        let identity = |found: fs::Metadata| (found.dev(), found.ino(), found.len());
+        let (open, found) = (file.metadata().map(identity), fs::metadata(&self.path).map(identity));
+        if matches!((open, found), (Ok(open), Ok(found)) if open == found && open.2 > 0) {
+            return;
+        }
+        self.file = None;
+        let written = std::mem::take(&mut self.written);
+        let error = self.put(written).err().map(tracing::field::display);
+        tracing::warn!(file = NAME, error, "newest cursor was deleted or changed, written again");
+    }
+
     fn put(&mut self, written: Written) -> io::Result<()> {
         if written == self.written {
             return Ok(());

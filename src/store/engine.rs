@@ -8,7 +8,12 @@ use std::{
     time::Duration,
 };
 
-use super::{StoreError, disk, presence::Presence, reserve, schema::SCHEMA};
+use super::{
+    StoreError, disk,
+    presence::{Presence, WrittenLen},
+    reserve,
+    schema::SCHEMA,
+};
 
 /// Flush interval of sled, milliseconds; sled's garbage collection depends on it.
 const FLUSH_INTERVAL_MS: u64 = 2_000;
@@ -37,6 +42,7 @@ pub(super) struct Engine {
     /// Path to which the damaged database that this one replaces was moved.
     quarantined: Option<PathBuf>,
     presence: Presence,
+    written: WrittenLen,
 }
 
 /// Returns true if a lock is held by another owner. sled reports that only in the error text.
@@ -174,7 +180,14 @@ impl Engine {
         let file = path.join(DATA_FILE);
         let data = File::open(&file).map_err(failed)?;
         let presence = Presence::new(&file, &data).map_err(failed)?;
-        Ok(Self { db, path: path.to_owned(), data, quarantined: None, presence })
+        Ok(Self {
+            db,
+            path: path.to_owned(),
+            data,
+            quarantined: None,
+            presence,
+            written: WrittenLen::default(),
+        })
     }
 
     pub(super) fn tree(&self, name: impl AsRef<[u8]>) -> Result<sled::Tree, StoreError> {
@@ -209,9 +222,13 @@ impl Engine {
             .map_err(|source| StoreError::Directory { path: self.path.clone(), source })
     }
 
-    /// Returns an error if the data file is no longer where it was opened.
+    /// Returns an error if the data file is no longer where it was opened, or was truncated.
     pub(super) fn check_presence(&self) -> Result<(), StoreError> {
-        self.presence.check()
+        self.presence.check()?;
+        match self.written.is_truncated(&self.data) {
+            true => Err(self.presence.error()),
+            false => Ok(()),
+        }
     }
 
     /// Returns the path to which the damaged database that this one replaces was moved.

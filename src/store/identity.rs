@@ -6,6 +6,7 @@ use std::{fs, io, path::Path};
 use super::{
     StateDirectory, StoreError, disk,
     engine::Engine,
+    presence::{Mark, mend},
     state::{CACHE_OCTETS, STATE, Trees},
 };
 
@@ -38,6 +39,25 @@ pub(super) fn agent_id(
         tracing::warn!(%error, file = %path.display(), "failed to write the copy of the agent id");
     }
     Ok(id)
+}
+
+/// Copy of the identity in the directory of a running agent.
+#[derive(Debug)]
+pub(super) struct IdentityCopy {
+    id: String,
+    mark: Option<Mark>,
+}
+
+impl IdentityCopy {
+    /// Notes the copy that [`agent_id`] left.
+    pub(super) fn new(directory: &Path, id: &str) -> Self {
+        Self { id: id.to_owned(), mark: Mark::read(&directory.join(NAME)) }
+    }
+
+    /// Writes the copy again if it was deleted or changed.
+    pub(super) fn mend(&mut self, directory: &Path) {
+        mend(&directory.join(NAME), &mut self.mark, || write(directory, &self.id));
+    }
 }
 
 /// Replaces the identity in the state directory of a stopped agent; returns the previous one.

@@ -5,22 +5,27 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use prost::Message;
 
-use super::{StoreError, disk, layout::cursor_of};
+use super::{
+    StoreError, disk,
+    layout::cursor_of,
+    presence::{Mark, mend},
+};
 
 const NAME: &str = "incarnations";
 const MAGIC: &[u8] = b"twamp-agent incarnations 1\n";
 /// Maximum number of stored incarnations; the oldest are removed first.
 const MAXIMUM_INCARNATIONS: usize = 4096;
 
-/// Incarnations by their first cursors.
+/// Incarnations by their first cursors, and the mark of the file.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Incarnations(BTreeMap<u64, Arc<str>>);
+pub(super) struct Incarnations(BTreeMap<u64, Arc<str>>, Option<Mark>);
 
 /// Content of the file.
 #[derive(Clone, PartialEq, Message)]
@@ -39,7 +44,8 @@ impl Incarnations {
             let id = String::from_utf8(id.to_vec());
             runs.insert(cursor_of(&cursor)?, id.map_err(|_| StoreError::Damaged("incarnation"))?);
         }
-        Ok(Self(runs.into_iter().map(|(cursor, id)| (cursor, id.into())).collect()))
+        let runs = runs.into_iter().map(|(cursor, id)| (cursor, id.into())).collect();
+        Ok(Self(runs, Mark::read(&path(directory))))
     }
 
     /// Begins an incarnation with the cursor `next`, and stores it. Incarnations before that of the
@@ -67,12 +73,23 @@ impl Incarnations {
             batch.insert(&cursor.to_be_bytes(), id.as_bytes());
         }
         tree.apply_batch(batch)?;
-        let by_first_cursor = self.0.iter().map(|(cursor, id)| (*cursor, id.to_string())).collect();
-        let stored = Stored { by_first_cursor };
-        if let Err(error) = disk::replace_message(&path(directory), MAGIC, &stored) {
+        if let Err(error) = self.write(directory) {
             tracing::warn!(%error, "failed to write the copy of the incarnations");
         }
+        self.1 = Mark::read(&path(directory));
         Ok(())
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        let by_first_cursor = self.0.iter().map(|(cursor, id)| (*cursor, id.to_string())).collect();
+        disk::replace_message(&path(directory), MAGIC, &Stored { by_first_cursor })
+    }
+
+    /// Writes the file again if it was deleted or changed.
+    pub(super) fn mend(&mut self, directory: &Path) {
+        let mut mark = self.1;
+        mend(&path(directory), &mut mark, || self.write(directory));
+        self.1 = mark;
     }
 
     /// Returns the incarnation that wrote a record; `None` if it is not stored.

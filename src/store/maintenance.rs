@@ -51,6 +51,12 @@ pub enum MaintenanceError {
         /// Cursor of the newest readable record.
         newest: u64,
     },
+    /// An interrupted step is not complete; path of what it left.
+    #[error(
+        "{} is left by an interrupted step: start the agent, which completes it, and try again",
+        .0.display()
+    )]
+    Interrupted(PathBuf),
     /// Windows cannot be opened, for a reason other than damage.
     #[error("{0} windows of records cannot be opened: see the log, and try again")]
     Unopened(usize),
@@ -102,6 +108,7 @@ pub fn verify(
     check: impl Fn(&Entry) -> Result<(), StoreError>,
     is_key: impl Fn(&[u8]) -> bool,
 ) -> Result<Verified, MaintenanceError> {
+    refuse_interrupted(directory.path())?;
     let inspection = Inspection::open(directory)?;
     let Inspection { windows, trees, state, .. } = &inspection;
     let config = ConfigStore::with(inspection.config()?, directory.path())?;
@@ -191,6 +198,27 @@ pub(super) fn recover(directory: &Path) -> io::Result<()> {
         compaction::recover(&whole)?;
     }
     Ok(())
+}
+
+/// Refuses a directory in which a step was interrupted between two renames. Other remains of steps are
+/// not part of the state.
+fn refuse_interrupted(directory: &Path) -> Result<(), MaintenanceError> {
+    let databases =
+        DATABASES.map(|database| directory.join(format!("{database}.{}", compaction::OLD)));
+    let windows = fs::read_dir(directory.join(RESULTS)).into_iter().flatten().flatten();
+    let windows = windows.map(|entry| entry.path());
+    let is_old = |path: &PathBuf| path.extension().is_some_and(|found| found == compaction::OLD);
+    let mut replaced = databases
+        .into_iter()
+        .map(|old| (old.with_extension("sled"), old))
+        .chain(windows.filter(is_old).map(|old| (old.with_extension(""), old)));
+    if let Some((_, old)) = replaced.find(|(whole, old)| old.exists() && !whole.exists()) {
+        return Err(MaintenanceError::Interrupted(old));
+    }
+    match directory.join(transfer::IMPORTED) {
+        mark if mark.exists() => Err(MaintenanceError::Interrupted(mark)),
+        _ => Ok(()),
+    }
 }
 
 fn path(directory: &StateDirectory, database: &str) -> PathBuf {

@@ -127,9 +127,9 @@ pub enum StoreError {
          another state directory", .0.display()
     )]
     OldSchema(PathBuf),
-    /// A file of the running agent was deleted or replaced; path of the file.
+    /// A file of the running agent was deleted, replaced or truncated; path of the file.
     #[error(
-        "{} was deleted or replaced while the agent runs, and nothing more is stored: stop the \
+        "{} was deleted, replaced or truncated while the agent runs, and nothing more is stored: stop the \
          agent, put a backup in place if there is one, and start it", .0.display()
     )]
     Removed(PathBuf),
@@ -207,6 +207,28 @@ impl ReadLimit {
     }
 }
 
+/// Locks a file of a state directory. A killed agent holds the lock until its last thread has ended.
+fn lock(path: &Path, file: fs::File) -> Result<Flock<fs::File>, StoreError> {
+    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    for _ in 0..LOCK_TRIES {
+        locked = match locked {
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                std::thread::park_timeout(LOCK_RETRY_INTERVAL);
+                Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            }
+            done => done,
+        };
+    }
+    locked.map_err(|(_, errno)| {
+        let path = path.to_owned();
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            StoreError::Locked(path)
+        } else {
+            StoreError::Directory { path, source: errno.into() }
+        }
+    })
+}
+
 /// A state directory, locked against other agents until this value is dropped.
 #[derive(Debug)]
 pub struct StateDirectory {
@@ -231,28 +253,26 @@ impl StateDirectory {
             .write(true)
             .open(path.join(LOCK_FILE))
             .map_err(failed)?;
-        let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        // A killed agent holds the lock until its last thread has ended.
-        for _ in 0..LOCK_TRIES {
-            locked = match locked {
-                Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                    std::thread::park_timeout(LOCK_RETRY_INTERVAL);
-                    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-                }
-                done => done,
-            };
-        }
-        match locked {
-            Ok(lock) => {
-                let version = schema::check(path)?;
-                maintenance::recover(path).map_err(failed)?;
-                schema::migrate(path, version)?;
-                let presence = Presence::new(&path.join(LOCK_FILE), &lock).map_err(failed)?;
-                Ok(Self { path: path.to_owned(), host: Mutex::default(), presence, _lock: lock })
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked(path.to_owned())),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
+        let lock = lock(path, file)?;
+        let version = schema::check(path)?;
+        maintenance::recover(path).map_err(failed)?;
+        schema::migrate(path, version)?;
+        let presence = Presence::new(&path.join(LOCK_FILE), &lock).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), host: Mutex::default(), presence, _lock: lock })
+    }
+
+    /// Locks an existing directory to read it. Nothing in it is created, repaired or migrated.
+    pub fn inspect(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Directory { path: path.to_owned(), source };
+        // The directory stands in for a lock that was deleted.
+        let (place, file) = match fs::File::open(path.join(LOCK_FILE)) {
+            Ok(file) => (path.join(LOCK_FILE), file),
+            Err(_) => (path.to_owned(), fs::File::open(path).map_err(failed)?),
+        };
+        let lock = lock(path, file)?;
+        schema::inspect(path)?;
+        let presence = Presence::new(&place, &lock).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), host: Mutex::default(), presence, _lock: lock })
     }
 
     /// Compares the host with that of the previous start, and stores it. After a large clock step

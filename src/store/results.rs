@@ -19,7 +19,8 @@ use super::{
     cursor_reservation::CursorReservation,
     disk_usage::DiskUsage,
     engine::Engine,
-    entries, identity,
+    entries,
+    identity::{self, IdentityCopy},
     incarnations::Incarnations,
     recovery::{Recovered, recover},
     state::{
@@ -121,6 +122,7 @@ impl ResultStore {
             incarnations: incarnations.clone(),
             disk_usage: DiskUsage::new(directory.path()),
             presence: directory.presence.clone(),
+            identity: IdentityCopy::new(directory.path(), &agent_id),
             age_guard: AgeGuard::new(directory.host(), now()),
             newest: next_cursor - 1,
             retention,

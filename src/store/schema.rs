@@ -22,27 +22,47 @@ type Migration = fn(&Path) -> Result<(), StoreError>;
 /// Reads and checks the version of a state directory; writes it in a new one. A directory with an
 /// unsupported version is left unchanged.
 pub(super) fn check(directory: &Path) -> Result<u32, StoreError> {
+    match read(directory)? {
+        Version::Number(found) => check_version(directory, found).map(|()| found),
+        Version::Missing => write(directory, SCHEMA).map(|()| SCHEMA),
+        Version::Damaged => {
+            let file = directory.join(NAME);
+            tracing::error!(file = %file.display(), "schema version damaged, rewriting");
+            write(directory, SCHEMA).map(|()| SCHEMA)
+        }
+    }
+}
+
+/// Checks the version of a state directory that must not change.
+pub(super) fn inspect(directory: &Path) -> Result<(), StoreError> {
+    match read(directory)? {
+        Version::Number(found) => check_version(directory, found),
+        Version::Missing => Err(StoreError::Damaged("version of the layout (schema: missing)")),
+        Version::Damaged => Err(StoreError::Damaged("version of the layout (schema)")),
+    }
+}
+
+/// Content of the file.
+enum Version {
+    Number(u32),
+    Missing,
+    /// Any version of the agent writes a number.
+    Damaged,
+}
+
+fn read(directory: &Path) -> Result<Version, StoreError> {
     let path = directory.join(NAME);
-    let failed = |source| StoreError::Directory { path: path.clone(), source };
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().parse().map_or(Version::Damaged, Version::Number)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if DEVELOPMENT.iter().any(|name| directory.join(name).exists()) {
                 return Err(StoreError::OldSchema(directory.to_owned()));
             }
-            return write(directory, SCHEMA).map(|()| SCHEMA);
+            Ok(Version::Missing)
         }
-        // The file is not text, so its content is damaged.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
-        Err(error) => return Err(failed(error)),
-    };
-    match text.trim().parse() {
-        Ok(found) => check_version(directory, found).map(|()| found),
-        // Any version of the agent writes a number, so the file is damaged.
-        Err(_) => {
-            tracing::error!(file = %path.display(), "schema version damaged, rewriting");
-            write(directory, SCHEMA).map(|()| SCHEMA)
-        }
+        // The file is not text.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Version::Damaged),
+        Err(source) => Err(StoreError::Directory { path, source }),
     }
 }
 
@@ -75,6 +95,19 @@ fn run(
         tracing::info!(from = version, to = version + 1, "state directory migrated");
     }
     Ok(())
+}
+
+/// Writes the version again in the directory of a running agent if it was deleted or changed.
+pub(super) fn mend(directory: &Path) {
+    if !matches!(read(directory), Ok(Version::Number(SCHEMA)) | Err(_)) {
+        let file = directory.join(NAME);
+        match write(directory, SCHEMA) {
+            Ok(()) => {
+                tracing::warn!(file = %file.display(), "version was deleted or changed, written again");
+            }
+            Err(error) => tracing::debug!(%error, "failed to write the version again, retrying"),
+        }
+    }
 }
 
 /// Writes the version of a state directory.

@@ -25,6 +25,7 @@ use super::{
     cursor_reservation::CursorReservation,
     disk_usage::DiskUsage,
     engine::Engine,
+    identity::IdentityCopy,
     incarnations::Incarnations,
     presence::Presence,
     retention::Retention,
@@ -67,6 +68,7 @@ pub(super) struct Writer {
     pub(super) connections: Arc<Connections>,
     pub(super) incarnations: Arc<RwLock<Incarnations>>,
     pub(super) presence: Presence,
+    pub(super) identity: IdentityCopy,
     pub(super) disk_usage: DiskUsage,
     pub(super) age_guard: AgeGuard,
     /// Newest cursor received, whether its record was stored or not.

@@ -162,6 +162,52 @@ class Api(harness.Case):
         self.assertLess(peak - before, 256 << 10, "four answers at a time")
         self.assertGreater(len(api.records()), 500, "it answers still")
 
+    def test_cancelled_changes_hold_no_memory(self):
+        agent = self.agent()
+        api = agent.client()
+        many = client(*(connection(f"c{n:04}", "127.0.0.1", inactive=True, description="x" * 1000) for n in range(1200)))
+        api.apply({"client": many})
+        request, call = api.method("ConfigService", "ApplyConfig")
+        message = json_format.ParseDict({"validate_only": True, "config": {"client": many}}, request())
+        self.assertGreater(message.ByteSize(), 1 << 20)
+        self.assertEqual(call(message, timeout=60).revision, 1)
+        before, peaks = agent.memory_kib(), []
+        for number in range(9):
+            calls = [call.future(message, timeout=60) for _ in range(50)]
+            for _ in range(3 + 2 * number):
+                time.sleep(0.1)
+                peaks.append(agent.memory_kib())
+            for one in calls:
+                one.cancel()
+        peak = max(peaks)
+        print(f"\n450 cancelled calls: {before} KiB before, {peak} KiB at most")
+        self.assertLess(peak - before, 256 << 10, "four requests at a time")
+        # It answers still, soon: what was cancelled is not worked on.
+        api.apply({"client": many}, comment="after")
+
+    def test_a_change_that_stops_halfway_does_not_keep_others_out(self):
+        """Five clients begin a request and send nothing more; more than have a turn at a time."""
+        agent = self.agent()
+        api = agent.client()
+        channels = [grpc.insecure_channel(f"127.0.0.1:{agent.port}") for _ in range(5)]
+        released = threading.Event()
+
+        def halfway():
+            yield b""
+            released.wait()
+
+        calls = [channel.stream_unary(
+            "/twamp.agent.v1.ConfigService/ApplyConfig", request_serializer=lambda octets: octets,
+            response_deserializer=lambda octets: octets).future(halfway()) for channel in channels]
+        time.sleep(0.5)
+        api.apply({"client": client(connection("c1", "127.0.0.1", inactive=True))})
+        for call in calls:
+            self.assertEqual(call.code(), grpc.StatusCode.DEADLINE_EXCEEDED, call.details())
+            self.assertIn("did not arrive", call.details())
+        released.set()
+        for channel in channels:
+            channel.close()
+
     def test_a_stream_opens_replays_marks_and_beats(self):
         agent = self.agent()
         api = agent.client()
@@ -329,7 +375,7 @@ class LongOutage(harness.Case):
         connections += [
             connection("FAILURE_CAUSE_REFUSED", "127.0.0.1", destination_port=harness.free_port()),
             connection("FAILURE_CAUSE_DNS", "no-such-host.invalid"),
-            connection("FAILURE_CAUSE_LOCAL_ERROR", "127.0.0.1", [session("s1", source_address="::1")],
+            connection("FAILURE_CAUSE_LOCAL_ERROR", "localhost", [session("s1", source_address="::1")],
                        destination_port=listening.getsockname()[1]),
         ]
         api.apply({"client": client(*connections)})

@@ -449,6 +449,15 @@ class Prometheus(Export):
             self.assertEqual(code, grpc.StatusCode.FAILED_PRECONDITION)
             self.assertIn("in use", why["export.prometheus"])
 
+    def test_the_page_moves_to_all_addresses_with_its_port(self):
+        page = {"address": "127.0.0.1", "port": free_port()}
+        for address in ("127.0.0.1", "0.0.0.0", "127.0.0.1"):
+            self.api.apply({"export": {"prometheus": {**page, "address": address}}})
+            url = f"http://127.0.0.1:{page['port']}/metrics"
+            self.assertTrue(self.wait_for(lambda: self.reachable(lambda: self.fetch(url))))
+            state = lambda: self.api.call("AgentService", "GetAgent")["exporters"][0]  # noqa: E731
+            self.wait_for(lambda: not state().get("last_error"))
+
     @staticmethod
     def fetch(url, accept="application/openmetrics-text"):
         request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})

@@ -1,5 +1,6 @@
 """Listings come in pages, acting on everything must be said, entries of the server's lists are merged one by one."""
 
+import json
 import subprocess
 import unittest
 
@@ -30,6 +31,28 @@ class Surface(Case):
     def ctl(self, *arguments):
         return subprocess.run([CTL, "--agent", f"127.0.0.1:{self.running.port}", *arguments],
                               capture_output=True, text=True)
+
+    def test_pages_of_a_large_server(self):
+        """Lists of the server that are longer together than an answer may be."""
+        keys = lambda chain: [{"key_id": f"{chain:02}-{n:057}", "secret": f"{chain}/{n}"} for n in range(1024)]  # noqa: E731
+        prefixes = [f"2001:db8::{n:x}/128" for n in range(1024)]
+        self.api.apply({"server": server(
+            port=free_port(), maximum_sessions=7, authentication_modes=["AUTHENTICATION_MODE_ENCRYPTED"],
+            client_list=[{"name": f"l{n}", "prefixes": prefixes} for n in range(64)],
+            key_chains=[{"name": f"k{n}", "keys": keys(n)} for n in range(64)])})
+        limited = harness.Client(f"127.0.0.1:{self.running.port}", default_limits=True)
+        self.addCleanup(limited.close)
+        page = limited.call("ConfigService", "GetConfig", {"page_token": ""})
+        self.assertTrue(page["next_page_token"])
+        told = self.ctl("get", "config", "--output", "json")
+        self.assertEqual(told.returncode, 0, told.stderr)
+        for shown in (limited.call("ConfigService", "GetConfig")["config"]["server"],
+                      json.loads(told.stdout)["server"]):
+            self.assertEqual(shown["maximum_sessions"], 7)
+            self.assertEqual([(one["name"], len(one["prefixes"])) for one in shown["client_list"]],
+                             [(f"l{n}", 1024) for n in range(64)])
+            self.assertEqual([(one["name"], len(one["keys"])) for one in shown["key_chains"]],
+                             [(f"k{n}", 1024) for n in range(64)])
 
     def test_pages_of_connections_and_of_the_document(self):
         self.api.apply({"client": self.idle(6000, description="x" * 1000), "server": server(port=free_port())})

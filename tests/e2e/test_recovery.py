@@ -298,7 +298,7 @@ class Alone(Case):
         def delete(name):
             (shutil.rmtree if os.path.isdir(name) else os.remove)(name)
 
-        for name in ("", "replaced", "lock", "config.sled"):
+        for name in ("", "replaced", "lock", "config.sled", "config.sled/db"):
             with self.subTest(name):
                 agent.stop()
                 shutil.copytree(directory, directory + ".backup")
@@ -306,15 +306,17 @@ class Alone(Case):
                 api.close()
                 api = agent.client()
                 self.wait_for(lambda: tests() > 0)
-                delete(directory if name in ("", "replaced") else os.path.join(directory, name))
+                if name == "config.sled/db":
+                    os.truncate(os.path.join(directory, name), 0)
+                else:
+                    delete(directory if name in ("", "replaced") else os.path.join(directory, name))
                 if name == "replaced":
                     shutil.copytree(directory + ".backup", directory)
-                # A database that is deleted is noticed when it is written to.
                 with self.assertRaises(grpc.RpcError) as refused:
-                    api.apply({**measured, "storage": {"retention_age": "86400s"}} if name == "config.sled" else measured)
+                    api.apply(measured)
                 self.assertEqual(refused.exception.code(), grpc.StatusCode.UNAVAILABLE)
-                self.assertIn("was deleted or replaced", refused.exception.details())
-                if name != "config.sled":
+                self.assertIn("was deleted, replaced or truncated", refused.exception.details())
+                if not name.startswith("config.sled"):
                     with self.assertRaises(grpc.RpcError):
                         api.call("ResultsService", "AckRecords", {"consumer": "c", "cursor": 1})
                 begin = time.monotonic()
@@ -323,7 +325,7 @@ class Alone(Case):
                 self.assertIn("put a backup in place", found["detail"])
                 before = tests()
                 self.wait_for(lambda: tests() > before + 3)
-                if name != "config.sled":
+                if not name.startswith("config.sled"):
                     with self.assertRaises(grpc.RpcError) as refused:
                         api.call("ClientService", "StopConnections", {"all": True})
                     self.assertIn("not stored, so that a restart of the agent undoes it", refused.exception.details())
@@ -336,6 +338,14 @@ class Alone(Case):
                 api = agent.client()
                 self.assertTrue(store()["healthy"])
                 api.apply(measured)
+        # Copies are written again.
+        for name in ("config.last", "agent-id", "incarnations", "schema", "results.last"):
+            path = os.path.join(directory, name)
+            for touch in (os.remove, lambda path: os.truncate(path, 0)):
+                touch(path)
+                self.wait_for(lambda: os.path.exists(path) and os.path.getsize(path), 5)
+                self.assertTrue(store()["healthy"])
+        self.assertIn("deleted or changed", agent.log())
         # The results alone can begin anew.
         delete(os.path.join(directory, "state.sled"))
         self.wait_for(lambda: events(api.records(), "STORE_DEGRADED"))

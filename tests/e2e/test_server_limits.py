@@ -9,7 +9,7 @@ import time
 
 import grpc
 import harness
-from harness import Case, TwoHosts, client, connection, free_port, server, session, sh, tests
+from harness import Case, TwoHosts, client, connection, dump, free_port, server, session, sh, tests
 
 
 def exactly(peer, octets):
@@ -378,6 +378,45 @@ class LinkLocal(TwoHosts):
         zoned = shown.rsplit(":", 1)[0].strip("[]")
         closed = self.peer.call("ServerService", "CloseServerConnections", {"client_addresses": [zoned]})
         self.assertEqual(len(closed["ids"]), 1)
+
+    def test_what_is_shown_of_a_link_local_peer_has_its_scope(self):
+        self.peer.apply({"server": server()})
+        shown = f"[{self.local[self.b]}%{self.index(self.a)}]:"
+        found = sh(harness.CTL, "--agent", f"unix:{self.agent_a.socket}", "probe-server", self.local[self.b],
+                   "--interface", "veth0")
+        self.assertIn("works: ", found)
+        lines = {line.split()[0].rstrip(":"): line for line in found.splitlines()}
+        for line in ("server", "verdict"):
+            self.assertIn(shown, lines[line], found)
+        self.api.apply({"client": client(connection("c1", self.local[self.b], interface="veth0", test_interval="0.2s"))})
+        self.wait_for(lambda: tests(self.api.records(), "c1", "COMPLETE"))
+        status = self.api.connection("c1")
+        self.assertIn(shown, status["sessions"][0]["reflector_address"])
+        self.assertIn(shown, status["server_address"])
+
+    def index(self, namespace):
+        return self.inside(namespace, "cat", "/sys/class/net/veth0/ifindex").strip()
+
+    def test_the_api_and_exporters_use_link_local_addresses(self):
+        """Each listens on one, or connects to one, whose interface stands in the address."""
+        local, zone = self.local[self.b], "veth0"
+        self.agent_b.stop()
+        for interface in (zone, self.index(self.b)):
+            with self.subTest(interface=interface):
+                settings = 'allow_remote_without_tls = true\n'
+                third = self.agent("c", self.b, settings=settings, arguments=("--listen", f"[{local}%{interface}]:9876"))
+                third.client().apply({"export": {"prometheus": {"address": f"{local}%{interface}"}}})
+                self.wait_for(lambda: "9863" in self.inside(self.b, "ss", "-Hlnt", "src", f"[{local}]"))
+                for target in (f"[{local}%veth0]:9876", f"http://[{local}%25veth0]:9876"):
+                    told = self.inside(self.a, harness.CTL, "--agent", target, "status")
+                    self.assertIn("agent", told)
+                sink = {"name": "o1", "endpoint": f"http://[{local}%25veth0]:9876", "filter": {"kinds": ["RECORD_KIND_EVENT"]}}
+                self.api.apply({"export": {"otlp": [sink]}})
+                # It reaches the other agent, which has no such service.
+                last = lambda: self.api.call("AgentService", "GetAgent")["exporters"][0]  # noqa: E731
+                self.wait_for(lambda: "does not accept" in dump(last()), told=lambda: dump(last()))
+                self.api.apply({})
+                third.stop()
 
     def test_the_kernel_finds_the_tcp_connection_of_an_interface(self):
         self.peer.apply({"server": server()})

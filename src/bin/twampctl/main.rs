@@ -12,7 +12,7 @@ use twamp_agent::ctl::{self, Connection, CtlError, Format, Target, TlsFiles};
     max_term_width = 100
 )]
 struct Cli {
-    /// Address of the agent: HOST:PORT, https://HOST:PORT or unix:PATH
+    /// Address of the agent: HOST:PORT, [fe80::1%eth0]:PORT, https://HOST:PORT or unix:PATH
     #[arg(
         long,
         global = true,

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{clients::Clients, committed::Committed, secrets::Digester};
+use super::{admission::Admission, clients::Clients, committed::Committed, secrets::Digester};
 use crate::{
     model::{AgentConfig, SessionControl, parse},
     net::{clock, files_for_measurements, open_files},
@@ -48,7 +48,7 @@ type Answer<T> = oneshot::Sender<Result<T, ApplyError>>;
 /// Request to the actor: the change, its author, and the channel for the answer.
 #[derive(Debug)]
 pub(super) enum Commit {
-    Apply(Box<ApplyConfigRequest>, String, Answer<ApplyConfigResponse>),
+    Apply(Box<ApplyConfigRequest>, String, Admission, Answer<ApplyConfigResponse>),
     RollBack(RollbackConfigRequest, String, Answer<ApplyConfigResponse>),
     Confirm(u64, String, Answer<u64>),
 }
@@ -175,7 +175,9 @@ impl Actor {
                 () = token.cancelled() => return,
             };
             match commit {
-                Some(Commit::Apply(request, author, answer)) => {
+                // The caller has given up.
+                Some(Commit::Apply(.., answer)) if answer.is_closed() => {}
+                Some(Commit::Apply(request, author, _admission, answer)) => {
                     let _ = answer.send(logged(self.apply(*request, author).await));
                 }
                 Some(Commit::RollBack(request, author, answer)) => {

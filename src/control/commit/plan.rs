@@ -118,7 +118,7 @@ pub(super) fn plan(
     let Environment { digester, session_control, sockets_available, .. } = *environment;
     let mut answer = ApplyConfigResponse {
         revision: basis.revision,
-        warnings: warnings(&proposal.config, sockets_available),
+        warnings: warnings(&proposal.document, &proposal.config, sockets_available),
         ..ApplyConfigResponse::default()
     };
     let redacted = digester.redacted(proposal.document.clone());

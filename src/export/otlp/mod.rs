@@ -8,6 +8,7 @@ mod values;
 
 use std::{error::Error, time::Duration};
 
+use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
@@ -21,10 +22,12 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
+use tower::service_fn;
 
 use super::ship::{Accepted, SendFailure, Sink};
 use crate::{
-    model::{Exporter, Secret},
+    model::{Exporter, Secret, split_url_zone},
+    net::tcp,
     proto::{Record, record},
 };
 use cumulative::Totals;
@@ -85,7 +88,12 @@ impl OtlpSink {
             return Ok(channel.clone());
         }
         let failed = |error: tonic::transport::Error| error.to_string();
-        let mut endpoint = Endpoint::from_shared(self.endpoint.clone())
+        // The type of URLs has no zones (RFC 6874); the address is connected to here.
+        let (url, zoned) = match split_url_zone(&self.endpoint) {
+            Some((url, zoned)) => (url, Some(zoned)),
+            None => (self.endpoint.clone(), None),
+        };
+        let mut endpoint = Endpoint::from_shared(url)
             .map_err(failed)?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT);
@@ -98,7 +106,13 @@ impl OtlpSink {
             };
             endpoint = endpoint.tls_config(tls).map_err(failed)?;
         }
-        let channel = endpoint.connect_lazy();
+        let channel = match zoned {
+            None => endpoint.connect_lazy(),
+            Some(zoned) => endpoint.connect_with_connector_lazy(service_fn(move |_| {
+                let zoned = zoned.clone();
+                async move { tcp::connect_zoned(&zoned).await.map(TokioIo::new) }
+            })),
+        };
         self.channel = Some(channel.clone());
         Ok(channel)
     }

@@ -3,7 +3,7 @@
 mod families;
 mod format;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -23,7 +23,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{ExporterStates, otlp::FindPeer, state::Run};
-use crate::{net::tcp, proto, results::Results};
+use crate::{
+    model::ZonedAddress,
+    net::{scoped, tcp},
+    proto,
+    results::Results,
+};
 use format::Format;
 
 /// Connections served at a time; others wait.
@@ -57,13 +62,13 @@ impl std::fmt::Debug for Sources {
 
 /// Serves until the token is cancelled; retries while the address cannot be bound.
 pub(super) async fn serve(
-    address: SocketAddr,
+    address: ZonedAddress,
     sources: Sources,
     run: Run,
     token: CancellationToken,
 ) {
     let listener = loop {
-        match tcp::listen(address, None) {
+        match scoped(&address).and_then(|address| tcp::listen(address, None)) {
             Ok(listener) => break listener,
             Err(error) => run.failed(&format!("{address}: {error}")),
         }

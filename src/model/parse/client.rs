@@ -11,6 +11,7 @@ use super::{
         limits,
     },
     Check,
+    ends::SourcePorts,
     security::{ClientSecurity, extensions},
 };
 use crate::proto;
@@ -29,18 +30,31 @@ impl Check {
             return BTreeMap::new();
         }
         let mut connections = BTreeMap::new();
+        let mut parsed_connections = Vec::with_capacity(count);
         for (index, connection) in client.control_connections.iter().enumerate() {
             self.at(format!("control_connections[{index}]"), |check| {
-                let parsed = check.connection(connection);
-                if connections.insert(parsed.name.clone(), Arc::new(parsed)).is_some() {
+                let parsed = Arc::new(check.connection(connection));
+                parsed_connections.push(parsed.clone());
+                if connections.insert(parsed.name.clone(), parsed).is_some() {
                     check.duplicate(&connection.name);
                 }
             });
+        }
+        let mut ports = SourcePorts::default();
+        let given = client.control_connections.iter().zip(&parsed_connections);
+        for (index, (document, parsed)) in given.enumerate() {
+            ports.add(self, index, document, parsed);
         }
         connections
     }
 
     pub(super) fn connection(&mut self, c: &proto::ControlConnection) -> ControlConnection {
+        let parsed = self.each_field(c);
+        self.families(c, &parsed);
+        parsed
+    }
+
+    fn each_field(&mut self, c: &proto::ControlConnection) -> ControlConnection {
         self.name(&c.name);
         self.text("description", &c.description);
         let labels = self.labels(&c.labels);
@@ -67,7 +81,7 @@ impl Check {
                 "below test_interval: expected 0 or at least test_interval",
             );
         }
-        let source_address = self.address("source_address", &c.source_address);
+        let source_address = self.source_address("source_address", &c.source_address);
         let security = self.client_security(c, control_type);
         let sessions = self.sessions(c, control_type, &security);
         let (results, history_size) = self.result_keeping(c);
@@ -219,7 +233,7 @@ impl Check {
             labels: self.labels(&s.labels),
             target: self.endpoint("target_address", &s.target_address),
             destination_port: self.optional_port("destination_port", s.destination_port),
-            source_address: self.address("source_address", &s.source_address),
+            source_address: self.source_address("source_address", &s.source_address),
             source_port: self.optional_port("source_port", s.source_port),
             data_size: self.data_size(s, stamp.as_ref(), security.mode),
             timestamps: self.timestamp_format(s.timestamp_format),

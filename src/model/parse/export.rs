@@ -1,11 +1,12 @@
 //! Checks the configuration of the exporters.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use prost::Message;
 
 use super::{
-    super::{ExportConfig, ExportTarget, Exporter, Secret, limits},
+    super::{ExportConfig, ExportTarget, Exporter, Secret, ZonedAddress, certificates, limits},
     Check, check_name,
-    fields::is_host_name,
 };
 use crate::proto::{self, RecordFilter, RecordKind};
 
@@ -56,14 +57,16 @@ impl Check {
         }
     }
 
-    fn prometheus(&mut self, p: &proto::PrometheusExport) -> SocketAddr {
-        let address = self.address("address", &p.address);
-        let port = self.number("port", p.port, &limits::PROMETHEUS_PORT) as u16;
-        SocketAddr::new(address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port)
+    fn prometheus(&mut self, p: &proto::PrometheusExport) -> ZonedAddress {
+        let mut zoned = self
+            .zoned_listen_address("address", &p.address)
+            .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into());
+        zoned.address.set_port(self.number("port", p.port, &limits::PROMETHEUS_PORT) as u16);
+        zoned
     }
 
     fn otlp(&mut self, o: &proto::OtlpExport) -> Exporter {
-        self.url("endpoint", &o.endpoint, &["http", "https"]);
+        self.url("endpoint", &o.endpoint, &["http", "https"], true);
         let kinds = [RecordKind::TestResult, RecordKind::Event];
         let temporality = self.enumeration::<proto::OtlpTemporality>("temporality", o.temporality);
         Exporter {
@@ -84,7 +87,7 @@ impl Check {
             self.report("servers", format!("{} servers: expected 1 to {most}", n.servers.len()));
         }
         for (index, server) in n.servers.iter().enumerate() {
-            self.url(&format!("servers[{index}]"), server, &["nats", "tls"]);
+            self.url(&format!("servers[{index}]"), server, &["nats", "tls"], false);
         }
         let prefix = if n.subject_prefix.is_empty() { "twamp" } else { &n.subject_prefix };
         let tokens = prefix.split('.');
@@ -109,6 +112,8 @@ impl Check {
         if n.user.len() > limits::MAXIMUM_USER_OCTETS {
             let most = limits::MAXIMUM_USER_OCTETS;
             self.report("user", format!("{} octets: expected at most {most}", n.user.len()));
+        } else if n.user.contains(char::is_control) {
+            self.report("user", format!("{:?} has control characters: expected none", n.user));
         }
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Exporter {
@@ -127,25 +132,6 @@ impl Check {
         }
     }
 
-    fn url(&mut self, field: &str, url: &str, schemes: &[&str]) {
-        let right = schemes.iter().map(|scheme| format!("{scheme}://HOST:PORT"));
-        let right = right.collect::<Vec<_>>().join(" or ");
-        let rest = url.split_once("://").filter(|(scheme, _)| schemes.contains(scheme));
-        let port = rest.and_then(|(_, rest)| rest.rsplit_once(':'));
-        let is_port = port.is_some_and(|(host, port)| {
-            let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-            let is_host = match v6 {
-                Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-                None => is_host_name(host) || host.parse::<Ipv4Addr>().is_ok(),
-            };
-            is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if url.len() > limits::MAXIMUM_TEXT_OCTETS || !is_port {
-            let shown: String = url.chars().take(80).collect();
-            self.report(field, format!("{shown:?} is not a valid URL: expected {right}"));
-        }
-    }
-
     fn certificates(&mut self, pem: &str) -> String {
         let most = limits::MAXIMUM_PEM_OCTETS;
         if pem.len() > most {
@@ -153,8 +139,10 @@ impl Check {
                 "ca_certificates",
                 format!("{} octets: expected at most {most}", pem.len()),
             );
-        } else if !pem.is_empty() && !pem.contains("-----BEGIN CERTIFICATE-----") {
-            self.report("ca_certificates", "contains no certificate in PEM format");
+        } else if !pem.is_empty()
+            && let Err(description) = certificates(pem.as_bytes())
+        {
+            self.report("ca_certificates", description);
         }
         pem.to_owned()
     }
@@ -181,6 +169,10 @@ impl Check {
     ) -> RecordFilter {
         let mut filter = given.cloned().unwrap_or_default();
         self.at("filter", |check| {
+            let (octets, most) = (filter.encoded_len(), limits::MAXIMUM_FILTER_OCTETS);
+            if octets > most {
+                check.report("", format!("{octets} octets encoded: expected at most {most}"));
+            }
             for (index, kind) in filter.kinds.iter().enumerate() {
                 if RecordKind::try_from(*kind).unwrap_or_default() == RecordKind::Unspecified {
                     let why = format!("{kind} is not a record kind: expected 1 to 4");

@@ -1,10 +1,10 @@
 //! Checks single fields, each with its range and default.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use super::{
     super::{
-        Dscp, Endpoint, Keepalive,
+        Dscp, Keepalive,
         limits::{self, Limit},
     },
     Check, Violation, check_entry_name, check_name,
@@ -88,6 +88,11 @@ impl Check {
         if labels.contains_key("") {
             self.report("labels", "a label has an empty key: expected at least one octet");
         }
+        let texts = labels.iter().flat_map(|(key, value)| [key, value]);
+        if let Some(text) = texts.into_iter().find(|text| text.contains(char::is_control)) {
+            let shown: String = text.chars().take(80).collect();
+            self.report("labels", format!("{shown:?} has control characters: expected none"));
+        }
         self.label_octets(labels);
         labels.clone()
     }
@@ -146,71 +151,6 @@ impl Check {
         })
     }
 
-    pub(super) fn address(&mut self, field: &str, text: &str) -> Option<IpAddr> {
-        if text.is_empty() {
-            return None;
-        }
-        match text.parse::<IpAddr>() {
-            Ok(address) => Some(address.to_canonical()),
-            Err(_) => {
-                if !self.has_zone(field, text) {
-                    self.report(field, format!("{text:?} is not an IPv4 or IPv6 address"));
-                }
-                None
-            }
-        }
-    }
-
-    /// Reports an address with a zone, which belongs into `interface`; returns whether it is one.
-    fn has_zone(&mut self, field: &str, text: &str) -> bool {
-        let Some((address, zone)) = text.split_once('%') else { return false };
-        let is_address = address.parse::<IpAddr>().is_ok();
-        if is_address {
-            self.report(
-                field,
-                format!("give the address {address} here, and {zone:?} as the interface"),
-            );
-        }
-        is_address
-    }
-
-    pub(super) fn endpoint(&mut self, field: &str, text: &str) -> Option<Endpoint> {
-        if text.is_empty() {
-            return None;
-        }
-        if let Ok(address) = text.parse::<IpAddr>() {
-            if address.is_unspecified() || address.is_multicast() {
-                self.report(field, format!("{text} is not the address of a single host"));
-            }
-            return Some(Endpoint::Address(address.to_canonical()));
-        }
-        if self.has_zone(field, text) {
-            return None;
-        }
-        if !is_host_name(text) {
-            let shown: String = text.chars().take(80).collect();
-            self.report(
-                field,
-                format!("{shown:?} is not valid: expected an IP address or a DNS name"),
-            );
-        }
-        Some(Endpoint::Name(text.to_owned()))
-    }
-
-    pub(super) fn interface(&mut self, name: &str) -> Option<String> {
-        if name.is_empty() {
-            return None;
-        }
-        let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
-        if name.len() > limits::MAXIMUM_INTERFACE_OCTETS || name.contains(bad) {
-            self.report(
-                "interface",
-                format!("{name:?} is not an interface name: expected 1 to 15 octets"),
-            );
-        }
-        Some(name.to_owned())
-    }
-
     pub(super) fn dscp(&mut self, field: &str, text: &str) -> Dscp {
         text.parse().unwrap_or_else(|()| {
             self.report(
@@ -223,17 +163,4 @@ impl Check {
             Dscp::default()
         })
     }
-}
-
-/// Returns true for a DNS name that is no address. `_` is allowed, as container networks use it.
-pub(super) fn is_host_name(text: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-    };
-    let looks_numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
-    let name = text.strip_suffix('.').unwrap_or(text);
-    text.len() <= limits::MAXIMUM_HOST_OCTETS && !looks_numeric && name.split('.').all(is_label)
 }

@@ -1,7 +1,9 @@
 //! Conversion of the API's document to the checked configuration. All violations are found in one
 //! pass, each with the path of its field as the `.proto` spells it.
 
+mod addresses;
 mod client;
+mod ends;
 mod export;
 mod fields;
 mod security;
@@ -9,12 +11,14 @@ mod server;
 mod stamp;
 mod statistics;
 mod thresholds;
+mod warnings;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use fields::parse_duration;
+pub use warnings::warnings;
 
-use super::{AgentConfig, ControlConnection, ResultKeeping, StorageConfig, limits};
+use super::{AgentConfig, ControlConnection, StorageConfig, limits};
 use crate::{proto, time::NANOS_PER_SECOND};
 
 /// Violation of one field of a request.
@@ -70,60 +74,6 @@ pub fn parse_connection(
     let mut check = Check::default();
     let parsed = check.connection(connection);
     if check.violations.is_empty() { Ok(parsed) } else { Err(check.violations) }
-}
-
-/// Lists settings that are valid but probably unintended, for a host with `most_sockets` sockets
-/// left.
-pub fn warnings(config: &AgentConfig, most_sockets: u64) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let sockets = config.client_sockets();
-    if sockets > most_sockets {
-        warnings.push(format!(
-            "client: {sockets} sockets for connections and sessions, and {most_sockets} may be open: \
-             some will not run; LimitNOFILE of the service allows more"
-        ));
-    }
-    warnings.extend(config.export.exporters.iter().filter_map(|(name, exporter)| {
-        let server = exporter.unencrypted_server()?;
-        exporter.secret.as_ref()?;
-        Some(format!(
-            "export/{name}: the secret is sent unencrypted to {server}; https:// or tls:// protects it"
-        ))
-    }));
-    for connection in config.connections.values() {
-        if connection.results == ResultKeeping::Stored
-            && connection.history_size as u64 != limits::HISTORY_SIZE.default
-        {
-            warnings.push(format!(
-                "client/{}: history_size has no effect with persistent_results: records are read \
-                 from the store",
-                connection.name
-            ));
-        }
-        if connection.interface.is_none() && connection.has_link_local_target() {
-            warnings.push(format!(
-                "client/{}: a link-local target_address cannot be reached without an interface",
-                connection.name
-            ));
-        }
-        for session in &connection.sessions {
-            let protected = connection.authentication.protects_test_packets();
-            let reply = if protected { 112 } else { 41 };
-            if session.data_size < reply {
-                warnings.push(format!(
-                    "client/{}: session {} sends {} octets and gets {reply} back: loss and delay \
-                     of unequal packets; data_size of {reply} or more makes them equal",
-                    connection.name, session.name, session.data_size
-                ));
-            }
-        }
-        if connection.sessions.is_empty() && !connection.inactive_sessions.is_empty() {
-            let name = &connection.name;
-            warnings
-                .push(format!("client/{name}: inactive, because all its sessions are inactive"));
-        }
-    }
-    warnings
 }
 
 /// Checks a name of the API.

@@ -138,9 +138,10 @@ impl Check {
     }
 
     fn key_id(&mut self, id: &str) {
-        if !limits::KEY_ID_OCTETS.contains(&id.len()) || id.contains('\0') {
-            let octets = id.len();
-            self.report("key_id", format!("{octets} octets: expected 1 to 80, none of them zero"));
+        if !limits::KEY_ID_OCTETS.contains(&id.len()) {
+            self.report("key_id", format!("{} octets: expected 1 to 80", id.len()));
+        } else if id.contains(char::is_control) {
+            self.report("key_id", format!("{id:?} has control characters: expected none"));
         }
     }
 

@@ -172,12 +172,12 @@ impl Check {
         let mut listen = Vec::new();
         for (index, entry) in addresses.iter().enumerate() {
             self.at(format!("listen[{index}]"), |check| {
+                let interface = check.interface(&entry.interface);
+                let address = check.listen_address("address", &entry.address, interface.is_some());
                 let parsed = ListenAddress {
-                    address: check
-                        .address("address", &entry.address)
-                        .unwrap_or_else(|| IpAddr::from([0u16; 8])),
+                    address: address.unwrap_or_else(|| IpAddr::from([0u16; 8])),
                     port: check.number("port", entry.port, &limits::PORT) as u16,
-                    interface: check.interface(&entry.interface),
+                    interface,
                 };
                 if listen.contains(&parsed) {
                     check.report("", "appears twice in this list");

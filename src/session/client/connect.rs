@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     model::{ControlConnection, Endpoint, TestSession},
     net::{
-        check_route, resolve,
+        check_route, on_link, resolve,
         tcp::{self, ConnectOptions, TcpStream},
     },
     proto::FailureCause,
@@ -159,8 +159,10 @@ pub(super) async fn resolved(
         let name = if let Endpoint::Name(name) = target { name.as_str() } else { "" };
         Failure::new(FailureCause::Dns, format!("{name:?}: name service did not answer in time"))
     };
+    let interface = config.interface.as_deref();
     timeout(limit, resolve::addresses(target, port, source))
         .await
         .map_err(silent)?
+        .map(|found| found.into_iter().map(|found| on_link(found, interface)).collect())
         .map_err(|error| Failure::new(FailureCause::Dns, error.to_string()))
 }

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::connect::{reachable, resolved};
 use crate::{
     model::{ControlConnection, StampSession, TestSession},
-    net::{TestSocket, TransmitStamps, UdpOptions, clock, random},
+    net::{TestSocket, TransmitStamps, UdpOptions, clock, on_link, random},
     proto::FailureCause,
     time::TimestampFormat,
     twamp::{
@@ -217,7 +217,7 @@ async fn open(
         timeout_ns: session.loss_timeout_ns,
     };
     // The port comes with Accept-Session.
-    let remote = SocketAddr::new(remote, 0);
+    let remote = on_link(SocketAddr::new(remote, 0), config.interface.as_deref());
     let carrier = Carrier { timestamps: session.timestamps, ..Carrier::default() };
     let name = session.name.clone();
     let open = OpenSession { name, socket, remote, sid: None, carrier, padding_start: None };

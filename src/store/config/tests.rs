@@ -88,6 +88,56 @@ fn the_rollback_target_is_kept_until_a_later_revision_is_confirmed() {
 }
 
 #[test]
+fn a_copy_that_is_deleted_or_changed_is_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(directory.path()).unwrap();
+    let store = ConfigStore::open(&state).unwrap();
+    let path = directory.path().join("config.last");
+    store.mend().unwrap();
+    assert!(!path.exists(), "nothing was committed");
+    store.commit(1, &stored(1, 3)).unwrap();
+    let copy = std::fs::read(&path).unwrap();
+    for touch in [
+        (|path| std::fs::remove_file(path).unwrap()) as fn(&Path),
+        |path| std::fs::write(path, "").unwrap(),
+        |path| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::write(path, "another file").unwrap();
+        },
+    ] {
+        touch(&path);
+        store.mend().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), copy);
+    }
+    assert_eq!(store.damage(), "");
+}
+
+#[test]
+fn nothing_is_acknowledged_after_the_database_was_truncated_or_deleted() {
+    for touch in [
+        (|path| std::fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap())
+            as fn(&Path),
+        |path| std::fs::remove_file(path).unwrap(),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let store = ConfigStore::open(&state).unwrap();
+        store.commit(1, &stored(1, 3)).unwrap();
+        store.check_presence().unwrap();
+        touch(&directory.path().join("config.sled/db"));
+        assert!(store.damage().contains("put a backup in place"), "{}", store.damage());
+        assert!(matches!(store.check_presence(), Err(StoreError::Removed(_))));
+        for _ in 0..2 {
+            let refused = store.commit(2, &stored(2, 3));
+            assert!(matches!(refused, Err(StoreError::Removed(_))), "{refused:?}");
+        }
+        drop(store);
+        let store = ConfigStore::open(&state).unwrap();
+        assert_eq!(store.current().unwrap(), Some(stored(1, 3)), "from its copy");
+    }
+}
+
+#[test]
 fn a_state_directory_is_locked_by_one_agent() {
     let directory = tempfile::tempdir().unwrap();
     let _held = StateDirectory::open(directory.path()).unwrap();

@@ -12,7 +12,7 @@ use crate::{
     },
     time::{Monotonic, Now, UnixTime},
 };
-use std::sync::Arc;
+use std::{os::unix::fs::PermissionsExt, sync::Arc};
 
 fn now() -> Now {
     Now { monotonic: Monotonic(1), unix: UnixTime(1_790_000_000_000_000_000) }
@@ -89,10 +89,55 @@ fn importing_a_damaged_file_leaves_nothing() {
         for damaged in [&flipped[..], &file[..at]] {
             let refused = import(&target, &mut &*damaged);
             assert!(matches!(refused, Err(MaintenanceError::Damaged(..))), "{refused:?}");
-            assert!(!target.join("state.sled").exists() && !target.join("results").exists());
-            fs::remove_dir_all(&target).unwrap();
+            assert!(!target.exists());
+            fs::create_dir(&target).unwrap();
+            fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+            import(&target, &mut &*damaged).unwrap_err();
+            assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+            assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
+            fs::remove_dir(&target).unwrap();
         }
     }
+}
+
+#[test]
+fn verification_repairs_nothing_and_names_the_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    drop(filled(path, 50));
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let inspected = || {
+        let state = StateDirectory::inspect(path)?;
+        verify(&state, |_| Ok(()), |_| true)
+    };
+    let unchanged = |told: Option<&str>| {
+        let before = contents(path);
+        let found = inspected().err().map(|error| error.to_string());
+        assert!(contents(path) == before, "{told:?}");
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o755);
+        match told {
+            None => assert_eq!(found, None),
+            Some(told) => assert!(found.as_deref().unwrap().contains(told), "{found:?}"),
+        }
+    };
+    unchanged(None);
+    fs::remove_file(path.join("lock")).unwrap();
+    unchanged(None);
+    let schema = fs::read(path.join("schema")).unwrap();
+    for damaged in [&b""[..], b"four", b"\xff\xfe"] {
+        fs::write(path.join("schema"), damaged).unwrap();
+        unchanged(Some("version of the layout (schema)"));
+    }
+    fs::remove_file(path.join("schema")).unwrap();
+    unchanged(Some("schema: missing"));
+    fs::write(path.join("schema"), schema).unwrap();
+    fs::create_dir(path.join("state.compact")).unwrap();
+    unchanged(None);
+    fs::rename(path.join("state.sled"), path.join("state.old")).unwrap();
+    unchanged(Some("state.old is left by an interrupted step"));
+    fs::rename(path.join("state.old"), path.join("state.sled")).unwrap();
+    fs::write(path.join("imported"), "").unwrap();
+    unchanged(Some("imported is left by an interrupted step"));
 }
 
 #[test]

@@ -6,13 +6,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::Arc,
 };
 
 use prost::Message;
 
-use super::{CACHE_OCTETS, DATABASES, MaintenanceError, inspect::Inspection, path};
+use super::{
+    CACHE_OCTETS, DATABASES, MaintenanceError, inspect::Inspection, path, refuse_interrupted,
+};
 use crate::store::{
     LOCK_FILE, StateDirectory, StoreError,
     compaction::{ENTRIES_PER_FLUSH, each},
@@ -41,7 +44,7 @@ const META: &[u8] = b"meta";
 /// Extension of a database that is being imported, and name of the file that marks the import as
 /// complete.
 const IMPORTING: &str = "import";
-const IMPORTED: &str = "imported";
+pub(super) const IMPORTED: &str = "imported";
 /// Number of cursors skipped after an imported log, more than the original log can assign after the
 /// export.
 pub(super) const IMPORT_JUMP: u64 = 1 << 40;
@@ -64,6 +67,7 @@ pub(super) struct Item {
 
 /// Exports a state directory; returns the number of items.
 pub fn export(directory: &StateDirectory, out: &mut impl Write) -> Result<u64, MaintenanceError> {
+    refuse_interrupted(directory.path())?;
     let inspection = Inspection::open(directory)?;
     inspection.warn_of_losses()?;
     out.write_all(MAGIC)?;
@@ -116,6 +120,7 @@ fn window_of(prefix: &[u8], tree: &[u8]) -> Option<WindowName> {
 pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, MaintenanceError> {
     // A directory of somebody else is left as it is.
     refuse_content(directory)?;
+    let before = Before::note(directory);
     let state = StateDirectory::open(directory)?;
     refuse_content(directory)?;
     let imported = import_into(&state, from);
@@ -124,7 +129,40 @@ pub fn import(directory: &Path, from: &mut impl Read) -> Result<u64, Maintenance
         fs::File::open(directory)?.sync_all()?;
     }
     recover(directory)?;
+    if imported.is_err() {
+        // Still under the lock, so that no agent that starts now loses its files.
+        before.restore(directory)?;
+    }
     imported
+}
+
+/// A directory before an import that may fail.
+struct Before {
+    /// Its mode; `None` if it did not exist.
+    mode: Option<u32>,
+    /// Files that do not count as content, and did not exist.
+    absent: Vec<&'static str>,
+}
+
+impl Before {
+    fn note(directory: &Path) -> Self {
+        let mode = fs::metadata(directory).ok().map(|found| found.permissions().mode());
+        let absent = [LOCK_FILE, schema::NAME].into_iter();
+        Self { mode, absent: absent.filter(|name| !directory.join(name).exists()).collect() }
+    }
+
+    fn restore(self, directory: &Path) -> io::Result<()> {
+        for name in self.absent {
+            match fs::remove_file(directory.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        match self.mode {
+            Some(mode) => fs::set_permissions(directory, fs::Permissions::from_mode(mode)),
+            None => fs::remove_dir(directory),
+        }
+    }
 }
 
 /// Refuses a directory with anything in it except the lock and the version, which do not count.

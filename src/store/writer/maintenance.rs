@@ -7,6 +7,7 @@ use super::{
     super::{
         engine::Engine,
         reserve::{self, RESERVE_OCTETS, free_octets},
+        schema,
         state::{CACHE_OCTETS, Trees},
         windows::{Allowed, Windows},
     },
@@ -35,9 +36,22 @@ impl Writer {
         }
     }
 
+    /// Writes copies again that somebody deleted or changed. A directory that was replaced gets none.
+    fn mend_copies(&mut self) {
+        if self.presence.check().is_err() {
+            return;
+        }
+        let directory = self.path.parent().unwrap_or(&self.path);
+        schema::mend(directory);
+        self.identity.mend(directory);
+        self.incarnations.write().unwrap_or_else(PoisonError::into_inner).mend(directory);
+        self.reservation.mend();
+    }
+
     /// Applies the retention, checks the free disk space, and reopens a database that failed.
     pub(super) fn run_maintenance(&mut self, now: Now) {
         self.check_presence();
+        self.mend_copies();
         let too_few = free_octets(&self.path).filter(|free| *free < RESERVE_OCTETS);
         match (too_few, &self.failure) {
             (Some(free), _) => self.stop_storing(full(free)),
