@@ -7,11 +7,11 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Upper limit of the files reserved for the store and the API, which get an eighth of all: too
-/// many measurements must not lock out their operators.
+/// Upper limit of the open files that are reserved for the store and the API. They get an eighth of
+/// all, so that many measurements do not make the API unusable.
 const RESERVED_FILES: u64 = 64;
 
-/// Characters of an identifier of the host that are read.
+/// Largest number of characters that are read of an identifier of the host.
 const MAX_IDENTIFIER: usize = 64;
 
 /// Raises the limit of open files to the maximum: the hard limit or, for root, `fs.nr_open`. Each
@@ -41,9 +41,9 @@ pub fn open_files() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64)
 }
 
-/// Returns an error when `socket` exceeds the limit for measurements. The kernel assigns the
-/// lowest free descriptor, therefore all lower ones are open.
-pub(super) fn spare_files(socket: &impl AsFd) -> io::Result<()> {
+/// Returns an error if `socket` exceeds the limit for measurements. Its descriptor number shows
+/// that, because the kernel assigns the lowest free number.
+pub(super) fn check_file_limit(socket: &impl AsFd) -> io::Result<()> {
     let most = files_for_measurements();
     if (socket.as_fd().as_raw_fd() as u64) < most {
         return Ok(());
@@ -68,8 +68,8 @@ pub fn machine_id() -> String {
     identifier("/etc/machine-id")
 }
 
-/// Returns the UUID of the (virtual) machine in its firmware; empty if there is none or if it may not
-/// be read, which takes root.
+/// Returns the UUID of the (virtual) machine in its firmware; empty if there is none, or if the
+/// agent may not read it because it is not root.
 pub fn product_uuid() -> String {
     identifier("/sys/class/dmi/id/product_uuid")
 }

@@ -178,7 +178,7 @@ impl Established {
 
     /// Sets the options that can be set on an open connection.
     pub(super) fn tune(&self, config: &ControlConnection) {
-        let tuned = tcp::tune(&self.stream, config.control_dscp, config.keepalive);
+        let tuned = tcp::set_options(&self.stream, config.control_dscp, config.keepalive);
         if let Err(error) = tuned {
             tracing::warn!(%error, connection = config.name, "failed to set TCP options");
         }
