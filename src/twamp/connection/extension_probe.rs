@@ -52,7 +52,7 @@ impl ExtensionProbe {
         }
         match self.state {
             State::Ask | State::AskOnceMore | State::AskAgain => {
-                let reflect_octets = config.extensions.reflect_octets && config.reflects();
+                let reflect_octets = config.extensions.reflect_octets && config.requests_reflected_octets();
                 Extensions { reflect_octets, ..config.extensions }
             }
             State::TryWithout | State::Without(_) => Extensions::NONE,

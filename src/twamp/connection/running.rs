@@ -94,7 +94,7 @@ impl Connection {
         let has_expired = self.config.sessions_may_expire()
             && self.sessions.progress().any(SessionProgress::may_have_expired);
         let is_silent =
-            self.config.is_resolved_again() && self.silence.is_over(self.sessions.progress());
+            self.config.reconnects_when_silent() && self.silence.is_over(self.sessions.progress());
         if has_expired || is_silent {
             self.pauses.record_silence(self.sessions.progress());
             self.status.renegotiations += 1;

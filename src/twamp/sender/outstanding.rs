@@ -312,6 +312,6 @@ impl Outstanding {
     /// Returns these losses with the numbering that tells whether their directions are known.
     pub(super) fn directions<'a>(&self, losses: &'a [MinuteLosses]) -> Directions<'a> {
         let losses = self.numbering.is_known().then_some(losses);
-        Directions { losses, numbering: self.numbering.word() }
+        Directions { losses, numbering: self.numbering.kind() }
     }
 }

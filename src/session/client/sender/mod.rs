@@ -205,7 +205,7 @@ impl Session {
                 self.report_unexplained(false);
                 self.link = None;
                 self.pausing = None;
-                self.thresholds.reachable(false);
+                self.thresholds.set_reachable(false);
                 self.machine.session_lost(cause, attempts, now);
             }
             Command::Park => {
@@ -229,7 +229,7 @@ impl Session {
                     Grace::Short => full_ns.min(MAX_GRACE_NS),
                 };
                 if grace_ns < full_ns {
-                    self.thresholds.reachable(false);
+                    self.thresholds.set_reachable(false);
                 }
                 self.machine.stop(grace_ns, now);
                 self.tools.progress.update(&self.config.name, SessionProgress::wake);
@@ -270,7 +270,7 @@ impl Session {
         self.tools.progress.update(&self.config.name, SessionProgress::session_started);
         // The configuration may have changed while the socket was opened.
         self.set_ttl();
-        self.thresholds.reachable(true);
+        self.thresholds.set_reachable(true);
         self.machine.session_started(carrier, first, now);
         // The test that the connection was made for may no longer be due.
         self.tell_due(now);
