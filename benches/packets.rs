@@ -92,7 +92,7 @@ fn reflect(mut reflector: Reflector, probe: &[u8], length: Duration) -> f64 {
 }
 
 fn with_session(format: PacketFormat) -> Reflector {
-    let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
+    let mut reflector = Reflector::new(862, Sessionless::Dropped, Arc::default());
     let session = session(Sid([1; 16]), meta().source, format);
     reflector.add(session, Monotonic(0)).expect("a new session");
     reflector.start(Sid([1; 16]), Monotonic(0));
@@ -110,7 +110,7 @@ fn growth(length: Duration) {
             let mixed = (u64::from(n) * 0x9e37_79b1 % u64::from(count)) as u32;
             SocketAddr::from(([10, (mixed >> 16) as u8, (mixed >> 8) as u8, mixed as u8], 4001))
         };
-        let mut negotiated = Reflector::new(862, Sessionless::Nobody, Arc::default());
+        let mut negotiated = Reflector::new(862, Sessionless::Dropped, Arc::default());
         let all: HashSet<SocketAddr> = (0..count).map(sender).collect();
         for (number, sender) in all.iter().enumerate() {
             let mut sid = [0; 16];

@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
         refwait_ns: 1_000_000_000,
     };
     let sessionless = match head & 3 {
-        0 => Sessionless::Nobody,
+        0 => Sessionless::Dropped,
         1 => Sessionless::Light(LightPolicy {
             maximum_packets_per_second: None,
             prefixes: vec![prefix],

@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
         test_interval_ns: 10_000_000,
         test_count: 0,
         data_size: 400,
-        reflector_counts: head & 128 != 0,
+        reflector_numbers_replies: head & 128 != 0,
         availability: Default::default(),
         strict_error_estimate: false,
     });

@@ -8,9 +8,8 @@ use tokio::{sync::watch, time::sleep};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Context,
-    connection::author,
-    error,
+    Context, error,
+    layers::author,
     page::{PAGE_BYTES, PageRequest, split_front},
     services::client_service_server::ClientService,
 };

@@ -5,9 +5,9 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Context,
-    connection::author,
     document_page::{DocumentKey, document_page},
     error,
+    layers::author,
     page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest},
     services::config_service_server::ConfigService,
 };

@@ -11,9 +11,8 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::Extensions;
 
-use super::{identity::Origin, layers::Call};
+use super::identity::Origin;
 
 /// Octets with which a client begins (RFC 9113 §3.4).
 const PREFACE_OCTETS: usize = 24;
@@ -24,12 +23,6 @@ pub(super) struct Peer {
     /// Address and port, or `unix`.
     pub(super) address: String,
     pub(super) origin: Origin,
-}
-
-/// Returns the author that is recorded with a change: the identity of the caller.
-pub(super) fn author(extensions: &Extensions) -> String {
-    let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller());
-    caller.map_or_else(String::new, |caller| caller.identity.clone())
 }
 
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use hyper::{HeaderMap, header::AUTHORIZATION};
-use nix::unistd::Uid;
 use serde::Deserialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::{
@@ -14,7 +13,7 @@ use x509_cert::{
 
 use super::tls::common_name;
 use crate::{
-    net::{TcpDirectory, overflow_uid},
+    net::{TcpDirectory, overflow_uid, own_uid},
     proto::{Role, Word},
 };
 
@@ -110,7 +109,7 @@ impl Identities {
                 tracing::warn!(role, identity, "role for callers without an identity");
             }
         }
-        Self { rules, own_uid: Uid::effective().as_raw() }
+        Self { rules, own_uid: own_uid() }
     }
 
     /// Identifies the caller behind a connection now: the owner of a socket may have closed it.

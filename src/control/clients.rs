@@ -128,7 +128,7 @@ impl Clients {
             stays
         });
         if inner.connections.len() < count {
-            self.context.changes.removed();
+            self.context.changes.number_removal();
         }
         self.context.results.retain_persisted(|name| config.connections.contains_key(name));
         for (name, wanted) in &config.connections {
@@ -186,7 +186,7 @@ impl Clients {
             connections.map(|(name, handle)| (name.clone(), handle.clone())).collect()
         };
         let directory = TcpDirectory::open().ok();
-        let changed = handles.iter().filter(|(_, handle)| handle.changed() > number);
+        let changed = handles.iter().filter(|(_, handle)| handle.latest_change() > number);
         let changed = changed.map(|(_, handle)| handle.snapshot(directory.as_ref())).collect();
         (changed, handles.into_iter().map(|(name, _)| name).collect())
     }

@@ -51,7 +51,7 @@ pub struct ControlConnection {
     pub description: String,
     /// Labels of every record of the connection.
     pub labels: BTreeMap<String, String>,
-    /// Configured but not run.
+    /// True if the connection is configured but does not run.
     pub inactive: bool,
     /// Origin of its test sessions.
     pub control_type: ControlType,
@@ -69,7 +69,7 @@ pub struct ControlConnection {
     pub test_count: u64,
     /// Pause between tests and between attempts, in nanoseconds.
     pub test_interval_ns: u64,
-    /// Tests start only by request.
+    /// True if tests start only by request.
     pub manual_start: bool,
     /// TCP keepalive of the control connection.
     pub keepalive: Keepalive,
@@ -115,7 +115,7 @@ pub struct ControlConnection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendAddresses {
     /// Zeros for the ends of the control connection (RFC 5357 §3.5), and addresses for a server
-    /// that does not work with them.
+    /// that does not work with zeros.
     #[default]
     Auto,
     /// Addresses of both ends, always.
@@ -140,28 +140,28 @@ impl ControlConnection {
         u64::from(self.control_type == ControlType::Managed) + self.sessions.len() as u64
     }
 
-    /// Names all sessions, with those that are inactive.
+    /// Returns the names of all sessions, including inactive ones.
     pub fn session_names(&self) -> impl Iterator<Item = &str> {
         let active = self.sessions.iter().map(|session| &session.name);
         active.chain(&self.inactive_sessions).map(String::as_str)
     }
 
-    /// Returns whether the name of an unresponsive peer is resolved again. Not if only the address
-    /// of a reflector is configured.
-    pub fn is_resolved_again(&self) -> bool {
+    /// Returns true if a new attempt may help against a silent peer: a managed connection
+    /// negotiates again, and a name is resolved again.
+    pub fn reconnects_when_silent(&self) -> bool {
         let named = |target: &Option<Endpoint>| matches!(target, Some(Endpoint::Name(_)));
         self.control_type == ControlType::Managed
             || named(&self.target)
             || self.sessions.iter().any(|session| named(&session.target))
     }
 
-    /// Returns whether a server may end sessions in the pause between two tests: its REFWAIT is a
-    /// second at least.
+    /// Returns true if a server may end sessions in the pause between two tests, because the pause
+    /// is longer than the shortest REFWAIT of one second.
     pub fn sessions_may_expire(&self) -> bool {
         self.control_type == ControlType::Managed && self.test_interval_ns > NANOS_PER_SECOND
     }
 
-    /// Returns whether the server or a reflector has an address that is valid on one link only.
+    /// Returns true if the server or a reflector has an address that is valid on one link only.
     pub fn has_link_local_target(&self) -> bool {
         let targets = self.sessions.iter().map(|session| &session.target).chain([&self.target]);
         targets.flatten().any(|target| match target {
@@ -170,8 +170,8 @@ impl ControlConnection {
         })
     }
 
-    /// Returns whether a session asks for reflected padding.
-    pub fn reflects(&self) -> bool {
+    /// Returns true if a session asks for reflected padding.
+    pub fn requests_reflected_octets(&self) -> bool {
         self.sessions.iter().any(|session| session.reflected_octets > 0)
     }
 }
@@ -181,7 +181,7 @@ impl ControlConnection {
 pub enum ResultKeeping {
     /// Results are kept in the store.
     Stored,
-    /// In memory, with the number of results of each session.
+    /// Results are kept in memory, at most this number for each session.
     InMemory(usize),
 }
 

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use super::{AgentConfig, ControlConnection, ServerConfig, TestSession, effect::ServerField};
 use crate::proto::{Change, ChangeEffect, ChangeKind};
 
-/// Control that a connection has over its sessions, which decides the effect of a changed session.
+/// Way in which a connection can control its sessions, which decides the effect of a changed
+/// session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SessionControl {
     /// No session is started.
@@ -31,7 +32,7 @@ pub enum SessionControl {
 pub enum ConnectionEffect {
     /// No message to the server, and no test is interrupted.
     Live,
-    /// Sessions that change are stopped and started; the others go on.
+    /// Sessions that change are stopped and started; the others continue.
     SessionRestart,
     /// All sessions are stopped and requested again over the same control connection.
     Renegotiate,
@@ -182,12 +183,12 @@ pub fn connection_effect(
     }
 }
 
-/// Returns whether a connection that has completed with `old` has no test left with `new`.
+/// Returns true if a connection that has completed with `old` has no test left with `new`.
 pub fn has_completed(old: &ControlConnection, new: &ControlConnection) -> bool {
     new.manual_start || new.test_count != 0 && new.test_count == old.test_count
 }
 
-/// Returns whether `new` may refuse open control connections: by their address, key or age.
+/// Returns true if `new` may forbid open control connections because of their address, key or age.
 fn forbids(old: &ServerConfig, new: &ServerConfig) -> bool {
     let prefixes = |config: &ServerConfig| -> Vec<IpNet> {
         config.client_lists.iter().flat_map(|list| list.prefixes.clone()).collect()

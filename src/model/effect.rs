@@ -1,12 +1,12 @@
-//! Effect of each field of the configuration when it changes in a running part. A field without a
-//! class does not compile.
+//! Effect of each field of the configuration when it changes in a running part. The compiler checks
+//! that each field has a class.
 
 use super::{ControlConnection, ControlType, ServerConfig, TestSession};
 
 /// Class of a field of a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionField {
-    /// Key of the connection: a change is another connection.
+    /// Key of the connection: a change makes it another connection.
     Name,
     /// Applied without a packet.
     Live,
@@ -24,14 +24,14 @@ pub(super) enum ConnectionField {
     Reconnect,
     /// Needs another control connection, and discards what was learnt about the server.
     Server,
-    /// As `Server`; only connections that negotiate use it.
+    /// As `Server`, for fields that only managed connections use.
     ManagedServer,
 }
 
 /// Class of a field of a test session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionField {
-    /// Key of the session: a change is another session.
+    /// Key of the session: a change makes it another session.
     Name,
     /// Applied without a packet.
     Live,
@@ -157,7 +157,7 @@ classify!(ServerConfig: ServerField {
 });
 
 impl ControlConnection {
-    /// Returns whether `other` has the same server, so that what was learnt about it still holds.
+    /// Returns true if `other` has the same server, so that what was learnt about it still holds.
     pub fn has_same_server(&self, other: &Self) -> bool {
         !self.differences(other).iter().any(|class| match class {
             ConnectionField::Server | ConnectionField::ManagedServer => true,
@@ -172,21 +172,22 @@ impl ControlConnection {
         })
     }
 
-    /// Returns whether the options of the control connection's socket are the same.
+    /// Returns true if the options of the control connection's socket are the same.
     pub fn has_same_socket_options(&self, other: &Self) -> bool {
         !self.differences(other).contains(&ConnectionField::SocketOption)
     }
 
-    /// Returns whether tests and attempts have the same intervals.
+    /// Returns true if tests and attempts have the same intervals.
     pub fn has_same_intervals(&self, other: &Self) -> bool {
         !self.differences(other).contains(&ConnectionField::Interval)
     }
 
-    /// Returns whether a change to `other` needs another control connection.
+    /// Returns true if a change to `other` needs another control connection.
     pub(super) fn needs_reconnect(&self, other: &Self) -> bool {
         let is_managed = self.control_type == ControlType::Managed;
-        // The mode of a control connection depends on it.
-        let reflects = is_managed && self.reflects() != other.reflects();
+        // The mode of the control connection depends on reflected padding.
+        let reflects =
+            is_managed && self.requests_reflected_octets() != other.requests_reflected_octets();
         reflects
             || self.differences(other).iter().any(|class| match class {
                 ConnectionField::Reconnect | ConnectionField::Server => true,
@@ -203,7 +204,7 @@ impl ControlConnection {
 }
 
 impl TestSession {
-    /// Returns whether a change to `other` needs a negotiation or another socket.
+    /// Returns true if a change to `other` needs a negotiation or another socket.
     pub fn needs_renegotiation(&self, other: &Self) -> bool {
         self.differences(other).contains(&SessionField::Renegotiate)
     }

@@ -17,7 +17,7 @@ pub struct ExportConfig {
 /// An exporter that pushes records.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exporter {
-    /// Configured, but not run.
+    /// True if the exporter is configured but does not run.
     pub inactive: bool,
     /// Selection of the records that are pushed.
     pub filter: RecordFilter,
@@ -36,7 +36,7 @@ pub enum ExportTarget {
     Otlp {
         /// URL of the collector: `http://HOST:PORT` or `https://HOST:PORT`.
         endpoint: String,
-        /// Counters and histograms have the values of each result instead of totals.
+        /// True if counters and histograms have the values of each result instead of totals.
         is_delta: bool,
     },
     /// Publication to a NATS JetStream.

@@ -154,8 +154,8 @@ pub const SERVER_INACTIVITY_TIMEOUT: Limit = limit(0..=DAY, 15 * MINUTE, "0 to 2
 pub const MAX_CONNECTION_DURATION: Limit = limit(0..=30 * DAY, 0, "0 to 30 days");
 /// Range and default of `maximum_connections`.
 pub const SERVER_CONNECTIONS: Limit = limit(1..=100_000, 64, "1 to 100000");
-/// Range and default of `maximum_connections_per_client`, a fraction of all: one client does not
-/// keep the others out.
+/// Range and default of `maximum_connections_per_client`, a fraction of all, so that one client
+/// does not lock out the others.
 pub const SERVER_CONNECTIONS_PER_CLIENT: Limit = limit(1..=100_000, 16, "1 to 100000");
 /// Range and default of `maximum_sessions`.
 pub const SERVER_SESSIONS: Limit = limit(1..=100_000, 64, "1 to 100000");

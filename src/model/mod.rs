@@ -1,7 +1,7 @@
 //! Configuration as the agent uses it, with every value checked and every default filled in. Only
 //! [`parse`] creates it, so that nothing has to be checked again. Defaults and ranges are in
-//! [`limits`]. Results of measurements have no model here (see [`crate::stats`]); the enums that
-//! describe them are those of the API.
+//! [`limits`]. Results of measurements are not part of this model (see [`crate::stats`]); the enums
+//! that describe them are those of the API.
 
 mod certificates;
 mod config;

@@ -18,7 +18,7 @@ pub enum AuthenticationMode {
 }
 
 impl AuthenticationMode {
-    /// Returns whether test packets are protected, too.
+    /// Returns true if test packets are protected, too.
     pub fn protects_test_packets(self) -> bool {
         matches!(self, Self::Authenticated | Self::Encrypted)
     }
@@ -50,7 +50,7 @@ pub struct Extensions {
 }
 
 impl Extensions {
-    /// Default of clients, used where the server offers it.
+    /// Default of clients. An extension is used if the server offers it.
     pub const CLIENT: Self = Self { symmetrical_size: false, ..Self::SERVER };
     /// Default offer of servers.
     pub const SERVER: Self = Self {

@@ -45,7 +45,7 @@ pub struct ServerConfig {
     pub key_derivation_count: u32,
     /// Extensions offered to clients.
     pub extensions: Extensions,
-    /// Format of T2 and T3, where the client supports it.
+    /// Format of T2 and T3, if the client supports it.
     pub timestamps: TimestampFormat,
     /// REFWAIT (RFC 5357 §4.2), in nanoseconds.
     pub refwait_ns: u64,
@@ -58,7 +58,7 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// Returns whether a client may connect.
+    /// Returns true if a client may connect.
     pub fn allows(&self, client: IpAddr) -> bool {
         self.client_lists
             .iter()
@@ -110,7 +110,7 @@ impl ServerConfig {
 }
 
 impl UdpListen {
-    /// Returns whether two sockets are different but would receive packets for each other.
+    /// Returns true if two sockets are different but each would receive packets for the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (self.address, other.address);
         let any = a.ip().is_unspecified() || b.ip().is_unspecified() || a.ip() == b.ip();
@@ -220,7 +220,7 @@ pub struct StampReflector {
     pub authenticated: bool,
     /// Keys of HMACs; each of them is accepted.
     pub secrets: Vec<Secret>,
-    /// A probe may choose the DSCP of its reply.
+    /// True if a probe may choose the DSCP of its reply.
     pub allow_class_of_service: bool,
     /// Format of T2 and T3.
     pub timestamps: TimestampFormat,

@@ -13,7 +13,7 @@ const TLV_HEADER_OCTETS: usize = 4;
 pub struct StampSession {
     /// Session identifier; `None` for one at random.
     pub ssid: Option<u16>,
-    /// Packets have an HMAC.
+    /// True if packets have an HMAC.
     pub authenticated: bool,
     /// Key of HMACs; `None` if neither packets nor TLVs have one.
     pub secret: Option<Secret>,
@@ -29,7 +29,7 @@ pub struct StampSession {
     pub follow_up_telemetry: bool,
     /// Report of the state of an access network of this host.
     pub access_report: Option<AccessReport>,
-    /// TLVs have an HMAC even if packets have none.
+    /// True if TLVs have an HMAC even if packets have none.
     pub sign_tlvs: bool,
     /// Ignores replies without the identifier (RFC 8972 §3).
     pub require_ssid: bool,
@@ -71,13 +71,13 @@ impl StampSession {
         asked.map(|(_, octets)| TLV_HEADER_OCTETS + octets).sum()
     }
 
-    /// Returns whether an HMAC TLV follows the others: with authentication, if there are TLVs other
+    /// Returns true if an HMAC TLV follows the others: with authentication, if there are TLVs other
     /// than padding (RFC 8972 §4.8).
     pub fn signs_tlvs(&self) -> bool {
-        self.sign_tlvs || (self.authenticated && self.asks_for_something())
+        self.sign_tlvs || (self.authenticated && self.has_tlvs())
     }
 
-    fn asks_for_something(&self) -> bool {
+    fn has_tlvs(&self) -> bool {
         self.class_of_service.is_some()
             || self.direct_measurement
             || self.location

@@ -6,20 +6,20 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::time::{ErrorEstimate, MAX_ERROR_NS, Monotonic, NANOS_PER_SECOND, Now, UnixTime};
 
-/// Longest time between two readings of one clock pair; the scheduler interrupted longer ones,
-/// which are repeated.
+/// Longest time that a reading of both clocks may take. If it takes longer, the scheduler has
+/// interrupted it, and it is repeated.
 const TORN_READING_NS: u64 = 50_000;
 /// Age up to which the cached clock state is used.
 const STATE_AGE_NS: u64 = NANOS_PER_SECOND;
 /// `STA_UNSYNC` of adjtimex(2): clock not synchronised.
 const STA_UNSYNC: i32 = 0x0040;
-/// Errors of adjtimex(2) from which the kernel considers a clock as not synchronised, in
-/// microseconds (`NTP_PHASE_LIMIT`); what has it as its estimate has none.
+/// Error of adjtimex(2) from which on the kernel considers a clock as not synchronised, in
+/// microseconds (`NTP_PHASE_LIMIT`). As a value of `esterror` it means that there is no estimate.
 const MAX_ERROR_US: i64 = (MAX_ERROR_NS / 1_000).cast_signed();
-/// Error of a declared clock whose daemon tells the kernel nothing.
+/// Error of a clock that is declared as synchronised, if the kernel does not know its error.
 const DECLARED_ERROR_NS: u64 = 1_000_000;
 
-/// A daemon keeps the clock without telling the kernel (settings).
+/// Setting of the operator: a daemon synchronises the clock, but the kernel does not know it.
 static DECLARED_SYNCHRONISED: AtomicBool = AtomicBool::new(false);
 
 /// Synchronisation state of the local clock.
@@ -46,8 +46,8 @@ pub fn now() -> Now {
     read_pair(monotonic)
 }
 
-/// Reads the realtime clock with the time since boot in place of the monotonic clock, which stands
-/// still while the host is suspended.
+/// Reads the realtime clock, and the time since boot instead of the monotonic clock, which stops
+/// while the host is suspended.
 pub fn now_since_boot() -> Now {
     read_pair(|| Monotonic(read(ClockId::CLOCK_BOOTTIME)))
 }
@@ -106,7 +106,7 @@ pub fn error_estimate() -> ErrorEstimate {
     estimate
 }
 
-/// Declares that the clock of this host is synchronised although the kernel is not told so.
+/// Declares that the clock of this host is synchronised although the kernel does not know it.
 pub fn declare_synchronised(is_synchronised: bool) {
     DECLARED_SYNCHRONISED.store(is_synchronised, Relaxed);
 }
@@ -118,16 +118,18 @@ fn read_error_estimate() -> ErrorEstimate {
     estimate(kernel, DECLARED_SYNCHRONISED.load(Relaxed))
 }
 
-/// Makes an estimate of `status`, `esterror` and `maxerror` of adjtimex(2), if they could be read.
-/// The return value of the call is of no use: it is TIME_ERROR for daemons that keep the clock
-/// well. timesyncd leaves `esterror` at 0, phc2sys at 16 s: `maxerror` is the bound then.
+/// Makes an estimate from `status`, `esterror` and `maxerror` of adjtimex(2), if they could be
+/// read. The return value of the call is useless: it is TIME_ERROR even if a daemon synchronises
+/// the clock well. timesyncd leaves `esterror` at 0 and phc2sys at 16 s; then `maxerror` is used as
+/// the error.
 fn estimate(kernel: Option<(i32, i64, i64)>, is_declared: bool) -> ErrorEstimate {
     let kernel = kernel.filter(|(status, _, max_us)| {
         status & STA_UNSYNC == 0 && (0..MAX_ERROR_US).contains(max_us)
     });
     let error_us = kernel.map(|(_, estimated_us, max_us)| match estimated_us {
         1..MAX_ERROR_US => estimated_us,
-        // phc2sys sets it to 0 with each update; the unit of the kernel is the least that it can tell.
+        // phc2sys sets `maxerror` to 0 with each update. The smallest error that the kernel can
+        // express is then used.
         _ => max_us.max(1),
     });
     match error_us.and_then(|error_us| u64::try_from(error_us).ok()) {
@@ -178,7 +180,7 @@ mod tests {
             let estimate = estimate(kernel, is_declared);
             assert_eq!(estimate.is_synchronised(), expected_us.is_some(), "{kernel:?}");
             if let Some(expected_us) = expected_us {
-                // One of 256 steps of the wire's form, rounded up.
+                // The wire format has 256 steps, and the error is rounded up to the next.
                 let error_us = estimate.error_ns() as f64 / 1_000.0;
                 assert!(
                     (f64::from(expected_us) * 0.999..f64::from(expected_us) * 1.01)

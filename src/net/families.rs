@@ -1,4 +1,4 @@
-//! Address families that the kernel has.
+//! Address families that the kernel supports.
 
 use std::{
     io,
@@ -16,13 +16,13 @@ fn has_ipv6() -> bool {
         let lacks = |error: &io::Error| error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32);
         let has = !Socket::new(Domain::IPV6, Type::DGRAM, None).is_err_and(|error| lacks(&error));
         if !has {
-            tracing::warn!("kernel without IPv6, listening on IPv4 where all addresses are meant");
+            tracing::warn!("kernel without IPv6, listening on 0.0.0.0 instead of ::");
         }
         has
     })
 }
 
-/// Returns the address that stands for all addresses of the host: IPv4's on a kernel without IPv6.
+/// Returns the address to listen on. On a kernel without IPv6, `::` is replaced by `0.0.0.0`.
 pub(super) fn all_addresses(address: SocketAddr) -> SocketAddr {
     if is_missing(address) {
         return SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
@@ -30,8 +30,8 @@ pub(super) fn all_addresses(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Returns the end of a connection with an IPv4 address in its own form. The scope of a link-local
-/// address is kept: without it the address means nothing.
+/// Returns the address, converted to IPv4 if it is an IPv4-mapped IPv6 address. The scope of a
+/// link-local address is kept, because the address is incomplete without it.
 pub fn canonical(end: SocketAddr) -> SocketAddr {
     match end.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::from((v4, end.port())),
@@ -39,7 +39,7 @@ pub fn canonical(end: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Returns true for `::` on a kernel without IPv6: no packet can come to it.
+/// Returns true for `::` on a kernel without IPv6, to which no packet can be sent.
 pub fn is_missing(address: SocketAddr) -> bool {
     address.ip() == Ipv6Addr::UNSPECIFIED && !has_ipv6()
 }

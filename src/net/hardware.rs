@@ -1,4 +1,4 @@
-//! Hardware timestamps: interfaces that stamp packets and the offsets of their clocks.
+//! Hardware timestamps: interfaces that timestamp packets, and the offsets of their clocks.
 //!
 //! The list is global because an interface belongs to the whole host.
 
@@ -27,16 +27,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::time::{NANOS_PER_SECOND, UnixTime};
 
-/// Interval between comparisons; a free-running clock drifts some microseconds in it.
+/// Interval between comparisons of the clocks, in which a free-running clock drifts some
+/// microseconds.
 const COMPARE_INTERVAL: Duration = Duration::from_millis(100);
 /// Comparisons after which an interface without timestamps is tried again.
 const RETRY_AFTER_COMPARISONS: u32 = 50;
-/// Readings per comparison; the one with the shortest duration counts.
+/// Readings per comparison. Only the shortest reading counts.
 const READINGS: usize = 5;
-/// Largest difference between the timestamps of interface and kernel; beyond it, the clock was set
-/// or is another one.
+/// Largest difference between the timestamps of the interface and the kernel. A larger difference
+/// means that the clock was set, or that the timestamp is of another clock.
 const MAX_DIFFERENCE_NS: u64 = NANOS_PER_SECOND;
-/// Marks an offset as unknown: the clock does not respond.
+/// Offset of a clock that does not respond.
 const UNKNOWN: i64 = i64::MIN;
 
 static INTERFACES: RwLock<Vec<Interface>> = RwLock::new(Vec::new());
@@ -52,7 +53,7 @@ struct Interface {
 pub struct HardwareState {
     /// Name of the network interface.
     pub interface: String,
-    /// Reason why it does not stamp packets; empty if it does.
+    /// Reason why the interface does not timestamp packets; empty if it does.
     pub detail: String,
     /// Error of the clock offset in nanoseconds.
     pub error_ns: u64,
@@ -77,7 +78,7 @@ impl HardwareClock {
             return Err("no such interface".into());
         }
         let number = name.lookup_phc().ok_or("no PTP hardware clock, see `ethtool -T`")?;
-        // The interface keeps stamping after this socket is closed.
+        // The interface continues to timestamp packets after this socket is closed.
         open_interface_udp(name, 0, InterfaceTimestampMode::HardwareAll, None)
             .map_err(|error| format!("failed to enable timestamps of all packets: {error}"))?;
         let path = format!("/dev/ptp{number}");
@@ -97,30 +98,31 @@ impl HardwareClock {
         let mut narrowest: Option<(u64, i64)> = None;
         for _ in 0..READINGS {
             let before = read(ClockId::CLOCK_REALTIME)?;
-            let there = read(clock).inspect_err(|_| self.offset_ns.store(UNKNOWN, Relaxed))?;
+            let device_time =
+                read(clock).inspect_err(|_| self.offset_ns.store(UNKNOWN, Relaxed))?;
             let after = read(ClockId::CLOCK_REALTIME)?;
             let Some(width) = after.checked_sub(before) else { continue };
-            let ahead = (before + width / 2).wrapping_sub(there).cast_signed();
+            let offset_ns = (before + width / 2).wrapping_sub(device_time).cast_signed();
             if narrowest.is_none_or(|(least, _)| width < least) {
-                narrowest = Some((width, ahead));
+                narrowest = Some((width, offset_ns));
             }
         }
         let found = narrowest
             .ok_or_else(|| io::Error::other("host clock stepped back during the comparison"));
-        let (width, ahead) = found?;
-        self.offset_ns.store(ahead, Relaxed);
+        let (width, offset_ns) = found?;
+        self.offset_ns.store(offset_ns, Relaxed);
         self.error_ns.store(width.div_ceil(2), Relaxed);
         Ok(())
     }
 
     /// Converts a timestamp to host time. `None` when the result differs from `near` by more than
     /// [`MAX_DIFFERENCE_NS`].
-    pub(super) fn in_host_time(&self, timestamp_ns: u64, near: UnixTime) -> Option<UnixTime> {
-        in_host_time(self.offset_ns.load(Relaxed), timestamp_ns, near)
+    pub(super) fn to_host_time(&self, timestamp_ns: u64, near: UnixTime) -> Option<UnixTime> {
+        to_host_time(self.offset_ns.load(Relaxed), timestamp_ns, near)
     }
 }
 
-fn in_host_time(offset_ns: i64, timestamp_ns: u64, near: UnixTime) -> Option<UnixTime> {
+fn to_host_time(offset_ns: i64, timestamp_ns: u64, near: UnixTime) -> Option<UnixTime> {
     if offset_ns == UNKNOWN || timestamp_ns == 0 {
         return None;
     }
@@ -139,7 +141,7 @@ fn read(clock: ClockId) -> io::Result<u64> {
     Ok(seconds.wrapping_add(time.tv_nsec() as u64))
 }
 
-/// Returns the clock that stamps the packets of a socket on this address.
+/// Returns the clock that timestamps the packets of a socket on this address.
 pub(super) fn clock_of(address: SocketAddr, interface: Option<&str>) -> Option<Arc<HardwareClock>> {
     let all = INTERFACES.read().unwrap_or_else(PoisonError::into_inner);
     if all.is_empty() {
@@ -149,7 +151,7 @@ pub(super) fn clock_of(address: SocketAddr, interface: Option<&str>) -> Option<A
         Some(name) => name.to_owned(),
         None => InterfaceName::from_socket_addr(address).ok()??.as_str().to_owned(),
     };
-    all.iter().find(|one| one.name == name)?.clock.as_ref().ok().cloned()
+    all.iter().find(|interface| interface.name == name)?.clock.as_ref().ok().cloned()
 }
 
 /// Returns the state of each configured interface.
@@ -197,13 +199,13 @@ pub async fn follow_hardware(token: CancellationToken) {
         }
         comparisons = (comparisons + 1) % RETRY_AFTER_COMPARISONS;
         let all = INTERFACES.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let followed =
-            all.into_iter().map(|interface| follow(interface, comparisons == 0)).collect();
-        *INTERFACES.write().unwrap_or_else(PoisonError::into_inner) = followed;
+        let updated =
+            all.into_iter().map(|interface| update(interface, comparisons == 0)).collect();
+        *INTERFACES.write().unwrap_or_else(PoisonError::into_inner) = updated;
     }
 }
 
-fn follow(interface: Interface, retry: bool) -> Interface {
+fn update(interface: Interface, retry: bool) -> Interface {
     match &interface.clock {
         Ok(clock) => match clock.compare() {
             Ok(()) => interface,
@@ -238,12 +240,12 @@ mod tests {
         let now = UnixTime(1_800_000_000 * NANOS_PER_SECOND);
         // A clock in TAI is 37 s ahead.
         let shown = now.plus_ns(37 * SECOND - 5_000).0;
-        assert_eq!(in_host_time(-37 * SECOND, shown, now), Some(now.plus_ns(-5_000)));
-        assert_eq!(in_host_time(-36 * SECOND + 1, shown, now), Some(now.plus_ns(SECOND - 4_999)));
+        assert_eq!(to_host_time(-37 * SECOND, shown, now), Some(now.plus_ns(-5_000)));
+        assert_eq!(to_host_time(-36 * SECOND + 1, shown, now), Some(now.plus_ns(SECOND - 4_999)));
         for (ahead, shown) in
             [(0, shown), (UNKNOWN, shown), (-37 * SECOND, 0), (-35 * SECOND, shown), (0, u64::MAX)]
         {
-            assert_eq!(in_host_time(ahead, shown, now), None, "{ahead} {shown}");
+            assert_eq!(to_host_time(ahead, shown, now), None, "{ahead} {shown}");
         }
     }
 
@@ -256,14 +258,14 @@ mod tests {
             error_ns: AtomicU64::default(),
         };
         let now = || read(ClockId::CLOCK_REALTIME).map(UnixTime).unwrap();
-        assert_eq!(clock.in_host_time(1, now()), None);
+        assert_eq!(clock.to_host_time(1, now()), None);
         clock.compare_with(ClockId::CLOCK_MONOTONIC).unwrap();
         let shown = read(ClockId::CLOCK_MONOTONIC).unwrap();
-        let host_time = clock.in_host_time(shown, now()).unwrap();
+        let host_time = clock.to_host_time(shown, now()).unwrap();
         assert!(now().since_ns(host_time) < SECOND / 10);
         clock.compare().unwrap_err();
         assert_eq!(
-            clock.in_host_time(shown, now()),
+            clock.to_host_time(shown, now()),
             None,
             "a clock that stopped responding is not used"
         );

@@ -10,11 +10,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::model::ZonedAddress;
 
-/// Upper limit of the files reserved for the store and the API, which get a quarter of all: too
-/// many measurements must not lock out their operators, nor the reverse.
+/// Upper limit of the open files that are reserved for the store and the API. They get a quarter of
+/// all, so that many measurements do not make the API unusable, nor the reverse.
 const RESERVED_FILES: u64 = 320;
 
-/// Characters of an identifier of the host that are read.
+/// Largest number of characters that are read of an identifier of the host.
 const MAX_IDENTIFIER: usize = 64;
 
 /// Raises the limit of open files to the maximum: the hard limit or, for root, `fs.nr_open`. Each
@@ -54,9 +54,9 @@ pub fn open_files() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64)
 }
 
-/// Returns an error when `socket` exceeds the limit for measurements. The kernel assigns the
-/// lowest free descriptor, therefore all lower ones are open.
-pub(super) fn spare_files(socket: &impl AsFd) -> io::Result<()> {
+/// Returns an error if `socket` exceeds the limit for measurements. Its descriptor number shows
+/// that, because the kernel assigns the lowest free number.
+pub(super) fn check_file_limit(socket: &impl AsFd) -> io::Result<()> {
     let most = files_for_measurements();
     if (socket.as_fd().as_raw_fd() as u64) < most {
         return Ok(());
@@ -69,6 +69,11 @@ pub(super) fn spare_files(socket: &impl AsFd) -> io::Result<()> {
 /// Returns the index of a network interface; `None` if it does not exist.
 pub fn interface_index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// Returns the user of this process.
+pub fn own_uid() -> u32 {
+    nix::unistd::Uid::effective().as_raw()
 }
 
 /// Returns the number that stands for users of another user namespace.
@@ -113,8 +118,8 @@ pub fn machine_id() -> String {
     identifier("/etc/machine-id")
 }
 
-/// Returns the UUID of the (virtual) machine in its firmware; empty if there is none or if it may not
-/// be read, which takes root.
+/// Returns the UUID of the (virtual) machine in its firmware; empty if there is none, or if the
+/// agent may not read it because it is not root.
 pub fn product_uuid() -> String {
     identifier("/sys/class/dmi/id/product_uuid")
 }

@@ -20,28 +20,27 @@ const GROUPS: [i32; 5] = [
     libc::RTMGRP_IPV4_ROUTE,
     libc::RTMGRP_IPV6_ROUTE,
 ];
-/// Shortest pause between two notifications. After [`BURST`] of them in a row, as on a router with
-/// unstable routes, one follows in each [`MAX_PAUSE`].
+/// Shortest pause between two notifications. After [`BURST`] notifications in a row, as on a router
+/// with unstable routes, one notification follows in each [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(50);
 const BURST: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// Pause before the netlink socket is reopened after an error, doubled up to the limit while it does
-/// not work at all, as in a sandbox without netlink.
+/// Pause before the netlink socket is reopened after an error. It doubles up to [`MAX_RETRY_PAUSE`]
+/// while the socket does not work at all, as in a sandbox without netlink.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
-/// Time after which a socket that failed had worked.
-const WORKED: Duration = Duration::from_secs(60);
+/// Time for which a socket must be open before its failure counts as a new one.
+const MIN_WORKING_TIME: Duration = Duration::from_secs(60);
 /// Bytes read from the netlink socket at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// Counters of changes: an increase is the notification.
+/// Counters of changes. An increase notifies the receivers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetworkChanges {
-    /// Links that came up and addresses and routes that were added: failed attempts may succeed
-    /// now.
+    /// Number of changes after which failed attempts may succeed: a link came up, or an address or
+    /// a route was added.
     pub better: u64,
-    /// Links that changed and addresses that were removed: sockets bound to them may have lost
-    /// them.
+    /// Number of changes that may affect bound sockets: a link changed, or an address was removed.
     pub bound: u64,
 }
 
@@ -58,7 +57,7 @@ async fn follow(changes: &watch::Sender<NetworkChanges>) {
     loop {
         let begun = Instant::now();
         if let Err(error) = listen(changes).await {
-            if failures.is_news(&error, begun.elapsed()) {
+            if failures.must_log(&error, begun.elapsed()) {
                 tracing::warn!(%error, "failed to follow network changes, retrying");
             } else {
                 tracing::debug!(%error, "still failing to follow network changes");
@@ -83,17 +82,17 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// Records a failure of a socket that `worked` for some time; returns whether it is to be
-    /// reported: once, until the error is another or the socket has worked.
-    fn is_news(&mut self, error: &io::Error, worked: Duration) -> bool {
-        if worked >= WORKED {
+    /// Records a failure of a socket that had been open for `worked`. Returns true if it must be
+    /// logged: a repeated error is logged once, until the socket has worked again.
+    fn must_log(&mut self, error: &io::Error, worked: Duration) -> bool {
+        if worked >= MIN_WORKING_TIME {
             *self = Self::default();
         }
         let error = Some(error.to_string());
-        let is_news = self.reported != error;
-        self.pause = if is_news { RETRY_PAUSE } else { MAX_RETRY_PAUSE.min(self.pause * 2) };
+        let must_log = self.reported != error;
+        self.pause = if must_log { RETRY_PAUSE } else { MAX_RETRY_PAUSE.min(self.pause * 2) };
         self.reported = error;
-        is_news
+        must_log
     }
 }
 
@@ -101,7 +100,8 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     let groups = GROUPS.iter().fold(0, |all, group| all | *group as u32);
     socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
-    // Unstable routes elsewhere must not delay a link or an address.
+    // Routes have a rate limit of their own, so that unstable routes do not delay the notification
+    // of a link or an address.
     let mut limit = RateLimit::new(Instant::now());
     let mut route_limit = RateLimit::new(Instant::now());
     let mut pending = News::NOTHING;
@@ -111,7 +111,7 @@ async fn listen(changes: &watch::Sender<NetworkChanges>) -> io::Result<()> {
         let due = limit.due();
         tokio::select! {
             received = socket.recv(&mut buffer) => {
-                pending = pending.and(match received {
+                pending = pending.merge(match received {
                     Ok(()) => News::parse(&buffer),
                     // Messages were lost: anything may have changed.
                     Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => News::ANYTHING,
@@ -145,7 +145,7 @@ impl News {
     const ROUTE: Self = Self { better: false, route: true, bound: false };
     const NOTHING: Self = Self { better: false, route: false, bound: false };
 
-    fn and(self, other: Self) -> Self {
+    fn merge(self, other: Self) -> Self {
         Self {
             better: self.better || other.better,
             route: self.route || other.route,
@@ -158,7 +158,7 @@ impl News {
         let mut news = Self::NOTHING;
         while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(messages) {
             let len = (message.header.length as usize).next_multiple_of(4);
-            news = news.and(match message.payload {
+            news = news.merge(match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Self {
                     better: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
                     bound: true,
@@ -237,13 +237,16 @@ mod tests {
     fn a_socket_that_never_works_is_reported_once() {
         let mut failures = Failures::default();
         let (lacking, short) = (io::ErrorKind::Unsupported, Duration::from_secs(1));
-        assert!(failures.is_news(&lacking.into(), Duration::ZERO));
+        assert!(failures.must_log(&lacking.into(), Duration::ZERO));
         for _ in 0..100 {
-            assert!(!failures.is_news(&lacking.into(), short));
+            assert!(!failures.must_log(&lacking.into(), short));
         }
         assert_eq!(failures.pause, MAX_RETRY_PAUSE);
-        assert!(failures.is_news(&io::ErrorKind::OutOfMemory.into(), short), "another error");
-        assert!(failures.is_news(&io::ErrorKind::OutOfMemory.into(), WORKED), "a new failure");
+        assert!(failures.must_log(&io::ErrorKind::OutOfMemory.into(), short), "another error");
+        assert!(
+            failures.must_log(&io::ErrorKind::OutOfMemory.into(), MIN_WORKING_TIME),
+            "a new failure"
+        );
         assert_eq!(failures.pause, RETRY_PAUSE);
     }
 

@@ -21,7 +21,7 @@ pub use families::{canonical, is_missing};
 pub use hardware::{HardwareState, enable_hardware_stamps, follow_hardware, hardware_states};
 pub use host::{
     files_for_api, files_for_measurements, free_port, host_name, interface_index, machine_id,
-    on_link, open_files, overflow_uid, product_uuid, raise_open_files, scoped,
+    on_link, open_files, overflow_uid, own_uid, product_uuid, raise_open_files, scoped,
 };
 pub use links::{NetworkChanges, follow_network};
 pub use neighbours::Neighbours;

@@ -1,7 +1,7 @@
-//! Wait of one thread for many sockets, a point in time and a waker.
+//! Poller with which one thread waits for many sockets, a point in time and a waker.
 //!
-//! Built on epoll, a timerfd and an eventfd. Sockets can be excluded from a wait: their packets
-//! stay queued with their timestamps, which saves a wake-up for each packet.
+//! It uses epoll, a timerfd and an eventfd. A wait can exclude the sockets: their packets then stay
+//! queued with their timestamps, which saves a wake-up for each packet.
 
 use std::{
     io,
@@ -42,7 +42,7 @@ impl Waker {
     /// Ends the current or next wait. Costs no system call while an earlier wake-up is pending.
     pub fn wake(&self) {
         if !self.pending.swap(true, Ordering::AcqRel) {
-            // The write fails only when the counter is full, and then the thread wakes anyway.
+            // The write fails only if the counter is full, and then the thread wakes anyway.
             let _ = self.eventfd.write(1);
         }
     }
@@ -86,7 +86,7 @@ impl Poller {
         )?;
         let eventfd =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        // With edge triggering neither has to be read.
+        // With edge triggering, neither the timer nor the eventfd has to be read.
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         for epoll in [&all, &without_sockets] {
             epoll.add(&timer, EpollEvent::new(edge, TIMER))?;
@@ -151,7 +151,8 @@ impl Poller {
         for event in &self.events[..count] {
             match event.data() {
                 WAKER | TIMER => {}
-                // A transmit timestamp: the owner reads it with its next packet.
+                // Only a transmit timestamp is available. The owner of the socket reads it with its
+                // next packet.
                 _ if !event.events().contains(EpollFlags::EPOLLIN) => {}
                 key => ready.push(key),
             }
@@ -161,7 +162,8 @@ impl Poller {
 
     fn arm(&mut self, until: Option<Monotonic>) -> io::Result<()> {
         let Some(until) = until else { return Ok(()) };
-        // A timer that expires too early costs one more turn; setting it anew costs a system call.
+        // A timer that expires too early costs only one more turn of the loop, but setting it again
+        // costs a system call.
         if self.armed.is_some_and(|armed| clock::monotonic() < armed && armed <= until) {
             return Ok(());
         }

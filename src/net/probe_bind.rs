@@ -1,5 +1,5 @@
-//! Checks that the host can provide the sockets, addresses and interfaces of a configuration.
-//! Nothing stays open.
+//! Checks that the host can provide the sockets, addresses and interfaces of a configuration. All
+//! sockets are closed again.
 
 use std::{
     io,
@@ -42,11 +42,11 @@ pub fn check_resources(old: &AgentConfig, new: &AgentConfig) -> Vec<ResourceRefu
     }
     let page = |config: &AgentConfig| config.export.prometheus.clone();
     if let Some(zoned) = page(new).filter(|_| page(new) != page(old))
-        && let Err(error) = scoped(&zoned).and_then(|address| tcp::bound(address, None))
+        && let Err(error) = scoped(&zoned).and_then(|address| tcp::bind(address, None))
     {
         let socket = |zoned: &ZonedAddress| UdpListen { address: zoned.address, interface: None };
         let used: Vec<UdpListen> = page(old).iter().map(socket).collect();
-        if !is_own(&error, &used, &socket(&zoned)) {
+        if !is_own_port(&error, &used, &socket(&zoned)) {
             refusals.add("export.prometheus".into(), &format!("TCP {zoned}"), &error);
         }
     }
@@ -65,9 +65,9 @@ fn check_server(old: Option<&ServerConfig>, new: &ServerConfig, refusals: &mut R
             continue;
         }
         let wanted = tcp_socket(listen);
-        if let Err(error) = tcp::bound(wanted.address, wanted.interface.as_deref()) {
+        if let Err(error) = tcp::bind(wanted.address, wanted.interface.as_deref()) {
             let used = old.iter().flat_map(|old| &old.listen).map(tcp_socket).collect::<Vec<_>>();
-            if !is_own(&error, &used, &wanted) {
+            if !is_own_port(&error, &used, &wanted) {
                 let field = format!("server.listen[{index}]");
                 refusals.add(field, &format!("TCP {wanted}"), &error);
             }
@@ -78,8 +78,8 @@ fn check_server(old: Option<&ServerConfig>, new: &ServerConfig, refusals: &mut R
         if used.contains(&wanted) || is_missing(wanted.address) {
             continue;
         }
-        if let Err(error) = udp::bound(wanted.address, wanted.interface.as_deref(), false)
-            && !is_own(&error, &used, &wanted)
+        if let Err(error) = udp::bind(wanted.address, wanted.interface.as_deref(), false)
+            && !is_own_port(&error, &used, &wanted)
         {
             let field = format!("server.{}", new.field_of(&wanted));
             refusals.add(field, &format!("UDP {wanted}"), &error);
@@ -121,9 +121,9 @@ fn check_connection(
         if is_known && interface.is_some_and(|name| interface_index(name).is_none()) {
             continue;
         }
-        // Port 0: the connection binds its port only while it needs it. A link-local address and one
-        // of a VRF belong to their interface.
-        if let Err(error) = udp::bound(SocketAddr::new(address, 0), interface, false) {
+        // Only the address is checked, because the connection binds its port later. A link-local
+        // address or an address of a VRF is checked on its interface.
+        if let Err(error) = udp::bind(SocketAddr::new(address, 0), interface, false) {
             refusals.add(format!("{path}.{field}"), &format!("address {address}"), &error);
         }
     }
@@ -136,7 +136,7 @@ fn check_connection(
         let any = IpAddr::from([0u8; 4]);
         let source = session.source_address.or(connection.source_address).unwrap_or(any);
         let address = SocketAddr::new(source, port);
-        if let Err(error) = udp::bound(address, interface, false) {
+        if let Err(error) = udp::bind(address, interface, false) {
             let field = format!("{path}.test_sessions[{index}].source_port");
             refusals.add(field, &format!("UDP {address}"), &error);
         }
@@ -149,9 +149,9 @@ fn tcp_socket(listen: &ListenAddress) -> UdpListen {
     UdpListen { address, interface: listen.interface.clone() }
 }
 
-/// Returns true when a socket of the running configuration occupies the port; it will be closed. A
-/// socket on all addresses conflicts with one on a single address and vice versa.
-fn is_own(error: &io::Error, used: &[UdpListen], wanted: &UdpListen) -> bool {
+/// Returns true if a socket of the running configuration occupies the port. That socket will be
+/// closed. A socket on all addresses conflicts with a socket on a single address.
+fn is_own_port(error: &io::Error, used: &[UdpListen], wanted: &UdpListen) -> bool {
     let meets = |used: &UdpListen| {
         let (used, wanted) = (used.address, wanted.address);
         used.port() == wanted.port()

@@ -1,7 +1,7 @@
 //! Random bytes from the kernel.
 //!
-//! Keys, challenges and identifiers fail without them. Numbers that only spread out waits, ports
-//! and padding fall back on the clock.
+//! Without them, keys, challenges and identifiers cannot be generated. Numbers that only spread out
+//! waits and ports, and padding, are derived from the clock instead.
 
 use std::{
     io,
@@ -50,7 +50,8 @@ fn number_from_clock() -> u64 {
     number ^ number >> 31
 }
 
-/// A kernel without random bytes, for tests: it fails on the thread that asks for that.
+/// Simulation of a kernel without random bytes, for tests. It affects only the thread that starts
+/// it.
 #[cfg(test)]
 pub mod failing {
     use std::cell::Cell;

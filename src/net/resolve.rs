@@ -1,6 +1,6 @@
 //! Name resolution by the hosts file and DNS as the host configures them, without threads.
 //!
-//! Addresses are cached for their TTL, the absence of a name for one second.
+//! Addresses are cached for their TTL; the absence of a name is cached for one second.
 
 use std::{
     fs, io,
@@ -40,8 +40,8 @@ struct NameService {
     resolver: TokioResolver,
 }
 
-/// Shared resolver with the modification times of its files. Its cache makes thousands of
-/// connections to one name cost one query.
+/// Shared resolver with the modification times of its files. Because of its cache, thousands of
+/// connections to one name need one query.
 static SERVICE: Mutex<Option<(Stamps, Arc<NameService>)>> = Mutex::new(None);
 
 /// Returns the addresses of an endpoint in the order in which to try them, limited to the family
@@ -63,11 +63,11 @@ pub async fn addresses(
     };
     let fits = |address: &IpAddr| family.is_none_or(|f| f.is_ipv4() == address.is_ipv4());
     let fitting = found.into_iter().filter(fits).map(|ip| SocketAddr::new(ip, port));
-    let fitting = interleaved(fitting.collect());
+    let fitting = interleave(fitting.collect());
     if fitting.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
-            "no address of the family of the source address",
+            "no address of the same IP version as the source address",
         ));
     }
     Ok(fitting)
@@ -80,14 +80,14 @@ impl NameService {
         })?;
         let query = async |kind| {
             let lookup = self.resolver.lookup(parsed.clone(), kind).await;
-            let lookup = lookup.map_err(|error| failed(name, kind, error))?;
+            let lookup = lookup.map_err(|error| to_io_error(name, kind, error))?;
             let records = lookup.answers().iter();
             Ok(records.filter_map(|record| record.data.ip_addr()).collect())
         };
         match family {
             Some(IpAddr::V4(_)) => query(RecordType::A).await,
             Some(IpAddr::V6(_)) => query(RecordType::AAAA).await,
-            None => either(query(RecordType::AAAA), query(RecordType::A)).await,
+            None => query_both(query(RecordType::AAAA), query(RecordType::A)).await,
         }
     }
 
@@ -102,14 +102,14 @@ impl NameService {
     }
 }
 
-/// Parses a name. Other than in host names, `_` is allowed, as container networks use it.
+/// Parses a name. `_` is allowed, which host names exclude but container networks use.
 fn dns_name(name: &str) -> Option<Name> {
     if name.is_ascii() { Name::from_ascii(name).ok() } else { Name::from_utf8(name).ok() }
 }
 
-/// Converts a resolver error; the library names only its last query.
+/// Converts a resolver error, and adds the name, because the library names only its last query.
 #[expect(clippy::wildcard_enum_match_arm, reason = "a name server may answer anything")]
-fn failed(name: &str, kind: RecordType, error: NetError) -> io::Error {
+fn to_io_error(name: &str, kind: RecordType, error: NetError) -> io::Error {
     if let NetError::Dns(DnsError::NoRecordsFound(none)) = &error {
         let why = match none.response_code {
             ResponseCode::NXDomain => format!("{name:?} does not exist (NXDOMAIN)"),
@@ -121,9 +121,9 @@ fn failed(name: &str, kind: RecordType, error: NetError) -> io::Error {
     io::Error::other(format!("{name:?}: {error}"))
 }
 
-/// Returns the addresses of both families, waiting [`OTHER_FAMILY_WAIT`] for the second: a server
-/// that drops queries for one family must not hide the other.
-async fn either(
+/// Returns the addresses of both families. After the first answer it waits only
+/// [`OTHER_FAMILY_WAIT`] for the second, because some servers drop the queries for one family.
+async fn query_both(
     v6: impl Future<Output = io::Result<Vec<IpAddr>>>,
     v4: impl Future<Output = io::Result<Vec<IpAddr>>>,
 ) -> io::Result<Vec<IpAddr>> {
@@ -152,7 +152,7 @@ async fn either(
 }
 
 /// Alternates between families, starting with the first address (RFC 8305 section 4).
-fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let begins = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, other): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.is_ipv6() == begins);
@@ -174,7 +174,7 @@ fn service() -> Result<Arc<NameService>, NetError> {
         return Ok(service.clone());
     }
     let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
-        tracing::debug!(%error, file = FILES[0], "no name servers, asking this host");
+        tracing::debug!(%error, file = FILES[0], "no name servers configured, querying this host");
         TokioResolver::builder_with_config(loopback_servers(), TokioRuntimeProvider::default())
     });
     let options = builder.options_mut();
@@ -185,7 +185,7 @@ fn service() -> Result<Arc<NameService>, NetError> {
     Ok(service)
 }
 
-/// Returns the name servers without `resolv.conf`, or with an empty one: that of this host
+/// Returns the name servers to use if `resolv.conf` is missing or empty: those on this host
 /// (resolv.conf(5)).
 fn loopback_servers() -> ResolverConfig {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -207,15 +207,15 @@ mod tests {
         };
         let nothing = async || Ok(Vec::new());
         let begun = tokio::time::Instant::now();
-        assert_eq!(either(silent(), answers()).await.unwrap(), [address]);
-        assert_eq!(either(answers(), silent()).await.unwrap(), [address]);
+        assert_eq!(query_both(silent(), answers()).await.unwrap(), [address]);
+        assert_eq!(query_both(answers(), silent()).await.unwrap(), [address]);
         assert_eq!(begun.elapsed(), OTHER_FAMILY_WAIT * 2);
         assert!(
-            either(silent(), nothing()).await.is_err(),
+            query_both(silent(), nothing()).await.is_err(),
             "an empty answer does not hide an error"
         );
-        assert_eq!(either(nothing(), answers()).await.unwrap(), [address]);
-        assert_eq!(either(answers(), answers()).await.unwrap().len(), 2);
+        assert_eq!(query_both(nothing(), answers()).await.unwrap(), [address]);
+        assert_eq!(query_both(answers(), answers()).await.unwrap().len(), 2);
     }
 
     #[test]
@@ -232,9 +232,9 @@ mod tests {
         };
         let given = parse(&["::1", "::2", "::3", "192.0.2.1", "192.0.2.2"]);
         let wanted = parse(&["::1", "192.0.2.1", "::2", "192.0.2.2", "::3"]);
-        assert_eq!(interleaved(given), wanted);
-        assert_eq!(interleaved(parse(&["192.0.2.1"])), parse(&["192.0.2.1"]));
-        assert_eq!(interleaved(Vec::new()), []);
+        assert_eq!(interleave(given), wanted);
+        assert_eq!(interleave(parse(&["192.0.2.1"])), parse(&["192.0.2.1"]));
+        assert_eq!(interleave(Vec::new()), []);
     }
 
     #[tokio::test]

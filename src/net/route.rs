@@ -1,4 +1,4 @@
-//! Checks of routes and source addresses that send no packet.
+//! Checks of routes and source addresses. They send no packet.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ pub fn check_route(
 ) -> io::Result<()> {
     let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let from = SocketAddr::new(source.unwrap_or(any), 0);
-    let socket = udp::bound(from, interface, false)?;
+    let socket = udp::bind(from, interface, false)?;
     socket.connect(&to.into())?;
     let from = socket.local_addr()?.as_socket();
     if from.is_some_and(|from| from.ip().is_unspecified()) {
@@ -29,7 +29,7 @@ pub fn check_route(
 
 /// Returns an error when this host does not have an address.
 pub fn check_source(source: IpAddr, interface: Option<&str>) -> io::Result<()> {
-    udp::bound(SocketAddr::new(source, 0), interface, false).map(drop)
+    udp::bind(SocketAddr::new(source, 0), interface, false).map(drop)
 }
 
 #[cfg(test)]
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_has_no_route() {
+    fn missing_addresses_and_interfaces_have_no_route() {
         let to = |text: &str| text.parse().unwrap();
         check_route(to("127.0.0.1:862"), None, None).unwrap();
         check_route(to("127.0.0.1:862"), Some([127, 0, 0, 9].into()), Some("lo")).unwrap();

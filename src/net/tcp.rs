@@ -12,7 +12,7 @@ pub use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     families::all_addresses,
-    host::{scoped, spare_files},
+    host::{check_file_limit, scoped},
 };
 use crate::model::{Dscp, Keepalive, ZonedAddress};
 
@@ -35,12 +35,13 @@ pub struct ConnectOptions<'a> {
 /// Opens a control connection.
 pub async fn connect(target: SocketAddr, options: &ConnectOptions<'_>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
-    spare_files(&socket)?;
+    check_file_limit(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind_device(options.interface.map(str::as_bytes))?;
     set_dscp(&SockRef::from(&socket), target.is_ipv4(), options.dscp)?;
     if let Some(source) = options.source {
-        // Port 0 is chosen at connect, so that one port can serve several destinations.
+        // With port 0 the kernel chooses the port at the connect, so that one port can serve
+        // several destinations.
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     set_keepalive(&SockRef::from(&socket), options.keepalive)?;
@@ -57,7 +58,7 @@ pub async fn connect_zoned(target: &ZonedAddress) -> io::Result<TcpStream> {
 }
 
 /// Sets DSCP and keepalive of an open connection.
-pub fn tune(stream: &TcpStream, dscp: Dscp, keepalive: Keepalive) -> io::Result<()> {
+pub fn set_options(stream: &TcpStream, dscp: Dscp, keepalive: Keepalive) -> io::Result<()> {
     let socket = SockRef::from(stream);
     set_dscp(&socket, stream.local_addr()?.is_ipv4(), dscp)?;
     set_keepalive(&socket, keepalive)
@@ -73,13 +74,13 @@ fn set_dscp(socket: &SockRef<'_>, is_ipv4: bool, dscp: Dscp) -> io::Result<()> {
 
 /// Opens a listening socket.
 pub fn listen(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpListener> {
-    let socket = bound(address, interface)?;
+    let socket = bind(address, interface)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
 /// Binds a TCP socket without listening.
-pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
+pub(super) fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<Socket> {
     let address = all_addresses(address);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -93,9 +94,10 @@ pub(super) fn bound(address: SocketAddr, interface: Option<&str>) -> io::Result<
     Ok(socket)
 }
 
-/// Sets the options of an accepted connection; an error when it exceeds the file limit.
+/// Sets the options of an accepted connection. Fails if the connection exceeds the limit of open
+/// files.
 pub fn prepare_accepted(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
-    spare_files(stream)?;
+    check_file_limit(stream)?;
     stream.set_nodelay(true)?;
     keep_alive(stream, keepalive)
 }
@@ -105,8 +107,8 @@ pub fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     set_keepalive(&SockRef::from(stream), keepalive)
 }
 
-/// Sets keepalive and the user timeout, which replaces keepalive while sent data is
-/// unacknowledged. Both end the connection after the same time.
+/// Sets keepalive and the user timeout, which replaces keepalive while sent data is unacknowledged.
+/// Each ends the connection after the same time.
 fn set_keepalive(socket: &SockRef<'_>, keepalive: Keepalive) -> io::Result<()> {
     let Keepalive { idle_ns, interval_ns, count } = keepalive;
     socket.set_tcp_keepalive(

@@ -68,8 +68,8 @@ impl TcpDirectory {
         is_open.then_some(header.uid)
     }
 
-    /// Returns the facts of the connection between two addresses, on the interface with this number
-    /// if it is bound to one; `None` if there is none.
+    /// Returns the facts of the connection between two addresses; `None` if there is no such
+    /// connection. `interface` is the number of the interface that the connection is bound to.
     pub fn facts(
         &self,
         local: SocketAddr,
@@ -113,7 +113,8 @@ impl TcpDirectory {
                 destination_port: remote.port(),
                 source_address: local.ip(),
                 destination_address: remote.ip(),
-                // The kernel finds a socket that is bound to an interface only with its number.
+                // The kernel finds a socket that is bound to an interface only by the number of the
+                // interface.
                 interface_id: interface.unwrap_or_else(|| scope(local)),
                 cookie: NO_COOKIE,
             },
@@ -159,8 +160,8 @@ mod tests {
             let facts = directory.facts(local, remote, None).unwrap();
             assert_eq!((facts.state.as_str(), facts.retransmits), ("ESTAB", 0));
             assert!(facts.rtt_ns > 0 && facts.rtt_ns < 1_000_000_000, "{facts:?}");
-            let nobody = SocketAddr::new(local.ip(), 1);
-            assert_eq!(directory.facts(nobody, remote, None), None);
+            let unused = SocketAddr::new(local.ip(), 1);
+            assert_eq!(directory.facts(unused, remote, None), None);
             assert!(directory.facts(local, remote, None).is_some());
         }
     }

@@ -20,7 +20,7 @@ pub struct ThreadScheduling {
 }
 
 /// Applies the scheduling to the calling thread. Returns a description of each setting that the
-/// kernel rejected; the others are in force.
+/// kernel rejected; all other settings are applied.
 pub fn apply_scheduling(scheduling: &ThreadScheduling) -> Vec<String> {
     let mut errors = Vec::new();
     if !scheduling.cpus.is_empty() {

@@ -23,7 +23,8 @@ use crate::{model::Secret, net::clock, wire::crypto::TokenKey};
 /// limited share of one core, and the length of the queue is limited.
 #[derive(Debug)]
 pub struct Derivation {
-    /// One request of each host competes for `next`; its others wait here.
+    /// Lock of each host: one request of the host competes for `next`, the others wait for this
+    /// lock.
     turns: Turns,
     /// Earliest start of the next derivation. Locked until the running one ends, even if its
     /// requester has gone.
@@ -77,7 +78,7 @@ impl Derivation {
             return None;
         }
         let turn = self.turn(host);
-        // One reference is that of the table.
+        // One of the references belongs to the table.
         if Arc::strong_count(&turn) - 1 > self.max_waiting_per_host {
             return None;
         }

@@ -4,10 +4,10 @@
 use super::{Availability, Figures, LossBursts};
 use crate::model::AvailabilityRule;
 
-/// Follows the outcomes of the probes of a session.
+/// State of the loss runs and the availability of a session.
 #[derive(Clone, Debug, Default)]
 pub struct OutcomeTrack {
-    /// Consecutive losses, up to the latest probe.
+    /// Number of consecutive losses, up to the latest probe.
     run: u64,
     interval: Interval,
     availability: Window,
@@ -24,8 +24,9 @@ struct Interval {
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     unavailable: bool,
-    /// Consecutive intervals that contradict the present state, not yet enough to change it.
-    against: u64,
+    /// Number of consecutive intervals that contradict the current state and are too few to change
+    /// it.
+    contrary: u64,
     /// Consecutive intervals of high loss while available.
     high_loss: u64,
 }
@@ -72,7 +73,7 @@ impl OutcomeTrack {
         if intervals == 0 {
             return;
         }
-        // Once unavailable, the rest only counts.
+        // After these intervals the path is unavailable, and further ones are only counted.
         let singly = intervals.min(rule.consecutive_intervals * 2);
         for _ in 0..singly {
             self.availability.add_interval(true, rule, figures);
@@ -101,11 +102,11 @@ impl Window {
     fn add_interval(&mut self, high_loss: bool, rule: &AvailabilityRule, figures: &mut Figures) {
         let counts = figures.availability.get_or_insert_with(Availability::default);
         if high_loss != self.unavailable {
-            self.against += 1;
+            self.contrary += 1;
             self.high_loss += u64::from(high_loss);
-            if self.against >= rule.consecutive_intervals {
-                // The change takes effect from the first of them.
-                let changed = std::mem::take(&mut self.against);
+            if self.contrary >= rule.consecutive_intervals {
+                // The change takes effect from the first of these intervals.
+                let changed = std::mem::take(&mut self.contrary);
                 self.unavailable = high_loss;
                 if high_loss {
                     counts.unavailable_intervals += changed;
@@ -117,12 +118,12 @@ impl Window {
             return;
         }
         // Intervals in the other state were too few for a change.
-        let against = std::mem::take(&mut self.against) + 1;
+        let contrary = std::mem::take(&mut self.contrary) + 1;
         if self.unavailable {
-            counts.unavailable_intervals += against;
+            counts.unavailable_intervals += contrary;
             return;
         }
-        counts.available_intervals += against;
+        counts.available_intervals += contrary;
         let high_loss = std::mem::take(&mut self.high_loss);
         counts.high_loss_intervals += high_loss;
         counts.consecutive_high_loss_intervals +=
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_holds_from_the_first_interval_that_spoke_for_it() {
+    fn a_change_of_availability_counts_from_its_first_interval() {
         let rule = rule(1, 3);
         assert_eq!(availability("..x..xx...", &rule), [10, 0, 3, 1]);
         assert_eq!(availability("..xxx", &rule), [2, 3, 0, 0]);
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_of_several_probes_are_of_high_loss_from_the_share_on() {
+    fn an_interval_is_of_high_loss_once_its_losses_reach_the_limit() {
         let rule = rule(4, 2);
         assert_eq!(availability("...x..xx....", &rule), [3, 0, 1, 0]);
         let mut figures = Figures::default();

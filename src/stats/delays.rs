@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use super::{DelayStats, Figures, Histogram, Moments, Sample, TEST_BUCKETS};
 use crate::{model::TimestampSource, time::StampSource};
 
-/// Largest number of probes in flight; a sample further away starts over.
+/// Largest distance between the sequence numbers of kept samples. A sample that is further away
+/// discards the others.
 const MAX_DISTANCE: usize = 1 << 20;
 
 /// Moments and histogram of one quantity.
@@ -72,7 +73,7 @@ impl Delays {
             self.ingress.add(sample.ingress_ns);
             self.processing.add(sample.processing_ns.max(0));
         }
-        neighbours.pairs(sample, |earlier, later| {
+        neighbours.for_each_pair(sample, |earlier, later| {
             self.rtt_jitter.add(later.rtt_ns - earlier.rtt_ns);
             if earlier.has_one_way && later.has_one_way {
                 self.egress_jitter.add(later.egress_ns - earlier.egress_ns);
@@ -125,9 +126,9 @@ impl Neighbours {
         self.jitter_16_ns >> 4
     }
 
-    /// Passes the sample with those of the probes just before and just after it, as far as they
-    /// have arrived.
-    fn pairs(&mut self, sample: &Sample, mut pair: impl FnMut(&Neighbour, &Neighbour)) {
+    /// Passes the sample to `pair` together with the samples of the previous and of the next probe,
+    /// as far as they have arrived.
+    fn for_each_pair(&mut self, sample: &Sample, mut pair: impl FnMut(&Neighbour, &Neighbour)) {
         if let Some(previous) = self.previous_rtt_ns.replace(sample.rtt_ns) {
             let distance = sample.rtt_ns.abs_diff(previous);
             self.jitter_16_ns =
@@ -212,7 +213,7 @@ mod tests {
         for (sequence, rtt_ns, first_open) in samples {
             let (sequence, rtt_ns, first_open) = (*sequence, *rtt_ns, *first_open);
             let sample = Sample { sequence, first_open, rtt_ns, ..Sample::default() };
-            neighbours.pairs(&sample, |earlier, later| {
+            neighbours.for_each_pair(&sample, |earlier, later| {
                 differences.push(later.rtt_ns - earlier.rtt_ns);
             });
         }
@@ -242,7 +243,7 @@ mod tests {
             let sequence = (u32::MAX - 9_999).wrapping_add(step * 2);
             let first_open = sequence.wrapping_add(1);
             let sample = Sample { sequence, first_open, ..Sample::default() };
-            neighbours.pairs(&sample, |_, _| pairs += 1);
+            neighbours.for_each_pair(&sample, |_, _| pairs += 1);
             assert!(neighbours.latest.len() <= 3, "{}", neighbours.latest.len());
         }
         assert_eq!(pairs, 0);

@@ -1,5 +1,6 @@
 //! Direction of losses, from the sequence numbers of a reflector that numbers its replies by itself
-//! (RFC 5357 §4.2.1). Fixed memory; it lives as long as the session, as the sequence numbers do.
+//! (RFC 5357 §4.2.1). It uses fixed memory and lives as long as the session, because the sequence
+//! numbers do.
 
 /// Losses of a test by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,23 +43,25 @@ impl Attribution {
     }
 }
 
-/// Number of replies for which the path is expected to duplicate or reorder again after it did so
+/// Number of replies for which duplicates or reordering are expected again after they were seen
 /// once.
 const MEMORY_REPLIES: u32 = 100;
-/// Consecutive replies from before the latest cut that mean that the reflector started over.
+/// Number of consecutive replies with numbers below the latest cut that shows that the reflector
+/// has restarted its numbers.
 const RESTART_REPLIES: u32 = 8;
 /// Distance beyond all other sequence numbers at which a number cannot belong to a probe.
 const MAX_DISTANCE: i64 = 10_000;
-/// Limit of the probes that are expected to overtake another one.
+/// Largest number of probes that are expected to overtake another one.
 const MAX_EXTENT: u32 = 63;
 
 /// Attributes losses in blocks, from one cut to the next. A cut is a reply after which no reply
-/// with a lower number can arrive, and before which none with a higher one arrived: there, the
-/// counts of probes and of replies agree. Outcomes must be passed in the order of the probes.
+/// with a lower number can arrive, and before which no reply with a higher number arrived. At a cut
+/// the counts of probes and of replies therefore agree. Outcomes must be passed in the order of the
+/// probes.
 ///
-/// A lost probe may have crossed a cut on its way out. The block of its number has more missing
-/// numbers than losses then, and the other block fewer: the excess moves losses from egress to
-/// ingress, so that the sums over a test are exact.
+/// A probe that is lost on the way back may have crossed a cut on its way out. Then the block with
+/// its missing number has more missing numbers than losses, and the block with its loss has fewer.
+/// This excess moves losses from egress to ingress, so that the sums over a test are exact.
 #[derive(Clone, Debug)]
 pub struct LossDirection {
     /// Reply number of the latest cut.
@@ -79,15 +82,16 @@ pub struct LossDirection {
     extent: u32,
     /// Outcomes of the latest probes, 1 for a loss; the latest is the lowest bit.
     outcomes: u64,
-    /// The same before the reply of the latest cut.
+    /// Outcomes as in `outcomes`, before the reply of the latest cut.
     outcomes_at_cut: u64,
-    /// Missing numbers beyond the losses so far: of losses that were or will be taken for egress.
+    /// Number of missing numbers in excess of the losses so far. They belong to losses that were or
+    /// will be counted as egress by mistake.
     excess: i64,
-    /// Consecutive replies from before the latest cut.
-    behind: u32,
-    settled: Attribution,
+    /// Number of consecutive replies with numbers below the latest cut.
+    below_cut: u32,
+    attributed: Attribution,
     /// Attributions of losses that an earlier part reported as unattributed.
-    settled_before: Attribution,
+    attributed_before: Attribution,
     /// Losses that an earlier part reported as egress and that are ingress.
     moved_before: u64,
 }
@@ -100,6 +104,7 @@ struct Block {
     lost: i64,
     /// Losses in earlier parts of the test, reported there as unattributed.
     lost_before: i64,
+    /// Losses in earlier tests, reported there as unattributed.
     lost_in_tests_before: i64,
     /// Losses whose reply arrived late.
     late: i64,
@@ -112,7 +117,7 @@ struct Block {
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     number: i64,
-    /// Only probes up to this one can have a lower number.
+    /// Latest probe that can have a lower number.
     until: u32,
     /// Replies before the cut.
     block: Block,
@@ -134,9 +139,9 @@ impl Default for LossDirection {
             outcomes: 0,
             outcomes_at_cut: 0,
             excess: 0,
-            behind: 0,
-            settled: Attribution::default(),
-            settled_before: Attribution::default(),
+            below_cut: 0,
+            attributed: Attribution::default(),
+            attributed_before: Attribution::default(),
             moved_before: 0,
         }
     }
@@ -149,17 +154,17 @@ impl LossDirection {
         let number = i64::from(reflector_sequence);
         if number <= self.anchor {
             self.outcomes <<= 1;
-            return self.number_before_cut(number);
+            return self.handle_number_below_cut(number);
         }
-        self.behind = 0;
+        self.below_cut = 0;
         self.next = self.next.filter(|next| next.number < number);
         self.duplicating = self.duplicating.saturating_sub(1);
         self.overtaking = self.overtaking.saturating_sub(1);
         if self.overtaking == 0 {
             self.extent = 0;
         }
-        // With the outcomes before this reply.
-        self.settle(sender_sequence.wrapping_sub(1));
+        // A cut before this reply is closed with the outcomes before the reply.
+        self.cut_if_certain(sender_sequence.wrapping_sub(1));
         self.open.received += 1;
         if number > self.highest {
             self.highest = number;
@@ -175,14 +180,14 @@ impl LossDirection {
             }
         }
         self.outcomes <<= 1;
-        self.settle(sender_sequence);
+        self.cut_if_certain(sender_sequence);
     }
 
     /// Records that the next probe was lost.
     pub fn lost(&mut self, sender_sequence: u32) {
         self.open.lost += 1;
         self.outcomes = (self.outcomes << 1) | 1;
-        self.settle(sender_sequence);
+        self.cut_if_certain(sender_sequence);
     }
 
     /// Records that the outcome of the next probe is unknown: a missing number may be that of its
@@ -196,11 +201,11 @@ impl LossDirection {
     pub fn duplicated(&mut self, reflector_sequence: u32) {
         self.duplicating = MEMORY_REPLIES;
         if self.record_number(reflector_sequence, |block| block.duplicates += 1) {
-            self.settled.revoke_ingress();
+            self.attributed.revoke_ingress();
         }
     }
 
-    /// Records a late reply, whose probe is lost in neither direction. Returns whether it was
+    /// Records a late reply, whose probe is lost in neither direction. Returns true if it was
     /// attributed to ingress before.
     pub fn late(&mut self, reflector_sequence: u32) -> bool {
         self.record_number(reflector_sequence, |block| block.late += 1)
@@ -208,10 +213,10 @@ impl LossDirection {
 
     /// Corrects the current part for a result of [`Self::late`].
     pub fn revoke_ingress(&mut self) {
-        self.settled.revoke_ingress();
+        self.attributed.revoke_ingress();
     }
 
-    /// Records a number outside the order of the probes. Returns whether it was counted as a loss
+    /// Records a number outside the order of the probes. Returns true if it was counted as a loss
     /// before.
     fn record_number(&mut self, number: u32, count: impl Fn(&mut Block)) -> bool {
         let number = i64::from(number);
@@ -231,8 +236,8 @@ impl LossDirection {
         false
     }
 
-    /// Ends a part of a test. Open losses are unattributed in it, until
-    /// [`Self::take_attributed_later`].
+    /// Ends a part of a test. Losses without a known direction are unattributed in it.
+    /// [`Self::take_attributed_later`] returns their directions when they become known.
     pub fn end_part(&mut self) -> Attribution {
         if self.overtaking == 0 {
             let anchor = self.anchor;
@@ -243,22 +248,23 @@ impl LossDirection {
                 self.cut_at_top();
             }
         }
-        self.take_settled()
+        self.take_attributed()
     }
 
-    /// Ends a test, whose outcomes are all known. Open losses stay unattributed in it.
+    /// Ends a test, whose outcomes are all known. Losses without a known direction stay
+    /// unattributed in it.
     pub fn end_test(&mut self) -> Attribution {
         self.cut(|_| true);
         self.cut_at_top();
         let ambiguous = self.unattribute_overtaken();
-        let settled = self.take_settled();
+        let attributed = self.take_attributed();
         // The number of such a probe may be missing in the next test.
         self.open.lost_in_tests_before += ambiguous as i64;
         self.moved_before += std::mem::take(&mut self.excess).max(0) as u64;
         for block in self.blocks() {
             block.lost_in_tests_before += std::mem::take(&mut block.lost_before);
         }
-        settled
+        attributed
     }
 
     /// Returns the attribution so far, for a test that continues.
@@ -270,30 +276,30 @@ impl LossDirection {
         copy.end_part()
     }
 
-    /// Makes losses unattributed that were taken for egress, and that may have come to the
+    /// Makes losses unattributed that count as egress although their probes may have reached the
     /// reflector after the latest cut. Returns their number.
     fn unattribute_overtaken(&mut self) -> u64 {
         let recent = self.outcomes_at_cut & ((1 << self.extent) - 1);
-        let ambiguous = u64::from(recent.count_ones()).min(self.settled.egress);
-        self.settled.egress -= ambiguous;
-        self.settled.unattributed += ambiguous;
+        let ambiguous = u64::from(recent.count_ones()).min(self.attributed.egress);
+        self.attributed.egress -= ambiguous;
+        self.attributed.unattributed += ambiguous;
         ambiguous
     }
 
-    fn take_settled(&mut self) -> Attribution {
-        let mut settled = std::mem::take(&mut self.settled);
-        settled.unattributed += self.open.lost as u64;
+    fn take_attributed(&mut self) -> Attribution {
+        let mut attributed = std::mem::take(&mut self.attributed);
+        attributed.unattributed += self.open.lost as u64;
         for block in self.blocks() {
-            // Late replies do not count.
+            // Losses whose reply arrived late are not counted.
             let late = std::mem::take(&mut block.late);
             block.lost_before += (std::mem::take(&mut block.lost) - late).max(0);
         }
-        settled
+        attributed
     }
 
     /// Returns the attributions of losses in earlier parts that became known since.
     pub fn take_attributed_later(&mut self) -> Attribution {
-        std::mem::take(&mut self.settled_before)
+        std::mem::take(&mut self.attributed_before)
     }
 
     /// Returns the number of losses that earlier parts reported as egress and that are ingress.
@@ -306,8 +312,9 @@ impl LossDirection {
         cuts.map(|cut| &mut cut.block).chain([&mut self.open])
     }
 
-    /// Closes the block if the outcomes of the probes up to this one make it certain.
-    fn settle(&mut self, sender_sequence: u32) {
+    /// Closes the block before the next cut, if the outcomes of the probes up to this one make the
+    /// cut certain.
+    fn cut_if_certain(&mut self, sender_sequence: u32) {
         self.cut(|cut| sender_sequence.wrapping_sub(cut.until) as i32 >= 0);
     }
 
@@ -337,49 +344,50 @@ impl LossDirection {
         let (own, before) = (block.lost - late, block.lost_before.max(0));
         let others = block.lost_in_tests_before.max(0);
         let lost = block.lost + before + others - block.late;
-        self.settled.unattributed += late as u64;
+        self.attributed.unattributed += late as u64;
         // A missing number may be that of a duplicate.
         let duplicates = block.duplicates > 0 || self.duplicating > 0;
         if block.unclear > 0 || missing < 0 || lost < 0 || (missing > 0 && duplicates) {
-            self.settled.unattributed += own as u64;
+            self.attributed.unattributed += own as u64;
             self.excess = 0;
             return;
         }
         let (egress, ingress) = self.balance(lost, missing);
         let parts = [own, before, others].iter().filter(|lost| **lost > 0).count();
         if parts > 1 && ingress > 0 && egress > 0 {
-            // With losses in both directions and in two parts, their assignment is unknown.
-            self.settled.unattributed += own as u64;
+            // With losses in both directions and in several parts, it is unknown which loss had
+            // which direction.
+            self.attributed.unattributed += own as u64;
             return;
         }
-        for (part, lost) in [(&mut self.settled, own), (&mut self.settled_before, before)] {
+        for (part, lost) in [(&mut self.attributed, own), (&mut self.attributed_before, before)] {
             part.egress += egress.min(lost) as u64;
             part.ingress += ingress.min(lost) as u64;
         }
     }
 
-    /// Returns the losses of a block by direction, with the excess of numbers that are missing from
+    /// Returns the losses of a block by direction, corrected by the excess of missing numbers in
     /// other blocks.
     fn balance(&mut self, lost: i64, missing: i64) -> (i64, i64) {
         let (mut egress, mut ingress) = ((lost - missing).max(0), missing.min(lost));
         let claimed = self.excess.min(egress);
         (egress, ingress) = (egress - claimed, ingress + claimed);
         let mut more = (missing - lost).max(0) as u64;
-        self.settled.move_to_ingress(&mut more);
+        self.attributed.move_to_ingress(&mut more);
         self.excess += more as i64 - claimed;
         (egress, ingress)
     }
 
     /// Handles a number from before the latest cut: a late reply, or a reflector that started over.
-    fn number_before_cut(&mut self, number: i64) {
-        self.behind += 1;
-        if number == 0 || self.behind >= RESTART_REPLIES {
-            self.settled.unattributed += self.open.lost as u64;
-            (self.anchor, self.highest, self.behind) = (number, number, 0);
+    fn handle_number_below_cut(&mut self, number: i64) {
+        self.below_cut += 1;
+        if number == 0 || self.below_cut >= RESTART_REPLIES {
+            self.attributed.unattributed += self.open.lost as u64;
+            (self.anchor, self.highest, self.below_cut) = (number, number, 0);
             (self.open, self.next, self.top) = (Block::default(), None, None);
             self.excess = 0;
         } else {
-            // Until that is known, losses have no direction.
+            // Until it is known which of the two it is, losses have no direction.
             self.open.unclear += 1;
             self.overtaking = MEMORY_REPLIES;
         }

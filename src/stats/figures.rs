@@ -5,8 +5,8 @@ use super::{
 };
 use crate::model::TimestampSource;
 
-/// Adds the figures of a later test. Counts add up, delays merge; what describes the latest packet
-/// is taken from the later test where it has one.
+/// Adds the figures of a later test. Counts are added and delays are merged. Values of the latest
+/// packet are taken from the later test, if it has received any.
 pub fn merge(into: &mut Figures, later: &Figures) {
     let sum = |into: &mut u64, later: u64| *into += later;
     sum(&mut into.probes_scheduled, later.probes_scheduled);
@@ -38,7 +38,7 @@ pub fn merge(into: &mut Figures, later: &Figures) {
     into.clock_error_ns = into.clock_error_ns.max(later.clock_error_ns);
     into.reflector_clock_error_ns =
         into.reflector_clock_error_ns.max(later.reflector_clock_error_ns);
-    // A direction that one test cannot tell leaves that of the others as they were.
+    // A test whose directions are unknown does not change the losses by direction.
     for (into, later) in [
         (&mut into.probes_lost_egress, later.probes_lost_egress),
         (&mut into.probes_lost_ingress, later.probes_lost_ingress),
@@ -96,7 +96,7 @@ fn merge_stamp(into: &StampFigures, later: &StampFigures) -> StampFigures {
         tlvs_malformed: into.tlvs_malformed + later.tlvs_malformed,
         tlvs_integrity_failed: into.tlvs_integrity_failed + later.tlvs_integrity_failed,
         dscp_refused: into.dscp_refused + later.dscp_refused,
-        // The rest describes the latest reply.
+        // The other fields describe the latest reply.
         ..later.clone()
     }
 }
@@ -121,7 +121,7 @@ fn merge_stats(into: &mut Option<Box<DelayStats>>, later: Option<&DelayStats>) {
     **stats = DelayStats { histogram: histogram.as_ref().map(Into::into), ..(&moments).into() };
 }
 
-/// Removes the delays and counts their samples as ignored.
+/// Removes the delays and counts their samples as those of another timestamp source.
 pub(super) fn clear_delays(figures: &mut Figures) {
     figures.samples_other_timestamp_source += figures.rtt.as_ref().map_or(0, |rtt| rtt.samples);
     for stats in all_delays(figures) {
@@ -136,7 +136,7 @@ pub fn coarsen(figures: &mut Figures, most: usize) {
             && buckets.counts.len() > most
         {
             let mut histogram = Histogram::from(&*buckets);
-            histogram.keep_to(most);
+            histogram.limit_buckets(most);
             *buckets = (&histogram).into();
         }
     }

@@ -15,8 +15,8 @@ pub const MERGED_BUCKETS: usize = 224;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
     precision: u32,
-    /// Buckets in rising order: 0 holds the value 0, `i + 1` bucket `i` of the positive values,
-    /// `-(i + 1)` that of the negative ones.
+    /// Numbers of the buckets with their counts, in rising order. Number 0 is the value 0, `i + 1`
+    /// is bucket `i` of the positive values, and `-(i + 1)` is bucket `i` of the negative values.
     buckets: Vec<(i16, u64)>,
 }
 
@@ -34,7 +34,7 @@ impl Histogram {
             Ok(at) => self.buckets[at].1 += 1,
             Err(at) => {
                 self.buckets.insert(at, (bucket, 1));
-                self.keep_to(most);
+                self.limit_buckets(most);
             }
         }
     }
@@ -61,11 +61,12 @@ impl Histogram {
         let mut all: Vec<(i16, u64)> = mine.into_iter().chain(theirs).collect();
         all.sort_unstable_by_key(|(bucket, _)| *bucket);
         self.buckets = all;
-        self.unite();
-        self.keep_to(most);
+        self.merge_equal_buckets();
+        self.limit_buckets(most);
     }
 
-    /// Returns the middle of the bucket with a percentile (nearest rank); `None` without values.
+    /// Returns the middle of the bucket that contains a percentile (nearest rank); `None` without
+    /// values.
     pub fn percentile(&self, percent: f64) -> Option<i64> {
         let count = self.count();
         let rank = ((percent / 100.0 * count as f64).ceil() as u64).clamp(1, count.max(1));
@@ -77,7 +78,7 @@ impl Histogram {
     }
 
     /// Coarsens until there are at most `most` buckets.
-    pub fn keep_to(&mut self, most: usize) {
+    pub fn limit_buckets(&mut self, most: usize) {
         while self.buckets.len() > most.max(2) && self.precision > 0 {
             self.coarsen();
         }
@@ -97,11 +98,11 @@ impl Histogram {
     fn coarsen(&mut self) {
         self.precision -= 1;
         self.buckets.iter_mut().for_each(|(bucket, _)| *bucket = coarser(*bucket, 1));
-        self.unite();
+        self.merge_equal_buckets();
     }
 
     /// Merges neighbouring buckets that became equal.
-    fn unite(&mut self) {
+    fn merge_equal_buckets(&mut self) {
         self.buckets.dedup_by(|later, earlier| {
             let same = later.0 == earlier.0;
             if same {
@@ -120,7 +121,7 @@ fn bucket(value: i64, precision: u32) -> i16 {
     }
     let exponent = size.ilog2();
     let rest = u128::from(size - (1 << exponent));
-    // At most 64 * 128.
+    // The index is at most 64 * 128, so it fits into the type.
     let index = (exponent << precision) + ((rest << precision) >> exponent) as u32;
     let number = index as i16 + 1;
     if value < 0 { -number } else { number }
@@ -244,7 +245,7 @@ mod tests {
         ) {
             let cut = cut.min(values.len());
             let mut parts = histogram_of(&values[..cut], TEST_BUCKETS);
-            // Through the stored form and back.
+            // The second part is converted to its stored form and back.
             let rest = HistogramBuckets::from(&histogram_of(&values[cut..], 24));
             parts.merge(&Histogram::from(&rest), TEST_BUCKETS);
             prop_assert!(parts.buckets.len() <= TEST_BUCKETS);
@@ -258,7 +259,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_histogram_is_empty_or_taken(
+        fn invalid_buckets_cause_no_panic(
             precision in 0u32..20,
             bucket_deltas in prop::collection::vec(any::<i32>(), 0..6),
             counts in prop::collection::vec(any::<u32>().prop_map(u64::from), 0..6),

@@ -1,5 +1,5 @@
-//! Figures of probes: delays, variation and loss. No I/O and fixed memory; figures of several tests
-//! merge exactly.
+//! Figures of probes: delays, variation and loss. They are computed without I/O and in fixed
+//! memory, and figures of several tests can be merged exactly.
 
 mod bursts;
 mod delays;

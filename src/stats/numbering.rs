@@ -1,21 +1,23 @@
 //! Evidence of the way in which a reflector numbers its replies: by itself, as RFC 5357 §4.2.1
-//! requires, or with the number of the probe. Only numbers of its own tell the direction of a loss.
+//! requires, or with the number of the probe. Only a reflector that numbers its replies itself
+//! shows the direction of a loss.
 
 use crate::model::ReflectorNumbering;
 
-/// Contradictions after which the reflector copies: a step of its clock makes one.
+/// Number of contradictions after which the reflector counts as one that copies numbers. A step of
+/// its clock causes a single contradiction.
 const MAX_CONTRADICTIONS: u8 = 3;
 
 /// Evidence so far in a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbering {
     evidence: Evidence,
-    /// The reflector is expected to number its replies by itself.
+    /// True if the reflector is expected to number its replies itself.
     is_expected: bool,
-    /// Latest answered probe in the order of sending: when the reflector received it.
+    /// Time at which the reflector received the latest answered probe, in the order of sending.
     latest_arrival: Option<u64>,
     contradictions: u8,
-    /// At least one reply arrived.
+    /// True if at least one reply arrived.
     is_answered: bool,
 }
 
@@ -26,14 +28,14 @@ enum Evidence {
     Equal,
     /// A number differed from that of its probe, or did in an earlier session with the reflector.
     Own,
-    /// Numbers were those of the probes although the order of arrival was another, or a probe
+    /// Numbers were those of the probes although the probes arrived in another order, or a probe
     /// arrived twice.
     Copied,
 }
 
 impl Numbering {
     /// Creates the state of a session. `is_expected` is true for a reflector that is expected to
-    /// number its replies by itself, `is_seen` if it did in an earlier session.
+    /// number its replies itself, `is_seen` if it did so in an earlier session.
     pub fn new(is_expected: bool, is_seen: bool) -> Self {
         let evidence = if is_seen { Evidence::Own } else { Evidence::Equal };
         Self { evidence, is_expected, latest_arrival: None, contradictions: 0, is_answered: false }
@@ -46,7 +48,8 @@ impl Numbering {
         if sender_sequence != reflector_sequence {
             self.evidence = Evidence::Own;
         } else if self.evidence == Evidence::Equal {
-            // Numbers rise with the arrival of the probes.
+            // Numbers that the reflector counts itself rise in the order in which the probes
+            // arrive.
             if self.latest_arrival.is_some_and(|latest| arrival < latest) {
                 self.contradictions += 1;
                 if self.contradictions >= MAX_CONTRADICTIONS {
@@ -64,12 +67,12 @@ impl Numbering {
         }
     }
 
-    /// Returns whether the reflector was seen to number its replies by itself.
+    /// Returns true if replies have shown that the reflector numbers them itself.
     pub fn is_seen(&self) -> bool {
         self.evidence == Evidence::Own
     }
 
-    /// Returns whether numbers tell the direction of losses.
+    /// Returns true if the numbers show the direction of losses.
     pub fn is_known(&self) -> bool {
         match self.evidence {
             Evidence::Own => true,
@@ -78,8 +81,8 @@ impl Numbering {
         }
     }
 
-    /// Returns the word for it; UNSPECIFIED before the first reply.
-    pub fn word(&self) -> ReflectorNumbering {
+    /// Returns the kind of numbering for results; UNSPECIFIED before the first reply.
+    pub fn kind(&self) -> ReflectorNumbering {
         match self.evidence {
             _ if !self.is_answered => ReflectorNumbering::Unspecified,
             Evidence::Own => ReflectorNumbering::Own,
@@ -99,7 +102,7 @@ mod tests {
         for (sender, reflector, arrival) in replies {
             numbering.replied(*sender, *reflector, *arrival);
         }
-        (numbering.word(), numbering.is_known())
+        (numbering.kind(), numbering.is_known())
     }
 
     #[test]
@@ -132,11 +135,11 @@ mod tests {
         let mut numbering = Numbering::new(true, false);
         numbering.replied(0, 0, 10);
         numbering.repeated();
-        assert_eq!(numbering.word(), ReflectorNumbering::Copied);
+        assert_eq!(numbering.kind(), ReflectorNumbering::Copied);
         // A reflector with numbers of its own that restarts is no copier.
         let mut numbering = Numbering::new(true, false);
         numbering.replied(1, 0, 10);
         numbering.repeated();
-        assert_eq!(numbering.word(), ReflectorNumbering::Own);
+        assert_eq!(numbering.kind(), ReflectorNumbering::Own);
     }
 }

@@ -1,6 +1,6 @@
-//! Results of tests as the agent keeps them, in memory and in the store. The API's messages are made
-//! of them for each answer, so that stored results and the API can change independently. Tags are
-//! never reused.
+//! Results of tests as the agent keeps them, in memory and in the store. For each answer they are
+//! converted to messages of the API, so that stored results and the API can change independently.
+//! Tags are never reused.
 
 use prost::Message;
 
@@ -61,10 +61,10 @@ pub struct Figures {
     /// Replies that arrived after the reply to a later probe.
     #[prost(uint64, tag = "8")]
     pub probes_reordered: u64,
-    /// Probes lost on the way to the reflector; `None` if the reflector keeps no count of its own.
+    /// Probes lost on the way to the reflector; `None` if its replies do not show the direction.
     #[prost(uint64, optional, tag = "9")]
     pub probes_lost_egress: Option<u64>,
-    /// Probes lost on the way back; `None` if the reflector keeps no count of its own.
+    /// Probes lost on the way back; `None` if the replies do not show the direction.
     #[prost(uint64, optional, tag = "10")]
     pub probes_lost_ingress: Option<u64>,
     /// Probes lost in an unknown direction.
@@ -106,8 +106,8 @@ pub struct Figures {
     /// Replies whose T4 is a stamp of the kernel or the network interface.
     #[prost(uint64, tag = "23")]
     pub kernel_receive_timestamps: u64,
-    /// Samples left out of the one-way delays because they are impossible, and out of the rtt too
-    /// if that is below zero or the clock was stepped.
+    /// Samples left out of the one-way delays because these are impossible. If the round-trip time
+    /// is below zero or the clock was stepped, they are left out of the round-trip time as well.
     #[prost(uint64, tag = "24")]
     pub samples_invalid: u64,
     /// Sender TTL of the latest reply.
@@ -134,7 +134,7 @@ pub struct Figures {
     /// Replies to probes whose T1 is a stamp of the kernel or the network interface.
     #[prost(uint64, tag = "32")]
     pub kernel_transmit_timestamps: u64,
-    /// Samples left out of all delays because their stamps are of a lesser source.
+    /// Samples left out of all delays because their timestamps are of a less exact source.
     #[prost(uint64, tag = "33")]
     pub samples_other_timestamp_source: u64,
     /// Source of T1 of the samples in the delays.
@@ -158,16 +158,16 @@ pub struct Figures {
     /// Intervals of probes by the state of the path.
     #[prost(message, optional, tag = "40")]
     pub availability: Option<Availability>,
-    /// Replies with another sender TTL than the one before.
+    /// Replies with another sender TTL than the previous reply.
     #[prost(uint64, tag = "41")]
     pub egress_ttl_changes: u64,
-    /// Replies with another TTL than the one before.
+    /// Replies with another TTL than the previous reply.
     #[prost(uint64, tag = "42")]
     pub ingress_ttl_changes: u64,
-    /// Replies with another sender TOS octet than the one before.
+    /// Replies with another sender TOS octet than the previous reply.
     #[prost(uint64, tag = "43")]
     pub egress_tos_changes: u64,
-    /// Replies with another TOS octet than the one before.
+    /// Replies with another TOS octet than the previous reply.
     #[prost(uint64, tag = "44")]
     pub ingress_tos_changes: u64,
     /// Egress delay above its minimum (RFC 5481 §4.2).

@@ -10,7 +10,7 @@ use crate::{
 pub struct Sample {
     /// Sequence Number of the probe.
     pub sequence: u32,
-    /// First probe whose sample may still arrive; all earlier ones are known.
+    /// First probe whose sample may still arrive; the outcomes of all earlier probes are known.
     pub first_open: u32,
     /// Send time of the probe.
     pub t1: UnixTime,
@@ -20,26 +20,27 @@ pub struct Sample {
     pub egress_ns: i64,
     /// Ingress delay T4-T3, in nanoseconds.
     pub ingress_ns: i64,
-    /// Time in the reflector T3-T2, in nanoseconds; negative where its stamps contradict each
-    /// other. The round-trip time counts it as 0 then.
+    /// Time in the reflector T3-T2, in nanoseconds; negative if T3 is before T2. The round-trip
+    /// time then counts it as 0.
     pub processing_ns: i64,
     /// Source of T4 (receive time of the reply).
     pub receive_timestamp_source: StampSource,
     /// Source of T1, the transmit time of the probe.
     pub transmit_timestamp_source: StampSource,
-    /// Both ends reported that their clocks are synchronised, or read the same clock.
+    /// True if both ends reported that their clocks are synchronised, or if they read the same
+    /// clock.
     pub synchronised: bool,
     /// Error estimate of the clock of this host.
     pub clock_error_ns: Option<u64>,
     /// Error estimate that the reflector sent of its clock.
     pub reflector_clock_error_ns: Option<u64>,
-    /// The local clock was stepped between T1 and T4.
+    /// True if the local clock was stepped between T1 and T4.
     pub clock_stepped: bool,
     /// Sender TTL of the reply.
     pub egress_ttl: u8,
     /// TOS with which the probe reached the reflector, if it reports it.
     pub egress_tos: Option<u8>,
-    /// T3 was corrected by a later report of the reflector (Follow-Up Telemetry).
+    /// True if T3 was corrected by a later report of the reflector (Follow-Up Telemetry).
     pub t3_followed_up: bool,
     /// TTL of the reply's own packet.
     pub ingress_ttl: Option<u8>,
@@ -57,15 +58,15 @@ impl From<StampSource> for TimestampSource {
     }
 }
 
-/// Time by which a reflector may seem to send before it received: the receive stamp of its network
-/// interface and the transmit stamp of its program come from clocks that differ by as much.
+/// Largest time by which T3 may be before T2. The receive timestamp of a network interface and the
+/// transmit timestamp of a program come from clocks that differ by up to this time.
 pub(super) const MAX_STAMP_SKEW_NS: i64 = 100_000;
 
-/// Difference from the offset of TAI, beyond the asymmetry of the path, up to which clocks differ
-/// by nothing else.
+/// Largest deviation from the offset of TAI, in addition to the asymmetry of the path, at which the
+/// offset of TAI is taken as the reason.
 const MAX_TAI_ERROR_NS: u64 = 100_000_000;
 
-/// Returns whether one-way delays show clocks that differ by the offset of TAI from UTC, in either
+/// Returns true if one-way delays show clocks that differ by the offset of TAI from UTC, in either
 /// direction.
 pub fn have_tai_offset(egress_ns: i64, ingress_ns: i64) -> bool {
     let offset_ns = egress_ns.abs_diff(ingress_ns) / 2;
@@ -76,19 +77,19 @@ pub fn have_tai_offset(egress_ns: i64, ingress_ns: i64) -> bool {
 }
 
 impl Sample {
-    /// Returns whether its round-trip time is possible.
+    /// Returns true if its round-trip time is possible.
     pub fn has_rtt(&self) -> bool {
         self.rtt_ns >= 0 && !self.clock_stepped
     }
 
-    /// Returns whether its one-way delays are possible as well: time advanced in the reflector,
+    /// Returns true if its one-way delays are possible as well: time advanced in the reflector,
     /// except for the difference between its clocks.
     pub fn has_one_way(&self) -> bool {
         self.has_rtt() && self.processing_ns >= -self.max_skew_ns()
     }
 
-    /// Returns the time by which T3 may be before T2, in nanoseconds: what the clocks of the reflector
-    /// differ by, or the error that it reports of them.
+    /// Returns the time by which T3 may be before T2, in nanoseconds: the usual difference between
+    /// the clocks of a reflector, or the error that the reflector reports.
     fn max_skew_ns(&self) -> i64 {
         let reported_ns = self.reflector_clock_error_ns.unwrap_or(0).min(NANOS_PER_SECOND);
         MAX_STAMP_SKEW_NS.max(reported_ns.cast_signed())

@@ -1,5 +1,6 @@
-//! Figures of a running test, in one piece for each minute by the clock: the outcome of a probe
-//! counts in the minute in which it was sent. A test is the sum of its pieces, and so is a minute.
+//! Figures of a running test, kept in one piece for each minute of the clock. The outcome of a
+//! probe counts in the minute in which the probe was sent. The figures of a test are the sum of its
+//! pieces; the figures of a minute are the sum of all pieces of this minute.
 
 use std::collections::VecDeque;
 
@@ -60,11 +61,11 @@ impl Track {
 #[derive(Clone, Debug)]
 pub struct TestFigures {
     probes_scheduled: u64,
-    /// Minute that counts events without a probe of their own.
+    /// Minute in which events are counted that belong to no probe.
     minute: u64,
     /// Minutes that are still open, oldest first.
     pieces: VecDeque<Piece>,
-    /// Closed minutes of a test that is longer than one.
+    /// Sum of the closed minutes of a test that spans several.
     closed: Option<Box<Figures>>,
     /// Timestamp sources of all samples so far.
     sources: Option<StampSources>,
@@ -115,7 +116,7 @@ impl TestFigures {
         self.minute = self.minute.max(minute_of(now));
     }
 
-    /// Counts a probe that was sent at `t1`. Returns whether it is the first of a minute.
+    /// Counts a probe that was sent at `t1`. Returns true if it is the first of a minute.
     pub fn sent(&mut self, t1: UnixTime, schedule_error_ns: u64) -> bool {
         let minute = minute_of(t1);
         let begins = self.pieces.back().is_none_or(|piece| piece.minute < minute);
@@ -217,7 +218,7 @@ impl TestFigures {
         counts.clock_error_ns = counts.clock_error_ns.max(sample.clock_error_ns);
         counts.reflector_clock_error_ns =
             counts.reflector_clock_error_ns.max(sample.reflector_clock_error_ns);
-        track.path.follow(sample, counts);
+        track.path.record(sample, counts);
         if let Some(extent) = extent {
             counts.probes_reordered += 1;
             reordering::count(&mut counts.reordering, extent);
@@ -249,8 +250,8 @@ impl TestFigures {
         Figures { probes_scheduled: self.probes_scheduled, ..whole }
     }
 
-    /// Removes and returns the oldest piece if it is of `minute` or an earlier one, which have
-    /// ended.
+    /// Removes and returns the oldest piece if it is of `minute` or of an earlier minute. These
+    /// minutes must have ended.
     pub fn close(&mut self, minute: u64, directions: Directions<'_>) -> Option<(u64, Figures)> {
         self.pieces.front().filter(|piece| piece.minute <= minute)?;
         let piece = self.pieces.pop_front()?;
@@ -320,7 +321,8 @@ impl TestFigures {
         &mut self.pieces[index]
     }
 
-    /// Returns the index of the piece of a minute, or the next one; a later minute adds a piece.
+    /// Returns the index of the piece of a minute, or of the next later piece. A minute after all
+    /// pieces adds a piece.
     fn index(&mut self, minute: u64) -> usize {
         if self.pieces.back().is_none_or(|latest| latest.minute < minute) {
             let Piece { mut delays, .. } = self.spare.take().unwrap_or_default();
@@ -332,19 +334,19 @@ impl TestFigures {
 }
 
 impl Path {
-    fn follow(&mut self, sample: &Sample, counts: &mut Figures) {
+    fn record(&mut self, sample: &Sample, counts: &mut Figures) {
         counts.egress_ttl = sample.egress_ttl.into();
         counts.egress_tos = sample.egress_tos.map(u32::from);
         counts.ingress_ttl = sample.ingress_ttl.map_or(0, u32::from);
         counts.ingress_tos = sample.ingress_tos.map_or(0, u32::from);
-        let follow = |known: &mut Option<u8>, now: Option<u8>, changes: &mut u64| {
+        let record = |known: &mut Option<u8>, now: Option<u8>, changes: &mut u64| {
             *changes += u64::from(now.is_some() && known.is_some_and(|known| Some(known) != now));
             *known = now.or(*known);
         };
-        follow(&mut self.egress_ttl, Some(sample.egress_ttl), &mut counts.egress_ttl_changes);
-        follow(&mut self.ingress_ttl, sample.ingress_ttl, &mut counts.ingress_ttl_changes);
-        follow(&mut self.egress_tos, sample.egress_tos, &mut counts.egress_tos_changes);
-        follow(&mut self.ingress_tos, sample.ingress_tos, &mut counts.ingress_tos_changes);
+        record(&mut self.egress_ttl, Some(sample.egress_ttl), &mut counts.egress_ttl_changes);
+        record(&mut self.ingress_ttl, sample.ingress_ttl, &mut counts.ingress_ttl_changes);
+        record(&mut self.egress_tos, sample.egress_tos, &mut counts.egress_tos_changes);
+        record(&mut self.ingress_tos, sample.ingress_tos, &mut counts.ingress_tos_changes);
     }
 }
 

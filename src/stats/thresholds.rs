@@ -1,6 +1,7 @@
-//! Thresholds: a value that meets or exceeds its limit raises once; consecutive tests that stay
-//! clearly below it clear. Delays of single probes raise at once and clear at the end of a test, so
-//! that a value around its limit does not cause an event for each probe.
+//! Thresholds. A value that meets or exceeds its limit raises the threshold once. Consecutive tests
+//! that stay clearly below the limit clear it. Delays of single probes raise it at once, but clear
+//! it only at the end of a test, so that a value around its limit does not cause an event for each
+//! probe.
 
 use super::{DelayStats, ProbeResult, TestResult, sample::MAX_STAMP_SKEW_NS};
 use crate::{
@@ -32,7 +33,7 @@ struct Raised {
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     raised: Option<Raised>,
-    /// Consecutive tests that were clear.
+    /// Number of consecutive tests that stayed clearly below the limit.
     clear: u32,
     /// Worst value of the running test; `None` before the first.
     worst: Option<u64>,
@@ -79,7 +80,7 @@ impl ThresholdMonitor {
     }
 
     /// Sets whether the session is established. Nothing is judged while it is not.
-    pub fn reachable(&mut self, reachable: bool) {
+    pub fn set_reachable(&mut self, reachable: bool) {
         self.unreachable = !reachable;
         self.successive_loss = 0;
     }
@@ -93,7 +94,7 @@ impl ThresholdMonitor {
         let received = probe.status() == ProbeStatus::Received;
         self.successive_loss = if received { 0 } else { self.successive_loss + 1 };
         let mut events = Vec::new();
-        // Statistics leave out impossible delays, too.
+        // Impossible delays are ignored, as in the statistics.
         let validity = probe.one_way_validity();
         let has_rtt =
             validity != OneWayValidity::ClockStepped && probe.rtt_ns.is_none_or(|ns| ns >= 0);
@@ -179,7 +180,8 @@ impl ThresholdMonitor {
         Some(limit.change(value, test, None))
     }
 
-    /// Clears the threshold at the end of a test if it was the last one needed.
+    /// Clears the threshold at the end of a test, if enough consecutive tests have stayed below the
+    /// limit.
     fn clear(&mut self, index: usize, test: u64) -> Option<ThresholdChange> {
         let (limit, state) = (self.thresholds.limits[index], &mut self.states[index]);
         let worst = state.worst.take()?;
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_that_cannot_be_neither_raises_nor_clears() {
+    fn an_impossible_delay_neither_raises_nor_clears() {
         let mut monitor = monitor(Threshold::Rtt, 1_000);
         let backwards =
             ProbeResult { reflector_processing_ns: Some(-100_001), ..probe(Some(1_000)) };
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_in_a_row_go_over_the_ends_of_tests() {
+    fn successive_losses_continue_across_tests() {
         let mut monitor = monitor(Threshold::SuccessiveLoss, 3);
         assert!(monitor.probe(&probe(None), NOW).is_empty());
         assert!(monitor.probe(&probe(None), NOW).is_empty());
@@ -299,14 +301,14 @@ mod tests {
         }
         assert_eq!(monitor.test_ended(&test(TestOutcome::Complete, lost), NOW).len(), 1);
         let mut monitor = self::monitor(Threshold::SuccessiveLoss, 1);
-        monitor.reachable(false);
+        monitor.set_reachable(false);
         assert!(monitor.probe(&probe(None), NOW).is_empty());
-        monitor.reachable(true);
+        monitor.set_reachable(true);
         assert_eq!(monitor.probe(&probe(None), NOW).len(), 1);
     }
 
     #[test]
-    fn a_limit_that_goes_clears_what_it_raised_and_one_that_stays_does_not() {
+    fn a_removed_limit_clears_its_threshold_and_a_kept_limit_does_not() {
         let mut monitor = monitor(Threshold::Rtt, 10);
         monitor.probe(&probe(Some(50)), NOW);
         let same = monitor.thresholds.clone();

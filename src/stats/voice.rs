@@ -20,13 +20,13 @@ const EQUIPMENT: f64 = 0.0;
 const LOSS_ROBUSTNESS: f64 = 25.1;
 /// Delay in the codec, milliseconds.
 const CODEC_MS: f64 = 10.0;
-/// Delay from which it disturbs the conversation, milliseconds.
+/// Delay from which on a conversation is disturbed, milliseconds.
 const DISTURBING_MS: f64 = 177.3;
 
 /// Estimates the voice quality of a path; `None` without a reply.
 pub fn voice_quality(figures: &Figures) -> Option<VoiceQuality> {
     let rtt = figures.rtt.as_ref().filter(|rtt| rtt.samples > 0)?;
-    // Variation above the minimum is what a buffer has to take up.
+    // The jitter buffer of the receiver must cover the variation above the minimum.
     let variation_ns = (rtt.mean_ns - rtt.min_ns as f64).max(0.0) / 2.0;
     let one_way_ms = (rtt.mean_ns / 2.0 + 2.0 * variation_ns) / 1e6 + CODEC_MS;
     let decided = figures.probes_received + figures.probes_lost;

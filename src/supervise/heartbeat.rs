@@ -1,5 +1,5 @@
-//! Detection of stalled tasks: a supervised task beats at least once per [`Heartbeat::interval`],
-//! and is restarted when it has not for [`STALL_LIMIT`].
+//! Detection of stalled tasks. A supervised task beats at least once per [`Heartbeat::interval`],
+//! and is restarted if it has not beaten for [`STALL_LIMIT`].
 
 use std::{
     sync::{
@@ -15,8 +15,8 @@ use super::pause::since_pause;
 
 /// Longest time between two beats of a healthy task.
 const INTERVAL: Duration = Duration::from_secs(15);
-/// Silence after which a task counts as stalled. Well above [`INTERVAL`] and above the delays of
-/// an overloaded host.
+/// Time without a beat after which a task counts as stalled. It is well above [`INTERVAL`] and
+/// above the delays of an overloaded host.
 pub(super) const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Heartbeat of one task, shared by all clones.

@@ -1,5 +1,5 @@
-//! Supervision of tasks: named, tracked, stopped together and restarted after a failure.
-//! Independent of their content.
+//! Supervision of tasks: they are named, tracked, stopped together and restarted after a failure.
+//! It does not depend on what the tasks do.
 
 mod heartbeat;
 mod pause;

@@ -1,5 +1,5 @@
-//! Detection of pauses of the whole process: a frozen cgroup, SIGSTOP, a virtual machine that was
-//! stopped. Nothing in the process stalled then, though no task made progress.
+//! Detection of pauses of the whole process: a frozen cgroup, SIGSTOP, a stopped virtual machine.
+//! During a pause no task makes progress, but none of them has stalled.
 
 use std::{
     sync::{
@@ -12,10 +12,10 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Interval at which the process shows that it runs.
+/// Interval at which the process records that it runs.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Gap between two signs of life from which on the process was paused. Above the delays of an
-/// overloaded host, below what peers notice.
+/// Gap between two signs of life that counts as a pause. It is above the delays of an overloaded
+/// host, and short enough that peers do not yet notice the pause.
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 
 static PROCESS: LazyLock<PauseWatch> = LazyLock::new(PauseWatch::default);
@@ -24,9 +24,9 @@ static PROCESS: LazyLock<PauseWatch> = LazyLock::new(PauseWatch::default);
 #[derive(Debug)]
 struct PauseWatch {
     begun: Instant,
-    /// Latest sign of life, in milliseconds after `begun`; 0 while nobody gives any.
+    /// Latest sign of life, in milliseconds after `begun`; 0 while none is recorded.
     alive_ms: AtomicU64,
-    /// Time in pauses, in milliseconds.
+    /// Total length of all pauses, in milliseconds.
     paused_ms: AtomicU64,
     /// End of the latest pause, in milliseconds after `begun`; 0 for none.
     ended_ms: AtomicU64,
@@ -40,8 +40,9 @@ impl Default for PauseWatch {
 }
 
 impl PauseWatch {
-    /// Gives a sign of life. A gap before it counts as a pause, whoever is the first to see it.
-    fn alive(&self, now_ms: u64) {
+    /// Records a sign of life. A long gap before it counts as a pause; only the first caller after
+    /// the gap counts it.
+    fn record_alive(&self, now_ms: u64) {
         let before_ms = self.alive_ms.fetch_max(now_ms.max(1), Relaxed);
         let gap_ms = now_ms.saturating_sub(before_ms);
         if before_ms > 0 && u128::from(gap_ms) >= MIN_PAUSE.as_millis() {
@@ -54,7 +55,7 @@ impl PauseWatch {
         self.begun.elapsed().as_millis() as u64
     }
 
-    /// Returns the time in pauses up to the latest sign of life.
+    /// Returns the total length of all pauses up to the latest sign of life.
     fn paused(&self) -> Duration {
         Duration::from_millis(self.paused_ms.load(Relaxed))
     }
@@ -65,7 +66,7 @@ impl PauseWatch {
             return None;
         }
         let now_ms = self.now_ms();
-        self.alive(now_ms);
+        self.record_alive(now_ms);
         let ended_ms = self.ended_ms.load(Relaxed);
         (ended_ms > 0).then(|| Duration::from_millis(now_ms.saturating_sub(ended_ms)))
     }
@@ -77,16 +78,16 @@ pub(super) fn since_pause() -> Option<Duration> {
     PROCESS.since_pause()
 }
 
-/// Notices pauses of the process until the token is cancelled, and reports the length of each.
+/// Detects pauses of the process until the token is cancelled, and reports the length of each.
 pub async fn watch_pauses(report: impl Fn(Duration) + Send, token: CancellationToken) {
-    PROCESS.alive(PROCESS.now_ms());
+    PROCESS.record_alive(PROCESS.now_ms());
     let mut known = PROCESS.paused();
     loop {
         tokio::select! {
             () = sleep(INTERVAL) => {}
             () = token.cancelled() => break,
         }
-        PROCESS.alive(PROCESS.now_ms());
+        PROCESS.record_alive(PROCESS.now_ms());
         let paused = PROCESS.paused();
         let pause = paused.saturating_sub(std::mem::replace(&mut known, paused));
         if !pause.is_zero() {
@@ -104,17 +105,17 @@ mod tests {
     fn a_gap_between_signs_of_life_is_a_pause_and_counts_once() {
         let watch = PauseWatch::default();
         let paused_ms = |at_ms: u64| {
-            watch.alive(at_ms);
+            watch.record_alive(at_ms);
             watch.paused_ms.load(Relaxed)
         };
-        assert_eq!(paused_ms(100_000), 0, "nobody gave a sign before");
+        assert_eq!(paused_ms(100_000), 0, "no sign of life before");
         for second in 101..120 {
             assert_eq!(paused_ms(second * 1_000), 0);
         }
         assert_eq!(paused_ms(119_000 + 4_999), 0, "an overloaded host");
         assert_eq!(paused_ms(203_999), 80_000);
-        assert_eq!(paused_ms(203_999), 80_000, "who looks next sees the same pause");
-        assert_eq!(paused_ms(203_000), 80_000, "as does who read its clock before");
+        assert_eq!(paused_ms(203_999), 80_000, "a later caller does not count it again");
+        assert_eq!(paused_ms(203_000), 80_000, "nor does a caller with an older time");
         assert_eq!(paused_ms(209_000), 85_001);
     }
 }

@@ -37,9 +37,9 @@ impl Default for RestartPolicy {
 /// Interval between checks for a stall.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Runs the task that `start` creates and restarts it when it panics or stalls, until it returns
-/// or `token` is cancelled. The task must beat its heartbeat. `failed` receives the text of each
-/// failure and whether it exhausted the budget.
+/// Runs the task that `start` creates and restarts it when it panics or stalls, until it returns or
+/// `token` is cancelled. The task must beat its heartbeat. `failed` receives the text of each
+/// failure, and true if the failure exhausted the budget.
 pub async fn keep_alive<F, Task>(
     token: CancellationToken,
     policy: RestartPolicy,
@@ -60,7 +60,7 @@ pub async fn keep_alive<F, Task>(
                 Some(Err(error)) if error.is_panic() => error.into_panic(),
                 _ => return,
             },
-            () = stalled(&heartbeat) => Box::new(format!("stalled for {} s", STALL_LIMIT.as_secs())),
+            () = wait_for_stall(&heartbeat) => Box::new(format!("stalled for {} s", STALL_LIMIT.as_secs())),
         };
         drop(running);
         let now = Instant::now();
@@ -80,7 +80,7 @@ pub async fn keep_alive<F, Task>(
     }
 }
 
-async fn stalled(heartbeat: &Heartbeat) {
+async fn wait_for_stall(heartbeat: &Heartbeat) {
     while !heartbeat.has_stalled() {
         sleep(STALL_CHECK_INTERVAL).await;
     }

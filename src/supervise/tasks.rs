@@ -18,7 +18,8 @@ impl Tasks {
         Self::default()
     }
 
-    /// Returns a subgroup with its own token; the end of the group waits for its tasks as well.
+    /// Returns a subgroup with its own token. The end of this group also waits for the tasks of the
+    /// subgroup.
     pub fn child(&self) -> Self {
         Self { tracker: self.tracker.clone(), token: self.token.child_token() }
     }

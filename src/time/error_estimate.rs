@@ -2,7 +2,7 @@
 
 use super::TimestampFormat;
 
-/// Error at which a clock is not synchronised any more (RFC 5905 §7.2, MAXDISP).
+/// Error from which on a clock counts as not synchronised (RFC 5905 §7.2, MAXDISP).
 pub const MAX_ERROR_NS: u64 = 16 * 1_000_000_000;
 
 /// `S Z SSSSSS MMMMMMMM`: synchronised, timestamp format, scale, multiplier.
@@ -27,8 +27,8 @@ impl ErrorEstimate {
         Self(u16::from(synchronised) << 15 | scale << 8 | units.min(255) as u16)
     }
 
-    /// Returns true when the clock is synchronised to UTC by an external source. An error that is
-    /// unknown or reaches [`MAX_ERROR_NS`] is none of such a clock, whatever the S bit is.
+    /// Returns true when the clock is synchronised to UTC by an external source. A clock whose
+    /// error is unknown or reaches [`MAX_ERROR_NS`] is not synchronised, even if the S bit is set.
     pub fn is_synchronised(self) -> bool {
         self.0 & 0x8000 != 0 && !self.is_unknown() && self.error_ns() < MAX_ERROR_NS
     }

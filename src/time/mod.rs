@@ -1,7 +1,7 @@
 //! Points in time and their wire forms.
 //!
-//! No clock is read here: below the drivers time is an argument, so that machines run in simulated
-//! time.
+//! No clock is read here. State machines receive the time as an argument, so that tests run them in
+//! simulated time.
 
 mod error_estimate;
 mod ntp;

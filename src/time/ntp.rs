@@ -5,7 +5,7 @@ use super::{NANOS_PER_SECOND, UnixTime};
 /// Seconds from 1900-01-01 to 1970-01-01.
 const UNIX_EPOCH_IN_NTP_SECONDS: u64 = 2_208_988_800;
 
-/// A point in UTC in wire format. Era 0 ends on 2036-02-07; differences wrap and hold for
+/// A point in UTC in wire format. Era 0 ends on 2036-02-07. Differences wrap, and are correct for
 /// distances below 68 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NtpTimestamp(pub u64);

@@ -7,8 +7,9 @@ const SLACK_NS: u64 = 10_000_000;
 /// Largest slew rate in parts per million (adjtimex(2)).
 const SLEW_PPM: u64 = 500;
 
-/// Step from which on the clock was wrong before it or is wrong behind it, in nanoseconds: no daemon
-/// that keeps a clock makes one this large after the start of the host.
+/// Step in nanoseconds from which on the clock must have been wrong before the step or is wrong
+/// after it. No daemon that synchronises a clock makes such a large step after the start of the
+/// host.
 pub const LARGE_STEP_NS: u64 = 60 * NANOS_PER_SECOND;
 
 /// Comparison of both clocks.

@@ -1,4 +1,5 @@
-//! Protocol machines without I/O, clock or randomness, which are arguments.
+//! Protocol state machines. They have no I/O, clock or randomness: received data, times and random
+//! numbers are arguments.
 //!
 //! A driver passes events by `handle_*`, carries out everything that `poll_*` returns, and calls
 //! `handle_timeout` when `poll_deadline` has passed. Input of a peer may end a machine with an

@@ -102,7 +102,7 @@ fn an_outage_interrupts_the_test_and_accounts_for_every_probe() {
     let mut pair = Pair::new(config(100), lossless(MS), lossless(MS));
     pair.run_until(Monotonic(SECOND + 305 * MS));
     pair.sender.session_lost(FailureCause::Reset, 0, pair.now);
-    pair.settle();
+    pair.send_and_collect();
     assert_eq!(pair.results[0].outcome(), TestOutcome::Interrupted);
     assert_eq!(pair.results[0].cause(), FailureCause::Reset);
     let figures = pair.results[0].figures.as_ref().unwrap();
@@ -129,7 +129,7 @@ fn probes_in_flight_at_an_interruption_are_abandoned() {
     let mut pair = Pair::new(config(100), lossless(50 * MS), lossless(50 * MS));
     pair.run_until(Monotonic(SECOND + 305 * MS));
     pair.sender.session_lost(FailureCause::Reset, 0, pair.now);
-    pair.settle();
+    pair.send_and_collect();
     let figures = pair.results[0].figures.as_ref().unwrap();
     assert_eq!((figures.probes_sent, figures.probes_lost), (31, 0));
     assert_eq!(figures.probes_received + figures.probes_abandoned, 31);
@@ -161,7 +161,7 @@ fn raising_test_count_continues_and_lowering_it_completes() {
         pair.run_until(Monotonic(until));
     }
     pair.sender.set_config(counted(3), pair.now.monotonic);
-    pair.settle();
+    pair.send_and_collect();
     assert!(pair.completed);
     pair.run_until(Monotonic(60 * SECOND));
     assert!(pair.results.len() <= ended + 1);
@@ -201,7 +201,7 @@ fn a_suspended_host_does_not_burst() {
     pair.now.monotonic = pair.now.monotonic.plus_ns(60 * SECOND);
     pair.now.unix = pair.now.unix.plus_ns(60 * SECOND as i64);
     pair.sender.handle_timeout(pair.now);
-    pair.settle();
+    pair.send_and_collect();
     pair.run_until(Monotonic(70 * SECOND));
     let figures = pair.only();
     assert_eq!(figures.probes_sent + figures.probes_not_sent, 1_000);
@@ -223,7 +223,7 @@ fn a_step_of_the_local_clock_does_not_affect_the_rtt() {
 #[test]
 fn conformance_097_foreign_datagrams_are_counted_and_do_not_end_a_test() {
     let mut pair = Pair::new(config(2), lossless(MS), lossless(MS));
-    pair.settle();
+    pair.send_and_collect();
     let meta = PacketMeta { received: pair.now.unix, ..PacketMeta::default() };
     pair.sender.handle_reply(&[0; 12], &meta, pair.now);
     pair.sender.handle_reply(&[0; 41], &meta, pair.now);

@@ -1,4 +1,5 @@
-//! Code points, as newtypes: a value that is legal on the wire but unknown here must survive.
+//! Code points. They are newtypes instead of enums, so that values which are legal but unknown here
+//! are kept.
 
 use std::fmt;
 
@@ -25,7 +26,7 @@ impl Modes {
     pub const SYMMETRICAL_SIZE: Self = Self(64);
     /// DSCP and ECN monitoring (RFC 7750).
     pub const DSCP_ECN_MONITORING: Self = Self(256);
-    /// Timestamps in PTPv2 format are understood (RFC 8186).
+    /// Timestamps in PTPv2 format (RFC 8186).
     pub const PTP_TIMESTAMPS: Self = Self(512);
 
     /// Returns true when all bits of `other` are set.

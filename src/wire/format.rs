@@ -38,9 +38,9 @@ pub enum Protection {
     /// No protection: unauthenticated and mixed mode (RFC 5357 §4.2.1, RFC 5618).
     #[default]
     Open,
-    /// HMAC over and encryption of the block with the Sequence Number.
+    /// The block with the Sequence Number is encrypted and covered by the HMAC.
     Authenticated(Arc<TestKeys>),
-    /// HMAC over and encryption of the whole header.
+    /// The whole header is encrypted and covered by the HMAC.
     Encrypted(Arc<TestKeys>),
     /// STAMP without authentication (RFC 8762 §4.2.1).
     StampOpen,
@@ -53,9 +53,10 @@ pub enum Protection {
 pub struct PacketFormat {
     /// Protection of probes and replies.
     pub protection: Protection,
-    /// Probes are padded to the header of a reply, so that padding keeps its place (RFC 6038 §5).
+    /// True if probes are padded to the length of a reply's header, so that the padding keeps its
+    /// offset (RFC 6038 §5).
     pub symmetrical: bool,
-    /// Replies carry the TOS of the probe (RFC 7750).
+    /// True if replies carry the TOS of the probe (RFC 7750).
     pub dscp_ecn: bool,
 }
 
@@ -64,7 +65,7 @@ pub struct PacketFormat {
 pub struct ProbeHeader {
     /// Sequence Number of the probe.
     pub sequence: u32,
-    /// T1 in its wire form; the estimate names the format.
+    /// T1 as it is on the wire; the Error Estimate names the format.
     pub timestamp: u64,
     /// Error Estimate of T1.
     pub error_estimate: ErrorEstimate,
@@ -77,11 +78,11 @@ pub struct ProbeHeader {
 pub struct ReplyHeader {
     /// Sequence Number of the reply.
     pub sequence: u32,
-    /// T3 in its wire form; the estimate names the format of T2 and T3.
+    /// T3 as it is on the wire; the Error Estimate names the format of T2 and T3.
     pub timestamp: u64,
     /// Error Estimate of T2 and T3.
     pub error_estimate: ErrorEstimate,
-    /// T2 in its wire form.
+    /// T2 as it is on the wire.
     pub receive_timestamp: u64,
     /// Header of the probe as received. The reply carries its SSID.
     pub probe: ProbeHeader,
@@ -91,7 +92,7 @@ pub struct ReplyHeader {
     pub sender_tos: Option<u8>,
 }
 
-/// Reason for which a packet is unusable.
+/// Reason why a packet cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
     /// Shorter than its header.
@@ -208,7 +209,7 @@ impl PacketFormat {
             }
             Protection::Authenticated(keys) => open(keys, packet, &mut plain, 16, 32)?,
             Protection::Encrypted(keys) => open(keys, packet, &mut plain, 32, 32)?,
-            Protection::StampAuthenticated(key) => verified(key, packet)?,
+            Protection::StampAuthenticated(key) => verify(key, packet)?,
         };
         let header = ProtectedSenderPacket::read(octets).ok_or(Unreadable::TooShort)?;
         Ok(ProbeHeader {
@@ -257,7 +258,7 @@ impl PacketFormat {
                 packet[..size_of::<ProtectedReflectorPacket>()].copy_from_slice(header.as_bytes());
             }
         }
-        // This mode does not protect T3: the work is done before T3 is taken.
+        // This mode does not protect T3, so the packet is sealed before T3 is read.
         if let Protection::Authenticated(keys) = &self.protection {
             keys.seal(packet, 16, 96);
         }
@@ -281,7 +282,7 @@ impl PacketFormat {
             Protection::Open | Protection::StampOpen => return self.read_open_reply(packet),
             Protection::Authenticated(keys) => open(keys, packet, &mut plain, 16, 96)?,
             Protection::Encrypted(keys) => open(keys, packet, &mut plain, 96, 96)?,
-            Protection::StampAuthenticated(key) => verified(key, packet)?,
+            Protection::StampAuthenticated(key) => verify(key, packet)?,
         };
         let header = ProtectedReflectorPacket::read(octets).ok_or(Unreadable::TooShort)?;
         Ok(ReplyHeader {
@@ -300,8 +301,9 @@ impl PacketFormat {
         })
     }
 
-    /// Reads an open reply of at least 38 octets: some reflectors ignore the length of the
-    /// extension (RFC 7750 §2.2.1; RFC 8762 §4.6), and some omit the Sender TTL.
+    /// Reads an open reply of at least 38 octets. Shorter replies than specified are accepted,
+    /// because some reflectors omit the octets of the extension (RFC 7750 §2.2.1; RFC 8762 §4.6),
+    /// and some omit the Sender TTL.
     fn read_open_reply(&self, packet: &[u8]) -> Result<ReplyHeader, Unreadable> {
         let mut whole = [0; size_of::<ReflectorPacket>()];
         if (REPLY_WITHOUT_TTL_OCTETS..whole.len()).contains(&packet.len()) {
@@ -357,7 +359,7 @@ fn sign(key: &StampKey, packet: &mut [u8]) {
     rest[..BLOCK_OCTETS].copy_from_slice(&key.sign(header, &[]));
 }
 
-fn verified<'a>(key: &StampKey, packet: &'a [u8]) -> Result<&'a [u8], Unreadable> {
+fn verify<'a>(key: &StampKey, packet: &'a [u8]) -> Result<&'a [u8], Unreadable> {
     let whole = packet.get(..PROTECTED_OCTETS).ok_or(Unreadable::TooShort)?;
     let (header, hmac) = whole.split_at(PROTECTED_OCTETS - BLOCK_OCTETS);
     if key.verify(header, &[], hmac) { Ok(whole) } else { Err(Unreadable::BadMac) }

@@ -41,7 +41,7 @@ pub struct RequestTwSession {
     pub padding_length: be::U32,
     /// NTP timestamp before which no probe is sent.
     pub start_time: be::U64,
-    /// Time to reflect after Stop-Sessions, in units of 2^-32 s.
+    /// Time for which the server reflects after Stop-Sessions, in units of 2^-32 s.
     pub timeout: be::U64,
     /// Type-P Descriptor of probes and replies.
     pub type_p: be::U32,
@@ -75,7 +75,8 @@ impl RequestTwSession {
         address_from_octets(self.ipvn(), &self.sender_address)
     }
 
-    /// Returns the reflector's address; `None` as for the sender, meaning the server address.
+    /// Returns the reflector's address; `None` for zero, which means the server address of the
+    /// control connection, and for an IPVN other than 4 or 6.
     pub fn receiver_address(&self) -> Option<IpAddr> {
         address_from_octets(self.ipvn(), &self.receiver_address)
     }

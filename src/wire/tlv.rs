@@ -45,7 +45,7 @@ pub mod location {
     pub const SOURCE_MAC: u8 = 1;
     /// Response with a MAC address of 6 octets.
     pub const EUI_48: u8 = 2;
-    /// Response of 8 octets, zero when there is no MAC address.
+    /// Response with a MAC address of 8 octets; zero if there is no MAC address.
     pub const EUI_64: u8 = 3;
     /// Query for the destination address of the probe.
     pub const DESTINATION_ADDRESS: u8 = 4;
@@ -112,7 +112,7 @@ impl Tlv {
     }
 }
 
-/// Iterator over the TLVs of an area. Octets too few for a header at the end are padding.
+/// Iterator over the TLVs of an area. Octets at the end that are too few for a header are padding.
 #[derive(Clone, Debug)]
 pub struct Tlvs<'a> {
     area: &'a [u8],

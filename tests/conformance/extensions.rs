@@ -224,7 +224,7 @@ const START: UnixTime = UnixTime(1_700_000_000_123_456_789);
 fn reflected(mode: Modes, octets: usize, tos: u8) -> Option<(PacketFormat, Vec<u8>, Vec<u8>, u8)> {
     let format = || PacketFormat::negotiated(mode, Some(&session_keys()), Sid([1; 16]));
     let sender = SocketAddr::from(SENDER);
-    let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
+    let mut reflector = Reflector::new(862, Sessionless::Dropped, Arc::default());
     let ptp = mode.contains(Modes::PTP_TIMESTAMPS);
     let session = ReflectorSession {
         sid: Sid([1; 16]),

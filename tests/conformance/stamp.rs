@@ -126,7 +126,7 @@ impl Pair {
             test_interval_ns: SECOND,
             test_count: 1,
             data_size: octets as u16,
-            reflector_counts: false,
+            reflector_numbers_replies: false,
             availability: Default::default(),
             strict_error_estimate: false,
         });

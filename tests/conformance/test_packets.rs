@@ -48,7 +48,7 @@ fn spec(sid: Sid, sender: SocketAddr) -> ReflectorSession {
 }
 
 fn reflector() -> Reflector {
-    let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
+    let mut reflector = Reflector::new(862, Sessionless::Dropped, Arc::default());
     assert!(reflector.add(spec(SID, sender()), Monotonic(0)).is_ok());
     reflector.start(SID, Monotonic(0));
     reflector
@@ -128,7 +128,7 @@ fn a_stopped_session_does_not_outlive_its_packets_for_a_long_timeout() {
 #[test]
 fn conformance_056_packets_before_start_are_dropped() {
     let counters = Arc::new(ReflectorCounters::default());
-    let mut reflector = Reflector::new(862, Sessionless::Nobody, counters.clone());
+    let mut reflector = Reflector::new(862, Sessionless::Dropped, counters.clone());
     assert!(reflector.add(spec(SID, sender()), Monotonic(0)).is_ok());
     assert!(reflect(&mut reflector, sender(), &probe(0, 41), 0).is_none());
     assert_eq!(counters.not_started.load(Relaxed), 1);
@@ -173,7 +173,7 @@ fn conformance_077_a_corrupt_packet_is_discarded() {
 fn a_packet_without_an_error_estimate_is_answered_and_counted() {
     let packet = octets(&vector("neg/sender/unauth/multiplier0")["in"]["packet"]);
     let counters = Arc::new(ReflectorCounters::default());
-    let mut reflector = Reflector::new(862, Sessionless::Nobody, counters.clone());
+    let mut reflector = Reflector::new(862, Sessionless::Dropped, counters.clone());
     assert!(reflector.add(spec(SID, sender()), Monotonic(0)).is_ok());
     reflector.start(SID, Monotonic(0));
     let reply = reflect(&mut reflector, sender(), &packet, 0).unwrap();
@@ -432,7 +432,7 @@ impl Sending {
             test_interval_ns: SECOND_NS,
             test_count: 0,
             data_size: 41,
-            reflector_counts: true,
+            reflector_numbers_replies: true,
             availability: Default::default(),
             strict_error_estimate,
         });
@@ -674,7 +674,7 @@ fn a_reply_that_waited_in_the_socket_is_not_late() {
         let later_ns = 100_400_000;
         sending.now.monotonic = sending.now.monotonic.plus_ns(later_ns);
         sending.now.unix = sending.now.unix.plus_ns(later_ns as i64);
-        assert!(sending.machine.loses(sending.now.monotonic));
+        assert!(sending.machine.has_expired_probe(sending.now.monotonic));
         let received = sending.now.unix.plus_ns(-(waited_ns as i64));
         let meta = PacketMeta { received, stamp: StampSource::Kernel, ..PacketMeta::default() };
         sending.machine.handle_reply(&reply, &meta, sending.now);

@@ -7,7 +7,7 @@ use std::sync::{
 
 use hyper::{Request, Response};
 use tokio::sync::OwnedSemaphorePermit;
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Extensions, Status, body::Body};
 
 use super::{
     super::{admission::Place, connection::Peer, identity::Caller},
@@ -160,6 +160,12 @@ fn extensions_peer(request: &Request<Body>) -> Peer {
 /// Returns the call of a request, which the outermost layer has made.
 pub(super) fn call(request: &Request<Body>) -> Option<Arc<Call>> {
     request.extensions().get::<Arc<Call>>().cloned()
+}
+
+/// Returns the author that is recorded with a change: the identity of the caller.
+pub(in crate::api) fn author(extensions: &Extensions) -> String {
+    let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller());
+    caller.map_or_else(String::new, |caller| caller.identity.clone())
 }
 
 /// Keeps a permit until the answer to a call ends.

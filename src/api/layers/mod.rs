@@ -15,7 +15,7 @@ use hyper::{Request, Response};
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
-pub(super) use account::{Account, Call};
+pub(super) use account::{Account, author};
 use deadline::Deadline;
 use load::Load;
 use role::RoleCheck;

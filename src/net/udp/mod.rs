@@ -29,7 +29,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     hardware::{HardwareClock, clock_of},
-    host::spare_files,
+    host::check_file_limit,
 };
 use crate::{
     time::{StampSource, UnixTime},
@@ -72,12 +72,12 @@ pub struct UdpOptions<'a> {
     pub transmit_stamps: TransmitStamps,
 }
 
-/// Packets that a sender reads with one system call; it has few in flight.
+/// Packets that a sender reads with one system call. It has few packets in flight.
 const SENDER_BATCH: usize = 4;
 /// Batches read from one socket before the other sockets of the thread are served.
 const BATCHES_PER_TURN: usize = 8;
-/// Batch size from which on another read follows at once: more packets have probably arrived while
-/// these were handled, and a read costs less than a wake-up.
+/// Batch size from which on another read follows at once. More packets have then probably arrived
+/// while the batch was handled, and a read costs less than a wake-up.
 const FULL_BATCH: usize = BATCH / 4;
 
 /// Failures of one [`TestSocket::reflect`] and the state of the socket after it.
@@ -85,7 +85,7 @@ const FULL_BATCH: usize = BATCH / 4;
 pub struct Reflected {
     /// Replies that the kernel did not accept.
     pub failed: usize,
-    /// Emptiness of the socket afterwards.
+    /// State of the socket after the read.
     pub drained: Drained,
 }
 
@@ -127,7 +127,8 @@ pub struct TestSocket {
     id: u64,
     io: Socket,
     local: SocketAddr,
-    /// Bound to the unspecified address: each reply must name its source address.
+    /// True if the socket is bound to the unspecified address, so that each reply must name its
+    /// source address.
     any_address: bool,
     tos: AtomicU8,
     header_kind: HeaderKind,
@@ -138,13 +139,14 @@ pub struct TestSocket {
     dropped: AtomicU32,
     /// Drops already returned by [`TestSocket::newly_dropped`].
     dropped_reported: AtomicU32,
-    /// Packets dropped here because the kernel had no room for all control messages.
+    /// Packets dropped by this program, because the buffer had no room for all of their control
+    /// messages.
     dropped_incomplete: AtomicU32,
-    /// Set from the first drop on: from then on each packet reports the drop counter.
+    /// True after the first drop. From then on each packet reports the drop counter.
     reports_drops: AtomicBool,
 }
 
-/// Emptiness of a socket after a read.
+/// State of a socket after a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Empty: the poller reports the next packet.
@@ -167,14 +169,14 @@ impl TestSocket {
     ) -> io::Result<Vec<Self>> {
         if count > 1 {
             // SO_REUSEPORT would silently join the group of another program.
-            drop(bound(address, options.interface, false)?);
+            drop(bind(address, options.interface, false)?);
         }
         (0..count).map(|_| Self::open(address, options, count > 1)).collect()
     }
 
     fn open(address: SocketAddr, options: &UdpOptions<'_>, shared: bool) -> io::Result<Self> {
-        let socket = bound(address, options.interface, shared)?;
-        spare_files(&socket)?;
+        let socket = bind(address, options.interface, shared)?;
+        check_file_limit(&socket)?;
         let ttl = if options.ttl == 0 { 255 } else { options.ttl };
         let hardware = clock_of(address, options.interface);
         let stamps = Stamps::request(&socket, options.transmit_stamps, hardware.is_some());
@@ -190,7 +192,8 @@ impl TestSocket {
             socket.set_unicast_hops_v6(ttl.into())?;
             socket.set_tclass_v6(options.tos.into())?;
         }
-        // Without CAP_NET_ADMIN the kernel silently caps them at net.core.rmem_max and wmem_max.
+        // Without CAP_NET_ADMIN the kernel silently limits the sizes to net.core.rmem_max and
+        // wmem_max.
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
             socket.set_recv_buffer_size(BUFFER_BYTES)?;
         }
@@ -253,14 +256,15 @@ impl TestSocket {
         self.io.send_to(packet, &to.into()).map(drop)
     }
 
-    /// Returns true for send errors that pass by themselves: a full buffer or lack of memory.
+    /// Returns true for temporary send errors: a full buffer or lack of memory.
     pub fn is_transient(error: &io::Error) -> bool {
         let busy = [Errno::EAGAIN, Errno::ENOBUFS, Errno::ENOMEM];
         error.raw_os_error().is_some_and(|number| busy.contains(&Errno::from_raw(number)))
     }
 
-    /// Restarts the kernel's packet numbers at 0, because a packet that failed may or may not have
-    /// been counted. Pending timestamps are passed to `handle` as by [`Self::transmitted`].
+    /// Restarts the kernel's packet numbers at 0. This is necessary after a packet failed, because
+    /// it is unknown if the kernel has counted it. Pending timestamps are passed to `handle` as by
+    /// [`Self::transmitted`].
     pub fn restart_numbers(
         &self,
         handle: impl FnMut(u32, UnixTime, StampSource),
@@ -285,8 +289,8 @@ impl TestSocket {
         });
     }
 
-    /// Passes queued packets to `handle`, at most [`BATCHES_PER_TURN`] batches of them. Reads on after
-    /// a pending socket error, which the kernel returns before the packets that follow it.
+    /// Passes queued packets to `handle`, at most [`BATCHES_PER_TURN`] batches of them. A pending
+    /// socket error does not end the read, because packets may be queued after it.
     pub fn receive(&self, mut handle: impl FnMut(&PacketMeta, &[u8])) -> io::Result<Drained> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut drained = Ok(Drained::No);
@@ -363,7 +367,7 @@ impl AsFd for TestSocket {
 }
 
 /// Binds a UDP socket without the options of test sockets.
-pub(super) fn bound(
+pub(super) fn bind(
     address: SocketAddr,
     interface: Option<&str>,
     shared: bool,

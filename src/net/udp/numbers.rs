@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
-/// Longest time that a packet stays in a queue of the host; no timestamp comes later.
+/// Longest time that a packet stays in a queue of the host. No timestamp is reported after it.
 const MAX_QUEUE_TIME_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// Packet numbers of one socket. The kernel counts from 0 and restarts at 0 after an error, while
@@ -12,9 +12,9 @@ const MAX_QUEUE_TIME_NS: u64 = 10 * NANOS_PER_SECOND;
 /// order.
 #[derive(Debug, Default)]
 pub struct StampNumbers {
-    /// Packets that the socket accepted.
+    /// Number of packets that the socket accepted.
     sent: u32,
-    /// Packets accepted before the latest restart.
+    /// Number of packets that it accepted before the latest restart.
     first: u32,
     /// Kernel number of the next expected timestamp.
     next: u32,

@@ -1,5 +1,5 @@
-//! Options of test sockets that a kernel or a sandbox may lack. Without them a socket still works:
-//! timestamps are those of the program, and TTL or TOS of received packets are unknown.
+//! Options of test sockets that a kernel or a sandbox may lack. Without them a socket still works,
+//! but its timestamps are taken by the program, and TTL or TOS of received packets are unknown.
 
 use std::{
     net::SocketAddr,
@@ -17,11 +17,11 @@ static MISSING: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 /// Timestamps of received packets that a socket requests from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReceiveStamps {
-    /// By `SO_TIMESTAMPING`, also of hardware.
+    /// Timestamps of kernel and hardware by `SO_TIMESTAMPING`.
     Timestamping,
-    /// By `SO_TIMESTAMPNS`, of received packets alone.
+    /// Timestamps of received packets only, by `SO_TIMESTAMPNS`.
     TimestampNs,
-    /// None: the program reads the clock.
+    /// No timestamps: the program reads the clock.
     Missing,
 }
 
@@ -33,16 +33,16 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    /// Requests timestamps, as many as the kernel has.
+    /// Requests the timestamps that the kernel supports.
     pub(super) fn request(socket: &Socket, sent: TransmitStamps, by_hardware: bool) -> Self {
         if let Some(flags) = stamp_flags(sent, by_hardware) {
             let requested = setsockopt(socket, sockopt::Timestamping, &flags);
-            if is_set("SO_TIMESTAMPING", requested) {
+            if log_missing("SO_TIMESTAMPING", requested) {
                 return Self { received: ReceiveStamps::Timestamping, sent };
             }
         }
         let requested = setsockopt(socket, sockopt::ReceiveTimestampns, &true);
-        let received = match is_set("SO_TIMESTAMPNS", requested) {
+        let received = match log_missing("SO_TIMESTAMPNS", requested) {
             true => ReceiveStamps::TimestampNs,
             false => ReceiveStamps::Missing,
         };
@@ -52,23 +52,23 @@ impl Stamps {
 
 /// Requests the drop counter, and TTL and TOS of received packets.
 pub(super) fn request_packet_info(socket: &Socket, address: SocketAddr) {
-    is_set("SO_RXQ_OVFL", setsockopt(socket, sockopt::RxqOvfl, &1));
+    log_missing("SO_RXQ_OVFL", setsockopt(socket, sockopt::RxqOvfl, &1));
     if address.is_ipv4() {
-        is_set("IP_RECVTTL", setsockopt(socket, sockopt::Ipv4RecvTtl, &true));
-        is_set("IP_RECVTOS", setsockopt(socket, sockopt::IpRecvTos, &true));
+        log_missing("IP_RECVTTL", setsockopt(socket, sockopt::Ipv4RecvTtl, &true));
+        log_missing("IP_RECVTOS", setsockopt(socket, sockopt::IpRecvTos, &true));
     } else {
-        is_set("IPV6_RECVHOPLIMIT", setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true));
-        is_set("IPV6_RECVTCLASS", setsockopt(socket, sockopt::Ipv6RecvTClass, &true));
+        log_missing("IPV6_RECVHOPLIMIT", setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true));
+        log_missing("IPV6_RECVTCLASS", setsockopt(socket, sockopt::Ipv6RecvTClass, &true));
     }
 }
 
-/// Returns true when an option is set; logs the first failure of each.
-fn is_set(option: &'static str, set: nix::Result<()>) -> bool {
+/// Logs the first failure to set an option; returns true if it is set.
+fn log_missing(option: &'static str, set: nix::Result<()>) -> bool {
     let Err(error) = set else { return true };
     let mut missing = MISSING.lock().unwrap_or_else(PoisonError::into_inner);
     if !missing.contains(&option) {
         missing.push(option);
-        tracing::warn!(option, %error, "socket option missing, test packets are measured without");
+        tracing::warn!(option, %error, "socket option missing, measuring test packets without it");
     }
     false
 }

@@ -33,9 +33,9 @@ const STAMPS: usize = 4;
 /// Size of the largest datagram.
 const DATAGRAM_BYTES: usize = 65_536;
 
-/// Set of control messages that come with each packet of a socket: depends on the IP version, on
-/// the local address (one or unspecified), on timestamps and, after a drop, on the drop
-/// counter.
+/// Set of control messages that accompany each packet of a socket. It depends on the IP version, on
+/// the local address (a single or the unspecified address), on the timestamps and, after a drop, on
+/// the drop counter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderKind(usize);
 
@@ -67,11 +67,11 @@ pub(super) struct Received<'a> {
     pub(super) index: usize,
 }
 
-/// Buffers of a thread. A batch is read, handled and answered without waiting, therefore the
+/// Buffers of a thread. A batch is read, handled and answered without waiting, so that the
 /// thousands of sockets of a thread share one set.
 pub(super) struct Scratch {
-    /// One set for each kind: the kernel overwrites the size of a control buffer with the size used,
-    /// therefore all packets read with one set must carry the same control messages.
+    /// One set of headers for each kind. The kernel overwrites the size of a control buffer with
+    /// the used size, so all packets read with one set must carry the same control messages.
     headers: [Headers; HeaderKind::COUNT],
     /// Headers of transmit timestamps, by IP version.
     stamps: [MultiHeaders<SockaddrStorage>; 2],
@@ -207,7 +207,7 @@ pub(super) fn receive_batch<const COUNT: usize>(
     Ok(count)
 }
 
-/// Returns the number of packets and whether control messages of any were truncated.
+/// Returns the number of packets, and true if control messages of any packet were truncated.
 fn read<const COUNT: usize, S: FamilyAddress>(
     socket: &TestSocket,
     headers: &mut MultiHeaders<S>,
@@ -235,7 +235,7 @@ fn read<const COUNT: usize, S: FamilyAddress>(
             };
             let mut is_complete = true;
             match message.cmsgs() {
-                Ok(cmsgs) => cmsgs.for_each(|cmsg| apply(&mut meta, &cmsg, socket)),
+                Ok(cmsgs) => cmsgs.for_each(|cmsg| apply_control_message(&mut meta, &cmsg, socket)),
                 Err(_) => (truncated, is_complete) = (true, false),
             }
             if meta.stamp == StampSource::User {
@@ -329,7 +329,7 @@ impl TestSocket {
         let kernel = Some(to_time(&stamps.system)).filter(|at| at.0 != 0);
         let by_hardware = self.hardware.as_ref().and_then(|clock| {
             let near = kernel.unwrap_or_else(clock::unix);
-            clock.in_host_time(to_time(&stamps.hw_raw).0, near)
+            clock.to_host_time(to_time(&stamps.hw_raw).0, near)
         });
         let by_hardware = by_hardware.map(|at| (at, StampSource::Hardware));
         by_hardware.or_else(|| kernel.map(|at| (at, StampSource::Kernel)))
@@ -338,7 +338,7 @@ impl TestSocket {
 
 /// Copies a control message into the meta data of its packet.
 #[expect(clippy::wildcard_enum_match_arm, reason = "other control messages are not requested")]
-fn apply(meta: &mut PacketMeta, cmsg: &ControlMessageOwned, socket: &TestSocket) {
+fn apply_control_message(meta: &mut PacketMeta, cmsg: &ControlMessageOwned, socket: &TestSocket) {
     match cmsg {
         ControlMessageOwned::ScmTimestampns(stamp) => {
             (meta.received, meta.stamp) = (to_time(stamp), StampSource::Kernel);
@@ -357,7 +357,7 @@ fn apply(meta: &mut PacketMeta, cmsg: &ControlMessageOwned, socket: &TestSocket)
         ControlMessageOwned::Ipv4PacketInfo(info) => {
             let destination = IpAddr::from(u32::from_be(info.ipi_spec_dst.s_addr).to_be_bytes());
             meta.destination.set_ip(destination);
-            // For a broadcast or multicast packet, the local address differs from the one it names.
+            // The destination of a broadcast or multicast packet differs from the local address.
             meta.to_group = info.ipi_spec_dst.s_addr != info.ipi_addr.s_addr;
         }
         ControlMessageOwned::Ipv6PacketInfo(info) => {

@@ -21,7 +21,7 @@ use super::{
 /// A reply to be sent.
 #[derive(Clone, Copy)]
 pub(super) struct Reply<T> {
-    /// Index of the buffer that holds it.
+    /// Index of the buffer that holds the reply.
     pub(super) buffer: usize,
     pub(super) prepared: PreparedReply<T>,
     pub(super) to: SocketAddr,
@@ -58,7 +58,7 @@ impl TestSocket {
             while !unsent.is_empty() {
                 match self.send_run(unsent, buffers, out) {
                     Ok(sent) => unsent = &unsent[sent.clamp(1, unsent.len())..],
-                    // An error is that of the first packet.
+                    // The kernel returns the error of the first packet in the run.
                     Err(_) => {
                         failed += 1;
                         unsent = &unsent[1..];

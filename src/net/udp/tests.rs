@@ -6,7 +6,8 @@ fn pair(address: &str) -> (TestSocket, TestSocket) {
     (bind(), bind())
 }
 
-/// Sockets of all kinds share the buffers of the thread: none may spoil them for another.
+/// Sockets of all kinds share the buffers of the thread. No socket may change them so that another
+/// loses meta data.
 #[tokio::test]
 async fn each_packet_comes_with_all_of_its_meta_data() {
     let (a4, b4) = pair("127.0.0.1:0");

@@ -23,7 +23,8 @@ pub(super) enum Command {
     Down(FailureCause, u64),
     /// The connection is closed until the next test is due, which is not an outage.
     Park,
-    /// The running test is the last for now; answers when it has ended and the socket is closed.
+    /// Begins no further test until the next `Up`; answers when the running test has ended and the
+    /// socket is closed.
     Pause(oneshot::Sender<()>),
     /// Changes intervals, counts and labels.
     Configure(Arc<ControlConnection>, usize),
@@ -32,7 +33,7 @@ pub(super) enum Command {
     /// Begins no further tests; answers when the last result is reported.
     Stop(oneshot::Sender<()>, Grace),
     /// Measures nothing until a manual start, and clears raised thresholds.
-    Rest,
+    Idle,
     /// Returns the statistics of the running test.
     Snapshot(oneshot::Sender<Option<Statistics>>),
 }

@@ -21,11 +21,11 @@ use crate::{
     twamp::connection::{AttemptContext, Failure},
 };
 
-/// Longest and shortest time after which the next address of a name is tried beside those before it
-/// (RFC 8305 §8); shorter where there are many for the time that there is.
+/// Range of the delay before the next address of a name is tried concurrently (RFC 8305 §8). The
+/// more addresses share the time limit, the shorter is the delay.
 const MAX_ADDRESS_DELAY: Duration = Duration::from_millis(250);
 const MIN_ADDRESS_DELAY: Duration = Duration::from_millis(10);
-/// Interval at which names are resolved again; the resolver keeps its answers for their TTL.
+/// Interval at which names are resolved again. The resolver caches its answers for their TTL.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Resolves the address of the server.
@@ -33,12 +33,12 @@ pub(super) async fn resolve_server(config: &ControlConnection) -> Result<Vec<Soc
     let Some(target) = &config.target else {
         return Err(Failure::new(FailureCause::LocalError, "no target_address"));
     };
-    resolved(config, target, config.destination_port, config.source_address).await
+    resolve_target(config, target, config.destination_port, config.source_address).await
 }
 
 /// Opens the TCP connection to the first address that accepts it within `limit`. Attempts start one
 /// shortly after the other and run concurrently (RFC 8305 §5), so that a silent address does not
-/// hide the next.
+/// block the others.
 pub(super) async fn connect(
     config: &ControlConnection,
     addresses: &[SocketAddr],
@@ -52,7 +52,7 @@ pub(super) async fn connect(
     };
     let delay = limit / (addresses.len() as u32 + 1);
     let delay = delay.clamp(MIN_ADDRESS_DELAY, MAX_ADDRESS_DELAY);
-    let mut over = pin!(sleep(limit));
+    let mut limit_reached = pin!(sleep(limit));
     let mut untried = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut failure = Failure::new(FailureCause::Dns, "no address");
@@ -75,14 +75,14 @@ pub(super) async fn connect(
             attempt = attempts.next() => match attempt {
                 Some((_, Ok(stream))) => return Ok(stream),
                 Some((address, Err(error))) => {
-                    failure = Failure::connecting(&error, address);
+                    failure = Failure::from_connect_error(&error, address);
                     begin = true;
                 }
                 None if more => begin = true,
                 None => return Err(failure),
             },
             () = sleep(delay), if more => begin = true,
-            () = &mut over => {
+            () = &mut limit_reached => {
                 let tried = &addresses[..addresses.len() - untried.len()];
                 let tried = tried.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 return Err(Failure::new(
@@ -94,34 +94,35 @@ pub(super) async fn connect(
     }
 }
 
-/// Returns the first address with a route, beginning with that of the attempt.
-pub(super) async fn reachable(
+/// Returns the first address with a route. The search begins at the address that this attempt is to
+/// use.
+pub(super) async fn first_reachable(
     config: &ControlConnection,
     target: &Endpoint,
     port: u16,
     source: Option<IpAddr>,
     context: AttemptContext,
 ) -> Result<SocketAddr, Failure> {
-    let mut addresses = resolved(config, target, port, source).await?;
+    let mut addresses = resolve_target(config, target, port, source).await?;
     let first = context.address % addresses.len();
     addresses.rotate_left(first);
     let mut failure = Failure::new(FailureCause::Dns, "no address");
     for address in addresses {
         match check_route(address, source, config.interface.as_deref()) {
             Ok(()) => return Ok(address),
-            Err(error) => failure = Failure::sending(&error, address),
+            Err(error) => failure = Failure::from_send_error(&error, address),
         }
     }
     Err(failure)
 }
 
-/// Waits until a name no longer resolves to the address of a session without control connection. A
-/// failing resolver is ignored.
+/// Waits until a name no longer resolves to the address of a session without control connection.
+/// Failures of the resolver are ignored.
 pub(super) async fn wait_for_dns_change(
     config: Arc<ControlConnection>,
     remotes: BTreeMap<String, IpAddr>,
 ) {
-    let named = |session: &TestSession| {
+    let watched_target = |session: &TestSession| {
         let target = session.target.as_ref().or(config.target.as_ref());
         let source = session.source_address.or(config.source_address);
         let remote = remotes.get(&session.name);
@@ -131,14 +132,14 @@ pub(super) async fn wait_for_dns_change(
             .zip(remote.copied())
             .map(|(target, remote)| (target, source, remote))
     };
-    let names: Vec<_> = config.sessions.iter().filter_map(named).collect();
+    let names: Vec<_> = config.sessions.iter().filter_map(watched_target).collect();
     if names.is_empty() {
         return std::future::pending().await;
     }
     loop {
         sleep(RESOLVE_INTERVAL).await;
         for (target, source, remote) in &names {
-            if let Ok(addresses) = resolved(&config, target, 0, *source).await
+            if let Ok(addresses) = resolve_target(&config, target, 0, *source).await
                 && !addresses.iter().any(|address| address.ip() == *remote)
             {
                 return;
@@ -148,21 +149,21 @@ pub(super) async fn wait_for_dns_change(
 }
 
 /// Resolves a target to at least one address within the response timeout.
-pub(super) async fn resolved(
+pub(super) async fn resolve_target(
     config: &ControlConnection,
     target: &Endpoint,
     port: u16,
     source: Option<IpAddr>,
 ) -> Result<Vec<SocketAddr>, Failure> {
     let limit = Duration::from_nanos(config.response_timeout_ns);
-    let silent = |_| {
+    let timed_out = |_| {
         let name = if let Endpoint::Name(name) = target { name.as_str() } else { "" };
         Failure::new(FailureCause::Dns, format!("{name:?}: name service did not answer in time"))
     };
     let interface = config.interface.as_deref();
     timeout(limit, resolve::addresses(target, port, source))
         .await
-        .map_err(silent)?
+        .map_err(timed_out)?
         .map(|found| found.into_iter().map(|found| on_link(found, interface)).collect())
         .map_err(|error| Failure::new(FailureCause::Dns, error.to_string()))
 }

@@ -1,5 +1,5 @@
-//! Driver of one control connection: the only loop, which feeds the machine and carries out its
-//! actions.
+//! Driver of one control connection: the loop that feeds its state machine and carries out the
+//! actions of the machine.
 
 use std::{
     future::Future,
@@ -54,16 +54,16 @@ struct Driver {
     stream: Option<TcpStream>,
     /// The control connection, while no operation has it.
     control: Option<Box<Established>>,
-    /// Sessions that were started and are to be passed to their threads.
+    /// Started sessions that are not yet passed to their threads.
     started: Vec<OpenSession>,
     /// Sockets of sessions that are to be requested.
     sockets: Vec<Opened>,
-    /// The operation that is under way; boxed, because it is large and a connection whose sessions run
-    /// has none.
+    /// The operation in progress. It is boxed because it is large, and a connection whose sessions
+    /// run has none.
     operation: Option<BoxFuture<Outcome>>,
-    /// The watch for names that move.
-    names: Option<BoxFuture<()>>,
-    /// Number of the interface when sessions were started, where sockets are bound to one.
+    /// Completes when the name of a session resolves to another address.
+    dns_watch: Option<BoxFuture<()>>,
+    /// Kernel number of the interface that sockets are bound to, as of the start of the sessions.
     interface: Option<u32>,
     was_running: bool,
     is_finished: bool,
@@ -86,7 +86,7 @@ pub(super) async fn run(
     let mut is_ending = false;
     let end = |persistence: &Persistence| Input::End { is_resumed: !persistence.is_removed() };
     loop {
-        // Boxed: the future is large, and a connection that waits has no use for it.
+        // Boxed, so that this large future takes no memory while the connection waits.
         Box::pin(driver.carry_out()).await;
         if driver.is_finished {
             return;
@@ -118,16 +118,16 @@ pub(super) async fn run(
                 driver.network_changed(better);
                 None
             }
-            Some(()) = OptionFuture::from(driver.names.as_mut()) => {
-                driver.names = None;
+            Some(()) = OptionFuture::from(driver.dns_watch.as_mut()) => {
+                driver.dns_watch = None;
                 tracing::info!(connection = driver.machine.config().name, "server name resolves to other addresses");
-                Some(Input::NameMoved)
+                Some(Input::DnsChanged)
             }
             () = progress.changed() => None,
             () = driver.sessions.next_end() => None,
             () = wait_until(deadline) => Some(Input::Timer),
             _ = check.tick() => {
-                driver.sessions.check();
+                driver.sessions.check_stalled();
                 None
             }
         };
@@ -144,7 +144,7 @@ pub(super) async fn run(
 impl Driver {
     fn new(desired: Desired, tools: Tools) -> Self {
         let (status, now) = (tools.status.connection(), clock::now());
-        let remembered = tools.persistence.remembered(now);
+        let remembered = tools.persistence.read_remembered(now);
         Self {
             machine: Connection::start(desired, status, remembered, random::number(), now),
             tools,
@@ -154,21 +154,21 @@ impl Driver {
             started: Vec::new(),
             sockets: Vec::new(),
             operation: None,
-            names: None,
+            dns_watch: None,
             interface: None,
             was_running: false,
             is_finished: false,
         }
     }
 
-    /// Carries out what the machine asks for and publishes its status.
+    /// Carries out the actions that the machine asks for and publishes its status.
     async fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             self.act(action).await;
         }
         self.was_running = self.machine.is_running();
         if !self.was_running {
-            self.names = None;
+            self.dns_watch = None;
         }
         if let Some(status) = self.machine.poll_status() {
             self.tools.status.publish(status.clone());
@@ -183,7 +183,9 @@ impl Driver {
                 self.sockets.clear();
             }
             Action::Drop => (self.stream, self.control) = (None, None),
-            Action::Follow(config) => self.sessions.follow(&config, &self.tools).await,
+            Action::ConfigureSessions(config) => {
+                self.sessions.configure(&config, &self.tools).await;
+            }
             Action::EndSessions => self.sessions.end(&self.tools).await,
             Action::Start(names) => {
                 for session in std::mem::take(&mut self.started) {
@@ -201,12 +203,12 @@ impl Driver {
                 }
                 self.sessions.send(&name, Command::Down(failure.cause, tries)).await;
             }
-            Action::Tune(config) => {
+            Action::SetSocketOptions(config) => {
                 if let Some(control) = &self.control {
-                    control.tune(&config);
+                    control.set_tcp_options(&config);
                 }
             }
-            Action::WatchNames => self.watch_names(),
+            Action::WatchDns => self.watch_dns(),
             Action::VerifyUnreachable(failure) => {
                 let failure = host::is_unreachable(&self.machine).then_some(failure);
                 self.machine.handle(Input::Verified(failure), clock::now());
@@ -249,7 +251,7 @@ impl Driver {
             Operation::OpenUnnegotiated { config, names, context, others_wait } => {
                 Box::pin(async move {
                     let (sessions, declined) =
-                        open::without_control(&config, &names, context, others_wait).await;
+                        open::open_unnegotiated(&config, &names, context, others_wait).await;
                     Outcome::OpenedUnnegotiated(sessions, declined)
                 })
             }
@@ -259,7 +261,7 @@ impl Driver {
                 };
                 Box::pin(async move {
                     let (opened, declined) =
-                        open::with_control(&config, &names, ends, context, true).await;
+                        open::open_negotiated(&config, &names, ends, context, true).await;
                     Outcome::OpenedSockets(opened, declined)
                 })
             }
@@ -301,7 +303,8 @@ impl Driver {
         self.operation = Some(work);
     }
 
-    /// Ends an operation for which the control connection is gone; its loss is handled next.
+    /// Ends an operation without sockets, because the control connection is gone. The machine
+    /// handles the loss next.
     fn open_nothing(&mut self) {
         self.operation = Some(Box::pin(async { Outcome::OpenedSockets(Vec::new(), Vec::new()) }));
     }
@@ -356,13 +359,13 @@ impl Driver {
         }
     }
 
-    /// Watches the names of sessions without control for another address.
-    fn watch_names(&mut self) {
+    /// Watches for other addresses of the DNS names of sessions without a control connection.
+    fn watch_dns(&mut self) {
         let config = self.machine.config();
         if !self.was_running {
             self.interface = host::bound_interface(config);
         }
-        self.names = (config.control_type != ControlType::Managed).then(|| {
+        self.dns_watch = (config.control_type != ControlType::Managed).then(|| {
             let remotes = self.machine.remotes().map(|(name, to)| (name.to_owned(), to));
             let watch = connect::wait_for_dns_change(config.clone(), remotes.collect());
             Box::pin(watch) as BoxFuture<()>
@@ -374,7 +377,7 @@ fn command_for(command: SessionCommand) -> Command {
     match command {
         SessionCommand::Down(cause, attempts) => Command::Down(cause, attempts),
         SessionCommand::Park => Command::Park,
-        SessionCommand::Rest => Command::Rest,
+        SessionCommand::Idle => Command::Idle,
         SessionCommand::Restart => Command::Restart,
     }
 }

@@ -1,4 +1,4 @@
-//! Events in the life of a connection, as they are recorded.
+//! Conversion of the events of a connection to records.
 
 use crate::{
     model::ControlConnection,

@@ -7,7 +7,7 @@ use crate::{proto::FailureCause, twamp::connection::Failure};
 impl Failure {
     /// Returns the failure of a TCP connect.
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
-    pub(super) fn connecting(error: &io::Error, to: SocketAddr) -> Self {
+    pub(super) fn from_connect_error(error: &io::Error, to: SocketAddr) -> Self {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => FailureCause::Refused,
             io::ErrorKind::TimedOut => FailureCause::ConnectTimeout,
@@ -20,9 +20,9 @@ impl Failure {
         Self::new(cause, format!("TCP connect to {to}: {error}"))
     }
 
-    /// Returns the failure of a packet that this host does not send.
+    /// Returns the failure of a packet that the kernel of this host does not send.
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
-    pub(super) fn sending(error: &io::Error, to: SocketAddr) -> Self {
+    pub(super) fn from_send_error(error: &io::Error, to: SocketAddr) -> Self {
         let cause = match error.kind() {
             io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
@@ -33,20 +33,20 @@ impl Failure {
     }
 
     /// Returns the failure of a socket that could not be opened, or whose address is gone.
-    pub(super) fn local(what: &str, error: &io::Error) -> Self {
+    pub(super) fn from_local_error(what: &str, error: &io::Error) -> Self {
         Self::new(FailureCause::LocalError, format!("{what}: {error}"))
     }
 
     /// Returns the failure of an open control connection.
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
-    pub(super) fn broken(error: &io::Error) -> Self {
+    pub(super) fn from_connection_error(error: &io::Error) -> Self {
         let cause = match error.kind() {
-            // A socket that was reset already has no peer.
+            // After a reset the socket has no peer any more.
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::NotConnected => FailureCause::Reset,
-            // Errors with which keepalive and the user timeout end a connection; an ICMP message
-            // may replace the timeout.
+            // Errors with which TCP keepalive and the user timeout end a connection. If an ICMP
+            // error arrived before, the kernel reports it instead of the timeout.
             io::ErrorKind::TimedOut
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable => FailureCause::KeepaliveTimeout,
@@ -60,13 +60,13 @@ impl Failure {
 mod tests {
     use super::*;
 
-    /// The peer may have reset the connection before its address is asked for.
+    /// The peer may have reset the connection before the agent reads its address.
     #[test]
     fn a_reset_connection_has_no_peer_address() {
         for kind in
             [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::NotConnected]
         {
-            assert_eq!(Failure::broken(&kind.into()).cause, FailureCause::Reset);
+            assert_eq!(Failure::from_connection_error(&kind.into()).cause, FailureCause::Reset);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Conditions of this host that end a connection although the kernel continues to send.
+//! Conditions of this host that end a connection although the kernel continues to send packets.
 
 use std::{
     io,
@@ -12,8 +12,8 @@ use crate::{
     twamp::connection::{Connection, Failure},
 };
 
-/// Returns the kernel's number of the interface that sockets are bound to; another number is another
-/// interface, whatever its name.
+/// Returns the kernel's number of the interface that sockets are bound to. A different number means
+/// a different interface, even if the name is the same.
 pub(super) fn bound_interface(config: &ControlConnection) -> Option<u32> {
     config.interface.as_deref().and_then(interface_index)
 }
@@ -24,8 +24,8 @@ pub(super) fn interface_gone(config: &ControlConnection) -> Failure {
     Failure::new(FailureCause::LocalError, format!("interface {name} is gone or was replaced"))
 }
 
-/// Returns the failure if no reply can arrive: the address of the control connection or those of
-/// all sessions were removed.
+/// Returns the failure if no reply can arrive, because the address of the control connection or the
+/// addresses of all sessions were removed from this host.
 pub(super) fn source_gone(machine: &Connection, control: Option<IpAddr>) -> Option<Failure> {
     if machine.ends_with_loss() {
         return None;
@@ -36,7 +36,10 @@ pub(super) fn source_gone(machine: &Connection, control: Option<IpAddr>) -> Opti
         && let Err(error) = check_source(address, interface)
         && error.kind() == io::ErrorKind::AddrNotAvailable
     {
-        return Some(Failure::local(&format!("control connection from {address}"), &error));
+        return Some(Failure::from_local_error(
+            &format!("control connection from {address}"),
+            &error,
+        ));
     }
     let mut gone = None;
     for (name, remote) in machine.remotes() {
@@ -48,7 +51,7 @@ pub(super) fn source_gone(machine: &Connection, control: Option<IpAddr>) -> Opti
         let error = check_route(remote, source, interface).err();
         let error = error.filter(|error| error.kind() == io::ErrorKind::AddrNotAvailable)?;
         let from = source.map_or_else(String::new, |source| format!(" from {source}"));
-        gone = Some(Failure::local(&format!("UDP to {remote}{from}"), &error));
+        gone = Some(Failure::from_local_error(&format!("UDP to {remote}{from}"), &error));
     }
     gone
 }

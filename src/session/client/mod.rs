@@ -1,6 +1,7 @@
-//! Client role. Each control connection has a machine ([`crate::twamp::connection`]) and a driver.
-//! Each of its test sessions has an endpoint on a data-plane thread, which survives reconnects. The
-//! desired state of a connection is a value on a watch, so that a restarted driver finds it.
+//! Client role. Each control connection has a state machine ([`crate::twamp::connection`]) and a
+//! driver, the task that runs the machine. Each test session has an endpoint on a data-plane
+//! thread, which survives reconnects. The desired state of a connection is kept in a watch channel,
+//! so that a restarted driver finds it.
 
 mod command;
 mod connect;
@@ -43,7 +44,7 @@ pub use status::Changes;
 
 pub use probe::probe_server;
 
-/// Facilities of a driver.
+/// Shared objects that a driver uses.
 #[derive(Clone, Debug)]
 struct Tools {
     status: Arc<Status>,
@@ -69,7 +70,7 @@ impl Senders {
     }
 }
 
-/// Facilities that all connections share.
+/// Objects that all connections share.
 #[derive(Clone, Debug)]
 pub struct ClientContext {
     /// Receiver of the results of tests.
@@ -80,7 +81,7 @@ pub struct ClientContext {
     pub network: watch::Receiver<NetworkChanges>,
     /// Threads of the sessions.
     pub senders: Arc<Senders>,
-    /// Numbers of the changes of all connections.
+    /// Counter of the changes of all connections.
     pub changes: Arc<Changes>,
 }
 
@@ -105,7 +106,7 @@ impl ConnectionHandle {
         let persistence = Arc::new(Persistence::new(&config.name, context.results.clone()));
         let persisted = persistence.read();
         let completed = persisted.completed.map(|completed| completed.test_count);
-        // A connection that is started by hand stays completed over a restart.
+        // A completed connection with a manual start stays completed across a restart of the agent.
         let waits_for_start = config.manual_start && completed != Some(config.test_count);
         let stopped = persisted.stopped.is_some() || waits_for_start;
         let (desired, receiver) = watch::channel(Desired { config, stopped, starts: 0, revision });
@@ -138,7 +139,8 @@ impl ConnectionHandle {
             desired.revision = revision;
             true
         });
-        // Shown as reconciling, unless the driver was faster.
+        // The API shows the connection as reconciling until the driver has applied the
+        // configuration.
         self.status.mark_changed();
     }
 
@@ -147,8 +149,8 @@ impl ConnectionHandle {
         self.desired.borrow().config.clone()
     }
 
-    /// Makes one attempt at once; starts a connection that was stopped or has completed. Returns
-    /// whether that changed the persisted state.
+    /// Makes one attempt at once, and starts the connection if it is stopped or has completed.
+    /// Returns true if this changed the persisted state.
     pub fn start_by_hand(&self) -> bool {
         let mut is_changed = false;
         self.desired.send_modify(|desired| {
@@ -159,8 +161,8 @@ impl ConnectionHandle {
         is_changed
     }
 
-    /// Stops until it is started by hand or changed, also across restarts of the agent once the results
-    /// are flushed. `identity` is the caller.
+    /// Stops the connection until it is started by hand or its configuration changes. The stop also
+    /// survives a restart of the agent, once the results are flushed. `identity` names the caller.
     pub fn stop_by_hand(&self, identity: &str) {
         self.desired.send_modify(|desired| {
             self.persistence.stop(identity);
@@ -168,21 +170,22 @@ impl ConnectionHandle {
         });
     }
 
-    /// Ends the driver and the sessions of a connection that is no longer configured; from now on it
-    /// persists nothing.
+    /// Ends the driver and the sessions of a connection that is no longer configured. Nothing is
+    /// persisted for it from now on.
     pub fn remove(&self) {
         self.persistence.remove();
         self.token.cancel();
     }
 
-    /// Returns the control over its sessions, which decides the effect of a change.
+    /// Returns the way in which its sessions can be controlled, which decides the effect of a
+    /// change of the configuration.
     pub fn session_control(&self) -> SessionControl {
         self.status.session_control()
     }
 
     /// Returns the number of the latest change of its state.
-    pub fn changed(&self) -> u64 {
-        self.status.changed()
+    pub fn latest_change(&self) -> u64 {
+        self.status.latest_change()
     }
 
     /// Returns true if its sessions run.
@@ -196,13 +199,13 @@ impl ConnectionHandle {
         self.status.to_proto(&desired, directory, clock::now())
     }
 
-    /// Returns the far end of the connection or, if its name is not empty, of a session.
+    /// Returns the far end of the named session or, with an empty name, of the connection.
     pub fn peer(&self, session: &str) -> Option<Peer> {
         let address = self.status.remote_address(session);
         peer::find(&self.desired.borrow().config, session, address)
     }
 
-    /// Returns the revision of the configuration, where it is not yet in effect.
+    /// Returns the revision of the configuration if it is not yet in effect.
     pub fn unapplied_revision(&self) -> Option<u64> {
         let revision = self.desired.borrow().revision;
         (!self.status.has_applied(revision)).then_some(revision)
@@ -223,15 +226,15 @@ impl ConnectionHandle {
     }
 }
 
-/// Runs the driver, and starts it again when it fails. When it failed too often, it is started again
-/// only for another desired state.
+/// Runs the driver and restarts it when it fails. After too many failures it is restarted only when
+/// the desired state changes.
 async fn supervise(mut desired: watch::Receiver<Desired>, tools: Tools, token: CancellationToken) {
     loop {
         let start =
             |heartbeat| driver::run(desired.clone(), tools.clone(), token.clone(), heartbeat);
         let failed = |text: &str, last| task_failed(&desired.borrow().config, &tools, text, last);
         keep_alive(token.clone(), RestartPolicy::default(), start, failed).await;
-        // The drivers saw changes by receivers of their own.
+        // The drivers have received earlier changes through clones of this receiver.
         desired.mark_unchanged();
         tokio::select! {
             () = token.cancelled() => break,
@@ -248,7 +251,7 @@ async fn supervise(mut desired: watch::Receiver<Desired>, tools: Tools, token: C
     }
 }
 
-/// Records that the task of a connection failed, which is an outage of this connection only.
+/// Records the failure of a connection's task as an outage of this connection.
 fn task_failed(config: &ControlConnection, tools: &Tools, text: &str, last: bool) {
     let failure = Failure::new(FailureCause::Panic, format!("the task failed: {text}"));
     tracing::error!(connection = config.name, error = text, last, "connection task failed");

@@ -1,5 +1,5 @@
-//! Negotiation over an open TCP connection, from the greeting to started sessions, and their end.
-//! Cancel-safe: dropping it closes the connection.
+//! Negotiation over an open TCP connection, from the greeting to the start of the sessions, and the
+//! end of the connection with Stop-Sessions. Dropping a negotiation closes the connection.
 
 use std::{
     io,
@@ -25,8 +25,8 @@ use crate::{
     twamp::{
         connection::{AttemptContext, Declined, Failure, Suspect},
         control_client::{
-            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient, PROVOCATION,
-            Stage, describe_stranger,
+            AcceptedSession, ClientAction, ClientError, ClientOptions, ControlClient,
+            FOREIGN_REQUEST, Stage, name_other_protocol,
         },
     },
     wire::{
@@ -36,11 +36,11 @@ use crate::{
 };
 
 const READ_BYTES: usize = 1024;
-/// Limit for the end of a connection that is closed anyway.
+/// Time limit of each step of a proper end. After it the connection is dropped.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
-/// Limit for the answer of a server that may speak another protocol.
-const UNMASK_LIMIT: Duration = Duration::from_millis(500);
-/// Limit for a message that the server does not read.
+/// Time limit for the answer of a server that may speak another protocol.
+const IDENTIFY_LIMIT: Duration = Duration::from_millis(500);
+/// Time limit for sending a message to a server that does not read.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// An open control connection.
@@ -49,15 +49,15 @@ pub(super) struct Established {
     stream: TcpStream,
     machine: ControlClient,
     pub(super) sessions: Vec<OpenSession>,
-    /// Sessions that were requested and not accepted although others were or run.
+    /// Sessions that could not be opened or were not accepted, while others were accepted or run.
     declined: Vec<Declined>,
-    /// Requests of the present negotiation that the server answered.
+    /// Number of requests of this negotiation that the server has answered.
     answered: usize,
     /// True once a negotiation has succeeded.
     has_started: bool,
 }
 
-/// Prepares the negotiation of the sessions of these names over a connection.
+/// Opens the sockets of the named sessions and prepares to negotiate them over a connection.
 pub(super) async fn prepare(
     config: &ControlConnection,
     names: &[String],
@@ -67,7 +67,7 @@ pub(super) async fn prepare(
 ) -> Result<Established, Failure> {
     let (local, server) = ends(&stream)?;
     let ends = (local.ip(), server.ip());
-    let (opened, mut declined) = open::with_control(config, names, ends, context, false).await;
+    let (opened, mut declined) = open::open_negotiated(config, names, ends, context, false).await;
     if opened.is_empty()
         && let Some(last) = declined.pop()
     {
@@ -79,7 +79,7 @@ pub(super) async fn prepare(
 }
 
 fn options(config: &ControlConnection, extensions: Extensions) -> Result<ClientOptions, Failure> {
-    let without = |error| Failure::local("keys", &error);
+    let no_keys = |error| Failure::from_local_error("keys", &error);
     Ok(ClientOptions {
         security: modes::security(config.authentication),
         extensions: modes::extensions(extensions),
@@ -88,18 +88,18 @@ fn options(config: &ControlConnection, extensions: Extensions) -> Result<ClientO
         response_timeout_ns: config.response_timeout_ns,
         key_timeout_ns: config.key_timeout_ns,
         keys: SessionKeys::new(
-            random::bytes().map_err(without)?,
-            random::bytes().map_err(without)?,
+            random::bytes().map_err(no_keys)?,
+            random::bytes().map_err(no_keys)?,
         ),
-        client_iv: random::bytes().map_err(without)?,
+        client_iv: random::bytes().map_err(no_keys)?,
         reflected_octets: random::number() as u16,
     })
 }
 
-/// Returns own and remote address of a connection.
+/// Returns the local and the remote address of a connection.
 pub(super) fn ends(stream: &TcpStream) -> Result<(SocketAddr, SocketAddr), Failure> {
-    let local = stream.local_addr().map_err(|error| Failure::broken(&error))?;
-    let server = stream.peer_addr().map_err(|error| Failure::broken(&error))?;
+    let local = stream.local_addr().map_err(|error| Failure::from_connection_error(&error))?;
+    let server = stream.peer_addr().map_err(|error| Failure::from_connection_error(&error))?;
     Ok((local, server))
 }
 
@@ -138,9 +138,10 @@ impl Established {
             .suspecting_extensions(machine.mode().is_protected() && machine.stage() == Stage::SetUp)
     }
 
-    /// Stops sessions and starts others over the same connection: one by one as far as the server can
-    /// do that, otherwise all are stopped. Requests the sessions of these names; `opened` are those of
-    /// them whose sockets are open. `sessions` holds those that are started then, the result the others.
+    /// Stops sessions and starts others over the same connection. A server without individual
+    /// session control stops all sessions. Requests the sessions in `names`; `opened` are the ones
+    /// among them whose sockets are already open. Afterwards `self.sessions` holds the started
+    /// sessions. Returns the declined sessions.
     pub(super) async fn renegotiate(
         &mut self,
         config: &ControlConnection,
@@ -156,7 +157,7 @@ impl Established {
         let others_wait = !opened.is_empty();
         let ends = (local.ip(), server.ip());
         let (others, declined) = tokio::select! {
-            others = open::with_control(config, &unopened, ends, context, others_wait) => others,
+            others = open::open_negotiated(config, &unopened, ends, context, others_wait) => others,
             failure = self.watch() => return Err(failure),
         };
         opened.extend(others);
@@ -177,9 +178,9 @@ impl Established {
     }
 
     /// Sets the options that can be set on an open connection.
-    pub(super) fn tune(&self, config: &ControlConnection) {
-        let tuned = tcp::tune(&self.stream, config.control_dscp, config.keepalive);
-        if let Err(error) = tuned {
+    pub(super) fn set_tcp_options(&self, config: &ControlConnection) {
+        let result = tcp::set_options(&self.stream, config.control_dscp, config.keepalive);
+        if let Err(error) = result {
             tracing::warn!(%error, connection = config.name, "failed to set TCP options");
         }
     }
@@ -199,10 +200,9 @@ impl Established {
                     ClientAction::Send(octets) => self.write(&octets).await?,
                     ClientAction::DeriveKey { salt, count } => {
                         let secret = config.secret.clone().unwrap_or_default();
-                        let server = self
-                            .stream
-                            .peer_addr()
-                            .map_err(|error| Failure::local("control connection", &error))?;
+                        let server = self.stream.peer_addr().map_err(|error| {
+                            Failure::from_local_error("control connection", &error)
+                        })?;
                         let keys = derivation.derive(server.ip(), vec![secret], salt, count).await;
                         let Some(key) = keys.and_then(|mut keys| keys.pop()) else {
                             let detail = "the key could not be derived";
@@ -212,12 +212,12 @@ impl Established {
                     }
                     ClientAction::Accepted(accepted) => {
                         self.answered += 1;
-                        self.accepted(accepted);
+                        self.apply_accepted(accepted);
                     }
                     ClientAction::Refused(index, accept) => {
                         self.answered += 1;
                         let error = ClientError::SessionRejected { index, accept };
-                        self.declined.push(self.rejected(index, error));
+                        self.declined.push(self.decline(index, error));
                     }
                     ClientAction::Started => {
                         self.has_started = true;
@@ -225,12 +225,12 @@ impl Established {
                     }
                     ClientAction::Stopped => return Err(Failure::closed_by_server()),
                     ClientAction::Failed(error @ ClientError::SessionRejected { index, .. }) => {
-                        return Err(self.rejected(index, error).failure);
+                        return Err(self.decline(index, error).failure);
                     }
                     ClientAction::Failed(ClientError::ResponseTimeout(_))
                         if self.machine.stage() == Stage::Greeting =>
                     {
-                        return Err(self.unmask().await);
+                        return Err(self.identify_silent_server().await);
                     }
                     ClientAction::Failed(error) => return Err(error.into()),
                 }
@@ -239,30 +239,31 @@ impl Established {
         }
     }
 
-    /// Returns the failure of a server that has sent no greeting in time. One that waits for its
-    /// client to begin, as with HTTP and TLS, shows its protocol in its answer to a request; to a
-    /// server of TWAMP it is the end of a connection that has failed anyway.
-    async fn unmask(&mut self) -> Failure {
+    /// Returns the failure of a server that has sent no greeting in time. In protocols such as HTTP
+    /// and TLS the client begins, and the server waits for it. Such a server answers the request
+    /// that is sent here, and its answer reveals the protocol. A TWAMP server closes the
+    /// connection, which has failed anyway.
+    async fn identify_silent_server(&mut self) -> Failure {
         let silent = Failure::from(ClientError::ResponseTimeout("Server-Greeting"));
         let mut answer = [0; READ_BYTES];
-        let asked = timeout(UNMASK_LIMIT, async {
-            self.stream.write_all(PROVOCATION).await?;
+        let asked = timeout(IDENTIFY_LIMIT, async {
+            self.stream.write_all(FOREIGN_REQUEST).await?;
             self.stream.read(&mut answer).await
         });
         let Ok(Ok(bytes)) = asked.await else { return silent };
-        match describe_stranger(&answer[..bytes], true) {
+        match name_other_protocol(&answer[..bytes], true) {
             Some(name) => ClientError::OtherProtocol(name).into(),
             None => silent,
         }
     }
 
-    fn rejected(&self, index: usize, error: ClientError) -> Declined {
+    fn decline(&self, index: usize, error: ClientError) -> Declined {
         let name = self.sessions[index].name.clone();
         let failure = Failure::from(error).for_session(&name);
         Declined { name, failure }
     }
 
-    fn accepted(&mut self, accepted: AcceptedSession) {
+    fn apply_accepted(&mut self, accepted: AcceptedSession) {
         let mode = self.machine.mode();
         let ptp = mode.contains(Modes::PTP_TIMESTAMPS);
         let session = &mut self.sessions[accepted.index];
@@ -323,7 +324,7 @@ impl Established {
         Some((local.ip(), server.ip()))
     }
 
-    /// Returns the own address.
+    /// Returns the local address.
     pub(super) fn local(&self) -> Option<IpAddr> {
         self.stream.local_addr().ok().map(|local| local.ip())
     }
@@ -333,7 +334,7 @@ impl Established {
         let deadline = self.machine.poll_deadline();
         tokio::select! {
             ready = self.stream.readable() => {
-                ready.map_err(|error| Failure::broken(&error))?;
+                ready.map_err(|error| Failure::from_connection_error(&error))?;
                 self.receive()
             }
             () = wait_until(deadline) => {
@@ -343,7 +344,8 @@ impl Established {
         }
     }
 
-    /// Reads what the socket holds. The buffer is not part of the future that waits.
+    /// Reads the data that the socket holds. The buffer is a local variable of this function, so
+    /// that it takes no memory while the connection waits.
     fn receive(&mut self) -> Result<(), Failure> {
         let mut buffer = [0; READ_BYTES];
         match self.stream.try_read(&mut buffer) {
@@ -353,15 +355,16 @@ impl Established {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(Failure::broken(&error)),
+            Err(error) => Err(Failure::from_connection_error(&error)),
         }
     }
 
     async fn write(&mut self, octets: &[u8]) -> Result<(), Failure> {
-        // Messages are small: the socket accepts them unless the peer has not read for long.
+        // Messages are small, so the socket accepts them unless the peer has not read for a long
+        // time.
         match timeout(WRITE_LIMIT, self.stream.write_all(octets)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::broken(&error)),
+            Ok(Err(error)) => Err(Failure::from_connection_error(&error)),
             Err(_) => Err(Failure::new(
                 FailureCause::ResponseTimeout,
                 "the server does not read its control connection",

@@ -1,5 +1,5 @@
-//! Sockets of test sessions. They are opened concurrently: one that is slow, because its name is not
-//! resolved or its port is in use, delays no other.
+//! Sockets of test sessions. They are opened concurrently, so that a slow one delays no other. A
+//! socket is slow if its name is not resolved yet or its port is in use.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use std::{
 use futures_util::{StreamExt, future::OptionFuture, stream::FuturesUnordered};
 use tokio::time::sleep;
 
-use super::connect::{reachable, resolved};
+use super::connect::{first_reachable, resolve_target};
 use crate::{
     model::{ControlConnection, StampSession, TestSession},
     net::{TestSocket, TransmitStamps, UdpOptions, clock, on_link, random},
@@ -25,10 +25,11 @@ use crate::{
     wire::codes::Sid,
 };
 
-/// Limit of the time that a test which is stopped waits for replies to the probes in flight.
+/// Longest time that a stopped test waits for replies to the probes in flight.
 pub(super) const MAX_GRACE_NS: u64 = 2_000_000_000;
-/// Limit of the wait for a port that another session of this agent gives up, and interval of tries.
+/// Longest wait for a port that another session of this agent is about to release.
 const PORT_LIMIT_NS: u64 = MAX_GRACE_NS + 500_000_000;
+/// Interval between attempts to bind a port that is in use.
 const PORT_RETRY: Duration = Duration::from_millis(50);
 
 /// A session with its socket.
@@ -40,12 +41,12 @@ pub(super) struct OpenSession {
     pub(super) sid: Option<Sid>,
     /// Format of its packets.
     pub(super) carrier: Carrier,
-    /// Beginning of the padding of each probe (RFC 6038 §4.3).
+    /// First octets of the padding of each probe (RFC 6038 §4.3).
     pub(super) padding_start: Option<[u8; 2]>,
 }
 
 impl OpenSession {
-    /// Returns the facts that the status shows.
+    /// Returns the facts of the session that the status shows.
     pub(super) fn started(&self) -> StartedSession {
         StartedSession {
             name: self.name.clone(),
@@ -59,22 +60,22 @@ impl OpenSession {
 /// A session with its socket and its request.
 pub(super) type Opened = (OpenSession, SessionRequest);
 
-/// Opens the sockets of the sessions of these names, which need no negotiation; `others_wait` tells of
-/// sessions that wait for these.
-pub(super) async fn without_control(
+/// Opens the sockets of the named sessions, which need no negotiation. `others_wait` is true if
+/// other sessions wait for them.
+pub(super) async fn open_unnegotiated(
     config: &ControlConnection,
     names: &[String],
     context: AttemptContext,
     others_wait: bool,
 ) -> (Vec<OpenSession>, Vec<Declined>) {
     let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
-    let open = |session| open_without_control(config, session, context);
+    let open = |session| open_one_unnegotiated(config, session, context);
     open_each(wanted, open, Duration::from_nanos(context.socket_wait_ns), others_wait).await
 }
 
-/// Opens the sockets of sessions between these two ends of a control connection, and prepares their
-/// requests.
-pub(super) async fn with_control(
+/// Opens the sockets of the named sessions between the two ends of a control connection, and
+/// prepares their requests.
+pub(super) async fn open_negotiated(
     config: &ControlConnection,
     names: &[String],
     ends: (IpAddr, IpAddr),
@@ -82,11 +83,12 @@ pub(super) async fn with_control(
     others_wait: bool,
 ) -> (Vec<Opened>, Vec<Declined>) {
     let wanted = config.sessions.iter().filter(|session| names.contains(&session.name)).collect();
-    let open = |session| open(config, session, ends, context);
+    let open = |session| open_one_negotiated(config, session, ends, context);
     open_each(wanted, open, Duration::from_nanos(context.socket_wait_ns), others_wait).await
 }
 
-/// Opens all sockets. Once one is open, or where others wait, the remaining have no longer than `wait`.
+/// Opens all sockets. Once the first is open, or if other sessions wait, the remaining sockets must
+/// open within `wait`.
 async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
     wanted: Vec<&'a TestSession>,
     open: impl Fn(&'a TestSession) -> O,
@@ -99,18 +101,18 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
         async move { (index, opened.await) }
     });
     let mut opening: FuturesUnordered<_> = indexed.collect();
-    let mut over = pin!(OptionFuture::from(others_wait.then(|| sleep(wait))));
-    let mut waits = others_wait;
+    let mut limit_reached = pin!(OptionFuture::from(others_wait.then(|| sleep(wait))));
+    let mut is_limited = others_wait;
     loop {
         tokio::select! {
             next = opening.next() => {
                 let Some((index, result)) = next else { break };
-                if result.is_ok() && !std::mem::replace(&mut waits, true) {
-                    over.set(Some(sleep(wait)).into());
+                if result.is_ok() && !std::mem::replace(&mut is_limited, true) {
+                    limit_reached.set(Some(sleep(wait)).into());
                 }
                 results[index] = Some(result);
             }
-            Some(()) = &mut over => break,
+            Some(()) = &mut limit_reached => break,
         }
     }
     let (mut sessions, mut declined) = (Vec::with_capacity(wanted.len()), Vec::new());
@@ -127,11 +129,13 @@ async fn open_each<'a, T, O: Future<Output = Result<T, Failure>>>(
 }
 
 fn too_slow(wait: Duration) -> Failure {
-    let detail = format!("no answer of name service within {wait:?}, for which others would wait");
+    let detail = format!(
+        "the name service did not answer within {wait:?}; the other sessions start without this one"
+    );
     Failure::new(FailureCause::Dns, detail)
 }
 
-async fn open_without_control(
+async fn open_one_unnegotiated(
     config: &ControlConnection,
     session: &TestSession,
     context: AttemptContext,
@@ -141,7 +145,7 @@ async fn open_without_control(
     let Some(target) = session.target.as_ref().or(config.target.as_ref()) else {
         return Err(Failure::new(FailureCause::LocalError, "no target"));
     };
-    let remote = reachable(config, target, port, source, context).await?;
+    let remote = first_reachable(config, target, port, source, context).await?;
     let any: IpAddr = if remote.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let socket = bind(config, session, source.unwrap_or(any), context).await?;
     let carrier = match &session.stamp {
@@ -152,8 +156,8 @@ async fn open_without_control(
     Ok(OpenSession { name, socket, remote, sid: None, carrier, padding_start: None })
 }
 
-/// A reflector of TWAMP Light negotiates nothing, and may fill the Z bit with anything unless both
-/// ends are configured for PTP.
+/// Returns the packet format of a TWAMP Light session. Its reflector negotiates nothing, and its Z
+/// bit may have any value unless both ends are configured for PTP.
 fn light_carrier(session: &TestSession) -> Carrier {
     Carrier {
         timestamps: session.timestamps,
@@ -180,7 +184,7 @@ fn stamp_carrier(session: &TestSession, stamp: &StampSession) -> Carrier {
 }
 
 /// Opens the socket of a session and prepares its request.
-async fn open(
+async fn open_one_negotiated(
     config: &ControlConnection,
     session: &TestSession,
     (local, server): (IpAddr, IpAddr),
@@ -188,8 +192,10 @@ async fn open(
 ) -> Result<(OpenSession, SessionRequest), Failure> {
     let source = session.source_address.or(config.source_address);
     let remote = match &session.target {
-        // Only addresses of the family of the session's local address.
-        Some(target) => resolved(config, target, 0, Some(source.unwrap_or(local))).await?[0].ip(),
+        // The addresses must be of the same IP version as the local address of the session.
+        Some(target) => {
+            resolve_target(config, target, 0, Some(source.unwrap_or(local))).await?[0].ip()
+        }
         None => server,
     };
     let source = source.unwrap_or(local);
@@ -198,7 +204,7 @@ async fn open(
             FailureCause::LocalError,
             format!(
                 "sender {source} and reflector {remote} are of different IP versions; \
-                 source_address or target_address of the session would have to change"
+                 change source_address or target_address of the session"
             ),
         ));
     }
@@ -216,7 +222,7 @@ async fn open(
         dscp: session.dscp.value(),
         timeout_ns: session.loss_timeout_ns,
     };
-    // The port comes with Accept-Session.
+    // The port is unknown until Accept-Session arrives.
     let remote = on_link(SocketAddr::new(remote, 0), config.interface.as_deref());
     let carrier = Carrier { timestamps: session.timestamps, ..Carrier::default() };
     let name = session.name.clone();
@@ -240,7 +246,7 @@ async fn bind(
     let begun = clock::monotonic();
     loop {
         match TestSocket::bind(address, &options) {
-            // Another session of this agent that had the port may still wait for its replies.
+            // The session of this agent that used the port before may still wait for replies.
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
                     && context.waits_for_ports
@@ -250,7 +256,7 @@ async fn bind(
             }
             bound => {
                 let what = format!("UDP {address}");
-                return bound.map_err(|error| Failure::local(&what, &error));
+                return bound.map_err(|error| Failure::from_local_error(&what, &error));
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Start times of the tests of many sessions: spread over their interval, so that no probe has to wait
-//! until a thousand others are sent, and on a grid, so that one wake-up of their thread serves several.
+//! Start times of the tests of many sessions. They are spread over the interval of the sessions, so
+//! that no probe waits until a thousand others are sent. They lie on a grid, so that one wake-up of
+//! a thread serves several sessions.
 
 use std::sync::{
     Arc,
@@ -8,18 +9,20 @@ use std::sync::{
 
 use crate::time::{Monotonic, NANOS_PER_SECOND};
 
-/// Probes that may be due at one moment: the last waits a few microseconds for each of the others.
+/// Number of probes that may be due at the same moment. The last probe waits a few microseconds for
+/// each of the others.
 const MAX_SIMULTANEOUS: u64 = 10;
 /// Step of the coarsest grid.
 const COARSEST_NS: u64 = 8_000_000;
-/// Steps of all grids, the coarsest first: each is a multiple of the next, so that a time on one grid is
-/// on all finer ones. Finer steps than the last save nothing.
+/// Steps of all grids, coarsest first. Each is a multiple of the next, so that a time on one grid
+/// is also on all finer grids. Steps finer than the last would save no wake-ups.
 const STEPS_NS: [u64; 6] = [COARSEST_NS, 4_000_000, 2_000_000, 1_000_000, 200_000, 20_000];
-/// Rates are probes in this number of seconds.
+/// Unit of the rates: probes in this number of seconds.
 const RATE_SECONDS: u64 = 1_000;
-/// Limit of the delay of a test that could begin.
+/// Longest delay of a test that could begin at once.
 const MAX_DELAY_NS: u64 = NANOS_PER_SECOND;
-/// The golden ratio in 64 bits: any number of its multiples divide an interval evenly.
+/// Fraction of the golden ratio in 64 bits. Its multiples modulo 2^64 divide an interval evenly,
+/// however many there are.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Rate of all sessions of a group of threads.
@@ -28,16 +31,16 @@ pub(super) struct Pacing {
     threads: u64,
     /// Probes in [`RATE_SECONDS`] seconds.
     rate: AtomicU64,
-    /// Sessions that joined since there were none.
+    /// Number of sessions that joined since there were none.
     joined: AtomicU64,
 }
 
-/// Share of one session in the rate, until it is dropped.
+/// Share of one session in the rate. Dropping it takes the session out of the rate.
 #[derive(Debug)]
 pub(super) struct Share {
     pacing: Arc<Pacing>,
     rate: u64,
-    /// Range of the delay of its first probe.
+    /// Upper limit of the delay of its first probe.
     spread_ns: u64,
     number: u64,
 }
@@ -67,13 +70,14 @@ impl Pacing {
 }
 
 impl Share {
-    /// Returns the time of a first test that could begin now: at once where the session is alone.
-    pub(super) fn first(&self, now: Monotonic) -> Monotonic {
+    /// Returns the start time of a first test that could begin now. A session without others begins
+    /// at the next step of the grid.
+    pub(super) fn first_start(&self, now: Monotonic) -> Monotonic {
         let rate = (self.pacing.rate.load(Relaxed) / self.pacing.threads).max(1);
         let grid_ns = MAX_SIMULTANEOUS * RATE_SECONDS * NANOS_PER_SECOND / rate;
         let step = STEPS_NS.into_iter().find(|step| *step <= grid_ns).unwrap_or(1);
-        let turn = u128::from(GOLDEN.wrapping_mul(self.number));
-        let wait_ns = (turn * u128::from(self.spread_ns)) >> 64;
+        let fraction = u128::from(GOLDEN.wrapping_mul(self.number));
+        let wait_ns = (fraction * u128::from(self.spread_ns)) >> 64;
         let at = now.0.saturating_add(wait_ns as u64);
         Monotonic(at.div_ceil(step).saturating_mul(step))
     }
@@ -97,16 +101,20 @@ mod tests {
         for _ in 0..3 {
             let now = Monotonic(7 * SECOND + 123_456_789);
             assert_eq!(
-                pacing.join(SECOND, 1, u64::MAX).first(now),
+                pacing.join(SECOND, 1, u64::MAX).first_start(now),
                 Monotonic(7 * SECOND + 128_000_000)
             );
             let now = Monotonic(SECOND);
-            assert_eq!(pacing.join(SECOND, 1, u64::MAX).first(now), now, "where it is on the grid");
+            assert_eq!(
+                pacing.join(SECOND, 1, u64::MAX).first_start(now),
+                now,
+                "where it is on the grid"
+            );
         }
     }
 
-    /// Of sessions that begin at the same moment, hardly more probes are due within 8 milliseconds
-    /// than unavoidable.
+    /// When sessions begin at the same moment, the number of probes due within 8 milliseconds is
+    /// close to the unavoidable minimum.
     #[test]
     fn sessions_that_begin_together_are_spread_over_the_interval() {
         for (sessions, gap_ns, most) in [
@@ -122,7 +130,7 @@ mod tests {
                     (0..sessions).map(|_| pacing.join(gap_ns, 1, u64::MAX)).collect();
                 let mut due = vec![0; (gap_ns / COARSEST_NS) as usize + 1];
                 for share in &shares {
-                    let first = share.first(now);
+                    let first = share.first_start(now);
                     assert!(first.since_ns(now) <= gap_ns + COARSEST_NS);
                     due[(first.0 % gap_ns / COARSEST_NS) as usize] += 1;
                 }
@@ -138,7 +146,7 @@ mod tests {
             let pacing = Pacing::new(threads);
             let shares: Vec<Share> =
                 (0..sessions).map(|_| pacing.join(gap_ns, 1, u64::MAX)).collect();
-            let firsts = shares.iter().map(|share| share.first(Monotonic(1)).0);
+            let firsts = shares.iter().map(|share| share.first_start(Monotonic(1)).0);
             STEPS_NS.into_iter().find(|step| firsts.clone().all(|at| at % step == 0))
         };
         assert_eq!(grid(1, 1_000, SECOND), Some(COARSEST_NS));
@@ -154,7 +162,7 @@ mod tests {
         let _others: Vec<Share> = (0..10).map(|_| pacing.join(SECOND, 1, u64::MAX)).collect();
         for gap_ns in [0, 1, 255 * SECOND, u64::MAX] {
             let wait = |latest_ns| {
-                pacing.join(gap_ns, 1, latest_ns).first(Monotonic(1)).since_ns(Monotonic(1))
+                pacing.join(gap_ns, 1, latest_ns).first_start(Monotonic(1)).since_ns(Monotonic(1))
             };
             assert!(wait(u64::MAX) <= MAX_DELAY_NS + COARSEST_NS, "{gap_ns}");
             assert!(

@@ -18,8 +18,8 @@ pub struct Peer {
     pub is_ipv6: Option<bool>,
 }
 
-/// Returns the far end of a connection or, if its name is not empty, of a session; `address` is the
-/// present one.
+/// Returns the far end of the named session or, with an empty name, of the connection. `address` is
+/// the present address of that end.
 pub(super) fn find(
     connection: &ControlConnection,
     session: &str,

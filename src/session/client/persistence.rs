@@ -12,13 +12,14 @@ use crate::{
     twamp::connection::{Failure, Outage, Remembered},
 };
 
-/// Persisted state of one connection until its removal. The driver writes outage and completion,
-/// requests write the manual stop.
+/// Access to the persisted state of one connection until its removal. The driver writes the outage
+/// and the completion; requests write the manual stop.
 #[derive(Debug)]
 pub(super) struct Persistence {
     connection: String,
     results: Arc<Results>,
-    /// The connection is no longer configured; another of the same name may be.
+    /// True if the connection is no longer configured. Another connection of the same name may be
+    /// configured since.
     is_removed: Mutex<bool>,
 }
 
@@ -31,12 +32,12 @@ impl Persistence {
         self.results.persisted_connection(&self.connection)
     }
 
-    /// Returns what the machine begins with.
-    pub(super) fn remembered(&self, now: Now) -> Remembered {
+    /// Returns the persisted state with which the machine begins.
+    pub(super) fn read_remembered(&self, now: Now) -> Remembered {
         let PersistedConnection { outage, completed, stopped: _, past_outages, past_outages_ns } =
             self.read();
         Remembered {
-            outage: outage.map(|outage| resumed(outage, now)),
+            outage: outage.map(|outage| resume_outage(outage, now)),
             completed: completed.map(|completed| completed.test_count),
             past_outages,
             past_outages_ns,
@@ -45,7 +46,7 @@ impl Persistence {
 
     pub(super) fn remember(&self, remembered: &Remembered, now: UnixTime) {
         self.update(|state| {
-            state.outage = remembered.outage.as_ref().map(persisted);
+            state.outage = remembered.outage.as_ref().map(persisted_outage);
             state.completed = remembered
                 .completed
                 .map(|test_count| PersistedCompletion { time_unix_ns: now.0, test_count });
@@ -56,7 +57,7 @@ impl Persistence {
 
     /// Persists an outage that began while no machine runs.
     pub(super) fn set_outage(&self, outage: &Outage) {
-        self.update(|state| state.outage = Some(persisted(outage)));
+        self.update(|state| state.outage = Some(persisted_outage(outage)));
     }
 
     /// Persists a manual stop, unless the connection is already stopped.
@@ -94,7 +95,7 @@ impl Persistence {
     }
 }
 
-fn persisted(outage: &Outage) -> PersistedOutage {
+fn persisted_outage(outage: &Outage) -> PersistedOutage {
     PersistedOutage {
         since_unix_ns: outage.began.0,
         cause: outage.failure.cause.into(),
@@ -104,7 +105,7 @@ fn persisted(outage: &Outage) -> PersistedOutage {
     }
 }
 
-fn resumed(outage: PersistedOutage, now: Now) -> Outage {
+fn resume_outage(outage: PersistedOutage, now: Now) -> Outage {
     let cause = proto::FailureCause::try_from(outage.cause).unwrap_or_default();
     let failure = Failure {
         accept_code: u8::try_from(outage.accept_code).unwrap_or_default(),

@@ -1,5 +1,5 @@
-//! Probe of a server: one attempt from its name to the reply to a test packet, without a trace in
-//! results and status.
+//! Probe of a server: one attempt, from the resolution of its name to the reply to a test packet.
+//! Neither the results nor the status record it.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -29,7 +29,7 @@ use crate::{
     wire::codes::Modes,
 };
 
-/// Largest number of reasons for discarded packets that are reported.
+/// Largest number of reasons that are reported for discarded packets.
 const MAX_DISCARDED: usize = 8;
 
 /// Probes the server of a connection with one session.
@@ -43,7 +43,7 @@ pub async fn probe_server(
     let first = attempt(config, (extensions, always), derivation, &mut found).await;
     let failure = match first {
         Ok(()) if found.stage() == ProbeStage::Done || !found.discarded.is_empty() => return found,
-        Ok(()) => return with_addresses(config, extensions, derivation, found).await,
+        Ok(()) => return retry_with_addresses(config, extensions, derivation, found).await,
         Err(failure) => failure,
     };
     if matches!(failure.suspect, Suspect::None | Suspect::Addresses) {
@@ -51,7 +51,7 @@ pub async fn probe_server(
         let may_help = failure.suspect == Suspect::Addresses
             || failure.cause == FailureCause::Rejected && found.stage() == ProbeStage::Request;
         return match may_help {
-            true => with_addresses(config, extensions, derivation, found).await,
+            true => retry_with_addresses(config, extensions, derivation, found).await,
             false => found,
         };
     }
@@ -70,14 +70,14 @@ pub async fn probe_server(
         // Extensions were not the reason.
         Err(_) => {
             let found = with_failure(found, &failure);
-            with_addresses(config, extensions, derivation, found).await
+            retry_with_addresses(config, extensions, derivation, found).await
         }
     }
 }
 
-/// Tries a server again with addresses in the request, if zeros may be the reason for which it does
-/// not reflect; returns the first result if they do not help.
-async fn with_addresses(
+/// Tries a server again with addresses in the request, if zeros may be the reason why it does not
+/// reflect. Returns the first result if the addresses do not help.
+async fn retry_with_addresses(
     config: &ControlConnection,
     extensions: Extensions,
     derivation: &Derivation,
@@ -124,7 +124,7 @@ async fn attempt(
     };
     let names: Vec<String> = config.sessions.iter().map(|session| session.name.clone()).collect();
     let addresses = connect::resolve_server(config).await?;
-    // Name resolution that is slow does not use up all of the time.
+    // A slow name resolution leaves at least a quarter of the time for the TCP connect.
     let left_ns = context.deadline.since_ns(clock::monotonic()).max(config.connect_timeout_ns / 4);
     let stream = connect::connect(config, &addresses, Duration::from_nanos(left_ns)).await?;
     found.connect_duration_ns = clock::monotonic().since_ns(begun);
@@ -171,7 +171,7 @@ fn describe(established: &Established, found: &mut ProbeServerResponse) {
     }
 }
 
-/// Packets that were discarded, by source and reason.
+/// Discarded packets, counted by reason; the source is that of the first packet.
 #[derive(Default)]
 struct Discarded(Vec<DiscardedPackets>);
 
@@ -252,16 +252,16 @@ async fn exchange(
             let reasons =
                 found.discarded.iter().map(|d| format!("{}: {}", d.source_address, d.reason));
             found.detail = format!(
-                "control works, but what came for the probe of {} octets to UDP {remote} was \
-                 discarded: {}",
+                "control works, but the packets received after the probe of {} octets to UDP \
+                 {remote} were discarded: {}",
                 packet.len(),
                 reasons.collect::<Vec<_>>().join("; ")
             );
         }
         None => {
             found.detail = format!(
-                "control works, but no reply to the probe of {} octets to UDP {remote} came: is \
-                 UDP let through both ways?",
+                "control works, but no reply to the probe of {} octets to UDP {remote} arrived: \
+                 check that UDP can pass in both directions",
                 packet.len()
             );
         }

@@ -1,5 +1,6 @@
-//! Progress of the sessions of a connection: written by their threads, read by the driver. Values and
-//! a notification rather than a queue: no thread waits for the driver, and nothing accumulates.
+//! Progress of the sessions of a connection. Their threads write it, the driver reads it. It
+//! consists of values and a notification instead of a queue, so that no thread waits for the driver
+//! and nothing accumulates.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -15,14 +16,14 @@ use crate::{
 struct Entry {
     progress: SessionProgress,
     has_changed: bool,
-    /// Tests that ended since all sessions had ended one.
+    /// Number of ended tests that do not yet belong to a complete iteration.
     ended: u64,
 }
 
 /// Conclusions from the end of a test.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TestEnd {
-    /// Every session has ended a test.
+    /// True if every session has now ended a test of the iteration.
     pub(super) completes_iteration: bool,
     /// See [`SessionProgress::may_have_expired`].
     pub(super) may_have_expired: bool,
@@ -36,8 +37,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Sets the names of the sessions; the progress of remaining ones is kept.
-    pub(super) fn follow(&self, names: &[&str]) {
+    /// Sets the names of the sessions. The progress of sessions that remain is kept.
+    pub(super) fn set_sessions(&self, names: &[&str]) {
         let mut sessions = lock(&self.sessions);
         sessions.retain(|name, _| names.contains(&name.as_str()));
         for name in names {
@@ -82,7 +83,8 @@ impl Progress {
         self.update(name, |progress| progress.stage = stage);
     }
 
-    /// Moves the next test of a session that is in no test; see [`SessionProgress::move_due`].
+    /// Moves the due time of the next test of a session that is between tests; see
+    /// [`SessionProgress::move_due`].
     pub(super) fn move_due(&self, name: &str, due: Monotonic, waits_long: bool) {
         let mut sessions = lock(&self.sessions);
         let Some(session) = sessions.get_mut(name) else { return };
@@ -117,11 +119,11 @@ mod tests {
     #[test]
     fn iteration_is_one_test_of_every_session() {
         let progress = Progress::default();
-        progress.follow(&["a", "b"]);
+        progress.set_sessions(&["a", "b"]);
         let ended =
             |name| progress.test_ended(name, None, 0, None, Monotonic(0)).completes_iteration;
         assert_eq!([ended("a"), ended("a"), ended("b"), ended("b")], [false, false, true, true]);
-        progress.follow(&["b"]);
+        progress.set_sessions(&["b"]);
         assert!(ended("b"));
         assert!(!ended("a"), "the session is gone");
     }
@@ -129,7 +131,7 @@ mod tests {
     #[test]
     fn each_change_is_drained_once() {
         let progress = Progress::default();
-        progress.follow(&["a", "b"]);
+        progress.set_sessions(&["a", "b"]);
         progress.set_stage("a", SessionStage::Completed);
         let drained = progress.drain();
         assert_eq!(drained.len(), 1);

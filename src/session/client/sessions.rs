@@ -1,4 +1,5 @@
-//! Test sessions of a connection on their threads: created, commanded, watched and ended.
+//! Handles of the test sessions of a connection, with which their endpoints are created, commanded,
+//! watched and ended.
 
 use std::sync::Arc;
 
@@ -40,12 +41,12 @@ impl SessionHandles {
         self.progress.clone()
     }
 
-    /// Follows a configuration: sessions that are gone end, new ones are created, the others get their
-    /// configuration.
-    pub(super) async fn follow(&mut self, config: &Arc<ControlConnection>, tools: &Tools) {
+    /// Applies a configuration: ends sessions that are no longer configured, creates new ones, and
+    /// configures the others.
+    pub(super) async fn configure(&mut self, config: &Arc<ControlConnection>, tools: &Tools) {
         let names: Vec<&str> =
             config.sessions.iter().map(|session| session.name.as_str()).collect();
-        self.progress.follow(&names);
+        self.progress.set_sessions(&names);
         let mut known = std::mem::take(&mut self.sessions);
         for (index, name) in names.into_iter().enumerate() {
             let session = match known.iter().position(|session| session.name == name) {
@@ -80,7 +81,7 @@ impl SessionHandles {
                 self.ends.push(ended);
                 SessionHandle { name, handle }
             }
-            Err(error) => fail(format!("session {name} has no thread: {error}")),
+            Err(error) => fail_driver(format!("session {name} has no thread: {error}")),
         }
     }
 
@@ -105,8 +106,8 @@ impl SessionHandles {
         }
     }
 
-    /// Sends a command to the sessions of these names, or to all; the future ends when all have
-    /// answered.
+    /// Sends a command to the named sessions, or to all if `names` is `None`. The returned future
+    /// completes when all have answered.
     pub(super) async fn request(
         &self,
         names: Option<&[String]>,
@@ -135,15 +136,15 @@ impl SessionHandles {
         match self.ends.next().await {
             None => std::future::pending().await,
             Some(Ok(Exit::Clean)) => {}
-            Some(Ok(Exit::Panicked(text))) => fail(text),
-            Some(Err(_)) => fail("a thread of the data plane failed".into()),
+            Some(Ok(Exit::Panicked(text))) => fail_driver(text),
+            Some(Err(_)) => fail_driver("a thread of the data plane failed".into()),
         }
     }
 
     /// Ends the driver if a session has stalled.
-    pub(super) fn check(&self) {
+    pub(super) fn check_stalled(&self) {
         if let Some(session) = self.sessions.iter().find(|s| s.handle.has_stalled()) {
-            fail(format!("session {} has stalled", session.name));
+            fail_driver(format!("session {} has stalled", session.name));
         }
     }
 
@@ -154,6 +155,6 @@ impl SessionHandles {
 }
 
 /// Ends the driver, which is started again.
-fn fail(text: String) -> ! {
+fn fail_driver(text: String) -> ! {
     std::panic::resume_unwind(Box::new(text))
 }

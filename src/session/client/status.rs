@@ -1,5 +1,5 @@
-//! Status of a connection as others see it: written by its driver and its sessions, converted for the
-//! API in one place. The lock is held for a copy.
+//! Status of a connection for the API and the exporters. Its driver and its sessions write it. The
+//! lock is held only while the status is copied or converted.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,8 @@ use crate::{
     },
 };
 
-/// Numbers of the changes of all connections: with the number of one change, all later ones are found.
+/// Counter of the changes of all connections. A reader that knows the number of one change finds
+/// all later changes.
 #[derive(Debug, Default)]
 pub struct Changes {
     latest: watch::Sender<u64>,
@@ -34,13 +35,13 @@ impl Changes {
         self.latest.subscribe()
     }
 
-    /// Records that a connection is gone.
-    pub fn removed(&self) {
-        self.next(|_| {});
+    /// Gives a number to the removal of a connection.
+    pub fn number_removal(&self) {
+        self.number_change(|_| {});
     }
 
-    /// Numbers a change; `publish` makes it visible before the number is.
-    fn next(&self, publish: impl FnOnce(u64)) {
+    /// Gives a change its number. `publish` makes the change visible before readers see the number.
+    fn number_change(&self, publish: impl FnOnce(u64)) {
         self.latest.send_modify(|latest| {
             *latest += 1;
             publish(*latest);
@@ -61,27 +62,27 @@ struct Inner {
     tests_finished: HashMap<String, u64>,
     sessions: Vec<Handle<Command>>,
     /// Number of the latest change.
-    changed: u64,
+    latest_change: u64,
 }
 
 impl Status {
     pub(super) fn new(config: &ControlConnection, changes: Arc<Changes>, now: Now) -> Self {
         let connection = ConnectionStatus::new(config, now);
         let (tests_finished, sessions) = (HashMap::new(), Vec::new());
-        let inner = Mutex::new(Inner { connection, tests_finished, sessions, changed: 0 });
+        let inner = Mutex::new(Inner { connection, tests_finished, sessions, latest_change: 0 });
         let status = Self { inner, changes };
         status.mark_changed();
         status
     }
 
     /// Returns the number of the latest change.
-    pub(super) fn changed(&self) -> u64 {
-        self.lock().changed
+    pub(super) fn latest_change(&self) -> u64 {
+        self.lock().latest_change
     }
 
-    /// Numbers a change that others can see.
+    /// Gives a number to a change of the visible status.
     pub(super) fn mark_changed(&self) {
-        self.changes.next(|number| self.lock().changed = number);
+        self.changes.number_change(|number| self.lock().latest_change = number);
     }
 
     /// Publishes the status of the machine.
@@ -97,7 +98,7 @@ impl Status {
         self.mark_changed();
     }
 
-    /// Returns the status for the machine that goes on after a failure of its task.
+    /// Returns the status with which the machine continues after a failure of its task.
     pub(super) fn connection(&self) -> ConnectionStatus {
         self.lock().connection.clone()
     }
@@ -114,7 +115,7 @@ impl Status {
         self.lock().connection.abandon_outage(now)
     }
 
-    /// Sets the handles of the sessions, for questions about the tests that run.
+    /// Sets the handles of the sessions, through which the figures of running tests are requested.
     pub(super) fn set_session_handles(&self, sessions: Vec<Handle<Command>>) {
         self.lock().sessions = sessions;
     }
@@ -123,8 +124,8 @@ impl Status {
         self.lock().sessions.clone()
     }
 
-    /// Counts a test of a session.
-    pub(super) fn test_finished(&self, name: &str) {
+    /// Counts a finished test of a session.
+    pub(super) fn count_finished_test(&self, name: &str) {
         let mut inner = self.lock();
         match inner.tests_finished.get_mut(name) {
             Some(tests) => *tests += 1,
@@ -167,7 +168,7 @@ impl Status {
         let present_ns = status.outage.as_ref().map_or(0, |outage| outage.length_ns(now));
         let shows_stopped = match status.phase {
             Phase::Stopped => true,
-            // Neither can be stopped.
+            // A stop does not change the phase of such a connection.
             Phase::Inactive | Phase::Failed => is_stopped,
             Phase::Resolving
             | Phase::Connecting
@@ -179,17 +180,17 @@ impl Status {
         let address = |address: SocketAddr| address.to_string();
         let (local, server) = status.ends.unzip();
         let tests = |name: &str| inner.tests_finished.get(name).copied().unwrap_or(0);
-        let sessions = status.sessions.iter().map(|s| session(s, tests(&s.name)));
+        let sessions = status.sessions.iter().map(|s| session_to_proto(s, tests(&s.name)));
         proto::Connection {
             name: status.name.clone(),
-            control_type: control_type(status.control_type).into(),
-            state: state(status.phase).into(),
+            control_type: control_type_to_proto(status.control_type).into(),
+            state: state_to_proto(status.phase).into(),
             state_start_time: Some(status.phase_since.to_proto()),
             local_address: local.map(address).unwrap_or_default(),
             server_address: server.map(address).unwrap_or_default(),
             mode: status.mode,
-            last_loss: status.last_loss.as_ref().map(loss),
-            last_failure: status.last_failure.as_ref().map(loss),
+            last_loss: status.last_loss.as_ref().map(failure_to_proto),
+            last_failure: status.last_failure.as_ref().map(failure_to_proto),
             attempts_since_success: status.attempts_since_success,
             next_attempt_time: status.next_attempt.map(UnixTime::to_proto),
             outages: status.outages,
@@ -213,7 +214,7 @@ impl Status {
     }
 }
 
-fn control_type(control_type: ControlType) -> proto::ControlType {
+fn control_type_to_proto(control_type: ControlType) -> proto::ControlType {
     match control_type {
         ControlType::Managed => proto::ControlType::Managed,
         ControlType::Light => proto::ControlType::Light,
@@ -221,7 +222,7 @@ fn control_type(control_type: ControlType) -> proto::ControlType {
     }
 }
 
-fn state(phase: Phase) -> ConnectionState {
+fn state_to_proto(phase: Phase) -> ConnectionState {
     match phase {
         Phase::Inactive => ConnectionState::Inactive,
         Phase::Resolving => ConnectionState::Resolving,
@@ -235,7 +236,7 @@ fn state(phase: Phase) -> ConnectionState {
     }
 }
 
-fn loss(FailureReport { failure, time }: &FailureReport) -> ConnectionFailure {
+fn failure_to_proto(FailureReport { failure, time }: &FailureReport) -> ConnectionFailure {
     ConnectionFailure {
         cause: failure.cause.into(),
         accept_code: failure.accept_code.into(),
@@ -244,7 +245,7 @@ fn loss(FailureReport { failure, time }: &FailureReport) -> ConnectionFailure {
     }
 }
 
-fn session(session: &SessionStatus, tests_finished: u64) -> Session {
+fn session_to_proto(session: &SessionStatus, tests_finished: u64) -> Session {
     let (name, starts) = (session.name.clone(), session.starts);
     let idle = Session { name, starts, tests_finished, ..Session::default() };
     let Some(started) = &session.started else { return idle };

@@ -1,4 +1,4 @@
-//! The data plane: threads that own the sockets of test packets and the machines behind them.
+//! The data plane: threads that own the sockets of test packets and the machines that process them.
 //!
 //! A probe passes through no task, channel or runtime timer. Commands of the control plane reach
 //! an endpoint through a bounded queue and a waker.
@@ -30,9 +30,9 @@ pub(super) trait Endpoint: Send + 'static {
     /// Message type of the control plane.
     type Command: Send + 'static;
 
-    /// Longest time that packets may wait in the sockets of the thread, and that a timer may be
-    /// delayed to share a wake-up with them. Packets carry kernel timestamps, therefore only the
-    /// sending of replies needs 0.
+    /// Time for which packets may wait in the sockets of the thread, so that one wake-up reads
+    /// many. They wait up to twice as long if a timer wakes the thread then anyway. Packets carry
+    /// kernel timestamps, so only endpoints that send replies need 0.
     const POLL_COALESCE_NS: u64;
 
     /// Returns the socket while it is open.
@@ -43,10 +43,10 @@ pub(super) trait Endpoint: Send + 'static {
     /// Reads packets from the socket.
     fn receive(&mut self) -> Drained;
 
-    /// Carries out what is due at `now`.
+    /// Carries out the work that is due at `now`.
     fn advance(&mut self, now: Now);
 
-    /// Returns the time of the next [`Self::advance`]; `None` for none.
+    /// Returns the time of the next [`Self::advance`]; `None` if no work is scheduled.
     fn deadline(&self) -> Option<Monotonic>;
 
     /// Returns true when the thread must drop the endpoint.

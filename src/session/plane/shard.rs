@@ -29,7 +29,7 @@ use crate::{
     time::Monotonic,
 };
 
-/// Timers handled before sockets are served again.
+/// Number of timers that are handled before sockets are served again.
 const MAX_TIMERS_PER_TURN: usize = 64;
 /// Pause after an error of epoll, which may repeat immediately.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -141,7 +141,7 @@ struct Slot<E: Endpoint> {
     commands: mpsc::Receiver<E::Command>,
     notified: Arc<AtomicBool>,
     ended: oneshot::Sender<Exit>,
-    /// Earliest timer of this slot; older entries in the heap are stale.
+    /// Time of the valid timer of this slot. Other entries of the slot in the heap are stale.
     queued: Option<Monotonic>,
     /// Identifier of the socket registered with the poller.
     watched: Option<u64>,
@@ -177,16 +177,16 @@ impl<E: Endpoint> EventLoop<E> {
                 all.into_iter().for_each(|index| self.end(index));
                 return;
             }
-            let did = self.run_due_timers();
+            let ran_timers = self.run_due_timers();
             let next = self.timers.peek().map(|Reverse((at, _))| *at);
             let next = next.map(|at| Monotonic(at.0.saturating_sub(self.spin_before_deadline_ns)));
             let (now, longest) = (clock::monotonic(), self.heartbeat.interval());
             // With a coalescing time of 0, sockets are waited for together with everything else.
             let poll_now = E::POLL_COALESCE_NS > 0 && replies_expected && next_poll <= now;
-            if did && (poll_now || !replies_expected) {
+            if ran_timers && (poll_now || !replies_expected) {
                 next_poll = now.plus_ns(E::POLL_COALESCE_NS);
             }
-            replies_expected = did || replies_expected && !poll_now;
+            replies_expected = ran_timers || replies_expected && !poll_now;
             let waited = if poll_now || !self.unfinished.is_empty() {
                 self.poller.wait(Some(Monotonic(0)), longest, &mut ready)
             } else if now < next_poll {
@@ -327,10 +327,10 @@ impl<E: Endpoint> EventLoop<E> {
         });
     }
 
-    fn remove(&mut self, index: usize, how: impl FnOnce(&mut Slot<E>) -> Exit) {
+    fn remove(&mut self, index: usize, finish: impl FnOnce(&mut Slot<E>) -> Exit) {
         let Some(mut slot) = self.slots.try_remove(index) else { return };
         self.slot_by_id.remove(&slot.id);
-        let exit = how(&mut slot);
+        let exit = finish(&mut slot);
         self.inbox.endpoints.fetch_sub(1, Relaxed);
         let Slot { endpoint, commands, ended: notice, .. } = slot;
         // Sockets and addresses are released before the end is announced.

@@ -137,7 +137,7 @@ fn transmit_timestamps_match_packets_in_order() {
         let options = UdpOptions { transmit_stamps, ..UdpOptions::default() };
         let socket = TestSocket::bind(address.parse().unwrap(), &options).unwrap();
         let to = std::net::SocketAddr::new(host.parse().unwrap(), socket.local().port());
-        let mut told: Vec<(u32, UnixTime)> = Vec::new();
+        let mut stamps: Vec<(u32, UnixTime)> = Vec::new();
         let mut numbers = StampNumbers::default();
         let begun = clock::unix();
         for _ in 0..3 {
@@ -148,7 +148,7 @@ fn transmit_timestamps_match_packets_in_order() {
             let now = clock::monotonic();
             while numbers.is_pending() {
                 socket.transmitted(|number, at, _| {
-                    told.extend(numbers.packet(number, now).map(|packet| (packet, at)));
+                    stamps.extend(numbers.packet(number, now).map(|packet| (packet, at)));
                 });
             }
             // Longer than the largest datagram.
@@ -157,10 +157,10 @@ fn transmit_timestamps_match_packets_in_order() {
             numbers.restart(now);
         }
         assert_eq!(
-            told.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
+            stamps.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
             (0..60).collect::<Vec<_>>()
         );
-        assert!(told.iter().all(|(_, at)| *at >= begun && *at <= clock::unix()));
+        assert!(stamps.iter().all(|(_, at)| *at >= begun && *at <= clock::unix()));
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Limit of the time to reflect after Stop-Sessions.
+/// Longest time for which packets are reflected after Stop-Sessions.
 const MAX_DRAIN_NS: u64 = 900 * NANOS_PER_SECOND;
 
 /// An accepted session on its socket.
@@ -36,9 +36,9 @@ const MAX_DRAIN_NS: u64 = 900 * NANOS_PER_SECOND;
 pub(super) struct Allocation {
     pub(super) sid: Sid,
     pub(super) reflector: ReflectorHandle,
-    /// Time to reflect after Stop-Sessions.
+    /// Time for which packets are reflected after Stop-Sessions.
     pub(super) drain_ns: u64,
-    /// The requested IP version is not that of the control connection.
+    /// True if the requested IP version is not that of the control connection.
     pub(super) ip_version_corrected: bool,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct PathInfo<'a> {
 /// Returns packet format and timestamp format of a session.
 pub(super) type Packets<'a> = dyn Fn(Sid) -> (PacketFormat, TimestampFormat) + Sync + 'a;
 
-/// Accepts a session on the first suitable reflector.
+/// Accepts a session on the first suitable reflector socket.
 pub(super) async fn allocate(
     config: &ServerConfig,
     sockets: &Sockets,
@@ -69,7 +69,7 @@ pub(super) async fn allocate(
     (request, packets): (&RequestedSession, &Packets<'_>),
     ended: mpsc::Sender<(Sid, SessionEnd)>,
 ) -> Result<Allocation, SessionRefusal> {
-    let (sender, receiver) = addresses(ends, request)?;
+    let (sender, receiver) = session_addresses(ends, request)?;
     let sid = new_sid(receiver).map_err(|error| {
         tracing::error!(%error, "failed to generate session identifier");
         SessionRefusal::new(Accept::INTERNAL_ERROR, format!("no session identifier: {error}"))
@@ -112,10 +112,10 @@ pub(super) async fn allocate(
     Err(SessionRefusal::new(Accept::TEMPORARY_RESOURCE_LIMIT, detail))
 }
 
-/// Returns sender and reflector of a session. Third parties are refused: a server that sends
-/// packets to arbitrary hosts could be abused for attacks (RFC 5357 §6). Zero addresses mean the
-/// ends of the control connection, whatever the IP version of the request is.
-fn addresses(
+/// Returns the addresses of the sender and the reflector of a session. Third parties are refused: a
+/// server that sends packets to arbitrary hosts could be abused for attacks (RFC 5357 §6). Zero
+/// addresses mean the ends of the control connection, whatever IP version the request names.
+fn session_addresses(
     ends: Ends,
     request: &RequestedSession,
 ) -> Result<(SocketAddr, IpAddr), SessionRefusal> {
@@ -133,7 +133,7 @@ fn addresses(
     Ok((with_port(ends.client, request.sender_port), receiver))
 }
 
-/// Returns the address of an end, with its scope, and another port.
+/// Returns the address of an end with another port. The scope of an IPv6 address is kept.
 fn with_port(end: SocketAddr, port: u16) -> SocketAddr {
     let mut address = end;
     address.set_port(port);
@@ -153,7 +153,7 @@ fn new_sid(address: IpAddr) -> io::Result<Sid> {
     Ok(Sid(sid))
 }
 
-/// Suitable reflectors, best first. Sockets are opened on demand.
+/// Suitable reflector sockets, best first. A dedicated socket is opened when its turn comes.
 struct Candidates<'a> {
     sockets: &'a Sockets,
     /// Address of the reflector with its scope; the port is that of the listener.
@@ -199,14 +199,14 @@ impl<'a> Candidates<'a> {
         Self { sockets, local, interface, requested, shared, range }
     }
 
-    fn on_port(&self, port: u16) -> Option<ReflectorHandle> {
+    fn open_on_port(&self, port: u16) -> Option<ReflectorHandle> {
         let listen = UdpListen {
             address: with_port(self.local, port),
             interface: self.interface.map(str::to_owned),
         };
         self.sockets
-            .serving(self.local.ip(), port, self.interface)
-            .or_else(|| self.sockets.dedicated(&listen).ok())
+            .find_shared(self.local.ip(), port, self.interface)
+            .or_else(|| self.sockets.open_dedicated(&listen).ok())
     }
 }
 
@@ -214,17 +214,17 @@ impl Iterator for Candidates<'_> {
     type Item = ReflectorHandle;
 
     fn next(&mut self) -> Option<ReflectorHandle> {
-        if let Some(reflector) = self.requested.take().and_then(|port| self.on_port(port)) {
+        if let Some(reflector) = self.requested.take().and_then(|port| self.open_on_port(port)) {
             return Some(reflector);
         }
         if let Some(port) = self.shared.take() {
-            return self.sockets.serving(self.local.ip(), port, self.interface);
+            return self.sockets.find_shared(self.local.ip(), port, self.interface);
         }
         loop {
             let walk = self.range.as_mut().filter(|walk| walk.walked < walk.size)?;
             let port = walk.minimum + ((walk.first + walk.walked) % walk.size) as u16;
             walk.walked += 1;
-            if let Some(reflector) = self.on_port(port) {
+            if let Some(reflector) = self.open_on_port(port) {
                 return Some(reflector);
             }
         }
@@ -258,13 +258,14 @@ mod tests {
         };
         let v6 = ends("[2001:db8::1]:1", "[2001:db8::2]:862");
         for ip_version in [4, 6] {
-            let (sender, receiver) = addresses(v6, &request(ip_version, None)).unwrap();
+            let (sender, receiver) = session_addresses(v6, &request(ip_version, None)).unwrap();
             assert_eq!(sender.to_string(), "[2001:db8::1]:4000");
             assert_eq!(receiver, v6.local.ip());
-            addresses(ends("192.0.2.1:1", "192.0.2.2:862"), &request(ip_version, None)).unwrap();
+            session_addresses(ends("192.0.2.1:1", "192.0.2.2:862"), &request(ip_version, None))
+                .unwrap();
         }
-        addresses(v6, &request(6, Some("2001:db8::2"))).unwrap();
-        let refusal = addresses(v6, &request(4, Some("192.0.2.2"))).unwrap_err();
+        session_addresses(v6, &request(6, Some("2001:db8::2"))).unwrap();
+        let refusal = session_addresses(v6, &request(4, Some("192.0.2.2"))).unwrap_err();
         assert_eq!(refusal.accept, Accept::NOT_SUPPORTED);
         assert!(refusal.detail.contains("192.0.2.2"), "{}", refusal.detail);
     }

@@ -38,7 +38,8 @@ const READ_BYTES: usize = 4096;
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Time limit of a write to a client that does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time limit of the greeting of a refused client, which its empty socket takes at once.
+/// Time limit for sending the greeting to a refused client. Normally the empty socket buffer
+/// accepts it at once.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// State shared by all connections.
@@ -59,7 +60,7 @@ struct Reason(EndCause, String);
 impl Reason {
     /// Returns the reason for a socket error.
     #[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are open")]
-    fn of_socket(error: &io::Error) -> Self {
+    fn from_socket_error(error: &io::Error) -> Self {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => EndCause::Reset,
             io::ErrorKind::TimedOut
@@ -71,11 +72,11 @@ impl Reason {
     }
 
     /// Returns the reason for a failure of this host.
-    fn of_host(error: &io::Error) -> Self {
+    fn from_host_error(error: &io::Error) -> Self {
         Self(EndCause::ClosedByServer, error.to_string())
     }
 
-    fn of_machine(error: &ServerError) -> Self {
+    fn from_machine_error(error: &ServerError) -> Self {
         let cause = match error {
             ServerError::Ended | ServerError::ClientGaveUp => EndCause::ClosedByClient,
             ServerError::BadKey | ServerError::Busy => EndCause::BadKey,
@@ -160,15 +161,15 @@ pub(super) async fn serve(stream: TcpStream, shared: Shared, token: Cancellation
     let close_requested = connection.entry.close.clone();
     let Reason(cause, reason) = tokio::select! {
         reason = connection.run(ended) => reason,
-        (cause, reason) = close_requested.made() => Reason(cause, reason),
+        (cause, reason) = close_requested.wait() => Reason(cause, reason),
         () = token.cancelled() => Reason(EndCause::ClosedByServer, "server role ended".into()),
     };
-    connection.shared.registry.ended(cause);
+    connection.shared.registry.count_end(cause);
     tracing::info!(client = %ends.client, reason, "control connection ended");
 }
 
-/// Refuses a connection. A limit is told by a greeting without modes (RFC 4656 §3.1); a client that
-/// is not allowed gets none, which reveals nothing and costs little.
+/// Refuses a connection. A greeting without modes announces a reached limit (RFC 4656 §3.1). A
+/// client that is in no client list receives no greeting, which reveals nothing and costs little.
 async fn refuse(
     mut stream: TcpStream,
     client: SocketAddr,
@@ -215,7 +216,7 @@ impl Connection {
             tokio::select! {
                 ready = self.stream.readable() => {
                     if let Err(error) = ready.and_then(|()| self.read()) {
-                        return Reason::of_socket(&error);
+                        return Reason::from_socket_error(&error);
                     }
                 }
                 () = wait_until(deadline) => {
@@ -229,7 +230,8 @@ impl Connection {
                 Some((sid, end)) = ended.recv() => {
                     let known = !self.sessions.remove(&[sid]).is_empty();
                     if known && end == SessionEnd::SocketClosed {
-                        // Its probes are lost: the client must reconnect.
+                        // Further probes of the session would be lost, so the client must
+                        // reconnect.
                         let reason = "the test port of a session was closed";
                         return Reason(EndCause::ClosedByServer, reason.into());
                     }
@@ -246,7 +248,7 @@ impl Connection {
                         let reason = "client address removed from client_list";
                         return Reason(EndCause::ClosedByServer, reason.into());
                     }
-                    if self.key_is_gone(&config) {
+                    if self.is_key_removed(&config) {
                         let reason = format!("key {:?} removed", self.key_id);
                         return Reason(EndCause::BadKey, reason);
                     }
@@ -265,14 +267,15 @@ impl Connection {
                     self.machine.answer_request(answer, clock::monotonic());
                 }
                 ServerAction::Refused(accept, detail) => {
-                    self.refused(&SessionRefusal { accept, detail });
+                    self.record_refusal(&SessionRefusal { accept, detail });
                 }
                 ServerAction::DeriveKeys { key_id, salt, count } => {
                     self.authenticate(&key_id, salt, count).await?;
                 }
                 ServerAction::Start(sids) => {
                     if !self.entry.begin_running() {
-                        // The request to close ends this task while it waits.
+                        // The connection is about to close: the close request ends this task while
+                        // it waits.
                         std::future::pending::<()>().await;
                     }
                     for session in self.sessions.0.iter().filter(|s| sids.contains(&s.sid)) {
@@ -288,16 +291,17 @@ impl Connection {
                     }
                 }
                 ServerAction::Close(error) => {
-                    self.shared.registry.closed(&error);
-                    return Err(Reason::of_machine(&error));
+                    self.shared.registry.count_irregular_stop(&error);
+                    return Err(Reason::from_machine_error(&error));
                 }
             }
         }
         Ok(())
     }
 
-    /// Derives the keys of all secrets with this KeyID. Neither data nor timing reveals the number
-    /// of secrets or the right one: missing ones are replaced by random secrets.
+    /// Derives the keys of all secrets with this KeyID and authenticates the client. Random secrets
+    /// fill up their number, so that neither data nor timing reveals how many there are or which
+    /// one is right.
     async fn authenticate(
         &mut self,
         key_id: &[u8],
@@ -310,7 +314,7 @@ impl Connection {
         let mut secrets: Vec<Secret> = named.map(|key| key.secret.clone()).collect();
         let candidates = config.as_ref().map_or(1, |config| config.max_keys_per_name());
         while secrets.len() < candidates.max(1) {
-            let decoy = random::bytes::<32>().map_err(|error| Reason::of_host(&error))?;
+            let decoy = random::bytes::<32>().map_err(|error| Reason::from_host_error(&error))?;
             secrets.push(Secret::new(decoy));
         }
         let host = self.ends.client.ip();
@@ -322,21 +326,21 @@ impl Connection {
                 return Err(Reason(EndCause::Inactivity, reason.into()));
             }
             derived = derive => derived,
-            // A derivation stops when its client has gone.
-            () = closed(&self.stream) => {
+            // A client that has disconnected needs no key.
+            () = wait_for_close(&self.stream) => {
                 let reason = "the client disconnected during key derivation";
                 return Err(Reason(EndCause::ClosedByClient, reason.into()));
             }
         };
         self.key_id = String::from_utf8_lossy(key_id).into_owned();
         let accepted = self.machine.authenticate(derived.as_deref(), clock::monotonic());
-        self.shared.registry.key_used(derived.is_some().then_some(accepted.is_some()));
+        self.shared.registry.count_authentication(derived.is_some().then_some(accepted.is_some()));
         self.secret = accepted.and_then(|index| secrets.get(index).cloned());
         Ok(())
     }
 
     /// Returns true when the client's secret is no longer configured under its KeyID.
-    fn key_is_gone(&self, config: &ServerConfig) -> bool {
+    fn is_key_removed(&self, config: &ServerConfig) -> bool {
         self.secret.as_ref().is_some_and(|secret| {
             !config.keys.iter().any(|key| key.id == self.key_id && key.secret == *secret)
         })
@@ -363,13 +367,13 @@ impl Connection {
                 Ok(answer)
             }
             Err(refusal) => {
-                self.refused(&refusal);
+                self.record_refusal(&refusal);
                 Err(refusal.accept)
             }
         }
     }
 
-    fn refused(&self, refusal: &SessionRefusal) {
+    fn record_refusal(&self, refusal: &SessionRefusal) {
         let SessionRefusal { accept, detail } = refusal;
         tracing::info!(client = %self.ends.client, %accept, detail, "session refused");
         self.shared.registry.session_refused(self.ends.client, refusal);
@@ -378,7 +382,7 @@ impl Connection {
     async fn write(&mut self, octets: &[u8]) -> Result<(), Reason> {
         match timeout(WRITE_TIMEOUT, self.stream.write_all(octets)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Reason::of_socket(&error)),
+            Ok(Err(error)) => Err(Reason::from_socket_error(&error)),
             Err(_) => {
                 let reason = "the client does not read from its control connection";
                 Err(Reason(EndCause::Inactivity, reason.into()))
@@ -404,7 +408,7 @@ fn end_of_duration(config: &ServerConfig, since: Monotonic) -> Option<Monotonic>
 }
 
 /// Waits until the client closes the connection, without reading.
-async fn closed(stream: &TcpStream) {
+async fn wait_for_close(stream: &TcpStream) {
     while let Ok(ready) = stream.ready(Interest::READABLE | Interest::ERROR).await {
         if ready.is_read_closed() || ready.is_error() {
             return;

@@ -1,8 +1,8 @@
 //! A UDP socket of the server role on a data-plane thread, with the reflector machine of its
 //! sessions.
 //!
-//! A shared socket exists once per thread; the kernel distributes the senders among them, and the
-//! threads share no sessions.
+//! A shared socket exists once per thread. The kernel distributes the senders among these sockets,
+//! and each thread has its own copy of the sessions.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
@@ -28,8 +28,8 @@ use crate::{
 const COMMANDS: usize = 256;
 /// Interval between checks for expired sessions.
 const EXPIRY_INTERVAL_NS: u64 = NANOS_PER_SECOND;
-/// Expiry checks without a session after which a dedicated socket is closed. A new one has this
-/// long to receive its first session.
+/// Number of successive expiry checks without a session after which a dedicated socket is closed. A
+/// new socket must receive its first session within this time.
 const MAX_EMPTY_CHECKS: u32 = 3;
 
 /// A command to a socket.
@@ -37,7 +37,7 @@ const MAX_EMPTY_CHECKS: u32 = 3;
 pub(super) enum Command {
     /// Adds a session; the response is false when its sender has one on this socket already.
     Add(Box<ReflectorSession>, Arc<SessionEntry>, oneshot::Sender<bool>),
-    /// Starts a session; responds when its packets are answered.
+    /// Starts a session; responds once the socket answers its packets.
     Start(Sid, oneshot::Sender<()>),
     /// Answers packets of a session until the given time.
     Drain(Sid, Monotonic),
@@ -77,8 +77,8 @@ impl Reflectors {
         self.counters.clone()
     }
 
-    /// Assigns sockets to threads: a single one to the thread with the fewest, several to one
-    /// thread each.
+    /// Assigns sockets to threads: a single socket to the thread with the fewest endpoints, several
+    /// sockets to one thread each.
     pub(super) fn open(
         &self,
         sockets: Vec<TestSocket>,
@@ -114,8 +114,9 @@ pub(super) struct ReflectorHandle {
 }
 
 impl ReflectorHandle {
-    /// Adds a session on each thread, because only the kernel knows the one that receives its
-    /// packets. False when its sender has one already or the socket is closed.
+    /// Adds a session on each thread, because only the kernel knows which thread receives its
+    /// packets. Returns false if its sender already has a session on this socket, or the socket is
+    /// closed.
     pub(super) async fn add(&self, session: &ReflectorSession, entry: &Arc<SessionEntry>) -> bool {
         for handle in &self.handles {
             let (answer, answered) = oneshot::channel();
@@ -128,7 +129,8 @@ impl ReflectorHandle {
         true
     }
 
-    /// Returns the removal of a session, which may be called from anywhere and keeps no socket open.
+    /// Returns a function that removes a session. Any thread may call it, and it keeps no socket
+    /// open.
     pub(super) fn removal(&self, sid: Sid) -> SessionRemoval {
         let handles: Vec<_> = self.handles.iter().map(Handle::downgrade).collect();
         SessionRemoval::new(move || {
@@ -153,7 +155,8 @@ impl ReflectorHandle {
         }
     }
 
-    /// Removes a session without waiting; if the queue is full, the next check ends it.
+    /// Removes a session without waiting. If the command queue is full, the next expiry check
+    /// removes it.
     pub(super) fn remove(&self, sid: Sid) {
         for handle in &self.handles {
             handle.try_send(Command::Remove(sid));
@@ -200,11 +203,12 @@ struct ReflectorSocket {
     next_check: Monotonic,
 }
 
-/// The reflector with the facts that its socket adds.
+/// The reflector machine with the facts of this host that its replies need.
 #[derive(Debug)]
 struct SocketMachine {
     reflector: Reflector,
-    /// Refreshed every [`EXPIRY_INTERVAL_NS`] for a STAMP reflector, which reports MAC addresses to senders.
+    /// MAC addresses of senders, which a STAMP reflector reports to them. Refreshed every
+    /// [`EXPIRY_INTERVAL_NS`].
     neighbours: Neighbours,
 }
 

@@ -26,11 +26,11 @@ use crate::{
     twamp::reflector::{Allowances, LightPolicy, PacketRules, Sessionless, StampPolicy, StampRule},
 };
 
-/// Delays before a failed socket is retried: short at first, because one of our own sockets may be
-/// closing, and doubled each time.
+/// First and longest delay before a failed socket is retried. The first is short, because another
+/// socket of this agent may be closing; each delay is twice as long as the one before.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const MAX_RETRY: Duration = Duration::from_secs(1);
-/// Pause after an error of accept, which means lack of descriptors or memory.
+/// Pause after `accept` failed, usually for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Interval between log messages about failing accepts.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -41,13 +41,13 @@ pub struct ServerRole {
     shared: Shared,
     config: watch::Receiver<Option<Arc<ServerConfig>>>,
     listeners: HashMap<ListenAddress, CancellationToken>,
-    /// Sockets that failed at the last attempt; logged once.
-    refused: Vec<UdpListen>,
+    /// Sockets that failed at the last attempt. A failure is logged once.
+    failed: Vec<UdpListen>,
     tasks: Tasks,
 }
 
 impl ServerRole {
-    /// Creates a role that follows `config`, with its tasks among `tasks`.
+    /// Creates a role that applies each value of `config`. Its tasks are children of `tasks`.
     pub fn new(
         registry: Arc<Registry>,
         reflectors: Arc<Reflectors>,
@@ -59,10 +59,11 @@ impl ServerRole {
         let derivation = Arc::new(Derivation::for_server());
         let shared =
             Shared { registry, sockets, config: config.clone(), derivation, interface: None };
-        Self { shared, config, listeners: HashMap::new(), refused: Vec::new(), tasks }
+        Self { shared, config, listeners: HashMap::new(), failed: Vec::new(), tasks }
     }
 
-    /// Runs until the tasks must end. `applied` receives each configuration in force.
+    /// Runs until the tasks are cancelled. `applied` receives each configuration once it is
+    /// applied.
     pub async fn run(
         mut self,
         applied: watch::Sender<Option<Arc<ServerConfig>>>,
@@ -116,36 +117,36 @@ impl ServerRole {
                 address: SocketAddr::new(address.address, address.port),
                 interface: address.interface.clone(),
             };
-            sockets.push(self.socket("tcp", &tcp, &result));
+            sockets.push(self.report_socket("tcp", &tcp, &result));
         }
         for listen in reflector_sockets {
             let sessionless =
-                config.map_or(Sessionless::Nobody, |config| sessionless(config, &listen));
+                config.map_or(Sessionless::Dropped, |config| sessionless(config, &listen));
             let result = self.shared.sockets.bind_shared(&listen, sessionless.clone()).await;
             if let Some(reflector) = self.shared.sockets.shared(&listen) {
                 reflector.set_sessionless(sessionless).await;
             }
-            sockets.push(self.socket("udp", &listen, &result));
+            sockets.push(self.report_socket("udp", &listen, &result));
         }
         let all_open = sockets.iter().all(|socket| socket.error.is_empty());
         self.shared.registry.set_sockets(sockets);
         all_open
     }
 
-    fn socket(
+    fn report_socket(
         &mut self,
         protocol: &str,
         listen: &UdpListen,
         result: &std::io::Result<()>,
     ) -> ServerSocket {
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        let known = self.refused.contains(listen);
+        let known = self.failed.contains(listen);
         if error.is_empty() {
-            self.refused.retain(|refused| refused != listen);
+            self.failed.retain(|failed| failed != listen);
         } else if !known {
             let interface = listen.interface.as_deref();
             tracing::warn!(protocol, address = %listen.address, interface, error, "failed to listen, retrying");
-            self.refused.push(listen.clone());
+            self.failed.push(listen.clone());
         }
         ServerSocket {
             protocol: protocol.into(),
@@ -196,10 +197,10 @@ async fn accept(listener: TcpListener, shared: Shared, tasks: Tasks, token: Canc
 
 /// Returns the policy of a socket for senders without a session.
 fn sessionless(config: &ServerConfig, listen: &UdpListen) -> Sessionless {
-    let names = |addresses: &[ListenAddress]| {
+    let is_listed = |addresses: &[ListenAddress]| {
         addresses.iter().any(|address| address.sockets_by_family().contains(listen))
     };
-    if let Some(light) = config.light.as_ref().filter(|light| names(&light.listen)) {
+    if let Some(light) = config.light.as_ref().filter(|light| is_listed(&light.listen)) {
         return Sessionless::Light(LightPolicy {
             prefixes: light.prefixes.clone(),
             stateful: light.stateful,
@@ -208,8 +209,8 @@ fn sessionless(config: &ServerConfig, listen: &UdpListen) -> Sessionless {
             allowances: Allowances::new(light.prefixes.len()),
         });
     }
-    let Some(stamp) = config.stamp.as_ref().filter(|stamp| names(&stamp.listen)) else {
-        return Sessionless::Nobody;
+    let Some(stamp) = config.stamp.as_ref().filter(|stamp| is_listed(&stamp.listen)) else {
+        return Sessionless::Dropped;
     };
     let rule = |session: &StampReflectorSession| StampRule {
         prefix: session.prefix,

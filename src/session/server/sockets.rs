@@ -1,5 +1,5 @@
-//! UDP sockets of the server role by address: shared sockets, open while configured, and dedicated
-//! ones, opened for a session and closed with their last session.
+//! UDP sockets of the server role by address. A shared socket is open while it is configured. A
+//! dedicated socket is opened for a session and closed after its last session.
 
 use std::{
     collections::HashMap,
@@ -50,19 +50,19 @@ impl Sockets {
         // A stateful STAMP reflector reports the real transmit times of its replies.
         let transmit_stamps = match &sessionless {
             Sessionless::Stamp(stamp) if stamp.stateful => TransmitStamps::WithPacket,
-            Sessionless::Stamp(_) | Sessionless::Light(_) | Sessionless::Nobody => {
+            Sessionless::Stamp(_) | Sessionless::Light(_) | Sessionless::Dropped => {
                 TransmitStamps::None
             }
         };
-        let before = {
+        let replaced = {
             let mut shared = lock(&self.shared);
             match shared.get(listen).filter(|open| !open.handle.is_closed()) {
                 Some(open) if open.transmit_stamps == transmit_stamps => return Ok(()),
                 _ => shared.remove(listen),
             }
         };
-        if let Some(before) = before {
-            before.handle.close().await;
+        if let Some(replaced) = replaced {
+            replaced.handle.close().await;
         }
         let options = UdpOptions {
             interface: listen.interface.as_deref(),
@@ -112,9 +112,9 @@ impl Sockets {
         lock(&self.shared).get(listen).map(|open| open.handle.clone())
     }
 
-    /// Returns the shared socket that receives packets to this address and port on the interface
-    /// of their control connection.
-    pub(super) fn serving(
+    /// Returns the shared socket that receives packets to this address and port on the interface of
+    /// the control connection.
+    pub(super) fn find_shared(
         &self,
         ip: IpAddr,
         port: u16,
@@ -129,7 +129,7 @@ impl Sockets {
     }
 
     /// Returns the dedicated socket of this address, opening it if necessary.
-    pub(super) fn dedicated(&self, listen: &UdpListen) -> io::Result<ReflectorHandle> {
+    pub(super) fn open_dedicated(&self, listen: &UdpListen) -> io::Result<ReflectorHandle> {
         let mut dedicated = lock(&self.dedicated);
         dedicated.retain(|_, handle| !handle.is_closed());
         if let Some(handle) = dedicated.get(listen) {
@@ -138,7 +138,7 @@ impl Sockets {
         let options =
             UdpOptions { interface: listen.interface.as_deref(), ..UdpOptions::default() };
         let sockets = vec![TestSocket::bind(listen.address, &options)?];
-        let (nobody, rules) = (Sessionless::Nobody, self.rules());
+        let (nobody, rules) = (Sessionless::Dropped, self.rules());
         let handle = self.reflectors.open(sockets, &nobody, rules, true)?;
         dedicated.insert(listen.clone(), handle.clone());
         Ok(handle)

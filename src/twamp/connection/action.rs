@@ -20,6 +20,7 @@ pub(crate) struct Desired {
     pub(crate) config: Arc<ControlConnection>,
     /// Stopped by hand, or not yet started by hand.
     pub(crate) stopped: bool,
+    /// Number of starts by hand; an increase requests an attempt at once.
     pub(crate) starts: u64,
     pub(crate) revision: u64,
 }
@@ -31,11 +32,11 @@ pub(crate) enum Input {
     Desired(Desired),
     /// Counter of the changes of this host's network that may let an attempt succeed.
     Network(u64),
-    /// Progress of the sessions that changed.
+    /// Progress of those sessions whose progress has changed.
     Progress(Vec<(String, SessionProgress)>),
     /// Result of [`Operation::Resolve`]: the addresses of the server.
     Resolved(Result<Vec<SocketAddr>, Failure>),
-    /// Result of [`Operation::Connect`]: own and remote address.
+    /// Result of [`Operation::Connect`]: local and remote address.
     Connected(Result<(SocketAddr, SocketAddr), Failure>),
     /// Result of [`Operation::Negotiate`], [`Operation::OpenUnnegotiated`] and [`Operation::Request`].
     Started(Result<Started, Failure>),
@@ -48,7 +49,7 @@ pub(crate) enum Input {
     /// The control connection was lost, or the interface or address that it needs.
     Lost(Failure),
     /// A name no longer resolves to the address of a session.
-    NameMoved,
+    DnsChanged,
     /// The time of [`super::Connection::next_deadline`] is reached.
     Timer,
     /// The connection is removed, or the agent ends.
@@ -82,7 +83,7 @@ pub(crate) struct AttemptContext {
     pub(crate) waits_for_ports: bool,
     /// Time that sessions whose sockets are open wait for others, nanoseconds.
     pub(crate) socket_wait_ns: u64,
-    /// Requests name the ends of the control connection instead of zeros.
+    /// True if requests name the ends of the control connection instead of zeros.
     pub(crate) sends_addresses: bool,
 }
 
@@ -149,7 +150,7 @@ pub(crate) enum SessionCommand {
     /// The connection is closed until the next test is due.
     Park,
     /// Measures nothing until a manual start.
-    Rest,
+    Idle,
     /// Begins a new run of `test_count` tests.
     Restart,
 }
@@ -162,9 +163,8 @@ pub(crate) enum Action {
     Abandon,
     /// Drops the control connection without a message.
     Drop,
-    /// Applies a configuration: removed sessions end, new ones are created, the others get their
-    /// configuration.
-    Follow(Arc<ControlConnection>),
+    /// Applies a configuration: ends removed sessions, creates new ones, and configures the others.
+    ConfigureSessions(Arc<ControlConnection>),
     EndSessions,
     /// Passes the sessions that an operation opened to their threads.
     Start(Vec<String>),
@@ -174,15 +174,15 @@ pub(crate) enum Action {
     Decline {
         name: String,
         failure: Failure,
-        /// Number of times, this one included.
+        /// Number of times that the session was declined, including this time.
         tries: u64,
         /// True if the failure differs from the previous one.
         is_new: bool,
     },
     /// Sets the socket options of the open control connection that can be changed.
-    Tune(Arc<ControlConnection>),
-    /// Watches the names of the sessions for another address while sessions run.
-    WatchNames,
+    SetSocketOptions(Arc<ControlConnection>),
+    /// Watches for other addresses of the DNS names of the sessions while sessions run.
+    WatchDns,
     /// Checks whether any reflector can be reached from this host; the failure is the reason for
     /// the check.
     VerifyUnreachable(Failure),

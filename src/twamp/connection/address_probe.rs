@@ -1,5 +1,5 @@
-//! Addresses in session requests. Zeros stand for the ends of the control connection (RFC 5357 §3.5);
-//! some servers take them literally and refuse them or reflect nothing.
+//! Addresses in session requests. Zeros stand for the ends of the control connection (RFC 5357
+//! §3.5); some servers take the zeros for addresses, and refuse the session or reflect nothing.
 
 use super::{
     extension_probe::FIRST_RETRY_NS,
@@ -18,8 +18,8 @@ enum State {
     Zeros,
     /// Addresses are tried after zeros failed.
     Trying {
-        /// The server refused zeros for what they are. Otherwise it gave another reason or none, or
-        /// accepted them and a first test was lost.
+        /// True if the server refused zeros explicitly. Otherwise it reported a limit, did not
+        /// answer, or accepted zeros and the first tests were lost.
         were_refused: bool,
     },
     /// The server is known to reflect with addresses.
@@ -30,15 +30,16 @@ enum State {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AddressProbe {
     state: State,
-    /// Zeros were reflected once: silence has another reason.
-    do_zeros_work: bool,
-    /// Time at which addresses did not help against silence: the path is the reason.
-    in_vain: Option<Monotonic>,
+    /// True if a session requested with zeros was answered once. Later silence then has another
+    /// reason.
+    zeros_worked: bool,
+    /// Time at which addresses did not end the silence either. The path is then its reason.
+    addresses_failed_at: Option<Monotonic>,
 }
 
 impl AddressProbe {
     /// Returns true when requests name the ends of the control connection.
-    pub(super) fn are_sent(&self, config: &ControlConnection) -> bool {
+    pub(super) fn sends_addresses(&self, config: &ControlConnection) -> bool {
         match config.send_addresses {
             SendAddresses::Always => true,
             SendAddresses::Never => false,
@@ -46,7 +47,8 @@ impl AddressProbe {
         }
     }
 
-    /// Records that an attempt failed; a refusal of the sessions changes what the next one sends.
+    /// Records a failed attempt. After a refusal of the sessions, the next attempt sends addresses
+    /// instead of zeros or the reverse.
     pub(super) fn record_failure(&mut self, failure: &Failure) {
         let were_refused = is_refusal(failure);
         if were_refused || may_be_refusal(failure) {
@@ -57,9 +59,9 @@ impl AddressProbe {
         }
     }
 
-    /// Concludes from the first tests of the sessions that run; returns true when they are to be
-    /// requested again with what was not sent before.
-    pub(super) fn is_other_due<'a>(
+    /// Evaluates the first tests of the running sessions. Returns true if the sessions must be
+    /// requested again, with addresses instead of zeros or the reverse.
+    pub(super) fn must_switch<'a>(
         &mut self,
         config: &ControlConnection,
         sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
@@ -70,7 +72,7 @@ impl AddressProbe {
         }
         if sessions.clone().any(SessionProgress::has_reply) {
             match self.state {
-                State::Zeros => self.do_zeros_work = true,
+                State::Zeros => self.zeros_worked = true,
                 State::Trying { .. } | State::Addresses => self.state = State::Addresses,
             }
             return false;
@@ -78,14 +80,15 @@ impl AddressProbe {
         if !sessions.clone().all(SessionProgress::lost_first_test) || sessions.count() == 0 {
             return false;
         }
-        let is_too_early = self.in_vain.is_some_and(|since| now.since_ns(since) < FIRST_RETRY_NS);
+        let is_too_early =
+            self.addresses_failed_at.is_some_and(|since| now.since_ns(since) < FIRST_RETRY_NS);
         match self.state {
-            State::Zeros if !is_too_early && !self.do_zeros_work => {
+            State::Zeros if !is_too_early && !self.zeros_worked => {
                 self.state = State::Trying { were_refused: false }
             }
             State::Trying { were_refused: false } => {
                 self.state = State::Zeros;
-                self.in_vain = Some(now);
+                self.addresses_failed_at = Some(now);
             }
             State::Zeros | State::Trying { were_refused: true } | State::Addresses => return false,
         }
@@ -128,17 +131,17 @@ mod tests {
         let config = super::super::tests::config(|_| {});
         let mut probe = AddressProbe::default();
         probe.record_failure(&Failure::closed_by_server());
-        assert!(!probe.are_sent(&config), "not at a request");
+        assert!(!probe.sends_addresses(&config), "not at a request");
         probe.record_failure(&refused(Accept::NOT_SUPPORTED));
-        assert!(probe.are_sent(&config));
+        assert!(probe.sends_addresses(&config));
         probe.record_failure(&refused(Accept::NOT_SUPPORTED));
-        assert!(!probe.are_sent(&config));
+        assert!(!probe.sends_addresses(&config));
         probe.record_failure(&refused(Accept::FAILURE));
-        assert!(!probe.is_other_due(&config, [&tested(&[false])].into_iter(), Monotonic(0)));
-        assert!(probe.are_sent(&config), "zeros would be refused");
-        assert!(!probe.is_other_due(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
+        assert!(!probe.must_switch(&config, [&tested(&[false])].into_iter(), Monotonic(0)));
+        assert!(probe.sends_addresses(&config), "zeros would be refused");
+        assert!(!probe.must_switch(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
         probe.record_failure(&Failure::closed_by_server());
-        assert!(probe.are_sent(&config), "remembered over a loss");
+        assert!(probe.sends_addresses(&config), "remembered over a loss");
     }
 
     #[test]
@@ -149,12 +152,12 @@ mod tests {
             let mut probe = AddressProbe::default();
             for sent in [true, false, true] {
                 probe.record_failure(&failure);
-                assert_eq!(probe.are_sent(&config), sent);
+                assert_eq!(probe.sends_addresses(&config), sent);
             }
             // Accepted, but the addresses lead nowhere, as behind NAT.
             let (lost, now) = (tested(&[false]), Monotonic(0));
-            assert!(probe.is_other_due(&config, [&lost].into_iter(), now));
-            assert!(!probe.are_sent(&config));
+            assert!(probe.must_switch(&config, [&lost].into_iter(), now));
+            assert!(!probe.sends_addresses(&config));
         }
     }
 
@@ -164,28 +167,28 @@ mod tests {
         let mut probe = AddressProbe::default();
         let (lost, answered, begun) = (tested(&[false]), tested(&[true, false]), tested(&[]));
         let due = |probe: &mut AddressProbe, sessions: &[&SessionProgress], now: u64| {
-            probe.is_other_due(&config, sessions.iter().copied(), Monotonic(now))
+            probe.must_switch(&config, sessions.iter().copied(), Monotonic(now))
         };
         assert!(!due(&mut probe, &[], 0));
         assert!(!due(&mut probe, &[&lost, &begun], 0), "a first test has not ended");
         assert!(due(&mut probe, &[&lost], 1));
-        assert!(probe.are_sent(&config));
+        assert!(probe.sends_addresses(&config));
         assert!(due(&mut probe, &[&lost], 2), "in vain");
-        assert!(!probe.are_sent(&config));
+        assert!(!probe.sends_addresses(&config));
         assert!(!due(&mut probe, &[&lost], 3), "not again at once");
         assert!(due(&mut probe, &[&lost], 2 + FIRST_RETRY_NS));
         assert!(!due(&mut probe, &[&answered], 3 + FIRST_RETRY_NS));
         assert!(!due(&mut probe, &[&lost], 4 + FIRST_RETRY_NS), "it has worked with addresses");
-        assert!(probe.are_sent(&config));
+        assert!(probe.sends_addresses(&config));
     }
 
     #[test]
     fn silence_after_a_reply_has_another_reason() {
         let config = super::super::tests::config(|_| {});
         let mut probe = AddressProbe::default();
-        assert!(!probe.is_other_due(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
-        assert!(!probe.is_other_due(&config, [&tested(&[false])].into_iter(), Monotonic(1)));
-        assert!(!probe.are_sent(&config));
+        assert!(!probe.must_switch(&config, [&tested(&[true])].into_iter(), Monotonic(0)));
+        assert!(!probe.must_switch(&config, [&tested(&[false])].into_iter(), Monotonic(1)));
+        assert!(!probe.sends_addresses(&config));
     }
 
     #[test]
@@ -194,11 +197,11 @@ mod tests {
             let mut config = (*super::super::tests::config(|_| {})).clone();
             config.send_addresses = choice;
             let mut probe = AddressProbe::default();
-            assert_eq!(probe.are_sent(&config), sent);
+            assert_eq!(probe.sends_addresses(&config), sent);
             probe.record_failure(&refused(Accept::NOT_SUPPORTED));
             let lost = tested(&[false]);
-            assert!(!probe.is_other_due(&config, [&lost].into_iter(), Monotonic(0)));
-            assert_eq!(probe.are_sent(&config), sent);
+            assert!(!probe.must_switch(&config, [&lost].into_iter(), Monotonic(0)));
+            assert_eq!(probe.sends_addresses(&config), sent);
         }
     }
 }

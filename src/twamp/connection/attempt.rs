@@ -1,5 +1,5 @@
-//! Attempts of a connection, from the name of the server to sessions that are started, and outages
-//! between them.
+//! Attempts of a connection, from the resolution of the server's name to the started sessions, and
+//! the outages between them.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,8 @@ impl Connection {
             return self.complete(now);
         }
         self.network_seen = self.network;
-        // From here on, a change has its effect on a connection that is down.
+        // From here on, a change of the configuration has the effect that it has on a connection
+        // that is down.
         self.status.session_control = SessionControl::Down;
         self.requests.begin_attempt(now.monotonic);
         let first = self.sessions.requested_first(&self.config);
@@ -62,7 +63,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn resolved(&mut self, result: Result<Vec<SocketAddr>, Failure>, now: Now) {
+    pub(super) fn handle_resolved(&mut self, result: Result<Vec<SocketAddr>, Failure>, now: Now) {
         let State::Connecting(Connecting { step, context, .. }) = &mut self.state else { return };
         let mut addresses = match result {
             Ok(addresses) if !addresses.is_empty() => addresses,
@@ -82,7 +83,7 @@ impl Connection {
         self.begin_operation(Operation::Connect { config, addresses, limit_ns });
     }
 
-    pub(super) fn connected(
+    pub(super) fn handle_connected(
         &mut self,
         result: Result<(SocketAddr, SocketAddr), Failure>,
         now: Now,
@@ -106,7 +107,7 @@ impl Connection {
     }
 
     /// Handles the result of a negotiation, or of an attempt that needs none.
-    pub(super) fn attempted(&mut self, result: Result<Started, Failure>, now: Now) {
+    pub(super) fn handle_attempted(&mut self, result: Result<Started, Failure>, now: Now) {
         if !matches!(self.state, State::Connecting(_)) {
             return;
         }
@@ -128,7 +129,7 @@ impl Connection {
 
     fn attempt_failed(&mut self, failure: Failure, now: Now) {
         self.extensions.record_failure(&failure.suspect, now.monotonic);
-        // One suspicion after the other, or none would be confirmed.
+        // Only one suspicion is tested at a time; otherwise none could be confirmed.
         if !self.extensions.tries_without() {
             self.addresses.record_failure(&failure);
         }
@@ -153,7 +154,7 @@ impl Connection {
         }
         if self.has_control {
             // The configuration may have changed during the attempt.
-            self.actions.push_back(Action::Tune(self.config.clone()));
+            self.actions.push_back(Action::SetSocketOptions(self.config.clone()));
         }
         self.state = State::Running(Running { missing: None, review: now.monotonic, change: None });
         self.start_sessions(sessions);
@@ -180,7 +181,7 @@ impl Connection {
             return;
         }
         for declined in declined {
-            let (tries, is_new) = self.sessions.declined(&declined);
+            let (tries, is_new) = self.sessions.record_declined(&declined);
             let Declined { name, failure } = declined;
             self.actions.push_back(Action::Decline { name, failure, tries, is_new });
         }
@@ -214,7 +215,7 @@ impl Connection {
         }
         let attempts = self.record_outage(&failure, started, now);
         self.command(SessionCommand::Down(failure.cause, attempts));
-        self.sessions.all_stopped();
+        self.sessions.mark_all_stopped();
         if started && self.ends_with_loss() {
             return self.leave(true, Then::CompleteByLoss, now);
         }
@@ -225,7 +226,8 @@ impl Connection {
         }
     }
 
-    /// Returns the number of failed attempts.
+    /// Begins an outage, or counts a failed attempt of the current one. Returns the number of
+    /// failed attempts.
     fn record_outage(&mut self, failure: &Failure, started: bool, now: Now) -> u64 {
         // The loss of a running connection does not count as an attempt; a failed first attempt
         // does.
@@ -253,7 +255,7 @@ impl Connection {
 
     pub(super) fn wait_until(&mut self, due: Monotonic, now: Now) {
         self.status.set_phase(Phase::WaitingRetry, now);
-        self.status.next_attempt = Some(unix(due, now));
+        self.status.next_attempt = Some(to_unix(due, now));
         self.status_changed = true;
         self.state = State::WaitingRetry(due);
     }
@@ -274,14 +276,14 @@ impl Connection {
             address: self.silences.wrapping_add(attempts as usize),
             waits_for_ports: before != Some(self.applied),
             socket_wait_ns,
-            sends_addresses: self.addresses.are_sent(&self.config),
+            sends_addresses: self.addresses.sends_addresses(&self.config),
         }
     }
 
     /// Sets the time of the attempt after the current one in the status.
     pub(super) fn show_following_attempt(&mut self, now: Now) {
         let following = self.retry.following_attempt(&self.config, now.monotonic);
-        self.status.set_following_attempt(following.map(|due| unix(due, now)));
+        self.status.set_following_attempt(following.map(|due| to_unix(due, now)));
         self.status_changed = true;
     }
 
@@ -295,6 +297,6 @@ impl Connection {
 }
 
 /// Returns a due time in UTC.
-pub(super) fn unix(due: Monotonic, now: Now) -> UnixTime {
+pub(super) fn to_unix(due: Monotonic, now: Now) -> UnixTime {
     now.unix.plus_ns(i64::try_from(due.since_ns(now.monotonic)).unwrap_or(i64::MAX))
 }

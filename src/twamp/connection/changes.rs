@@ -17,7 +17,7 @@ enum Transition {
     None,
     Restart,
     Sessions,
-    /// An attempt at once, by hand.
+    /// An attempt at once, because of a start by hand.
     Attempt,
     /// Other options of an open control connection.
     SocketOptionsChanged,
@@ -26,8 +26,9 @@ enum Transition {
 }
 
 impl Connection {
-    /// Drops the change of sessions in progress if it yields to the pending desired state.
-    pub(super) fn give_way(&mut self, now: Now) {
+    /// Abandons the change of sessions in progress if the pending desired state has priority over
+    /// it.
+    pub(super) fn yield_to_pending(&mut self, now: Now) {
         let (State::Running(running), Some(pending)) = (&mut self.state, &self.pending) else {
             return;
         };
@@ -51,8 +52,8 @@ impl Connection {
         }
     }
 
-    /// Considers a desired state.
-    pub(super) fn change(&mut self, desired: Desired, now: Now) {
+    /// Applies a desired state with the least possible effect.
+    pub(super) fn apply_desired(&mut self, desired: Desired, now: Now) {
         let transition = self.transition(desired);
         match transition {
             Transition::None => {}
@@ -60,7 +61,7 @@ impl Connection {
             Transition::Sessions => self.sessions_desired(now),
             Transition::Attempt => self.attempt_by_hand(now),
             Transition::SocketOptionsChanged => {
-                self.actions.push_back(Action::Tune(self.config.clone()));
+                self.actions.push_back(Action::SetSocketOptions(self.config.clone()));
                 self.retime(now);
             }
             Transition::IntervalsChanged => self.retime(now),
@@ -93,7 +94,7 @@ impl Connection {
                 self.status_changed = true;
                 return Transition::None;
             }
-            self.follow_desired();
+            self.apply_desired_config();
             if before.stopped {
                 return Transition::Restart;
             }
@@ -113,15 +114,16 @@ impl Connection {
         }
     }
 
-    /// Starts over unless the connection is completed: a change does not run further tests.
+    /// Starts over unless the connection is completed, because a change alone must not run further
+    /// tests.
     fn restart_unless_completed(&mut self, now: Now) {
-        let stays = matches!(self.state, State::Completed)
+        let stays_completed = matches!(self.state, State::Completed)
             && !self.desired.stopped
             && !self.desired.config.inactive
             && has_completed(&self.config, &self.desired.config);
-        if stays {
+        if stays_completed {
             self.applied = self.desired.revision;
-            self.follow_desired();
+            self.apply_desired_config();
         } else {
             self.restart(now);
         }
@@ -147,14 +149,15 @@ impl Connection {
                 self.begin_attempt(now);
             }
             State::Idle(_) => {
-                // If it fails, the next one is due an interval later, not when the next test is.
+                // If the attempt fails, the next one is due an interval later, not at the time of
+                // the next test.
                 self.retry = RetrySchedule::starting_at(now.monotonic);
                 self.begin_attempt(now);
             }
             State::WaitingRetry(_) => self.begin_attempt(now),
             // An attempt by hand is for the sessions that do not run.
             State::Running(_) => self.request_missing_now(now),
-            // The start counts, although nothing runs before the activation.
+            // The start by hand counts, although nothing runs before the activation.
             State::Inactive => self.completed = None,
             State::Connecting(_) | State::Leaving(_) | State::Ended => {}
         }

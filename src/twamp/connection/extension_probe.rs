@@ -52,14 +52,15 @@ impl ExtensionProbe {
         }
         match self.state {
             State::Ask | State::AskOnceMore | State::AskAgain => {
-                let reflect_octets = config.extensions.reflect_octets && config.reflects();
+                let reflect_octets =
+                    config.extensions.reflect_octets && config.requests_reflected_octets();
                 Extensions { reflect_octets, ..config.extensions }
             }
             State::TryWithout | State::Without(_) => Extensions::NONE,
         }
     }
 
-    /// Returns true when the next attempt does without extensions to find out.
+    /// Returns true if the next attempt omits extensions to find out whether they were the reason.
     pub(super) fn tries_without(&self) -> bool {
         self.state == State::TryWithout
     }

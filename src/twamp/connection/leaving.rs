@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{
     Action, Connection, ConnectionEvent, Desired, ExtensionProbe, Grace, Operation, Phase,
     Remembered, SessionCommand,
-    attempt::unix,
+    attempt::to_unix,
     request_limit::RequestLimit,
     retry::RetrySchedule,
     state::{Leaving, State, Then},
@@ -26,7 +26,7 @@ impl Connection {
         if self.is_running() {
             self.network_seen = self.network;
         }
-        self.sessions.all_stopped();
+        self.sessions.mark_all_stopped();
         self.state = State::Leaving(Leaving { operations, then });
         self.continue_leaving(now);
     }
@@ -64,10 +64,10 @@ impl Connection {
             Then::IdleUntil(due) => self.idle_until(due, now),
             Then::AttemptFailed(failure) => self.lose(failure, false, now),
             Then::Complete => self.complete(now),
-            Then::CompleteByLoss => self.rest(State::Completed, Phase::Completed, now),
+            Then::CompleteByLoss => self.stop_measuring(State::Completed, Phase::Completed, now),
             Then::SessionsChanged { touched, is_idle } => {
                 self.applied = self.desired.revision;
-                self.follow_desired();
+                self.apply_desired_config();
                 self.sessions.wake(|name| touched.iter().any(|touched| touched == name));
                 if is_idle {
                     self.idle(now);
@@ -84,7 +84,7 @@ impl Connection {
         }
     }
 
-    /// Begins with the state that was persisted before the start.
+    /// Continues with the state that was persisted before the start.
     pub(super) fn resume(&mut self, now: Now) {
         let Remembered { outage, completed: _, past_outages, past_outages_ns } =
             self.remembered.clone();
@@ -95,14 +95,15 @@ impl Connection {
         self.begin_unless_completed(now);
     }
 
-    /// Enters the state that the desired state requires; all tests may have run before.
+    /// Enters the state that the desired state requires, which is Completed if all tests have
+    /// already run.
     fn begin_unless_completed(&mut self, now: Now) {
         let Desired { config, stopped, revision, .. } = &self.desired;
         let is_completed = self.completed == Some(config.test_count);
         if is_completed && !stopped && !config.inactive {
             self.applied = *revision;
-            self.follow_desired();
-            return self.rest(State::Completed, Phase::Completed, now);
+            self.apply_desired_config();
+            return self.stop_measuring(State::Completed, Phase::Completed, now);
         }
         self.begin(now);
     }
@@ -110,9 +111,9 @@ impl Connection {
     /// Starts over with the desired state.
     pub(super) fn restart(&mut self, now: Now) {
         self.abandon_attempt();
-        let rests = self.desired.stopped || self.desired.config.inactive;
+        let stops = self.desired.stopped || self.desired.config.inactive;
         // Sessions that continue have no running test that must end; a due test stays due.
-        self.leave(rests || self.is_running(), Then::Restart, now);
+        self.leave(stops || self.is_running(), Then::Restart, now);
     }
 
     fn restarted(&mut self, now: Now) {
@@ -136,27 +137,27 @@ impl Connection {
             self.sessions.clear();
             self.actions.push_back(Action::EndSessions);
             self.status.set_config(&self.config, self.applied);
-            return self.rest(State::Inactive, Phase::Inactive, now);
+            return self.stop_measuring(State::Inactive, Phase::Inactive, now);
         }
-        self.follow_desired();
+        self.apply_desired_config();
         self.command(SessionCommand::Restart);
         self.sessions.restart();
         if self.desired.stopped {
-            return self.rest(State::Stopped, Phase::Stopped, now);
+            return self.stop_measuring(State::Stopped, Phase::Stopped, now);
         }
         self.retry = RetrySchedule::starting_at(now.monotonic);
         self.begin_attempt(now);
     }
 
     /// Applies the desired configuration to the sessions.
-    pub(super) fn follow_desired(&mut self) {
+    pub(super) fn apply_desired_config(&mut self) {
         let before = std::mem::replace(&mut self.config, self.desired.config.clone());
-        self.sessions.follow(&self.config);
+        self.sessions.configure(&self.config);
         if self.config.test_count == 0 || self.config.test_count > before.test_count {
             // The threads of the sessions report this as well, but an attempt may begin before.
-            self.sessions.have_tests_left();
+            self.sessions.continue_completed();
         }
-        self.actions.push_back(Action::Follow(self.config.clone()));
+        self.actions.push_back(Action::ConfigureSessions(self.config.clone()));
         self.status.set_config(&self.config, self.applied);
         self.status_changed = true;
     }
@@ -169,9 +170,9 @@ impl Connection {
     }
 
     /// Enters a state without measurements until the desired state changes.
-    pub(super) fn rest(&mut self, state: State, phase: Phase, now: Now) {
+    pub(super) fn stop_measuring(&mut self, state: State, phase: Phase, now: Now) {
         self.abandon_outage(now);
-        self.command(SessionCommand::Rest);
+        self.command(SessionCommand::Idle);
         self.status.set_phase(phase, now);
         self.status_changed = true;
         self.state = state;
@@ -181,10 +182,10 @@ impl Connection {
     pub(super) fn complete(&mut self, now: Now) {
         self.abandon_outage(now);
         self.actions.push_back(Action::Event(ConnectionEvent::Completed));
-        self.rest(State::Completed, Phase::Completed, now);
+        self.stop_measuring(State::Completed, Phase::Completed, now);
     }
 
-    /// Waits for the next test, or for the first that became due earlier.
+    /// Waits for the first test that is due.
     pub(super) fn idle(&mut self, now: Now) {
         if self.sessions.all_completed() {
             return self.complete(now);
@@ -194,7 +195,7 @@ impl Connection {
 
     fn idle_until(&mut self, due: Monotonic, now: Now) {
         self.retry = RetrySchedule::starting_at(due);
-        self.status.set_idle(unix(due, now));
+        self.status.set_idle(to_unix(due, now));
         self.status_changed = true;
         self.state = State::Idle(due);
     }
@@ -219,7 +220,7 @@ impl Connection {
             if completes {
                 self.completed = Some(self.config.test_count);
             }
-            self.actions.push_back(Action::Persist(self.to_remember()));
+            self.actions.push_back(Action::Persist(self.state_to_persist()));
         } else {
             self.abandon_outage(now);
         }

@@ -74,11 +74,12 @@ pub(crate) struct Connection {
     /// Revision for which ports in use were awaited.
     ports_awaited_in: Option<u64>,
     /// Time of the latest request that interrupted all sessions.
-    requested_together: Monotonic,
+    all_interrupted_at: Monotonic,
     /// State of the random number generator.
     random: u64,
     remembered: Remembered,
-    /// `test_count` with which the connection is completed, also while it is inactive since.
+    /// `test_count` with which the connection was completed. It is kept while the connection is
+    /// inactive.
     completed: Option<u64>,
     actions: VecDeque<Action>,
 }
@@ -114,7 +115,7 @@ impl Connection {
             network_seen: 0,
             silences: 0,
             ports_awaited_in: None,
-            requested_together: Monotonic::default(),
+            all_interrupted_at: Monotonic::default(),
             random: seed,
             completed: remembered.completed,
             remembered,
@@ -124,24 +125,26 @@ impl Connection {
         connection.finish_step(now);
         connection
     }
+
+    /// Handles an input at `now`.
     pub(crate) fn handle(&mut self, input: Input, now: Now) {
         match input {
             Input::Desired(desired) => {
                 self.pending = Some(desired);
-                self.give_way(now);
+                self.yield_to_pending(now);
             }
             Input::Network(counter) => self.network_changed(counter, now),
             Input::Progress(changed) => {
                 self.sessions.update(changed);
-                self.progress(now);
+                self.handle_progress(now);
             }
-            Input::Resolved(result) => self.resolved(result, now),
-            Input::Connected(result) => self.connected(result, now),
+            Input::Resolved(result) => self.handle_resolved(result, now),
+            Input::Connected(result) => self.handle_connected(result, now),
             Input::Started(result) => {
                 if self.is_running() {
-                    self.requested(result, now);
+                    self.handle_requested(result, now);
                 } else {
-                    self.attempted(result, now);
+                    self.handle_attempted(result, now);
                 }
             }
             Input::Opened(opened, declined) => self.sockets_opened(opened, declined, now),
@@ -152,10 +155,10 @@ impl Connection {
                     self.continue_leaving(now);
                 }
             }
-            Input::Verified(failure) => self.verified(failure, now),
+            Input::Verified(failure) => self.handle_verified(failure, now),
             Input::Lost(failure) => self.control_lost(failure, now),
-            Input::NameMoved => self.name_moved(now),
-            Input::Timer => self.timer(now),
+            Input::DnsChanged => self.dns_changed(now),
+            Input::Timer => self.handle_timer(now),
             Input::End { is_resumed } => self.end(is_resumed, now),
         }
         self.finish_step(now);
@@ -226,27 +229,27 @@ impl Connection {
         self.status.session_control == SessionControl::Individual
     }
 
-    fn is_together(&self) -> bool {
+    fn is_all_or_nothing(&self) -> bool {
         self.status.session_control == SessionControl::AllOrNothing
     }
 
     /// Handles a pending desired state, and persists the state that survives the process.
     fn finish_step(&mut self, now: Now) {
-        while self.takes_changes()
+        while self.accepts_changes()
             && let Some(desired) = self.pending.take()
         {
-            self.change(desired, now);
+            self.apply_desired(desired, now);
         }
         self.completed = self.completed_count();
-        let remembered = self.to_remember();
-        if !self.is_ending() && !self.remembered.is_stored_alike(&remembered) {
+        let remembered = self.state_to_persist();
+        if !self.is_ending() && !self.remembered.is_equivalent(&remembered) {
             self.actions.push_back(Action::Persist(remembered.clone()));
             self.remembered = remembered;
         }
     }
 
-    /// Returns the `test_count` that is completed. A connection that becomes inactive keeps it: its
-    /// activation is no start by hand.
+    /// Returns the `test_count` that is completed. A connection that becomes inactive keeps it,
+    /// because its later activation is not a start by hand.
     fn completed_count(&self) -> Option<u64> {
         if self.is_completed() {
             return Some(self.config.test_count);
@@ -258,7 +261,7 @@ impl Connection {
         self.completed.filter(|_| is_kept)
     }
 
-    fn to_remember(&self) -> Remembered {
+    fn state_to_persist(&self) -> Remembered {
         let outage = self.status.outage.clone();
         Remembered {
             past_outages: self.status.outages - u64::from(outage.is_some()),
@@ -280,7 +283,7 @@ impl Connection {
         matches!(self.state, State::Ended | State::Leaving(Leaving { then: Then::End, .. }))
     }
 
-    fn takes_changes(&self) -> bool {
+    fn accepts_changes(&self) -> bool {
         match &self.state {
             State::Leaving(_) | State::Ended => false,
             State::Running(running) => running.change.is_none(),
@@ -293,7 +296,7 @@ impl Connection {
         }
     }
 
-    fn timer(&mut self, now: Now) {
+    fn handle_timer(&mut self, now: Now) {
         if self.next_deadline().is_none_or(|due| due > now.monotonic) {
             return;
         }
@@ -319,7 +322,7 @@ impl Connection {
         }
     }
 
-    fn progress(&mut self, now: Now) {
+    fn handle_progress(&mut self, now: Now) {
         if self.is_running() {
             self.running_progress(now);
         } else if matches!(self.state, State::Idle(_)) {

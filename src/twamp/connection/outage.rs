@@ -66,9 +66,9 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// Returns true if both are equal as far as a write is worthwhile: the number of attempts
-    /// counts only when it reaches a power of two.
-    pub(super) fn is_stored_alike(&self, other: &Self) -> bool {
+    /// Returns true if the difference is not worth a write. A different number of attempts is worth
+    /// one only when it reaches a power of two.
+    pub(super) fn is_equivalent(&self, other: &Self) -> bool {
         let outage = |remembered: &Self| {
             let outage = remembered.outage.as_ref()?;
             Some((outage.began, outage.attempts.checked_ilog2()))

@@ -9,7 +9,8 @@ const FIRST_SILENCE_NS: u64 = 30 * NANOS_PER_SECOND;
 const MAX_SILENCE_NS: u64 = 900 * NANOS_PER_SECOND;
 /// Number of tests without a reply after which a session is silent.
 const SILENT_TESTS: u32 = 3;
-/// Number of probes lost after pauses, each time cured by a new negotiation, that rules out chance.
+/// Number of probes that must be lost after pauses to rule out chance. They count only if the
+/// probes after a new negotiation are answered each time.
 const EXPIRY_PROBES: u64 = 5;
 
 /// Stage of a test session.
@@ -39,11 +40,11 @@ pub(crate) struct SessionProgress {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Unanswered {
     tests: u32,
-    /// Probes of the latest of them.
+    /// Number of probes of the latest of these tests.
     probes: u64,
-    /// End of the first of them.
+    /// End of the first of these tests.
     since: Monotonic,
-    /// End of the latest.
+    /// End of the latest of these tests.
     until: Monotonic,
 }
 
@@ -85,8 +86,8 @@ impl SessionProgress {
         }
     }
 
-    /// Moves the next test of a session that is in no test; returns true if anything changed. A
-    /// session that waits for its first test counts as testing, unless it `waits_long`.
+    /// Moves the due time of the next test of a session between tests. Returns true if anything
+    /// changed. A session that waits for its first test counts as testing, unless it `waits_long`.
     pub(crate) fn move_due(&mut self, due: Monotonic, waits_long: bool) -> bool {
         let moves = match self.stage {
             SessionStage::Testing => waits_long,
@@ -112,12 +113,12 @@ impl SessionProgress {
         self.answered == 1 && self.unanswered.tests == 1 && self.unanswered.probes > 0
     }
 
-    /// Returns whether a test was answered since the session was started.
+    /// Returns true if a test was answered since the session was started.
     pub(super) fn has_reply(&self) -> bool {
         self.answered > 0
     }
 
-    /// Returns whether probes of the first test were sent and none was answered.
+    /// Returns true if probes of the first test were sent and none was answered.
     pub(super) fn lost_first_test(&self) -> bool {
         self.answered == 0 && self.unanswered.tests > 0 && self.unanswered.probes > 0
     }
@@ -131,8 +132,8 @@ impl SessionProgress {
     }
 }
 
-/// Detector of sessions that their server has forgotten although the control connection is open
-/// (REFWAIT, a restarted reflector). Its limit grows each time that a new negotiation does not
+/// Detector of sessions that the server has ended although the control connection is open (REFWAIT,
+/// a restarted reflector). The limit of silence grows each time that a new negotiation does not
 /// help, because then the path is the reason.
 #[derive(Debug)]
 pub(super) struct SilenceDetector {
@@ -147,7 +148,7 @@ impl Default for SilenceDetector {
 
 impl SilenceDetector {
     /// Returns true if sessions have been silent for so long that they must be negotiated again.
-    pub(super) fn is_over<'a>(
+    pub(super) fn must_renegotiate<'a>(
         &mut self,
         sessions: impl Iterator<Item = &'a SessionProgress> + Clone,
     ) -> bool {
@@ -168,13 +169,14 @@ impl SilenceDetector {
 }
 
 /// Knowledge about sessions that end in the pause between two tests because the server's REFWAIT is
-/// shorter. It is learnt if all probes of the test after a pause are lost and a new negotiation
-/// cures that.
+/// shorter. It is learnt if all probes of the test after a pause are lost and the probes after a
+/// new negotiation are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PauseProbe {
     /// Sessions are kept over the pause.
     Keep {
-        /// Probes lost after pauses, each time cured by a new negotiation.
+        /// Number of probes lost after pauses, each time followed by replies after a new
+        /// negotiation.
         lost: u64,
     },
     /// Some sessions may have expired; an answered first test confirms it.
@@ -190,7 +192,7 @@ impl Default for PauseProbe {
 }
 
 impl PauseProbe {
-    /// Records that sessions are negotiated again for their silence.
+    /// Records that sessions are negotiated again because they are silent.
     pub(super) fn record_silence<'a>(
         &mut self,
         sessions: impl Iterator<Item = &'a SessionProgress>,
@@ -246,21 +248,21 @@ mod tests {
         b.test_ended(Some(true), 1, None, second(0));
         for now in 0..30 {
             a.test_ended(Some(false), 1, None, second(now));
-            assert!(!silence.is_over([&a, &b].into_iter()), "{now}");
+            assert!(!silence.must_renegotiate([&a, &b].into_iter()), "{now}");
         }
         a.test_ended(Some(false), 1, None, second(30));
-        assert!(silence.is_over([&a, &b].into_iter()));
+        assert!(silence.must_renegotiate([&a, &b].into_iter()));
         // The new negotiation did not help: the limit has doubled.
         a.session_started();
         for now in 40..100 {
             a.test_ended(Some(false), 1, None, second(now));
-            assert!(!silence.is_over([&a, &b].into_iter()), "{now}");
+            assert!(!silence.must_renegotiate([&a, &b].into_iter()), "{now}");
         }
         a.test_ended(Some(false), 1, None, second(100));
-        assert!(silence.is_over([&a, &b].into_iter()));
+        assert!(silence.must_renegotiate([&a, &b].into_iter()));
         // One reply resets the limit.
         a.test_ended(Some(true), 1, None, second(101));
-        assert!(!silence.is_over([&a, &b].into_iter()));
+        assert!(!silence.must_renegotiate([&a, &b].into_iter()));
         assert_eq!(silence.limit_ns, FIRST_SILENCE_NS);
     }
 

@@ -11,7 +11,8 @@ use crate::time::Monotonic;
 /// Knowledge about the number of sessions that one server accepts.
 #[derive(Debug)]
 pub(super) struct RequestLimit {
-    /// Session at whose request the server last ended the connection, and the number accepted before.
+    /// Session at whose request the server last ended the connection, and the number of sessions
+    /// that it had accepted before.
     ended_at: Option<(String, usize)>,
     /// Sessions that are not requested.
     left_out: Vec<String>,
@@ -72,7 +73,8 @@ impl RequestLimit {
         }
     }
 
-    /// Clears single sessions after a change of the configuration; the number is kept.
+    /// Allows requests for all sessions again after a change of the configuration. The limit of
+    /// their number is kept.
     pub(super) fn sessions_changed(&mut self) {
         self.left_out.clear();
     }

@@ -17,13 +17,14 @@ use crate::{
 const MAX_PAUSE_NS: u64 = 60 * NANOS_PER_SECOND;
 /// Interval of reviews of running sessions.
 const REVIEW_NS: u64 = 15 * NANOS_PER_SECOND;
-/// Time after which sessions are kept over pauses again at a server that had ended them in pauses.
+/// Time after which sessions are kept over pauses again, although the server had ended them in
+/// pauses.
 const PAUSE_RETRY_NS: u64 = 6 * 3_600 * NANOS_PER_SECOND;
 
 impl Connection {
     /// Reviews a connection that has just started its sessions.
     pub(super) fn begin_running(&mut self, now: Now) {
-        self.actions.push_back(Action::WatchNames);
+        self.actions.push_back(Action::WatchDns);
         let missing = self.missing_due(now);
         // Sessions whose names resolve slowly are requested right after the others, not an interval
         // later.
@@ -72,7 +73,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn verified(&mut self, failure: Option<Failure>, now: Now) {
+    pub(super) fn handle_verified(&mut self, failure: Option<Failure>, now: Now) {
         let State::Running(Running { change: None, .. }) = self.state else { return };
         match failure {
             Some(failure) => self.lose(failure, true, now),
@@ -80,12 +81,12 @@ impl Connection {
         }
     }
 
-    /// Negotiates silent sessions again, closes the connection for a long pause, or uses a short one to
-    /// request sessions that do not run.
+    /// Negotiates silent sessions again, closes the connection for a long pause, or requests
+    /// missing sessions in a short pause.
     fn review_pauses(&mut self, now: Now) {
         if self.is_managed() {
             let running = self.sessions.running_progress();
-            if self.addresses.is_other_due(&self.config, running, now.monotonic) {
+            if self.addresses.must_switch(&self.config, running, now.monotonic) {
                 self.status.renegotiations += 1;
                 self.status_changed = true;
                 return self.leave(true, Then::Reconnect, now);
@@ -93,8 +94,8 @@ impl Connection {
         }
         let has_expired = self.config.sessions_may_expire()
             && self.sessions.progress().any(SessionProgress::may_have_expired);
-        let is_silent =
-            self.config.is_resolved_again() && self.silence.is_over(self.sessions.progress());
+        let is_silent = self.config.reconnects_when_silent()
+            && self.silence.must_renegotiate(self.sessions.progress());
         if has_expired || is_silent {
             self.pauses.record_silence(self.sessions.progress());
             self.status.renegotiations += 1;
@@ -132,7 +133,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn name_moved(&mut self, now: Now) {
+    pub(super) fn dns_changed(&mut self, now: Now) {
         if let State::Running(Running { change: None, .. }) = self.state {
             self.leave(true, Then::Reconnect, now);
         }
@@ -142,7 +143,7 @@ impl Connection {
         let State::Running(running) = &mut self.state else { return };
         if running.change.take().is_some() {
             self.actions.push_back(Action::Abandon);
-            self.follow_desired();
+            self.apply_desired_config();
             self.mark_applied();
         }
         self.lose(failure, true, now);
@@ -155,7 +156,7 @@ impl Connection {
             !self.sessions.is_declined(name) || self.sessions.is_declined_locally(name)
         };
         // A request to the server would interrupt all sessions.
-        let interrupts = self.is_together() && !missing.iter().any(is_local);
+        let interrupts = self.is_all_or_nothing() && !missing.iter().any(is_local);
         let least_ns = if interrupts { SHORT_PAUSE_NS } else { 0 };
         let due = now.monotonic.plus_ns(self.config.test_interval_ns.max(least_ns));
         (!missing.is_empty()).then_some(due)
@@ -177,7 +178,7 @@ impl Connection {
         if self.has_control && touched.is_empty() {
             return self.open_missing(now);
         }
-        if self.is_together() {
+        if self.is_all_or_nothing() {
             return self.pause(touched, Vec::new(), now);
         }
         if touched.is_empty() {
@@ -191,8 +192,8 @@ impl Connection {
     /// Opens the sockets of missing sessions. This interrupts no session.
     fn open_missing(&mut self, now: Now) {
         let mut names = self.missing_sessions();
-        let since_ns = now.monotonic.since_ns(self.requested_together);
-        if self.is_together() && since_ns < SHORT_PAUSE_NS {
+        let since_ns = now.monotonic.since_ns(self.all_interrupted_at);
+        if self.is_all_or_nothing() && since_ns < SHORT_PAUSE_NS {
             names.retain(|name| self.sessions.is_declined_locally(name));
         }
         if names.is_empty() {
@@ -216,7 +217,7 @@ impl Connection {
         self.decline_sessions(declined, now);
         if opened.is_empty() {
             self.change_done(now);
-        } else if self.is_together() {
+        } else if self.is_all_or_nothing() {
             self.pause(Vec::new(), opened, now);
         } else {
             self.request(&[], &opened, Vec::new(), SOCKET_WAIT_NS, now);
@@ -234,15 +235,15 @@ impl Connection {
         let State::Running(running) = &mut self.state else { return };
         match running.change.take() {
             Some(Change::Pausing { touched, opened, .. }) => {
-                self.follow_desired();
+                self.apply_desired_config();
                 let wait_ns = self.sessions.socket_wait_for_all_ns(&self.config, &touched);
-                self.sessions.all_stopped();
-                self.requested_together = now.monotonic;
+                self.sessions.mark_all_stopped();
+                self.all_interrupted_at = now.monotonic;
                 self.request(&touched, &opened, Vec::new(), wait_ns, now);
             }
             Some(Change::Stopping { touched }) => {
-                let stop = self.sessions.stopped(&touched);
-                self.follow_desired();
+                let stop = self.sessions.mark_stopped(&touched);
+                self.apply_desired_config();
                 self.request(&touched, &[], stop, SOCKET_WAIT_NS, now);
             }
             change @ (None | Some(Change::Opening | Change::Requesting { .. })) => {
@@ -261,7 +262,7 @@ impl Connection {
         wait_ns: u64,
         now: Now,
     ) {
-        let together = self.is_together();
+        let together = self.is_all_or_nothing();
         let (mut names, left_out) =
             self.requests.split(self.sessions.missing(&self.config), self.sessions.running_count());
         self.record_left_out(left_out, now);
@@ -287,7 +288,7 @@ impl Connection {
     }
 
     /// Handles the end of a request for sessions.
-    pub(super) fn requested(&mut self, result: Result<Started, Failure>, now: Now) {
+    pub(super) fn handle_requested(&mut self, result: Result<Started, Failure>, now: Now) {
         let State::Running(running) = &mut self.state else { return };
         let Some(Change::Requesting { together, .. }) = running.change.take() else { return };
         let Started { sessions, mut declined, .. } = match result {
@@ -298,7 +299,8 @@ impl Connection {
                     *accepted += self.sessions.running_count();
                 }
                 if together && failure.is_end_by_server() {
-                    // Some servers close when sessions are stopped. No probe was in flight.
+                    // Some servers close the connection when sessions are stopped. Nothing is lost,
+                    // because no probe was in flight.
                     self.requests.record_failure(&failure.suspect, now.monotonic);
                     return self.reconnect(now);
                 }
@@ -322,7 +324,7 @@ impl Connection {
     /// Connects again at once, without a failure.
     fn reconnect(&mut self, now: Now) {
         self.drop_control();
-        self.sessions.all_stopped();
+        self.sessions.mark_all_stopped();
         self.retry = RetrySchedule::starting_at(now.monotonic);
         self.begin_attempt(now);
     }
@@ -332,9 +334,9 @@ impl Connection {
         self.set_change(None);
         self.mark_applied();
         if self.has_control {
-            self.actions.push_back(Action::Tune(self.config.clone()));
+            self.actions.push_back(Action::SetSocketOptions(self.config.clone()));
         }
-        self.actions.push_back(Action::WatchNames);
+        self.actions.push_back(Action::WatchDns);
         let missing = self.missing_due(now);
         if let State::Running(running) = &mut self.state {
             running.missing = missing;

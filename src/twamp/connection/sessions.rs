@@ -53,7 +53,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    /// Returns true if the server was not asked: repeating the request interrupts no session.
+    /// Returns true if the server was not asked. Repeating the request then interrupts no session.
     fn is_local(&self) -> bool {
         self.failure.cause != FailureCause::Rejected
     }
@@ -87,7 +87,7 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// Applies a configuration; the state of sessions that remain is kept.
-    pub(super) fn follow(&mut self, config: &ControlConnection) {
+    pub(super) fn configure(&mut self, config: &ControlConnection) {
         let mut known = std::mem::take(&mut self.sessions);
         let state = |session: &TestSession| {
             let index = known.iter().position(|known| known.name == session.name);
@@ -155,8 +155,8 @@ impl Sessions {
         self.progress_mut().for_each(|progress| progress.stage = SessionStage::Testing);
     }
 
-    /// Continues completed sessions with further tests.
-    pub(super) fn have_tests_left(&mut self) {
+    /// Marks completed sessions as testing, because they have further tests.
+    pub(super) fn continue_completed(&mut self) {
         let completed = self.progress_mut().filter(|progress| progress.is_completed());
         completed.for_each(|progress| progress.stage = SessionStage::Testing);
     }
@@ -174,12 +174,12 @@ impl Sessions {
     }
 
     /// Marks sessions as stopped; returns the SIDs of negotiated ones.
-    pub(super) fn stopped(&mut self, names: &[String]) -> Vec<Sid> {
+    pub(super) fn mark_stopped(&mut self, names: &[String]) -> Vec<Sid> {
         let stop = |name: &String| self.get_mut(name)?.running.take()?.sid;
         names.iter().filter_map(stop).collect()
     }
 
-    pub(super) fn all_stopped(&mut self) {
+    pub(super) fn mark_all_stopped(&mut self) {
         self.sessions.iter_mut().for_each(|session| session.running = None);
     }
 
@@ -217,7 +217,7 @@ impl Sessions {
         first
     }
 
-    /// Returns the reason for which nothing can be sent, if it applies to each running session with
+    /// Returns the reason why nothing can be sent, if there is one for each running session with
     /// tests left.
     pub(super) fn refused(&self) -> Option<Failure> {
         let mut found = None;
@@ -258,7 +258,7 @@ impl Sessions {
 
     /// Records that a session was declined; returns the number of times, and true if the reason is
     /// new.
-    pub(super) fn declined(&mut self, declined: &Declined) -> (u64, bool) {
+    pub(super) fn record_declined(&mut self, declined: &Declined) -> (u64, bool) {
         let refusal = self.refusals.entry(declined.name.clone()).or_default();
         refusal.tries += 1;
         let is_new = refusal.failure != declined.failure;
@@ -313,7 +313,7 @@ mod tests {
             c.test_sessions = ["a", "b", "c"].map(super::super::tests::session).into();
         });
         let mut sessions = Sessions::default();
-        sessions.follow(&config);
+        sessions.configure(&config);
         for name in ["a", "b", "c"] {
             sessions.session_started(&super::super::tests::started(name));
         }

@@ -36,6 +36,8 @@ pub(super) enum Step {
     /// Negotiating, or opening sockets without negotiation.
     Negotiating,
 }
+
+/// Attempt in progress.
 #[derive(Debug)]
 pub(super) struct Connecting {
     pub(super) step: Step,
@@ -71,6 +73,7 @@ pub(super) enum Change {
     Stopping { touched: Vec<String> },
     /// Sessions are being requested.
     Requesting {
+        /// True if all sessions were stopped for this request.
         together: bool,
         /// True if no other session waits for these: any change of the desired state has priority.
         optional: bool,
@@ -97,7 +100,7 @@ pub(super) struct Leaving {
     pub(super) then: Then,
 }
 
-/// Continuation after the sessions were stopped.
+/// Continuation after the operations of [`Leaving`].
 #[derive(Debug)]
 pub(super) enum Then {
     /// Start over with the desired state.

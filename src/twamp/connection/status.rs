@@ -12,7 +12,7 @@ use crate::{
     time::{Now, UnixTime},
 };
 
-/// Maximum number of sessions that are not started whose reasons are named.
+/// Largest number of declined sessions whose reasons are named.
 const MAX_DETAILS: usize = 3;
 
 /// Phase of a connection as shown by the API.
@@ -65,11 +65,11 @@ pub(crate) struct ConnectionStatus {
     pub(crate) phase_since: UnixTime,
     /// Time of the next attempt, or of the next test while the connection is closed until then.
     pub(crate) next_attempt: Option<UnixTime>,
-    /// Own and remote address of the control connection while it is open.
+    /// Local and remote address of the control connection while it is open.
     pub(crate) ends: Option<(SocketAddr, SocketAddr)>,
     /// Interface that the control connection is bound to.
     pub(crate) interface: Option<String>,
-    /// The latest requests named the ends of the control connection instead of zeros.
+    /// True if the latest requests named the ends of the control connection instead of zeros.
     pub(crate) sends_addresses: bool,
     /// Negotiated mode bits; 0 without negotiation.
     pub(crate) mode: u32,
@@ -92,7 +92,8 @@ pub(crate) struct ConnectionStatus {
     pub(crate) sessions: Vec<SessionStatus>,
     /// Revision of the configuration that is in effect.
     pub(crate) applied_revision: u64,
-    /// Control over the sessions, which decides the effect of a change.
+    /// Way in which the sessions can be controlled, which decides the effect of a change of the
+    /// configuration.
     pub(crate) session_control: SessionControl,
     /// Time of the attempt after the current one.
     following_attempt: Option<UnixTime>,

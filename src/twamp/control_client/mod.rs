@@ -3,7 +3,7 @@
 
 mod error;
 mod individual;
-mod stranger;
+mod other_protocol;
 mod types;
 
 use std::collections::VecDeque;
@@ -24,11 +24,12 @@ use crate::{
 };
 
 pub use error::ClientError;
-pub use stranger::{PROVOCATION, describe_stranger};
+pub use other_protocol::{FOREIGN_REQUEST, name_other_protocol};
 pub use types::{AcceptedSession, ClientAction, ClientOptions, SessionRequest};
 
-/// Limit of the modes of a greeting without a wanted one, beyond which the message is none: modes
-/// are assigned from the lowest bit on (IANA "TWAMP-Modes").
+/// Largest modes value of a genuine greeting that lacks the wanted mode. A larger value shows that
+/// the message is no greeting, because modes are assigned from the lowest bit on (IANA
+/// "TWAMP-Modes").
 const MAX_MODES: u32 = 0xffff;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,10 +158,10 @@ impl ControlClient {
                 State::StopAck => "Stop-N-Ack",
                 State::Deriving | State::Running | State::Stopped => return,
             };
-            let stranger = (self.state == State::Greeting)
-                .then(|| describe_stranger(self.input.clear_octets(), true))
+            let other = (self.state == State::Greeting)
+                .then(|| name_other_protocol(self.input.clear_octets(), true))
                 .flatten();
-            self.fail(match stranger {
+            self.fail(match other {
                 Some(name) => ClientError::OtherProtocol(name),
                 None => ClientError::ResponseTimeout(awaited),
             });
@@ -257,7 +258,7 @@ impl ControlClient {
     /// Handles one message; `None` if none is complete or expected.
     fn step(&mut self) -> Option<Result<State, ClientError>> {
         match self.state {
-            State::Greeting => match describe_stranger(self.input.clear_octets(), false) {
+            State::Greeting => match name_other_protocol(self.input.clear_octets(), false) {
                 Some(name) => Some(Err(ClientError::OtherProtocol(name))),
                 None => self.input.pop_clear().map(|m| self.handle_greeting(m)),
             },

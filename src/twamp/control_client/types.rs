@@ -26,7 +26,7 @@ pub struct SessionRequest {
     pub reflected_length: u16,
     /// DSCP of probes and replies.
     pub dscp: u8,
-    /// Time to reflect after Stop-Sessions, nanoseconds.
+    /// Time for which the server reflects after Stop-Sessions, nanoseconds.
     pub timeout_ns: u64,
 }
 

@@ -11,7 +11,7 @@ use crate::wire::{
 const LONGEST_PADDING: u32 = 65_507;
 
 impl ControlServer {
-    pub(super) fn request(&mut self, request: &RequestTwSession) {
+    pub(super) fn handle_request(&mut self, request: &RequestTwSession) {
         let dscp = TypeP(request.type_p.get()).dscp();
         let padding_length = request.padding_length.get();
         let fault = if request.conf_sender != 0 || request.conf_receiver != 0 {
@@ -24,7 +24,7 @@ impl ControlServer {
             "Sender Port 0".into()
         } else if padding_length > LONGEST_PADDING {
             format!("Padding Length {padding_length}, more than a datagram holds")
-        } else if !self.reflects(request) {
+        } else if !self.fits_reflected_octets(request) {
             "the octets to reflect do not fit into replies as long as the probes".into()
         } else if dscp.is_none() {
             format!("Type-P Descriptor {:#x}, which is no DSCP", request.type_p.get())
@@ -51,7 +51,7 @@ impl ControlServer {
 
     /// Returns true when the octets to reflect fit into replies as long as the probes (RFC 6038
     /// §4.3).
-    fn reflects(&self, request: &RequestTwSession) -> bool {
+    fn fits_reflected_octets(&self, request: &RequestTwSession) -> bool {
         let length = u32::from(request.reflected_length.get());
         if !self.mode.contains(Modes::REFLECT_OCTETS) || length == 0 {
             return true;
@@ -64,11 +64,14 @@ impl ControlServer {
 
     /// Handles Start-N-Sessions and Stop-N-Sessions with one ack for each Accept value (RFC 5938
     /// §3).
-    pub(super) fn individual(&mut self, command: Command) -> Option<Result<(), ServerError>> {
+    pub(super) fn handle_individual(
+        &mut self,
+        command: Command,
+    ) -> Option<Result<(), ServerError>> {
         let header: &IndividualHeader = self.input.peek()?;
         let (received, expected) = (header.sessions.get(), self.sessions.len());
-        // Limits the announced length before waiting for it. One SID more than known may be named,
-        // and is then refused by name.
+        // The announced length is limited before the machine waits for the octets. One SID more
+        // than known is allowed, so that its refusal can name it.
         if received > expected + 1 {
             return Some(Err(ServerError::TooManySessions { received, expected }));
         }

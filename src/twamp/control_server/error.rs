@@ -18,7 +18,8 @@ pub enum ServerError {
         /// Modes of the greeting.
         offered: Modes,
     },
-    /// Unknown KeyID or wrong secret; not distinguished on purpose.
+    /// Unknown KeyID or wrong secret. The two are not distinguished, so that the client learns no
+    /// valid KeyID.
     #[error("the client's token was not made with a key of this server")]
     BadKey,
     /// No capacity to derive the key.

@@ -1,7 +1,7 @@
 //! Server of one control connection (RFC 5357 §3).
 //!
-//! The machine applies the RFC and its state. Resources (ports, limits, policy, key derivation)
-//! belong to the driver, which answers each request.
+//! The machine implements the protocol and its states. Resources (ports, limits, policy, key
+//! derivation) belong to the driver, which answers each request.
 
 mod commands;
 mod error;
@@ -68,7 +68,7 @@ pub struct RequestedSession {
     pub receiver_port: u16,
     /// Octets of padding in each probe.
     pub padding_length: u32,
-    /// Time to reflect after Stop-Sessions, nanoseconds.
+    /// Time for which packets are reflected after Stop-Sessions, nanoseconds.
     pub timeout_ns: u64,
     /// DSCP of the replies.
     pub dscp: u8,
@@ -91,7 +91,8 @@ pub enum ServerAction {
     },
     /// Allocate a session, then call [`ControlServer::answer_request`].
     Request(RequestedSession),
-    /// Note that a session request was refused because of its content, described by the text.
+    /// Record that a session request was refused because of its content; the text describes the
+    /// reason.
     Refused(Accept, String),
     /// Start these sessions, then call [`ControlServer::sessions_started`].
     Start(Vec<Sid>),
@@ -186,7 +187,8 @@ impl ControlServer {
 
     /// Handles the end of the client's stream.
     pub fn handle_end(&mut self) {
-        let error = if self.is_stop_begun() { ServerError::BrokenStop } else { ServerError::Ended };
+        let error =
+            if self.has_truncated_stop() { ServerError::BrokenStop } else { ServerError::Ended };
         self.close(error);
     }
 
@@ -231,7 +233,7 @@ impl ControlServer {
     pub fn handle_timeout(&mut self, now: Monotonic) {
         let Some((deadline, error)) = self.deadline() else { return };
         if deadline <= now {
-            let is_stop = self.is_stop_begun();
+            let is_stop = self.has_truncated_stop();
             self.close(if is_stop { ServerError::BrokenStop } else { error });
         }
     }
@@ -281,7 +283,8 @@ impl ControlServer {
             self.partial_since = None;
         }
         let waits = matches!(self.state, State::SetUp | State::Request | State::Running);
-        // Input after a request that is being answered is not late.
+        // Input that arrives while a request is being answered is not handled yet, and therefore
+        // not late.
         let partial = waits && !self.input.is_empty();
         self.partial_since = if partial { self.partial_since.or(Some(now)) } else { None };
     }
@@ -310,7 +313,7 @@ impl ControlServer {
         let individual = self.is_individual();
         match command {
             Command::REQUEST_TW_SESSION if self.state == State::Request => {
-                Some(self.input.pop()?.map_err(ServerError::from).map(|r| self.request(&r)))
+                Some(self.input.pop()?.map_err(ServerError::from).map(|r| self.handle_request(&r)))
             }
             Command::START_SESSIONS if self.state == State::Request && !individual => {
                 Some(self.input.pop()?.map_err(ServerError::from).map(|_: StartSessions| {
@@ -322,7 +325,7 @@ impl ControlServer {
                 Some(self.input.pop()?.map_err(ServerError::from).and_then(|s| self.stop(&s)))
             }
             Command::START_N_SESSIONS | Command::STOP_N_SESSIONS if individual => {
-                self.individual(command)
+                self.handle_individual(command)
             }
             // The start of the next message is unknown after an unknown command: refuse once and
             // close. With keys, only an authentic command gets a response.
@@ -373,9 +376,9 @@ impl ControlServer {
         self.actions.push_back(ServerAction::Send(message.as_bytes().to_vec()));
     }
 
-    /// Returns true for a truncated Stop-Sessions, as some clients send it. In modes with keys it
-    /// is invalid without its HMAC.
-    fn is_stop_begun(&self) -> bool {
+    /// Returns true if a truncated Stop-Sessions was received, which some clients send. In modes
+    /// with keys it is invalid without its HMAC.
+    fn has_truncated_stop(&self) -> bool {
         self.state == State::Running
             && self.sealer.is_none()
             && self.input.command() == Some(Command::STOP_SESSIONS.0)

@@ -13,12 +13,12 @@ use crate::wire::format::{PacketFormat, ProbeHeader};
 pub struct PacketRules {
     /// Limit of replies per second to each sender, with or without session; `None` for no limit.
     pub sender_limit: Option<u32>,
-    /// Discards packets whose Error Estimate has Multiplier 0 (RFC 4656 §4.1.2). Otherwise they are
+    /// Drops packets whose Error Estimate has Multiplier 0 (RFC 4656 §4.1.2). Otherwise they are
     /// answered and counted: senders without a synchronised clock write zeros.
     pub strict_error_estimate: bool,
 }
 
-/// Checks with what they need to know.
+/// Checks of a packet, with the state that they need.
 pub(super) struct Checks<'a> {
     rules: PacketRules,
     recent: &'a RecentReplies,
@@ -41,11 +41,11 @@ impl<'a> Checks<'a> {
         packet: &[u8],
     ) -> Result<ProbeHeader, Verdict> {
         let probe = format.read_probe(packet)?;
-        self.refused(format, &probe, packet).map_or(Ok(probe), Err)
+        self.find_refusal(format, &probe, packet).map_or(Ok(probe), Err)
     }
 
     /// Returns the verdict on a readable packet that must not be answered.
-    pub(super) fn refused(
+    pub(super) fn find_refusal(
         &self,
         format: &PacketFormat,
         probe: &ProbeHeader,

@@ -14,7 +14,8 @@ use ipnet::IpNet;
 use super::rate::full_after_reply;
 use crate::time::Monotonic;
 
-/// Largest number of senders with a counter; further ones get their own Sequence Numbers back.
+/// Largest number of senders with a counter. Replies to further senders repeat the Sequence Number
+/// of the probe.
 const MAX_SENDERS: usize = 100_000;
 
 /// Senders answered without a session.
@@ -97,8 +98,8 @@ impl Light {
         limit.is_none_or(|limit| self.policy.allowances.consume(prefix, limit, now))
     }
 
-    /// Returns the Sequence Number of the reply: a count, or the received number of a stateless
-    /// reflector.
+    /// Returns the Sequence Number of the reply. It counts the replies to the sender; a stateless
+    /// reflector repeats the received number.
     pub(super) fn next_sequence(
         &mut self,
         source: SocketAddr,

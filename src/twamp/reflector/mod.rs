@@ -34,7 +34,7 @@ use deadlines::Deadlines;
 use light::Light;
 use rate::SenderAllowances;
 use recent::RecentReplies;
-use reply::{header, write_reply};
+use reply::{reply_header, write_reply};
 use session::{Phase, Session};
 use stamp::Stamp;
 
@@ -44,12 +44,12 @@ pub use session::ReflectorSession;
 pub use stamp::{StampPolicy, StampRule};
 pub use verdict::{Finish, ReflectorCounters, SessionCounters, Verdict};
 
-/// Reason for which a session ended without a command.
+/// Reason why a session ended without a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Stopped, and its timeout has expired.
     Drained,
-    /// No packet for REFWAIT.
+    /// No packet arrived for REFWAIT.
     Silent,
 }
 
@@ -58,16 +58,17 @@ pub enum Ended {
 pub enum Sessionless {
     /// Only senders with a session are answered.
     #[default]
-    Nobody,
+    Dropped,
     /// Senders of TWAMP Light are answered.
     Light(LightPolicy),
     /// Senders of STAMP and of TWAMP Light (RFC 8762 §4.6) are answered.
     Stamp(StampPolicy),
 }
 
+/// Reflector for senders without a session.
 #[derive(Debug)]
-enum Open {
-    Nobody,
+enum Fallback {
+    Off,
     Light(Light),
     Stamp(Box<Stamp>),
 }
@@ -80,7 +81,7 @@ pub struct Reflector {
     /// Sender of each session.
     senders: HashMap<Sid, SocketAddr>,
     deadlines: Deadlines,
-    open: Open,
+    fallback: Fallback,
     recent: RecentReplies,
     rules: PacketRules,
     rates: SenderAllowances,
@@ -99,8 +100,8 @@ impl Reflector {
             sessions: HashMap::new(),
             senders: HashMap::new(),
             deadlines: Deadlines::default(),
-            recent: recent(&sessionless),
-            open: Open::new(sessionless),
+            recent: new_recent_replies(&sessionless),
+            fallback: Fallback::new(sessionless),
             rules: PacketRules::default(),
             rates: SenderAllowances::default(),
             counters,
@@ -109,15 +110,15 @@ impl Reflector {
 
     /// Changes the policy for senders without a session.
     pub fn set_sessionless(&mut self, sessionless: Sessionless) {
-        match (&mut self.open, sessionless) {
-            (Open::Nobody, Sessionless::Nobody) => {}
-            (Open::Light(light), Sessionless::Light(policy)) if light.policy == policy => {}
-            (Open::Stamp(stamp), Sessionless::Stamp(policy)) if stamp.policy == policy => {}
-            (Open::Light(light), Sessionless::Light(policy)) => light.set_policy(policy),
-            (Open::Stamp(stamp), Sessionless::Stamp(policy)) => stamp.set_policy(policy),
+        match (&mut self.fallback, sessionless) {
+            (Fallback::Off, Sessionless::Dropped) => {}
+            (Fallback::Light(light), Sessionless::Light(policy)) if light.policy == policy => {}
+            (Fallback::Stamp(stamp), Sessionless::Stamp(policy)) if stamp.policy == policy => {}
+            (Fallback::Light(light), Sessionless::Light(policy)) => light.set_policy(policy),
+            (Fallback::Stamp(stamp), Sessionless::Stamp(policy)) => stamp.set_policy(policy),
             (_, sessionless) => {
-                self.recent = recent(&sessionless);
-                self.open = Open::new(sessionless);
+                self.recent = new_recent_replies(&sessionless);
+                self.fallback = Fallback::new(sessionless);
             }
         }
     }
@@ -127,15 +128,15 @@ impl Reflector {
         self.rules = rules;
     }
 
-    /// Adds an accepted session; `Err` if its sender already has one here. A stopped session of
-    /// the sender is replaced even before its timeout, because the packets of the two are
-    /// indistinguishable; returns its SID.
+    /// Adds an accepted session; fails if its sender already has one here. A stopped session of the
+    /// sender is replaced even before its timeout, because the packets of the two are
+    /// indistinguishable. Returns the SID of the replaced session.
     pub fn add(
         &mut self,
         spec: ReflectorSession,
         now: Monotonic,
     ) -> Result<Option<Sid>, ReflectorSession> {
-        let sender = key(spec.sender);
+        let sender = sender_key(spec.sender);
         if self.sessions.get(&sender).is_some_and(|session| !session.is_stopped()) {
             return Err(spec);
         }
@@ -162,7 +163,8 @@ impl Reflector {
         }
     }
 
-    /// Stops a session: its packets are answered until `until`, or until none has come for 32 s.
+    /// Stops a session. Its packets are answered until `until`, or until no packet has arrived for
+    /// 32 s.
     pub fn drain(&mut self, sid: Sid, until: Monotonic, now: Monotonic) {
         if let Some(session) = self.session(sid) {
             session.phase = Phase::DrainingUntil(until);
@@ -214,16 +216,16 @@ impl Reflector {
             ended(sid, end);
         }
         self.rates.expire(now);
-        match &mut self.open {
-            Open::Nobody => {}
-            Open::Light(light) => light.expire(now),
-            Open::Stamp(stamp) => stamp.expire(now),
+        match &mut self.fallback {
+            Fallback::Off => {}
+            Fallback::Light(light) => light.expire(now),
+            Fallback::Stamp(stamp) => stamp.expire(now),
         }
     }
 
-    /// Returns true when senders may query their addresses (Location TLV).
+    /// Returns true if senders may query their MAC addresses (Location TLV).
     pub fn needs_neighbours(&self) -> bool {
-        matches!(self.open, Open::Stamp(_))
+        matches!(self.fallback, Fallback::Stamp(_))
     }
 
     /// Returns the number of sessions.
@@ -254,14 +256,14 @@ impl Reflector {
     /// Writes T3 into a reply and completes its protection.
     pub fn finish(&mut self, to: SocketAddr, finish: Finish, reply: &mut [u8], t3: UnixTime) {
         let ntp = TimestampFormat::Ntp;
-        let octets = match (finish, &mut self.open) {
+        let octets = match (finish, &mut self.fallback) {
             (Finish::Session, _) => {
-                let Some(session) = self.sessions.get(&key(to)) else { return };
+                let Some(session) = self.sessions.get(&sender_key(to)) else { return };
                 let octets = session.spec.timestamps.encode(t3);
                 session.spec.format.finish_reply(octets, reply);
                 octets
             }
-            (Finish::Stamp(key), Open::Stamp(stamp)) => {
+            (Finish::Stamp(key), Fallback::Stamp(stamp)) => {
                 let octets = stamp.policy.timestamps.encode(t3);
                 stamp.format(key).finish_reply(octets, reply);
                 stamp.record_t3(to, octets);
@@ -277,7 +279,7 @@ impl Reflector {
 
     /// Handles the transmit time of a sent packet; `packet` ends with the UDP payload.
     pub fn transmitted(&mut self, packet: &[u8], at: UnixTime) {
-        if let Open::Stamp(stamp) = &mut self.open {
+        if let Fallback::Stamp(stamp) = &mut self.fallback {
             stamp.transmitted(packet, at);
         }
     }
@@ -299,7 +301,7 @@ impl Reflector {
         {
             return Verdict::ReflectionLoop;
         }
-        let Some(session) = self.sessions.get_mut(&key(meta.source)) else {
+        let Some(session) = self.sessions.get_mut(&sender_key(meta.source)) else {
             return self.decide_without_session(meta, packet, error_estimate, now, reply);
         };
         if !session.answers(now) {
@@ -318,7 +320,7 @@ impl Reflector {
         let format = &session.spec.format;
         let estimate = error_estimate.with_format(session.spec.timestamps);
         let received = session.spec.timestamps.encode(meta.received);
-        let header = header(meta, &probe, sequence, estimate, received);
+        let header = reply_header(meta, &probe, sequence, estimate, received);
         match write_reply(format, &header, packet, reply) {
             Some(octets) => {
                 Verdict::Reply { octets, tos: session.spec.tos, finish: Finish::Session }
@@ -335,21 +337,21 @@ impl Reflector {
         now: Monotonic,
         reply: &mut [u8],
     ) -> Verdict {
-        // Two reflectors would answer each other forever: a packet from the port on which this one
-        // listens is taken for one of a reflector.
+        // Two reflectors would answer each other forever. A packet whose source port is the port of
+        // this reflector is therefore treated as the reply of another reflector.
         let from_a_reflector = meta.source.port() == self.local_port;
-        match &mut self.open {
-            Open::Nobody => Verdict::NoSession,
-            Open::Stamp(stamp) if !stamp.may_answer(meta.source) => Verdict::NotListed,
-            Open::Stamp(_) if from_a_reflector => Verdict::ReflectionLoop,
-            Open::Light(light) => {
+        match &mut self.fallback {
+            Fallback::Off => Verdict::NoSession,
+            Fallback::Stamp(stamp) if !stamp.may_answer(meta.source) => Verdict::NotListed,
+            Fallback::Stamp(_) if from_a_reflector => Verdict::ReflectionLoop,
+            Fallback::Light(light) => {
                 let Some(prefix) = light.prefix_of(meta.source) else {
                     return Verdict::NotListed;
                 };
                 if from_a_reflector {
                     return Verdict::ReflectionLoop;
                 }
-                if !self.rates.allow(key(meta.source), self.rules.sender_limit, now)
+                if !self.rates.allow(sender_key(meta.source), self.rules.sender_limit, now)
                     || !light.allows(prefix, now)
                 {
                     return Verdict::RateLimited;
@@ -362,17 +364,19 @@ impl Reflector {
                 };
                 let sequence = light.next_sequence(meta.source, probe.sequence, now);
                 let received = TimestampFormat::Ntp.encode(meta.received);
-                let header = header(meta, &probe, sequence, error_estimate, received);
+                let header = reply_header(meta, &probe, sequence, error_estimate, received);
                 match write_reply(&format, &header, packet, reply) {
                     // No DSCP is provisioned for replies: best effort (RFC 7750 §2.2.1).
                     Some(octets) => Verdict::Reply { octets, tos: 0, finish: Finish::Light },
                     None => Verdict::TooShort,
                 }
             }
-            Open::Stamp(_) if !self.rates.allow(key(meta.source), self.rules.sender_limit, now) => {
+            Fallback::Stamp(_)
+                if !self.rates.allow(sender_key(meta.source), self.rules.sender_limit, now) =>
+            {
                 Verdict::RateLimited
             }
-            Open::Stamp(stamp) => {
+            Fallback::Stamp(stamp) => {
                 let (probe, key) = match stamp.read(meta.source, packet) {
                     Ok(read) => read,
                     Err(unreadable) => return unreadable.into(),
@@ -381,7 +385,7 @@ impl Reflector {
                     return Verdict::NoSession;
                 }
                 let checks = Checks::new(self.rules, &self.recent, &self.counters);
-                if let Some(verdict) = checks.refused(stamp.format(key), &probe, packet) {
+                if let Some(verdict) = checks.find_refusal(stamp.format(key), &probe, packet) {
                     return verdict;
                 }
                 let clock = (error_estimate, now);
@@ -393,24 +397,24 @@ impl Reflector {
 
 /// Returns the key of a sender: address and port, with the scope of a link-local address, which
 /// another sender on another link may have as well. The flow label does not identify a sender.
-fn key(sender: SocketAddr) -> SocketAddr {
+fn sender_key(sender: SocketAddr) -> SocketAddr {
     match sender {
         SocketAddr::V4(_) => sender,
         SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into(),
     }
 }
 
-fn recent(sessionless: &Sessionless) -> RecentReplies {
+fn new_recent_replies(sessionless: &Sessionless) -> RecentReplies {
     match sessionless {
-        Sessionless::Nobody => RecentReplies::for_sessions(),
+        Sessionless::Dropped => RecentReplies::for_sessions(),
         Sessionless::Light(_) | Sessionless::Stamp(_) => RecentReplies::for_any_sender(),
     }
 }
 
-impl Open {
+impl Fallback {
     fn new(sessionless: Sessionless) -> Self {
         match sessionless {
-            Sessionless::Nobody => Self::Nobody,
+            Sessionless::Dropped => Self::Off,
             Sessionless::Light(policy) => Self::Light(Light::new(policy)),
             Sessionless::Stamp(policy) => Self::Stamp(Box::new(Stamp::new(policy))),
         }

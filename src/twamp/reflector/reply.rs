@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Returns the header of the reply to a probe, without T3.
-pub(super) fn header(
+pub(super) fn reply_header(
     meta: &PacketMeta,
     probe: &ProbeHeader,
     sequence: u32,

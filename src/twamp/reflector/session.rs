@@ -12,8 +12,8 @@ use crate::{
     wire::{codes::Sid, format::PacketFormat},
 };
 
-/// Silence after which a stopped session ends before its Timeout: longer than any packet is under
-/// way, so that a client with a long Timeout does not keep its sessions for it.
+/// Silence after which a stopped session ends before its Timeout. It is longer than any packet is
+/// in flight. A client with a long Timeout thus does not occupy sessions for all of it.
 pub(super) const MAX_SILENT_DRAIN_NS: u64 = 30 * NANOS_PER_SECOND + LOSS_TIMEOUT.default;
 
 /// Negotiated properties of a session.

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    reply::header,
+    reply::reply_header,
     stamp_tlvs::{ProbeContext, SessionState, TlvOutcome, process_tlvs, signing_key},
     verdict::{Finish, ReflectorCounters, Verdict},
 };
@@ -23,14 +23,15 @@ use crate::{
     },
 };
 
-/// Largest number of sessions with counters; further ones get their own Sequence Numbers back.
+/// Largest number of sessions with counters. Replies in further sessions repeat the Sequence Number
+/// of the probe.
 const MAX_SESSIONS: usize = 100_000;
 /// Largest number of replies that wait for their transmit timestamp.
 const MAX_UNSTAMPED: usize = 256;
 /// Octets of the shortest TWAMP Light probe, which is answered as well (RFC 8762 §4.6).
 const LIGHT_PROBE_OCTETS: usize = 14;
 
-/// Answered senders and form of the replies.
+/// Senders that are answered, and properties of the replies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StampPolicy {
     /// Provisioned sessions; other probes are dropped.
@@ -190,7 +191,8 @@ impl Stamp {
         let sequence = state.map_or(probe.sequence, |state| state.sent.wrapping_sub(1));
         let timestamps = self.policy.timestamps;
         let estimate = error_estimate.with_format(timestamps);
-        let header = header(meta, probe, sequence, estimate, timestamps.encode(meta.received));
+        let header =
+            reply_header(meta, probe, sequence, estimate, timestamps.encode(meta.received));
         reply[..base].fill(0);
         self.format(key).write_reply(&header, reply);
         let mut tlvs = TlvOutcome::default();

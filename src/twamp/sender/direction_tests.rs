@@ -1,5 +1,5 @@
-//! Direction of losses against scripted reflectors: with numbers of their own, and with copied
-//! ones.
+//! Direction of losses at simulated reflectors that number their replies themselves, and at
+//! reflectors that copy the numbers of the probes.
 
 use super::{
     tests::{MS, config, now, reply_to, sent_at},
@@ -85,12 +85,12 @@ fn run(
     }
 }
 
-fn one_test(has_extensions: bool, reflector_counts: bool, script: &Script) -> Figures {
-    let config = SenderConfig { reflector_counts, ..config(1_000, 10 * MS) };
+fn one_test(has_extensions: bool, reflector_numbers_replies: bool, script: &Script) -> Figures {
+    let config = SenderConfig { reflector_numbers_replies, ..config(1_000, 10 * MS) };
     run(&mut SessionSender::new(config), has_extensions, 0, script)
 }
 
-/// Losses by direction, and those without.
+/// Losses on the way out, on the way back, and without a known direction.
 fn losses(figures: &Figures) -> (Option<u64>, Option<u64>, u64) {
     (figures.probes_lost_egress, figures.probes_lost_ingress, figures.probes_lost_unattributed)
 }
@@ -98,8 +98,8 @@ fn losses(figures: &Figures) -> (Option<u64>, Option<u64>, u64) {
 #[test]
 fn copied_numbers_tell_no_direction() {
     let script = Script { copies: true, is_lost_out: tenth, ..Script::default() };
-    for reflector_counts in [false, true] {
-        let figures = one_test(false, reflector_counts, &script);
+    for reflector_numbers_replies in [false, true] {
+        let figures = one_test(false, reflector_numbers_replies, &script);
         assert_eq!(losses(&figures), (None, None, 100));
         assert_eq!(figures.reflector_numbering(), ReflectorNumbering::Equal);
     }
@@ -127,8 +127,9 @@ fn copied_numbers_are_recognised_where_probes_are_overtaken_or_doubled() {
 #[test]
 fn own_numbers_tell_the_direction_once_one_differs() {
     let out = Script { is_lost_out: tenth, ..Script::default() };
-    for (has_extensions, reflector_counts) in [(false, false), (false, true), (true, true)] {
-        let figures = one_test(has_extensions, reflector_counts, &out);
+    for (has_extensions, reflector_numbers_replies) in [(false, false), (false, true), (true, true)]
+    {
+        let figures = one_test(has_extensions, reflector_numbers_replies, &out);
         assert_eq!(losses(&figures), (Some(100), Some(0), 0));
         assert_eq!(figures.reflector_numbering(), ReflectorNumbering::Own);
     }
@@ -140,7 +141,7 @@ fn loss_on_the_way_back_alone_needs_a_server_that_is_known_to_number() {
     let figures = one_test(false, true, &back);
     assert_eq!(losses(&figures), (None, None, 100));
     assert_eq!(figures.reflector_numbering(), ReflectorNumbering::Equal);
-    // A server with extensions is taken at its word.
+    // A server with extensions is assumed to number its replies itself.
     let figures = one_test(true, true, &back);
     assert_eq!(losses(&figures), (Some(0), Some(100), 0));
     assert_eq!(figures.reflector_numbering(), ReflectorNumbering::Assumed);

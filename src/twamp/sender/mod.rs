@@ -1,7 +1,7 @@
 //! Session-Sender of one test session (RFC 5357 §4.1).
 //!
-//! It lives as long as the session is configured, through any number of control connections, and
-//! runs one test after the other. While the reflector is unreachable, tests that are due become
+//! The machine lives as long as the session is configured, over any number of control connections,
+//! and runs one test after the other. While the reflector is unreachable, tests that are due become
 //! unreachable tests, so that availability is exact.
 
 mod outcomes;
@@ -46,10 +46,10 @@ pub struct SessionSender {
     /// Configuration that takes effect with the next test.
     next_config: Option<SenderConfig>,
     phase: Phase,
-    /// Cause of the missing session and number of attempts for a new one; `None` while there is a
-    /// session.
+    /// Cause for which no session is started, and the number of attempts to start one; `None` while
+    /// a session is started.
     unreachable: Option<(FailureCause, u64)>,
-    /// No test begins until a session is started again.
+    /// True if no test begins until a session is started again.
     paused: bool,
     /// True if the next test follows a previous one after `test_interval`; false before the first
     /// test of a session and before a test by command.
@@ -62,11 +62,11 @@ pub struct SessionSender {
     carrier: Carrier,
     outstanding: Outstanding,
     track: Track,
-    /// Allocations of the previous test, for the next one.
+    /// Figures of the previous test, whose allocations the next test reuses.
     spare: Option<TestFigures>,
-    /// Time since which due probes cannot be sent, and the maximum number of them.
+    /// Due time of the first probe that could not be sent, and the largest number of such probes.
     missing: Option<(Monotonic, u64)>,
-    /// Number of such probes that availability does not include yet.
+    /// Number of due and unsent probes that availability does not include yet.
     missed: u64,
     /// Samples that wait for the real transmit time of their reply (STAMP: Follow-Up Telemetry).
     pending_samples: VecDeque<PendingSample>,
@@ -106,7 +106,7 @@ impl SessionSender {
                 let (old_ns, new_ns) = (self.config.test_interval_ns, config.test_interval_ns);
                 if let Some(due) = due.as_mut().filter(|_| self.is_inter_test_gap) {
                     let moved = due.0.saturating_sub(old_ns).saturating_add(new_ns);
-                    // Missed tests are not run later.
+                    // The new time is not in the past, so that missed tests are not run later.
                     *due = Monotonic(moved).max(now.min(*due));
                 }
                 self.config = config;
@@ -168,8 +168,8 @@ impl SessionSender {
     /// paused, at the time at which it was due.
     pub fn session_started(&mut self, carrier: Carrier, first: Monotonic, now: Now) {
         self.unreachable = None;
-        self.miss(first.max(now.monotonic));
-        let counts = self.config.reflector_counts;
+        self.count_missed(first.max(now.monotonic));
+        let counts = self.config.reflector_numbers_replies;
         let is_seen = counts && self.outstanding.has_own_numbers();
         let numbering = Numbering::new(counts && carrier.has_extensions, is_seen);
         self.carrier = carrier;
@@ -293,7 +293,7 @@ impl SessionSender {
     }
 
     /// Counts packets that the kernel dropped because the receive buffer was full.
-    pub fn dropped(&mut self, packets: u64) {
+    pub fn count_dropped(&mut self, packets: u64) {
         if let Phase::Testing(test) = &mut self.phase {
             test.figures.dropped(packets);
         }
@@ -313,7 +313,7 @@ impl SessionSender {
     }
 
     /// Counts a datagram that is not a reply, or not from the reflector.
-    pub fn ignored(&mut self) {
+    pub fn count_ignored(&mut self) {
         if let Phase::Testing(test) = &mut self.phase {
             test.figures.ignored();
         }
@@ -325,7 +325,7 @@ impl SessionSender {
             test.figures.advance_to(now.unix);
         }
         let lost = self.outstanding.time_out(self.config.loss_timeout_ns, now.monotonic);
-        self.lose(&lost);
+        self.handle_lost(&lost);
         self.release_overdue(now.monotonic);
         if let Phase::Testing(test) = &self.phase
             && test.minute_closes.is_some_and(|closes| closes <= now.monotonic)
@@ -339,13 +339,13 @@ impl SessionSender {
                 );
                 let outcome = test.outcome;
                 let next = (outcome == TestOutcome::Complete).then_some(next);
-                self.abandon();
-                self.end(outcome, FailureCause::Unspecified, next, now);
+                self.abandon_probes();
+                self.end_test(outcome, FailureCause::Unspecified, next, now);
             }
             Phase::Idle(Some(due)) if *due <= now.monotonic && !self.paused => {
                 let due = *due;
                 match self.unreachable {
-                    None => self.begin(due, now),
+                    None => self.begin_test(due, now),
                     Some((cause, attempts)) => self.unreachable_test(cause, attempts, due, now),
                 }
             }
@@ -384,8 +384,9 @@ impl SessionSender {
         }
     }
 
-    /// Returns true if a probe is lost, unless its reply is still queued in the socket.
-    pub fn loses(&self, now: Monotonic) -> bool {
+    /// Returns true if the loss timeout of a probe has passed. Its reply may still be queued in the
+    /// socket.
+    pub fn has_expired_probe(&self, now: Monotonic) -> bool {
         let sent = self.outstanding.first_undecided();
         sent.is_some_and(|sent| now.since_ns(sent) > self.config.loss_timeout_ns)
     }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl SessionSender {
-    pub(super) fn lose(&mut self, probes: &[Probe]) {
+    pub(super) fn handle_lost(&mut self, probes: &[Probe]) {
         if let Phase::Testing(test) = &mut self.phase {
             probes.iter().for_each(|probe| test.figures.lost(probe.t1));
         }
@@ -19,7 +19,7 @@ impl SessionSender {
     }
 
     /// Abandons the probes in flight; their outcomes remain unknown.
-    pub(super) fn abandon(&mut self) {
+    pub(super) fn abandon_probes(&mut self) {
         let abandoned = self.outstanding.abandon();
         if let Phase::Testing(test) = &mut self.phase {
             abandoned.iter().for_each(|probe| test.figures.abandoned(probe.t1));

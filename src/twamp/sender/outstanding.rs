@@ -24,7 +24,7 @@ pub(super) struct Probe {
     t1_wire: u64,
     answer: Option<Answered>,
     lost: bool,
-    /// True if its reply was not awaited.
+    /// True if the test ended before its reply was due.
     abandoned: bool,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Outstanding {
     /// Probes in the order of their sequence numbers, which are consecutive.
     probes: VecDeque<Probe>,
     /// Number of probes, from the front, whose outcome was passed to `direction`.
-    settled: usize,
+    passed: usize,
     /// Sequence number of the next probe.
     next: u32,
     /// T1 of the first probe of the session, as its packet carried it.
@@ -84,7 +84,7 @@ impl Outstanding {
     pub(super) fn new(numbering: Numbering) -> Self {
         Self {
             probes: VecDeque::new(),
-            settled: 0,
+            passed: 0,
             next: 0,
             first_t1_wire: 0,
             direction: LossDirection::default(),
@@ -125,7 +125,7 @@ impl Outstanding {
     }
 
     /// Returns true if the probe with this sequence number carried `t1`.
-    pub(super) fn carried(&self, sequence: u32, t1: u64) -> bool {
+    pub(super) fn has_carried(&self, sequence: u32, t1: u64) -> bool {
         self.index(sequence, t1).is_some()
     }
 
@@ -147,7 +147,7 @@ impl Outstanding {
     ) -> Reply {
         let latest = self.next.wrapping_sub(1);
         let Some(index) = self.index(sequence, t1) else {
-            // A probe that is no longer kept counts as lost, if it can be one of this session.
+            // The probe is no longer kept. If it can be a probe of this session, it was lost.
             let front = self.probes.front();
             let first = front.map_or(self.next, |probe| probe.sequence);
             let before = front.map_or(u64::MAX, |probe| probe.t1_wire);
@@ -164,7 +164,7 @@ impl Outstanding {
             }
             return Reply::Duplicate;
         }
-        // An overdue probe is lost, although the timer has not fired yet.
+        // After the loss timeout the probe is lost, even if the timer has not fired yet.
         if probe.lost || now.since_ns(probe.sent) > loss_timeout_ns {
             if self.direction.late(number) {
                 let earlier = self.past_losses.iter_mut().find(|losses| losses.0 == minute);
@@ -177,7 +177,7 @@ impl Outstanding {
         }
         probe.answer = Some(Answered { number, latest, t2_wire: t2 });
         let answered = *probe;
-        self.settle();
+        self.pass_outcomes();
         Reply::First(answered)
     }
 
@@ -185,18 +185,18 @@ impl Outstanding {
     pub(super) fn time_out(&mut self, loss_timeout_ns: u64, now: Monotonic) -> Vec<Probe> {
         let lost = self.lose(|probe| now.since_ns(probe.sent) > loss_timeout_ns);
         let kept_ns = loss_timeout_ns.saturating_mul(2);
-        while self.settled > 0
+        while self.passed > 0
             && self.probes.front().is_some_and(|probe| now.since_ns(probe.sent) > kept_ns)
         {
             self.probes.pop_front();
-            self.settled -= 1;
+            self.passed -= 1;
         }
         lost
     }
 
     /// Abandons all probes without an outcome and returns them.
     pub(super) fn abandon(&mut self) -> Vec<Probe> {
-        self.probes.iter_mut().skip(self.settled).for_each(|probe| {
+        self.probes.iter_mut().skip(self.passed).for_each(|probe| {
             probe.abandoned = probe.answer.is_none() && !probe.lost;
         });
         self.lose(|_| true)
@@ -204,7 +204,7 @@ impl Outstanding {
 
     fn lose(&mut self, is_due: impl Fn(&Probe) -> bool) -> Vec<Probe> {
         let mut lost = Vec::new();
-        for probe in self.probes.iter_mut().skip(self.settled) {
+        for probe in self.probes.iter_mut().skip(self.passed) {
             if !is_due(probe) {
                 break;
             }
@@ -213,16 +213,17 @@ impl Outstanding {
                 lost.push(*probe);
             }
         }
-        self.settle();
+        self.pass_outcomes();
         lost
     }
 
     /// Passes outcomes to the direction of losses, in the order of the probes.
-    fn settle(&mut self) {
-        while let Some(probe) = self.probes.get(self.settled).copied() {
+    fn pass_outcomes(&mut self) {
+        while let Some(probe) = self.probes.get(self.passed).copied() {
             let (t1, lost, minute) = (probe.t1, probe.answer.is_none(), minute_of(probe.t1));
             match probe.answer {
-                // A reply attributes losses before it, including those of the previous minute.
+                // A reply shows the direction of the losses before it, including those of the
+                // previous minute. It is therefore passed on before the next minute begins.
                 Some(Answered { number, latest, t2_wire }) => {
                     self.numbering.replied(probe.sequence, number, t2_wire);
                     self.direction.received(probe.sequence, number, latest);
@@ -239,8 +240,8 @@ impl Outstanding {
                 None => return,
             }
             self.amend();
-            self.settled += 1;
-            if !self.probes[self.settled - 1].abandoned {
+            self.passed += 1;
+            if !self.probes[self.passed - 1].abandoned {
                 self.outcomes.push_back((t1, lost));
             }
         }
@@ -253,7 +254,8 @@ impl Outstanding {
         }
     }
 
-    /// Adds attributions of losses in past minutes that became known since, latest minute first.
+    /// Adds the directions of losses in past minutes that have become known since, latest minute
+    /// first.
     fn amend(&mut self) {
         let mut later = self.direction.take_attributed_later();
         let mut moved = self.direction.take_moved_to_ingress();
@@ -263,8 +265,8 @@ impl Outstanding {
         }
     }
 
-    /// Ends the minutes up to this one: all of their probes have an outcome, and later replies
-    /// attribute nothing more in them.
+    /// Ends the minutes up to this one. All of their probes must have an outcome, and later replies
+    /// no longer change the directions of their losses.
     pub(super) fn end_minutes(&mut self, minute: u64) {
         self.begin_minute(minute + 1);
     }
@@ -274,17 +276,18 @@ impl Outstanding {
         self.outcomes.pop_front()
     }
 
-    /// Returns the first probe that may still be answered in time; the next one if there is none.
+    /// Returns the number of the first probe that may still be answered in time; the number of the
+    /// next probe if there is none.
     pub(super) fn first_open(&self) -> u32 {
-        self.probes.get(self.settled).map_or(self.next, |probe| probe.sequence)
+        self.probes.get(self.passed).map_or(self.next, |probe| probe.sequence)
     }
 
     /// Returns the send time of the first probe without an outcome.
     pub(super) fn first_undecided(&self) -> Option<Monotonic> {
-        self.probes.get(self.settled).map(|probe| probe.sent)
+        self.probes.get(self.passed).map(|probe| probe.sent)
     }
 
-    /// Returns whether the reflector was seen to number its replies by itself.
+    /// Returns true if replies have shown that the reflector numbers them itself.
     pub(super) fn has_own_numbers(&self) -> bool {
         self.numbering.is_seen()
     }
@@ -309,9 +312,10 @@ impl Outstanding {
         losses
     }
 
-    /// Returns these losses with the numbering that tells whether their directions are known.
+    /// Returns these losses with the kind of the reflector's numbering. The losses are absent if
+    /// the numbering does not show their directions.
     pub(super) fn directions<'a>(&self, losses: &'a [MinuteLosses]) -> Directions<'a> {
         let losses = self.numbering.is_known().then_some(losses);
-        Directions { losses, numbering: self.numbering.word() }
+        Directions { losses, numbering: self.numbering.kind() }
     }
 }

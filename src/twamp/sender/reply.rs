@@ -1,4 +1,4 @@
-//! Replies: their checks, and the sample made from each.
+//! Checks of replies, and the samples that are made of them.
 
 use std::mem::swap;
 
@@ -14,14 +14,14 @@ use crate::{
     wire::format::{ReplyHeader, Unreadable},
 };
 
-/// Difference between the realtime and the monotonic clock beyond which the realtime clock was
-/// stepped: more than two successive readings can differ, less than an operator would miss.
+/// Difference between the progress of the realtime and of the monotonic clock beyond which the
+/// realtime clock counts as stepped. Without a step the difference is smaller.
 const CLOCK_STEP_NS: u64 = 5_000_000;
 /// Largest correction of T3 by a follow-up; larger ones are ignored.
 const MAX_FOLLOW_UP_NS: i64 = 1_000_000_000;
 
-/// Largest time that a reply waits in the socket; a longer one means that the clock was stepped
-/// since its timestamp.
+/// Longest plausible time for which a reply waits in the socket. A longer time means that the clock
+/// was stepped after the timestamp.
 const MAX_QUEUED_NS: i64 = 1_000_000_000;
 
 /// Sample whose T3 may still be corrected (STAMP: Follow-Up Telemetry).
@@ -30,7 +30,7 @@ pub(super) struct PendingSample {
     sample: Sample,
     /// Sequence Number of the reply.
     number: u32,
-    /// T1 to T4, as the delays were made of them.
+    /// T1 to T4, from which the delays were computed.
     times: [UnixTime; 4],
     received: Monotonic,
 }
@@ -79,14 +79,14 @@ impl SessionSender {
         };
         // Some reflectors swap T1 and T3.
         let sequence = reply.probe.sequence;
-        let is_t1 = |time| self.outstanding.carried(sequence, time);
+        let is_t1 = |time| self.outstanding.has_carried(sequence, time);
         if !is_t1(reply.probe.timestamp) && is_t1(reply.timestamp) {
             swap(&mut reply.timestamp, &mut reply.probe.timestamp);
         }
         let (t4, format) = (meta.received, self.timestamp_format(&reply));
         let t2 = format.decode(reply.receive_timestamp, t4).ok_or(Discard::NoTime)?;
         let t3 = format.decode(reply.timestamp, t4).ok_or(Discard::NoTime)?;
-        if self.carrier.stamp.as_mut().is_some_and(|stamp| !stamp.is_answer(reply.probe.ssid)) {
+        if self.carrier.stamp.as_mut().is_some_and(|stamp| !stamp.accepts_ssid(reply.probe.ssid)) {
             return Err(Discard::OtherSession);
         }
         if reply.error_estimate.is_unknown() && self.config.strict_error_estimate {
@@ -168,13 +168,13 @@ impl SessionSender {
         }
         let Phase::Testing(test) = &mut self.phase else { return };
         if test.outcome == TestOutcome::Stopped && self.outstanding.first_undecided().is_none() {
-            // The last reply that a stopped test waited for.
+            // This was the last reply that the stopped test waited for.
             test.ends = Some(now.monotonic);
         }
     }
 
-    /// Corrects the sample of a reply by its transmit time, and releases it and all earlier ones:
-    /// no later follow-up is about them.
+    /// Corrects the sample of a reply by its real transmit time. Then releases this sample and all
+    /// earlier ones, which no later follow-up corrects.
     fn follow_up(&mut self, number: u32, time: Option<UnixTime>) {
         let Some(index) = self.pending_samples.iter().position(|pending| pending.number == number)
         else {
@@ -259,7 +259,8 @@ impl PendingSample {
     }
 }
 
-/// Sets the delays of a sample. A reflector that seems to have sent before it received took no time.
+/// Sets the delays of a sample. If T3 is before T2, the processing time counts as 0 in the round
+/// trip.
 fn delays([t1, t2, t3, t4]: [UnixTime; 4], sample: Sample) -> Sample {
     let processing_ns = t3.since_ns(t2);
     Sample {
@@ -271,7 +272,7 @@ fn delays([t1, t2, t3, t4]: [UnixTime; 4], sample: Sample) -> Sample {
     }
 }
 
-/// Returns the error of a synchronised clock; that of any other clock means nothing.
+/// Returns the error of a synchronised clock. The estimate of another clock has no meaning.
 fn known_error(estimate: ErrorEstimate) -> Option<u64> {
     estimate.is_synchronised().then(|| estimate.error_ns())
 }

@@ -21,9 +21,9 @@ pub struct StampSender {
     key: Option<Arc<StampKey>>,
     /// TLVs of a probe; values that change from probe to probe are 0.
     template: Vec<u8>,
-    /// Offset of the Access Report, in place of padding.
+    /// Offset of the padding TLV that an Access Report replaces.
     report_at: Option<usize>,
-    /// Probes sent, for Direct Measurement.
+    /// Number of probes sent, for Direct Measurement.
     sent: u32,
     report: Report,
     figures: StampFigures,
@@ -133,7 +133,7 @@ impl StampSender {
 
     /// Returns true if a reply with this SSID belongs to the session. A reply without one comes
     /// from a reflector that does not support identifiers (RFC 8972 §3).
-    pub(super) fn is_answer(&mut self, ssid: u16) -> bool {
+    pub(super) fn accepts_ssid(&mut self, ssid: u16) -> bool {
         self.figures.replies_without_ssid += u64::from(ssid == 0);
         ssid == self.ssid || (ssid == 0 && !self.session.require_ssid)
     }
@@ -176,7 +176,7 @@ impl StampSender {
         if self.template.is_empty() {
             return readout;
         }
-        if !self.are_ours(area) {
+        if !self.are_sent_tlvs(area) {
             self.figures.replies_without_tlvs += 1;
             return readout;
         }
@@ -202,7 +202,7 @@ impl StampSender {
 
     /// Returns true if these are the TLVs that were sent. A TWAMP Light reflector returns them as
     /// padding, at another offset (RFC 8762 §4.6).
-    fn are_ours(&self, area: &[u8]) -> bool {
+    fn are_sent_tlvs(&self, area: &[u8]) -> bool {
         let shape = |tlv: Tlv| (tlv.at, tlv.length, tlv.kind);
         let sent = tlv::walk(&self.template).map_while(Result::ok).map(shape);
         let mut received = tlv::walk(area).map_while(Result::ok).map(shape);
@@ -218,7 +218,7 @@ impl StampSender {
         let (true, Some(key)) = (self.session.signs_tlvs(), &self.key) else { return true };
         let mut tlvs = tlv::walk(area);
         let hmac = tlvs.by_ref().flatten().find(|tlv| tlv.kind == types::HMAC);
-        // Only padding may follow it: anything else would not be signed (RFC 8972 §4.8).
+        // Only padding may follow the HMAC TLV: anything else would not be signed (RFC 8972 §4.8).
         if tlvs.any(|tlv| !tlv.is_ok_and(|tlv| tlv.kind == types::EXTRA_PADDING)) {
             return false;
         }

@@ -7,8 +7,8 @@ use crate::{
     time::{Monotonic, NANOS_PER_SECOND, Now, UnixTime},
 };
 
-/// Delay between the last outcome of the probes of a minute and the end of that minute: the first
-/// replies of the next one attribute its last losses to a direction.
+/// Delay between the last outcome of the probes of a minute and the close of that minute. The first
+/// replies of the next minute show the direction of its last losses.
 pub(super) const MINUTE_CLOSE_DELAY_NS: u64 = NANOS_PER_SECOND;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Test {
 }
 
 impl SessionSender {
-    pub(super) fn begin(&mut self, due: Monotonic, now: Now) {
+    pub(super) fn begin_test(&mut self, due: Monotonic, now: Now) {
         self.test_number += 1;
         // After a suspension of the host the schedule starts over.
         let start = if now.monotonic.since_ns(due) > MAX_OVERDUE_NS { now.monotonic } else { due };
@@ -60,7 +60,7 @@ impl SessionSender {
     }
 
     /// Counts the probes that became due by now while the reflector was unreachable.
-    pub(super) fn miss(&mut self, now: Monotonic) {
+    pub(super) fn count_missed(&mut self, now: Monotonic) {
         if let Some((since, most)) = self.missing.take()
             && since <= now
         {
@@ -80,7 +80,7 @@ impl SessionSender {
         let probes = u64::from(self.config.probe_count);
         let start = now.unix.plus_ns(-(now.monotonic.since_ns(due) as i64));
         // Probes of this test lower availability only as they become due.
-        self.miss(due);
+        self.count_missed(due);
         self.missing = Some((due, probes));
         let mut figures =
             Figures { probes_scheduled: probes, probes_not_sent: probes, ..Figures::default() };
@@ -106,7 +106,7 @@ impl SessionSender {
         (self.phase, self.is_inter_test_gap) = (Phase::Idle(Some(due.plus_ns(duration))), true);
     }
 
-    /// Ends the running test early; the next one is due at the same time as otherwise.
+    /// Ends the running test early. The next test is due at the same time as without the early end.
     pub(super) fn end_early(&mut self, outcome: TestOutcome, cause: FailureCause, now: Now) {
         let Phase::Testing(test) = &mut self.phase else { return };
         let left = self.config.probe_count - test.handled;
@@ -121,15 +121,15 @@ impl SessionSender {
             .plus_ns(self.config.test_interval_ns);
         // Replies to probes in flight can no longer arrive.
         let stopped = test.outcome == TestOutcome::Stopped;
-        self.abandon();
+        self.abandon_probes();
         if stopped {
-            self.end(TestOutcome::Stopped, FailureCause::Unspecified, None, now);
+            self.end_test(TestOutcome::Stopped, FailureCause::Unspecified, None, now);
         } else {
-            self.end(outcome, cause, Some(next), now);
+            self.end_test(outcome, cause, Some(next), now);
         }
     }
 
-    pub(super) fn end(
+    pub(super) fn end_test(
         &mut self,
         outcome: TestOutcome,
         cause: FailureCause,

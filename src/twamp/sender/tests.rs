@@ -17,7 +17,7 @@ pub(super) fn config(probe_count: u32, probe_interval_ns: u64) -> SenderConfig {
         test_interval_ns: 1_000 * MS,
         test_count: 0,
         data_size: 60,
-        reflector_counts: true,
+        reflector_numbers_replies: true,
         availability: AvailabilityRule {
             probes_per_interval: 2,
             consecutive_intervals: 2,

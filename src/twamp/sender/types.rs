@@ -29,33 +29,33 @@ pub struct SenderConfig {
     pub test_count: u64,
     /// Octets of UDP payload.
     pub data_size: u16,
-    /// The reflector must number its replies by itself, as a negotiated one (RFC 5357 §4.2.1); a
-    /// light one may copy the number of the probe.
-    pub reflector_counts: bool,
+    /// True if the reflector must number its replies itself, as a negotiated reflector does (RFC
+    /// 5357 §4.2.1). A TWAMP Light reflector may copy the number of the probe.
+    pub reflector_numbers_replies: bool,
     /// Definition of an unavailable path.
     pub availability: AvailabilityRule,
     /// Discards replies whose Error Estimate has Multiplier 0 (RFC 4656 §4.1.2).
     pub strict_error_estimate: bool,
 }
 
-/// Reason for which a packet from the reflector's address is not a reply that is measured.
+/// Reason why a packet from the address of the reflector is not measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Discard {
     /// Shorter than a reply.
     TooShort,
     /// The HMAC does not match.
     BadMac,
-    /// T2 or T3 is no time.
+    /// T2 or T3 is not a valid time.
     NoTime,
     /// Another STAMP session identifier.
     OtherSession,
     /// Error Estimate with Multiplier 0, under the strict rule.
     UnknownErrorEstimate,
-    /// Answers no probe: another Sequence Number or Sender Timestamp.
+    /// It answers no probe of the session: its Sender Sequence Number or Sender Timestamp differs.
     NoProbe,
     /// A further reply to the same probe.
     Duplicate,
-    /// After the loss timeout.
+    /// It arrived after the loss timeout.
     Late,
 }
 
@@ -101,15 +101,16 @@ pub struct Carrier {
     pub format: PacketFormat,
     /// Format of T1: NTP or PTP.
     pub timestamps: TimestampFormat,
-    /// The Z bit of replies tells the format of T2 and T3: in STAMP (RFC 8762 §4.2.1), and where
-    /// RFC 8186 was negotiated. Otherwise the bit means nothing and they are NTP.
+    /// True if the Z bit of replies gives the format of T2 and T3. It does in STAMP (RFC 8762
+    /// §4.2.1) and where RFC 8186 was negotiated. Otherwise the bit has no meaning, and both are
+    /// NTP timestamps.
     pub honours_z_bit: bool,
     /// STAMP options; `None` for TWAMP test packets.
     pub stamp: Option<Box<StampSender>>,
-    /// An extension of TWAMP was negotiated. The server is taken at its word in other things then:
-    /// it is expected to number its replies by itself.
+    /// True if an extension of TWAMP was negotiated. Such a server is assumed to number its replies
+    /// itself.
     pub has_extensions: bool,
-    /// Both ends read the same clock, as on one host.
+    /// True if both ends read the same clock, as on one host.
     pub shares_clock: bool,
 }
 

@@ -31,7 +31,7 @@ fn every_mode_sees_the_same_path() {
     }
     let first = &all[0];
     assert!(first.probes_lost > 10 && first.probes_duplicate > 3 && first.probes_reordered > 3);
-    // Not all losses are attributed: a missing number may be that of a duplicate.
+    // The direction of some losses is unknown, because a missing number may be that of a duplicate.
     let placed =
         first.probes_lost_egress.zip(first.probes_lost_ingress).map(|(out, back)| out + back);
     assert_eq!(
@@ -47,7 +47,7 @@ fn a_packet_with_a_flipped_bit_is_only_counted() {
     for mode in [Modes::AUTHENTICATED, Modes::ENCRYPTED] {
         let config = SenderConfig { data_size: 112, ..config(3) };
         let mut pair = Pair::in_mode(mode, NTP, config, lossless(MS), lossless(MS));
-        pair.settle();
+        pair.send_and_collect();
         for arrival in pair.flights.values_mut() {
             if let Arrival::AtReflector(packet) = arrival {
                 packet[3] ^= 1;

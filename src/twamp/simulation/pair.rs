@@ -25,7 +25,7 @@ use crate::{
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
 
-/// Effect of the path on a packet: copies with their delays.
+/// Effect of the path on the packet with this number: the delay of each copy that arrives.
 pub(super) type Path = Box<dyn FnMut(u32) -> Vec<u64>>;
 
 pub(super) enum Arrival {
@@ -63,7 +63,7 @@ pub(super) fn config(probe_count: u32) -> SenderConfig {
         test_interval_ns: SECOND,
         test_count: 0,
         data_size: 60,
-        reflector_counts: true,
+        reflector_numbers_replies: true,
         availability: AvailabilityRule::default(),
         strict_error_estimate: false,
     }
@@ -95,7 +95,7 @@ impl Pair {
             PacketFormat::negotiated(mode, Some(&keys), Sid([1; 16]))
         };
         let now = Now { monotonic: Monotonic(SECOND), unix: UnixTime(1_700_000_000 * SECOND) };
-        let mut reflector = Reflector::new(862, Sessionless::Nobody, Arc::default());
+        let mut reflector = Reflector::new(862, Sessionless::Dropped, Arc::default());
         let spec = ReflectorSession {
             sid: Sid([1; 16]),
             sender: sender_address(),
@@ -142,13 +142,13 @@ impl Pair {
         self
     }
 
-    pub(super) fn fly(&mut self, delay_ns: u64, arrival: Arrival) {
+    pub(super) fn deliver(&mut self, delay_ns: u64, arrival: Arrival) {
         self.flown += 1;
         self.flights.insert((self.now.monotonic.plus_ns(delay_ns), self.flown), arrival);
     }
 
     /// Sends due probes and collects events.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn send_and_collect(&mut self) {
         while let Some(sequence) = self.sender.poll_probe(self.now) {
             let mut packet = vec![0; self.octets];
             let t1 = self.now.unix;
@@ -156,7 +156,7 @@ impl Pair {
             self.sender.write_probe(t1, ErrorEstimate(0x8001), &mut packet, now);
             self.sender.probe_sent(t1, 1 << 40, self.now);
             for delay in (self.egress)(sequence) {
-                self.fly(delay, Arrival::AtReflector(packet.clone()));
+                self.deliver(delay, Arrival::AtReflector(packet.clone()));
             }
         }
         while let Some(event) = self.sender.poll_event() {
@@ -170,7 +170,7 @@ impl Pair {
     }
 
     pub(super) fn run_until(&mut self, end: Monotonic) {
-        self.settle();
+        self.send_and_collect();
         loop {
             let flight = self.flights.keys().next().map(|(at, _)| *at);
             let Some(next) = flight.into_iter().chain(self.sender.poll_deadline()).min() else {
@@ -198,7 +198,7 @@ impl Pair {
                 }
             }
             self.sender.handle_timeout(self.now);
-            self.settle();
+            self.send_and_collect();
         }
     }
 
@@ -227,7 +227,7 @@ impl Pair {
             self.reflector.finish(sender_address(), finish, &mut reply, clock.plus_ns(1_000));
             self.reflected += 1;
             for delay in (self.ingress)(self.reflected - 1) {
-                self.fly(delay, Arrival::AtSender(reply.clone()));
+                self.deliver(delay, Arrival::AtSender(reply.clone()));
             }
         }
     }

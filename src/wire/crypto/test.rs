@@ -25,8 +25,8 @@ impl TestKeys {
     }
 
     /// Writes the HMAC of the first `covered` octets at `mac_at`, then encrypts them. CBC with a
-    /// zero IV over one block equals ECB, therefore this serves authenticated mode (16 octets) as
-    /// well.
+    /// zero IV over one block equals ECB, so this function also serves authenticated mode (16
+    /// octets).
     pub fn seal(&self, packet: &mut [u8], covered: usize, mac_at: usize) {
         let mac = self.mac_of(&packet[..covered]);
         packet[mac_at..mac_at + BLOCK_OCTETS].copy_from_slice(&mac);

@@ -16,7 +16,8 @@ const TOKEN_OCTETS: usize = 64;
 pub struct TokenKey([u8; 16]);
 
 impl TokenKey {
-    /// Derives a key by PBKDF2 with HMAC-SHA1; intentionally slow: 2 × `count` hash rounds.
+    /// Derives a key by PBKDF2 with HMAC-SHA1. This is slow on purpose: it takes 2 × `count` hash
+    /// rounds.
     pub fn derive(secret: &[u8], salt: &[u8; 16], count: u32) -> Self {
         let mut key = [0; 16];
         pbkdf2::pbkdf2_hmac::<Sha1>(secret, salt, count, &mut key);

@@ -1,6 +1,6 @@
-//! One test session on a thread of the data plane: owns its machine, its socket and the results that
-//! are not yet reported. It lives as long as the session is configured, through any number of control
-//! connections.
+//! A test session on a data-plane thread. It owns its state machine, its socket and the results
+//! that are not yet reported. It lives as long as the session is configured, over any number of
+//! control connections.
 
 mod report;
 
@@ -30,20 +30,21 @@ use crate::{
     },
 };
 
-/// Grid of everything except probes; probes are on it where they can be, so that one wake-up serves many.
+/// Grid of all deadlines except those of probes. One wake-up then serves many sessions.
 const GRID_NS: u64 = 1_000_000;
-/// Packets after which transmit stamps are read if no reply comes; else they are read with replies.
-const UNREAD_STAMPS: u32 = 16;
+/// Number of sent packets after which transmit timestamps are read although no reply has arrived.
+/// Otherwise they are read together with replies.
+const MAX_UNREAD_STAMPS: u32 = 16;
 
 struct Link {
     socket: TestSocket,
     remote: SocketAddr,
-    /// Length of the shortest probe that the session can have.
+    /// Length in octets of a probe without padding.
     min_len: usize,
     padding_start: Option<[u8; 2]>,
     packet: Vec<u8>,
     numbers: StampNumbers,
-    /// Packets sent since transmit timestamps were read.
+    /// Number of packets sent since transmit timestamps were last read.
     unread_stamps: u32,
     _share: Share,
 }
@@ -64,20 +65,20 @@ pub(super) struct Session {
     iteration_done_events: bool,
     machine: SessionSender,
     link: Option<Link>,
-    /// Error of the latest probe of the running test that this host refused to send.
+    /// Latest error with which the kernel refused to send a probe of the running test.
     refusal: Option<io::Error>,
-    /// Answered when the test that is being stopped has ended.
+    /// Pending `Stop` command, answered when the running test has ended.
     stopping: Option<oneshot::Sender<()>>,
-    /// Answered when no test runs.
+    /// Pending `Pause` command, answered when no test runs.
     pausing: Option<oneshot::Sender<()>>,
     thresholds: ThresholdMonitor,
     probes: Vec<ProbeResult>,
     probes_due: Monotonic,
-    /// The server may end the session in a pause between tests.
+    /// True if the server may end the session in a pause between tests.
     may_expire: bool,
-    /// Latest test, where the session may have expired before it.
+    /// Latest test, not yet reported because its session may have expired before it.
     unexplained: Option<Box<FinishedTest>>,
-    /// No test has ended since the session was started.
+    /// True until the first test since the start of the session has ended.
     is_first_test: bool,
     tools: Tools,
 }
@@ -85,7 +86,7 @@ pub(super) struct Session {
 impl Endpoint for Session {
     type Command = Command;
 
-    /// Replies carry the kernel's stamp.
+    /// Replies carry a timestamp of the kernel, so the time at which they are read does not matter.
     const POLL_COALESCE_NS: u64 = 1_000_000;
 
     fn socket(&self) -> Option<&TestSocket> {
@@ -99,16 +100,16 @@ impl Endpoint for Session {
     fn receive(&mut self) -> Drained {
         let Some(link) = &mut self.link else { return Drained::Yes };
         let machine = &mut self.machine;
-        // Before the replies, which are later than the probes that they answer.
+        // Transmit timestamps are read first: a reply is evaluated with the timestamp of its probe.
         link.read_stamps(machine);
         let received = link.socket.receive(|meta, packet| {
             if meta.source.port() == link.remote.port() && meta.source.ip() == link.remote.ip() {
                 machine.handle_reply(packet, meta, clock::now());
             } else {
-                machine.ignored();
+                machine.count_ignored();
             }
         });
-        machine.dropped(link.socket.newly_dropped());
+        machine.count_dropped(link.socket.newly_dropped());
         received.unwrap_or_else(|error| {
             tracing::debug!(%error, session = self.config.name, "failed to read test socket");
             Drained::Yes
@@ -174,7 +175,7 @@ fn assign_stamps<'a>(
 }
 
 impl Session {
-    /// Returns a session that has no test yet.
+    /// Creates a session without a socket.
     pub(super) fn new(connection: &ControlConnection, index: usize, tools: Tools) -> Self {
         let config = connection.sessions[index].clone();
         let mut thresholds = ThresholdMonitor::default();
@@ -205,7 +206,7 @@ impl Session {
                 self.report_unexplained(false);
                 self.link = None;
                 self.pausing = None;
-                self.thresholds.reachable(false);
+                self.thresholds.set_reachable(false);
                 self.machine.session_lost(cause, attempts, now);
             }
             Command::Park => {
@@ -229,33 +230,33 @@ impl Session {
                     Grace::Short => full_ns.min(MAX_GRACE_NS),
                 };
                 if grace_ns < full_ns {
-                    self.thresholds.reachable(false);
+                    self.thresholds.set_reachable(false);
                 }
                 self.machine.stop(grace_ns, now);
                 self.tools.progress.update(&self.config.name, SessionProgress::wake);
                 self.stopping = Some(done);
             }
-            Command::Rest => {
+            Command::Idle => {
                 self.report_unexplained(false);
                 let cleared = self.thresholds.clear_all();
                 self.report_thresholds(cleared, now);
             }
             Command::Snapshot(answer) => {
-                let _ = answer.send(self.current(now));
+                let _ = answer.send(self.current_statistics(now));
             }
         }
     }
 
-    /// Sends probes of an established session from now on.
+    /// Takes over the socket of a started session and sends its probes from now on.
     fn start(&mut self, session: OpenSession, now: Now) {
         let OpenSession { socket, remote, mut carrier, padding_start, .. } = session;
         carrier.shares_clock = remote.ip().is_loopback() || remote.ip() == socket.local().ip();
         let min_len = carrier.format.probe_octets();
-        let packet = packet(&self.config, min_len, padding_start);
+        let packet = new_packet(&self.config, min_len, padding_start);
         let TestSession { probe_interval_ns, burst_size, .. } = self.config;
         let latest_ns = self.machine.test_interval_ns();
         let share = self.tools.pacing.join(probe_interval_ns, burst_size, latest_ns);
-        let first = share.first(now.monotonic);
+        let first = share.first_start(now.monotonic);
         self.link = Some(Link {
             socket,
             remote,
@@ -270,10 +271,10 @@ impl Session {
         self.tools.progress.update(&self.config.name, SessionProgress::session_started);
         // The configuration may have changed while the socket was opened.
         self.set_ttl();
-        self.thresholds.reachable(true);
+        self.thresholds.set_reachable(true);
         self.machine.session_started(carrier, first, now);
         // The test that the connection was made for may no longer be due.
-        self.tell_due(now);
+        self.report_due(now);
     }
 
     fn configure(&mut self, connection: &ControlConnection, index: usize, now: Now) {
@@ -288,15 +289,15 @@ impl Session {
             self.tools.progress.set_stage(&self.config.name, SessionStage::Testing);
         }
         if let Some(link) = &mut self.link {
-            link.packet = packet(&self.config, link.min_len, link.padding_start);
+            link.packet = new_packet(&self.config, link.min_len, link.padding_start);
         }
         self.set_ttl();
-        self.tell_due(now);
+        self.report_due(now);
         let cleared = self.thresholds.set(&self.config.thresholds);
         self.report_thresholds(cleared, now);
     }
 
-    fn tell_due(&self, now: Now) {
+    fn report_due(&self, now: Now) {
         if let Some(due) = self.machine.idle_until() {
             let waits_long = due.since_ns(now.monotonic) > SHORT_PAUSE_NS;
             self.tools.progress.move_due(&self.config.name, due, waits_long);
@@ -312,8 +313,8 @@ impl Session {
 
     /// Sends the probes that are due, passes the time to the machine, and reports its events.
     fn advance(&mut self, now: Now) {
-        if self.machine.loses(now.monotonic) {
-            // A reply that came in time may be in the socket.
+        if self.machine.has_expired_probe(now.monotonic) {
+            // A reply that arrived in time may still be in the socket.
             self.receive();
         }
         self.machine.handle_timeout(now);
@@ -340,7 +341,8 @@ impl Session {
     fn send_due(&mut self) {
         let Some(link) = &mut self.link else { return };
         loop {
-            // Both clocks are read at one moment: a delay between the two would look like a step.
+            // Both clocks are read together, because a delay between the readings would look like a
+            // step of the clock.
             let now = clock::now();
             if self.machine.poll_probe(now).is_none() {
                 return;
@@ -357,7 +359,7 @@ impl Session {
                     self.machine.probe_sent(now.unix, random, now);
                     link.numbers.sent();
                     link.unread_stamps += 1;
-                    if link.unread_stamps >= UNREAD_STAMPS {
+                    if link.unread_stamps >= MAX_UNREAD_STAMPS {
                         link.read_stamps(&mut self.machine);
                     }
                 }
@@ -366,7 +368,7 @@ impl Session {
                     link.restart_numbers(&mut self.machine);
                     let refusal = (!TestSocket::is_transient(&error)).then_some(error);
                     let failure =
-                        refusal.as_ref().map(|error| Failure::sending(error, link.remote));
+                        refusal.as_ref().map(|error| Failure::from_send_error(error, link.remote));
                     self.machine.probe_refused(failure.map(|f| f.cause), random, now);
                     self.refusal = refusal.or_else(|| self.refusal.take());
                 }
@@ -375,9 +377,9 @@ impl Session {
     }
 }
 
-/// Returns a probe with its padding; the header is written for each probe. The padding is the same in
-/// all: it is random only so that links do not compress it.
-fn packet(config: &TestSession, min_len: usize, padding_start: Option<[u8; 2]>) -> Vec<u8> {
+/// Returns a packet with padding, into which the header of each probe is written. All probes have
+/// the same padding; it is random only so that links do not compress it.
+fn new_packet(config: &TestSession, min_len: usize, padding_start: Option<[u8; 2]>) -> Vec<u8> {
     let mut packet = vec![0; min_len.max(config.data_size.into())];
     if !config.zero_padding {
         random::fill_padding(&mut packet);
@@ -402,7 +404,7 @@ pub(super) fn sender_config(connection: &ControlConnection, session: &TestSessio
         test_interval_ns: connection.test_interval_ns,
         test_count: connection.test_count,
         data_size: session.data_size,
-        reflector_counts: connection.control_type == ControlType::Managed,
+        reflector_numbers_replies: connection.control_type == ControlType::Managed,
         availability: session.availability,
         strict_error_estimate: connection.strict_error_estimate,
     }

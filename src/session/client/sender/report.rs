@@ -15,17 +15,17 @@ use crate::{
     },
 };
 
-/// Range of the time that a probe waits for others to share its record: the time of a dozen probes. Most
-/// of a record with a single probe is overhead.
+/// Range of the time for which the result of a probe waits for others to share its record. The time
+/// is that of a dozen probes, because a record with a single probe is mostly overhead.
 const MIN_BATCH_NS: u64 = 40_000_000;
 const MAX_BATCH_NS: u64 = 1_250_000_000;
 
-/// A test that ended, and is yet to be reported.
+/// An ended test that is not yet reported.
 pub(super) struct FinishedTest {
     result: Box<TestResult>,
     /// Minute that the whole test is in.
     minute: Option<u64>,
-    /// It completes an iteration.
+    /// True if the test completes an iteration.
     iteration: bool,
     now: Now,
 }
@@ -73,10 +73,11 @@ impl Session {
         let probes = sent.map_or(0, |figures| figures.probes_sent);
         let answered = sent.map(|figures| figures.probes_received > 0);
         let answered = answered.or_else(|| refusal.as_ref().map(|_| false));
-        // A firewall rule is only met by a probe: another attempt would succeed.
+        // A firewall rule blocks only probes. Another attempt to connect would succeed and change
+        // nothing.
         let refused = refusal.filter(|error| error.kind() != io::ErrorKind::PermissionDenied);
         let refused = refused.zip(self.link.as_ref());
-        let refused = refused.map(|(error, link)| Failure::sending(&error, link.remote));
+        let refused = refused.map(|(error, link)| Failure::from_send_error(&error, link.remote));
         let (name, progress) = (&self.config.name, &self.tools.progress);
         let end = progress.test_ended(name, answered, probes, refused, now.monotonic);
         let is_first = std::mem::take(&mut self.is_first_test);
@@ -92,8 +93,8 @@ impl Session {
         }
     }
 
-    /// Reports the test that may have found its session expired. That it had is known once a new
-    /// session is answered: then the loss is none of the path.
+    /// Reports the test whose session may have expired before it. `has_expired` is true if a new
+    /// session is answered: then the expiry caused the loss, not the path.
     pub(super) fn report_unexplained(&mut self, has_expired: bool) {
         let Some(mut test) = self.unexplained.take() else { return };
         if has_expired {
@@ -108,7 +109,7 @@ impl Session {
         let crossed = self.thresholds.test_ended(&result, now.unix);
         let test_number = result.test_number;
         self.tools.results.test(self.subject.clone(), result, minute, now.unix);
-        self.tools.status.test_finished(&self.config.name);
+        self.tools.status.count_finished_test(&self.config.name);
         let done = |kind: EventType| Event { r#type: kind.into(), test_number, ..Event::default() };
         if self.config.test_done_events {
             self.report_event(done(EventType::TestDone), now);
@@ -138,7 +139,7 @@ impl Session {
         }
     }
 
-    pub(super) fn current(&self, now: Now) -> Option<Statistics> {
+    pub(super) fn current_statistics(&self, now: Now) -> Option<Statistics> {
         let (since, figures) = self.machine.current()?;
         let mut figures = convert::figures(figures);
         convert::add_percentiles(&mut figures, &self.config.percentiles);

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     Inner, Registry,
     connections::{CloseRequest, ConnectionEntry, OpenConnection},
-    holders,
+    describe_holders,
     sessions::{Session, SessionEnd, SessionEntry},
 };
 use crate::{
@@ -24,9 +24,9 @@ use crate::{
     wire::codes::{Accept, Sid},
 };
 
-/// Time for which accepted sessions that are not started keep the places of others: a client starts
-/// its sessions as soon as the last one is accepted.
-const UNSTARTED_NS: u64 = 30 * NANOS_PER_SECOND;
+/// Time after which accepted sessions that were not started may be displaced. A client starts its
+/// sessions as soon as the last one is accepted.
+const MAX_UNSTARTED_NS: u64 = 30 * NANOS_PER_SECOND;
 
 /// Refusal of a control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(in crate::session::server) struct ConnectionRefusal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::session::server) struct SessionRefusal {
     pub(in crate::session::server) accept: Accept,
-    /// The limit and its holders, or what is wrong with the request.
+    /// Limit that was reached and the clients that hold most of it, or the error of the request.
     pub(in crate::session::server) detail: String,
 }
 
@@ -86,8 +86,9 @@ impl Registry {
         Ok(ConnectionEntry { registry: self.clone(), id, client: client.ip(), close })
     }
 
-    /// Closes the connections with these ids and ends their draining sessions; returns the closed
-    /// ones and the number of these sessions. `Err` with the first id that has neither.
+    /// Closes the connections with these ids and ends their draining sessions. Returns the ids of
+    /// the closed connections and the number of ended sessions. Fails with the first id that has
+    /// neither a connection nor a draining session; then nothing is closed.
     pub fn close(&self, ids: &[u64]) -> Result<(Vec<u64>, usize), u64> {
         let mut inner = self.lock();
         let drains: Vec<u64> = inner.sessions.draining_connections(|_| true).collect();
@@ -106,13 +107,14 @@ impl Registry {
         Ok((closed, inner.sessions.end_draining(ids)))
     }
 
-    /// Returns the ids of connections whose client address is `chosen`, also of closed ones with
-    /// draining sessions.
-    pub fn connections_of(&self, chosen: impl Fn(IpAddr) -> bool) -> Vec<u64> {
+    /// Returns the ids of the connections from chosen client addresses, including closed
+    /// connections with draining sessions.
+    pub fn connections_of(&self, is_chosen: impl Fn(IpAddr) -> bool) -> Vec<u64> {
         let inner = self.lock();
-        let open = inner.connections.iter().filter(|(_, connection)| chosen(connection.client));
+        let open = inner.connections.iter().filter(|(_, connection)| is_chosen(connection.client));
         let open = open.map(|(id, _)| *id);
-        let mut ids: Vec<u64> = open.chain(inner.sessions.draining_connections(&chosen)).collect();
+        let mut ids: Vec<u64> =
+            open.chain(inner.sessions.draining_connections(&is_chosen)).collect();
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -121,7 +123,7 @@ impl Registry {
 
 impl Inner {
     /// Returns the connections that are not about to close.
-    fn open(&self) -> impl Iterator<Item = &OpenConnection> + Clone {
+    fn open_connections(&self) -> impl Iterator<Item = &OpenConnection> + Clone {
         self.connections.values().filter(|connection| !connection.close.is_made())
     }
 
@@ -131,7 +133,7 @@ impl Inner {
             let detail = format!("{client} is in no client_list");
             return Err(ConnectionRefusal { cause: RefusalCause::NotListed, detail });
         }
-        let own = self.open().filter(|connection| connection.client == client).count();
+        let own = self.open_connections().filter(|connection| connection.client == client).count();
         let maximum = config.maximum_connections_per_client;
         if own >= maximum {
             let detail = format!("maximum_connections_per_client is {maximum}: {client} has {own}");
@@ -139,33 +141,37 @@ impl Inner {
             return Err(ConnectionRefusal { cause, detail });
         }
         let maximum = config.maximum_connections;
-        if self.open().count() < maximum {
+        if self.open_connections().count() < maximum {
             return Ok(());
         }
         let Some(idle) = self.displaceable(own) else {
-            let holders = holders(self.open().map(|connection| connection.client));
+            let holders =
+                describe_holders(self.open_connections().map(|connection| connection.client));
             let detail = format!("maximum_connections is {maximum}: held by {holders}");
             return Err(ConnectionRefusal { cause: RefusalCause::MaximumConnections, detail });
         };
-        let reason = format!("no session runs, {client} takes its place of {maximum}");
+        let reason = format!(
+            "no session runs, and {client} needs a connection: maximum_connections is {maximum}"
+        );
         idle.close.make(EndCause::Displaced, reason);
         Ok(())
     }
 
-    /// Returns the connection that makes room for a client with `own` connections: of those without
-    /// a running session one of the client with the most connections, idle for longest.
+    /// Returns the connection to displace for a client with `own` connections. It has no running
+    /// session, belongs to the client with the most connections, and has been idle for longest.
+    /// That client must have at least `own` connections.
     fn displaceable(&self, own: usize) -> Option<&OpenConnection> {
         let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        self.open().for_each(|open| *counts.entry(open.client).or_default() += 1);
-        let idle = self.open().filter_map(|open| Some((open, open.idle_since?)));
+        self.open_connections().for_each(|open| *counts.entry(open.client).or_default() += 1);
+        let idle = self.open_connections().filter_map(|open| Some((open, open.idle_since?)));
         let ranked =
             idle.map(|(open, since)| (counts[&open.client], std::cmp::Reverse(since), open));
         let first = ranked.max_by_key(|(count, since, _)| (*count, *since))?;
         (first.0 >= own).then_some(first.2)
     }
 
-    /// Returns the number of sessions that are not stopped, without those that end because their
-    /// connection is about to close.
+    /// Returns the number of sessions that are not stopped, except those of connections that are
+    /// about to close.
     fn open_sessions(&self) -> usize {
         let closing = self.connections.values().filter(|connection| connection.close.is_made());
         let sessions =
@@ -173,27 +179,26 @@ impl Inner {
         self.sessions.open() - sessions.filter(|session| !session.is_draining()).count()
     }
 
-    /// Closes the connection that has held accepted sessions for longest without starting any;
-    /// returns false if there is none.
+    /// Closes the connection that has held accepted sessions for longest without starting any,
+    /// except connection `except`. Returns false if there is none.
     fn displace_unstarted(&self, except: u64, now: Monotonic) -> bool {
-        let unstarted = self.open().filter_map(|open| {
+        let unstarted = self.open_connections().filter_map(|open| {
             let since = open.idle_since?;
             let sessions =
                 self.sessions.of_connection(open.shown.id).filter(|session| !session.is_draining());
             let latest = sessions.map(|session| session.accepted).max()?.max(since);
-            (open.shown.id != except && now.since_ns(latest) >= UNSTARTED_NS)
+            (open.shown.id != except && now.since_ns(latest) >= MAX_UNSTARTED_NS)
                 .then_some((latest, open))
         });
         let Some((_, open)) = unstarted.min_by_key(|(latest, _)| *latest) else { return false };
-        let reason = "its sessions were not started and took the places of others".to_owned();
+        let reason = "its sessions were not started, and maximum_sessions is reached".to_owned();
         open.close.make(EndCause::Displaced, reason);
         true
     }
 }
 
 impl ConnectionEntry {
-    /// Admits a session if limits allow it. `ended` receives its end if it is not stopped by the
-    /// client.
+    /// Admits a session if limits allow it. `ended` receives its end unless the client stops it.
     pub(in crate::session::server) fn admit_session(
         &self,
         config: &ServerConfig,
@@ -214,7 +219,7 @@ impl ConnectionEntry {
         let is_full = inner.sessions.open() >= maximum && inner.open_sessions() >= maximum;
         if is_full && !inner.displace_unstarted(self.id, now) {
             let open = inner.sessions.all().filter(|session| !session.is_draining());
-            let holders = holders(open.map(|session| session.client));
+            let holders = describe_holders(open.map(|session| session.client));
             let detail = format!("maximum_sessions is {maximum}: held by {holders}");
             return Err(SessionRefusal::new(Accept::TEMPORARY_RESOURCE_LIMIT, detail));
         }

@@ -20,11 +20,11 @@ pub(super) struct OpenConnection {
     pub(super) shown: ServerConnection,
     pub(super) client: IpAddr,
     pub(super) close: CloseRequest,
-    /// Time since which no session runs; `None` while one does.
+    /// Time since which no session has been running; `None` while sessions run.
     pub(super) idle_since: Option<Monotonic>,
 }
 
-/// Request to close a connection, with its cause. The first one counts.
+/// Request to close a connection, with its cause. Only the first request counts.
 #[derive(Clone, Debug, Default)]
 pub(in crate::session::server) struct CloseRequest {
     token: CancellationToken,
@@ -42,7 +42,7 @@ impl CloseRequest {
     }
 
     /// Waits for the request.
-    pub(in crate::session::server) async fn made(&self) -> (EndCause, String) {
+    pub(in crate::session::server) async fn wait(&self) -> (EndCause, String) {
         self.token.cancelled().await;
         self.cause.get().cloned().unwrap_or_default()
     }

@@ -1,5 +1,5 @@
 //! Open connections and sessions of the server role, counted against the limits and published by
-//! the API. Each entry is removed by the drop of its guard.
+//! the API. Dropping the guard of an entry removes it.
 
 mod admission;
 mod connections;
@@ -74,8 +74,8 @@ impl Registry {
         self.lock().sockets = sockets;
     }
 
-    /// Counts an authentication; `None` when too many clients were waiting.
-    pub(super) fn key_used(&self, accepted: Option<bool>) {
+    /// Counts an authentication; `accepted` is `None` if too many clients were waiting.
+    pub(super) fn count_authentication(&self, accepted: Option<bool>) {
         let keys = &mut self.lock().keys;
         match accepted {
             Some(true) => keys.accepted += 1,
@@ -106,12 +106,12 @@ impl Registry {
     }
 
     /// Counts the end of an admitted connection.
-    pub(super) fn ended(&self, cause: EndCause) {
+    pub(super) fn count_end(&self, cause: EndCause) {
         *self.lock().ended.entry(cause.into()).or_default() += 1;
     }
 
-    /// Counts irregular ends of a connection.
-    pub(super) fn closed(&self, error: &ServerError) {
+    /// Counts the end of a connection if it was an irregular stop.
+    pub(super) fn count_irregular_stop(&self, error: &ServerError) {
         if matches!(error, ServerError::WrongSessionCount { .. } | ServerError::BrokenStop) {
             self.lock().irregular_stops += 1;
         }
@@ -167,7 +167,7 @@ impl Registry {
         inner.connections.values().map(with_count).collect()
     }
 
-    /// Returns the sessions of a connection; of all for 0.
+    /// Returns the sessions of a connection, or of all connections if `connection` is 0.
     pub fn sessions(&self, connection: u64) -> Vec<ServerSession> {
         let inner = self.lock();
         let chosen: Vec<_> = match connection {
@@ -208,8 +208,8 @@ impl Inner {
     }
 }
 
-/// Names the clients that hold most of a limited resource, the one with the most first.
-fn holders(clients: impl Iterator<Item = IpAddr>) -> String {
+/// Returns a list of the clients that hold most of a limited resource, the largest holder first.
+fn describe_holders(clients: impl Iterator<Item = IpAddr>) -> String {
     const NAMED: usize = 3;
     let mut counts = BTreeMap::new();
     clients.for_each(|client| *counts.entry(client).or_insert(0_usize) += 1);

@@ -22,14 +22,15 @@ use crate::{
     wire::codes::Sid,
 };
 
-/// Limit of draining sessions in all, as a multiple of `maximum_sessions`, which is the limit of
-/// each client. Beyond them the oldest end: nobody is refused because of them.
+/// Limit of the draining sessions of all clients, as a multiple of `maximum_sessions`, which is the
+/// limit for each client. Beyond these limits the oldest draining sessions end, so that no client
+/// is refused because of them.
 const MAX_DRAINING_FACTOR: usize = 3;
 
 /// Reason for the end of a session without a command of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::session::server) enum SessionEnd {
-    /// No packet for REFWAIT.
+    /// No packet arrived for REFWAIT.
     Silent,
     /// Its socket was closed.
     SocketClosed,
@@ -50,7 +51,7 @@ impl Debug for SessionRemoval {
     }
 }
 
-/// Connection and number of a session.
+/// Key of a session: the id of its connection and its own number.
 pub(super) type Key = (u64, u64);
 
 /// A session from its acceptance to its end.
@@ -116,7 +117,7 @@ impl Sessions {
 
     fn set(&mut self, key: Key, state: ServerSessionState) {
         let Some(session) = self.all.get_mut(&key) else { return };
-        // Counted once for all threads with this session.
+        // A session on several threads is counted once.
         if state == ServerSessionState::Draining && !session.is_draining() {
             self.draining.entry(session.client).or_default().push_back(key);
             self.draining_count += 1;
@@ -138,8 +139,8 @@ impl Sessions {
         Some(session)
     }
 
-    /// Ends the oldest draining sessions beyond the limits; the client is that which is about to
-    /// have another session.
+    /// Ends the oldest draining sessions beyond the limits. `client` is about to have another
+    /// session.
     pub(super) fn limit_draining(&mut self, client: IpAddr, maximum_sessions: usize) {
         let of_client = self.draining.get(&client).map_or(0, VecDeque::len);
         for _ in maximum_sessions..of_client {
@@ -147,7 +148,7 @@ impl Sessions {
         }
         let maximum = maximum_sessions.saturating_mul(MAX_DRAINING_FACTOR);
         while self.draining_count > maximum {
-            // Of clients with equally many, that with the oldest.
+            // Among clients with equally many sessions, the one with the oldest session is chosen.
             let most = self.draining.iter().max_by_key(|(_, queue)| {
                 (queue.len(), Reverse(queue.front().map(|(_, number)| *number)))
             });
@@ -162,7 +163,8 @@ impl Sessions {
         }
     }
 
-    /// Ends the draining sessions of these connections, which may be closed; returns their number.
+    /// Ends the draining sessions of these connections, even of closed ones. Returns the number of
+    /// ended sessions.
     pub(super) fn end_draining(&mut self, connections: &[u64]) -> usize {
         let keys = self.draining.values().flatten();
         let keys: Vec<Key> = keys.filter(|(id, _)| connections.contains(id)).copied().collect();
@@ -213,8 +215,8 @@ impl SessionEntry {
         self.registry.lock().sessions.set(self.key, state);
     }
 
-    /// Returns true when the session was not stopped and its connection is gone: its removal did not
-    /// fit into the queue of the socket.
+    /// Returns true if the session was not stopped although its connection is gone. This happens
+    /// when the command to remove it did not fit into the queue of the socket.
     pub(in crate::session::server) fn is_orphaned(&self) -> bool {
         self.ended.is_closed() && !self.is_draining.load(Relaxed)
     }

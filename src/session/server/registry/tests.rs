@@ -8,7 +8,9 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{ConnectionEntry, Registry, SessionEntry, SessionRefusal, SessionRemoval, holders};
+use super::{
+    ConnectionEntry, Registry, SessionEntry, SessionRefusal, SessionRemoval, describe_holders,
+};
 use crate::{
     model::{ServerConfig, parse},
     proto::{
@@ -102,7 +104,7 @@ async fn a_running_connection_is_never_displaced() {
     running[2].set(ServerConnectionState::Request, 1, "");
     admit(&registry, &config, 1).unwrap_err();
     let newcomer = admit(&registry, &config, 3).unwrap();
-    let (cause, reason) = running[2].close.made().await;
+    let (cause, reason) = running[2].close.wait().await;
     assert_eq!(cause, EndCause::Displaced);
     assert!(reason.contains("192.0.2.3"), "{reason}");
     assert!(!running[2].begin_running(), "too late");
@@ -174,7 +176,7 @@ fn a_session_without_its_connection_is_orphaned_unless_it_drains() {
 fn the_holders_of_a_limit_are_named() {
     let clients = [5, 1, 1, 2, 3, 4, 1, 2].map(|number| client(number).ip());
     assert_eq!(
-        holders(clients.into_iter()),
+        describe_holders(clients.into_iter()),
         "192.0.2.1 (3), 192.0.2.2 (2), 192.0.2.3 (1) and 2 others"
     );
 }

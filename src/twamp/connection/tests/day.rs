@@ -30,7 +30,7 @@ fn each_of_a_hundred_thousand_outages_has_one_pair_of_events() {
         let interval = Some(prost_types::Duration { seconds: 0, nanos: INTERVAL as i32 });
         (c.test_interval, c.connect_timeout) = (interval, interval);
     }));
-    let (mut lost, mut pairs, mut told_ns, mut down_ns) = (0u64, 0u64, 0u64, 0u64);
+    let (mut lost, mut pairs, mut reported_ns, mut down_ns) = (0u64, 0u64, 0u64, 0u64);
     let mut attempts = 0;
     for _ in 0..OUTAGES {
         // The server is up for long enough to connect, and then for a random time.
@@ -52,7 +52,7 @@ fn each_of_a_hundred_thousand_outages_has_one_pair_of_events() {
                 ConnectionEvent::Lost(_) => lost += 1,
                 ConnectionEvent::Restored { length_ns, .. } => {
                     pairs += 1;
-                    told_ns += length_ns;
+                    reported_ns += length_ns;
                 }
                 ConnectionEvent::Abandoned { .. } | ConnectionEvent::Completed => {
                     panic!("{event:?}")
@@ -64,13 +64,13 @@ fn each_of_a_hundred_thousand_outages_has_one_pair_of_events() {
         world.commands.clear();
     }
     assert_eq!(lost, OUTAGES, "one event for each loss");
-    assert_eq!(pairs, OUTAGES - 1, "the last goes on");
+    assert_eq!(pairs, OUTAGES - 1, "the last outage has not ended");
     assert_eq!(world.status.outages, OUTAGES);
-    assert_eq!(world.status.past_outages_ns, told_ns, "nanosecond for nanosecond");
+    assert_eq!(world.status.past_outages_ns, reported_ns, "to the nanosecond");
     // A reported outage is longer than the real one by at most two intervals and a handshake.
     assert!(
-        told_ns >= down_ns - DAY / OUTAGES
-            && told_ns <= down_ns + OUTAGES * (2 * INTERVAL + 60 * MS)
+        reported_ns >= down_ns - DAY / OUTAGES
+            && reported_ns <= down_ns + OUTAGES * (2 * INTERVAL + 60 * MS)
     );
     assert!(attempts as u64 > OUTAGES);
 }

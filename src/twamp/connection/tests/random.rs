@@ -22,12 +22,12 @@ enum Step {
     Stop,
     Configure(Shape),
     Reject(Option<u8>),
-    Takes(usize),
+    SessionLimit(usize),
     Individual(bool),
     Refwait(bool),
     Names(bool),
     Route(bool),
-    Moved,
+    DnsChanges,
     LocalLoss,
     TaskFails,
     AgentRestarts(bool),
@@ -68,7 +68,7 @@ fn shape() -> impl Strategy<Value = Shape> {
     })
 }
 
-fn built(shape: &Shape) -> Arc<ControlConnection> {
+fn build_config(shape: &Shape) -> Arc<ControlConnection> {
     config(|c| {
         c.set_control_type([Kind::Managed, Kind::Light, Kind::Stamp][usize::from(shape.kind)]);
         if shape.kind == 0 {
@@ -108,12 +108,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Stop),
         5 => shape().prop_map(Step::Configure),
         1 => proptest::option::of(0..3u8).prop_map(Step::Reject),
-        1 => prop_oneof![1..4usize, Just(usize::MAX)].prop_map(Step::Takes),
+        1 => prop_oneof![1..4usize, Just(usize::MAX)].prop_map(Step::SessionLimit),
         1 => any::<bool>().prop_map(Step::Individual),
         1 => any::<bool>().prop_map(Step::Refwait),
         1 => any::<bool>().prop_map(Step::Names),
         1 => any::<bool>().prop_map(Step::Route),
-        1 => Just(Step::Moved),
+        1 => Just(Step::DnsChanges),
         1 => Just(Step::LocalLoss),
         1 => Just(Step::TaskFails),
         2 => any::<bool>().prop_map(Step::AgentRestarts),
@@ -141,14 +141,14 @@ fn apply(world: &mut World, step: Step, network: &mut u64, desired: &mut Arc<Con
         Step::Start => {
             world.starts += 1;
             world.may_stop_all = true;
-            world.desired(desired.clone(), false);
+            world.set_desired(desired.clone(), false);
         }
         Step::Stop => {
             world.may_stop_all = true;
-            world.desired(desired.clone(), true);
+            world.set_desired(desired.clone(), true);
         }
         Step::Configure(shape) => {
-            *desired = built(&shape);
+            *desired = build_config(&shape);
             let effect = crate::model::connection_effect(
                 world.machine.config(),
                 desired,
@@ -160,15 +160,15 @@ fn apply(world: &mut World, step: Step, network: &mut u64, desired: &mut Arc<Con
             world.revision += 1;
             let (machine, is_manual) = (&world.machine, shape.is_manual);
             let stopped = is_manual && (machine.desired.stopped || machine.config().inactive);
-            world.desired(desired.clone(), stopped);
+            world.set_desired(desired.clone(), stopped);
         }
         Step::Reject(session) => {
             world.server.rejects = session.map(|bit| format!("s{bit}")).into_iter().collect();
             // If the server rejects all sessions of a change, none runs any more.
             world.may_stop_all = true;
         }
-        Step::Takes(sessions) => {
-            world.server.takes = sessions;
+        Step::SessionLimit(sessions) => {
+            world.server.max_sessions = sessions;
             world.may_stop_all = true;
         }
         Step::Individual(is_individual) => world.server.is_individual = is_individual,
@@ -181,9 +181,9 @@ fn apply(world: &mut World, step: Step, network: &mut u64, desired: &mut Arc<Con
             world.no_route = is_gone;
             world.may_stop_all = true;
         }
-        Step::Moved => {
+        Step::DnsChanges => {
             world.may_stop_all = true;
-            world.input(Input::NameMoved);
+            world.input(Input::DnsChanged);
         }
         Step::LocalLoss => {
             world.may_stop_all = true;
@@ -212,12 +212,12 @@ proptest! {
         first in shape(),
         steps in proptest::collection::vec(step(), 1..60),
     ) {
-        let mut desired = built(&first);
+        let mut desired = build_config(&first);
         let mut world = World::new(desired.clone());
         let mut network = 0;
         world.may_stop_all = true;
         for step in steps {
-            if world.machine.pending.is_none() && world.machine.takes_changes() {
+            if world.machine.pending.is_none() && world.machine.accepts_changes() {
                 world.may_stop_all = world.is_disturbed();
             }
             apply(&mut world, step, &mut network, &mut desired);
@@ -225,7 +225,7 @@ proptest! {
         // With a server that stays up, every connection completes or runs.
         world.server.up = true;
         world.server.rejects.clear();
-        world.server.takes = usize::MAX;
+        world.server.max_sessions = usize::MAX;
         world.server.resolves_in = Some(2 * MS);
         world.server.refwait = u64::MAX;
         world.no_route = false;

@@ -31,7 +31,7 @@ fn activated_connection_connects_at_once_and_waits_for_a_manual_start() {
     world.run(SECOND);
     assert!(world.machine.is_running());
     world.may_stop_all = true;
-    world.desired(manual, true);
+    world.set_desired(manual, true);
     world.run(SECOND);
     assert_eq!(world.status.phase, Phase::Stopped);
 }
@@ -99,7 +99,7 @@ fn network_change_causes_one_additional_attempt_at_once() {
     assert_eq!(world.attempts.last(), Some(&(13 * SECOND)));
     world.input(Input::Network(1));
     world.run(20 * SECOND);
-    assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule stays");
+    assert_eq!(world.attempts[3..], [20 * SECOND, 30 * SECOND], "the schedule is unchanged");
     // An attempt that hangs in TCP is replaced, an attempt that negotiates is not.
     world.server.failure = (FailureCause::ConnectTimeout, 60 * SECOND);
     world.run(8 * SECOND);
@@ -205,7 +205,7 @@ fn completed_connection_restarts_only_by_hand_or_with_another_test_count() {
     world.desire(counted(2));
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.sessions["s1"].answered), (Phase::Completed, 8));
-    // Without a test_count, a connection with a manual start waits for it; others run.
+    // Without a test_count, a connection with a manual start waits for the start; others run.
     let manual = config(|c| c.set_test_start(proto::TestStart::Manual));
     world.desire(manual.clone());
     world.restart_agent(true, SECOND);
@@ -227,7 +227,7 @@ fn completed_connection_stays_completed_across_a_restart() {
     world.run(20 * SECOND);
     assert_eq!((world.status.phase, world.attempts.len()), (Phase::Completed, 0));
     assert!(world.events.is_empty(), "completed once");
-    // An activation is no start by hand, also after a restart while the connection is inactive.
+    // An activation is not a start by hand, even after a restart while the connection is inactive.
     let inactive = config(|c| (c.test_count, c.inactive) = (3, true));
     for restarts in [false, true] {
         world.desire(inactive.clone());
@@ -329,7 +329,7 @@ fn outage_across_restarts_has_one_pair_of_events_with_its_length() {
         assert_eq!(world.status.past_outages_ns, *length_ns);
         assert!(outage.attempts > world.attempts.len() as u64 / 2, "{}", outage.attempts);
         assert_eq!(world.persisted.as_ref().unwrap().outage, None);
-        // The counters go on with the next process and count the next outage.
+        // The next process continues the counters and counts the next outage.
         let length_ns = *length_ns;
         world.restart_agent(is_killed, SECOND);
         assert_eq!((world.status.outages, world.status.past_outages_ns), (1, length_ns));

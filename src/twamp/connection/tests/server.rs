@@ -12,14 +12,15 @@ use crate::model::{Extensions, FailureCause, touched_sessions};
 #[expect(clippy::struct_excessive_bools, reason = "each is a property of some server")]
 pub(super) struct Server {
     pub(super) up: bool,
-    /// Failure of an attempt while the server is down, and its duration.
+    /// Failure of an attempt while the server is down, and the duration of the attempt in
+    /// nanoseconds.
     pub(super) failure: (FailureCause, u64),
     /// Duration of name resolution; `None` without an answer.
     pub(super) resolves_in: Option<u64>,
     pub(super) handshake: u64,
     pub(super) is_individual: bool,
     /// Maximum number of sessions; the server closes the connection if more are requested.
-    pub(super) takes: usize,
+    pub(super) max_sessions: usize,
     /// Sessions that the server rejects.
     pub(super) rejects: BTreeSet<String>,
     /// Sessions whose sockets cannot be opened, with the cause.
@@ -32,7 +33,8 @@ pub(super) struct Server {
     pub(super) closes_on_stop: bool,
     /// True if the server accepts a request for extensions.
     pub(super) knows_extensions: bool,
-    /// It accepts, and reflects for, sessions whose requests have zero addresses.
+    /// True if the server accepts sessions whose requests have zero addresses, and if it reflects
+    /// for them.
     pub(super) accepts_zeros: bool,
     pub(super) reflects_zeros: bool,
 }
@@ -45,7 +47,7 @@ impl Default for Server {
             resolves_in: Some(2 * MS),
             handshake: 3 * MS,
             is_individual: true,
-            takes: usize::MAX,
+            max_sessions: usize::MAX,
             rejects: BTreeSet::new(),
             unopened: BTreeMap::new(),
             refwait: u64::MAX,
@@ -126,7 +128,7 @@ impl World {
         let server = &self.server;
         !server.up
             || !server.rejects.is_empty()
-            || server.takes < usize::MAX
+            || server.max_sessions < usize::MAX
             || server.refwait < u64::MAX
             || !server.silent.is_empty()
             || self.no_route
@@ -178,14 +180,14 @@ impl World {
                     let suspect = Suspect::ExtensionsLikely;
                     Err(Failure { accept_code: 1, suspect, ..refused })
                 } else {
-                    self.negotiated(names, 0)
+                    self.negotiate(names, 0)
                 };
                 self.has_control &= result.is_ok();
                 Input::Started(result)
             }
-            Operation::OpenUnnegotiated { names, .. } => Input::Started(Ok(self.opened(names))),
+            Operation::OpenUnnegotiated { names, .. } => Input::Started(Ok(self.open(names))),
             Operation::OpenSockets { names, .. } => {
-                let Started { sessions, declined, .. } = self.opened(names);
+                let Started { sessions, declined, .. } = self.open(names);
                 Input::Opened(sessions.into_iter().map(|s| s.name).collect(), declined)
             }
             Operation::Request { names, .. } => {
@@ -194,7 +196,7 @@ impl World {
                 } else if self.server.up {
                     let is_running = |s: &&Session| s.is_started;
                     let running = self.sessions.values().filter(is_running).count();
-                    self.negotiated(names, running)
+                    self.negotiate(names, running)
                 } else {
                     Err(down)
                 };
@@ -212,7 +214,7 @@ impl World {
         self.input(input);
     }
 
-    fn opened(&self, names: Vec<String>) -> Started {
+    fn open(&self, names: Vec<String>) -> Started {
         let mut started = Started::default();
         for name in names {
             match self.server.unopened.get(&name) {
@@ -226,9 +228,9 @@ impl World {
         started
     }
 
-    fn negotiated(&self, names: Vec<String>, running: usize) -> Result<Started, Failure> {
-        let mut started = self.opened(names);
-        let room = self.server.takes.saturating_sub(running);
+    fn negotiate(&self, names: Vec<String>, running: usize) -> Result<Started, Failure> {
+        let mut started = self.open(names);
+        let room = self.server.max_sessions.saturating_sub(running);
         if let Some(session) = started.sessions.get(room) {
             let suspect = Suspect::Session { name: session.name.clone(), accepted: room };
             let suspect = if room + running > 0 { suspect } else { Suspect::None };

@@ -287,7 +287,7 @@ fn sessions_within_the_limit_run_if_the_server_closes_beyond_it() {
             c.test_sessions = ["s1", "s2", "s3", "s4"].map(session).into();
         }));
         world.server.is_individual = is_individual;
-        world.server.takes = 2;
+        world.server.max_sessions = 2;
         world.run(3 * SECOND);
         assert!(world.machine.is_running());
         assert_eq!(last_names(&world, "negotiate"), ["s1", "s2"]);
@@ -368,14 +368,14 @@ fn missing_route_is_an_outage_and_its_return_ends_it() {
 }
 
 #[test]
-fn moved_name_is_followed_without_an_outage() {
+fn changed_address_of_a_name_causes_no_outage() {
     let mut world = World::new(config(|c| {
         c.set_control_type(Kind::Light);
         c.target_address = "reflector.example".into();
     }));
     world.run(3 * SECOND);
     world.may_stop_all = true;
-    world.input(Input::NameMoved);
+    world.input(Input::DnsChanged);
     world.run(SECOND);
     assert!(world.machine.is_running() && world.events.is_empty());
     assert_eq!(world.attempts.len(), 2);
@@ -448,7 +448,7 @@ fn completed_sessions_continue_if_test_count_is_removed_during_an_attempt() {
     world.run(SECOND);
     assert_eq!(world.sessions["s1"].progress.stage, SessionStage::Completed);
     world.may_stop_all = true;
-    world.input(Input::NameMoved);
+    world.input(Input::DnsChanged);
     world.desire(config(|_| {}));
     world.run(10 * SECOND);
     assert_eq!(world.status.phase, Phase::Running);
@@ -458,7 +458,7 @@ fn completed_sessions_continue_if_test_count_is_removed_during_an_attempt() {
 #[test]
 fn declined_session_is_declined_again_after_a_start_by_hand() {
     let mut world = World::new(three());
-    world.server.takes = 2;
+    world.server.max_sessions = 2;
     world.run(10 * SECOND);
     assert!(world.machine.is_running());
     world.may_stop_all = true;

@@ -16,9 +16,9 @@ const EPOCH: u64 = 1_800_000_000 * SECOND;
 #[derive(Default)]
 pub(super) struct Session {
     pub(super) progress: SessionProgress,
-    /// Time until which packets are sent, while started.
+    /// Time of the latest packet while the session is started, nanoseconds.
     last_packet: u64,
-    /// End of the latest test.
+    /// End of the latest test, nanoseconds.
     last_end: u64,
     pub(super) is_started: bool,
     pub(super) is_forgotten: bool,
@@ -124,7 +124,7 @@ impl World {
         self.carry_out();
     }
 
-    /// Returns what was persisted; an outage by UTC alone, as in another process.
+    /// Returns the persisted state. Its outage is known by UTC only, as in another process.
     fn remembered(&self) -> Remembered {
         let persisted = self.persisted.clone().unwrap_or_default();
         let outage = persisted.outage.map(|outage| {
@@ -155,8 +155,8 @@ impl World {
         self.status = ConnectionStatus::new(&desired.config, time);
         self.machine = Connection::start(desired, self.status.clone(), remembered, 1, time);
         self.carry_out();
-        let stays = !was_completed || !was_done || matches!(self.machine.state, State::Completed);
-        assert!(stays, "completed before, {:?} after a restart", self.machine.state);
+        let is_kept = !was_completed || !was_done || matches!(self.machine.state, State::Completed);
+        assert!(is_kept, "completed before, but {:?} after a restart", self.machine.state);
     }
 
     pub(super) fn input(&mut self, input: Input) {
@@ -167,21 +167,21 @@ impl World {
 
     pub(super) fn desire(&mut self, config: Arc<ControlConnection>) {
         self.revision += 1;
-        self.desired(config, false);
+        self.set_desired(config, false);
     }
 
-    pub(super) fn desired(&mut self, config: Arc<ControlConnection>, stopped: bool) {
+    pub(super) fn set_desired(&mut self, config: Arc<ControlConnection>, stopped: bool) {
         let (starts, revision) = (self.starts, self.revision);
         self.input(Input::Desired(Desired { config, stopped, starts, revision }));
     }
 
     pub(super) fn start_by_hand(&mut self) {
         self.starts += 1;
-        self.desired(self.machine.config().clone(), false);
+        self.set_desired(self.machine.config().clone(), false);
     }
 
     pub(super) fn stop_by_hand(&mut self) {
-        self.desired(self.machine.config().clone(), true);
+        self.set_desired(self.machine.config().clone(), true);
     }
 
     /// Stops the server and resets open connections.
@@ -274,7 +274,7 @@ impl World {
                     }
                 }
                 Action::Drop => self.has_control = false,
-                Action::Follow(config) => self.follow(&config),
+                Action::ConfigureSessions(config) => self.configure(&config),
                 Action::EndSessions => self.sessions.clear(),
                 Action::Start(names) => {
                     for name in names {
@@ -310,7 +310,7 @@ impl World {
                         session.next_end = now + TEST;
                     }
                 }
-                Action::Tune(_) | Action::WatchNames => {}
+                Action::SetSocketOptions(_) | Action::WatchDns => {}
             }
         }
         if let Some(status) = self.machine.poll_status() {
@@ -321,31 +321,34 @@ impl World {
 
     /// Checks the invariants after each input.
     fn check(&self) {
-        let rests = matches!(
+        let is_final = matches!(
             self.machine.state,
             State::Inactive | State::Stopped | State::Completed | State::Ended
         );
         let waits = self.machine.next_deadline().is_some() || self.operation.is_some();
-        assert!(rests || waits, "nothing will happen in {:?}", self.machine.state);
+        assert!(is_final || waits, "nothing will happen in {:?}", self.machine.state);
         assert_eq!(self.outage, self.status.outage.is_some() || self.is_finished && self.outage);
         if let State::WaitingRetry(due) = self.machine.state {
             let config = self.machine.config();
             let longest_ns = config.test_interval_ns.max(config.retry_backoff_max_ns);
-            assert!(due.since_ns(Monotonic(self.now)) <= longest_ns, "an attempt is put off");
+            assert!(
+                due.since_ns(Monotonic(self.now)) <= longest_ns,
+                "the next attempt is due too late"
+            );
             let started = self.sessions.values().any(|session| session.is_started);
-            assert!(!started && self.outage, "no outage while an attempt is waited for");
+            assert!(!started && self.outage, "an attempt is awaited without an outage");
         }
         let is_connected = self.machine.has_control == self.has_control;
         assert!(is_connected || self.operation.is_some(), "{:?}", self.machine.state);
     }
 
-    fn follow(&mut self, config: &ControlConnection) {
+    fn configure(&mut self, config: &ControlConnection) {
         let names: Vec<String> = config.sessions.iter().map(|s| s.name.clone()).collect();
         self.sessions.retain(|name, _| names.contains(name));
         for name in names {
             self.sessions.entry(name).or_default();
         }
-        // Other intervals and values of test_count.
+        // Intervals and test_count may have changed.
         let mut changed = Vec::new();
         for (name, session) in &mut self.sessions {
             let stage = match session.progress.stage {
@@ -387,7 +390,7 @@ impl World {
                     }
                 }
                 SessionCommand::Park => (session.is_started, session.is_parked) = (false, true),
-                SessionCommand::Rest => session.next_end = 0,
+                SessionCommand::Idle => session.next_end = 0,
                 SessionCommand::Restart => {
                     (session.tests, session.progress.stage) = (0, SessionStage::Testing);
                 }
@@ -398,10 +401,13 @@ impl World {
     fn event(&mut self, event: ConnectionEvent) {
         match &event {
             ConnectionEvent::Lost(_) => {
-                assert!(!std::mem::replace(&mut self.outage, true), "an outage in an outage");
+                assert!(
+                    !std::mem::replace(&mut self.outage, true),
+                    "a second outage begins during an outage"
+                );
             }
             ConnectionEvent::Restored { .. } | ConnectionEvent::Abandoned { .. } => {
-                assert!(std::mem::take(&mut self.outage), "the end of no outage");
+                assert!(std::mem::take(&mut self.outage), "an outage ends that did not begin");
             }
             ConnectionEvent::Completed => {}
         }

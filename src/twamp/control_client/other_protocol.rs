@@ -1,6 +1,6 @@
 //! Recognition of servers of other protocols on the control port.
 
-/// Octets that tell a protocol, with its article.
+/// First octets by which a protocol is recognised, and the name of its server with the article.
 const BEGINNINGS: [(&[u8], &str); 7] = [
     (b"SSH-", "an SSH server"),
     (b"HTTP/", "an HTTP server"),
@@ -13,27 +13,27 @@ const BEGINNINGS: [(&[u8], &str); 7] = [
 /// Content types of TLS records (RFC 8446 §5.1).
 const TLS_CONTENT: std::ops::RangeInclusive<u8> = 20..=23;
 /// Octets at the beginning of a Server-Greeting that have no meaning (RFC 4656 §3.1). A server that
-/// fills them with text alone is none of TWAMP.
+/// fills all of them with text is not a TWAMP server.
 const UNUSED_OCTETS: usize = 12;
 /// Limit of the text that an error quotes.
 const MAX_QUOTED: usize = 40;
 
-/// A request of no protocol in particular: a ClientHello of TLS 1.2 (RFC 5246 §7.4.1.2), and an
-/// empty line. A server that waits for its client to begin answers with an alert or an error, by
-/// which it is recognised.
-pub const PROVOCATION: &[u8] = b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x03\
+/// Request that makes servers of other protocols answer: a ClientHello of TLS 1.2 (RFC 5246
+/// §7.4.1.2) and an empty line. A server that waits for the client to begin answers with an alert
+/// or an error, which reveals its protocol.
+pub const FOREIGN_REQUEST: &[u8] = b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x03\
     TWAMP control connection awaited\x00\x00\x02\xc0\x2f\x01\x00\r\n\r\n";
 
 /// Marker at the beginning of a BGP message, before its length and type (RFC 4271 §4.1).
 const BGP_MARKER: [u8; 16] = [0xff; 16];
 
 /// Returns the protocol of a server that begins with octets other than text.
-fn binary(octets: &[u8]) -> Option<&'static str> {
+fn name_binary_protocol(octets: &[u8]) -> Option<&'static str> {
     match octets {
-        _ if octets.len() >= UNUSED_OCTETS && PROVOCATION.starts_with(octets) => {
+        _ if octets.len() >= UNUSED_OCTETS && FOREIGN_REQUEST.starts_with(octets) => {
             Some("an echo server")
         }
-        _ if octets.starts_with(PROVOCATION) => Some("an echo server"),
+        _ if octets.starts_with(FOREIGN_REQUEST) => Some("an echo server"),
         [content, 3, 0..=4, _, _, ..] if TLS_CONTENT.contains(content) => Some("a TLS server"),
         // A SETTINGS frame (RFC 9113 §6.5): length, type, flags, stream 0.
         [0, 0, length, 4, 0, 0, 0, 0, 0, ..] if *length > 0 && length.is_multiple_of(6) => {
@@ -53,13 +53,13 @@ fn binary(octets: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Returns what the beginning of a server's octets looks like; `None` if it may be a Server-Greeting.
-/// `is_all` is true if no more will follow.
-pub fn describe_stranger(octets: &[u8], is_all: bool) -> Option<String> {
+/// Returns a description of the server that begins with these octets; `None` if they may begin a
+/// Server-Greeting. `is_all` is true if no more octets will follow.
+pub fn name_other_protocol(octets: &[u8], is_all: bool) -> Option<String> {
     if let Some((_, name)) = BEGINNINGS.iter().find(|(start, _)| octets.starts_with(start)) {
         return Some(format!("{name} ({})", quoted(octets)));
     }
-    if let Some(name) = binary(octets) {
+    if let Some(name) = name_binary_protocol(octets) {
         return Some(name.into());
     }
     let start = octets.get(..UNUSED_OCTETS).or_else(|| is_all.then_some(octets))?;
@@ -87,34 +87,34 @@ mod tests {
             (b"\xff\xfd\x18\xff\xfd\x20", "a telnet server"),
             (b"\x4a\0\0\0\x0a8.0.36\0", "a MySQL or MariaDB server"),
             (b"\x5b\0\0\0\x0a11.4.2-MariaDB\0", "a MySQL or MariaDB server"),
-            (PROVOCATION, "an echo server"),
+            (FOREIGN_REQUEST, "an echo server"),
             (&[[0xff; 16].as_slice(), &[0, 29, 1, 4]].concat(), "a BGP router"),
             (b"220 mail.example\r\n", "an FTP or SMTP server (\"220 mail.example\")"),
             (b"Welcome to it", "a server of a text protocol (\"Welcome to it\")"),
         ] {
-            assert_eq!(describe_stranger(octets, false).as_deref(), Some(expected));
+            assert_eq!(name_other_protocol(octets, false).as_deref(), Some(expected));
         }
-        assert!(describe_stranger(b"Hello\r\n", true).is_some());
+        assert!(name_other_protocol(b"Hello\r\n", true).is_some());
     }
 
     #[test]
-    fn a_greeting_and_its_beginning_are_no_stranger() {
+    fn a_greeting_and_its_beginning_are_of_no_other_protocol() {
         let mut greeting = [0; 64];
         greeting[15] = 1;
         for len in [0, 1, 4, 12, 64] {
-            assert_eq!(describe_stranger(&greeting[..len], true), None);
+            assert_eq!(name_other_protocol(&greeting[..len], true), None);
         }
         // Unused octets may have any value, and all modes may be offered.
-        assert_eq!(describe_stranger(&[0xff; 64], true), None);
+        assert_eq!(name_other_protocol(&[0xff; 64], true), None);
         greeting[..12].copy_from_slice(b"\x16\x07random \xff..");
-        assert_eq!(describe_stranger(&greeting, false), None);
-        assert_eq!(describe_stranger(b"Hello\r\n", false), None);
+        assert_eq!(name_other_protocol(&greeting, false), None);
+        assert_eq!(name_other_protocol(b"Hello\r\n", false), None);
     }
 
     #[test]
-    fn the_provocation_is_one_record_of_its_length() {
-        let record = PROVOCATION.len() - 4 - 5;
-        assert_eq!(PROVOCATION[3..5], [0, record as u8]);
-        assert_eq!(PROVOCATION[6..9], [0, 0, record as u8 - 4]);
+    fn the_foreign_request_is_one_record_of_its_length() {
+        let record = FOREIGN_REQUEST.len() - 4 - 5;
+        assert_eq!(FOREIGN_REQUEST[3..5], [0, record as u8]);
+        assert_eq!(FOREIGN_REQUEST[6..9], [0, 0, record as u8 - 4]);
     }
 }
