@@ -94,14 +94,14 @@ fn good() -> AgentConfig {
                     control_type: ControlType::Stamp.into(),
                     test_sessions: vec![TestSession {
                         name: "s1".into(),
-                        stamp: Some(StampSession {
+                        stamp: Some(Box::new(StampSession {
                             access_report: Some(AccessReport {
                                 access_id: AccessId::AccessId3gpp.into(),
                                 return_code: AccessReturnCode::Available.into(),
                                 ..Default::default()
                             }),
                             ..Default::default()
-                        }),
+                        })),
                         ..Default::default()
                     }],
                     ..Default::default()
@@ -383,7 +383,7 @@ fn every_other_field_is_checked() {
             keyed(c);
             session(c).data_size = Some(47);
         }),
-        ("C.test_sessions[0].stamp", |c| session(c).stamp = Some(StampSession::default())),
+        ("C.test_sessions[0].stamp", |c| session(c).stamp = Some(Box::default())),
         ("C.test_sessions[0].timestamp_format", |c| session(c).timestamp_format = 9),
         ("C.authentication_mode", |c| {
             keyed(c);
