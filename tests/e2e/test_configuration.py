@@ -158,7 +158,7 @@ class Documents(Case):
         until = self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")["confirm_deadline"]
         same = self.api.apply({"client": client(idle("b"))})
         self.assertEqual((same["changes"], same["confirm_deadline"]), ([], until))
-        self.assertIn("revision 2 still waits to be confirmed", same["warnings"][0])
+        self.assertIn("revision 2 is still pending", same["warnings"][0])
         longer = self.api.apply({"client": client(idle("b"))}, confirm_timeout="4s")
         self.assertGreater(seconds(longer["confirm_deadline"]), seconds(until) + 1)
         time.sleep(2.5)
