@@ -3,7 +3,7 @@
 
 /// No content: the configuration excludes the record from the store.
 pub const NOTHING: u8 = 0;
-/// A `TestResult` of `twamp.agent.v1`.
+/// A `stats::TestResult`.
 pub const TEST_RESULT: u8 = 1;
 /// An `Event` of `twamp.agent.v1`.
 pub const EVENT: u8 = 3;
