@@ -60,7 +60,7 @@ pub enum ApplyError {
 fn first_of<'a>(mut errors: impl ExactSizeIterator<Item = (&'a String, &'a String)>) -> String {
     let count = errors.len();
     let (field, description) = errors.next().unzip();
-    let separator = if field.is_none_or(|field| field.is_empty()) { "" } else { ": " };
+    let separator = if field.is_none_or(String::is_empty) { "" } else { ": " };
     let (field, description) = (field.map_or("", |f| f), description.map_or("", |d| d));
     format!("{field}{separator}{description} (1 of {count})")
 }
@@ -73,5 +73,19 @@ fn not_pending(requested: u64, pending: Option<u64>) -> String {
                 .into()
         }
         Some(pending) => format!("revision {pending} is pending, not {requested}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_name_their_first_violation_and_their_number() {
+        let violation = |field: &str| Violation { field: field.into(), description: "bad".into() };
+        let error = ApplyError::Invalid(vec![violation("client.x"), violation("")]);
+        assert_eq!(error.to_string(), "invalid configuration: client.x: bad (1 of 2)");
+        let error = ApplyError::Invalid(vec![violation("")]);
+        assert_eq!(error.to_string(), "invalid configuration: bad (1 of 1)");
     }
 }
