@@ -1,5 +1,5 @@
-//! Readers of the log: pages, and streams that continue from stored to new records without a gap. A
-//! reader pulls; a slow one reads from disk later and never delays a measurement.
+//! Readers of the log: pages, and streams that continue from stored to new records without a gap.
+//! Readers pull records. A slow reader gets records from disk and never delays a measurement.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,9 +17,10 @@ use crate::{
 
 /// Largest number of records in a message of a stream.
 const BATCH: usize = 500;
-/// Bytes read at once; a message of a stream stays below the default limit of clients (4 MiB).
+/// Number of bytes read at once, so that a message of a stream is shorter than the default limit of
+/// clients (4 MiB).
 const READ_BYTES: usize = 1 << 20;
-/// Records examined in one read, however few of them the filter selects.
+/// Number of records examined in one read, including those that the filter does not select.
 const READ_RECORDS: usize = 4096;
 
 /// Page of the log.
@@ -71,7 +72,8 @@ pub enum StreamItem {
     Heartbeat(u64),
 }
 
-/// Reads a page of at most `limit` records after `after`; the latest ones with `latest`.
+/// Reads a page of at most `limit` records after the cursor `after`: the first ones or, with `latest`,
+/// the last ones.
 pub async fn page(
     results: &Arc<Results>,
     filter: &Filter,

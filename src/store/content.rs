@@ -7,7 +7,7 @@ pub const NOTHING: u8 = 0;
 pub const TEST_RESULT: u8 = 1;
 /// An `Event` of `twamp.agent.v1`.
 pub const EVENT: u8 = 3;
-/// An `IntervalResult` of `twamp.agent.v1`.
+/// An `IntervalResult` of `results::statistics`.
 pub const INTERVAL_RESULT: u8 = 4;
 /// `ProbeResults` that a block cannot represent.
 pub const PROBE_RESULTS: u8 = 5;
