@@ -1,5 +1,5 @@
 //! Detection of pauses of the whole process: a frozen cgroup, SIGSTOP, a virtual machine that was
-//! stopped. Nothing in the process stalled then, though no task made progress.
+//! stopped. No task made progress in a pause, but no task has stalled.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ static PROCESS: LazyLock<PauseWatch> = LazyLock::new(PauseWatch::default);
 #[derive(Debug)]
 struct PauseWatch {
     begun: Instant,
-    /// Latest sign of life, in milliseconds after `begun`; 0 while nobody gives any.
+    /// Latest sign of life, in milliseconds after `begun`; 0 while [`watch_pauses`] does not run.
     alive_ms: AtomicU64,
     /// Time in pauses, in milliseconds.
     paused_ms: AtomicU64,
@@ -40,8 +40,9 @@ impl Default for PauseWatch {
 }
 
 impl PauseWatch {
-    /// Gives a sign of life. A gap before it counts as a pause, whoever is the first to see it.
-    fn alive(&self, now_ms: u64) {
+    /// Records a sign of life. A long gap before it counts as a pause, once if several threads call
+    /// this.
+    fn record_alive(&self, now_ms: u64) {
         let before_ms = self.alive_ms.fetch_max(now_ms.max(1), Relaxed);
         let gap_ms = now_ms.saturating_sub(before_ms);
         if before_ms > 0 && u128::from(gap_ms) >= MIN_PAUSE.as_millis() {
@@ -65,7 +66,7 @@ impl PauseWatch {
             return None;
         }
         let now_ms = self.now_ms();
-        self.alive(now_ms);
+        self.record_alive(now_ms);
         let ended_ms = self.ended_ms.load(Relaxed);
         (ended_ms > 0).then(|| Duration::from_millis(now_ms.saturating_sub(ended_ms)))
     }
@@ -79,14 +80,14 @@ pub(super) fn since_pause() -> Option<Duration> {
 
 /// Notices pauses of the process until the token is cancelled, and reports the length of each.
 pub async fn watch_pauses(report: impl Fn(Duration) + Send, token: CancellationToken) {
-    PROCESS.alive(PROCESS.now_ms());
+    PROCESS.record_alive(PROCESS.now_ms());
     let mut known = PROCESS.paused();
     loop {
         tokio::select! {
             () = sleep(INTERVAL) => {}
             () = token.cancelled() => break,
         }
-        PROCESS.alive(PROCESS.now_ms());
+        PROCESS.record_alive(PROCESS.now_ms());
         let paused = PROCESS.paused();
         let pause = paused.saturating_sub(std::mem::replace(&mut known, paused));
         if !pause.is_zero() {
@@ -104,17 +105,17 @@ mod tests {
     fn a_gap_between_signs_of_life_is_a_pause_and_counts_once() {
         let watch = PauseWatch::default();
         let paused_ms = |at_ms: u64| {
-            watch.alive(at_ms);
+            watch.record_alive(at_ms);
             watch.paused_ms.load(Relaxed)
         };
-        assert_eq!(paused_ms(100_000), 0, "nobody gave a sign before");
+        assert_eq!(paused_ms(100_000), 0, "no sign of life before");
         for second in 101..120 {
             assert_eq!(paused_ms(second * 1_000), 0);
         }
         assert_eq!(paused_ms(119_000 + 4_999), 0, "an overloaded host");
         assert_eq!(paused_ms(203_999), 80_000);
-        assert_eq!(paused_ms(203_999), 80_000, "who looks next sees the same pause");
-        assert_eq!(paused_ms(203_000), 80_000, "as does who read its clock before");
+        assert_eq!(paused_ms(203_999), 80_000, "the next call sees the same pause");
+        assert_eq!(paused_ms(203_000), 80_000, "as does a call that read the clock earlier");
         assert_eq!(paused_ms(209_000), 85_001);
     }
 }
