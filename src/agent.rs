@@ -32,7 +32,7 @@ pub struct Options {
     pub reflectors: PlaneSettings,
     /// Network interfaces whose hardware timestamps are used; kernel timestamps are the fallback.
     pub hardware_timestamp_interfaces: Vec<String>,
-    /// The clock is kept by a daemon that does not tell the kernel.
+    /// The clock is synchronised although the kernel does not report it.
     pub clock_is_synchronised: bool,
     /// Initial configuration, committed only if none was ever committed.
     pub bootstrap: Option<AgentConfig>,
@@ -51,7 +51,7 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The initial configuration was not committed.
-    #[error("bootstrap configuration: {error}{}", violations(.error))]
+    #[error("bootstrap configuration: {}", bootstrap_refusal(.error))]
     Bootstrap {
         /// Reason of the refusal.
         error: ApplyError,
@@ -64,19 +64,26 @@ pub enum StartError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-fn violations(error: &ApplyError) -> String {
+/// Describes the refusal of the initial configuration, with all violations.
+fn bootstrap_refusal(error: &ApplyError) -> String {
     let line = |field: &str, description: &str| format!("\n  {field}: {description}");
-    match error {
-        ApplyError::Invalid(all) => all.iter().map(|v| line(&v.field, &v.description)).collect(),
-        ApplyError::Refused(all) => all.iter().map(|r| line(&r.field, &r.description)).collect(),
+    let (summary, lines): (_, String) = match error {
+        ApplyError::Invalid(all) => {
+            ("not valid", all.iter().map(|v| line(&v.field, &v.description)).collect())
+        }
+        ApplyError::Refused(all) => (
+            "resources are not available on this host",
+            all.iter().map(|r| line(&r.field, &r.description)).collect(),
+        ),
         ApplyError::Stale { .. }
         | ApplyError::RequestReused(_)
         | ApplyError::NoRevision(_)
         | ApplyError::NothingBefore(_)
-        | ApplyError::NotWaiting { .. }
+        | ApplyError::NotPending { .. }
         | ApplyError::Store(_)
-        | ApplyError::Ending => String::new(),
-    }
+        | ApplyError::Ending => return error.to_string(),
+    };
+    format!("{summary}:{lines}")
 }
 
 /// Returns the data sources of the metrics page.

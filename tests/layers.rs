@@ -471,6 +471,35 @@ fn files_and_functions_are_short() {
     assert_eq!(wrong, Vec::<String>::new());
 }
 
+/// Returns the names that the code passes to `Tasks::spawn`.
+fn spawned_tasks(code: &str) -> Vec<String> {
+    let calls = code.split(".spawn(").skip(1);
+    let names = calls.filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next());
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_task_is_in_the_architecture_document() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let document = fs::read_to_string(path).unwrap();
+    let section = document.split("\n## Tasks\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let first_cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split('|').next());
+    // Between backquotes are the odd parts.
+    let documented: BTreeSet<&str> =
+        first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    let is_thread =
+        |name: &str| name.ends_with("-N") || ["results", "result-writer"].contains(&name);
+    let spawned: BTreeSet<String> =
+        modules().iter().flat_map(|(_, _, code)| spawned_tasks(code)).collect();
+    assert!(spawned.contains("reconcile") && spawned.contains("host"), "{spawned:?}");
+    let undocumented: Vec<_> =
+        spawned.iter().filter(|name| !documented.contains(name.as_str())).collect();
+    assert_eq!(undocumented, Vec::<&String>::new());
+    let gone: Vec<_> =
+        documented.iter().filter(|name| !is_thread(name) && !spawned.contains(**name)).collect();
+    assert_eq!(gone, Vec::<&&str>::new());
+}
+
 #[test]
 fn the_shape_is_seen() {
     let code =

@@ -263,7 +263,7 @@ fn what_was_told_of_a_test_that_runs_does_not_go_back_after_a_kill() {
             close_intervals(&results);
             wait(&mut results.state(), 1);
         } else {
-            runtime.block_on(results.settle());
+            runtime.block_on(results.persist_statistics());
         }
         let killed = as_killed(directory.path());
         let again = opened(&StateDirectory::open(killed.path()).unwrap());
@@ -334,7 +334,7 @@ fn what_is_not_whole_says_so() {
     let found = eventually(|| Some(intervals(&results)).filter(|found| found.len() == 2));
     assert_eq!(found, [(minute, true), (minute + 1, false)]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(results.settle());
+    runtime.block_on(results.persist_statistics());
     let killed = as_killed(directory.path());
     let again = opened(&StateDirectory::open(killed.path()).unwrap());
     // Whatever comes first then: what was running may have lost something.
@@ -372,7 +372,7 @@ fn what_was_given_up_stays_so_after_a_kill() {
         report(&results, "memory", ResultKeeping::Stored);
     }
     wait(&mut results.state(), 10);
-    runtime.block_on(results.settle());
+    runtime.block_on(results.persist_statistics());
     let changed = config_of(&[("memory", false)]);
     let follow = |config: &model::AgentConfig| {
         results.expect(config);
@@ -398,7 +398,7 @@ fn what_was_given_up_stays_so_after_a_kill() {
             .map(|one| (one.connection, one.tests_complete))
             .collect();
         assert_eq!(found, [("goes".to_owned(), 1)]);
-        runtime.block_on(results.settle());
+        runtime.block_on(results.persist_statistics());
         state = as_killed(state.path());
     }
 }

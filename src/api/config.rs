@@ -99,23 +99,23 @@ impl ConfigService for Context {
         let ListRevisionsRequest { page_size, page_token } = request.into_inner();
         let page = PageRequest::new(&ListRevisionsRequest::default(), page_size, &page_token)?;
         let revisions = self.control.revisions().await.map_err(error::store)?;
-        // Newest first: the complement rises.
+        // Page keys must ascend and revisions are listed in descending order, so the key is the
+        // bitwise complement.
         let key = |revision: &Revision| (!revision.revision).to_be_bytes().to_vec();
         let (revisions, next_page_token) = page.cut(revisions, key);
         Ok(Response::new(ListRevisionsResponse { revisions, next_page_token }))
     }
 }
 
-/// Leaves out what makes an answer longer than common clients accept: the revision is made, and an
-/// answer that is refused would hide that. Path, kind and effect of all changes stay; of the
-/// warnings and then of the details of changes (`fields` and `sessions`), the first ones stay, as
-/// many as fit.
+/// Shortens an answer to [`PAGE_BYTES`], because a client that rejects a longer answer would not learn
+/// that the revision was committed. Keeps path, kind and effect of every change, then as many warnings
+/// as fit, and then the details (`fields` and `sessions`) of as many changes as fit.
 fn bounded(mut answer: ApplyConfigResponse) -> ApplyConfigResponse {
     let details: Vec<Change> = answer.changes.iter_mut().map(take_details).collect();
     let changes = answer.changes.iter().map(|change| change.encoded_len() + ITEM_OVERHEAD_BYTES);
     let mut left = PAGE_BYTES.saturating_sub(changes.sum());
     let mut fits = |bytes: usize| {
-        // The first that does not fit ends the list.
+        // Once an item does not fit, `left` is 0 and no later item fits.
         left = left.saturating_sub(bytes);
         left > 0
     };

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    control::{ApplyError, ByHandError},
+    control::{ApplyError, ClientsError},
     model::Violation,
     net::ResourceRefusal,
     store::StoreError,
@@ -59,7 +59,7 @@ fn refused(refusals: &[ResourceRefusal]) -> Status {
         );
     }
     let message = summary(
-        "resources that this host refuses",
+        "resources that are not available on this host",
         refusals.len(),
         refusals.first().map(|r| (r.field.as_str(), r.description.as_str())),
     );
@@ -99,20 +99,20 @@ pub(super) fn apply(error: ApplyError) -> Status {
         ApplyError::NoRevision(_) | ApplyError::NothingBefore(_) => {
             Status::not_found(error.to_string())
         }
-        ApplyError::NotWaiting { .. } => Status::failed_precondition(error.to_string()),
+        ApplyError::NotPending { .. } => Status::failed_precondition(error.to_string()),
         ApplyError::Refused(refusals) => refused(&refusals),
         ApplyError::Store(_) | ApplyError::Ending => Status::unavailable(error.to_string()),
     }
 }
 
-/// Converts the reason for which connections were not started or stopped.
-pub(super) fn by_hand(error: &ByHandError) -> Status {
+/// Converts the error of a request that names connections or sessions.
+pub(super) fn by_hand(error: &ClientsError) -> Status {
     match error {
-        ByHandError::Unknown(_) | ByHandError::UnknownSession(_) => {
+        ClientsError::Unknown(_) | ClientsError::UnknownSession(_) => {
             Status::not_found(error.to_string())
         }
-        ByHandError::Inactive(_) => Status::failed_precondition(error.to_string()),
-        ByHandError::NotStored(_) => Status::unavailable(error.to_string()),
+        ClientsError::Inactive(_) => Status::failed_precondition(error.to_string()),
+        ClientsError::NotStored(_) => Status::unavailable(error.to_string()),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     Context, error,
     page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest, split_front},
     services::results_service_server::ResultsService,
-    statistics::query,
+    statistics::statistics_query,
 };
 use crate::{
     model::{check_name, limits},
@@ -23,7 +23,7 @@ use crate::{
         GetStatisticsResponse, Heartbeat, ListConsumersRequest, ListConsumersResponse,
         ListRecordsRequest, ListRecordsResponse, Record, RecordBatch, RecordFilter, StreamOpening,
         StreamRecordsRequest, StreamRecordsResponse, StreamSync,
-        stream_records_request::From as From_, stream_records_response::Message,
+        stream_records_request::From as StreamStart, stream_records_response::Message,
     },
     results::{Filter, Reader, Start, StreamItem, page},
     time::UnixTime,
@@ -48,7 +48,7 @@ impl ResultsService for Context {
         let has_names = !request.connections.is_empty() || !request.sessions.is_empty();
         error::check_chosen("connections", has_names, request.all)?;
         self.check_names(&request.connections, &request.sessions)?;
-        let query = query(request.connections, request.sessions);
+        let query = statistics_query(request.connections, request.sessions);
         let cleared = self.results.clear_statistics(&query, clock::unix()).await;
         match cleared.map_err(error::store)? {
             0 => Err(Status::not_found("no session is selected: see the names in GetConfig")),
@@ -66,8 +66,8 @@ impl ResultsService for Context {
         let unpaged =
             ListRecordsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
         let paged = PageRequest::new(&unpaged, 0, &request.page_token)?;
-        let mut filter = filter(request.filter)?;
-        if let Some(times) = times(request.since, request.until)? {
+        let mut filter = parse_filter(request.filter)?;
+        if let Some(times) = parse_times(request.since, request.until)? {
             filter = filter.with_times(times);
         }
         let limit = match u64::from(request.page_size) {
@@ -89,7 +89,7 @@ impl ResultsService for Context {
         let mut page = page(&self.results, &filter, after_cursor, limit as usize, request.latest)
             .await
             .map_err(error::store)?;
-        if bound(&mut page.records, request.latest)
+        if truncate_to_page(&mut page.records, request.latest)
             && !request.latest
             && let Some(last) = page.records.last()
         {
@@ -111,12 +111,12 @@ impl ResultsService for Context {
         request: Request<StreamRecordsRequest>,
     ) -> Result<Response<Records>, Status> {
         let request = request.into_inner();
-        let filter = filter(request.filter)?;
-        let start = start(request.from)?;
+        let filter = parse_filter(request.filter)?;
+        let start = parse_start(request.from)?;
         if let Start::After(cursor) = start {
             self.check_cursor(cursor)?;
         }
-        let heartbeat = heartbeat(request.heartbeat_interval)?;
+        let heartbeat = parse_heartbeat(request.heartbeat_interval)?;
         let reader = Reader::open(self.results.clone(), filter, start, heartbeat)
             .await
             .map_err(error::store)?;
@@ -138,13 +138,13 @@ impl ResultsService for Context {
         check_name(&consumer).map_err(|why| error::invalid("consumer", why))?;
         if consumer.starts_with(limits::EXPORT_CONSUMER) {
             let why = format!(
-                "{consumer:?} belongs to an exporter and cannot be acknowledged by a client"
+                "consumer {consumer:?} belongs to an exporter: clients cannot move its cursor"
             );
             return Err(error::invalid("consumer", why));
         }
         let newest = self.results.state().borrow().newest;
         if cursor > newest {
-            return Err(error::invalid("cursor", beyond(cursor, newest)));
+            return Err(error::invalid("cursor", self.describe_unused(cursor, newest)));
         }
         let cursor = self.results.acknowledge(&consumer, cursor).await.map_err(error::store)?;
         let consumer = Consumer { name: consumer, cursor, lag: newest - cursor.min(newest) };
@@ -181,9 +181,9 @@ impl ResultsService for Context {
     }
 }
 
-/// Removes records beyond the size of a page, from the end or, with `latest`, from the beginning;
-/// returns whether any was removed.
-fn bound(records: &mut Vec<Record>, latest: bool) -> bool {
+/// Removes records beyond the size of a page, from the end or, with `latest`, from the beginning. Keeps
+/// at least one record. Returns true if any was removed.
+fn truncate_to_page(records: &mut Vec<Record>, latest: bool) -> bool {
     let mut bytes = 0;
     let mut fits = |record: &&Record| {
         bytes += record.encoded_len() + ITEM_OVERHEAD_BYTES;
@@ -200,25 +200,25 @@ fn bound(records: &mut Vec<Record>, latest: bool) -> bool {
     records.len() < all
 }
 
-fn beyond(cursor: u64, newest: u64) -> String {
-    format!("{cursor} is newer than the newest record, {newest}")
-}
-
 impl Context {
-    /// Refuses a cursor after the latest record: it comes from another agent, or from before the
-    /// state directory was removed.
+    /// Refuses a cursor after the latest record. It belongs to another agent or to a state directory
+    /// that was removed.
     fn check_cursor(&self, cursor: u64) -> Result<(), Status> {
         let newest = self.results.state().borrow().newest;
         if cursor <= newest {
             return Ok(());
         }
-        let agent = self.results.agent_id();
         let why = format!(
-            "{} of agent {agent}: start with `earliest` if the cursor is \
-             from another agent or from before the state directory was removed",
-            beyond(cursor, newest)
+            "{}; if it comes from another agent or a removed state directory, read from the beginning \
+             (StreamRecords: earliest, ListRecords: after_cursor 0)",
+            self.describe_unused(cursor, newest)
         );
         Err(error::invalid("after_cursor", why))
+    }
+
+    fn describe_unused(&self, cursor: u64, newest: u64) -> String {
+        let agent = self.results.agent_id();
+        format!("cursor {cursor} is after the latest record ({newest}) of agent {agent}")
     }
 }
 
@@ -228,18 +228,19 @@ struct RecordStream {
     agent_id: String,
     boot_id: String,
     token: CancellationToken,
-    /// Rest of a batch that is too large for one message.
+    /// Records of a batch that did not fit into the messages sent so far.
     unsent: Vec<Record>,
 }
 
 impl RecordStream {
-    /// Returns the next message and the rest of the stream; an error ends the stream.
+    /// Returns the next message, and the state for the next call unless the stream has ended. Called by
+    /// [`unfold`].
     async fn next(
         stream: Option<Self>,
     ) -> Option<(Result<StreamRecordsResponse, Status>, Option<Self>)> {
         let mut stream = stream?;
         if !stream.unsent.is_empty() && !stream.token.is_cancelled() {
-            let message = stream.batch();
+            let message = stream.next_batch();
             return Some((Ok(message), Some(stream)));
         }
         let item = tokio::select! {
@@ -252,8 +253,8 @@ impl RecordStream {
         }
     }
 
-    /// Returns the next part of the batch.
-    fn batch(&mut self) -> StreamRecordsResponse {
+    /// Returns a message with as many unsent records as fit.
+    fn next_batch(&mut self) -> StreamRecordsResponse {
         let records = split_front(&mut self.unsent, PAGE_BYTES);
         StreamRecordsResponse { message: Some(Message::Batch(RecordBatch { records })) }
     }
@@ -267,7 +268,7 @@ impl RecordStream {
             }),
             StreamItem::Batch(records) => {
                 self.unsent = records;
-                return self.batch();
+                return self.next_batch();
             }
             StreamItem::Sync(cursor) => Message::Sync(StreamSync { cursor }),
             StreamItem::Heartbeat(latest_cursor) => {
@@ -279,12 +280,12 @@ impl RecordStream {
     }
 }
 
-fn filter(filter: Option<RecordFilter>) -> Result<Filter, Status> {
+fn parse_filter(filter: Option<RecordFilter>) -> Result<Filter, Status> {
     Filter::new(filter.unwrap_or_default()).map_err(|why| error::invalid("filter.kinds", why))
 }
 
 /// Returns the range of times from `since` to `until`; `None` for all times.
-fn times(
+fn parse_times(
     since: Option<Timestamp>,
     until: Option<Timestamp>,
 ) -> Result<Option<Range<UnixTime>>, Status> {
@@ -299,26 +300,26 @@ fn times(
     Ok(Some(start..end))
 }
 
-fn start(from: Option<From_>) -> Result<Start, Status> {
+fn parse_start(from: Option<StreamStart>) -> Result<Start, Status> {
     match from {
-        None | Some(From_::Latest(true)) => Ok(Start::Latest),
-        Some(From_::Earliest(true)) => Ok(Start::Earliest),
-        Some(From_::AfterCursor(cursor)) => Ok(Start::After(cursor)),
-        Some(From_::Since(time)) => Ok(Start::Since(UnixTime::from_proto(&time))),
-        Some(From_::Consumer(name)) => {
+        None | Some(StreamStart::Latest(true)) => Ok(Start::Latest),
+        Some(StreamStart::Earliest(true)) => Ok(Start::Earliest),
+        Some(StreamStart::AfterCursor(cursor)) => Ok(Start::After(cursor)),
+        Some(StreamStart::Since(time)) => Ok(Start::Since(UnixTime::from_proto(&time))),
+        Some(StreamStart::Consumer(name)) => {
             check_name(&name).map_err(|why| error::invalid("consumer", why))?;
             Ok(Start::Consumer(name))
         }
-        Some(From_::Latest(false)) => {
+        Some(StreamStart::Latest(false)) => {
             Err(error::invalid("latest", "expected true, or another start in `from`"))
         }
-        Some(From_::Earliest(false)) => {
+        Some(StreamStart::Earliest(false)) => {
             Err(error::invalid("earliest", "expected true, or another start in `from`"))
         }
     }
 }
 
-fn heartbeat(interval: Option<prost_types::Duration>) -> Result<Duration, Status> {
+fn parse_heartbeat(interval: Option<prost_types::Duration>) -> Result<Duration, Status> {
     let limit = &limits::HEARTBEAT_INTERVAL;
     let Some(interval) = interval else { return Ok(Duration::from_nanos(limit.default)) };
     Duration::try_from(interval)

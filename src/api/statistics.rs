@@ -11,7 +11,7 @@ use crate::{
     results::{StatisticsQuery, convert::remove_histograms},
 };
 
-/// Connections whose statistics are read at a time: a page needs no more memory than these.
+/// Number of connections whose statistics are read at a time, which limits the memory of a request.
 const CONNECTIONS_AT_A_TIME: usize = 64;
 
 const ALL_SCOPES: [StatisticsScope; 8] = [
@@ -30,11 +30,11 @@ impl Context {
         &self,
         request: GetStatisticsRequest,
     ) -> Result<GetStatisticsResponse, Status> {
-        let rest =
+        let unpaged =
             GetStatisticsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
-        let paged = PageRequest::new(&rest, request.page_size, &request.page_token)?;
+        let paged = PageRequest::new(&unpaged, request.page_size, &request.page_token)?;
         self.check_names(&request.connections, &request.sessions)?;
-        let mut query = query(Vec::new(), request.sessions);
+        let mut query = statistics_query(Vec::new(), request.sessions);
         for number in request.scopes {
             match StatisticsScope::try_from(number) {
                 Ok(StatisticsScope::Unspecified) => query.scopes.extend(ALL_SCOPES),
@@ -60,26 +60,27 @@ impl Context {
         let mut page = Page::new(&paged);
         'full: for connections in names[first..].chunks(CONNECTIONS_AT_A_TIME) {
             query.connections = connections.iter().cloned().collect();
-            for mut entry in self.statistics_of(&query).await? {
+            for mut entry in self.select_statistics(&query).await? {
                 if !request.include_histograms
                     && let Some(figures) = entry.figures.as_deref_mut()
                 {
                     remove_histograms(figures);
                 }
-                let key = key(&entry);
+                let key = page_key(&entry);
                 if !page.push(entry, key) {
                     break 'full;
                 }
             }
         }
-        // Shown only once they survive a kill: a client never sees them fall.
-        self.results.settle().await;
+        // Statistics are persisted before they are shown, so that a client never sees them decrease
+        // after a crash.
+        self.results.persist_statistics().await;
         let (statistics, next_page_token) = page.finish();
         Ok(GetStatisticsResponse { statistics, next_page_token })
     }
 
     /// Returns the statistics that a query selects, sorted by connection, session and scope.
-    async fn statistics_of(&self, query: &StatisticsQuery) -> Result<Vec<Statistics>, Status> {
+    async fn select_statistics(&self, query: &StatisticsQuery) -> Result<Vec<Statistics>, Status> {
         let read = self.results.read_statistics(query.clone());
         let mut statistics = read.await.map_err(error::store)?;
         if query.selects_scope(StatisticsScope::CurrentTest) {
@@ -91,11 +92,11 @@ impl Context {
             }
             statistics.extend(current);
         }
-        statistics.sort_by_cached_key(key);
+        statistics.sort_by_cached_key(page_key);
         Ok(statistics)
     }
 
-    /// Checks that all names are configured, those of sessions in these connections.
+    /// Checks that all connections exist, and that each session exists in one of them.
     pub(super) fn check_names(
         &self,
         connections: &[String],
@@ -109,7 +110,7 @@ impl Context {
     }
 }
 
-pub(super) fn query(connections: Vec<String>, sessions: Vec<String>) -> StatisticsQuery {
+pub(super) fn statistics_query(connections: Vec<String>, sessions: Vec<String>) -> StatisticsQuery {
     StatisticsQuery {
         connections: connections.into_iter().collect(),
         sessions: sessions.into_iter().collect(),
@@ -117,9 +118,9 @@ pub(super) fn query(connections: Vec<String>, sessions: Vec<String>) -> Statisti
     }
 }
 
-/// Makes a key that sorts by connection, session, scope, and the beginning of the interval. Names
-/// hold no octet below the separator.
-fn key(entry: &Statistics) -> Vec<u8> {
+/// Returns the key of an entry in a page. Keys sort by connection, session and scope, then finished
+/// intervals before running ones, then by the start of the interval. Names contain no zero byte.
+fn page_key(entry: &Statistics) -> Vec<u8> {
     let start = entry.interval_start_time.map_or(0, |time| time.seconds.max(0).cast_unsigned());
     let names = [entry.connection.as_bytes(), &[0], entry.session.as_bytes(), &[0]].concat();
     let scope = entry.scope.cast_unsigned().to_be_bytes();
@@ -127,7 +128,7 @@ fn key(entry: &Statistics) -> Vec<u8> {
 }
 
 fn connection_of(key: &[u8]) -> &[u8] {
-    key.split(|octet| *octet == 0).next().unwrap_or_default()
+    key.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -152,7 +153,7 @@ mod tests {
             entry("a-1", "s-1", 1, false, 0),
             entry("b", "a", 1, false, 0),
         ];
-        assert!(sorted.iter().map(key).is_sorted());
-        assert_eq!(connection_of(&key(&sorted[1])), b"a-1");
+        assert!(sorted.iter().map(page_key).is_sorted());
+        assert_eq!(connection_of(&page_key(&sorted[1])), b"a-1");
     }
 }

@@ -1,6 +1,8 @@
-//! The committed configuration as the roles follow it.
+//! The committed configuration, which the roles follow.
 
 use std::{io, sync::Arc};
+
+use tokio::sync::watch;
 
 use crate::{
     model::{AgentConfig, Violation, parse},
@@ -13,9 +15,9 @@ pub struct Committed {
     /// 0 before the first commit.
     pub(super) revision: u64,
     pub(super) config: Arc<AgentConfig>,
-    /// Rollback of an unconfirmed revision at the start of the agent, in words.
+    /// Description of a rollback of an unconfirmed revision at the start of the agent.
     pub(super) overdue_rollback: Option<String>,
-    /// Revision that `config` is taken from while its rollback cannot be persisted.
+    /// Revision whose configuration `config` is, while the rollback to it cannot be persisted.
     pub(super) rolled_back_to: Option<u64>,
 }
 
@@ -30,7 +32,31 @@ impl Committed {
         }
     }
 
-    /// Returns its revision; 0 before the first commit.
+    /// Publishes the current revision of the store if it is newer than the published one: an actor that
+    /// failed may have persisted a revision without publishing it.
+    pub(super) fn publish_newer(
+        store: &ConfigStore,
+        committed: &watch::Sender<Self>,
+    ) -> Result<(), StoreError> {
+        let stored = match Self::read(store) {
+            Ok(stored) => stored,
+            Err(LoadError::Store(error)) => return Err(error),
+            Err(error @ (LoadError::Random(_) | LoadError::Invalid { .. })) => {
+                tracing::error!(%error, "failed to read the current revision");
+                return Ok(());
+            }
+        };
+        committed.send_if_modified(|published| {
+            let is_newer = stored.revision > published.revision;
+            if is_newer {
+                *published = stored;
+            }
+            is_newer
+        });
+        Ok(())
+    }
+
+    /// Returns the number of the revision; 0 before the first commit.
     pub fn revision(&self) -> u64 {
         self.revision
     }
@@ -55,12 +81,12 @@ pub enum LoadError {
     /// The kernel gave no random bytes for the key of digests.
     #[error(transparent)]
     Random(#[from] io::Error),
-    /// This version of the agent refuses the document of the current revision.
+    /// The document of the current revision is not valid for this version of the agent.
     #[error("stored revision {revision} is not valid: {violations:?}")]
     Invalid {
         /// Number of the current revision.
         revision: u64,
-        /// Everything that is invalid in it.
+        /// All violations in its document.
         violations: Vec<Violation>,
     },
 }

@@ -1,6 +1,6 @@
 //! The path from a request to running measurements: the commit actor checks and persists one change
-//! at a time, the reconcile task makes both roles follow the committed configuration. The start of
-//! the agent is a reconciliation with the stored one.
+//! at a time, and the reconcile task makes both roles follow the committed configuration. At the
+//! start of the agent, the reconcile task applies the stored configuration in the same way.
 
 mod admission;
 mod clients;
@@ -14,7 +14,7 @@ use std::{collections::HashSet, sync::Arc};
 use tokio::sync::{mpsc, watch};
 
 pub use admission::{Admission, Admissions};
-pub use clients::{ByHandError, Clients};
+pub use clients::{Clients, ClientsError};
 pub use commit::ApplyError;
 pub use committed::{Committed, LoadError};
 
@@ -31,11 +31,12 @@ use crate::{
     supervise::{RestartPolicy, Tasks, keep_alive},
     time::UnixTime,
 };
-use commit::{Commit, Committer};
+use clients::Handover;
+use commit::{Commit, Committer, send_request};
 use secrets::Digester;
 
-/// Changes that may wait for the one before.
-const COMMITS: usize = 16;
+/// Maximum number of requests that wait for the commit actor.
+const COMMIT_QUEUE: usize = 16;
 
 /// Threads that send and reflect test packets.
 #[derive(Clone, Debug)]
@@ -61,12 +62,12 @@ pub struct Control {
 }
 
 impl Control {
-    /// Returns the committed configuration of the exporters.
+    /// Returns a watch on the committed configuration of the exporters.
     pub fn exported(&self) -> watch::Receiver<Arc<ExportConfig>> {
         self.exported.clone()
     }
 
-    /// Applies the stored configuration and follows every later one.
+    /// Starts the tasks that apply the stored configuration and every later one.
     pub fn start(
         store: ConfigStore,
         committed: Committed,
@@ -81,8 +82,8 @@ impl Control {
             server = committed.config.server.is_some(),
             "configuration loaded"
         );
-        let (publish, committed_receiver) = watch::channel(committed);
-        let (commits, requests) = mpsc::channel(COMMITS);
+        let (committed, committed_receiver) = watch::channel(committed);
+        let (commits, requests) = mpsc::channel(COMMIT_QUEUE);
         let digester = Digester::new(store.digest_key(random::bytes()?)?);
         let (network, network_changes) = watch::channel(NetworkChanges::default());
         tasks.spawn("network", follow_network(network, tasks.token()));
@@ -91,7 +92,7 @@ impl Control {
             store: store.clone(),
             results: results.clone(),
             clients: clients.clone(),
-            publish,
+            committed,
             digester: digester.clone(),
         };
         let requests = Arc::new(tokio::sync::Mutex::new(requests));
@@ -128,16 +129,15 @@ impl Control {
             keep_alive(
                 tasks.token(),
                 RestartPolicy::default(),
-                move |heartbeat| reconciler.clone().follow(heartbeat),
+                move |heartbeat| reconciler.clone().run(heartbeat),
                 |text, last| tracing::error!(error = text, last, "reconcile task failed"),
             ),
         );
-        let committed = committed_receiver;
         Ok(Self {
             store,
             digester,
             commits,
-            committed,
+            committed: committed_receiver,
             clients,
             registry,
             server_applied,
@@ -146,44 +146,35 @@ impl Control {
         })
     }
 
-    /// Makes a change on behalf of `author`, or only checks it where it is `validate_only`. A caller
-    /// that gives up before the change has begun makes none.
+    /// Commits a change on behalf of `author`; with `validate_only`, only determines its effects. A
+    /// caller that gives up before the change has begun makes none.
     pub async fn apply(
         &self,
         request: proto::ApplyConfigRequest,
         author: String,
         admission: Admission,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        let applied = commit::request(&self.commits, |answer| {
-            Commit::Apply(Box::new(request), author, admission, answer)
-        });
-        self.handed(applied.await).await
+        let request = |reply| Commit::Apply(Box::new(request), author, admission, reply);
+        let answer = send_request(&self.commits, request).await?;
+        self.clients.wait_for_handover(answer.revision).await;
+        Ok(answer)
     }
 
-    /// Makes the document of an earlier revision current again, as a new revision.
+    /// Commits the document of an earlier revision again, as a new revision.
     pub async fn roll_back(
         &self,
         request: proto::RollbackConfigRequest,
         author: String,
     ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        let applied =
-            commit::request(&self.commits, |answer| Commit::RollBack(request, author, answer));
-        self.handed(applied.await).await
-    }
-
-    async fn handed(
-        &self,
-        applied: Result<proto::ApplyConfigResponse, ApplyError>,
-    ) -> Result<proto::ApplyConfigResponse, ApplyError> {
-        if let Ok(answer) = &applied {
-            self.clients.handed(answer.revision).await;
-        }
-        applied
+        let request = |reply| Commit::Rollback(request, author, reply);
+        let answer = send_request(&self.commits, request).await?;
+        self.clients.wait_for_handover(answer.revision).await;
+        Ok(answer)
     }
 
     /// Confirms the pending revision; `revision` 0 accepts any. Returns its number.
     pub async fn confirm(&self, revision: u64, author: String) -> Result<u64, ApplyError> {
-        commit::request(&self.commits, |answer| Commit::Confirm(revision, author, answer)).await
+        send_request(&self.commits, |reply| Commit::Confirm(revision, author, reply)).await
     }
 
     /// Returns the deadline to confirm the pending revision.
@@ -193,19 +184,19 @@ impl Control {
         Ok(unconfirmed.map(|(_, unconfirmed)| UnixTime(unconfirmed.until_unix_ns)))
     }
 
-    /// Returns a revision, or the current one with 0, without its secrets; `None` where it is not
-    /// kept.
+    /// Returns a revision without its secrets. The number 0 stands for the current revision; `None` is
+    /// returned for a revision that is not kept.
     pub async fn revision(&self, revision: u64) -> Result<Option<StoredRevision>, StoreError> {
         let (store, digester) = (self.store.clone(), self.digester.clone());
         let revision = match revision {
             0 => self.committed.borrow().rolled_back_to.unwrap_or(0),
-            asked => asked,
+            requested => requested,
         };
         let read = self.reads.blocking(move || {
             let stored = if revision == 0 { store.current() } else { store.revision(revision) };
             stored.map(|stored| {
                 stored.map(|stored| StoredRevision {
-                    config: stored.config.map(|document| digester.redacted(document)),
+                    config: stored.config.map(|document| digester.redact(document)),
                     ..stored
                 })
             })
@@ -229,33 +220,32 @@ impl Control {
         self.committed.borrow().config.connections.keys().cloned().collect()
     }
 
-    /// Refuses names that no connection has.
-    pub fn check_names(&self, names: &[String]) -> Result<(), ByHandError> {
+    /// Returns an error for the first name that no configured connection has.
+    pub fn check_names(&self, names: &[String]) -> Result<(), ClientsError> {
         let committed = self.committed.borrow();
         let known = &committed.config.connections;
         match names.iter().find(|name| !known.contains_key(*name)) {
-            Some(unknown) => Err(ByHandError::Unknown(unknown.clone())),
+            Some(unknown) => Err(ClientsError::Unknown(unknown.clone())),
             None => Ok(()),
         }
     }
 
-    /// Refuses names that no session of these connections has, or of any connection where none is
-    /// named.
+    /// Returns an error for the first name that no session of the named connections has. An empty
+    /// `connections` selects all connections.
     pub fn check_session_names(
         &self,
         connections: &[String],
         sessions: &[String],
-    ) -> Result<(), ByHandError> {
+    ) -> Result<(), ClientsError> {
         if sessions.is_empty() {
             return Ok(());
         }
         let committed = self.committed.borrow();
-        let asked_for = committed.config.connections.values();
-        let asked_for =
-            asked_for.filter(|one| connections.is_empty() || connections.contains(&one.name));
-        let known: HashSet<&str> = asked_for.flat_map(|one| one.session_names()).collect();
+        let is_selected = |name| connections.is_empty() || connections.contains(name);
+        let selected = committed.config.connections.values().filter(|c| is_selected(&c.name));
+        let known: HashSet<&str> = selected.flat_map(|c| c.session_names()).collect();
         match sessions.iter().find(|name| !known.contains(name.as_str())) {
-            Some(unknown) => Err(ByHandError::UnknownSession(unknown.clone())),
+            Some(unknown) => Err(ClientsError::UnknownSession(unknown.clone())),
             None => Ok(()),
         }
     }
@@ -265,22 +255,22 @@ impl Control {
         self.committed.borrow().revision
     }
 
-    /// Returns the revision that all running measurements follow.
+    /// Returns the latest revision that all running measurements have applied.
     pub fn applied_revision(&self) -> u64 {
         let committed = self.committed.borrow().clone();
         if let Some(to) = committed.rolled_back_to {
             return to;
         }
-        let (reached, waiting) = self.clients.applied();
-        let same_server = match (&*self.server_applied.borrow(), &committed.config.server) {
+        let Handover { handed, earliest_unapplied } = self.clients.handover();
+        let is_server_applied = match (&*self.server_applied.borrow(), &committed.config.server) {
             (None, None) => true,
-            (Some(applied), Some(wanted)) => applied == wanted,
+            (Some(applied), Some(desired)) => applied == desired,
             _ => false,
         };
-        match waiting {
-            Some(unapplied) => unapplied.saturating_sub(1).min(reached),
-            None if same_server => reached,
-            None => reached.saturating_sub(1),
+        match earliest_unapplied {
+            Some(unapplied) => unapplied.saturating_sub(1).min(handed),
+            None if is_server_applied => handed,
+            None => handed.saturating_sub(1),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Makes the roles follow the committed configuration. Level-triggered: each round compares whole
-//! configurations, so a revision that was replaced meanwhile leaves nothing behind.
+//! Makes the roles follow the committed configuration. Each round compares the complete running
+//! configuration with the complete committed one, so a round may skip revisions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::{
     supervise::Heartbeat,
 };
 
-/// Time that the client role waits for the server role to open its sockets.
-const SERVER_FIRST: Duration = Duration::from_millis(50);
+/// Maximum time that the client role waits for the server role to open its sockets.
+const SERVER_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The committed configuration and the roles that follow it.
 #[derive(Clone)]
@@ -32,8 +32,8 @@ pub(super) struct Reconciler {
 }
 
 impl Reconciler {
-    /// Follows until the token is cancelled.
-    pub(super) async fn follow(mut self, heartbeat: Heartbeat) {
+    /// Applies each committed configuration until the token is cancelled.
+    pub(super) async fn run(mut self, heartbeat: Heartbeat) {
         loop {
             let Committed { revision, config, .. } = self.committed.borrow_and_update().clone();
             self.server.send_if_modified(|running| {
@@ -41,12 +41,13 @@ impl Reconciler {
                 running.clone_from(&config.server);
                 differs
             });
-            // A connection to the server of the same agent is accepted at the first attempt.
+            // The server role goes first, so that a connection to the server of the same agent
+            // succeeds at the first attempt.
             let applied = self.server_applied.wait_for(|applied| *applied == config.server);
-            let _ = timeout(SERVER_FIRST, applied).await;
+            let _ = timeout(SERVER_TIMEOUT, applied).await;
             // Statistics need the configuration before the first result arrives.
             self.results.expect(&config);
-            self.clients.follow(&config, revision);
+            self.clients.apply_config(&config, revision);
             self.results.follow_config(&config);
             self.export.send_if_modified(|running| {
                 let differs = *running != config.export;

@@ -1,5 +1,6 @@
-//! Secrets in documents: stored, never shown. A digest that only this agent can make is shown
-//! instead. In the same field of the same part it can be applied in place of the secret.
+//! Secrets in documents: stored, never shown. Documents are shown with a digest of each secret, made
+//! with a key of this agent. A client may apply the digest in place of the secret, in the same field of
+//! the same connection, key or exporter.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,7 @@ use crate::{
     store::StoreError,
 };
 
-/// Bytes of the HMAC that a digest shows.
+/// Number of bytes of the HMAC that a digest has.
 const DIGEST_BYTES: usize = 16;
 
 /// Key for the digests of secrets.
@@ -41,7 +42,7 @@ impl Digester {
     }
 
     /// Replaces the secrets of a document by their digests.
-    pub(super) fn redacted(&self, mut document: AgentConfig) -> AgentConfig {
+    pub(super) fn redact(&self, mut document: AgentConfig) -> AgentConfig {
         document.visit_secrets("", &mut |_, secret, digest| {
             if !secret.is_empty() {
                 *digest = self.digest(secret);
@@ -51,9 +52,11 @@ impl Digester {
         document
     }
 
-    /// Replaces the digests of a document by the secrets that `current` has in the same places. A
-    /// digest of no such secret is kept: it is a violation.
-    pub(super) fn completed(
+    /// Replaces the digests of a document by the secrets that `current` has in the same fields. A
+    /// digest that matches no secret there is left in the document, and `parse` reports a violation.
+    /// A secret in the document takes precedence over a digest. `current` is called only if a secret
+    /// of the document is empty.
+    pub(super) fn restore_secrets(
         &self,
         mut document: AgentConfig,
         current: impl FnOnce() -> Result<AgentConfig, StoreError>,
@@ -111,21 +114,25 @@ mod tests {
     fn digests_can_be_applied_in_place_of_their_secrets() {
         let digester = Digester::new([7; 32]);
         let current = document("correct horse", "");
-        let shown = digester.redacted(current.clone());
+        let shown = digester.redact(current.clone());
         let (hidden, digest) = secret(&shown);
         assert_eq!((hidden, digest.len()), ("", 2 * DIGEST_BYTES));
-        let again = digester.completed(shown.clone(), || Ok(current.clone())).unwrap();
+        let again = digester.restore_secrets(shown.clone(), || Ok(current.clone())).unwrap();
         assert_eq!(again, current);
-        assert_ne!(Digester::new([8; 32]).redacted(current.clone()), shown, "of this agent alone");
-        // A digest that stands for nothing stays; a new secret goes before an old digest.
+        assert_ne!(Digester::new([8; 32]).redact(current.clone()), shown, "other key");
+        // An unknown digest is kept; a new secret takes precedence over an old digest.
         let unknown = document("", "00");
-        assert_eq!(digester.completed(unknown.clone(), || Ok(current.clone())).unwrap(), unknown);
-        let changed = digester.completed(document("new", digest), || Ok(current.clone())).unwrap();
+        assert_eq!(
+            digester.restore_secrets(unknown.clone(), || Ok(current.clone())).unwrap(),
+            unknown
+        );
+        let changed =
+            digester.restore_secrets(document("new", digest), || Ok(current.clone())).unwrap();
         assert_eq!(secret(&changed), ("new", ""));
     }
 
     #[test]
-    fn a_digest_stands_for_its_secret_in_the_same_field_of_the_same_part_alone() {
+    fn a_digest_is_replaced_only_in_the_field_of_its_secret() {
         let digester = Digester::new([7; 32]);
         let key = |key_id: &str, secret: &str, secret_digest: &str| Key {
             key_id: key_id.into(),
@@ -137,12 +144,12 @@ mod tests {
             let server = ServerConfig { key_chains, ..ServerConfig::default() };
             AgentConfig { server: Some(server), ..AgentConfig::default() }
         };
-        // Two keys of one name are how a key is replaced.
+        // A key is replaced by adding a second key with the same `key_id`.
         let current = server(vec![key("alice", "old", ""), key("alice", "new", "")]);
         let (old, new) = (digester.digest("old"), digester.digest("new"));
         let shown = server(vec![key("alice", "", &new), key("alice", "", &old)]);
-        let completed = digester.completed(shown, || Ok(current.clone())).unwrap();
-        assert_eq!(completed, server(vec![key("alice", "new", ""), key("alice", "old", "")]));
+        let restored = digester.restore_secrets(shown, || Ok(current.clone())).unwrap();
+        assert_eq!(restored, server(vec![key("alice", "new", ""), key("alice", "old", "")]));
         let elsewhere = [
             server(vec![key("mallory", "", &old)]),
             AgentConfig {
@@ -159,12 +166,12 @@ mod tests {
             document("", &old),
         ];
         for document in elsewhere {
-            let completed = digester.completed(document.clone(), || Ok(current.clone()));
-            assert_eq!(completed.unwrap(), document);
+            let restored = digester.restore_secrets(document.clone(), || Ok(current.clone()));
+            assert_eq!(restored.unwrap(), document);
         }
     }
 
-    /// Sets every string of a message, in every part of it, to the same text.
+    /// Returns a message in which every string, also of nested messages, is the same text.
     #[expect(clippy::wildcard_enum_match_arm, reason = "other kinds hold no secret")]
     fn filled(message: &MessageDescriptor) -> DynamicMessage {
         let mut all = DynamicMessage::new(message.clone());
@@ -182,7 +189,7 @@ mod tests {
         all
     }
 
-    /// Paths of the secrets of a message that have a value, and the number of secrets.
+    /// Adds the paths of all secrets that have a value, and the number of all secrets, to `found`.
     #[expect(clippy::wildcard_enum_match_arm, reason = "other kinds hold no secret")]
     fn secrets_with_value(message: &DynamicMessage, path: &str, found: &mut (Vec<String>, usize)) {
         for field in message.descriptor().fields() {
@@ -218,13 +225,14 @@ mod tests {
         secrets_with_value(&all, "", &mut found);
         assert_eq!((found.0.len(), found.1), (5, 5), "{:?}", found.0);
         let document: AgentConfig = all.transcode_to().unwrap();
-        let redacted = Digester::new([7; 32]).redacted(document.clone());
+        let redacted = Digester::new([7; 32]).redact(document.clone());
         let mut shown = DynamicMessage::new(descriptor);
         shown.transcode_from(&redacted).unwrap();
         let mut found = (Vec::new(), 0);
         secrets_with_value(&shown, "", &mut found);
         assert_eq!(found, (Vec::new(), 5));
-        // The text is in other fields as well, so their values are compared, not the whole.
+        // `filled` sets all strings to the same text, so this checks that `Debug` omits the field, not
+        // that the text is absent.
         let key = &document.server.as_ref().unwrap().key_chains[0].keys[0];
         assert!(!format!("{key:?}").contains("secret: "), "{key:?}");
     }
@@ -236,8 +244,9 @@ mod tests {
         let pool = DescriptorPool::decode(DESCRIPTORS).unwrap();
         let messages = pool.all_messages().filter(|m| m.package_name() == "twamp.agent.v1");
         for field in messages.flat_map(|message| message.fields().collect::<Vec<_>>()) {
-            let sounds = WORDS.iter().any(|word| field.name().contains(word));
-            if sounds && !field.name().ends_with("_digest") && !field.name().starts_with("page_") {
+            let has_word = WORDS.iter().any(|word| field.name().contains(word));
+            if has_word && !field.name().ends_with("_digest") && !field.name().starts_with("page_")
+            {
                 let option = field.options().get_field_by_name("debug_redact").is_some();
                 assert!(option, "{}: debug_redact", field.full_name());
             }

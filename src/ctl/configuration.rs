@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-/// Removed parts that a question names.
-const NAMED_REMOVALS: usize = 8;
+/// Maximum number of removed parts that the confirmation prompt lists.
+const MAX_LISTED_REMOVALS: usize = 8;
 
 /// Commands that show or change the configuration; their comments are the help texts.
 #[derive(Clone, Debug, Subcommand)]
@@ -71,7 +71,7 @@ pub enum ConfigurationCommand {
         /// Treat FILE as parts, as with apply --merge
         #[arg(long, requires = "file")]
         merge: bool,
-        /// One revision or two; the current one by default
+        /// Show what REVISION changed, or compare two; the current one by default
         #[arg(value_name = "REVISION", num_args = 0..=2)]
         revisions: Vec<u64>,
     },
@@ -85,18 +85,18 @@ pub struct ChangeOptions {
     /// Check the change and show its effects without committing it
     #[arg(long)]
     dry_run: bool,
-    /// Commit only if this is the current revision; 0 if none was committed yet
+    /// Commit only if REVISION is the current one (0: nothing was committed yet)
     #[arg(long, value_name = "REVISION")]
     expect: Option<u64>,
     /// Roll back unless the revision is confirmed within this time, such as 5m
-    #[arg(long, value_name = "TIME", value_parser = length)]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     confirm: Option<prost_types::Duration>,
     /// Reason for the change, kept with the revision
     #[arg(long, default_value = "")]
     comment: String,
 }
 
-fn length(text: &str) -> Result<prost_types::Duration, String> {
+fn parse_timeout(text: &str) -> Result<prost_types::Duration, String> {
     parse_duration(text).ok_or_else(|| format!("expected {DURATION_FORM}"))
 }
 
@@ -140,7 +140,7 @@ pub(super) async fn run(
                 let RollbackConfigResponse { revision, changes, warnings, confirm_deadline } =
                     answer.clone();
                 let same = ApplyConfigResponse { revision, changes, warnings, confirm_deadline };
-                applied(&same, options.dry_run, "not in that revision")
+                format_answer(&same, options.dry_run, "not in that revision")
             })
         }
         ConfigurationCommand::Diff { file: Some(file), merge, .. } => {
@@ -152,7 +152,9 @@ pub(super) async fn run(
             };
             let answer = agent.config().apply_config(request).await?.into_inner();
             let reason = removal_reason(mode(merge));
-            print(format, &answer, "ApplyConfigResponse", || changes(&answer.changes, reason))
+            print(format, &answer, "ApplyConfigResponse", || {
+                format_changes(&answer.changes, reason, None)
+            })
         }
         ConfigurationCommand::Diff { revisions, .. } => diff(agent, &revisions, format).await,
         ConfigurationCommand::Revisions => {
@@ -176,7 +178,7 @@ pub(super) async fn show(
     }
 }
 
-/// Applies a document. A person is asked before anything is removed.
+/// Applies a document. On a terminal, asks before anything is removed.
 async fn apply(
     agent: &Connection,
     mut request: ApplyConfigRequest,
@@ -189,7 +191,7 @@ async fn apply(
         let (validate_only, request_id) = (true, String::new());
         let plan = ApplyConfigRequest { validate_only, request_id, ..request.clone() };
         let plan = agent.config().apply_config(plan).await?.into_inner();
-        if let Some(removals) = removals(&plan.changes, reason) {
+        if let Some(removals) = format_removals(&plan.changes, reason) {
             if !confirm(&format!("{removals}\nApply?"))? {
                 return Err(CtlError::Declined);
             }
@@ -198,7 +200,7 @@ async fn apply(
         }
     }
     let answer = agent.config().apply_config(request).await?.into_inner();
-    print(format, &answer, "ApplyConfigResponse", || applied(&answer, dry_run, reason))
+    print(format, &answer, "ApplyConfigResponse", || format_answer(&answer, dry_run, reason))
 }
 
 fn mode(merge: bool) -> ApplyMode {
@@ -213,27 +215,30 @@ fn removal_reason(mode: ApplyMode) -> &'static str {
 }
 
 /// Returns a line with the parts that are removed; `None` if there are none.
-fn removals(changes: &[Change], reason: &str) -> Option<String> {
+fn format_removals(changes: &[Change], reason: &str) -> Option<String> {
     let removed: Vec<&str> = changes
         .iter()
         .filter(|change| change.kind() == ChangeKind::Removed)
         .map(|change| change.path.as_str())
         .collect();
-    let named = removed.iter().take(NAMED_REMOVALS).copied().collect::<Vec<_>>().join(", ");
-    let more = match removed.len().saturating_sub(NAMED_REMOVALS) {
+    let named = removed.iter().take(MAX_LISTED_REMOVALS).copied().collect::<Vec<_>>().join(", ");
+    let more = match removed.len().saturating_sub(MAX_LISTED_REMOVALS) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    (!removed.is_empty()).then(|| format!("REMOVES {named}{more} ({reason})"))
+    (!removed.is_empty()).then(|| format!("this change removes {named}{more} ({reason})"))
 }
 
-/// Prints the changes of one revision, or the differences between two.
+/// Prints the changes that one revision made, or the differences between two. Without a revision, the
+/// request has 0, which stands for the current one.
 async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(), CtlError> {
     let get = async |revision| pages::config(agent, revision).await;
     let [before, after] = revisions else {
         let revision = revisions.first().copied().unwrap_or(0);
         let answer = get(revision).await?;
-        return print(format, &answer, "GetConfigResponse", || changes(&answer.changes, ""));
+        return print(format, &answer, "GetConfigResponse", || {
+            format_changes(&answer.changes, "", None)
+        });
     };
     let value = |answer: GetConfigResponse| {
         to_value(&answer.config.unwrap_or_default(), "AgentConfig", Fields::Given)
@@ -251,14 +256,15 @@ async fn diff(agent: &Connection, revisions: &[u64], format: Format) -> Result<(
     print_together(format, vec![("fields", parts?.into())], table)
 }
 
-fn applied(answer: &ApplyConfigResponse, dry_run: bool, removal_reason: &str) -> String {
+fn format_answer(answer: &ApplyConfigResponse, dry_run: bool, removal_reason: &str) -> String {
     let mut text = match (dry_run, answer.changes.is_empty()) {
         (true, _) => format!("dry run against revision {}", answer.revision),
         (false, true) => format!("revision {}: no changes", answer.revision),
         (false, false) => format!("revision {}", answer.revision),
     };
     if !answer.changes.is_empty() {
-        text += &format!("\n{}", changes(&answer.changes, removal_reason));
+        let revision = (!dry_run).then_some(answer.revision);
+        text += &format!("\n{}", format_changes(&answer.changes, removal_reason, revision));
     }
     if answer.confirm_deadline.is_some() {
         let until = time(answer.confirm_deadline.as_ref());
@@ -270,8 +276,9 @@ fn applied(answer: &ApplyConfigResponse, dry_run: bool, removal_reason: &str) ->
     text
 }
 
-/// Returns the changes, removals first.
-fn changes(changes: &[Change], removal_reason: &str) -> String {
+/// Returns the changes, removals first. `revision` is the revision that made them, if any; its details
+/// can be read later.
+fn format_changes(changes: &[Change], removal_reason: &str, revision: Option<u64>) -> String {
     if changes.is_empty() {
         return "no changes".into();
     }
@@ -288,7 +295,10 @@ fn changes(changes: &[Change], removal_reason: &str) -> String {
             line += &format!(": {removal_reason}");
         }
         if change.details_omitted {
-            line += " (details left out: see `twampctl diff`)";
+            line += &match revision {
+                Some(revision) => format!(" (details omitted: see `twampctl diff {revision}`)"),
+                None => " (details omitted)".to_owned(),
+            };
         }
         lines.push(line + &field_lines(&change.fields, "    "));
     }
@@ -296,9 +306,9 @@ fn changes(changes: &[Change], removal_reason: &str) -> String {
 }
 
 fn field_lines(fields: &[FieldChange], indent: &str) -> String {
-    let or_nothing = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let line = |field: &FieldChange| {
-        let (before, after) = (or_nothing(&field.before), or_nothing(&field.after));
+        let (before, after) = (or_dash(&field.before), or_dash(&field.after));
         format!("\n{indent}{}: {before} -> {after}", field.path)
     };
     fields.iter().map(line).collect()
@@ -320,23 +330,32 @@ mod tests {
             change("client/loop", ChangeKind::Removed, ChangeEffect::Stop),
         ];
         assert_eq!(
-            changes(&all, "not in the file"),
+            format_changes(&all, "not in the file", None),
             "  client/loop removed (stop): not in the file\n  client/new added (start)"
         );
-        let line = removals(&all, "not in the file").unwrap();
-        assert_eq!(line, "REMOVES client/loop (not in the file)");
-        assert_eq!(removals(&all[..1], "not in the file"), None);
+        let line = format_removals(&all, "not in the file").unwrap();
+        assert_eq!(line, "this change removes client/loop (not in the file)");
+        assert_eq!(format_removals(&all[..1], "not in the file"), None);
         let kind = ChangeKind::Removed;
         let many: Vec<Change> =
             (0..10).map(|n| change(&format!("client/c{n}"), kind, ChangeEffect::Stop)).collect();
-        let line = removals(&many, "not in the file").unwrap();
+        let line = format_removals(&many, "not in the file").unwrap();
         assert!(line.ends_with("client/c7 and 2 more (not in the file)"), "{line}");
     }
 
     #[test]
+    fn omitted_details_can_be_read_of_a_commit_only() {
+        let mut change = change("client/a", ChangeKind::Changed, ChangeEffect::Live);
+        change.details_omitted = true;
+        let line = |revision| format_changes(&[change.clone()], "", revision);
+        assert!(line(Some(7)).ends_with("(details omitted: see `twampctl diff 7`)"));
+        assert!(line(None).ends_with("(details omitted)"));
+    }
+
+    #[test]
     fn durations_of_options_may_have_any_unit() {
-        assert_eq!(length("5m").map(|length| length.seconds), Ok(300));
-        let error = length("soon").unwrap_err();
+        assert_eq!(parse_timeout("5m").map(|timeout| timeout.seconds), Ok(300));
+        let error = parse_timeout("soon").unwrap_err();
         assert_eq!(error, "expected a number with a unit, such as 20ms, 1.5s or 1m30s");
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     net::tcp,
 };
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence after which a keepalive is sent, and the time allowed for its acknowledgement.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,8 +37,8 @@ pub enum ConnectError {
         /// Innermost error of the transport.
         detail: String,
     },
-    /// The answer is not TLS, though the target says https.
-    #[error("something answers at {0}, but not TLS: leave out https://")]
+    /// The answer is not TLS, although the target says https.
+    #[error("{0} answers without TLS: use http:// instead of https://")]
     NotTls(String),
     /// The agent ended the handshake.
     #[error(
@@ -75,7 +75,7 @@ pub enum ConnectError {
 /// Address of an agent: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// TCP, with TLS where the scheme is `https`.
+    /// TCP, with TLS if the scheme is `https`.
     Url(String),
     /// TCP to a link-local address.
     Zoned {
@@ -153,7 +153,7 @@ impl Connection {
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
                 // The URL is not used; a channel must have one.
-                let endpoint = kept_alive(Endpoint::from_static("http://agent"));
+                let endpoint = with_keepalive(Endpoint::from_static("http://agent"));
                 within(&shown, endpoint.connect_with_connector(connector)).await?
             }
             Target::Url(url) => {
@@ -162,7 +162,7 @@ impl Connection {
                 if target.tls_host().is_some() {
                     endpoint = endpoint.tls_config(tls.config()?).map_err(failed)?;
                 }
-                within(url, kept_alive(endpoint).connect()).await?
+                within(url, with_keepalive(endpoint).connect()).await?
             }
             Target::Zoned { url, zoned } => {
                 let failed = |error: tonic::transport::Error| connect_error(url, &error);
@@ -178,7 +178,7 @@ impl Connection {
                     let zoned = zoned.clone();
                     async move { tcp::connect_zoned(&zoned).await.map(TokioIo::new) }
                 });
-                within(url, kept_alive(endpoint).connect_with_connector(connector)).await?
+                within(url, with_keepalive(endpoint).connect_with_connector(connector)).await?
             }
         };
         Ok(Self { channel })
@@ -214,7 +214,7 @@ impl Connection {
     }
 }
 
-/// Waits for a connect, up to `CONNECT_LIMIT`.
+/// Waits for a connect, up to `CONNECT_TIMEOUT`.
 async fn within<T, E>(
     target: &str,
     connecting: impl Future<Output = Result<T, E>>,
@@ -222,17 +222,17 @@ async fn within<T, E>(
 where
     E: Error + 'static,
 {
-    match timeout(CONNECT_LIMIT, connecting).await {
+    match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(connected) => connected.map_err(|error| connect_error(target, &error)),
         Err(_) => Err(ConnectError::Unreachable {
             target: target.to_owned(),
-            detail: format!("no answer within {CONNECT_LIMIT:?}"),
+            detail: format!("no answer within {CONNECT_TIMEOUT:?}"),
         }),
     }
 }
 
 /// Sets the keepalive that detects an agent that no longer answers.
-fn kept_alive(endpoint: Endpoint) -> Endpoint {
+fn with_keepalive(endpoint: Endpoint) -> Endpoint {
     endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }
 
@@ -253,7 +253,7 @@ impl TlsFiles {
     }
 }
 
-/// Converts an error of the transport. Its innermost part tells the reason: the outer ones only say
+/// Converts an error of the transport. The innermost error has the reason; the outer errors only say
 /// "transport error".
 fn connect_error(target: &str, error: &(dyn Error + 'static)) -> ConnectError {
     let host = target.rsplit("://").next().unwrap_or(target).to_owned();
@@ -272,7 +272,7 @@ fn connect_error(target: &str, error: &(dyn Error + 'static)) -> ConnectError {
     ConnectError::Unreachable { target: target.to_owned(), detail }
 }
 
-/// Returns the error that all others come from.
+/// Returns the last error in the chain of sources.
 pub(super) fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut innermost = error;
     while let Some(inner) = innermost.source() {

@@ -22,7 +22,7 @@ use crate::{
 pub struct ConnectionSelection {
     /// Names of connections
     pub(super) names: Vec<String>,
-    /// Choose every active connection
+    /// Select all active connections
     #[arg(long)]
     pub(super) all: bool,
 }

@@ -1,4 +1,4 @@
-//! Errors of the command-line client, in its own words.
+//! Errors of the command-line client. Their texts name commands instead of methods of the API.
 
 use std::error::Error;
 
@@ -9,13 +9,15 @@ use tonic_types::StatusExt;
 use super::connect::{ConnectError, Target, innermost};
 use crate::document::DocumentError;
 
-/// Methods that messages of the API refer to, and the commands that call them.
-const COMMANDS: [(&str, &str); 5] = [
+/// Methods and fields that messages of the API refer to, and the commands and options for them.
+const COMMANDS: [(&str, &str); 7] = [
     ("ListServerConnections", "`twampctl server status`"),
     ("ListRevisions", "`twampctl revisions`"),
     ("ListConnections", "`twampctl status`"),
     ("StartConnections", "`twampctl start`"),
     ("GetConfig", "`twampctl get config`"),
+    ("StreamRecords: earliest", "`twampctl stream --earliest`"),
+    ("ListRecords: after_cursor 0", "`twampctl records --after 0`"),
 ];
 
 /// Reason for which a command failed.
@@ -138,8 +140,8 @@ fn transport_text(message: &str, source: &(dyn Error + 'static)) -> String {
         );
     }
     match message.contains(&detail) {
-        true => format!("the agent went away ({message})"),
-        false => format!("the agent went away ({message}: {detail})"),
+        true => format!("the connection to the agent was lost ({message})"),
+        false => format!("the connection to the agent was lost ({message}: {detail})"),
     }
 }
 
@@ -179,7 +181,9 @@ mod tests {
         );
         assert_eq!(error.exit_code(), 69);
         let plain: Target = "agent.example:50051".parse().unwrap();
-        assert!(closed().over(&plain).to_string().starts_with("the agent went away"));
+        assert!(
+            closed().over(&plain).to_string().starts_with("the connection to the agent was lost")
+        );
         let refused = CtlError::from(Status::not_found("no such connection")).over(&target);
         assert_eq!(refused.to_string(), "no such connection (NotFound)");
     }

@@ -1,4 +1,4 @@
-//! Input of commands: files, standard input, and the answer of a person.
+//! Input of commands: files, standard input, and answers on the terminal.
 
 use std::{
     fs::File,
@@ -34,7 +34,8 @@ fn read_bounded(source: impl Read) -> io::Result<String> {
     Ok(text)
 }
 
-/// Reads a configuration. An empty file is an error: a truncated one must not remove everything.
+/// Reads a configuration. An empty file is an error, because a truncated file must not remove the whole
+/// configuration.
 pub fn read_document(path: &Path) -> Result<AgentConfig, CtlError> {
     let text = read_file(path)?;
     let config = match text.trim() {
@@ -44,12 +45,12 @@ pub fn read_document(path: &Path) -> Result<AgentConfig, CtlError> {
     config.map_err(|error| CtlError::Document(path.display().to_string(), error))
 }
 
-/// Returns whether a person can be asked.
+/// Returns true if a question can be asked on the terminal.
 pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks a question on the terminal; anything but `y` or `yes` is no.
+/// Asks a question on the terminal. Returns true only after `y` or `yes`.
 pub(super) fn confirm(question: &str) -> io::Result<bool> {
     let mut terminal = io::stderr().lock();
     write!(terminal, "{question} [y/N] ")?;

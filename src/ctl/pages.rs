@@ -1,4 +1,4 @@
-//! Listings of an agent, requested page by page.
+//! Lists of the API, requested page by page.
 
 use prost::Message;
 use tonic::{Response, Status};

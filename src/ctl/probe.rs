@@ -117,7 +117,7 @@ impl ProbeArguments {
     }
 }
 
-/// Returns one line for each step up to the one that failed.
+/// Returns one line for each step, up to the first step that failed, and a line with the verdict.
 pub(super) fn verdict(found: &ProbeServerResponse) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| lines.push(entry(name, &value));
@@ -148,7 +148,7 @@ pub(super) fn verdict(found: &ProbeServerResponse) -> String {
         line(
             "probe",
             format!(
-                "rtt {}, reflector took {}, TTL at reflector {hops}",
+                "rtt {} (without {} in the reflector), TTL at reflector {hops}",
                 nanoseconds(probe.rtt_ns.unwrap_or(0) as f64),
                 nanoseconds(probe.reflector_processing_ns.unwrap_or(0) as f64),
             ),

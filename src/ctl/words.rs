@@ -4,28 +4,28 @@ use jiff::Timestamp;
 
 use crate::proto::{DelayStats, Figures};
 
-fn formatted(time: Option<&prost_types::Timestamp>, format: &str) -> String {
+fn format_time(time: Option<&prost_types::Timestamp>, format: &str) -> String {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
         .map_or_else(|| "-".into(), |time| time.strftime(format).to_string())
 }
 
-/// Returns a time in UTC, to the millisecond; `-` where there is none.
+/// Returns a time in UTC, to the millisecond; `-` if there is none.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
-    formatted(time, "%Y-%m-%d %H:%M:%S.%3fZ")
+    format_time(time, "%Y-%m-%d %H:%M:%S.%3fZ")
 }
 
-/// Returns a time in UTC, to the second; `-` where there is none.
+/// Returns a time in UTC, to the second; `-` if there is none.
 pub(super) fn time_in_seconds(time: Option<&prost_types::Timestamp>) -> String {
-    formatted(time, "%Y-%m-%d %H:%M:%SZ")
+    format_time(time, "%Y-%m-%d %H:%M:%SZ")
 }
 
-/// Returns the time of day in UTC, with its date where that is not the date of `now`.
+/// Returns the time of day in UTC. Adds the date if it differs from the date of `now`.
 pub(super) fn time_of_day(
     time: Option<&prost_types::Timestamp>,
     now: Option<&prost_types::Timestamp>,
 ) -> String {
     let day = |time: Option<&prost_types::Timestamp>| time.map(|time| time.seconds / 86_400);
-    if day(time) == day(now) { formatted(time, "%H:%M:%S") } else { time_in_seconds(time) }
+    if day(time) == day(now) { format_time(time, "%H:%M:%S") } else { time_in_seconds(time) }
 }
 
 /// Returns a count with its noun.
@@ -41,9 +41,9 @@ pub(super) fn list(verb: &str, names: &[String]) -> String {
     }
 }
 
-/// Columns of a terminal that texts are made for.
+/// Width of a terminal for which texts are wrapped.
 const COLUMNS: usize = 80;
-/// Column of the values of entries.
+/// Column in which the values of entries begin.
 const VALUE_COLUMN: usize = 10;
 
 /// Returns a name and its value, wrapped between words with the later lines indented.
@@ -123,7 +123,7 @@ fn values(stats: Option<&DelayStats>, values: impl Fn(&DelayStats) -> Vec<f64>) 
     format!("{} {unit}", values.join("/"))
 }
 
-/// Returns the share of the lost probes among those that are decided.
+/// Returns the percentage of lost probes among those that were received or lost.
 pub(super) fn loss_percent(figures: &Figures) -> Option<String> {
     let decided = figures.probes_received + figures.probes_lost;
     let percent = figures.probes_lost as f64 * 100.0 / decided as f64;
@@ -134,7 +134,7 @@ pub(super) fn loss_percent(figures: &Figures) -> Option<String> {
     (decided > 0).then(|| format!("{} %", text.trim_end_matches(".0")))
 }
 
-/// Returns the directions in which probes were lost; nothing where none was.
+/// Returns the directions in which probes were lost; `None` if no probe was lost.
 pub(super) fn loss_directions(figures: &Figures) -> Option<String> {
     let egress = figures.probes_lost_egress.unwrap_or(0);
     let ingress = figures.probes_lost_ingress.unwrap_or(0);

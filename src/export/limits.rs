@@ -1,5 +1,5 @@
-//! Bucket limits of exported histograms: powers of two in nanoseconds, which are edges of our own
-//! buckets, so that all counts are exact.
+//! Bucket limits of exported histograms: powers of two in nanoseconds. The buckets of [`crate::stats`]
+//! have edges there as well, so that all counts are exact.
 
 /// Exponents of the limits: from 2^13 ns (8 us) to 2^34 ns (17 s).
 const EXPONENTS: std::ops::RangeInclusive<u32> = 13..=34;

@@ -123,7 +123,8 @@ impl Exporters {
         let failing = state.clone();
         let failed = move |text: &str, last: bool| {
             tracing::error!(exporter = failing.name(), error = text, last, "exporter failed");
-            failing.failed(&format!("failed, restarting: {text}"));
+            let outcome = if last { "not restarted" } else { "restarting" };
+            failing.record_failure(&format!("failed, {outcome}: {text}"));
         };
         let run = move |heartbeat: Heartbeat| {
             let shipment = Shipment {

@@ -24,12 +24,12 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Messages in flight, without their acknowledgement.
+/// Maximum number of messages that are sent before their acknowledgements are awaited.
 const MAX_IN_FLIGHT: usize = 256;
-/// Upper limit of the bytes of a message besides its payload and identifier: header names and line
+/// Upper limit of the bytes of a message in addition to payload and identifier: header names and line
 /// ends.
 const HEADER_BYTES: usize = 64;
-/// Time for which the server detects duplicates in a stream that is created.
+/// Time for which the server detects duplicates, for a stream that the exporter creates.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 
 /// Connection to a stream of JetStream.
@@ -44,7 +44,8 @@ pub(super) struct NatsSink {
     secret: Option<Secret>,
     ca_certificates: String,
     agent_id: String,
-    /// Latest record that this agent may have sent before: one behind it is no duplicate.
+    /// Cursor up to which this agent may have sent records before. A record after it cannot be a
+    /// duplicate of this agent's own messages.
     sent_up_to: u64,
     connected: Option<(Client, jetstream::Context)>,
 }
@@ -77,7 +78,7 @@ impl NatsSink {
         let mut options = ConnectOptions::new()
             .name("twamp-agent")
             .connection_timeout(CONNECT_TIMEOUT)
-            // The exporter reconnects and reports that itself.
+            // The exporter itself reconnects, and reports the failure.
             .max_reconnects(1);
         let secret = self.secret.as_ref().map(|secret| String::from_utf8_lossy(secret.octets()));
         let secret = secret.unwrap_or_default().into_owned();

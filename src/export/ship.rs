@@ -1,5 +1,5 @@
-//! Delivery from the log to a sink: a batch is retried until the sink has accepted it, and only
-//! then does the position of the consumer move.
+//! Delivery from the log to a sink. A batch is retried until the sink has accepted it, and only then
+//! is the position of the consumer stored.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::{
     supervise::Heartbeat,
 };
 
-/// Interval at which the position moves past records that the filter does not select.
+/// Interval of heartbeats of the reader, at which the position is stored even if the filter selects no
+/// record.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -54,7 +55,7 @@ pub(super) async fn ship(shipment: Shipment, mut sink: impl Sink) {
     let mut pause = FIRST_PAUSE;
     while !shipment.token.is_cancelled() {
         let failure = shipment.deliver_from_position(&mut sink, &mut pause).await;
-        shipment.run.failed(&failure);
+        shipment.run.record_failure(&failure);
         shipment.back_off(&mut pause).await;
     }
 }
@@ -116,7 +117,7 @@ impl Shipment {
                 Ok(Accepted { rejected, detail }) => {
                     *pause = FIRST_PAUSE;
                     let rejected = rejected.min(records.len() as u64);
-                    self.run.delivered(records.len() as u64, rejected, &detail);
+                    self.run.record_delivery(records.len() as u64, rejected, &detail);
                     return true;
                 }
                 Err(SendFailure(error)) => {
@@ -125,7 +126,7 @@ impl Shipment {
                         error,
                         "failed to deliver records, retrying"
                     );
-                    self.run.failed(&error);
+                    self.run.record_failure(&error);
                     self.back_off(pause).await;
                 }
             }
@@ -140,7 +141,8 @@ impl Shipment {
         }
     }
 
-    /// Waits after a failure, longer with each one, and with jitter between agents.
+    /// Waits after a failure. The pause doubles with each failure and has jitter, so that agents do not
+    /// reconnect at the same time.
     async fn back_off(&self, pause: &mut Duration) {
         let part = f64::from(random::number() as u16) / f64::from(u16::MAX);
         let jittered = pause.mul_f64(0.5 + part / 2.0);

@@ -25,7 +25,7 @@ pub struct ExporterStates {
     runs: AtomicU64,
 }
 
-/// Access of one run of an exporter to its state. Updates of an earlier run are ignored.
+/// Handle with which one run of an exporter updates its state. Updates by an earlier run are ignored.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     states: Arc<ExporterStates>,
@@ -34,7 +34,7 @@ pub(super) struct Run {
 }
 
 impl ExporterStates {
-    /// Returns the states as the API has them; `newest` is the latest cursor of the log.
+    /// Returns the states as messages of the API; `newest` is the latest cursor of the log.
     pub fn list(&self, newest: u64) -> Vec<ExporterStatus> {
         let with_lag = |(_, status): &(u64, ExporterStatus)| {
             let pushes = status.kind != PROMETHEUS_NAME;
@@ -80,23 +80,24 @@ impl Run {
         self.update(|status| status.cursor = cursor);
     }
 
-    pub(super) fn delivered(&self, records: u64, rejected: u64, detail: &str) {
+    pub(super) fn record_delivery(&self, records: u64, rejected: u64, detail: &str) {
         let mut kept = None;
         self.update(|status| {
             status.delivered += records - rejected;
             status.rejected += rejected;
-            // The reason of a rejection stays until delivery fails: batches without one follow.
+            // Later batches without a rejection do not remove the reason of the latest rejection;
+            // only a failure of delivery does.
             let is_running = status.state() == ExporterState::Running;
             kept = (rejected == 0 && is_running).then(|| status.detail.clone());
         });
         self.set(ExporterState::Running, kept.as_deref().unwrap_or(detail));
     }
 
-    pub(super) fn running(&self) {
+    pub(super) fn set_running(&self) {
         self.set(ExporterState::Running, "");
     }
 
-    pub(super) fn failed(&self, detail: &str) {
+    pub(super) fn record_failure(&self, detail: &str) {
         self.update(|status| status.failures += 1);
         self.set(ExporterState::Failing, detail);
     }

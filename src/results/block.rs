@@ -253,8 +253,8 @@ fn encode_differences(
     }
 }
 
-/// Returns true if a timestamp is from the kernel or the network interface, and marks which; `None`
-/// for other sources.
+/// Returns false for a timestamp of the program, and true for one of the kernel or the network
+/// interface, between which `flag` of the marks distinguishes; `None` for other sources.
 fn stamped(source: TimestampSource, marks: &mut Marks, flag: u8) -> Option<bool> {
     match source {
         TimestampSource::User => return Some(false),

@@ -13,16 +13,17 @@ use crate::{
 
 /// Encodes the result of a test.
 pub(super) fn test_result(result: &mut TestResult) -> Bytes {
-    fitting(result, |result| result.figures.as_deref_mut())
+    encode_within_limit(result, |result| result.figures.as_deref_mut())
 }
 
 /// Encodes the statistics of an interval.
 pub(super) fn interval_result(result: &mut IntervalResult) -> Bytes {
-    fitting(result, |result| result.figures.as_deref_mut())
+    encode_within_limit(result, |result| result.figures.as_deref_mut())
 }
 
-/// Encodes a message, with histograms as coarse as the size limit of the store requires.
-pub(super) fn fitting<M: Message>(
+/// Encodes a message. Makes its histograms coarser until the message fits into the size limit of the
+/// store.
+pub(super) fn encode_within_limit<M: Message>(
     message: &mut M,
     figures: fn(&mut M) -> Option<&mut Figures>,
 ) -> Bytes {
@@ -38,8 +39,8 @@ pub(super) fn fitting<M: Message>(
     octets.into()
 }
 
-/// Encodes probes as records of the time `recorded`; several only if one would exceed the size
-/// limit.
+/// Encodes probes for a record of the time `recorded`. Returns several contents only if a single one
+/// would exceed the size limit.
 pub(super) fn probe_results(mut probes: Vec<ProbeResult>, recorded: UnixTime) -> Vec<(u8, Bytes)> {
     let (kind, octets) = match block::encode(&probes, recorded) {
         Some(block) => (content::PROBE_BLOCK, block),

@@ -55,7 +55,7 @@ impl Filter {
         self.times.as_ref()
     }
 
-    /// Returns true if an entry is selected; one without content never is.
+    /// Returns true if an entry is selected. An entry without content never is.
     pub(super) fn selects(&self, entry: &Entry) -> bool {
         let Some(kind) = content::kind(entry) else { return false };
         let any = |set: &HashSet<String>, name: &String| set.is_empty() || set.contains(name);

@@ -22,7 +22,7 @@ use crate::{
     time::UnixTime,
 };
 
-/// Number of sessions whose intervals are closed in one step, some ten milliseconds.
+/// Number of sessions whose intervals are closed in one step, which takes some ten milliseconds.
 const SESSIONS_AT_ONCE: usize = 256;
 
 /// Number of records not stored yet above which no intervals are closed.
@@ -95,8 +95,8 @@ impl Log {
         if after.is_none() && !aggregator.is_over(now) {
             return None;
         }
-        // Saved first, so that statistics of all tests include the minutes of a running test that
-        // these records report, also after a crash.
+        // These records report minutes of running tests. Statistics are saved first, so that even
+        // after a crash the statistics of all tests include those minutes.
         self.save(&mut aggregator);
         let (closed, last) = aggregator.close(now, after, SESSIONS_AT_ONCE);
         for (key, mut interval) in closed {
@@ -146,7 +146,7 @@ impl Log {
             return;
         }
         if let Err((changed, error)) = self.store.save_statistics(changed) {
-            // The log and memory have them; the next snapshot saves them.
+            // Nothing is lost: the log has the results, and the next snapshot saves the statistics.
             aggregator.mark_dirty(changed);
             tracing::warn!(%error, "failed to save statistics");
         }

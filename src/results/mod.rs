@@ -1,5 +1,5 @@
 //! Results: the path from sessions to the store, statistics, and readers. Reporting never waits;
-//! what the store cannot accept is dropped and counted.
+//! records that the store cannot accept are dropped and counted.
 
 mod block;
 mod content;
@@ -308,9 +308,9 @@ impl Results {
         self.retention.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the present statistics survive the death of this process, so that a client never
-    /// sees them fall. Returns if the store does not accept them.
-    pub async fn settle(&self) {
+    /// Persists the current statistics, so that a client does not see them decrease after a crash. If
+    /// the store fails, the failure is logged.
+    pub async fn persist_statistics(&self) {
         self.log.save_statistics();
         if let Err(error) = self.log.store.flush().await {
             tracing::debug!(%error, "failed to persist statistics before they are shown");
@@ -324,7 +324,7 @@ impl Results {
 
     /// Changes the persisted state of a connection; returns true if it has changed. It is
     /// stored after the events reported so far, within tens of milliseconds, and never waits. After
-    /// [`Self::flush`] it survives the death of this process.
+    /// [`Self::flush`] it survives a crash of the agent.
     pub fn persist_connection(
         &self,
         name: &str,
@@ -344,9 +344,9 @@ impl Results {
         }
     }
 
-    /// Waits until all reports so far survive the death of this process.
+    /// Waits until all reports so far are stored and survive a crash of the agent.
     pub async fn flush(&self) -> Result<(), StoreError> {
-        self.reports.settle().await;
+        self.reports.wait_until_logged().await;
         self.log.store.flush().await
     }
 
@@ -408,7 +408,7 @@ impl Results {
     }
 }
 
-/// Returns the retention of a configuration in the store's terms.
+/// Converts the retention of a configuration to that of the store.
 pub fn retention(config: &AgentConfig) -> Retention {
     let ages = config
         .connections

@@ -1,5 +1,5 @@
-//! Readers of the log: pages, and streams that continue from stored to new records without a gap. A
-//! reader pulls; a slow one reads from disk later and never delays a measurement.
+//! Readers of the log: pages, and streams that continue from stored to new records without a gap.
+//! Readers pull records. A slow reader gets records from disk and never delays a measurement.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,9 +17,10 @@ use crate::{
 
 /// Largest number of records in a message of a stream.
 const BATCH: usize = 500;
-/// Bytes read at once; a message of a stream stays below the default limit of clients (4 MiB).
+/// Number of bytes read at once, so that a message of a stream is shorter than the default limit of
+/// clients (4 MiB).
 const READ_BYTES: usize = 1 << 20;
-/// Records examined in one read, however few of them the filter selects.
+/// Number of records examined in one read, including those that the filter does not select.
 const READ_RECORDS: usize = 4096;
 
 /// Page of the log.
@@ -71,7 +72,8 @@ pub enum StreamItem {
     Heartbeat(u64),
 }
 
-/// Reads a page of at most `limit` records after `after`; the latest ones with `latest`.
+/// Reads a page of at most `limit` records after the cursor `after`: the first ones or, with `latest`,
+/// the last ones.
 pub async fn page(
     results: &Arc<Results>,
     filter: &Filter,
@@ -92,7 +94,7 @@ pub async fn page(
         let mut page = if first >= last {
             Page { records: Vec::new(), read_up_to: last }
         } else if latest {
-            results.newest(&filter, first, last, limit)?
+            results.latest_records(&filter, first, last, limit)?
         } else {
             results.records_after(&filter, first, last, limit, after > 0)?
         };
@@ -113,8 +115,9 @@ pub struct Reader {
     heartbeat: Duration,
     /// Cursor up to which all records are delivered.
     position: u64,
-    /// True if missing cursors after `position` are a gap; false at the start of the log.
-    gaps_count: bool,
+    /// True if missing cursors after `position` are reported as a gap. False at the start of the log,
+    /// where earlier records may have been removed long ago.
+    reports_gaps: bool,
     opened: bool,
     synced: bool,
     last_item: Instant,
@@ -130,7 +133,7 @@ impl Reader {
     ) -> Result<Self, StoreError> {
         let state = results.state();
         let newest = state.borrow().newest;
-        let (position, gaps_count) = match start {
+        let (position, reports_gaps) = match start {
             Start::After(cursor) => (cursor, true),
             Start::Earliest => (0, false),
             Start::Latest => (newest, true),
@@ -153,7 +156,7 @@ impl Reader {
             state,
             heartbeat,
             position,
-            gaps_count,
+            reports_gaps,
             opened,
             synced,
             last_item,
@@ -177,21 +180,21 @@ impl Reader {
             self.opened = true;
             let earliest = self.state.borrow().earliest;
             let first = self.position.saturating_add(1);
-            let first = if self.gaps_count { first } else { first.max(earliest) };
+            let first = if self.reports_gaps { first } else { first.max(earliest) };
             return Ok(StreamItem::Opening(first));
         }
         loop {
             let newest = self.state.borrow_and_update().newest;
             if self.position < newest {
                 let (results, filter) = (self.results.clone(), self.filter.clone());
-                let (after, gaps) = (self.position, self.gaps_count);
+                let (after, gaps) = (self.position, self.reports_gaps);
                 let read = self
                     .results
                     .reads
                     .blocking(move || results.records_after(&filter, after, newest, BATCH, gaps));
                 let page = read.await?;
                 self.position = page.read_up_to;
-                self.gaps_count = true;
+                self.reports_gaps = true;
                 if !page.records.is_empty() {
                     return Ok(StreamItem::Batch(page.records));
                 }
@@ -221,7 +224,7 @@ impl Results {
         after: u64,
         newest: u64,
         limit: usize,
-        mut gaps_count: bool,
+        mut reports_gaps: bool,
     ) -> Result<Page, StoreError> {
         let mut page = Page { records: Vec::new(), read_up_to: after };
         // Records that retention removed are a gap, even if they are still in memory.
@@ -235,14 +238,14 @@ impl Results {
             Some(entries) => entries,
             None => self.log.store.entries(after, newest, READ_RECORDS, READ_BYTES, false)?,
         };
-        let nothing_left = entries.is_empty();
+        let is_at_end = entries.is_empty();
         let mut bytes = 0;
         for entry in entries {
             bytes += entry.content.len();
             if page.records.len() >= limit || bytes > READ_BYTES && !page.records.is_empty() {
                 return Ok(page);
             }
-            if gaps_count && entry.cursor > page.read_up_to + 1 {
+            if reports_gaps && entry.cursor > page.read_up_to + 1 {
                 page.push_gap(page.read_up_to + 1, entry.cursor - 1);
                 page.read_up_to = entry.cursor - 1;
                 if page.records.len() >= limit {
@@ -251,17 +254,17 @@ impl Results {
             }
             if filter.selects(&entry) {
                 match content::decode(&entry) {
-                    Ok(record) => page.records.push(self.complete(record)),
-                    // The records were removed by retention or damaged on disk.
-                    Err(_) if gaps_count => page.push_gap(entry.cursor, entry.cursor),
+                    Ok(record) => page.records.push(self.add_calculated_fields(record)),
+                    // The record was removed by retention or damaged on disk.
+                    Err(_) if reports_gaps => page.push_gap(entry.cursor, entry.cursor),
                     Err(_) => {}
                 }
             }
-            gaps_count = true;
+            reports_gaps = true;
             page.read_up_to = entry.cursor;
         }
-        if nothing_left {
-            if gaps_count && after < newest {
+        if is_at_end {
+            if reports_gaps && after < newest {
                 page.push_gap(after + 1, newest);
             }
             page.read_up_to = after.max(newest);
@@ -269,8 +272,8 @@ impl Results {
         Ok(page)
     }
 
-    /// Reads the latest selected records after `after`.
-    fn newest(
+    /// Reads at most `limit` selected records after `after`: the latest ones up to `newest`.
+    fn latest_records(
         &self,
         filter: &Filter,
         after: u64,
@@ -287,7 +290,7 @@ impl Results {
                 if filter.selects(&entry)
                     && let Ok(record) = content::decode(&entry)
                 {
-                    records.push(self.complete(record));
+                    records.push(self.add_calculated_fields(record));
                     if records.len() >= limit {
                         break 'reading;
                     }
@@ -298,8 +301,8 @@ impl Results {
         Ok(Page { records, read_up_to: newest.max(after) })
     }
 
-    /// Adds the fields that are calculated and never stored.
-    fn complete(&self, mut record: Record) -> Record {
+    /// Adds the fields that are calculated for each answer and never stored.
+    fn add_calculated_fields(&self, mut record: Record) -> Record {
         record.incarnation =
             self.log.store.incarnation(record.cursor).map_or_else(String::new, |id| id.to_string());
         let figures = match &mut record.kind {

@@ -17,12 +17,11 @@ use tokio::sync::oneshot;
 
 use super::{log::Log, report::Report};
 
-/// Maximum number of reports in the queue; further ones are dropped and counted. Ten thousand
-/// connections that are lost at once report some 25,000. At a few hundred bytes each, some
-/// megabytes.
-const REPORTS: usize = 65_536;
-/// Pause of the thread after it emptied the queue: reports that arrive meanwhile do not wake it. It
-/// delays records by up to this time.
+/// Maximum number of reports in the queue; further reports are dropped and counted. Ten thousand
+/// connections that are lost together make some 25,000 reports. A report takes a few hundred bytes.
+const REPORT_QUEUE: usize = 65_536;
+/// Pause of the thread after it emptied the queue, so that it does not wake for each report. Records
+/// are delayed by up to this time.
 const BATCH_PAUSE: Duration = Duration::from_millis(5);
 
 /// Entry of the queue.
@@ -46,7 +45,7 @@ pub(super) struct Reports {
 
 impl Reports {
     pub(super) fn start(log: Arc<Log>) -> io::Result<Self> {
-        let (queue, reports) = sync_channel(REPORTS);
+        let (queue, reports) = sync_channel(REPORT_QUEUE);
         let thread = thread::Builder::new().name("results".into()).spawn(move || {
             run(&log, &reports);
         })?;
@@ -70,7 +69,7 @@ impl Reports {
     }
 
     /// Waits until all reports so far are in the log; returns at once if the queue is full.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn wait_until_logged(&self) {
         let (answer, answered) = oneshot::channel();
         if self.queue.try_send(Item::Barrier(answer)).is_ok() {
             let _ = answered.await;

@@ -32,7 +32,7 @@ impl Subject {
     }
 
     /// Creates the subject of the session's connection.
-    pub fn of_connection(&self) -> Self {
+    pub fn for_connection(&self) -> Self {
         let stored = store::Subject { session: String::new(), ..(*self.stored).clone() };
         let key = (stored.connection.clone(), String::new());
         Self { key, stored: Arc::new(stored), persistent: self.persistent }

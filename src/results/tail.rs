@@ -1,5 +1,5 @@
-//! Latest records in memory, for readers that follow: they need no read from disk, and continue if
-//! the store fails.
+//! Latest records in memory, for readers that follow the log: they need no read from disk, and
+//! continue if the store fails.
 
 use std::{
     collections::VecDeque,
@@ -43,8 +43,8 @@ impl Tail {
         }
     }
 
-    /// Returns at most `most` entries after `after` and up to `up_to`; `None` if earlier ones are
-    /// needed.
+    /// Returns at most `most` entries after `after` and up to `up_to`; `None` if the first of them are
+    /// no longer in memory.
     pub(super) fn entries(&self, after: u64, up_to: u64, most: usize) -> Option<Vec<Entry>> {
         let kept = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let first = kept.entries.front()?.cursor;

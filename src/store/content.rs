@@ -3,11 +3,11 @@
 
 /// No content: the configuration excludes the record from the store.
 pub const NOTHING: u8 = 0;
-/// A `TestResult` of `twamp.agent.v1`.
+/// A `stats::TestResult`.
 pub const TEST_RESULT: u8 = 1;
 /// An `Event` of `twamp.agent.v1`.
 pub const EVENT: u8 = 3;
-/// An `IntervalResult` of `twamp.agent.v1`.
+/// An `IntervalResult` of `results::statistics`.
 pub const INTERVAL_RESULT: u8 = 4;
 /// `ProbeResults` that a block cannot represent.
 pub const PROBE_RESULTS: u8 = 5;

@@ -1,5 +1,5 @@
-//! Detection of stalled tasks. A supervised task beats at least once per [`Heartbeat::interval`],
-//! and is restarted if it has not beaten for [`STALL_LIMIT`].
+//! Detection of stalled tasks: a supervised task calls [`Heartbeat::beat`] at least once per
+//! [`Heartbeat::interval`], and is restarted after [`STALL_LIMIT`] without a call.
 
 use std::{
     sync::{

@@ -17,7 +17,7 @@ pub struct RestartPolicy {
     pub first_delay: Duration,
     /// Upper limit of the delay.
     pub longest_delay: Duration,
-    /// Failures within `window` after which the task is not restarted.
+    /// Number of failures within `window` after which the task is not restarted.
     pub budget: usize,
     /// Period in which failures count.
     pub window: Duration,

@@ -1,4 +1,4 @@
-//! Task groups of the agent: no task is detached, and all end together.
+//! Groups of tasks that can be cancelled and awaited together.
 
 use std::{future::Future, time::Duration};
 
@@ -18,13 +18,13 @@ impl Tasks {
         Self::default()
     }
 
-    /// Returns a subgroup with its own token. The end of this group also waits for the tasks of the
-    /// subgroup.
+    /// Returns a subgroup that is cancelled with this group, or alone by its own token. Its tasks are
+    /// tracked by this group, so [`Self::end`] must be called only on this group.
     pub fn child(&self) -> Self {
         Self { tracker: self.tracker.clone(), token: self.token.child_token() }
     }
 
-    /// Runs a task. It must end soon after the token is cancelled.
+    /// Spawns a task, which must watch [`Self::token`] and end soon after its cancellation.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(task.instrument(tracing::debug_span!("task", name)));
     }

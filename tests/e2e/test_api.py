@@ -107,7 +107,7 @@ class Api(harness.Case):
         done = subprocess.run([harness.CTL, "--agent", f"https://127.0.0.1:{agent.port}", "status"],
                               capture_output=True, text=True, timeout=30)
         self.assertEqual(done.returncode, 69)
-        self.assertIn(f"something answers at 127.0.0.1:{agent.port}, but not TLS: leave out https://", done.stderr)
+        self.assertIn(f"127.0.0.1:{agent.port} answers without TLS: use http:// instead of https://", done.stderr)
 
     def test_reflection_health_and_unix_socket(self):
         agent = self.agent()

@@ -158,7 +158,7 @@ class Documents(Case):
         until = self.api.apply({"client": client(idle("b"))}, confirm_timeout="2s")["confirm_deadline"]
         same = self.api.apply({"client": client(idle("b"))})
         self.assertEqual((same["changes"], same["confirm_deadline"]), ([], until))
-        self.assertIn("revision 2 still waits to be confirmed", same["warnings"][0])
+        self.assertIn("revision 2 is still pending", same["warnings"][0])
         longer = self.api.apply({"client": client(idle("b"))}, confirm_timeout="4s")
         self.assertGreater(seconds(longer["confirm_deadline"]), seconds(until) + 1)
         time.sleep(2.5)
@@ -307,7 +307,7 @@ class Documents(Case):
 
         done, asked = apply(b"n\n")
         self.assertEqual(done.returncode, 1, asked)
-        self.assertIn("REMOVES client/b (not in the file)", asked)
+        self.assertIn("this change removes client/b (not in the file)", asked)
         self.assertIn("nothing has changed", asked)
         self.assertEqual(sorted(names(self.api)), ["a", "b"])
         done, asked = apply(b"y\n")
@@ -316,7 +316,7 @@ class Documents(Case):
         self.assertEqual(names(self.api), ["a"])
         self.api.apply({"client": client(idle("a"), idle("b"))})
         done, asked = apply(b"", "--yes")
-        self.assertNotIn("REMOVES", asked)
+        self.assertNotIn("this change removes", asked)
         self.assertEqual(names(self.api), ["a"])
 
 

@@ -160,7 +160,7 @@ class Configuration(harness.Case):
             with self.assertRaises(grpc.RpcError) as caught:
                 list(self.api.stream(request))
             self.assertEqual(caught.exception.code(), INVALID)
-            self.assertIn("newer than the newest record", caught.exception.details())
+            self.assertIn("is after the latest record", caught.exception.details())
             with self.assertRaises(grpc.RpcError) as caught:
                 self.api.call("ResultsService", "ListRecords", request)
             self.assertEqual(caught.exception.code(), INVALID)

@@ -1,4 +1,4 @@
-//! Answers to requests with a `request_id`, for requests that are repeated.
+//! Answers to requests with a `request_id`. A repeated request gets the same answer again.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,7 +7,7 @@ use crate::{
     store::{ConfigStore, StoreError},
 };
 
-/// Answers kept: one for each stored revision, and some to requests that made none.
+/// Number of answers kept: one for each stored revision, and some to requests that made no revision.
 const ANSWERS_KEPT: usize = 256;
 
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ impl Answers {
         let mut answers = Self::default();
         for stored in store.answers()? {
             if let Some(answer) = stored.answer {
-                answers.keep(stored.request_id, stored.digest, answer);
+                answers.insert(stored.request_id, stored.digest, answer);
             }
         }
         for revision in store.revisions()?.into_iter().rev() {
@@ -32,7 +32,7 @@ impl Answers {
             }
             let Ok(Some(stored)) = store.revision(revision.revision) else { continue };
             if let Some(answer) = stored.answer {
-                answers.keep(revision.request_id, stored.request_digest, answer);
+                answers.insert(revision.request_id, stored.request_digest, answer);
             }
         }
         Ok(answers)
@@ -43,7 +43,13 @@ impl Answers {
         self.by_request.get(request_id)
     }
 
-    pub(super) fn keep(&mut self, request_id: String, digest: String, answer: ApplyConfigResponse) {
+    /// Keeps an answer in place of the oldest one if there are too many.
+    pub(super) fn insert(
+        &mut self,
+        request_id: String,
+        digest: String,
+        answer: ApplyConfigResponse,
+    ) {
         self.order.push_back(request_id.clone());
         self.by_request.insert(request_id, (digest, answer));
         if self.order.len() > ANSWERS_KEPT

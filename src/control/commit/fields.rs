@@ -1,4 +1,5 @@
-//! Names the fields that differ in each changed part of the configuration.
+//! Lists the fields that differ in each changed part of the configuration. A part is one connection
+//! or a whole section.
 
 use std::collections::HashMap;
 
@@ -9,27 +10,28 @@ use crate::{
     proto::{AgentConfig, Change, ChangeKind, FieldChange},
 };
 
-/// Fills in the fields of changed parts. Both documents must be without secrets.
-pub(super) fn name_fields(
+/// Adds the changed fields to each changed part. Both documents must be without secrets.
+pub(super) fn add_field_changes(
     changes: &mut [Change],
     before: &dyn Fn() -> AgentConfig,
     after: &AgentConfig,
 ) {
-    let changed = |change: &&mut Change| change.kind() == ChangeKind::Changed;
+    let is_changed = |change: &&mut Change| change.kind() == ChangeKind::Changed;
     if !changes.iter().any(|change| change.kind() == ChangeKind::Changed) {
         return;
     }
     let before = before();
     let (before_index, after_index) = (index_by_name(&before), index_by_name(after));
-    for change in changes.iter_mut().filter(changed) {
+    for change in changes.iter_mut().filter(is_changed) {
         let fields = match change.path.strip_prefix("client/") {
             Some(name) => {
                 let connection = |document: &AgentConfig, index: &HashMap<&str, usize>| {
                     let connections = &document.client.as_ref()?.control_connections;
                     connections.get(*index.get(name)?).cloned()
                 };
-                let ends = (connection(&before, &before_index), connection(after, &after_index));
-                field_changes(ends.0.as_ref(), ends.1.as_ref(), "ControlConnection")
+                let before = connection(&before, &before_index);
+                let after = connection(after, &after_index);
+                field_changes(before.as_ref(), after.as_ref(), "ControlConnection")
             }
             None if change.path == "server" => {
                 field_changes(before.server.as_ref(), after.server.as_ref(), "ServerConfig")

@@ -1,5 +1,5 @@
-//! Entries of `server.client_list` and `server.key_chains`, which a merge adds, replaces and removes
-//! one by one.
+//! Merge of single entries of `server.client_list` and `server.key_chains` into the configured
+//! server.
 
 use std::collections::HashMap;
 
@@ -15,46 +15,47 @@ enum List {
     KeyChains,
 }
 
-/// Entries that a request gives, and those that it deletes, by their index there.
+/// Entries that a request gives and entries that it deletes.
 #[derive(Debug)]
 pub(super) struct ServerEntries<'a> {
     given: Option<ServerConfig>,
+    /// Index in `delete`, path, list and name of each deleted entry.
     deleted: Vec<(usize, &'a str, List, &'a str)>,
-    /// The request gives the whole server.
+    /// True if the request gives the whole server.
     replaces_server: bool,
 }
 
-fn list_entry(part: &str) -> Option<(List, &str)> {
+fn parse_list_entry(part: &str) -> Option<(List, &str)> {
     let clients = part.strip_prefix("server/client_list/").map(|name| (List::Clients, name));
     clients.or_else(|| part.strip_prefix("server/key_chains/").map(|name| (List::KeyChains, name)))
 }
 
-/// Returns whether a part to be deleted is an entry of a list rather than a whole part.
+/// Returns true if `part` is the path of a list entry, not of a connection or a section.
 pub(super) fn is_list_entry(part: &str) -> bool {
-    list_entry(part).is_some()
+    parse_list_entry(part).is_some()
 }
 
 fn has_only_entries(server: &ServerConfig) -> bool {
-    let mut rest = server.clone();
-    rest.client_list.clear();
-    rest.key_chains.clear();
-    rest == ServerConfig::default() && rest != *server
+    let mut without_entries = server.clone();
+    without_entries.client_list.clear();
+    without_entries.key_chains.clear();
+    without_entries == ServerConfig::default() && without_entries != *server
 }
 
 impl<'a> ServerEntries<'a> {
-    /// Removes the entries from a request: `given` keeps its server only if that replaces the whole
-    /// one.
+    /// Takes the entries out of a request. `given` keeps its server only if that has more than
+    /// entries, and therefore replaces the configured server.
     pub(super) fn extract(given: &mut AgentConfig, delete: &'a [String]) -> Self {
         let entries = given.server.take_if(|server| has_only_entries(server));
         let deleted = delete.iter().enumerate().filter_map(|(index, part)| {
-            let (list, name) = list_entry(part)?;
+            let (list, name) = parse_list_entry(part)?;
             Some((index, part.as_str(), list, name))
         });
         Self { given: entries, deleted: deleted.collect(), replaces_server: given.server.is_some() }
     }
 
-    /// Returns the document in which the given parts are checked, at the paths of the request: with
-    /// the entries as those of a server that is valid without them.
+    /// Returns the document in which the given parts are checked, so that violations have paths of the
+    /// request. The entries get a server around them that is valid without them.
     pub(super) fn to_check(&self, given: &AgentConfig) -> AgentConfig {
         let Some(entries) = &self.given else { return given.clone() };
         let prefixes = vec!["::1/128".to_owned()];
@@ -79,7 +80,7 @@ impl<'a> ServerEntries<'a> {
                 List::KeyChains => given.key_chains.iter().any(|entry| entry.name == name),
             };
             let shown: String = part.chars().take(240).collect();
-            let wrong = if self.replaces_server {
+            let error = if self.replaces_server {
                 "is part of the server, which the document replaces as a whole"
             } else if also_given {
                 "is also in the document"
@@ -88,12 +89,12 @@ impl<'a> ServerEntries<'a> {
             } else {
                 continue;
             };
-            report(format!("delete[{index}]"), format!("{shown:?} {wrong}"));
+            report(format!("delete[{index}]"), format!("{shown:?} {error}"));
         }
         if has_given && !has_server {
-            let right = "no server is configured to which entries of client_list and key_chains \
+            let error = "no server is configured to which entries of client_list and key_chains \
                          could be added: give a whole server";
-            report("server".into(), right.into());
+            report("server".into(), error.into());
         }
         put(&mut server.client_list, given.client_list, |entry: &ClientList| &entry.name);
         put(&mut server.key_chains, given.key_chains, |entry: &KeyChain| &entry.name);

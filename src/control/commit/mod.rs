@@ -1,5 +1,5 @@
-//! Commit actor: makes one change of the configuration at a time, durably, and rolls back a revision
-//! that is not confirmed in time. [`plan`] has the steps of a change.
+//! Commit actor: commits one change of the configuration at a time, durably, and rolls back a
+//! revision that is not confirmed in time. [`plan`] has the steps of a change.
 
 mod answers;
 mod documents;
@@ -10,18 +10,19 @@ mod overdue;
 mod pending;
 mod plan;
 mod proposal;
+mod request;
 
 use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{admission::Admission, clients::Clients, committed::Committed, secrets::Digester};
+use super::{clients::Clients, committed::Committed, secrets::Digester};
 use crate::{
-    model::{AgentConfig, SessionControl, parse},
+    model::{AgentConfig, SessionControl},
     net::{clock, files_for_measurements, open_files},
     proto::{self, ApplyConfigRequest, ApplyConfigResponse, EventType, RollbackConfigRequest},
     results::Results,
@@ -34,56 +35,59 @@ use plan::{
     Basis, Checked, Environment, NewRevision, Persisted, Plan, Publication, check, persist, plan,
 };
 use proposal::{Proposal, digest, request_digest};
+use request::log_error;
 
 pub use error::ApplyError;
+pub(super) use request::{Commit, send_request};
 
-/// Pause before a rollback that could not be persisted is tried again.
+/// Delay before another attempt to persist a rollback.
 const ROLLBACK_RETRY: Duration = Duration::from_secs(1);
 
 /// Interval between attempts to reopen a configuration database that failed.
 const REOPEN_INTERVAL: Duration = Duration::from_millis(500);
 
-type Answer<T> = oneshot::Sender<Result<T, ApplyError>>;
+/// Delay before another attempt to read the configuration database.
+const READ_RETRY: Duration = Duration::from_millis(500);
 
-/// Request to the actor: the change, its author, and the channel for the answer.
-#[derive(Debug)]
-pub(super) enum Commit {
-    Apply(Box<ApplyConfigRequest>, String, Admission, Answer<ApplyConfigResponse>),
-    RollBack(RollbackConfigRequest, String, Answer<ApplyConfigResponse>),
-    Confirm(u64, String, Answer<u64>),
-}
-
-/// Sends a request to the actor and waits for its answer.
-pub(super) async fn request<T>(
-    commits: &mpsc::Sender<Commit>,
-    request: impl FnOnce(Answer<T>) -> Commit,
-) -> Result<T, ApplyError> {
-    let (answer, answered) = oneshot::channel();
-    commits.send(request(answer)).await.map_err(|_| ApplyError::Ending)?;
-    answered.await.map_err(|_| ApplyError::Ending)?
-}
-
-/// Handles that the actor works with, kept when the actor restarts.
+/// Handles that the actor works with. They outlive a restart of the actor.
 #[derive(Clone)]
 pub(super) struct Committer {
     pub(super) store: Arc<ConfigStore>,
     pub(super) results: Arc<Results>,
     pub(super) clients: Arc<Clients>,
-    pub(super) publish: watch::Sender<Committed>,
+    pub(super) committed: watch::Sender<Committed>,
     pub(super) digester: Digester,
 }
 
 impl Committer {
-    /// Serves requests until `token` is cancelled.
+    /// Serves requests until `token` is cancelled. While the database cannot be read, requests are
+    /// answered with the error and the read is repeated.
     pub(super) async fn run(
         self,
         requests: Arc<Mutex<mpsc::Receiver<Commit>>>,
         token: CancellationToken,
         heartbeat: Heartbeat,
     ) {
-        match Actor::new(self) {
-            Ok(actor) => actor.run(requests, token, heartbeat).await,
-            Err(error) => tracing::error!(%error, "failed to read the configuration database"),
+        let mut requests = requests.lock().await;
+        let mut is_logged = false;
+        loop {
+            heartbeat.beat();
+            let committer = self.clone();
+            let error = match blocking(move || Actor::read(committer)).await {
+                Ok(actor) => return actor.run(&mut requests, token, heartbeat).await,
+                Err(error) => error,
+            };
+            if !std::mem::replace(&mut is_logged, true) {
+                tracing::error!(%error, "failed to read the configuration database, retrying");
+            }
+            tokio::select! {
+                () = sleep(READ_RETRY) => {}
+                commit = requests.recv() => match commit {
+                    Some(commit) => commit.refuse(error.into()),
+                    None => return,
+                },
+                () = token.cancelled() => return,
+            }
         }
     }
 
@@ -96,19 +100,21 @@ impl Committer {
         blocking(move || work(&store)).await
     }
 
-    /// Returns the sockets that measurements may use: all but those open for other purposes.
+    /// Returns the number of sockets available to measurements: the limit for them minus the files
+    /// that are open for other purposes.
     fn sockets_available(&self, config: &AgentConfig) -> u64 {
         let is_running = |name: &str| match self.clients.session_control(name) {
             SessionControl::AllOrNothing | SessionControl::Individual => true,
             SessionControl::Down | SessionControl::Stopped | SessionControl::Completed => false,
         };
         let running = config.connections.values().filter(|c| is_running(&c.name));
-        let others = open_files().saturating_sub(running.map(|c| c.sockets()).sum());
-        files_for_measurements().saturating_sub(others)
+        let other_files = open_files().saturating_sub(running.map(|c| c.sockets()).sum());
+        files_for_measurements().saturating_sub(other_files)
     }
 }
 
-/// The actor. Its state is a copy of what the store has, so it can restart at any time.
+/// State of the commit actor. It is read from the store and from the published configuration at each
+/// start, so the actor can restart at any time.
 struct Actor {
     committer: Committer,
     /// Digest of the current document without secrets.
@@ -118,8 +124,10 @@ struct Actor {
 }
 
 impl Actor {
-    fn new(committer: Committer) -> Result<Self, StoreError> {
+    /// Reads the state of the actor. Waits for the disk.
+    fn read(committer: Committer) -> Result<Self, StoreError> {
         let store = &committer.store;
+        Committed::publish_newer(store, &committer.committed)?;
         let current = store.revisions()?.into_iter().next();
         let digest = match current {
             Some(revision) => revision.digest,
@@ -129,28 +137,19 @@ impl Actor {
             let rollback = documents::by_revision(store, unconfirmed.rollback_to);
             let rollback_document = rollback.ok().map(Arc::new);
             let pending = Pending { revision, unconfirmed, rollback_document };
-            Countdown::new(pending, clock::unix(), clock::uptime())
+            let countdown = Countdown::new(pending, clock::unix(), clock::uptime());
+            countdown.with_published(&committer.committed.borrow())
         });
         let answers = Answers::load(store)?;
-        // A revision that the actor persisted before it failed may not be published yet.
-        let stored = Committed::read(store);
-        committer.publish.send_if_modified(|published| match stored {
-            Ok(stored) if stored.revision > published.revision => {
-                *published = stored;
-                true
-            }
-            _ => false,
-        });
         Ok(Self { committer, digest, answers, countdown })
     }
 
     async fn run(
         mut self,
-        requests: Arc<Mutex<mpsc::Receiver<Commit>>>,
+        requests: &mut mpsc::Receiver<Commit>,
         token: CancellationToken,
         heartbeat: Heartbeat,
     ) {
-        let mut requests = requests.lock().await;
         loop {
             heartbeat.beat();
             let due = self.countdown.as_ref().map(|countdown| countdown.due);
@@ -176,15 +175,15 @@ impl Actor {
             };
             match commit {
                 // The caller has given up.
-                Some(Commit::Apply(.., answer)) if answer.is_closed() => {}
-                Some(Commit::Apply(request, author, _admission, answer)) => {
-                    let _ = answer.send(logged(self.apply(*request, author).await));
+                Some(Commit::Apply(.., reply)) if reply.is_closed() => {}
+                Some(Commit::Apply(request, author, _admission, reply)) => {
+                    let _ = reply.send(log_error(self.apply(*request, author).await));
                 }
-                Some(Commit::RollBack(request, author, answer)) => {
-                    let _ = answer.send(logged(self.roll_back(request, author).await));
+                Some(Commit::Rollback(request, author, reply)) => {
+                    let _ = reply.send(log_error(self.roll_back(request, author).await));
                 }
-                Some(Commit::Confirm(revision, author, answer)) => {
-                    let _ = answer.send(logged(self.confirm(revision, &author).await));
+                Some(Commit::Confirm(revision, author, reply)) => {
+                    let _ = reply.send(log_error(self.confirm(revision, &author).await));
                 }
                 None => return,
             }
@@ -200,7 +199,7 @@ impl Actor {
             self.persist_rollback().await?;
         }
         if let Ok(id) = uuid::Uuid::try_parse(&request.request_id) {
-            // One UUID has several spellings.
+            // The same UUID can be written in several ways.
             request.request_id = id.to_string();
         }
         let digest = request_digest(&request, &self.committer.digester);
@@ -217,7 +216,7 @@ impl Actor {
         let digester = &self.committer.digester;
         let current = || Ok(basis.document.clone());
         let proposal = Proposal::from_apply(request, author, digest, digester, &current)?;
-        self.make(proposal, basis).await
+        self.commit_proposal(proposal, basis).await
     }
 
     async fn roll_back(
@@ -234,13 +233,14 @@ impl Actor {
             }
             request.revision = current - 1;
         }
-        let asked = request.revision;
-        if asked == 0 || asked > current {
-            return Err(ApplyError::NoRevision(asked));
+        let target = request.revision;
+        if target > current {
+            return Err(ApplyError::NoRevision(target));
         }
-        let stored = self.committer.with_store(move |store| store.revision(asked)).await?;
-        let document = stored.ok_or(ApplyError::NoRevision(asked))?.config.unwrap_or_default();
-        self.make(Proposal::from_rollback(request, author, document)?, basis).await
+        let stored = self.committer.with_store(move |store| store.revision(target)).await?;
+        let document = stored.ok_or(ApplyError::NoRevision(target))?.config.unwrap_or_default();
+        let proposal = Proposal::from_rollback(request, author, document)?;
+        self.commit_proposal(proposal, basis).await
     }
 
     async fn roll_back_overdue(&mut self) {
@@ -252,9 +252,9 @@ impl Actor {
         }
     }
 
-    /// Rolls back the pending revision. Where that cannot be persisted, the configuration is rolled
-    /// back in memory all the same: an operator who locked himself out waits for it, and a restart
-    /// would have the same result.
+    /// Rolls back the pending revision. If the rollback cannot be persisted, it still takes effect
+    /// in memory, because it may be the only way for an operator to reach the agent again. A restart
+    /// of the agent has the same effect, because the expired deadline is in the store.
     async fn roll_back_pending(&mut self) -> Result<(), ApplyError> {
         let Some(countdown) = &mut self.countdown else { return Ok(()) };
         countdown.due = Instant::now() + ROLLBACK_RETRY;
@@ -266,22 +266,22 @@ impl Actor {
         };
         let proposal = Proposal::for_overdue(revision, to, document)?;
         let config = Arc::new(proposal.config.clone());
-        let made = match self.basis().await {
-            Ok(basis) => self.make(proposal, basis).await,
+        let result = match self.basis().await {
+            Ok(basis) => self.commit_proposal(proposal, basis).await,
             Err(error) => Err(error.into()),
         };
-        if made.is_err()
+        if result.is_err()
             && let Some(countdown) = &mut self.countdown
             && !std::mem::replace(&mut countdown.is_rolled_back, true)
         {
-            self.committer.publish.send_modify(|published| {
+            self.committer.committed.send_modify(|published| {
                 (published.config, published.rolled_back_to) = (config, Some(to));
             });
         }
-        made.map(drop)
+        result.map(drop)
     }
 
-    /// Persists a rollback that only happened in memory so far: nothing may be committed before.
+    /// Persists a rollback that has so far happened only in memory. Every change calls this first.
     async fn persist_rollback(&mut self) -> Result<(), ApplyError> {
         match self.countdown {
             Some(Countdown { is_rolled_back: true, .. }) => self.roll_back_pending().await,
@@ -289,16 +289,19 @@ impl Actor {
         }
     }
 
-    async fn confirm(&mut self, asked: u64, author: &str) -> Result<u64, ApplyError> {
+    /// Confirms the pending revision; `requested` is its number or 0. A repeated confirmation of the
+    /// current revision succeeds, because the client may have missed the first answer.
+    async fn confirm(&mut self, requested: u64, author: &str) -> Result<u64, ApplyError> {
         self.persist_rollback().await?;
-        let waiting = self.countdown.as_ref().map(|countdown| countdown.pending.revision);
-        let Some(revision) = waiting.filter(|waiting| asked == 0 || asked == *waiting) else {
-            let current = self.committer.publish.borrow().revision;
-            let is_confirmed = asked != 0 && asked == current && waiting.is_none();
+        let pending = self.countdown.as_ref().map(|countdown| countdown.pending.revision);
+        let Some(revision) = pending.filter(|pending| requested == 0 || requested == *pending)
+        else {
+            let current = self.committer.committed.borrow().revision;
+            let is_confirmed = requested != 0 && requested == current && pending.is_none();
             return if is_confirmed {
-                Ok(asked)
+                Ok(requested)
             } else {
-                Err(ApplyError::NotWaiting { asked, waiting })
+                Err(ApplyError::NotPending { requested, pending })
             };
         };
         self.committer.with_store(move |store| store.confirm(revision)).await?;
@@ -309,25 +312,26 @@ impl Actor {
 
     /// Reads the configuration with which the next proposal is compared.
     async fn basis(&self) -> Result<Basis, StoreError> {
-        let Committed { revision, config: running, .. } = self.committer.publish.borrow().clone();
+        let Committed { revision, config: running, .. } = self.committer.committed.borrow().clone();
         let document = self.committer.with_store(documents::current).await?;
         let countdown = self.countdown.as_ref();
-        let config = match countdown.filter(|countdown| countdown.is_rolled_back) {
-            Some(_) => parse(&document).map_or_else(|_| running.clone(), Arc::new),
-            None => running.clone(),
+        let config = if countdown.is_some_and(|countdown| countdown.is_rolled_back) {
+            documents::parse_current(revision, &document)
+        } else {
+            Some(running.clone())
         };
         Ok(Basis {
             revision,
             document,
             digest: self.digest.clone(),
-            config: Some(config),
+            config,
             running,
             pending: countdown.map(|countdown| countdown.pending.clone()),
         })
     }
 
-    /// Commits a proposal, or only determines its changes with `validate_only`.
-    async fn make(
+    /// Commits a proposal; with `validate_only`, only determines its effects.
+    async fn commit_proposal(
         &mut self,
         proposal: Proposal,
         basis: Basis,
@@ -361,21 +365,14 @@ impl Actor {
                 self.digest = digest;
                 self.countdown = pending.map(countdown);
                 let committed = Committed { revision, config, ..Committed::default() };
-                self.committer.publish.send_replace(committed);
+                self.committer.committed.send_replace(committed);
                 let kind = EventType::ConfigurationCommitted;
                 self.committer.results.agent_event(kind, revision, detail, clock::unix());
             }
         }
         if let Some((request_id, digest)) = request {
-            self.answers.keep(request_id, digest, answer.clone());
+            self.answers.insert(request_id, digest, answer.clone());
         }
         answer
     }
-}
-
-fn logged<T>(result: Result<T, ApplyError>) -> Result<T, ApplyError> {
-    if let Err(error) = &result {
-        tracing::info!(%error, "configuration change refused");
-    }
-    result
 }

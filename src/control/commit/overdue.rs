@@ -1,4 +1,4 @@
-//! Rollback, at the start of the agent, of a revision that was not confirmed in time.
+//! Rollback at the start of the agent, if a revision was not confirmed in time.
 
 use std::sync::Arc;
 
@@ -24,19 +24,19 @@ use crate::{
 };
 
 impl Committed {
-    /// Loads the current revision, after the rollback of one that was not confirmed in time.
+    /// Loads the current revision. If it was not confirmed in time, it is rolled back first.
     pub fn load(store: &ConfigStore) -> Result<Self, LoadError> {
         let digester = Digester::new(store.digest_key(random::bytes()?)?);
         let overdue_rollback = roll_back_overdue(store, &digester, clock::unix(), clock::uptime())
             .unwrap_or_else(|error| {
-                tracing::error!(%error, "failed to persist rollback, retrying once started");
+                tracing::error!(%error, "failed to persist rollback, retrying after the start");
                 None
             });
         Ok(Self { overdue_rollback, ..Self::read(store)? })
     }
 }
 
-/// Rolls back a revision that was not confirmed in time. Returns the text of the event.
+/// Rolls back the pending revision if its deadline has passed, and returns the text of the event.
 fn roll_back_overdue(
     store: &ConfigStore,
     digester: &Digester,
@@ -53,7 +53,7 @@ fn roll_back_overdue(
     let document = documents::current(store)?;
     let basis = Basis {
         revision,
-        digest: digest(&digester.redacted(document.clone())),
+        digest: digest(&digester.redact(document.clone())),
         config: parse(&document).ok().map(Arc::new),
         document,
         ..Basis::default()

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    model::limits::CONFIRM_TIMEOUT, net::clock::Uptime, proto, store::Unconfirmed, time::UnixTime,
+    control::committed::Committed, model::limits::CONFIRM_TIMEOUT, net::clock::Uptime, proto,
+    store::Unconfirmed, time::UnixTime,
 };
 
 /// A revision that waits to be confirmed.
@@ -13,8 +14,8 @@ use crate::{
 pub(super) struct Pending {
     pub(super) revision: u64,
     pub(super) unconfirmed: Unconfirmed,
-    /// Document of the revision to roll back to, so that a failing disk does not prevent that.
-    /// `None` where it could not be read yet.
+    /// Document of the revision to roll back to, kept in memory so that the rollback does not depend
+    /// on the disk. `None` if it could not be read yet.
     pub(super) rollback_document: Option<Arc<proto::AgentConfig>>,
 }
 
@@ -22,9 +23,10 @@ pub(super) struct Pending {
 #[derive(Clone, Debug)]
 pub(super) struct Countdown {
     pub(super) pending: Pending,
-    /// Time of the rollback, or of the next try to persist it.
+    /// Time of the rollback, or of the next attempt to persist it.
     pub(super) due: Instant,
-    /// The configuration to roll back to is published already, the rollback not yet persisted.
+    /// True if the configuration to roll back to is published although the rollback could not be
+    /// persisted.
     pub(super) is_rolled_back: bool,
 }
 
@@ -33,10 +35,18 @@ impl Countdown {
         let left = left_ns(pending.unconfirmed, now, uptime);
         Self { pending, due: Instant::now() + Duration::from_nanos(left), is_rolled_back: false }
     }
+
+    /// Restores `is_rolled_back` after a restart of the actor: the store does not have it, but the
+    /// published configuration names the revision that a rollback in memory returned to.
+    pub(super) fn with_published(self, published: &Committed) -> Self {
+        let is_rolled_back = published.rolled_back_to == Some(self.pending.unconfirmed.rollback_to);
+        Self { is_rolled_back, ..self }
+    }
 }
 
-/// Returns the nanoseconds left to confirm: by the monotonic clock within one boot of the host; by
-/// the time of day after a reboot, but never more than the timeout, in case that clock was set back.
+/// Returns the nanoseconds left to confirm. Within one boot of the host, they are measured by the
+/// monotonic clock. After a reboot, they are measured by the time of day and limited to the timeout,
+/// in case the time of day was set back.
 pub(super) fn left_ns(unconfirmed: Unconfirmed, now: UnixTime, uptime: Uptime) -> u64 {
     let Unconfirmed { until_unix_ns, timeout_ns, until_uptime_ns, boot, .. } = unconfirmed;
     if boot != 0 && boot == uptime.boot {
@@ -49,6 +59,19 @@ pub(super) fn left_ns(unconfirmed: Unconfirmed, now: UnixTime, uptime: Uptime) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_of_the_actor_keeps_a_rollback_in_memory() {
+        let unconfirmed = Unconfirmed { rollback_to: 1, ..Unconfirmed::default() };
+        let pending = Pending { revision: 2, unconfirmed, rollback_document: None };
+        let countdown = Countdown::new(pending, UnixTime(0), Uptime { boot: 7, ns: 0 });
+        let published =
+            |rolled_back_to| Committed { revision: 2, rolled_back_to, ..Committed::default() };
+        let is_rolled_back =
+            |published| countdown.clone().with_published(&published).is_rolled_back;
+        assert!(is_rolled_back(published(Some(1))));
+        assert!(!is_rolled_back(published(None)), "the revision may still be confirmed");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_is_set_back_does_not_prolong_the_timeout() {

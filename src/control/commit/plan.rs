@@ -1,12 +1,12 @@
-//! Steps from a proposal to a published revision: [`check`] compares it with the host, [`plan`]
-//! with the current configuration, [`persist`] writes the result. Each step takes the result of the
-//! one before, so none can be left out.
+//! Steps from a proposal to a published revision. [`check`] compares the proposal with the current
+//! revision and with the resources of the host, [`plan`] determines the changes, and [`persist`]
+//! writes the result. Each step takes the result of the step before, so none can be left out.
 
 use std::sync::Arc;
 
 use super::{
     error::ApplyError,
-    fields::name_fields,
+    fields::add_field_changes,
     pending::Pending,
     proposal::{Proposal, digest},
 };
@@ -27,9 +27,9 @@ pub(super) struct Basis {
     pub(super) document: proto::AgentConfig,
     /// Digest of the document without secrets.
     pub(super) digest: String,
-    /// The document, checked; `None` where this version of the agent refuses it.
+    /// Configuration of `document`; `None` if it is not valid for this version of the agent.
     pub(super) config: Option<Arc<AgentConfig>>,
-    /// Configuration that runs: not that of `document` while a rollback waits to be persisted.
+    /// Running configuration. It differs from `config` while a rollback could not be persisted.
     pub(super) running: Arc<AgentConfig>,
     /// Revision that waits to be confirmed.
     pub(super) pending: Option<Pending>,
@@ -39,27 +39,27 @@ pub(super) struct Basis {
 pub(super) struct Environment<'a> {
     pub(super) digester: &'a Digester,
     pub(super) session_control: &'a dyn Fn(&str) -> SessionControl,
-    /// Sockets that measurements may use.
+    /// Number of sockets available to measurements.
     pub(super) sockets_available: u64,
     pub(super) now: UnixTime,
     pub(super) uptime: Uptime,
 }
 
-/// Proposal for the current revision for which the host has the resources.
+/// Proposal that is based on the current revision and for which the host has the resources.
 #[derive(Debug)]
 pub(super) struct Checked(Proposal);
 
-/// A proposal with its answer and its consequences. Nothing has happened yet.
+/// Answer to a proposal and the steps that carry it out. Nothing has changed yet.
 #[derive(Debug)]
 pub(super) struct Plan {
     answer: ApplyConfigResponse,
-    /// `request_id` and digest of the request; `None` where the answer need not be kept.
+    /// `request_id` and digest of the request; `None` if the answer need not be kept.
     request: Option<(String, String)>,
     write: Write,
     publication: Publication,
 }
 
-/// A plan that is stored durably.
+/// A plan after its write is durable.
 #[derive(Debug)]
 pub(super) struct Persisted {
     pub(super) answer: ApplyConfigResponse,
@@ -70,7 +70,7 @@ pub(super) struct Persisted {
 #[derive(Debug)]
 enum Write {
     Nothing,
-    /// The document is the current one; a pending revision may get a later deadline.
+    /// The document equals the current one; the pending revision may get a later deadline.
     Unchanged(Option<(u64, Unconfirmed)>),
     Revision(Box<StoredRevision>),
 }
@@ -94,7 +94,7 @@ pub(super) struct NewRevision {
     pub(super) detail: String,
 }
 
-/// Refuses a proposal that was made for another revision, or that this host cannot run.
+/// Refuses a proposal that is based on an earlier revision, or for which the host lacks resources.
 pub(super) fn check(proposal: Proposal, basis: &Basis) -> Result<Checked, ApplyError> {
     let current = basis.revision;
     if let Some(expected) = proposal.expected_revision.filter(|expected| *expected != current) {
@@ -121,14 +121,15 @@ pub(super) fn plan(
         warnings: warnings(&proposal.document, &proposal.config, sockets_available),
         ..ApplyConfigResponse::default()
     };
-    let redacted = digester.redacted(proposal.document.clone());
+    let redacted = digester.redact(proposal.document.clone());
     if let Some(config) = &basis.config {
         answer.changes = changes(config, &proposal.config, session_control);
-        let before = || digester.redacted(basis.document.clone());
-        name_fields(&mut answer.changes, &before, &redacted);
+        let before = || digester.redact(basis.document.clone());
+        add_field_changes(&mut answer.changes, &before, &redacted);
     }
     let digest = digest(&redacted);
-    // An overdue rollback ends the pending revision also where both documents are equal.
+    // An overdue rollback makes a revision even if both documents are equal, because it has to end
+    // the pending revision.
     let is_changed = basis.revision == 0 || digest != basis.digest || proposal.unconditional;
     if proposal.validate_only {
         Plan { answer, request: None, write: Write::Nothing, publication: Publication::Nothing }
@@ -181,8 +182,9 @@ fn plan_revision(
     Plan { answer, request, write, publication: Publication::Revision(new) }
 }
 
-/// A document that changes nothing does not confirm the pending revision: a controller that applies
-/// the same document from time to time would take the rollback away unnoticed.
+/// Plans the answer to a document that changes nothing. It does not confirm the pending revision,
+/// because a controller that applies the same document at intervals would prevent the rollback
+/// without noticing.
 fn plan_unchanged(
     proposal: Proposal,
     mut answer: ApplyConfigResponse,
@@ -196,7 +198,7 @@ fn plan_unchanged(
         let Pending { revision, unconfirmed, .. } = prolonged.as_ref().unwrap_or(pending);
         answer.confirm_deadline = Some(deadline(*unconfirmed));
         answer.warnings.push(format!(
-            "revision {revision} still waits to be confirmed, and goes back to {} otherwise",
+            "revision {revision} is still pending: it is rolled back to {} unless confirmed",
             unconfirmed.rollback_to
         ));
     }
@@ -231,8 +233,8 @@ pub(super) fn persist(store: &ConfigStore, plan: Plan) -> Result<Persisted, Stor
     Ok(Persisted { answer, request, publication })
 }
 
-/// Returns until when the proposal has to be confirmed, and the revision it is rolled back to: the
-/// latest one that needs no confirmation.
+/// Returns the deadline for confirming the proposal and the revision to roll back to, which is the
+/// latest one that is not pending. Returns `None` if the proposal needs no confirmation.
 fn unconfirmed(
     proposal: &Proposal,
     basis: &Basis,
@@ -255,7 +257,7 @@ fn request(proposal: &Proposal) -> Option<(String, String)> {
     (!request_id.is_empty()).then(|| (request_id.clone(), request_digest.clone()))
 }
 
-/// Text of the event: effect, author and comment of a commit.
+/// Returns the text of the event: number of changes, author and comment of a commit.
 fn detail(proposal: &Proposal, answer: &ApplyConfigResponse) -> String {
     let count = answer.changes.len();
     let plural = if count == 1 { "" } else { "s" };

@@ -1,4 +1,4 @@
-//! Proposed configurations: the whole document that a request results in, checked and complete.
+//! Proposed configurations: the complete document that a request results in, checked.
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -35,7 +35,7 @@ pub(super) struct Proposal {
     pub(super) request_digest: String,
     /// Revision that the document is taken from; 0 for a new document.
     pub(super) rollback_to: u64,
-    /// Committed without a check of the host's resources, because it is a rollback.
+    /// True for an overdue rollback, which is committed without a check of the host's resources.
     pub(super) unconditional: bool,
 }
 
@@ -50,15 +50,15 @@ impl Proposal {
     ) -> Result<Self, ApplyError> {
         let mut violations = Vec::new();
         check_fields(&request, &mut violations);
-        let merge = request.mode() == ApplyMode::Merge;
-        let mut given = digester.completed(request.config.unwrap_or_default(), current)?;
-        let document = if merge {
+        let is_merge = request.mode() == ApplyMode::Merge;
+        let mut given = digester.restore_secrets(request.config.unwrap_or_default(), current)?;
+        let document = if is_merge {
             // Violations name fields of the request, not of the merged document.
             let entries = ServerEntries::extract(&mut given, &request.delete);
             if let Err(mut wrong) = parse(&entries.to_check(&given)) {
                 violations.append(&mut wrong);
             }
-            let mut document = merged(current()?, given, &request.delete, &mut violations);
+            let mut document = merge(current()?, given, &request.delete, &mut violations);
             entries.apply(&mut document, &mut violations);
             document
         } else {
@@ -70,15 +70,15 @@ impl Proposal {
             comment: request.comment,
             expected_revision: request.expected_revision,
             validate_only: request.validate_only,
-            confirm_timeout_ns: timeout(request.confirm_timeout, &mut violations),
+            confirm_timeout_ns: parse_timeout(request.confirm_timeout, &mut violations),
             request_id: request.request_id,
             request_digest,
             ..Self::default()
         };
-        proposal.parsed(violations)
+        proposal.parse(violations)
     }
 
-    /// Builds the proposal of a RollbackConfig request for `document`, that of the revision named.
+    /// Builds the proposal of a RollbackConfig request; `document` is that of the named revision.
     pub(super) fn from_rollback(
         request: RollbackConfigRequest,
         author: String,
@@ -92,11 +92,11 @@ impl Proposal {
             comment: request.comment,
             expected_revision: request.expected_revision,
             validate_only: request.validate_only,
-            confirm_timeout_ns: timeout(request.confirm_timeout, &mut violations),
+            confirm_timeout_ns: parse_timeout(request.confirm_timeout, &mut violations),
             rollback_to: request.revision,
             ..Self::default()
         };
-        proposal.parsed(violations)
+        proposal.parse(violations)
     }
 
     /// Builds the rollback of a revision that was not confirmed in time.
@@ -113,37 +113,39 @@ impl Proposal {
             unconditional: true,
             ..Self::default()
         };
-        proposal.parsed(Vec::new())
+        proposal.parse(Vec::new())
     }
 
-    fn parsed(mut self, mut violations: Vec<Violation>) -> Result<Self, ApplyError> {
+    /// Checks the document. `violations` are those found in the request so far.
+    fn parse(mut self, mut violations: Vec<Violation>) -> Result<Self, ApplyError> {
         match parse(&self.document) {
             Ok(config) if violations.is_empty() => {
                 self.config = config;
                 Ok(self)
             }
             Ok(_) => Err(ApplyError::Invalid(violations)),
-            // Violations of a given part are reported already, at their place in the request.
+            // Violations of a given part are in `violations` already, with paths of the request.
             Err(_) if !violations.is_empty() => Err(ApplyError::Invalid(violations)),
-            Err(of_document) => {
-                violations.extend(of_document);
+            Err(found) => {
+                violations.extend(found);
                 Err(ApplyError::Invalid(violations))
             }
         }
     }
 }
 
-/// Returns a digest of everything that distinguishes requests. Secrets are replaced by their
-/// digests, so that nothing visible helps to guess them.
+/// Returns a digest of the fields of a request that determine the new configuration and its rollback.
+/// Secrets are replaced by their digests first, so that the returned digest does not help to guess
+/// them.
 pub(super) fn request_digest(request: &ApplyConfigRequest, digester: &Digester) -> String {
-    let said = ApplyConfigRequest {
+    let effective = ApplyConfigRequest {
         mode: request.mode().max(ApplyMode::Replace).into(),
-        config: Some(digester.redacted(request.config.clone().unwrap_or_default())),
+        config: Some(digester.redact(request.config.clone().unwrap_or_default())),
         delete: request.delete.clone(),
         confirm_timeout: request.confirm_timeout,
         ..ApplyConfigRequest::default()
     };
-    hexadecimal(&Sha256::digest(said.encode_to_vec()))
+    hexadecimal(&Sha256::digest(effective.encode_to_vec()))
 }
 
 /// Returns the digest of a document without secrets.
@@ -168,9 +170,9 @@ fn check_fields(request: &ApplyConfigRequest, violations: &mut Vec<Violation>) {
         report(violations, "request_id", format!("{shown:?} is not a UUID"));
     }
     if request.mode() != ApplyMode::Merge && !request.delete.is_empty() {
-        let right = "not valid with REPLACE, which removes everything that the document does not name; for single \
-                     parts, use APPLY_MODE_MERGE";
-        report(violations, "delete", right.into());
+        let hint = "not valid with APPLY_MODE_REPLACE, which removes everything that the document \
+                    does not name: to delete single parts, use APPLY_MODE_MERGE";
+        report(violations, "delete", hint.into());
     }
     if request.delete.len() > MAXIMUM_DELETED {
         let parts = request.delete.len();
@@ -189,7 +191,10 @@ fn check_comment(comment: &str, violations: &mut Vec<Violation>) {
     }
 }
 
-fn timeout(given: Option<prost_types::Duration>, violations: &mut Vec<Violation>) -> Option<u64> {
+fn parse_timeout(
+    given: Option<prost_types::Duration>,
+    violations: &mut Vec<Violation>,
+) -> Option<u64> {
     match parse_duration("confirm_timeout", given?, &CONFIRM_TIMEOUT) {
         Ok(nanoseconds) => Some(nanoseconds),
         Err(violation) => {
@@ -199,9 +204,9 @@ fn timeout(given: Option<prost_types::Duration>, violations: &mut Vec<Violation>
     }
 }
 
-/// Returns the current document with the given parts in place of its own, and without the deleted
-/// parts.
-fn merged(
+/// Returns the current document after the deletion of the parts in `delete` and the addition of the
+/// given parts, which replace existing parts of the same name.
+fn merge(
     mut document: proto::AgentConfig,
     given: proto::AgentConfig,
     delete: &[String],
@@ -209,9 +214,9 @@ fn merged(
 ) -> proto::AgentConfig {
     let connections = &mut document.client.get_or_insert_default().control_connections;
     let given_connections = given.client.unwrap_or_default().control_connections;
-    let mut places: std::collections::HashMap<String, usize> =
+    let mut index_by_name: std::collections::HashMap<String, usize> =
         connections.iter().enumerate().map(|(index, c)| (c.name.clone(), index)).collect();
-    let mut doomed = vec![false; connections.len()];
+    let mut is_deleted = vec![false; connections.len()];
     let parts = delete.iter().enumerate().filter(|(_, part)| !is_list_entry(part));
     for (index, part) in parts {
         let name = part.strip_prefix("client/");
@@ -222,13 +227,13 @@ fn merged(
             (_, Some(name)) => given_connections.iter().any(|c| c.name == name),
             _ => false,
         };
-        let there = match (part.as_str(), name) {
+        let is_configured = match (part.as_str(), name) {
             ("server", _) => document.server.take().is_some(),
             ("export", _) => document.export.take().is_some(),
             ("storage", _) => document.storage.take().is_some(),
-            (_, Some(name)) => match places.remove(name) {
-                Some(place) => {
-                    doomed[place] = true;
+            (_, Some(name)) => match index_by_name.remove(name) {
+                Some(position) => {
+                    is_deleted[position] = true;
                     true
                 }
                 None => false,
@@ -239,23 +244,23 @@ fn merged(
         let field = format!("delete[{index}]");
         if also_given {
             report(violations, &field, format!("{shown:?} is also in the document"));
-        } else if !there {
-            let right = "parts are `client/NAME`, `server`, `server/client_list/NAME`, \
-                         `server/key_chains/NAME`, `export` and `storage`, each once";
-            report(violations, &field, format!("{shown:?} is not configured: {right}"));
+        } else if !is_configured {
+            let hint = "parts are `client/NAME`, `server`, `server/client_list/NAME`, \
+                        `server/key_chains/NAME`, `export` and `storage`, each once";
+            report(violations, &field, format!("{shown:?} is not configured: {hint}"));
         }
     }
     for connection in given_connections {
-        match places.get(&connection.name) {
-            Some(place) => connections[*place] = connection,
+        match index_by_name.get(&connection.name) {
+            Some(index) => connections[*index] = connection,
             None => {
                 connections.push(connection);
-                doomed.push(false);
+                is_deleted.push(false);
             }
         }
     }
-    let mut doomed = doomed.into_iter();
-    connections.retain(|_| !doomed.next().unwrap_or(false));
+    let mut is_deleted = is_deleted.into_iter();
+    connections.retain(|_| !is_deleted.next().unwrap_or(false));
     document.server = given.server.or(document.server);
     document.export = given.export.or(document.export);
     document.storage = given.storage.or(document.storage);
@@ -295,13 +300,13 @@ mod tests {
         let mut violations = Vec::new();
         let delete = ["client/a".to_owned(), "storage".to_owned()];
         let given = document(&[("d", "2"), ("b", "2")]);
-        let new = merged(current.clone(), given, &delete, &mut violations);
+        let new = merge(current.clone(), given, &delete, &mut violations);
         assert_eq!(violations, []);
         assert_eq!(names(&new), [("b", "2"), ("c", "1"), ("d", "2")]);
         assert_eq!((new.server, new.storage), (current.server, None));
     }
 
-    /// Merged into an empty document, the change would remove every other connection.
+    /// A merge into an empty document would remove every other connection.
     #[test]
     fn a_merge_fails_where_the_current_document_cannot_be_read() {
         let digester = Digester::new([7; 32]);
@@ -317,11 +322,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_deleted_is_told_by_its_place() {
+    fn a_failed_deletion_is_reported_with_its_index() {
         let mut violations = Vec::new();
         let delete = ["client/x", "client/b", "server", "nonsense", "client/a", "client/a"];
         let delete: Vec<String> = delete.iter().map(ToString::to_string).collect();
-        merged(document(&[("a", "")]), document(&[("b", "")]), &delete, &mut violations);
+        merge(document(&[("a", "")]), document(&[("b", "")]), &delete, &mut violations);
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
         assert_eq!(fields, ["delete[0]", "delete[1]", "delete[2]", "delete[3]", "delete[5]"]);
         assert!(violations[1].description.contains("also in the document"));

@@ -1,4 +1,4 @@
-//! Connections: a table of their states, a table of their sessions, and what is wrong.
+//! Connections: a table of their states, a table of their sessions, and the reasons of failures.
 
 use prost_types::{Duration, Timestamp};
 

@@ -73,7 +73,8 @@ pub(super) fn agent(agent: &GetAgentResponse) -> String {
         entry("results", &health),
     ];
     if let Some(left) = &store.age_retention_suspended {
-        let how = format!("clock was set: none deleted by age for {}", duration(Some(left)));
+        let how =
+            format!("clock was set: no record is deleted by age for {}", duration(Some(left)));
         entries.push(entry("", &how));
     }
     for change in &agent.host_changes {

@@ -21,7 +21,10 @@ pub fn record_line(record: &Record) -> String {
         Some(record::Kind::Event(event)) => event_text(event, record.time.as_ref()),
         Some(record::Kind::IntervalResult(interval)) => interval_text(interval),
         Some(record::Kind::Gap(gap)) => {
-            format!("GAP      cursors {} to {} are gone", gap.first_cursor, gap.last_cursor)
+            format!(
+                "GAP      cursors {} to {} were removed or lost",
+                gap.first_cursor, gap.last_cursor
+            )
         }
         None => "unknown kind of record".into(),
     };

@@ -8,7 +8,7 @@ use crate::{
     },
 };
 
-/// Refused connections shown, of those that the agent remembers.
+/// Maximum number of refused connections that are shown.
 const SHOWN_REFUSALS: usize = 5;
 
 /// Returns the state of the server role.

@@ -1,4 +1,4 @@
-//! Cumulative metrics: running totals of each series, since the exporter started to count it.
+//! Cumulative metrics: totals of each series since the exporter received the first record of it.
 
 use std::collections::HashMap;
 
@@ -12,15 +12,15 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-/// Limit of the series in memory, beyond which the tenth that was updated longest ago is removed. A
-/// removed series begins again with a start time of its own, which receivers take for a reset.
+/// Maximum number of series in memory. If there are more, the tenth that was updated longest ago is
+/// removed. A removed series begins again with a new start time, which receivers treat as a reset.
 const MAX_SERIES: usize = 1_000_000;
 
-/// Digest of the name of a metric and the attributes of a point: they would take far more memory
-/// than the totals.
+/// Digest of the name of a metric and the attributes of a point, which would take far more memory than
+/// the totals.
 type Key = [u8; 16];
 
-/// Totals of all series, which a process that restarts begins again.
+/// Totals of all series. They begin again when the agent restarts.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     series: HashMap<Key, Series>,
@@ -48,7 +48,7 @@ enum Total {
 #[derive(Clone, Debug)]
 struct HistogramTotal {
     count: u64,
-    /// `None` once a delay was negative.
+    /// Sum of the delays; `None` after a negative delay, because a sum must not decrease.
     sum: Option<f64>,
     buckets: Vec<u64>,
     min: Option<f64>,
@@ -56,8 +56,8 @@ struct HistogramTotal {
 }
 
 impl Totals {
-    /// Turns deltas into cumulative values. The totals do not change until [`Self::commit`], so
-    /// that a retry makes the same values again.
+    /// Converts deltas to cumulative values. The totals do not change until [`Self::commit`], so that a
+    /// retry gives the same values again.
     pub(super) fn accumulate(&self, metrics: &mut [Metric]) -> Pending {
         let mut pending = Pending::default();
         let cumulative = AggregationTemporality::Cumulative.into();
@@ -134,7 +134,7 @@ impl Totals {
         point.start_time_unix_nano = series.start_ns;
     }
 
-    /// Returns the series of a point with the times of its delta.
+    /// Returns the series of a point. The times are those of the delta of the point.
     fn series<'a>(
         &self,
         key: Key,

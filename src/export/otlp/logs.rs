@@ -16,7 +16,7 @@ use crate::{
 
 /// Returns the log records of a record: one, or one for each probe.
 pub(super) fn from_record(record: &Record, peers: &mut Peers) -> Vec<LogRecord> {
-    let mut attributes = values::of_record(record);
+    let mut attributes = values::record_attributes(record);
     attributes.extend(peers.attributes(record));
     attributes.push(number("twamp.cursor", record.cursor.cast_signed()));
     if !record.incarnation.is_empty() {
@@ -24,9 +24,9 @@ pub(super) fn from_record(record: &Record, peers: &mut Peers) -> Vec<LogRecord> 
     }
     let time_ns = record.time.as_ref().map_or(0, |time| UnixTime::from_proto(time).0);
     match &record.kind {
-        Some(record::Kind::Event(event)) => vec![of_event(event, attributes, time_ns)],
+        Some(record::Kind::Event(event)) => vec![event_log(event, attributes, time_ns)],
         Some(record::Kind::ProbeResults(results)) => {
-            results.probes.iter().map(|probe| of_probe(probe, &attributes)).collect()
+            results.probes.iter().map(|probe| probe_log(probe, &attributes)).collect()
         }
         Some(record::Kind::Gap(gap)) => {
             let body = format!(
@@ -41,7 +41,7 @@ pub(super) fn from_record(record: &Record, peers: &mut Peers) -> Vec<LogRecord> 
     }
 }
 
-fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRecord {
+fn event_log(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRecord {
     let name = event.r#type().word();
     let severity = match event.r#type() {
         EventType::ConnectionLost
@@ -94,7 +94,7 @@ fn of_event(event: &Event, mut attributes: Vec<KeyValue>, time_ns: u64) -> LogRe
     log(&event_name, severity, body, attributes, time_ns)
 }
 
-fn of_probe(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
+fn probe_log(probe: &ProbeResult, attributes: &[KeyValue]) -> LogRecord {
     let status = probe.status().word();
     let mut attributes = attributes.to_vec();
     attributes.push(number("twamp.test", probe.test_number.cast_signed()));

@@ -29,15 +29,15 @@ struct ResultPoint<'a> {
     end_ns: u64,
 }
 
-/// Returns the metrics of results. Those of intervals have their own names, because intervals cover
-/// the same probes as tests.
+/// Returns the metrics of results. Metrics of intervals have other names than those of tests, because
+/// intervals cover the same probes.
 pub(super) fn from_records(records: &[&Record], peers: &mut Peers) -> Vec<Metric> {
     let (mut tests, mut intervals) = (Vec::new(), Vec::new());
     let mut ended = Vec::new();
     let time =
         |time: Option<&prost_types::Timestamp>| time.map_or(0, |time| UnixTime::from_proto(time).0);
     for record in records {
-        let mut attributes = values::of_record(record);
+        let mut attributes = values::record_attributes(record);
         attributes.extend(peers.attributes(record));
         match &record.kind {
             Some(record::Kind::TestResult(result)) => {
@@ -134,7 +134,7 @@ fn figures(prefix: &str, results: &[ResultPoint<'_>]) -> Vec<Metric> {
     let histogram = |name: &str, description: &str, of: fn(&Figures) -> Option<&DelayStats>| {
         let points = results.iter().filter_map(|one| {
             let mut attributes = one.attributes.clone();
-            // One-way delays are meaningful only where both clocks are synchronised.
+            // One-way delays are meaningful only if both clocks are synchronised.
             if name != RTT {
                 let validity = one.figures.one_way_validity().word();
                 attributes.push(values::text("twamp.one_way_validity", validity));

@@ -1,4 +1,4 @@
-//! Far ends of measurements, as attributes of OpenTelemetry's semantic conventions.
+//! Peers of measurements, as attributes of OpenTelemetry's semantic conventions.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -7,15 +7,15 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use super::values::{number, text};
 use crate::{proto::Record, session::client::Peer};
 
-/// Returns the far end of a connection (with an empty second name) or of a session; `None` if it is
-/// not configured.
+/// Function that returns the peer of a session or, if the second name is empty, of a connection;
+/// `None` if it is not configured.
 pub type FindPeer = Arc<dyn Fn(&str, &str) -> Option<Peer> + Send + Sync>;
 
-/// Limit of the remembered peers; beyond it all are looked up again.
+/// Maximum number of remembered peers. When it is reached, all are forgotten.
 const MAX_REMEMBERED: usize = 200_000;
 
-/// Peers of connections and sessions. The latest one is remembered, so that the attributes of a
-/// series stay while a connection is down or once it is removed.
+/// Peers of connections and sessions. The latest peer of each is remembered, so that the attributes of
+/// a series do not change while a connection is down or after it was removed.
 pub(super) struct Peers {
     find: FindPeer,
     known: HashMap<(String, String), Peer>,

@@ -32,14 +32,15 @@ fn attribute(key: &str, value: Value) -> KeyValue {
 }
 
 /// Returns the names of connection and session, and the labels, as attributes.
-pub(super) fn of_record(record: &Record) -> Vec<KeyValue> {
+pub(super) fn record_attributes(record: &Record) -> Vec<KeyValue> {
     let names = [("twamp.connection", &record.connection), ("twamp.session", &record.session)];
     let names = names.into_iter().filter(|(_, name)| !name.is_empty());
     let labels = record.labels.iter().map(|(key, value)| {
-        // Names of our own, now or later, must not occur twice, nor the names made of them.
+        // Attributes must not occur twice, so labels get a prefix if their name is reserved for the
+        // agent or looks like a label with that prefix.
         let prefixes = ["twamp.", "label."];
-        let is_ours = prefixes.iter().any(|prefix| key.starts_with(prefix));
-        if is_ours || PEER_KEYS.contains(&key.as_str()) {
+        let is_reserved = prefixes.iter().any(|prefix| key.starts_with(prefix));
+        if is_reserved || PEER_KEYS.contains(&key.as_str()) {
             text(&format!("label.{key}"), value)
         } else {
             text(key, value)
@@ -85,7 +86,7 @@ mod tests {
             labels: labels.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect(),
             ..Record::default()
         };
-        let attributes = of_record(&record);
+        let attributes = record_attributes(&record);
         let keys: Vec<&str> = attributes.iter().map(|attribute| attribute.key.as_str()).collect();
         let expected = [
             "twamp.connection",

@@ -21,7 +21,7 @@ use crate::{
     store::Subject,
 };
 
-/// Label names of our own, which labels of the configuration must not use.
+/// Label names of the agent, which labels of the configuration must not use.
 const RESERVED: [&str; 12] = [
     "connection",
     "session",
@@ -53,7 +53,7 @@ pub(super) fn page(sources: &Sources) -> Result<String, fmt::Error> {
 }
 
 type Labels = Vec<(String, String)>;
-/// Additional label, and the count that it selects.
+/// Additional label of a counter, and the function that returns its count.
 type Count<'a> = (Option<(&'a str, &'a str)>, fn(&Figures) -> u64);
 
 /// Collector of the statistics of all sessions.
@@ -109,15 +109,15 @@ impl Sessions {
         limits.push(f64::INFINITY);
         for (labels, all, _) in &self.sessions {
             let figures = all.as_ref().and_then(|all| all.figures.as_deref());
-            // Negative delays mean that the clocks differ, and a falling sum would look like a
-            // restart.
+            // Delays are negative if the clocks differ. They are left out, because a sum that
+            // decreases would look like a restart.
             let Some(stats) = figures.and_then(of).filter(|stats| stats.min_ns >= 0) else {
                 continue;
             };
             let Some(histogram) = stats.histogram.as_ref().map(convert::histogram) else {
                 continue;
             };
-            // The encoder expects counts that are not cumulative.
+            // The encoder expects the count of each bucket alone, not cumulative counts.
             let mut below = 0;
             let each = histogram.cumulative(&limits_ns).into_iter().chain([histogram.count()]);
             let each = each.map(|count| count - std::mem::replace(&mut below, count));
@@ -334,30 +334,30 @@ fn with(labels: &Labels, more: Option<(&str, &str)>) -> Labels {
 /// Returns the labels of a session.
 fn labels(subject: &Subject) -> Labels {
     let names = [("connection", &subject.connection), ("session", &subject.session)];
-    with_configured(&names, &subject.labels)
+    add_configured_labels(&names, &subject.labels)
 }
 
-/// Returns the labels of a connection or a session. Those of the configuration get names that
-/// Prometheus accepts, which are the same in all families. A label whose name can stay as it is
-/// keeps it, whatever others would map to the same name.
-fn with_configured(names: &[(&str, &String)], given: &BTreeMap<String, String>) -> Labels {
+/// Returns the labels of a connection or a session. Labels of the configuration get names that
+/// Prometheus accepts, the same in all families. A label whose name is acceptable keeps it, even if
+/// the name of another label is converted to the same name.
+fn add_configured_labels(names: &[(&str, &String)], given: &BTreeMap<String, String>) -> Labels {
     let mut labels: Labels =
         names.iter().map(|(key, name)| ((*key).to_owned(), (*name).clone())).collect();
     let is_free = |name: &str| {
         !name.starts_with(|c: char| c.is_ascii_digit() || c == '_') && !RESERVED.contains(&name)
     };
-    let mapped = |key: &str| -> String {
+    let converted = |key: &str| -> String {
         key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
     };
     let (kept, renamed): (Vec<_>, Vec<_>) =
-        given.iter().partition(|(key, _)| is_free(key) && mapped(key) == **key);
+        given.iter().partition(|(key, _)| is_free(key) && converted(key) == **key);
     for (key, value) in kept.into_iter().chain(renamed) {
-        let name = mapped(key);
+        let name = converted(key);
         let taken = |name: &str| labels.iter().any(|(known, _)| known == name);
         let name = if is_free(&name) && !taken(&name) {
             name
         } else {
-            // Several labels may map to the same name; all are kept.
+            // Several labels may get the same name; a number keeps all of them.
             let numbered = (2..).map(|number| format!("label_{name}_{number}"));
             let mut free = iter::once(format!("label_{name}")).chain(numbered);
             free.find(|name| !taken(name)).unwrap_or(name)
@@ -372,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_get_names_that_prometheus_takes() {
+    fn labels_get_names_that_prometheus_accepts() {
         let given = ["site", "site-name", "1st", "le", "quantile", "__x", "a b", "a_b", "a.b"];
         let subject = Subject {
             connection: "c".into(),

@@ -48,8 +48,8 @@ impl Format {
     }
 }
 
-/// Rewrites OpenMetrics as text 0.0.4, which names families as their samples, and knows neither
-/// units nor the mark of the end.
+/// Converts OpenMetrics to text 0.0.4, in which families have the names of their samples, and which has
+/// neither units nor an end mark.
 fn text(open_metrics: &str) -> String {
     let mut page = String::with_capacity(open_metrics.len());
     // The help precedes the type, whose suffix it needs.

@@ -1,4 +1,4 @@
-//! Metrics page for Prometheus: HTTP with nothing but GET and HEAD of `/metrics`.
+//! Metrics page for Prometheus: an HTTP server that answers only GET and HEAD of `/metrics`.
 
 mod families;
 mod format;
@@ -31,13 +31,14 @@ use crate::{
 };
 use format::Format;
 
-/// Connections served at a time; others wait.
+/// Maximum number of connections served at a time; further connections wait.
 const CONNECTIONS: usize = 16;
 /// Time for a client to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time limit of the whole exchange, including the transfer of the response.
+/// Time limit of a connection, including the transfer of the response.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// Pause after the address could not be bound or a connection could not be accepted.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
 
 /// Sources of the metrics, apart from the records of the log.
 #[derive(Clone)]
@@ -48,7 +49,7 @@ pub struct Sources {
     pub states: Arc<ExporterStates>,
     /// States of the control connections.
     pub connections: Arc<dyn Fn() -> Vec<proto::Connection> + Send + Sync>,
-    /// Far ends of connections and sessions.
+    /// Peers of connections and sessions.
     pub peer: FindPeer,
     /// State of the server role; `None` if there is none.
     pub server: Arc<dyn Fn() -> Option<proto::GetServerStatusResponse> + Send + Sync>,
@@ -70,14 +71,14 @@ pub(super) async fn serve(
     let listener = loop {
         match scoped(&address).and_then(|address| tcp::listen(address, None)) {
             Ok(listener) => break listener,
-            Err(error) => run.failed(&format!("{address}: {error}")),
+            Err(error) => run.record_failure(&format!("{address}: {error}")),
         }
         tokio::select! {
-            () = sleep(LISTEN_AGAIN) => {}
+            () = sleep(LISTEN_RETRY) => {}
             () = token.cancelled() => return,
         }
     };
-    run.running();
+    run.set_running();
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -101,7 +102,7 @@ pub(super) async fn serve(
             }
             Err(error) => {
                 tracing::debug!(%error, "failed to accept metrics connection");
-                sleep(LISTEN_AGAIN).await;
+                sleep(LISTEN_RETRY).await;
             }
         }
     }
@@ -115,7 +116,7 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        // A client that keeps the connection would keep others out.
+        // An idle client would occupy one of the few connections.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     match timeout(ANSWER_TIMEOUT, connection).await {
@@ -149,12 +150,12 @@ async fn respond(
         families::page(&sources).map(|page| format.render(page))
     })
     .await;
-    // Statistics are persisted before they are shown: a counter that falls after a kill would look
-    // like a reset.
-    results.settle().await;
+    // Statistics are persisted before they are shown: a counter that decreases after a crash would
+    // look like a reset.
+    results.persist_statistics().await;
     Ok(match page {
         Ok(Ok(page)) => {
-            run.delivered(1, 0, "");
+            run.record_delivery(1, 0, "");
             let mut response = plain(StatusCode::OK, page);
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, format.content_type());

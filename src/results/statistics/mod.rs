@@ -226,7 +226,7 @@ impl Aggregator {
         }
         // Results are missing for the time in which the agent did not run.
         for session in aggregator.sessions.values_mut() {
-            session.interrupted();
+            session.mark_interrupted();
         }
         Ok(aggregator)
     }

@@ -3,7 +3,7 @@
 
 use prost::Message;
 
-use super::{super::content::fitting, Key, totals::Totals};
+use super::{super::content::encode_within_limit, Key, totals::Totals};
 use crate::{
     proto::StatisticsScope,
     store::content::{STATISTICS_ALL, STATISTICS_LAST},
@@ -54,8 +54,8 @@ pub(super) enum Part {
     Meta,
     /// Statistics of all tests.
     All,
-    /// Statistics of all tests except the running one; only while minutes of that are in
-    /// [`Self::All`].
+    /// Statistics of all tests except the running one. Exists only while [`Self::All`] includes minutes
+    /// of the running test.
     BeforeCurrent,
     /// Statistics of the last test.
     Last,
@@ -135,7 +135,7 @@ pub(super) struct Packed(pub(super) Box<[u8]>);
 
 impl Packed {
     pub(super) fn from_totals(mut totals: Totals) -> Self {
-        let octets = fitting(&mut totals, |totals| totals.figures.as_deref_mut());
+        let octets = encode_within_limit(&mut totals, |totals| totals.figures.as_deref_mut());
         Self(octets.as_ref().into())
     }
 

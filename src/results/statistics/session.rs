@@ -55,7 +55,7 @@ pub(super) struct Session {
     changed: Vec<Part>,
     /// Latest result, encoded as in the log.
     last: Option<Bytes>,
-    /// Latest results, encoded, if they are not stored; the latest last.
+    /// Latest results that are not stored yet, encoded, in the order of their tests.
     history: VecDeque<Bytes>,
     /// Intervals that began before this time are suspect; `None` until the next result sets it.
     since_ns: Option<u64>,
@@ -230,7 +230,7 @@ impl Session {
 
     /// Marks all intervals as suspect after an interruption: results may be missing, also of an
     /// ended interval. The next result ends the interruption.
-    pub(super) fn interrupted(&mut self) {
+    pub(super) fn mark_interrupted(&mut self) {
         self.since_ns = None;
         self.mark_suspect_where(|_, _| true);
         self.set_pieces(false);

@@ -239,8 +239,7 @@ async fn exchange(
     match &found.probe {
         Some(probe) => {
             found.stage = ProbeStage::Done.into();
-            let rtt = Duration::from_nanos(probe.rtt_ns.unwrap_or(0).max(0) as u64);
-            found.detail = format!("a probe to {remote} was answered after {rtt:?}");
+            found.detail = format!("a probe to {remote} was answered");
             if probe.one_way_validity() == OneWayValidity::TaiOffset {
                 found.detail += &format!(
                     "; the clocks differ by {TAI_OFFSET_SECONDS} s, the offset of TAI from UTC: one end \

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{super::Sources, counter, with_configured};
+use super::{super::Sources, add_configured_labels, counter};
 use crate::{
     net::clock,
     proto::{self, ConnectionState},
@@ -29,7 +29,7 @@ impl Agent {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let labels = |connection: &proto::Connection| {
-            with_configured(&[("connection", &connection.name)], &connection.labels)
+            add_configured_labels(&[("connection", &connection.name)], &connection.labels)
         };
         let help = "1 while the sessions of the connection run";
         let mut family =

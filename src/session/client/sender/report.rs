@@ -116,7 +116,7 @@ impl Session {
         }
         self.report_thresholds(crossed, now);
         if iteration && self.iteration_done_events {
-            let connection = self.subject.of_connection();
+            let connection = self.subject.for_connection();
             let event = Event { test_number: 0, ..done(EventType::TestIterationDone) };
             self.tools.results.event(connection, event, now.unix);
         }
