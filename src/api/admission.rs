@@ -51,7 +51,7 @@ struct Open {
     token: CancellationToken,
 }
 
-/// Counters of connections.
+/// Connections since the agent started, and those that are open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct AdmissionCounters {
     pub(super) open: usize,

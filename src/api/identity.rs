@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use hyper::{HeaderMap, header::AUTHORIZATION};
-use serde::Deserialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::{
     Certificate,
@@ -11,7 +10,7 @@ use x509_cert::{
     ext::pkix::{SubjectAltName, name::GeneralName},
 };
 
-use super::tls::common_name;
+use super::{settings::RoleRule, tls::common_name};
 use crate::{
     net::{TcpDirectory, overflow_uid, own_uid},
     proto::{Role, Word},
@@ -30,7 +29,7 @@ pub(super) enum Origin {
     Network,
     /// Unix socket, opened by this user.
     Unix(u32),
-    /// Loopback.
+    /// TCP within this host.
     Loopback(LoopbackClient),
     /// TLS with a verified certificate, which names this identity.
     Certificate(String),
@@ -69,28 +68,6 @@ impl Caller {
     pub(super) fn has_role(&self) -> bool {
         self.role != Role::Unspecified
     }
-}
-
-/// Rule of the settings: the role of some identities.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RoleRule {
-    /// Role: `viewer`, `collector`, `operator` or `admin`.
-    #[serde(deserialize_with = "role")]
-    pub role: Role,
-    /// Identities: `uid:N`, `cert:NAME`, `token:NAME`, `anonymous`; a `*` at the end stands for any
-    /// rest.
-    pub identities: Vec<String>,
-}
-
-fn role<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
-    let word = String::deserialize(deserializer)?;
-    let roles = [Role::Viewer, Role::Collector, Role::Operator, Role::Admin];
-    let known = roles.into_iter().find(|role| role.word().eq_ignore_ascii_case(&word));
-    known.ok_or_else(|| {
-        let words = "`viewer`, `collector`, `operator` or `admin`";
-        serde::de::Error::custom(format!("unknown role {word:?}, expected {words}"))
-    })
 }
 
 /// Identities of callers and their roles.

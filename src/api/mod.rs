@@ -29,9 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use agent::AgentFacts;
-pub use identity::RoleRule;
 pub use listen::{ApiListener, ListenError};
-pub use settings::{ApiSettings, TlsSettings};
+pub use settings::{ApiSettings, RoleRule, TlsSettings};
 pub use tls::TlsError;
 
 use crate::{
@@ -91,7 +90,7 @@ impl ApiLoad {
         Self { admission: Admission::new(net::files_for_api()), account: Account::new() }
     }
 
-    /// Returns all counts.
+    /// Returns the counts as the API shows them.
     pub fn status(&self) -> ApiStatus {
         let AdmissionCounters { open, places, admitted, refused, displaced } =
             self.admission.counters();

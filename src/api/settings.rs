@@ -4,8 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::identity::RoleRule;
-use crate::model::ZonedAddress;
+use crate::{
+    model::ZonedAddress,
+    proto::{Role, Word},
+};
 
 /// Addresses and TLS of the API, the section `api` of the settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -47,4 +49,26 @@ pub struct TlsSettings {
     pub key: PathBuf,
     /// Roots of client certificates; clients without such a certificate are refused.
     pub client_ca: Option<PathBuf>,
+}
+
+/// Rule of the settings: the role of some identities.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleRule {
+    /// Role: `viewer`, `collector`, `operator` or `admin`.
+    #[serde(deserialize_with = "role")]
+    pub role: Role,
+    /// Identities: `uid:N`, `cert:NAME`, `token:NAME`, `anonymous`; a `*` at the end stands for any
+    /// rest.
+    pub identities: Vec<String>,
+}
+
+fn role<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    let roles = [Role::Viewer, Role::Collector, Role::Operator, Role::Admin];
+    let known = roles.into_iter().find(|role| role.word().eq_ignore_ascii_case(&word));
+    known.ok_or_else(|| {
+        let words = "`viewer`, `collector`, `operator` or `admin`";
+        serde::de::Error::custom(format!("unknown role {word:?}, expected {words}"))
+    })
 }

@@ -1,4 +1,4 @@
-"""What anyone who reaches the API may try: requests that grow in memory, connections that say nothing,
+"""Attempts of anyone who reaches the API: requests that grow in memory, connections that say nothing,
 streams that are never read, and commands of users who have no role. Beside each, a good client is
 answered and a measurement loses nothing."""
 
@@ -145,7 +145,7 @@ class Abuse(Case):
         self.check()
         lines = [line for line in self.process.log().splitlines() if "places for API connections" in line]
         self.assertLessEqual(len(lines), 3, lines[-3:])
-        # Whoever has not sent the preface is gone after 5 s.
+        # A connection without a preface is closed after 5 s.
         self.wait_for(lambda: int(self.api.call("AgentService", "GetAgent")["api"]["connections_open"]) < 10, 30)
 
     def test_streams_that_are_not_read_are_bounded_for_each_caller(self):

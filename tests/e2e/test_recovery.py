@@ -329,7 +329,7 @@ class Alone(Case):
                     with self.assertRaises(grpc.RpcError) as refused:
                         api.call("ClientService", "StopConnections", {"all": True})
                     self.assertIn("not stored, so that a restart of the agent undoes it", refused.exception.details())
-                # What the text says to do.
+                # The text tells to do this.
                 agent.kill()
                 shutil.rmtree(directory, ignore_errors=True)
                 os.rename(directory + ".backup", directory)

@@ -1,174 +1,26 @@
-//! The outermost layer: counts requests, and writes a line for each into the log at DEBUG.
+//! The outermost layer: makes the call of a request, and records its end.
 
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use hyper::{Request, Response};
-use tokio::sync::OwnedSemaphorePermit;
-use tonic::{Code, Extensions, Status, body::Body};
+use tonic::{Status, body::Body};
 
 use super::{
-    super::{admission::Place, connection::Peer, identity::Caller},
     Layer, Service,
     body::ObservedBody,
-    method::{METHODS, Method},
+    call::{Account, Call},
     pass,
 };
-use crate::{net::clock, proto, time::Monotonic};
-
-/// Counts of requests.
-#[derive(Clone, Debug)]
-pub(in crate::api) struct Account(Arc<Counts>);
-
-#[derive(Debug)]
-struct Counts {
-    /// In the order of [`METHODS`], and the other methods last.
-    methods: Vec<Counter>,
-    octets_in_flight: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct Counter {
-    completed: AtomicU64,
-    failed: AtomicU64,
-    /// Refused by a limit of the API: of size, memory, load or connections.
-    exhausted: AtomicU64,
-    duration_ns: AtomicU64,
-}
-
-/// A request and what was found out about it.
-#[derive(Debug)]
-pub(in crate::api) struct Call {
-    pub(super) method: &'static Method,
-    pub(super) peer: Peer,
-    place: Option<Arc<Place>>,
-    /// Set by the check of the role.
-    pub(super) caller: OnceLock<Caller>,
-    /// Places of the request in the limits of load, kept until the answer ends.
-    pub(super) permits: Mutex<Vec<OwnedSemaphorePermit>>,
-    /// Octets of the request that were counted as being in flight.
-    pub(super) octets: AtomicUsize,
-    account: Account,
-    begun: Monotonic,
-    is_finished: OnceLock<()>,
-}
-
-impl Call {
-    /// Returns the caller; `None` before the check of the role.
-    pub(in crate::api) fn caller(&self) -> Option<&Caller> {
-        self.caller.get()
-    }
-
-    /// Records the end of the answer, once.
-    pub(super) fn finish(&self, code: Code) {
-        if self.is_finished.set(()).is_err() {
-            return;
-        }
-        let counts = &self.account.0;
-        let index = METHODS.iter().position(|method| std::ptr::eq(method, self.method));
-        let counter = &counts.methods[index.unwrap_or(METHODS.len())];
-        counter.completed.fetch_add(1, Relaxed);
-        counter.failed.fetch_add(u64::from(code != Code::Ok), Relaxed);
-        counter.exhausted.fetch_add(u64::from(code == Code::ResourceExhausted), Relaxed);
-        let duration_ns = clock::monotonic().since_ns(self.begun);
-        counter.duration_ns.fetch_add(duration_ns, Relaxed);
-        if let Some(place) = &self.place
-            && self.caller.get().is_some_and(Caller::has_role)
-        {
-            place.completed_request();
-        }
-        let caller = self.caller.get().map(|caller| caller.identity.as_str());
-        tracing::debug!(method = self.method.name, caller, ?code, duration_ns, "API request");
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        // The client went away before its answer.
-        self.finish(Code::Cancelled);
-        self.account.0.octets_in_flight.fetch_sub(*self.octets.get_mut(), Relaxed);
-    }
-}
-
-impl Account {
-    pub(in crate::api) fn new() -> Self {
-        let methods = (0..=METHODS.len()).map(|_| Counter::default()).collect();
-        Self(Arc::new(Counts { methods, octets_in_flight: AtomicUsize::new(0) }))
-    }
-
-    /// Counts octets of a request as being in flight until its answer ends; returns false, and
-    /// counts nothing, if that would exceed the limit.
-    pub(super) fn add_octets(&self, call: &Call, octets: usize, limit: usize) -> bool {
-        let in_flight = self.0.octets_in_flight.fetch_add(octets, Relaxed) + octets;
-        if in_flight > limit {
-            self.0.octets_in_flight.fetch_sub(octets, Relaxed);
-            return false;
-        }
-        call.octets.fetch_add(octets, Relaxed);
-        true
-    }
-
-    /// Returns the counts of each method that was called.
-    pub(in crate::api) fn methods(&self) -> Vec<proto::ApiMethod> {
-        let names = METHODS.iter().map(|method| method.name).chain(["other"]);
-        let counted = names.zip(&self.0.methods);
-        let counted = counted.filter(|(_, counter)| counter.completed.load(Relaxed) > 0);
-        let counted = counted.map(|(name, counter)| proto::ApiMethod {
-            name: name.to_owned(),
-            requests: counter.completed.load(Relaxed),
-            failed: counter.failed.load(Relaxed),
-            refused_by_limits: counter.exhausted.load(Relaxed),
-            duration_ns: counter.duration_ns.load(Relaxed),
-        });
-        counted.collect()
-    }
-
-    pub(in crate::api) fn octets_in_flight(&self) -> u64 {
-        self.0.octets_in_flight.load(Relaxed) as u64
-    }
-}
 
 impl Layer for Account {
     async fn answer(&self, mut request: Request<Body>, next: Service) -> Response<Body> {
-        let call = Arc::new(Call {
-            method: Method::find(request.uri().path()),
-            peer: extensions_peer(&request),
-            place: request.extensions().get::<Arc<Place>>().cloned(),
-            caller: OnceLock::new(),
-            permits: Mutex::default(),
-            octets: AtomicUsize::new(0),
-            account: self.clone(),
-            begun: clock::monotonic(),
-            is_finished: OnceLock::new(),
-        });
+        let call = Arc::new(Call::new(&request, self.clone()));
         request.extensions_mut().insert(call.clone());
         let response = pass(request, next).await;
-        let code = Status::from_header_map(response.headers()).map(|status| status.code());
-        if let Some(code) = code {
-            call.finish(code);
+        // Refusals have their status in the head of the answer, others behind it.
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            call.finish(status.code());
         }
         response.map(|body| Body::new(ObservedBody::new(body, call)))
     }
-}
-
-fn extensions_peer(request: &Request<Body>) -> Peer {
-    request.extensions().get::<Peer>().cloned().unwrap_or_default()
-}
-
-/// Returns the call of a request, which the outermost layer has made.
-pub(super) fn call(request: &Request<Body>) -> Option<Arc<Call>> {
-    request.extensions().get::<Arc<Call>>().cloned()
-}
-
-/// Returns the author that is recorded with a change: the identity of the caller.
-pub(in crate::api) fn author(extensions: &Extensions) -> String {
-    let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller());
-    caller.map_or_else(String::new, |caller| caller.identity.clone())
-}
-
-/// Keeps a permit until the answer to a call ends.
-pub(super) fn keep(call: &Call, permit: OwnedSemaphorePermit) {
-    call.permits.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
 }

@@ -13,7 +13,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status, body::Body};
 
-use super::account::{Account, Call};
+use super::call::{Account, Call};
 
 /// Body of an answer; its end is the end of the call.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tonic::{Status, body::Body};
 
 use super::{
     Layer, Service,
-    account::{Call, call, keep},
+    call::{Call, call, keep},
     method::Class,
     pass,
 };

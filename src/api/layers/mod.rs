@@ -3,6 +3,7 @@
 
 mod account;
 mod body;
+mod call;
 mod deadline;
 mod load;
 mod method;
@@ -15,7 +16,7 @@ use hyper::{Request, Response};
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
-pub(super) use account::{Account, author};
+pub(super) use call::{Account, author};
 use deadline::Deadline;
 use load::Load;
 use role::RoleCheck;
@@ -26,7 +27,7 @@ use super::identity::Identities;
 /// The API with its layers.
 pub(super) type Service = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// One layer.
+/// A layer: answers a request itself, or passes it on and changes the answer.
 trait Layer: Clone + Send + Sync + 'static {
     /// Answers a request, with the help of the layers behind this one or without.
     fn answer(

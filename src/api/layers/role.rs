@@ -8,7 +8,7 @@ use tonic::{Code, Status, body::Body};
 use super::{
     super::identity::{Caller, Identities},
     Layer, Service,
-    account::call,
+    call::call,
     method::Method,
     pass,
 };

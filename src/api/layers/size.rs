@@ -7,8 +7,8 @@ use tonic::body::Body;
 
 use super::{
     Layer, Service,
-    account::{Account, call},
     body::{BodyLimits, LimitedBody},
+    call::{Account, call},
     pass,
 };
 use crate::model::limits::{MAXIMUM_CALL_OCTETS, MAXIMUM_REQUEST_OCTETS};

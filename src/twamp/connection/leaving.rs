@@ -99,7 +99,9 @@ impl Connection {
     /// already run.
     fn begin_unless_completed(&mut self, now: Now) {
         let Desired { config, stopped, revision, .. } = &self.desired;
-        let is_completed = self.completed == Some(config.test_count);
+        // Without a count, only a start by hand may have been waited for.
+        let may_complete = config.test_count != 0 || config.manual_start;
+        let is_completed = may_complete && self.completed == Some(config.test_count);
         if is_completed && !stopped && !config.inactive {
             self.applied = *revision;
             self.apply_desired_config();
