@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use tokio::sync::watch;
 
 use crate::{
-    model::{AgentConfig, Violation, parse},
+    model::{AgentConfig, Violation, parse_valid_parts},
     store::{ConfigStore, StoreError},
 };
 
@@ -19,6 +19,8 @@ pub struct Committed {
     pub(super) overdue_rollback: Option<String>,
     /// Revision whose configuration `config` is, while the rollback to it cannot be persisted.
     pub(super) rolled_back_to: Option<u64>,
+    /// Description of the parts that an earlier version accepted and this one leaves out.
+    pub(super) refused: Option<String>,
 }
 
 impl Committed {
@@ -26,10 +28,13 @@ impl Committed {
     pub(super) fn read(store: &ConfigStore) -> Result<Self, LoadError> {
         let Some(stored) = store.current()? else { return Ok(Self::default()) };
         let revision = stored.revision.map_or(0, |revision| revision.revision);
-        match parse(&stored.config.unwrap_or_default()) {
-            Ok(config) => Ok(Self { revision, config: Arc::new(config), ..Self::default() }),
-            Err(violations) => Err(LoadError::Invalid { revision, violations }),
+        // An agent that does not start would measure nothing and could not be corrected.
+        let (config, violations) = parse_valid_parts(&stored.config.unwrap_or_default());
+        let refused = describe(revision, &violations);
+        if let Some(refused) = &refused {
+            tracing::error!("{refused}");
         }
+        Ok(Self { revision, config: Arc::new(config), refused, ..Self::default() })
     }
 
     /// Publishes the current revision of the store if it is newer than the published one: an actor that
@@ -41,7 +46,7 @@ impl Committed {
         let stored = match Self::read(store) {
             Ok(stored) => stored,
             Err(LoadError::Store(error)) => return Err(error),
-            Err(error @ (LoadError::Random(_) | LoadError::Invalid { .. })) => {
+            Err(error @ LoadError::Random(_)) => {
                 tracing::error!(%error, "failed to read the current revision");
                 return Ok(());
             }
@@ -81,12 +86,17 @@ pub enum LoadError {
     /// The kernel gave no random bytes for the key of digests.
     #[error(transparent)]
     Random(#[from] io::Error),
-    /// The document of the current revision is not valid for this version of the agent.
-    #[error("stored revision {revision} is not valid: {violations:?}")]
-    Invalid {
-        /// Number of the current revision.
-        revision: u64,
-        /// All violations in its document.
-        violations: Vec<Violation>,
-    },
+}
+
+/// Describes the parts of a revision that are left out; `None` if it is valid.
+fn describe(revision: u64, violations: &[Violation]) -> Option<String> {
+    let Violation { field, description } = violations.first()?;
+    let more = match violations.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    Some(format!(
+        "parts of revision {revision} are not valid for this version and have no effect: {field}: \
+         {description}{more}; apply a corrected configuration"
+    ))
 }

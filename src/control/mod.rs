@@ -212,7 +212,10 @@ impl Control {
 
     /// Describes damage to the configuration database; empty without any.
     pub fn damage(&self) -> String {
-        self.store.damage()
+        let refused = self.committed.borrow().refused.clone();
+        let faults = [self.store.damage(), refused.unwrap_or_default()];
+        let faults: Vec<String> = faults.into_iter().filter(|fault| !fault.is_empty()).collect();
+        faults.join("; ")
     }
 
     /// Returns the names of the configured connections.

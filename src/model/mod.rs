@@ -34,7 +34,9 @@ pub use diff::{
 pub use dscp::Dscp;
 pub use export::{ExportConfig, ExportTarget, Exporter};
 pub use keepalive::Keepalive;
-pub use parse::{Violation, check_name, parse, parse_connection, parse_duration, warnings};
+pub use parse::{
+    Violation, check_name, parse, parse_connection, parse_duration, parse_valid_parts, warnings,
+};
 pub use secret::Secret;
 pub use security::{AuthenticationMode, Extensions, Key};
 pub use server::{

@@ -11,11 +11,13 @@ mod server;
 mod stamp;
 mod statistics;
 mod thresholds;
+mod valid_parts;
 mod warnings;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use fields::parse_duration;
+pub use valid_parts::parse_valid_parts;
 pub use warnings::warnings;
 
 use super::{AgentConfig, ControlConnection, StorageConfig, limits};

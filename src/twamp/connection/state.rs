@@ -37,7 +37,7 @@ pub(super) enum Step {
     Negotiating,
 }
 
-/// Attempt in progress.
+/// Attempt to connect or to negotiate.
 #[derive(Debug)]
 pub(super) struct Connecting {
     pub(super) step: Step,
