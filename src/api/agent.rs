@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Context, services::agent_service_server::AgentService};
+use super::{Context, layers::caller, services::agent_service_server::AgentService};
 use crate::{
     model::limits::MAXIMUM_REQUEST_OCTETS,
     net::{HardwareState, clock, hardware_states},
@@ -42,7 +42,7 @@ const CAPABILITIES: [&str; 15] = [
 impl AgentService for Context {
     async fn get_agent(
         &self,
-        _: Request<GetAgentRequest>,
+        request: Request<GetAgentRequest>,
     ) -> Result<Response<GetAgentResponse>, Status> {
         let clock = clock::state();
         let store = self.results.state().borrow().clone();
@@ -84,6 +84,7 @@ impl AgentService for Context {
             exporters: self.exporters.list(store.newest),
             host_changes: self.results.host_changes(),
             api: Some(self.load.status()),
+            caller: caller(request.extensions()),
             hardware_clocks: hardware_states().into_iter().map(hardware_clock).collect(),
         }))
     }

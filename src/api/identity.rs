@@ -10,7 +10,7 @@ use x509_cert::{
     ext::pkix::{SubjectAltName, name::GeneralName},
 };
 
-use super::{settings::RoleRule, tls::common_name};
+use super::{settings::RoleRule, tls::common_name, tokens::Tokens};
 use crate::{
     net::{TcpDirectory, overflow_uid, own_uid},
     proto::{Role, Word},
@@ -24,9 +24,11 @@ const MAXIMUM_CHARACTERS: usize = 256;
 /// Origin of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// Network, without a certificate.
+    /// Network, without TLS.
     #[default]
     Network,
+    /// TLS without a certificate of the client.
+    Tls,
     /// Unix socket, opened by this user.
     Unix(u32),
     /// TCP within this host.
@@ -51,7 +53,7 @@ impl LoopbackClient {
     }
 
     /// Returns the owner if it is still the same: an end that was closed shows another.
-    fn uid(&self) -> Option<u32> {
+    fn current_uid(&self) -> Option<u32> {
         self.uid.filter(|uid| owner(self.client, self.own) == Some(*uid))
     }
 }
@@ -75,10 +77,11 @@ impl Caller {
 pub(super) struct Identities {
     rules: Vec<RoleRule>,
     own_uid: u32,
+    tokens: Option<Tokens>,
 }
 
 impl Identities {
-    pub(super) fn new(rules: Vec<RoleRule>) -> Self {
+    pub(super) fn new(rules: Vec<RoleRule>, tokens: Option<Tokens>) -> Self {
         for rule in &rules {
             let is_open = |identity: &&String| ["*", ANONYMOUS].contains(&identity.as_str());
             if let Some(identity) = rule.identities.iter().find(is_open) {
@@ -86,19 +89,25 @@ impl Identities {
                 tracing::warn!(role, identity, "role for callers without an identity");
             }
         }
-        Self { rules, own_uid: own_uid() }
+        Self { rules, own_uid: own_uid(), tokens }
     }
 
-    /// Identifies the caller behind a connection now: the owner of a socket may have closed it.
-    pub(super) fn caller(&self, origin: &Origin, headers: &HeaderMap) -> Caller {
-        // Tokens are not configured yet; one that is sent names nobody.
-        let has_token = headers.contains_key(AUTHORIZATION);
+    /// Identifies the caller behind a connection. For a request that `commands`, the owner of a socket
+    /// on loopback is looked up again, since it may have closed the socket.
+    pub(super) fn caller(&self, origin: &Origin, headers: &HeaderMap, commands: bool) -> Caller {
         let identity = match origin {
-            _ if has_token => ANONYMOUS.to_owned(),
-            Origin::Network => ANONYMOUS.to_owned(),
+            // Whoever shows a token is known by it alone. Without TLS, others could have read it.
+            Origin::Tls | Origin::Certificate(_) | Origin::Unix(_) | Origin::Loopback(_)
+                if headers.contains_key(AUTHORIZATION) =>
+            {
+                let name = self.tokens.as_ref().and_then(|tokens| tokens.identify(headers));
+                name.map_or_else(|| ANONYMOUS.to_owned(), |name| format!("token:{name}"))
+            }
+            Origin::Network | Origin::Tls => ANONYMOUS.to_owned(),
             Origin::Unix(uid) => format!("uid:{uid}"),
             Origin::Loopback(client) => {
-                client.uid().map_or_else(|| ANONYMOUS.to_owned(), |uid| format!("uid:{uid}"))
+                let uid = if commands { client.current_uid() } else { client.uid };
+                uid.map_or_else(|| ANONYMOUS.to_owned(), |uid| format!("uid:{uid}"))
             }
             Origin::Certificate(name) => format!("cert:{name}"),
         };
@@ -190,7 +199,7 @@ mod tests {
 
     #[test]
     fn without_rules_root_and_the_own_user_command_and_others_read() {
-        let identities = Identities { rules: Vec::new(), own_uid: 71 };
+        let identities = Identities { rules: Vec::new(), own_uid: 71, tokens: None };
         for (identity, role) in [
             ("uid:0", Role::Admin),
             ("uid:71", Role::Admin),
@@ -212,7 +221,7 @@ mod tests {
             rule(Role::Admin, &["cert:spiffe://example.org/noc/*"]),
             rule(Role::Operator, &["uid:1000"]),
         ];
-        let identities = Identities { rules, own_uid: 71 };
+        let identities = Identities { rules, own_uid: 71, tokens: None };
         for (identity, role) in [
             ("cert:spiffe://example.org/noc/anna", Role::Admin),
             ("cert:spiffe://example.org/nocturnal", Role::Viewer),

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::{
     settings::ApiSettings,
     tls::{Reloading, TlsError},
+    tokens::{TokenError, Tokens},
 };
 use crate::{model::ZonedAddress, net::scoped};
 
@@ -43,6 +44,9 @@ pub enum ListenError {
     /// A PEM file is unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The file of tokens is unusable.
+    #[error(transparent)]
+    Tokens(#[from] TokenError),
 }
 
 /// The open sockets of the API.
@@ -51,6 +55,7 @@ pub struct ApiListener {
     pub(super) tcp: Vec<TcpListener>,
     pub(super) unix: Option<(UnixListener, SocketFile)>,
     pub(super) tls: Option<Arc<Reloading>>,
+    pub(super) tokens: Option<Tokens>,
 }
 
 /// File of the Unix socket, removed on drop.
@@ -85,7 +90,8 @@ impl ApiListener {
             None => None,
             Some(path) => Some(open_unix(path).map_err(|source| failed(path.display(), source))?),
         };
-        Ok(Self { tcp, unix, tls })
+        let tokens = settings.tokens.as_deref().map(Tokens::open).transpose()?;
+        Ok(Self { tcp, unix, tls, tokens })
     }
 
     /// Returns the bound TCP addresses; a configured port 0 is replaced by the actual port.

@@ -21,6 +21,7 @@ mod server;
 mod settings;
 mod statistics;
 mod tls;
+mod tokens;
 mod turns;
 
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub use agent::AgentFacts;
 pub use listen::{ApiListener, ListenError};
 pub use settings::{ApiSettings, RoleRule, TlsSettings};
 pub use tls::TlsError;
+pub use tokens::TokenError;
+pub(crate) use tokens::digest as token_digest;
 
 use crate::{
     control::Control,
@@ -108,7 +111,7 @@ impl ApiLoad {
 
 /// Serves the API until the group of tasks ends.
 pub fn serve(
-    listener: ApiListener,
+    mut listener: ApiListener,
     roles: Vec<RoleRule>,
     context: Context,
     tasks: &Tasks,
@@ -133,7 +136,7 @@ pub fn serve(
         .add_service(AgentServiceServer::new(context).max_decoding_message_size(limit))
         .prepare();
     let ApiLoad { admission, account } = load;
-    let identities = Arc::new(Identities::new(roles));
+    let identities = Arc::new(Identities::new(roles, listener.tokens.take()));
     let service = layers::layered(routes, account, &identities);
     Connections { service, admission, tasks: tasks.clone() }.accept(listener);
     Ok(())

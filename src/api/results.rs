@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Context, error,
+    layers::check_role,
     page::{ITEM_OVERHEAD_BYTES, PAGE_BYTES, PageRequest, split_front},
     services::results_service_server::ResultsService,
     statistics::statistics_query,
@@ -21,8 +22,8 @@ use crate::{
         AckRecordsRequest, AckRecordsResponse, ClearStatisticsRequest, ClearStatisticsResponse,
         Consumer, DeleteConsumerRequest, DeleteConsumerResponse, GetStatisticsRequest,
         GetStatisticsResponse, Heartbeat, ListConsumersRequest, ListConsumersResponse,
-        ListRecordsRequest, ListRecordsResponse, Record, RecordBatch, RecordFilter, StreamOpening,
-        StreamRecordsRequest, StreamRecordsResponse, StreamSync,
+        ListRecordsRequest, ListRecordsResponse, Record, RecordBatch, RecordFilter, Role,
+        StreamOpening, StreamRecordsRequest, StreamRecordsResponse, StreamSync,
         stream_records_request::From as StreamStart, stream_records_response::Message,
     },
     results::{Filter, Reader, Start, StreamItem, page},
@@ -110,6 +111,10 @@ impl ResultsService for Context {
         &self,
         request: Request<StreamRecordsRequest>,
     ) -> Result<Response<Records>, Status> {
+        if matches!(request.get_ref().from, Some(StreamStart::Consumer(_))) {
+            let name = "StreamRecords with a consumer";
+            check_role(request.extensions(), name, Role::Collector)?;
+        }
         let request = request.into_inner();
         let filter = parse_filter(request.filter)?;
         let start = parse_start(request.from)?;

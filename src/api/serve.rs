@@ -57,7 +57,7 @@ pub(super) struct Connections {
 impl Connections {
     /// Accepts connections on all sockets until the group of tasks ends.
     pub(super) fn accept(self, listener: ApiListener) {
-        let ApiListener { tcp, unix, tls } = listener;
+        let ApiListener { tcp, unix, tls, .. } = listener;
         let tasks = self.tasks.clone();
         for listener in tcp {
             tasks.spawn("API listener", self.clone().accept_tcp(listener, tls.clone()));
@@ -133,8 +133,13 @@ impl Connections {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let name = certificates.and_then(|chain| certificate_identity(chain.first()?));
-                let origin = name.map_or(peer.origin, Origin::Certificate);
-                self.serve(Connection::new(stream, Peer { origin, ..peer }), place).await;
+                let origin = match (name, peer.origin) {
+                    (Some(name), _) => Origin::Certificate(name),
+                    (None, Origin::Network) => Origin::Tls,
+                    (None, local) => local,
+                };
+                self.serve(Connection::new(stream, Peer { address: peer.address, origin }), place)
+                    .await;
             }
             Ok(Err((error, stream))) => {
                 tracing::info!(peer = peer.address, %error, "TLS handshake failed");

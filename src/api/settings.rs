@@ -25,6 +25,8 @@ pub struct ApiSettings {
     /// Roles of identities. Without any, root and the agent's user are `admin`; other users of the
     /// host and holders of a certificate are `viewer`.
     pub roles: Vec<RoleRule>,
+    /// File of tokens, read again when it changes; none by default.
+    pub tokens: Option<PathBuf>,
 }
 
 impl Default for ApiSettings {
@@ -35,6 +37,7 @@ impl Default for ApiSettings {
             tls: None,
             allow_remote_without_tls: false,
             roles: Vec::new(),
+            tokens: None,
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum Command {
         /// Names of connections; all by default
         names: Vec<String>,
     },
+    /// Show the identity and the role that the agent sees in this caller
+    Whoami,
     /// Start connections that are stopped or completed; attempt to connect those that are down
     Start {
         /// Connections to start
@@ -119,6 +121,7 @@ pub async fn run(agent: &Connection, command: Command, format: Format) -> Result
             configuration::show(agent, revision, format).await
         }
         Command::Status { names } => connections::status(agent, &names, format).await,
+        Command::Whoami => connections::whoami(agent, format).await,
         Command::Start { chosen } => connections::start(agent, chosen, format).await,
         Command::Stop { chosen } => connections::stop(agent, chosen, format).await,
         Command::Stats { names, scope, running } => {

@@ -1,12 +1,17 @@
 //! Connection to an agent over TCP, TLS or a Unix socket.
 
-use std::{error::Error, io, path::PathBuf, str::FromStr, time::Duration};
+use std::{error::Error, fs, io, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{net::UnixStream, time::timeout};
 use tokio_rustls::rustls;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
 use tower::service_fn;
 
 use crate::{
@@ -62,7 +67,7 @@ pub enum ConnectError {
         /// Reason of the TLS library.
         detail: String,
     },
-    /// A PEM file cannot be read.
+    /// A file cannot be read.
     #[error("{}: {source}", .path.display())]
     File {
         /// Path of the file.
@@ -133,17 +138,51 @@ pub struct TlsFiles {
     /// Private key of the client's certificate (PEM)
     #[arg(long, global = true, value_name = "FILE", requires = "cert", env = "TWAMP_AGENT_KEY")]
     key: Option<PathBuf>,
+    /// File with the token that identifies this client to the agent
+    #[arg(long, global = true, value_name = "FILE", env = "TWAMP_AGENT_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
 }
 
 /// An open connection to an agent.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    channel: Channel,
+    channel: Authorized,
+}
+
+/// Channel whose requests carry the token of this client, if it has one.
+pub type Authorized = InterceptedService<Channel, Token>;
+
+/// Header with a token (RFC 6750 §2.1).
+#[derive(Clone, Debug)]
+pub struct Token(Option<MetadataValue<Ascii>>);
+
+impl Token {
+    fn read(path: Option<&PathBuf>) -> Result<Self, ConnectError> {
+        let Some(path) = path else { return Ok(Self(None)) };
+        let failed = |source: io::Error| ConnectError::File { path: path.clone(), source };
+        let text = fs::read_to_string(path).map_err(failed)?;
+        let value = MetadataValue::try_from(format!("Bearer {}", text.trim()));
+        let mut value = value.map_err(|_| {
+            failed(io::Error::new(io::ErrorKind::InvalidData, "a token is one line of ASCII"))
+        })?;
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
+}
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
 }
 
 impl Connection {
     /// Connects to an agent; a `https` target uses the PEM files.
     pub async fn open(target: &Target, tls: &TlsFiles) -> Result<Self, ConnectError> {
+        let token = Token::read(tls.token_file.as_ref())?;
         let channel = match target {
             Target::Unix(path) => {
                 let shown = format!("unix:{}", path.display());
@@ -181,35 +220,35 @@ impl Connection {
                 within(url, with_keepalive(endpoint).connect_with_connector(connector)).await?
             }
         };
-        Ok(Self { channel })
+        Ok(Self { channel: InterceptedService::new(channel, token) })
     }
 
     /// Returns a client of `ConfigService`.
-    pub fn config(&self) -> ConfigServiceClient<Channel> {
+    pub fn config(&self) -> ConfigServiceClient<Authorized> {
         ConfigServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
     /// Returns a client of `ClientService`.
-    pub fn client(&self) -> ClientServiceClient<Channel> {
+    pub fn client(&self) -> ClientServiceClient<Authorized> {
         ClientServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
     /// Returns a client of `ServerService`.
-    pub fn server(&self) -> ServerServiceClient<Channel> {
+    pub fn server(&self) -> ServerServiceClient<Authorized> {
         ServerServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
     /// Returns a client of `ResultsService`.
-    pub fn results(&self) -> ResultsServiceClient<Channel> {
+    pub fn results(&self) -> ResultsServiceClient<Authorized> {
         ResultsServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAXIMUM_REQUEST_OCTETS)
     }
 
     /// Returns a client of `AgentService`.
-    pub fn agent(&self) -> AgentServiceClient<Channel> {
+    pub fn agent(&self) -> AgentServiceClient<Authorized> {
         AgentServiceClient::new(self.channel.clone())
     }
 }
@@ -240,7 +279,7 @@ impl TlsFiles {
     fn config(&self) -> Result<ClientTlsConfig, ConnectError> {
         let read = |path: &PathBuf| {
             let path = path.clone();
-            std::fs::read(&path).map_err(|source| ConnectError::File { path, source })
+            fs::read(&path).map_err(|source| ConnectError::File { path, source })
         };
         let mut config = ClientTlsConfig::new();
         if let Some(ca) = &self.ca {

@@ -12,7 +12,7 @@ use crate::{
     document::{Fields, to_value},
     proto::{
         GetAgentRequest, StartConnectionsRequest, StopConnectionsRequest, WatchConnectionsRequest,
-        WatchConnectionsResponse,
+        WatchConnectionsResponse, Word,
     },
 };
 
@@ -42,6 +42,15 @@ pub(super) async fn status(
     print_together(format, parts, || {
         let connections = tables::connections(&answer.connections, &about);
         format!("{}\n{connections}", tables::agent(&about))
+    })
+}
+
+/// Prints the identity and the role that the agent sees in this caller.
+pub(super) async fn whoami(agent: &Connection, format: Format) -> Result<(), CtlError> {
+    let about = agent.agent().get_agent(GetAgentRequest {}).await?.into_inner();
+    let caller = about.caller.unwrap_or_default();
+    print(format, &caller, "Caller", || {
+        format!("{}: {}", caller.identity, caller.role().word().to_ascii_lowercase())
     })
 }
 

@@ -13,11 +13,12 @@ mod records;
 mod server;
 mod statistics;
 mod tables;
+mod token;
 mod words;
 
 pub use commands::{Command, GetCommand, run};
 pub use configuration::{ChangeOptions, ConfigurationCommand};
-pub use connect::{ConnectError, Connection, Target, TlsFiles};
+pub use connect::{Authorized, ConnectError, Connection, Target, TlsFiles, Token};
 pub use connections::ConnectionSelection;
 pub use error::CtlError;
 pub use input::{read_document, read_file};
@@ -27,3 +28,4 @@ pub use records::{FilterArguments, KindArgument, RecordRange, StreamStart};
 pub use server::ServerCommand;
 pub use statistics::Scope;
 pub use tables::{record_line, statistics_table};
+pub use token::new_token;

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import unittest
+import urllib.request
 
 import grpc
 
@@ -43,10 +44,11 @@ class Abuse(Case):
         super().setUp()
         self.process = self.agent(files=1024)
         self.api = self.process.client()
-        port = free_port()
+        port, self.page = free_port(), free_port()
         one = session("s1", probe_count=50, probe_interval="0.02s", loss_timeout="1s", destination_port=port)
         self.api.apply({
             "server": {"light": {"listen": [{"address": "127.0.0.1", "port": port}], "prefixes": ["127.0.0.0/8"]}},
+            "export": {"prometheus": {"address": "127.0.0.1", "port": self.page}},
             "client": client(connection("m", "127.0.0.1", [one], control_type="CONTROL_TYPE_LIGHT", test_interval="0.1s")),
         })
         self.wait_for(lambda: self.api.connection("m")["state"] == "CONNECTION_STATE_RUNNING")
@@ -74,6 +76,7 @@ class Abuse(Case):
 
     def check(self):
         """The good client was answered within a second, and no probe was lost."""
+        self.wait_for(lambda: len(self.latencies) >= 20)
         self.stops.set()
         self.good.join()
         worst = sorted(self.latencies, key=lambda one: one[0])
@@ -148,6 +151,19 @@ class Abuse(Case):
         # A connection without a preface is closed after 5 s.
         self.wait_for(lambda: int(self.api.call("AgentService", "GetAgent")["api"]["connections_open"]) < 10, 30)
 
+    def test_scrapers_that_say_nothing_keep_nobody_from_the_metrics(self):
+        for n in range(64):
+            peer = socket.create_connection(("127.0.0.1", self.page))
+            self.stack.callback(peer.close)
+            if n % 2:
+                peer.sendall(b"GET /metr")
+        for _ in range(5):
+            begun = time.monotonic()
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.page}/metrics", timeout=10) as answer:
+                self.assertIn(b"twamp_", answer.read())
+            self.assertLess(time.monotonic() - begun, 1)
+        self.check()
+
     def test_streams_that_are_not_read_are_bounded_for_each_caller(self):
         channel = grpc.insecure_channel(f"127.0.0.1:{self.process.port}")
         self.stack.callback(channel.close)
@@ -221,6 +237,8 @@ class Roles(Case):
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("ApplyConfig needs the role admin: uid:4711 has the role viewer", done.stderr)
         self.assertEqual(api.call("ConfigService", "ListRevisions")["revisions"], [])
+        self.assertEqual(self.ctl(OTHER, "whoami").stdout, "uid:4711: viewer\n")
+        self.assertEqual(self.ctl(0, "whoami").stdout, "uid:0: admin\n")
         done = self.ctl(0, "apply", "-f", document)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(api.call("ConfigService", "ListRevisions")["revisions"][0]["author"], "uid:0")
@@ -235,6 +253,25 @@ class Roles(Case):
         self.assertNotIn("needs the role", stop(1001))
         self.assertIn("StopConnections needs the role operator: uid:1002 has the role viewer", stop(1002))
         self.assertIn("StopConnections needs the role operator: uid:4711 has no role", stop(OTHER))
+        stream = lambda uid: self.ctl(uid, "stream", "--consumer", "c").stderr  # noqa: E731
+        self.assertIn("StreamRecords with a consumer needs the role collector: uid:1002", stream(1002))
+
+    def test_a_token_names_its_holder_until_it_is_taken_away(self):
+        done = subprocess.run([harness.CTL, "token", "new", "grafana"], capture_output=True, text=True, check=True)
+        token, line = (part.split(":", 1)[1].strip() for part in done.stdout.splitlines())
+        tokens, held = (os.path.join(self.directory, name) for name in ("tokens", "held"))
+        for path, text in ((tokens, line), (held, token)):
+            with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(text + "\n")
+        self.process = self.agent(settings=f'tokens = "{tokens}"\n[[api.roles]]\nrole = "operator"\n'
+                                           'identities = ["token:grafana"]\n')
+        harness.dial(self.process.port).close()
+        whoami = lambda: self.ctl(0, "--token-file", held, "whoami")  # noqa: E731
+        self.assertEqual(whoami().stdout, "token:grafana: operator\n")
+        self.assertIn("uid:0 has no role", self.ctl(0, "whoami").stderr)
+        os.truncate(tokens, 0)
+        self.assertIn("the caller is not identified", whoami().stderr)
+        self.assertNotIn(token, self.process.log())
 
     def test_a_caller_who_is_gone_commands_nothing(self):
         """The kernel shows the end of a socket that was closed as root's."""

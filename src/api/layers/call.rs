@@ -148,6 +148,12 @@ pub(super) fn call(request: &Request<Body>) -> Option<Arc<Call>> {
     request.extensions().get::<Arc<Call>>().cloned()
 }
 
+/// Returns the caller of a request as the API shows it.
+pub(in crate::api) fn caller(extensions: &Extensions) -> Option<proto::Caller> {
+    let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller())?;
+    Some(proto::Caller { identity: caller.identity.clone(), role: caller.role.into() })
+}
+
 /// Returns the author that is recorded with a change: the identity of the caller.
 pub(in crate::api) fn author(extensions: &Extensions) -> String {
     let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller());

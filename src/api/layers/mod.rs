@@ -16,10 +16,11 @@ use hyper::{Request, Response};
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
-pub(super) use call::{Account, author};
+pub(super) use call::{Account, author, caller};
 use deadline::Deadline;
 use load::Load;
 use role::RoleCheck;
+pub(super) use role::check_role;
 use size::Size;
 
 use super::identity::Identities;

@@ -1,25 +1,61 @@
 //! Identity of the caller, and the role that the method needs.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper::{Request, Response};
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Extensions, Status, body::Body};
 
 use super::{
     super::identity::{Caller, Identities},
     Layer, Service,
-    call::call,
-    method::Method,
+    call::{Call, call},
     pass,
 };
-use crate::proto::{Role, Word};
+use crate::{
+    net::clock,
+    proto::{Role, Word},
+    time::Monotonic,
+};
+
+/// Interval of the log line about denied requests.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
-pub(super) struct RoleCheck(Arc<Identities>);
+pub(super) struct RoleCheck {
+    identities: Arc<Identities>,
+    denials: Arc<Mutex<Denials>>,
+}
+
+/// Denied requests since the latest line in the log, and its time.
+#[derive(Debug, Default)]
+struct Denials {
+    unlogged: u64,
+    logged: Option<Monotonic>,
+}
 
 impl RoleCheck {
     pub(super) fn new(identities: Arc<Identities>) -> Self {
-        Self(identities)
+        Self { identities, denials: Arc::default() }
+    }
+
+    fn log_denial(&self, caller: &Caller, call: &Call) {
+        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        denials.unlogged += 1;
+        let now = clock::monotonic();
+        let is_due = |logged| now.since_ns(logged) >= LOG_INTERVAL.as_nanos() as u64;
+        if denials.logged.is_none_or(is_due) {
+            denials.logged = Some(now);
+            tracing::warn!(
+                requests = std::mem::take(&mut denials.unlogged),
+                identity = caller.identity,
+                address = call.peer.address,
+                method = call.method.name,
+                "API requests denied; the latest is named"
+            );
+        }
     }
 }
 
@@ -28,30 +64,35 @@ impl Layer for RoleCheck {
         let Some(call) = call(&request) else {
             return Status::internal("request without an account").into_http();
         };
-        // Asked anew for each request: the owner of a socket on loopback may have gone.
-        let caller = self.0.caller(&call.peer.origin, request.headers());
-        let refusal = refusal(&caller, call.method);
+        let commands = call.method.role > Role::Collector;
+        let caller = self.identities.caller(&call.peer.origin, request.headers(), commands);
         let caller = call.caller.get_or_init(|| caller);
-        if let Some(status) = refusal {
-            tracing::info!(
-                identity = caller.identity,
-                address = call.peer.address,
-                method = call.method.name,
-                "API request denied"
-            );
+        if let Some(status) = refusal(caller, call.method.name, call.method.role) {
+            self.log_denial(caller, &call);
             return status.into_http();
         }
         pass(request, next).await
     }
 }
 
-/// Returns the refusal of a method; `None` if the caller's role is enough for it.
-fn refusal(caller: &Caller, method: &Method) -> Option<Status> {
+/// Checks the role of a caller for what only some requests of a method ask for.
+pub(in crate::api) fn check_role(
+    extensions: &Extensions,
+    name: &str,
+    role: Role,
+) -> Result<(), Status> {
+    let caller = extensions.get::<Arc<Call>>().and_then(|call| call.caller());
+    let caller = caller.ok_or_else(|| Status::internal("request without a caller"))?;
+    refusal(caller, name, role).map_or(Ok(()), Err)
+}
+
+/// Returns the refusal of what needs a role; `None` if the caller has it, or a higher one.
+fn refusal(caller: &Caller, name: &str, needed: Role) -> Option<Status> {
     let Caller { identity, role } = caller;
-    if *role >= method.role {
+    if *role >= needed {
         return None;
     }
-    let (name, needed) = (method.name, word(method.role));
+    let needed = word(needed);
     let (code, has) = match role {
         Role::Unspecified if identity == "anonymous" => {
             (Code::Unauthenticated, "the caller is not identified".to_owned())
@@ -66,4 +107,26 @@ fn refusal(caller: &Caller, method: &Method) -> Option<Status> {
 
 fn word(role: Role) -> String {
     role.word().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::method::METHODS, *};
+
+    #[test]
+    fn every_method_is_open_to_its_role_and_the_higher_ones_alone() {
+        let roles = [Role::Unspecified, Role::Viewer, Role::Collector, Role::Operator, Role::Admin];
+        for identity in ["uid:1000", "cert:noc", "anonymous"] {
+            for (method, role) in METHODS.iter().flat_map(|m| roles.map(|role| (m, role))) {
+                let caller = Caller { identity: identity.to_owned(), role };
+                let refusal = refusal(&caller, method.name, method.role);
+                assert_eq!(refusal.is_none(), role >= method.role, "{} {role:?}", method.name);
+                let Some(status) = refusal else { continue };
+                let is_unknown = role == Role::Unspecified && identity == "anonymous";
+                let code = if is_unknown { Code::Unauthenticated } else { Code::PermissionDenied };
+                assert_eq!(status.code(), code);
+                assert!(status.message().contains(&word(method.role)), "{}", status.message());
+            }
+        }
+    }
 }

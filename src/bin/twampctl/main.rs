@@ -41,10 +41,22 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Agent(ctl::Command),
+    /// Make a token with which a caller identifies itself to agents
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Print completions for a shell
     Completions {
         /// Shell that is to read the completions
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Print a new token, once, and the line for the file that [api] tokens of the agent names
+    New {
+        /// Name of the token; its holder is `token:NAME`
+        name: String,
     },
 }
 
@@ -59,6 +71,7 @@ async fn main() -> ExitCode {
     };
     let command = match cli.command {
         Command::Agent(command) => command,
+        Command::Token(TokenCommand::New { name }) => return print_new_token(&name),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "twampctl", &mut io::stdout());
             return ExitCode::SUCCESS;
@@ -82,7 +95,21 @@ async fn main() -> ExitCode {
     }
 }
 
+#[allow(clippy::print_stdout, reason = "output of the program")]
+fn print_new_token(name: &str) -> ExitCode {
+    match ctl::new_token(name) {
+        Ok((token, line)) => {
+            println!("token, shown only now: {token}\nline for the agent's file:  {line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            print_error(&error);
+            ExitCode::from(64)
+        }
+    }
+}
+
 #[allow(clippy::print_stderr, reason = "error output of the program")]
-fn print_error(error: &CtlError) {
+fn print_error(error: &impl std::fmt::Display) {
     eprintln!("twampctl: {error}");
 }

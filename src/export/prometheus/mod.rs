@@ -3,7 +3,15 @@
 mod families;
 mod format;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -17,7 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -25,14 +33,19 @@ use tokio_util::sync::CancellationToken;
 use super::{ExporterStates, otlp::FindPeer, state::Run};
 use crate::{
     model::ZonedAddress,
-    net::{scoped, tcp},
+    net::{
+        scoped,
+        tcp::{self, TcpStream},
+    },
     proto,
     results::Results,
 };
 use format::Format;
 
-/// Maximum number of connections served at a time; further connections wait.
+/// Maximum number of open connections.
 const CONNECTIONS: usize = 16;
+/// Maximum number of pages that are made at a time. A page may have megabytes.
+const PAGES: usize = 4;
 /// Time for a client to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit of a connection, including the transfer of the response.
@@ -79,27 +92,14 @@ pub(super) async fn serve(
         }
     };
     run.set_running();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let mut scrapes = Scrapes::new(sources, run);
     loop {
-        let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit,
-            () = token.cancelled() => return,
-        };
-        let Ok(permit) = permit else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = token.cancelled() => return,
         };
-        while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, _)) => {
-                let (sources, run) = (sources.clone(), run.clone());
-                connections.spawn(async move {
-                    answer(stream, sources, run).await;
-                    drop(permit);
-                });
-            }
+            Ok((stream, _)) => scrapes.admit(stream),
             Err(error) => {
                 tracing::debug!(%error, "failed to accept metrics connection");
                 sleep(LISTEN_RETRY).await;
@@ -108,11 +108,52 @@ pub(super) async fn serve(
     }
 }
 
-async fn answer<S>(stream: S, sources: Sources, run: Run)
+/// Connections that are open.
+struct Scrapes {
+    page: Page,
+    tasks: JoinSet<()>,
+    /// The oldest first, and whether it has sent its request.
+    open: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+}
+
+impl Scrapes {
+    fn new(sources: Sources, run: Run) -> Self {
+        let page = Page { sources, run, permits: Arc::new(Semaphore::new(PAGES)) };
+        Self { page, tasks: JoinSet::new(), open: VecDeque::new() }
+    }
+
+    /// Serves a connection. If there are too many, it takes the place of the oldest that has sent no
+    /// request, so that silent clients keep nobody out. Without such a one it is closed.
+    fn admit(&mut self, stream: TcpStream) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|(task, _)| !task.is_finished());
+        if self.open.len() >= CONNECTIONS {
+            let silent = self.open.iter().position(|(_, has_request)| !has_request.load(Relaxed));
+            let Some((task, _)) = silent.and_then(|index| self.open.remove(index)) else { return };
+            task.abort();
+        }
+        let has_request = Arc::new(AtomicBool::new(false));
+        let task = self.tasks.spawn(answer(stream, self.page.clone(), has_request.clone()));
+        self.open.push_back((task, has_request));
+    }
+}
+
+/// The page of metrics and what is needed to make it.
+#[derive(Clone)]
+struct Page {
+    sources: Sources,
+    run: Run,
+    permits: Arc<Semaphore>,
+}
+
+async fn answer<S>(stream: S, page: Page, has_request: Arc<AtomicBool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request| respond(request, sources.clone(), run.clone()));
+    let service = service_fn(move |request| {
+        has_request.store(true, Relaxed);
+        respond(request, page.clone())
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
@@ -128,8 +169,7 @@ where
 
 async fn respond(
     request: Request<Incoming>,
-    sources: Sources,
-    run: Run,
+    Page { sources, run, permits }: Page,
 ) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
     let plain = |status: StatusCode, text: String| {
         let mut response = Response::new(Full::new(text.into()));
@@ -146,7 +186,10 @@ async fn respond(
     let format = Format::accepted(request.headers().get_all(ACCEPT).iter());
     // The page may have megabytes of text.
     let results = sources.results.clone();
+    let permit = permits.acquire_owned().await;
     let page = tokio::task::spawn_blocking(move || {
+        // Kept until the page is complete, also if the client is gone.
+        let _permit = permit;
         families::page(&sources).map(|page| format.render(page))
     })
     .await;
