@@ -1,6 +1,9 @@
 //! Identities of callers, and the roles that the settings give them.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+};
 
 use hyper::{HeaderMap, header::AUTHORIZATION};
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -12,7 +15,7 @@ use x509_cert::{
 
 use super::{settings::RoleRule, tls::common_name, tokens::Tokens};
 use crate::{
-    net::{TcpDirectory, overflow_uid, own_uid},
+    net::{TcpDirectory, overflow_uid, own_uid, tcp_owner_by_proc},
     proto::{Role, Word},
 };
 
@@ -46,18 +49,6 @@ pub(super) struct LoopbackClient {
     uid: Option<u32>,
 }
 
-impl LoopbackClient {
-    /// Looks up the owner of the client's end.
-    pub(super) fn accepted(client: SocketAddr, own: SocketAddr) -> Self {
-        Self { client, own, uid: owner(client, own) }
-    }
-
-    /// Returns the owner if it is still the same: an end that was closed shows another.
-    fn current_uid(&self) -> Option<u32> {
-        self.uid.filter(|uid| owner(self.client, self.own) == Some(*uid))
-    }
-}
-
 /// Identity and role of a caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
@@ -66,18 +57,40 @@ pub(super) struct Caller {
     pub(super) role: Role,
 }
 
-impl Caller {
-    pub(super) fn has_role(&self) -> bool {
-        self.role != Role::Unspecified
-    }
-}
-
 /// Identities of callers and their roles.
 #[derive(Debug)]
 pub(super) struct Identities {
     rules: Vec<RoleRule>,
     own_uid: u32,
     tokens: Option<Tokens>,
+    owners: Owners,
+}
+
+/// Owners of the sockets of this host.
+#[derive(Debug)]
+pub(super) struct Owners {
+    /// Kept open: at the limit of files, no other could be opened. `None` where the kernel or a
+    /// sandbox has no netlink.
+    directory: Option<Mutex<TcpDirectory>>,
+    overflow_uid: u32,
+}
+
+impl Owners {
+    pub(super) fn open() -> Self {
+        Self { directory: TcpDirectory::open().ok().map(Mutex::new), overflow_uid: overflow_uid() }
+    }
+
+    /// Returns the user that owns the client's end of a connection over loopback; `None` for one that
+    /// is closed, which the kernel shows as root's.
+    fn of_connection(&self, client: SocketAddr, own: SocketAddr) -> Option<u32> {
+        let owner = match &self.directory {
+            Some(directory) => {
+                directory.lock().unwrap_or_else(PoisonError::into_inner).owner(client, own)
+            }
+            None => tcp_owner_by_proc(client, own),
+        };
+        owner.filter(|owner| *owner != self.overflow_uid)
+    }
 }
 
 impl Identities {
@@ -89,7 +102,12 @@ impl Identities {
                 tracing::warn!(role, identity, "role for callers without an identity");
             }
         }
-        Self { rules, own_uid: own_uid(), tokens }
+        Self { rules, own_uid: own_uid(), tokens, owners: Owners::open() }
+    }
+
+    /// Returns the client behind a connection over loopback.
+    pub(super) fn loopback(&self, client: SocketAddr, own: SocketAddr) -> LoopbackClient {
+        LoopbackClient { client, own, uid: self.owners.of_connection(client, own) }
     }
 
     /// Identifies the caller behind a connection. For a request that `commands`, the owner of a socket
@@ -106,7 +124,10 @@ impl Identities {
             Origin::Network | Origin::Tls => ANONYMOUS.to_owned(),
             Origin::Unix(uid) => format!("uid:{uid}"),
             Origin::Loopback(client) => {
-                let uid = if commands { client.current_uid() } else { client.uid };
+                let is_same =
+                    |uid: &u32| self.owners.of_connection(client.client, client.own) == Some(*uid);
+                // An end that was closed shows another owner.
+                let uid = client.uid.filter(|uid| !commands || is_same(uid));
                 uid.map_or_else(|| ANONYMOUS.to_owned(), |uid| format!("uid:{uid}"))
             }
             Origin::Certificate(name) => format!("cert:{name}"),
@@ -147,14 +168,6 @@ fn matches(pattern: &str, identity: &str) -> bool {
         Some(start) => identity.starts_with(start),
         None => pattern == identity,
     }
-}
-
-/// Returns the user that owns the client's end of a connection over loopback; `None` for one that is
-/// closed, which the kernel shows as root's.
-fn owner(client: SocketAddr, own: SocketAddr) -> Option<u32> {
-    let directory = TcpDirectory::open().ok()?;
-    let owner = directory.owner(client, own)?;
-    (owner != overflow_uid()).then_some(owner)
 }
 
 /// Returns the identity in a certificate: the first of SPIFFE URI, other URI, DNS name, e-mail
@@ -199,7 +212,8 @@ mod tests {
 
     #[test]
     fn without_rules_root_and_the_own_user_command_and_others_read() {
-        let identities = Identities { rules: Vec::new(), own_uid: 71, tokens: None };
+        let identities =
+            Identities { rules: Vec::new(), own_uid: 71, tokens: None, owners: Owners::open() };
         for (identity, role) in [
             ("uid:0", Role::Admin),
             ("uid:71", Role::Admin),
@@ -221,7 +235,7 @@ mod tests {
             rule(Role::Admin, &["cert:spiffe://example.org/noc/*"]),
             rule(Role::Operator, &["uid:1000"]),
         ];
-        let identities = Identities { rules, own_uid: 71, tokens: None };
+        let identities = Identities { rules, own_uid: 71, tokens: None, owners: Owners::open() };
         for (identity, role) in [
             ("cert:spiffe://example.org/noc/anna", Role::Admin),
             ("cert:spiffe://example.org/nocturnal", Role::Viewer),

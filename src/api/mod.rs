@@ -138,6 +138,6 @@ pub fn serve(
     let ApiLoad { admission, account } = load;
     let identities = Arc::new(Identities::new(roles, listener.tokens.take()));
     let service = layers::layered(routes, account, &identities);
-    Connections { service, admission, tasks: tasks.clone() }.accept(listener);
+    Connections { service, admission, identities, tasks: tasks.clone() }.accept(listener);
     Ok(())
 }

@@ -6,7 +6,7 @@ use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tonic::body::Body;
 use tower::ServiceExt;
@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use super::{
     admission::{Admission, Place},
     connection::{Connection, Peer},
-    identity::{LoopbackClient, Origin, certificate_identity},
+    identity::{Identities, Origin, certificate_identity},
     layers::Service,
     listen::{ApiListener, SocketFile},
     tls::{Reloading, linger},
@@ -36,8 +36,11 @@ const AGE_JITTER_SECONDS: u64 = 2 * 3600;
 /// Calls of a connection at a time, and data that may be on its way to each. The window of a
 /// connection has space for all of them: requests that wait for their turn do not keep out the data
 /// of the one whose turn it is.
-const STREAMS: u32 = 200;
-const STREAM_WINDOW_OCTETS: u32 = 128 * 1024;
+const STREAMS: u32 = 100;
+const STREAM_WINDOW_OCTETS: u32 = 64 * 1024;
+/// Time in which an answer that is no stream must be read, and the interval of the check.
+const READ_LIMIT: Duration = Duration::from_secs(30);
+const READ_CHECK: Duration = Duration::from_secs(5);
 /// Octets of answers that wait in a stream for their reader.
 const STREAM_BUFFER_OCTETS: usize = 256 * 1024;
 /// Octets of the headers of a request.
@@ -51,6 +54,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Connections {
     pub(super) service: Service,
     pub(super) admission: Arc<Admission>,
+    pub(super) identities: Arc<Identities>,
     pub(super) tasks: Tasks,
 }
 
@@ -82,8 +86,10 @@ impl Connections {
                         continue;
                     };
                     let _ = stream.set_nodelay(true);
-                    let peer =
-                        Peer { address: address.to_string(), origin: origin(&stream, address) };
+                    let peer = Peer {
+                        address: address.to_string(),
+                        origin: self.origin(&stream, address),
+                    };
                     let serve = self.clone().serve_tcp(stream, tls.clone(), peer, place);
                     self.tasks.spawn("API connection", serve);
                 }
@@ -111,6 +117,18 @@ impl Connections {
                 }
                 Err(error) => errors.pause(&error).await,
             }
+        }
+    }
+
+    /// Returns the origin of a TCP connection before any handshake.
+    fn origin(&self, stream: &TcpStream, client: SocketAddr) -> Origin {
+        let canonical =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        match stream.local_addr() {
+            Ok(own) if client.ip().to_canonical().is_loopback() => {
+                Origin::Loopback(self.identities.loopback(canonical(client), canonical(own)))
+            }
+            _ => Origin::Network,
         }
     }
 
@@ -175,6 +193,7 @@ impl Connections {
         let mut is_ending = false;
         let mut preface_due = pin!(sleep(HANDSHAKE_LIMIT));
         let mut age_due = pin!(sleep(maximum_age()));
+        let mut read_check = interval(READ_CHECK);
         let mut drained = pin!(sleep_until(far()));
         loop {
             tokio::select! {
@@ -185,6 +204,12 @@ impl Connections {
                     return;
                 }
                 () = place.displaced() => return,
+                _ = read_check.tick() => {
+                    if place.has_unread_answer(READ_LIMIT) {
+                        tracing::debug!("API client does not read its answers");
+                        return;
+                    }
+                }
                 () = &mut preface_due => {
                     if !preface.is_complete() {
                         return;
@@ -206,16 +231,6 @@ impl Connections {
                 }
             }
         }
-    }
-}
-
-/// Returns the origin of a TCP connection before any handshake.
-fn origin(stream: &TcpStream, client: SocketAddr) -> Origin {
-    match stream.local_addr() {
-        Ok(own) if client.ip().to_canonical().is_loopback() => {
-            Origin::Loopback(LoopbackClient::accepted(client, own))
-        }
-        _ => Origin::Network,
     }
 }
 

@@ -28,7 +28,7 @@ pub use neighbours::Neighbours;
 pub use poll::{Poller, Waker};
 pub use probe_bind::{ResourceRefusal, check_resources};
 pub use route::{check_route, check_source};
-pub use tcp_facts::TcpDirectory;
+pub use tcp_facts::{TcpDirectory, tcp_owner_by_proc};
 pub use thread::{ThreadScheduling, apply_scheduling};
 pub use udp::{
     Drained, PacketHandler, PreparedReply, Reflected, StampNumbers, TestSocket, TransmitStamps,

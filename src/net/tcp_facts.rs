@@ -1,6 +1,9 @@
 //! TCP_INFO of connections, read through sock_diag without access to the sockets.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::{
@@ -138,6 +141,38 @@ impl TcpDirectory {
     }
 }
 
+/// Returns the user that owns the local end of an established connection, as [`TcpDirectory::owner`]
+/// does, from proc(5): slower, but without netlink.
+pub fn tcp_owner_by_proc(local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+    let name = if local.is_ipv4() { "tcp" } else { "tcp6" };
+    let table = std::fs::read_to_string(format!("/proc/self/net/{name}")).ok()?;
+    owner_in_table(&table, local, remote)
+}
+
+/// Finds an established connection in the text of `/proc/net/tcp`.
+fn owner_in_table(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+    let (local, remote) = (in_proc(local), in_proc(remote));
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // sl, local_address, rem_address, st, queues, timer, retrnsmt, uid, timeout, inode.
+        let [_, from, to, "01", _, _, _, uid, _, inode, ..] = fields[..] else { return None };
+        (from == local && to == remote && inode != "0").then(|| uid.parse().ok())?
+    })
+}
+
+/// Returns an address as proc(5) writes it: words in the order of the host.
+fn in_proc(address: SocketAddr) -> String {
+    let word = |octets: &[u8]| {
+        let octets: [u8; 4] = octets.try_into().unwrap_or_default();
+        format!("{:08X}", u32::from_ne_bytes(octets))
+    };
+    let words: String = match address.ip() {
+        IpAddr::V4(v4) => word(&v4.octets()),
+        IpAddr::V6(v6) => v6.octets().chunks(4).map(word).collect(),
+    };
+    format!("{words}:{:04X}", address.port())
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -146,6 +181,23 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn an_open_end_has_its_user_and_a_closed_one_has_none() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (_server, _) = listener.accept().unwrap();
+            let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            let directory = TcpDirectory::open().unwrap();
+            let own = Some(nix::unistd::Uid::effective().as_raw());
+            assert_eq!(directory.owner(local, remote), own);
+            assert_eq!(tcp_owner_by_proc(local, remote), own);
+            drop(client);
+            assert_eq!(directory.owner(local, remote), None);
+            assert_eq!(tcp_owner_by_proc(local, remote), None);
+        }
+    }
 
     #[test]
     fn only_open_connections_have_facts() {

@@ -14,7 +14,8 @@ use super::{
     content::{interval_result, probe_results, test_result},
     event_log::log_event,
     report::{Report, ReportKind},
-    statistics::{Aggregator, Key, Plans},
+    statistics::{Aggregator, Plans},
+    subject::Key,
     tail::Tail,
 };
 use crate::{

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::statistics::Key;
 use crate::{model::ResultKeeping, store};
+
+/// Names of a connection and its session.
+pub(super) type Key = (String, String);
 
 /// Owner of records, with the setting that decides about storing them.
 #[derive(Clone, Debug)]

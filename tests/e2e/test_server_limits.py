@@ -403,7 +403,8 @@ class LinkLocal(TwoHosts):
         self.agent_b.stop()
         for interface in (zone, self.index(self.b)):
             with self.subTest(interface=interface):
-                settings = 'allow_remote_without_tls = true\n'
+                settings = ('allow_remote_without_tls = true\n[[api.roles]]\nrole = "viewer"\n'
+                            'identities = ["anonymous"]\n[[api.roles]]\nrole = "admin"\nidentities = ["uid:0"]\n')
                 third = self.agent("c", self.b, settings=settings, arguments=("--listen", f"[{local}%{interface}]:9876"))
                 third.client().apply({"export": {"prometheus": {"address": f"{local}%{interface}"}}})
                 self.wait_for(lambda: "9863" in self.inside(self.b, "ss", "-Hlnt", "src", f"[{local}]"))

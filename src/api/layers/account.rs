@@ -20,6 +20,8 @@ impl Layer for Account {
         // Refusals have their status in the head of the answer, others behind it.
         if let Some(status) = Status::from_header_map(response.headers()) {
             call.finish(status.code());
+        } else {
+            call.answered();
         }
         response.map(|body| Body::new(ObservedBody::new(body, call)))
     }

@@ -15,6 +15,9 @@ use tonic::{Code, Status, body::Body};
 
 use super::call::{Account, Call};
 
+/// Octets in front of a message (gRPC over HTTP/2, Length-Prefixed-Message).
+const PREFIX_OCTETS: usize = 5;
+
 /// Body of an answer; its end is the end of the call.
 #[derive(Debug)]
 pub(super) struct ObservedBody {
@@ -62,12 +65,12 @@ impl HttpBody for ObservedBody {
 /// Limits of the body of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
-    /// Octets of this body.
+    /// Octets of the message in this body.
     pub(super) octets: usize,
     /// Octets of all bodies whose calls are not answered.
     pub(super) octets_in_flight: usize,
-    /// Time until its end.
-    pub(super) time: Duration,
+    /// Time from its first octet to its end, if that is limited.
+    pub(super) time: Option<Duration>,
 }
 
 /// Body of a request with limits.
@@ -78,12 +81,13 @@ pub(super) struct LimitedBody {
     account: Account,
     limits: BodyLimits,
     octets: usize,
-    due: Pin<Box<Sleep>>,
+    /// Set when it is read for the first time, since a request may wait for its turn.
+    due: Option<Pin<Box<Sleep>>>,
 }
 
 impl LimitedBody {
     pub(super) fn new(body: Body, call: Arc<Call>, account: Account, limits: BodyLimits) -> Self {
-        Self { body, call, account, limits, octets: 0, due: Box::pin(sleep(limits.time)) }
+        Self { body, call, account, limits, octets: 0, due: None }
     }
 
     fn too_long(&self, octets: usize) -> Status {
@@ -95,7 +99,7 @@ impl LimitedBody {
     fn count(&mut self, octets: usize) -> Result<(), Status> {
         self.octets += octets;
         let BodyLimits { octets: limit, octets_in_flight, .. } = self.limits;
-        if self.octets > limit {
+        if self.octets > limit + PREFIX_OCTETS {
             return Err(self.too_long(self.octets));
         }
         if !self.account.add_octets(&self.call, octets, octets_in_flight) {
@@ -110,7 +114,7 @@ impl LimitedBody {
 /// Returns the length of a message as its prefix declares it (gRPC over HTTP/2,
 /// Length-Prefixed-Message), which comes at the beginning of the first frame.
 fn declared_octets(first: &Bytes) -> Option<usize> {
-    let [_, length @ ..] = first.first_chunk::<5>()?;
+    let [_, length @ ..] = first.first_chunk::<PREFIX_OCTETS>()?;
     Some(u32::from_be_bytes(*length) as usize)
 }
 
@@ -138,8 +142,9 @@ impl HttpBody for LimitedBody {
                 Err(refused) => Some(Err(refused)),
             });
         }
-        ready!(self.due.as_mut().poll(context));
-        let time = self.limits.time;
+        let Some(time) = self.limits.time else { return Poll::Pending };
+        let due = self.due.get_or_insert_with(|| Box::pin(sleep(time)));
+        ready!(due.as_mut().poll(context));
         let late = format!("the request was not complete after {time:?}");
         Poll::Ready(Some(Err(Status::deadline_exceeded(late))))
     }

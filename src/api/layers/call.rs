@@ -74,6 +74,32 @@ impl Call {
         self.caller.get()
     }
 
+    /// Records that the role of the caller allows the request.
+    pub(super) fn accepted(&self, identity: &str) {
+        if let Some(place) = &self.place {
+            place.identify(identity);
+        }
+    }
+
+    /// Records that the answer begins: the request takes no memory any more. One that is not a stream
+    /// has to be read.
+    pub(super) fn answered(&self) {
+        self.release_octets();
+        if let Some(place) = self.place.as_ref().filter(|_| !self.method.is_stream) {
+            place.answer_begun(self.number());
+        }
+    }
+
+    fn release_octets(&self) {
+        let octets = self.octets.swap(0, Relaxed);
+        self.account.0.octets_in_flight.fetch_sub(octets, Relaxed);
+    }
+
+    /// Returns a number that no other call of the connection has.
+    fn number(&self) -> u64 {
+        std::ptr::from_ref(self).addr() as u64
+    }
+
     /// Records the end of the answer, once.
     pub(super) fn finish(&self, code: Code) {
         if self.is_finished.set(()).is_err() {
@@ -87,10 +113,8 @@ impl Call {
         counter.exhausted.fetch_add(u64::from(code == Code::ResourceExhausted), Relaxed);
         let duration_ns = clock::monotonic().since_ns(self.begun);
         counter.duration_ns.fetch_add(duration_ns, Relaxed);
-        if let Some(place) = &self.place
-            && self.caller.get().is_some_and(Caller::has_role)
-        {
-            place.completed_request();
+        if let Some(place) = &self.place {
+            place.answer_ended(self.number());
         }
         let caller = self.caller.get().map(|caller| caller.identity.as_str());
         tracing::debug!(method = self.method.name, caller, ?code, duration_ns, "API request");
@@ -101,7 +125,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         // The client went away before its answer.
         self.finish(Code::Cancelled);
-        self.account.0.octets_in_flight.fetch_sub(*self.octets.get_mut(), Relaxed);
+        self.release_octets();
     }
 }
 

@@ -71,6 +71,7 @@ impl Layer for RoleCheck {
             self.log_denial(caller, &call);
             return status.into_http();
         }
+        call.accepted(&caller.identity);
         pass(request, next).await
     }
 }

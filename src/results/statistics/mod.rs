@@ -1,6 +1,7 @@
 //! Statistics of tests and intervals: updated with each result, saved, and loaded at a start.
 
 mod part;
+mod plans;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -9,21 +10,21 @@ mod totals;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Bound,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::Subject;
+use super::{Subject, subject::Key};
 use crate::{
-    model::{AgentConfig, ResultKeeping},
     proto::{Statistics, StatisticsScope},
     stats::{Figures, TestResult},
     store::{self, Changed, ResultStore, StoreError, content},
     time::UnixTime,
 };
 use part::Part;
+pub(super) use plans::{Plan, Plans, plans};
 use session::Session;
 pub(super) use totals::IntervalResult;
 
@@ -39,103 +40,6 @@ const DISTURBANCES: usize = 64;
 /// Returns true if a key of the store is one of statistics.
 pub fn is_statistics_key(key: &[u8]) -> bool {
     key == SNAPSHOT_KEY || Part::from_key(key).is_some()
-}
-
-/// Names of a connection and its session.
-pub(super) type Key = (String, String);
-
-/// Configured statistics of a session.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) percentiles: Arc<[f64]>,
-    pub(super) loss_timeout_ns: u64,
-    pub(super) moving_average_size: usize,
-    pub(super) keeping: ResultKeeping,
-    /// Labels of the records of the session.
-    pub(super) labels: Arc<BTreeMap<String, String>>,
-}
-
-impl Plan {
-    pub(super) fn is_persistent(&self) -> bool {
-        self.keeping == ResultKeeping::Stored
-    }
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self {
-            percentiles: Arc::new([]),
-            loss_timeout_ns: crate::model::limits::LOSS_TIMEOUT.default,
-            moving_average_size: 0,
-            keeping: ResultKeeping::Stored,
-            labels: Arc::default(),
-        }
-    }
-}
-
-/// Returns the plans of all configured sessions.
-pub(super) fn plans(config: &AgentConfig) -> Arc<HashMap<Key, Plan>> {
-    // Most sessions have the same percentiles.
-    let mut known: Vec<Arc<[f64]>> = Vec::new();
-    let mut percentiles = |wanted: &[f64]| {
-        if let Some(same) = known.iter().find(|known| ***known == *wanted) {
-            return same.clone();
-        }
-        known.push(wanted.into());
-        known[known.len() - 1].clone()
-    };
-    let mut plans = HashMap::new();
-    for connection in config.connections.values() {
-        let plan = Plan {
-            moving_average_size: connection.moving_average_size,
-            keeping: connection.results,
-            ..Plan::default()
-        };
-        for session in &connection.sessions {
-            let plan = Plan {
-                percentiles: percentiles(&session.percentiles),
-                loss_timeout_ns: session.loss_timeout_ns,
-                labels: if session.labels.is_empty() {
-                    plan.labels.clone()
-                } else {
-                    Arc::new(session.labels.clone())
-                },
-                ..plan.clone()
-            };
-            plans.insert((connection.name.clone(), session.name.clone()), plan);
-        }
-        for session in &connection.inactive_sessions {
-            plans.insert((connection.name.clone(), session.clone()), plan.clone());
-        }
-    }
-    Arc::new(plans)
-}
-
-/// Configured statistics of all sessions, set before the first result arrives.
-#[derive(Debug, Default)]
-pub(super) struct Plans {
-    known: RwLock<Option<Arc<HashMap<Key, Plan>>>>,
-}
-
-impl Plans {
-    pub(super) fn set(&self, plans: Arc<HashMap<Key, Plan>>) {
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(plans);
-    }
-
-    fn all(&self) -> Option<Arc<HashMap<Key, Plan>>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Returns the plan of a session; a default plan for an unknown session.
-    pub(super) fn for_session(&self, key: &Key) -> Plan {
-        self.all().and_then(|plans| plans.get(key).cloned()).unwrap_or_default()
-    }
-
-    /// Returns true if a session is no longer configured. Its connection may still report the end
-    /// of its last test.
-    fn is_removed(&self, key: &Key) -> bool {
-        self.all().is_some_and(|plans| !plans.contains_key(key))
-    }
 }
 
 /// Selection of statistics by name and scope.

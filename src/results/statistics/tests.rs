@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::ResultKeeping;
 
 /// Parts and removals that the store did not accept are included in the next attempt.
 #[test]
