@@ -144,9 +144,21 @@ impl TcpDirectory {
 /// Returns the user that owns the local end of an established connection, as [`TcpDirectory::owner`]
 /// does, from proc(5): slower, but without netlink.
 pub fn tcp_owner_by_proc(local: SocketAddr, remote: SocketAddr) -> Option<u32> {
-    let name = if local.is_ipv4() { "tcp" } else { "tcp6" };
-    let table = std::fs::read_to_string(format!("/proc/self/net/{name}")).ok()?;
-    owner_in_table(&table, local, remote)
+    let find = |name: &str, local, remote| {
+        let table = std::fs::read_to_string(format!("/proc/self/net/{name}")).ok()?;
+        owner_in_table(&table, local, remote)
+    };
+    let of_ipv4 = || local.is_ipv4().then(|| find("tcp", local, remote)).flatten();
+    // A client may connect to an IPv4 address from a socket of IPv6.
+    of_ipv4().or_else(|| find("tcp6", mapped(local), mapped(remote)))
+}
+
+/// Returns an IPv4 address as one of IPv6 (RFC 4291 §2.5.5.2).
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.to_ipv6_mapped().into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// Finds an established connection in the text of `/proc/net/tcp`.
@@ -193,6 +205,13 @@ mod tests {
             let own = Some(nix::unistd::Uid::effective().as_raw());
             assert_eq!(directory.owner(local, remote), own);
             assert_eq!(tcp_owner_by_proc(local, remote), own);
+            if local.is_ipv4() {
+                let table = "header\n 0: 0000000000000000FFFF00000100007F:0001 \
+                             0000000000000000FFFF00000100007F:0002 01 0:0 0:0 0 71 0 9 1\n";
+                let end = |port| mapped(SocketAddr::from(([127, 0, 0, 1], port)));
+                assert_eq!(owner_in_table(table, end(1), end(2)), Some(71));
+                assert_eq!(owner_in_table(table, end(2), end(1)), None);
+            }
             drop(client);
             assert_eq!(directory.owner(local, remote), None);
             assert_eq!(tcp_owner_by_proc(local, remote), None);

@@ -328,7 +328,7 @@ class Alone(Case):
                 if not name.startswith("config.sled"):
                     with self.assertRaises(grpc.RpcError) as refused:
                         api.call("ClientService", "StopConnections", {"all": True})
-                    self.assertIn("not stored, so that a restart of the agent undoes it", refused.exception.details())
+                    self.assertIn("a restart of the agent will undo it", refused.exception.details())
                 # The text tells to do this.
                 agent.kill()
                 shutil.rmtree(directory, ignore_errors=True)
