@@ -39,6 +39,7 @@ impl ClientService for Context {
         let page = PageRequest::new(&rest, page_size, &page_token)?;
         let listed = self.control.clients().list(&rest.names);
         let mut connections = listed.map_err(|error| error::by_hand(&error))?;
+        self.persist_shown().await;
         connections.sort_by(|a, b| a.name.cmp(&b.name));
         let (connections, next_page_token) =
             page.cut(connections, |connection| connection.name.clone().into_bytes());
@@ -147,10 +148,21 @@ impl Watch {
             self.known = present;
             if since.is_none() || !connections.is_empty() || !removed.is_empty() {
                 self.unsent = connections;
+                self.context.persist_shown().await;
                 return Some(self.message(removed));
             }
             self.numbers.changed().await.ok()?;
             sleep(WATCH_PAUSE).await;
+        }
+    }
+}
+
+impl Context {
+    /// Stores the outages and completions that were just read, so that a crash of the agent does not
+    /// take back what a client has seen. A failure hides no state.
+    async fn persist_shown(&self) {
+        if let Err(error) = self.results.flush().await {
+            tracing::debug!(%error, "failed to store the states of connections before they are shown");
         }
     }
 }

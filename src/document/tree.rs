@@ -18,6 +18,8 @@ const MAXIMUM_OPEN_BRACKETS: usize = 256;
 /// Size of the tree with all aliases replaced, each value counted with its text and `VALUE_BYTES`.
 const MAXIMUM_TREE_BYTES: usize = 256 << 20;
 const VALUE_BYTES: usize = 32;
+/// Field whose keys are no fields.
+const LABELS: &str = "labels";
 
 /// One step on the way from the root to a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,14 +193,47 @@ impl Visitor<'_> for NewKey<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
-        if !self.0.contains_key(key) {
-            return Ok(key.to_owned());
-        }
         let mut trail = self.1.borrow_mut();
-        trail.path.push(Step::Field(key.to_owned()));
+        // Keys of labels are names of their own; all others are fields, in one of two spellings.
+        let are_fields = trail.path.last() != Some(&Step::Field(LABELS.to_owned()));
+        let mut spellings = vec![key.to_owned()];
+        if are_fields {
+            let snake = snake_case(key);
+            spellings.extend([camel_case(&snake), snake]);
+        }
+        let known = spellings.into_iter().find(|spelling| self.0.contains_key(spelling));
+        let Some(known) = known else { return Ok(key.to_owned()) };
+        let message = match known == key {
+            true => format!("field {key:?} is given twice"),
+            false => format!("field {key:?} is given twice, also as {known:?}"),
+        };
+        trail.path.push(Step::Field(known));
         trail.is_repeated = true;
-        Err(E::custom(format!("field {key:?} is given twice")))
+        Err(E::custom(message))
     }
+}
+
+/// Returns the name of a field as the `.proto` spells it; JSON may spell it in camel case.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+fn camel_case(snake: &str) -> String {
+    let mut words = snake.split('_');
+    let mut camel = words.next().unwrap_or_default().to_owned();
+    for word in words {
+        let mut letters = word.chars();
+        camel.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
+        camel.push_str(letters.as_str());
+    }
+    camel
 }
 
 /// Returns the position of the key, or of the list item, that a path leads to.
@@ -331,5 +366,17 @@ mod tests {
         assert_eq!(parse("a:\n  - b: 1\n  -\n    c: 1\n    c: 2\n"), both);
         let both = "a: field \"b\" is given twice at line 1 column 14, first at line 1 column 8";
         assert_eq!(parse(r#"{"a": {"b":1,"b":2}}"#), both);
+    }
+
+    #[test]
+    fn two_spellings_of_one_field_are_the_same_field() {
+        let error = |text: &str| parse(text).unwrap_err().to_string();
+        let twice = "field \"control_connections\" is given twice, also as \"controlConnections\" at \
+                     line 2 column 1, first at line 1 column 1";
+        assert_eq!(error("controlConnections: []\ncontrol_connections: []\n"), twice);
+        let both = error(r#"{"test_count": 1, "testCount": 2}"#);
+        assert!(both.contains("\"testCount\" is given twice, also as \"test_count\""), "{both}");
+        // Names of labels are not fields.
+        parse("labels: {a_b: x, aB: y}\n").unwrap();
     }
 }

@@ -577,7 +577,7 @@ class Peculiar(harness.Case):
             ("modes", "GREETING", "NO_COMMON_MODE", "0x6 (authenticated, encrypted)"),
             ("start", "SETUP", "REJECTED", "temporary resource limitation"),
             ("session", "REQUEST", "REJECTED", "permanent resource limitation"),
-            ("udp", "PROBE", "UNSPECIFIED", "is UDP let through"),
+            ("udp", "PROBE", "UNSPECIFIED", "check that UDP can pass"),
         ):
             found = probe(self.scripted(stage(at)).port)
             self.assertEqual(found["stage"], f"PROBE_STAGE_{wanted}", found)
