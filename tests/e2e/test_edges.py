@@ -12,7 +12,7 @@ import unittest
 import grpc
 import harness
 from google.protobuf import json_format
-from harness import Case, client, connection, events, free_port, server, session, sh
+from harness import Case, client, connection, events, free_port, server, session, sh, tests
 
 
 class Edges(Case):
@@ -346,6 +346,26 @@ class Edges(Case):
         self.assertEqual(int(self.api.connection("c1")["task_restarts"]), 0)
         tests = [r for r in self.api.records() if "test_result" in r]
         self.wait_for(lambda: len([r for r in self.api.records() if "test_result" in r]) > len(tests))
+
+    def test_a_server_that_was_paused_keeps_the_sessions_of_its_clients(self):
+        """Its own pause is longer than REFWAIT, but the clients have sent probes all the time."""
+        self.api.apply({"server": {**server(port=self.port), "refwait": "3s"}})
+        other = self.agent("client").client()
+        other.apply({"client": self.measured(session={"probe_count": 20, "probe_interval": "0.1s"})})
+        self.wait_for(lambda: other.connection("c1")["state"] == "CONNECTION_STATE_RUNNING")
+        sessions = lambda: self.api.call("ServerService", "GetServerStatus")["sessions_open"]  # noqa: E731
+        self.wait_for(lambda: tests(other.records(), "c1", "COMPLETE"))
+        starts = lambda: other.connection("c1")["sessions"][0]["starts"]  # noqa: E731
+        begun = starts()
+        self.process.process.send_signal(signal.SIGSTOP)
+        time.sleep(8)
+        self.process.process.send_signal(signal.SIGCONT)
+        self.wait_for(lambda: events(self.api.records(), "AGENT_PAUSED"))
+        self.assertEqual(sessions(), 1)
+        before = len(tests(other.records(), "c1"))
+        self.wait_for(lambda: len(tests(other.records(), "c1")) > before + 1)
+        self.assertEqual(tests(other.records(), "c1")[-1]["figures"]["probes_received"], "20")
+        self.assertEqual(starts(), begun, events(other.records(), "CONNECTION_LOST"))
 
     def test_a_kernel_without_ipv6_listens_on_ipv4(self):
         harness.need("gcc")

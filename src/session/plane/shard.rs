@@ -26,9 +26,13 @@ use crate::{
     net::{Drained, Poller, Waker, apply_scheduling, clock},
     session::lock,
     supervise::{Heartbeat, panic_text},
-    time::Monotonic,
+    time::{Monotonic, NANOS_PER_SECOND},
 };
 
+/// Time without a turn after which the thread was paused with the process; it waits for less.
+const PAUSE_NS: u64 = 5 * NANOS_PER_SECOND;
+/// Limit of the turns in which a socket is drained after a pause.
+const MAX_WAITING_TURNS: usize = 64;
 /// Number of timers that are handled before sockets are served again.
 const MAX_TIMERS_PER_TURN: usize = 64;
 /// Pause after an error of epoll, which may repeat immediately.
@@ -168,8 +172,13 @@ impl<E: Endpoint> EventLoop<E> {
         // Sockets are not polled before `next_poll`; `replies_expected` is true while packets are
         // likely by then.
         let (mut next_poll, mut replies_expected) = (Monotonic(0), false);
+        let mut latest_turn = clock::monotonic();
         loop {
             self.heartbeat.beat();
+            let now = clock::monotonic();
+            if now.since_ns(std::mem::replace(&mut latest_turn, now)) >= PAUSE_NS {
+                self.receive_waiting();
+            }
             self.inbox.waker.clear();
             self.accept_notifications();
             if self.inbox.closed.load(Acquire) {
@@ -209,6 +218,18 @@ impl<E: Endpoint> EventLoop<E> {
                     *unfinished = endpoint.receive() == Drained::No;
                 });
             }
+        }
+    }
+
+    /// Receives the packets that came while the thread did not run, before any timer: they show that
+    /// a peer was not silent, and that a probe was answered in time.
+    fn receive_waiting(&mut self) {
+        let all: Vec<usize> = self.slots.iter().map(|(index, _)| index).collect();
+        for index in all {
+            self.visit(index, |endpoint, unfinished| {
+                let mut turns = 0..MAX_WAITING_TURNS;
+                *unfinished = turns.all(|_| endpoint.receive() == Drained::No);
+            });
         }
     }
 
