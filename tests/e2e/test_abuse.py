@@ -3,6 +3,7 @@ streams that are never read, and commands of users who have no role. Beside each
 answered and a measurement loses nothing."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -215,14 +216,16 @@ class Roles(Case):
 
     def as_user(self, uid, *command, **options):
         return subprocess.run(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command],
-                              capture_output=True, text=True, timeout=30, **options)
+                              capture_output=True, text=True, timeout=30, cwd=self.directory, **options)
 
     def setUp(self):
         super().setUp()
         os.chmod(self.directory, 0o755)
+        # Other users may have no access to the directory of the build.
+        self.program = shutil.copy(harness.CTL, self.directory)
 
     def ctl(self, uid, *arguments):
-        return self.as_user(uid, harness.CTL, "--agent", f"127.0.0.1:{self.process.port}", *arguments)
+        return self.as_user(uid, self.program, "--agent", f"127.0.0.1:{self.process.port}", *arguments)
 
     def test_another_user_reads_and_commands_nothing(self):
         self.process = self.agent()
@@ -283,7 +286,7 @@ class Roles(Case):
         script = os.path.join(self.directory, "gone.py")
         with open(script, "w") as file:
             file.write(GONE)
-        done = self.as_user(OTHER, sys.executable, script, str(self.process.port),
+        done = self.as_user(OTHER, os.path.realpath(sys.executable), script, str(self.process.port),
                             request.SerializeToString().hex(), "300")
         self.assertEqual(done.returncode, 0, done.stderr)
         time.sleep(2)
