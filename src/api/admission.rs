@@ -10,13 +10,12 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use super::log_limit::LogLimit;
 use crate::{net::clock, time::Monotonic};
 
 /// Places that only the Unix socket can take, so that an operator on the host can connect whatever
 /// the network does.
 const UNIX_PLACES: usize = 16;
-/// Interval of the log line about connections that were refused or displaced.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Connections of the API, open and refused.
 #[derive(Debug)]
@@ -34,9 +33,7 @@ struct Inner {
     of_peer: HashMap<IpAddr, usize>,
     refused: u64,
     displaced: u64,
-    /// Connections refused or displaced since the latest line in the log, and its time.
-    unlogged: u64,
-    logged: Option<Monotonic>,
+    log_limit: LogLimit,
 }
 
 #[derive(Debug)]
@@ -156,16 +153,12 @@ impl Inner {
     }
 
     fn log(&mut self, places: usize) {
-        self.unlogged += 1;
-        let now = clock::monotonic();
-        let is_due = |logged| now.since_ns(logged) >= LOG_INTERVAL.as_nanos() as u64;
-        if self.logged.is_none_or(is_due) {
+        if let Some(connections) = self.log_limit.count() {
             tracing::warn!(
-                connections = std::mem::take(&mut self.unlogged),
+                connections,
                 places,
                 "all places for API connections are taken: connections refused or displaced"
             );
-            self.logged = Some(now);
         }
     }
 }

@@ -14,6 +14,7 @@ mod identity;
 mod layers;
 mod layout;
 mod listen;
+mod log_limit;
 mod page;
 mod results;
 mod serve;

@@ -17,6 +17,7 @@ use super::{
     identity::{Identities, Origin, certificate_identity},
     layers::Service,
     listen::{ApiListener, SocketFile},
+    log_limit::LogLimit,
     tls::{Reloading, linger},
 };
 use crate::{net::random, supervise::Tasks};
@@ -45,9 +46,8 @@ const READ_CHECK: Duration = Duration::from_secs(5);
 const STREAM_BUFFER_OCTETS: usize = 256 * 1024;
 /// Octets of the headers of a request.
 const HEADER_OCTETS: u32 = 16 * 1024;
-/// Pause after an error of accept(2), and interval of the log line about such errors.
+/// Pause after an error of accept(2).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// State shared by all connections.
 #[derive(Clone)]
@@ -73,7 +73,7 @@ impl Connections {
 
     async fn accept_tcp(self, listener: TcpListener, tls: Option<Arc<Reloading>>) {
         let token = self.tasks.token();
-        let mut errors = AcceptErrors::default();
+        let mut log_limit = LogLimit::default();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -93,14 +93,14 @@ impl Connections {
                     let serve = self.clone().serve_tcp(stream, tls.clone(), peer, place);
                     self.tasks.spawn("API connection", serve);
                 }
-                Err(error) => errors.pause(&error).await,
+                Err(error) => pause_after(&error, &mut log_limit).await,
             }
         }
     }
 
     async fn accept_unix(self, listener: tokio::net::UnixListener, _file: SocketFile) {
         let token = self.tasks.token();
-        let mut errors = AcceptErrors::default();
+        let mut log_limit = LogLimit::default();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -115,7 +115,7 @@ impl Connections {
                     let connection = Connection::new(stream, peer);
                     self.tasks.spawn("API connection", self.clone().serve(connection, place));
                 }
-                Err(error) => errors.pause(&error).await,
+                Err(error) => pause_after(&error, &mut log_limit).await,
             }
         }
     }
@@ -243,18 +243,10 @@ fn far() -> Instant {
     Instant::now() + 2 * MAXIMUM_AGE
 }
 
-/// Errors of accept(2), logged once in ten seconds.
-#[derive(Default)]
-struct AcceptErrors {
-    logged: Option<Instant>,
-}
-
-impl AcceptErrors {
-    async fn pause(&mut self, error: &io::Error) {
-        if self.logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL) {
-            tracing::warn!(%error, "failed to accept API connection");
-            self.logged = Some(Instant::now());
-        }
-        sleep(ACCEPT_PAUSE).await;
+/// Pauses after an error of accept(2), which may repeat immediately.
+async fn pause_after(error: &io::Error, log_limit: &mut LogLimit) {
+    if let Some(errors) = log_limit.count() {
+        tracing::warn!(%error, errors, "failed to accept API connection");
     }
+    sleep(ACCEPT_PAUSE).await;
 }

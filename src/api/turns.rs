@@ -1,5 +1,5 @@
-//! Turns of ApplyConfig: its requests have megabytes, which are received and decoded one after the
-//! other, however many calls are open.
+//! Turns of ApplyConfig: its requests have megabytes, so only a few are received and decoded at a
+//! time, however many calls are open.
 
 use std::{
     convert::Infallible,

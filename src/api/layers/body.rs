@@ -13,7 +13,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status, body::Body};
 
-use super::call::{Account, Call};
+use super::call::Call;
 
 /// Octets in front of a message (gRPC over HTTP/2, Length-Prefixed-Message).
 const PREFIX_OCTETS: usize = 5;
@@ -78,7 +78,6 @@ pub(super) struct BodyLimits {
 pub(super) struct LimitedBody {
     body: Body,
     call: Arc<Call>,
-    account: Account,
     limits: BodyLimits,
     octets: usize,
     /// Set when it is read for the first time, since a request may wait for its turn.
@@ -86,8 +85,8 @@ pub(super) struct LimitedBody {
 }
 
 impl LimitedBody {
-    pub(super) fn new(body: Body, call: Arc<Call>, account: Account, limits: BodyLimits) -> Self {
-        Self { body, call, account, limits, octets: 0, due: None }
+    pub(super) fn new(body: Body, call: Arc<Call>, limits: BodyLimits) -> Self {
+        Self { body, call, limits, octets: 0, due: None }
     }
 
     fn too_long(&self, octets: usize) -> Status {
@@ -102,7 +101,7 @@ impl LimitedBody {
         if self.octets > limit + PREFIX_OCTETS {
             return Err(self.too_long(self.octets));
         }
-        if !self.account.add_octets(&self.call, octets, octets_in_flight) {
+        if !self.call.add_octets(octets, octets_in_flight) {
             return Err(Status::resource_exhausted(format!(
                 "requests of {octets_in_flight} octets are in progress: try again later"
             )));

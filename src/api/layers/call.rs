@@ -90,6 +90,19 @@ impl Call {
         }
     }
 
+    /// Counts octets of the request as being in flight until its answer begins; returns false, and
+    /// counts nothing, if that would exceed the limit.
+    pub(super) fn add_octets(&self, octets: usize, limit: usize) -> bool {
+        let all = &self.account.0.octets_in_flight;
+        let is_within = all.fetch_add(octets, Relaxed) + octets <= limit;
+        if is_within {
+            self.octets.fetch_add(octets, Relaxed);
+        } else {
+            all.fetch_sub(octets, Relaxed);
+        }
+        is_within
+    }
+
     fn release_octets(&self) {
         let octets = self.octets.swap(0, Relaxed);
         self.account.0.octets_in_flight.fetch_sub(octets, Relaxed);
@@ -133,18 +146,6 @@ impl Account {
     pub(in crate::api) fn new() -> Self {
         let methods = (0..=METHODS.len()).map(|_| Counter::default()).collect();
         Self(Arc::new(Counts { methods, octets_in_flight: AtomicUsize::new(0) }))
-    }
-
-    /// Counts octets of a request as being in flight until its answer ends; returns false, and
-    /// counts nothing, if that would exceed the limit.
-    pub(super) fn add_octets(&self, call: &Call, octets: usize, limit: usize) -> bool {
-        let in_flight = self.0.octets_in_flight.fetch_add(octets, Relaxed) + octets;
-        if in_flight > limit {
-            self.0.octets_in_flight.fetch_sub(octets, Relaxed);
-            return false;
-        }
-        call.octets.fetch_add(octets, Relaxed);
-        true
     }
 
     /// Returns the counts of each method that was called.

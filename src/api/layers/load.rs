@@ -31,7 +31,7 @@ struct Limits {
 
 /// An answer to a read has up to 4 MiB.
 const READS: Limits = Limits { all: 32, of_caller: 16, wait: Duration::from_secs(2) };
-/// Changes are made one after the other.
+/// Four ApplyConfig requests are worked on at a time, and commits are made one after the other.
 const CHANGES: Limits = Limits { all: 8, of_caller: 4, wait: Duration::from_secs(10) };
 /// A stream has no end, so waiting for one is of no use.
 const STREAMS: Limits = Limits { all: 512, of_caller: 64, wait: Duration::ZERO };

@@ -1,5 +1,5 @@
-//! Layers around the services, in the order in which a request passes them: account, identity, role,
-//! load, deadline, size. Each refuses before the next one works.
+//! Layers around the services, in the order in which a request passes them: account, role, load,
+//! deadline, size. Each can refuse a request before the next one works.
 
 mod account;
 mod body;
@@ -41,7 +41,7 @@ trait Layer: Clone + Send + Sync + 'static {
 /// Returns the services with all layers around them.
 pub(super) fn layered(routes: Routes, account: Account, identities: &Arc<Identities>) -> Service {
     let service = BoxCloneSyncService::new(routes);
-    let service = with(Size::new(account.clone()), service);
+    let service = with(Size, service);
     let service = with(Deadline, service);
     let service = with(Load::new(), service);
     let service = with(RoleCheck::new(identities.clone()), service);

@@ -1,55 +1,37 @@
 //! Identity of the caller, and the role that the method needs.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::{Request, Response};
 use tonic::{Code, Extensions, Status, body::Body};
 
 use super::{
-    super::identity::{Caller, Identities},
+    super::{
+        identity::{Caller, Identities},
+        log_limit::LogLimit,
+    },
     Layer, Service,
     call::{Call, call},
     pass,
 };
-use crate::{
-    net::clock,
-    proto::{Role, Word},
-    time::Monotonic,
-};
-
-/// Interval of the log line about denied requests.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
+use crate::proto::{Role, Word};
 
 #[derive(Clone, Debug)]
 pub(super) struct RoleCheck {
     identities: Arc<Identities>,
-    denials: Arc<Mutex<Denials>>,
-}
-
-/// Denied requests since the latest line in the log, and its time.
-#[derive(Debug, Default)]
-struct Denials {
-    unlogged: u64,
-    logged: Option<Monotonic>,
+    log_limit: Arc<Mutex<LogLimit>>,
 }
 
 impl RoleCheck {
     pub(super) fn new(identities: Arc<Identities>) -> Self {
-        Self { identities, denials: Arc::default() }
+        Self { identities, log_limit: Arc::default() }
     }
 
     fn log_denial(&self, caller: &Caller, call: &Call) {
-        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
-        denials.unlogged += 1;
-        let now = clock::monotonic();
-        let is_due = |logged| now.since_ns(logged) >= LOG_INTERVAL.as_nanos() as u64;
-        if denials.logged.is_none_or(is_due) {
-            denials.logged = Some(now);
+        let mut log_limit = self.log_limit.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(requests) = log_limit.count() {
             tracing::warn!(
-                requests = std::mem::take(&mut denials.unlogged),
+                requests,
                 identity = caller.identity,
                 address = call.peer.address,
                 method = call.method.name,

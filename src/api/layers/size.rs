@@ -8,7 +8,7 @@ use tonic::body::Body;
 use super::{
     Layer, Service,
     body::{BodyLimits, LimitedBody},
-    call::{Account, call},
+    call::call,
     pass,
 };
 use crate::model::limits::{MAXIMUM_CALL_OCTETS, MAXIMUM_REQUEST_OCTETS};
@@ -21,13 +21,7 @@ const OTHER_OCTETS: usize = 64 << 10;
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
-pub(super) struct Size(Account);
-
-impl Size {
-    pub(super) fn new(account: Account) -> Self {
-        Self(account)
-    }
-}
+pub(super) struct Size;
 
 impl Layer for Size {
     async fn answer(&self, request: Request<Body>, next: Service) -> Response<Body> {
@@ -43,8 +37,7 @@ impl Layer for Size {
             // Reflection asks as long as its caller wants.
             time: call.method.is_own().then_some(BODY_LIMIT),
         };
-        let account = self.0.clone();
-        let request = request.map(|body| Body::new(LimitedBody::new(body, call, account, limits)));
+        let request = request.map(|body| Body::new(LimitedBody::new(body, call, limits)));
         pass(request, next).await
     }
 }
